@@ -1,0 +1,1 @@
+"""What touches the machine: steps that can say what they would do, and do it."""

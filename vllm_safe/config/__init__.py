@@ -1,0 +1,1 @@
+"""What the person asked for: `/etc/vllm-safe/config.yaml` as immutable, checked values."""

@@ -1,0 +1,1 @@
+"""Pure functions from config and facts to a plan. Nothing here reads or writes anything."""

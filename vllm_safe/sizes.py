@@ -1,0 +1,69 @@
+"""Amounts of memory and time as people write them, and back."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+KIB, MIB, GIB, TIB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
+
+# As in systemd.resource-control(5): K, M, G, T are powers of 1024. "GB" is read the same way, since the people who
+# write "128GB" mean the number that free -h shows.
+_UNITS = {"": 1, "B": 1, "K": KIB, "M": MIB, "G": GIB, "T": TIB}
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:([KMGT])(?:i?B)?|B)?\s*", re.IGNORECASE)
+_PERCENT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*%\s*")
+_SPAN = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(s|sec|m|min|h|d)?\s*", re.IGNORECASE)
+_SECONDS = {"s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
+
+
+@dataclass(frozen=True)
+class Amount:
+    """Bytes, or a percentage of something named only where the amount is used."""
+
+    value: float
+    is_percent: bool = False
+
+    def of(self, total: int) -> int:
+        """Bytes, where a percentage is one of `total` bytes."""
+        return int(total * self.value / 100) if self.is_percent else int(self.value)
+
+    def __str__(self) -> str:
+        return f"{self.value:g}%" if self.is_percent else format_exact(int(self.value))
+
+
+def parse_size(text: str) -> int:
+    """Bytes from "128G", "1.5 GiB", "512MB" or a bare number of bytes. ValueError if it is none of these."""
+    if not (match := _SIZE.fullmatch(text)):
+        raise ValueError(text)
+    return int(float(match[1]) * _UNITS[(match[2] or "").upper()])
+
+
+def parse_amount(text: str) -> Amount:
+    """A size, or a percentage such as "90%". ValueError if it is neither."""
+    if match := _PERCENT.fullmatch(text):
+        return Amount(float(match[1]), is_percent=True)
+    return Amount(parse_size(text))
+
+
+def parse_span(text: str) -> float:
+    """Seconds from "90", "90s", "15min", "2h". ValueError if it is none of these."""
+    if not (match := _SPAN.fullmatch(text)):
+        raise ValueError(text)
+    return float(match[1]) * _SECONDS[(match[2] or "s").lower()]
+
+
+def format_size(size: int) -> str:
+    """For a person: three significant figures with a binary unit, as free -h prints: "11.9 GiB"."""
+    for unit, name in ((TIB, "TiB"), (GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")):
+        if abs(size) >= unit:
+            value = size / unit
+            return f"{value:.{0 if value >= 99.95 else 1}f} {name}"
+    return f"{size} B"
+
+
+def format_exact(size: int) -> str:
+    """The shortest spelling that parse_size reads back as the same bytes: "128G", "1536M", "14745"."""
+    for unit, letter in ((TIB, "T"), (GIB, "G"), (MIB, "M"), (KIB, "K")):
+        if size and size % unit == 0:
+            return f"{size // unit}{letter}"
+    return str(size)
