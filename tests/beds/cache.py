@@ -1,0 +1,71 @@
+"""The one folder that outlives a run: trees, apt archives, wheels; and the folders of running beds, swept when their owner is gone."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+ROOT = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vllm-safe/beds"
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock on the file `path`, made if it is not there; waits for whoever has it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def cached(kind: str, key: str, make: Callable[[Path], None]) -> Path:
+    """The folder KIND/KEY of the cache; when it is not there, `make` fills it.
+
+    `make` is given a folder to fill; it becomes KIND/KEY by one rename after `make` returned, so an interrupted build leaves nothing that
+    looks complete. Two processes that want the same folder build it once.
+    """
+    target = ROOT / kind / key
+    with locked(ROOT / kind / f".{key}.lock"):
+        if not target.exists():
+            partial = ROOT / kind / f".{key}.partial"
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            make(partial)
+            partial.rename(target)
+    return target
+
+
+class RunFolder:
+    """The folder of one running bed. Its lock tells a later run whether its owner still lives, however it died."""
+
+    def __init__(self, kind: str, sweep: Callable[[str], None] = lambda _: None) -> None:
+        """A new folder run/KIND-xxxx. Those of dead owners go first; `sweep` is told the name of each, to remove what else it left."""
+        run = ROOT / "run"
+        with locked(run / ".lock"):
+            for stale in run.glob(f"{kind}-*"):
+                if not _owned(stale):
+                    sweep(stale.name)
+                    shutil.rmtree(stale, ignore_errors=True)
+            self.path = Path(tempfile.mkdtemp(prefix=f"{kind}-", dir=run))
+            self._lock: IO[str] = (self.path / ".lock").open("w")
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
+        self.path.chmod(0o755)
+
+    def remove(self) -> None:
+        """Remove the folder and all in it."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        self._lock.close()
+
+
+def _owned(folder: Path) -> bool:
+    with suppress(OSError), (folder / ".lock").open("r+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False

@@ -1,0 +1,120 @@
+"""What every bed can do, whatever it is made of."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from shlex import join, quote
+from types import TracebackType
+from typing import Self
+
+ENVIRONMENT = {  # of commands in a bed: root's own on Debian, nothing of the host's
+    "DEBIAN_FRONTEND": "noninteractive",
+    "HOME": "/root",
+    "LANG": "C.UTF-8",
+    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+}
+
+
+class BedError(Exception):
+    """A bed did not boot, or a command in it did not do what its caller counts on."""
+
+
+class Machine(ABC):
+    """A throwaway Debian with systemd. As a context manager it is taken down at the end, whatever happened."""
+
+    @abstractmethod
+    def stop(self) -> None:
+        """Take everything down at once, as a power cut does, and remove what it left. Safe to call twice."""
+
+    @abstractmethod
+    def _argv(self, command: Sequence[str]) -> list[str]:
+        """The program and arguments on this host that run `command` in the bed."""
+
+    def __enter__(self) -> Self:
+        """The running bed."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        """Take it down."""
+        self.stop()
+
+    def run(
+        self, command: str | Sequence[str], *, check: bool = True, timeout: float = 120, stdin: str = ""
+    ) -> subprocess.CompletedProcess[str]:
+        """Run as root in the bed: a string by its shell, a list as it is. `timeout` in seconds.
+
+        Raises BedError with all output when the time is over or, with `check`, when the command fails.
+        """
+        argv = ["sh", "-c", command] if isinstance(command, str) else list(command)
+        shown = command if isinstance(command, str) else join(command)
+        with subprocess.Popen(
+            self._argv(argv),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+        ) as process:
+            try:
+                out, err = process.communicate(stdin, timeout=timeout)
+            except subprocess.TimeoutExpired as late:
+                process.kill()
+                raise BedError(f"`{shown}` took more than {timeout:.0f} s\n{_text(late.stdout)}{_text(late.stderr)}") from None
+            except BaseException:
+                process.kill()
+                raise
+        if check and process.returncode:
+            raise BedError(f"`{shown}` ended with {process.returncode}\n{out}{err}")
+        return subprocess.CompletedProcess(argv, process.returncode, out, err)
+
+    def out(self, command: str | Sequence[str], *, timeout: float = 120) -> str:
+        """What a command that must succeed prints on stdout, without the space around it."""
+        return self.run(command, timeout=timeout).stdout.strip()
+
+    def wait_for(self, what: str, holds: Callable[[], bool], *, timeout: float = 60, pause: float = 0.2) -> None:
+        """Wait until `holds()`. Raises BedError that names `what` when `timeout` seconds are over."""
+        end = time.monotonic() + timeout
+        while not holds():
+            if time.monotonic() > end:
+                raise BedError(f"waited {timeout:.0f} s in vain: {what}")
+            time.sleep(pause)
+
+    def write(self, path: str, text: str, *, mode: int = 0o644) -> None:
+        """Write a file in the bed; its folder is made too."""
+        self.run(f'mkdir -p "$(dirname {quote(path)})" && cat > {quote(path)} && chmod {mode:o} {quote(path)}', stdin=text)
+
+    def read(self, path: str) -> str:
+        """The text of a file in the bed."""
+        return self.run(["cat", path]).stdout
+
+    def exists(self, path: str) -> bool:
+        """Whether there is something at `path` in the bed (also a dangling symlink)."""
+        return self.run(f"[ -e {quote(path)} ] || [ -L {quote(path)} ]", check=False).returncode == 0
+
+    @abstractmethod
+    def put(self, source: Path, target: str) -> None:
+        """Copy a file of the host into the bed."""
+
+    def install(self, deb: Path) -> str:
+        """`apt install ./x.deb` as a person does it; what apt printed."""
+        target = f"/root/{deb.name}"
+        self.put(deb, target)
+        return self.run(["apt-get", "install", "--yes", "--no-install-recommends", target], timeout=600).stdout
+
+    def journal(self, *units: str, lines: int = 60) -> str:
+        """The last lines of the journal, of `units` or of all."""
+        chosen = [f"--unit={unit}" for unit in units]
+        return self.run(["journalctl", "--no-pager", "--quiet", f"--lines={lines}", *chosen], check=False).stdout
+
+    def properties(self, unit: str, *names: str) -> dict[str, str]:
+        """Properties of a unit as `systemctl show` prints them."""
+        shown = self.out(["systemctl", "show", f"--property={','.join(names)}", unit])
+        return dict(line.split("=", 1) for line in shown.splitlines())
+
+
+def _text(output: str | bytes | None) -> str:
+    return output.decode(errors="replace") if isinstance(output, bytes) else output or ""

@@ -1,0 +1,171 @@
+"""A container with systemd as PID 1, booted in a second on an overlay of a cached tree: real units and apt, native speed, no limits enforced.
+
+Everything runs below one `unshare` that owns a PID and a mount namespace and that the kernel kills with us: when this process ends in any
+way, the container, its mounts and its network go with it. Only a folder in the cache stays, and the next bed sweeps it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.beds import cache, trees
+from tests.beds.machine import ENVIRONMENT, BedError, Machine
+
+TIED = ("setpriv", "--pdeathsig", "KILL")  # before a command: it dies when its parent does
+CGROUPS = tuple(Path("/sys/fs/cgroup", name) for name in ("unified", "systemd", ""))
+AUTHORITIES = "etc/ssl/certs/ca-certificates.crt"  # the host's: downloads may pass a proxy with an authority of its own
+# Where no systemd hands out cgroups each bed needs one of its own: nspawn calls its own always `payload`, and two beds would share it.
+CGROUP = """
+for mount in /sys/fs/cgroup/unified /sys/fs/cgroup/systemd /sys/fs/cgroup; do
+    [ -e $mount/cgroup.procs ] || continue
+    mkdir $mount/$0 && echo $$ > $mount/$0/cgroup.procs || exit
+done
+exec "$@"
+"""
+# `volatile`: nobody reads the upper folder after the bed is gone, so its fsyncs are waste.
+MOUNT = 'mount -t overlay overlay -o "$0" . && shift && exec systemd-nspawn "$@"'
+# Commands join a cgroup of the container, as processes of a login would have one.
+JOIN = 'mkdir -p /sys/fs/cgroup/bed && echo $$ > /sys/fs/cgroup/bed/cgroup.procs && cd /root && exec "$@"'
+
+
+class Bind(NamedTuple):
+    """A folder of the host that the bed sees at `target`."""
+
+    source: Path
+    target: str
+    writable: bool = False
+
+
+class Nspawn(Machine):
+    """A running container. `network` adds a way out through user-mode NAT; each bed has its own ports either way."""
+
+    def __init__(self, recipe: trees.Recipe = trees.CONTAINER, *, binds: Sequence[Bind] = (), network: bool = True) -> None:
+        """Boot, and wait until systemd has started everything. Raises BedError with the console's words."""
+        tree = trees.tree(recipe)
+        self._folder = cache.RunFolder("nspawn", sweep=_remove_cgroups)
+        self._processes: list[subprocess.Popen[bytes]] = []
+        try:
+            self._boot(tree, binds)
+            if network:
+                self._connect()
+        except BaseException:
+            self.stop()
+            raise
+
+    def _boot(self, tree: Path, binds: Sequence[Bind]) -> None:
+        upper, work, root = (self._folder.path / name for name in ("upper", "work", "root"))
+        for folder in (upper / "etc/ssl/certs", work, root):
+            folder.mkdir(parents=True)
+        (upper / "etc").chmod(0o755)
+        (upper / "etc/resolv.conf").write_text("nameserver 10.0.2.3\n")  # slirp4netns's own, which asks the host's
+        if Path("/", AUTHORITIES).exists():
+            shutil.copy(Path("/", AUTHORITIES), upper / AUTHORITIES)
+        options = f"lowerdir={tree},upperdir={upper},workdir={work},volatile"
+        own_cgroup = ["systemd-run", "--scope", "--quiet", "--property=Delegate=yes"]
+        if not Path("/run/systemd/system").exists():
+            own_cgroup = ["sh", "-c", CGROUP, f"vllm-safe-{self._folder.path.name}"]
+        command = [
+            *own_cgroup,
+            *TIED,
+            *("unshare", "--mount", "--propagation", "private", "--pid", "--mount-proc", "--fork", "--kill-child=KILL"),
+            *("sh", "-c", MOUNT, options, "nspawn"),
+            *("--boot", f"--directory={root}", "--register=no", "--keep-unit", "--console=read-only", "--machine=bed"),
+            *("--private-network", "--resolv-conf=off", "--link-journal=no", "--timezone=off", "--quiet"),
+            *(f"--bind{'' if bind.writable else '-ro'}={bind.source}:{bind.target}" for bind in binds),
+        ]
+        with (self._folder.path / "console").open("wb") as console:
+            self._processes.append(
+                subprocess.Popen(
+                    command,
+                    cwd=root,
+                    env={**os.environ, "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"},
+                    stdin=subprocess.DEVNULL,
+                    stdout=console,
+                    stderr=console,
+                    start_new_session=True,  # Ctrl-C is for us: we take the bed down in order
+                )
+            )
+        self._leader = self._find_leader()
+        self.wait_for("systemd in the container has started everything", self._booted)
+
+    def _find_leader(self) -> int:
+        """PID 1 of the container as the host sees it: our process -> nspawn -> systemd, each the only child."""
+        end = time.monotonic() + 30
+        while time.monotonic() < end and self._processes[0].poll() is None:
+            with suppress(OSError, ValueError):
+                (nspawn,) = _children(self._processes[0].pid)
+                for leader in _children(nspawn):
+                    if Path(f"/proc/{leader}/comm").read_text() == "systemd\n":
+                        return leader
+            time.sleep(0.05)
+        raise BedError(f"the container did not start:\n{self.console()}")
+
+    def _booted(self) -> bool:
+        if self._processes[0].poll() is not None:
+            raise BedError(f"the container went down:\n{self.console()}")
+        return self.run(["systemctl", "is-system-running"], check=False).stdout.strip() in {"running", "degraded"}
+
+    def _connect(self) -> None:
+        ready, told = os.pipe()
+        try:
+            command = [*TIED, "slirp4netns", "--configure", "--mtu=65520", "--disable-host-loopback"]
+            with (self._folder.path / "network").open("wb") as log:
+                self._processes.append(
+                    subprocess.Popen(
+                        [*command, f"--ready-fd={told}", str(self._leader), "tap0"],
+                        pass_fds=(told,),
+                        stdin=subprocess.DEVNULL,
+                        stdout=log,
+                        stderr=log,
+                        start_new_session=True,
+                    )
+                )
+            os.close(told)
+            if os.read(ready, 1) != b"1":
+                raise BedError(f"no network: {(self._folder.path / 'network').read_text(errors='replace')}")
+        finally:
+            os.close(ready)
+
+    def _argv(self, command: Sequence[str]) -> list[str]:
+        environment = ["env", "-i", *(f"{name}={value}" for name, value in ENVIRONMENT.items())]
+        return ["nsenter", f"--target={self._leader}", "--all", "--wd", *environment, "sh", "-c", JOIN, "bed", *command]
+
+    def put(self, source: Path, target: str) -> None:
+        """Copy a file of the host into the bed."""
+        with source.open("rb") as file:
+            subprocess.run(self._argv(["sh", "-c", 'cat > "$0"', target]), stdin=file, check=True)
+
+    def console(self) -> str:
+        """What systemd wrote on the console."""
+        return (self._folder.path / "console").read_text(errors="replace")[-4000:]
+
+    def stop(self) -> None:
+        """Kill the container at once and remove what it left. Safe to call twice."""
+        for process in reversed(self._processes):
+            process.kill()
+            process.wait()
+        _remove_cgroups(self._folder.path.name)
+        self._folder.remove()
+
+
+def _children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def _remove_cgroups(name: str) -> None:
+    """Remove the cgroups of a bed; the kernel may still be at the last of its processes."""
+    for mount in CGROUPS:
+        top = mount / f"vllm-safe-{name}"
+        end = time.monotonic() + 5
+        while top.exists() and time.monotonic() < end:
+            for folder, _, _ in os.walk(top, topdown=False):
+                with suppress(OSError):
+                    Path(folder).rmdir()
+            time.sleep(0.02)
