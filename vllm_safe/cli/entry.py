@@ -1,0 +1,43 @@
+"""The console script. It answers --help and --version itself: importing click would triple their time."""
+
+import sys
+
+from vllm_safe import __version__
+
+# Each command is `command` in the module of its name. The help stands here, so that --help and TAB import none of them.
+COMMANDS = {
+    "check": "Check every precondition and what runs; say what to do next",
+    "show": "Show what a start would run, and where each value comes from",
+    "install": "Install vLLM into a venv of its own, or go back to the last",
+    "fetch": "Download the files of a model",
+    "swap": "Create, show or remove the swapfile",
+    "apply": "Apply limits and protection (systemd does it at each start)",
+}
+
+HELP = "\n".join(
+    [
+        "Usage: vllm-safe COMMAND [OPTION]... [ARGUMENT]...",
+        "",
+        "  Run a large language model on a machine that is too small for it, and still log in.",
+        "  A model of /etc/vllm-safe/config.yaml is started with: systemctl start vllm@NAME",
+        "",
+        "Commands:",
+        *(f"  {name:<9}{text}" for name, text in COMMANDS.items()),
+        "",
+        "Options:",
+        "  -h, --help   This text, or with a command the help of that command",
+        "  --version    The version",
+    ]
+)
+
+
+def main() -> None:
+    """Run the command line of this process and exit with its code."""
+    if sys.argv[1:] in (["--help"], ["-h"]):
+        print(HELP)
+    elif sys.argv[1:] == ["--version"]:
+        print(f"vllm-safe {__version__}")
+    else:
+        from vllm_safe.cli.main import main as run
+
+        sys.exit(run(sys.argv[1:]))

@@ -1,0 +1,106 @@
+"""The command line: a group that imports a command only when it is used, and the one place where errors are said."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+from click.shell_completion import CompletionItem
+
+from vllm_safe.cli.entry import COMMANDS, HELP
+from vllm_safe.errors import EXIT_FAILED, EXIT_MISUSE, Failure, Misuse
+
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
+
+_AnyCommand = TypeVar("_AnyCommand", bound=Callable[..., Any])
+
+
+class LazyGroup(click.Group):
+    """The commands of entry.COMMANDS, each imported when it is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 -- click's signature
+        """The names, in the order in which a newcomer needs them."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 -- click's signature
+        """The command of that name, or None."""
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = import_module(f"vllm_safe.cli.{cmd_name}").command
+        return command
+
+    def get_help(self, ctx: click.Context) -> str:  # noqa: ARG002 -- click's signature
+        """The text that entry.py prints."""
+        return HELP
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """The names that TAB offers."""
+        names = [CompletionItem(name, help=text) for name, text in COMMANDS.items() if name.startswith(incomplete)]
+        return names + click.Command.shell_complete(self, ctx, incomplete)
+
+
+@click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+def cli() -> None:
+    """Never shown: the text is entry.HELP."""
+
+
+@cli.result_callback()
+def flush(result: object) -> object:
+    """Write out what is buffered while click still watches: a reader that had enough (head, less) is no error to report."""
+    sys.stdout.flush()
+    return result
+
+
+def config_option(command: _AnyCommand) -> _AnyCommand:
+    """Give a command --config FILE, passed to it as `config_path`."""
+    from vllm_safe.config.reader import DEFAULT_PATH
+
+    option = click.option(
+        "--config",
+        "config_path",
+        metavar="FILE",
+        type=click.Path(path_type=Path),
+        default=DEFAULT_PATH,
+        show_default=True,
+        help="The configuration.",
+    )
+    return option(command)
+
+
+def need_root() -> None:
+    """Raise Misuse unless we are root."""
+    if os.geteuid() != 0:
+        raise Misuse("only root can do this", hint=f"sudo {click.get_current_context().command_path} ...")
+
+
+def main(arguments: list[str]) -> int:
+    """Run one command line and return its exit code; whatever goes wrong is said on stderr."""
+    try:
+        code = cli.main(arguments, prog_name="vllm-safe", standalone_mode=False)
+    except Failure as failure:
+        return _say(failure.message, failure.hint, failure.exit_code)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return EXIT_MISUSE
+    except click.UsageError as error:
+        hint = f"see {error.ctx.command_path} --help" if error.ctx else ""
+        return _say(error.format_message().rstrip("."), hint, EXIT_MISUSE)
+    except click.Abort:
+        return _say("interrupted", "", EXIT_INTERRUPTED)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _say(f"{where}{error.strerror or error}", "", EXIT_FAILED)
+    return code if isinstance(code, int) else 0
+
+
+def _say(message: str, hint: str, exit_code: int) -> int:
+    for line in message.splitlines():
+        click.echo(f"vllm-safe: {line}", err=True)
+    for line in hint.splitlines():
+        click.echo(f"  {line}", err=True)
+    return exit_code
