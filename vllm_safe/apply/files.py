@@ -1,0 +1,77 @@
+"""Steps on files of ours: written whole or not at all, only in folders that nobody else may write."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vllm_safe.errors import Failure
+from vllm_safe.host.trust import open_trusted_folder
+
+
+@dataclass(frozen=True)
+class WriteFile:
+    """Put `content` at `path`, replacing what is there in one move. `content` is never printed: it may be a key."""
+
+    path: Path
+    content: str = field(repr=False)
+    mode: int = 0o644
+    group: str | None = None  # None: root's
+
+    def describe(self) -> str:
+        """The step in one line."""
+        return f"write {self.path} (root:{self.group or 'root'} {self.mode:04o})"
+
+    def run(self) -> None:
+        """Failure if the folder is missing, not to be trusted, or full."""
+        folder = open_trusted_folder(self.path.parent)
+        temporary = f".{self.path.name}.{secrets.token_hex(4)}"
+        try:
+            _write(folder, temporary, self)
+            os.replace(temporary, self.path.name, src_dir_fd=folder, dst_dir_fd=folder)
+            os.fsync(folder)
+        except OSError as error:
+            _remove(folder, temporary)
+            raise Failure(f"cannot write {self.path}: {error.strerror}", hint=f"See: df {self.path.parent}") from error
+        finally:
+            os.close(folder)
+
+
+@dataclass(frozen=True)
+class RemoveFile:
+    """Take a file away; a link is removed, not followed. Nothing is wrong if there is none."""
+
+    path: Path
+
+    def describe(self) -> str:
+        """The step in one line."""
+        return f"remove {self.path}"
+
+    def run(self) -> None:
+        """Failure if it cannot be removed."""
+        try:
+            self.path.unlink(missing_ok=True)
+        except OSError as error:
+            raise Failure(f"cannot remove {self.path}: {error.strerror}") from error
+
+
+def _write(folder: int, name: str, step: WriteFile) -> None:
+    # 0600 until it is whole and has its owner: the mode is never wider than asked for, not even for a moment.
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    with os.fdopen(os.open(name, flags, 0o600, dir_fd=folder), "wb") as file:
+        file.write(step.content.encode("utf-8", "surrogateescape"))
+        if step.group is not None:
+            shutil.chown(file.fileno(), group=step.group)
+        os.fchmod(file.fileno(), step.mode)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _remove(folder: int, name: str) -> None:
+    try:
+        os.unlink(name, dir_fd=folder)
+    except FileNotFoundError:
+        pass

@@ -1,0 +1,84 @@
+"""Steps on systemd's units, through systemctl: it asks systemd over D-Bus, and the effect is immediate, with no daemon-reload."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from vllm_safe.apply.files import RemoveFile
+from vllm_safe.apply.steps import Step
+from vllm_safe.errors import Failure
+
+
+def _systemctl(*arguments: str) -> None:
+    try:
+        result = subprocess.run(["systemctl", *arguments], capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise Failure("systemctl is not there", hint="vllm-safe needs a machine that was booted with systemd.") from error
+    if result.returncode:
+        said = result.stderr.strip().splitlines() or [f"exit code {result.returncode}"]
+        raise Failure(f"systemctl {arguments[0]}: {said[-1]}", hint="See: journalctl -b -u 'vllm-safe-*' -u 'vllm@*'")
+
+
+@dataclass(frozen=True)
+class SetProperties:
+    """Limits of a unit until the next boot; a running unit has them at once, one that is about to start has them from its first process."""
+
+    unit: str
+    properties: Mapping[str, int]
+
+    def describe(self) -> str:
+        """The step in one line."""
+        return f"set {' '.join(self._words())} of {self.unit}"
+
+    def run(self) -> None:
+        """Failure if systemd refuses."""
+        _systemctl("set-property", "--runtime", "--", self.unit, *self._words())
+
+    def _words(self) -> list[str]:
+        return [f"{name}={value}" for name, value in self.properties.items()]
+
+
+@dataclass(frozen=True)
+class TryRestart:
+    """Restart a unit if it runs; it need not even be installed. Does not wait: at boot it may be ordered after us."""
+
+    unit: str
+
+    def describe(self) -> str:
+        """The step in one line."""
+        return f"restart {self.unit} if it runs"
+
+    def run(self) -> None:
+        """Failure if systemd refuses."""
+        _systemctl("try-restart", "--no-block", "--", self.unit)
+
+
+@dataclass(frozen=True)
+class DaemonReload:
+    """Let systemd read its unit files again."""
+
+    def describe(self) -> str:
+        """The step in one line."""
+        return "let systemd read its unit files again"
+
+    def run(self) -> None:
+        """Failure if systemd refuses."""
+        _systemctl("daemon-reload")
+
+
+def missing_properties(wanted: Mapping[str, Mapping[str, int]], shown: Mapping[str, Mapping[str, str]]) -> tuple[Step, ...]:
+    """A step for each unit that `systemctl show` has with other values than wanted."""
+    return tuple(
+        SetProperties(unit, properties)
+        for unit, properties in wanted.items()
+        if any(shown.get(unit, {}).get(name) != str(value) for name, value in properties.items())
+    )
+
+
+def remove_dropins(files: Iterable[Path]) -> tuple[Step, ...]:
+    """Steps that take back what set-property --runtime left in these files."""
+    steps: list[Step] = [RemoveFile(path) for path in files]
+    return (*steps, DaemonReload()) if steps else ()

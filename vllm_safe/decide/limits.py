@@ -1,0 +1,123 @@
+"""The limits of one model, and of all models together, in the kernel's own units."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from vllm_safe.decide.origin import Origin, origin_of
+from vllm_safe.decide.protect import UNITS, Decided, decide_protection, whole_pages
+from vllm_safe.sizes import MIB, format_size
+
+if TYPE_CHECKING:
+    from vllm_safe.config.settings import Config
+    from vllm_safe.host.facts import Host
+    from vllm_safe.sizes import Amount
+
+SLICE = "vllm.slice"
+
+# Less than a Python interpreter with its libraries mapped needs to get anywhere: such a limit is a mistake, not a small machine.
+LEAST_MEMORY = 128 * MIB
+
+
+def unit_of(name: str) -> str:
+    """The service of a model."""
+    return f"vllm@{name}.service"
+
+
+@dataclass(frozen=True)
+class ModelLimits:
+    """Field names are the settings', values the kernel's: bytes, weights, a count, an oom_score_adj."""
+
+    memory_max: Decided
+    swap_max: Decided
+    cpu_weight: Decided
+    io_weight: Decided
+    tasks_max: Decided
+    oom_score_adj: Decided
+
+    @property
+    def properties(self) -> dict[str, int]:
+        """What `systemctl set-property` is told of the unit. oom_score_adj is none: it cannot be set on a loaded unit (see launch)."""
+        return {
+            "MemoryMax": self.memory_max.value,
+            "MemorySwapMax": self.swap_max.value,
+            "CPUWeight": self.cpu_weight.value,
+            "IOWeight": self.io_weight.value,
+            "TasksMax": self.tasks_max.value,
+        }
+
+
+# What is added up by two models; the slice that holds both has the largest of each, so that they share it.
+SHARED = ("MemoryMax", "MemorySwapMax", "CPUWeight", "IOWeight")
+
+
+def decide_limits(config: Config, host: Host, name: str) -> ModelLimits:
+    """The limits of the model `name`, or those of the section `limits` where the file has no such model."""
+
+    def plain(key: str) -> Decided:
+        value, origin = _asked(config, name, key)
+        return Decided(value, origin)
+
+    return ModelLimits(
+        memory_max=_memory_max(config, host, name),
+        swap_max=_swap_max(config, host, name),
+        cpu_weight=plain("cpu_weight"),
+        io_weight=plain("io_weight"),
+        tasks_max=plain("tasks_max"),
+        oom_score_adj=plain("oom_score_adj"),
+    )
+
+
+def decide_units(config: Config, host: Host) -> dict[str, dict[str, int]]:
+    """The properties of the units that hold all models and the operating system, by unit."""
+    every = [decide_limits(config, host, name).properties for name in config.models or ("",)]
+    kept = decide_protection(config, host).units
+    return {
+        SLICE: {key: max(properties[key] for properties in every) for key in SHARED},
+        **{unit: {"MemoryMin": kept[key].value} for key, unit in UNITS.items()},
+    }
+
+
+# Every property that is ever set on a unit, by unit: what `apply --undo` takes back, and no more.
+PROPERTIES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {unit_of("*"): (*SHARED, "TasksMax"), SLICE: SHARED, **dict.fromkeys(UNITS.values(), ("MemoryMin",))}
+)
+
+
+def _memory_max(config: Config, host: Host, name: str) -> Decided:
+    """The smaller of what was asked for and what the operating system and the cards leave."""
+    amount, origin = _asked(config, name, "memory_max")
+    ceiling = amount.of(host.memory)
+    protection = decide_protection(config, host)
+    room = max(0, host.memory - protection.total)
+    if ceiling <= room:
+        return Decided(whole_pages(ceiling), Origin(origin.source, _of_all(amount, host.memory, "RAM")))
+    parts = [f"{format_size(sum(part.value for part in protection.units.values()))} for the system (protect)"]
+    if protection.cards.value:
+        parts.append(f"{format_size(protection.cards.value)} for the driver of {host.gpus} GPUs (protect.per_gpu)")
+    note = f"{format_size(host.memory)} RAM less {' and '.join(parts)}; memory_max would be {format_size(ceiling)}"
+    return Decided(whole_pages(room), Origin("this machine", note))
+
+
+def _swap_max(config: Config, host: Host, name: str) -> Decided:
+    """Bytes of swap. Never a percentage: systemd takes MemorySwapMax=90% of RAM (load-fragment.c, physical_memory_scale)."""
+    amount, origin = _asked(config, name, "swap_max")
+    asked = amount.of(host.swap)
+    if asked <= host.swap:
+        return Decided(whole_pages(asked), Origin(origin.source, _of_all(amount, host.swap, "swap that is on")))
+    return Decided(host.swap, Origin("this machine", f"all swap that is on; swap_max would be {format_size(asked)}"))
+
+
+def _asked(config: Config, name: str, key: str) -> tuple[Any, Origin]:
+    """The model's own value of the setting `key`, else that of the section `limits`; and where it was set."""
+    model = config.models.get(name)
+    own = getattr(model.limits, key) if model else None
+    value = getattr(config.limits, key) if own is None else own
+    return value, origin_of(config, f"models.{name}.limits.{key}", f"limits.{key}")
+
+
+def _of_all(amount: Amount, total: int, what: str) -> str:
+    return f"{amount} of {format_size(total)} {what}" if amount.is_percent else ""

@@ -1,0 +1,85 @@
+"""How much RAM the operating system keeps for itself, whatever the models do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from vllm_safe.decide.origin import Origin, origin_of
+from vllm_safe.sizes import MIB
+
+if TYPE_CHECKING:
+    from vllm_safe.config.settings import Config
+    from vllm_safe.host.facts import Host
+    from vllm_safe.sizes import Amount
+
+
+@dataclass(frozen=True)
+class Decided:
+    """A number, and why it is this one. Bytes, where it is an amount of memory."""
+
+    value: int
+    origin: Origin
+
+
+@dataclass(frozen=True)
+class Share:
+    """What `auto` means: a percentage of RAM, and an upper bound in bytes, past which a machine needs no more."""
+
+    percent: int
+    most: int
+
+    def of(self, memory: int) -> int:
+        """Bytes, on a machine with `memory` bytes of RAM."""
+        return min(memory * self.percent // 100, self.most)
+
+
+# The shares are those that kept logins alive in our testbed (1 GiB of RAM: 150M, 60M and 20M); the bounds are what sshd, journald, a
+# login shell and systemd need in practice. For comparison, Meta's resctl-demo keeps 768M (which it calls generous) for its critical
+# services and 16M for init.scope, Fedora's uresourced 10 % of RAM for the user.
+AUTO: Mapping[str, Share] = MappingProxyType(
+    {"system": Share(15, 1536 * MIB), "user": Share(6, 768 * MIB), "init": Share(2, 64 * MIB)}
+)
+
+# MemoryMin= of a unit below a slice is worth nothing without the slice's own, and flows down from it (memory_recursiveprot):
+# sshd is in system.slice, the login shell in user.slice, systemd itself in init.scope. Each needs its own.
+UNITS: Mapping[str, str] = MappingProxyType({"system": "system.slice", "user": "user.slice", "init": "init.scope"})
+
+
+@dataclass(frozen=True)
+class Protection:
+    """Bytes kept for each of UNITS' keys, and bytes that the cards' driver takes where no limit sees them."""
+
+    units: Mapping[str, Decided]
+    cards: Decided
+
+    @property
+    def total(self) -> int:
+        """All that a model cannot have."""
+        return sum(kept.value for kept in self.units.values()) + self.cards.value
+
+
+def decide_protection(config: Config, host: Host) -> Protection:
+    """What the configuration keeps for the operating system, on this machine."""
+    protect = config.protect
+    asked: Mapping[str, Amount | None] = {"system": protect.system, "user": protect.user, "init": protect.init}
+    units = {key: _kept(config, host, key, amount) for key, amount in asked.items()}
+    cards = host.gpus * protect.per_gpu.of(host.memory)
+    origin = Origin(origin_of(config, "protect.per_gpu").source, f"{host.gpus} × {protect.per_gpu}")
+    return Protection(units, Decided(cards, origin))
+
+
+def _kept(config: Config, host: Host, key: str, amount: Amount | None) -> Decided:
+    source = origin_of(config, f"protect.{key}").source
+    if amount is not None:
+        return Decided(whole_pages(amount.of(host.memory)), Origin(source, str(amount)))
+    share = AUTO[key]
+    note = f"auto: {share.percent} % of RAM, at most {share.most // MIB}M"
+    return Decided(whole_pages(share.of(host.memory)), Origin(source, note))
+
+
+def whole_pages(size: int) -> int:
+    """The kernel counts in pages: rounded here, so that what systemctl shows is what is enforced."""
+    return size - size % 4096

@@ -1,0 +1,175 @@
+"""How one server is started: its arguments, environment and timeouts, each with where it came from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from vllm_safe import paths
+from vllm_safe.config.profiles import PROFILES
+from vllm_safe.decide.limits import decide_limits
+from vllm_safe.decide.origin import Origin, origin_of
+from vllm_safe.launch.plan import Launch
+from vllm_safe.sizes import format_size
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from vllm_safe.config.profiles import Profile
+    from vllm_safe.config.settings import Config, Model
+    from vllm_safe.decide.limits import ModelLimits
+    from vllm_safe.host.facts import Host
+
+START_TIMEOUT = 3600.0  # seconds; a large model on a hard disk takes 10 to 45 minutes to load
+STOP_GRACE = 30.0
+
+
+@dataclass(frozen=True)
+class Sourced:
+    """A value of any kind, and where it came from."""
+
+    value: Any
+    origin: Origin
+
+
+def _base_environment(name: str, *, own_engine: bool) -> dict[str, tuple[str, str]]:
+    """Name -> (value, reason) of what every server gets; the second half is for vLLM alone."""
+    cache = str(paths.CACHE)
+    common = {
+        "HOME": (str(paths.HOME), ""),
+        "USER": (paths.USER, "torch asks for a name, not a number"),
+        "LANG": ("C.UTF-8", ""),
+        "PATH": ("/usr/local/bin:/usr/bin:/bin", ""),
+        "TMPDIR": ("/tmp", "private to the unit"),  # noqa: S108 - PrivateTmp=yes in vllm@.service
+        "XDG_CACHE_HOME": (cache, "caches outlive a start"),
+        "XDG_CONFIG_HOME": (f"{paths.HOME}/.config", ""),
+        "NO_COLOR": ("1", "the journal has no colours"),
+        "OMP_NUM_THREADS": ("1", "what vLLM computes itself for several workers on few cores"),
+        "HF_HUB_OFFLINE": ("1", "serving is offline: vllm-safe fetch brings the files"),
+        "HF_HUB_DISABLE_TELEMETRY": ("1", "telemetry off"),
+        "DO_NOT_TRACK": ("1", "telemetry off"),
+    }
+    if not own_engine:
+        return common
+    return common | {
+        "PATH": (f"{paths.ENGINE}/bin:/usr/local/bin:/usr/bin:/bin", "ninja is in the engine's venv"),
+        "VLLM_NO_USAGE_STATS": ("1", "telemetry off"),
+        "VLLM_DO_NOT_TRACK": ("1", "telemetry off"),
+        "VLLM_USE_FLASHINFER_SAMPLER": ("0", "else each worker compiles it with nvcc at its first start (vLLM 49497)"),
+        "MAX_JOBS": ("1", "a compiler takes 3-8 GB: never two at once (vLLM 54237)"),
+        "FLASHINFER_NVCC_THREADS": ("1", "likewise"),
+        "HF_HOME": (f"{cache}/huggingface", "caches outlive a start"),
+        "HF_XET_HIGH_PERFORMANCE": ("0", "vLLM would turn it on, and it takes RAM"),
+        "VLLM_CACHE_ROOT": (f"{cache}/vllm", "caches outlive a start"),
+        "VLLM_CONFIG_ROOT": (f"{paths.HOME}/.config/vllm", ""),
+        "VLLM_RPC_BASE_PATH": (str(paths.SERVICE_RUN / name), "its sockets go with the unit"),
+        "TRITON_CACHE_DIR": (f"{cache}/triton", "caches outlive a start"),
+        "TORCHINDUCTOR_CACHE_DIR": (f"{cache}/torchinductor", "caches outlive a start"),
+        "FLASHINFER_WORKSPACE_BASE": (cache, "caches outlive a start"),
+        "CUDA_CACHE_PATH": (f"{cache}/cuda", "caches outlive a start"),
+    }
+
+
+def decide_environment(config: Config, name: str) -> dict[str, Sourced]:
+    """The server's environment: what every server gets, then the profile's, then the model's own; the later wins."""
+    model, profile = _model(config, name)
+    base = _base_environment(name, own_engine=model.command is None)
+    environment = {key: Sourced(value, Origin("default", reason)) for key, (value, reason) in base.items()}
+    environment |= {key: Sourced(value, _from(profile)) for key, value in profile.env.items()}
+    environment |= {key: Sourced(value, origin_of(config, f"models.{name}.env.{key}")) for key, value in model.env.items()}
+    return environment
+
+
+def decide_arguments(config: Config, name: str) -> dict[str, Sourced]:
+    """Options of `vllm serve` without their dashes. The later wins, and a null takes an option back. {} for a `command:` server."""
+    model, profile = _model(config, name)
+    if model.model is None:
+        return {}
+    grace = decide_stop_grace(config, name)
+    at = f"models.{name}"
+    arguments = {
+        "model": Sourced(str(model_folder(model.model)), origin_of(config, f"{at}.model")),
+        "served-model-name": Sourced([name], Origin("default", "the name that clients say")),
+        "host": Sourced(model.host, origin_of(config, f"{at}.host")),
+        "port": Sourced(model.port, origin_of(config, f"{at}.port")),
+        "shutdown-timeout": Sourced(int(grace.value), Origin(grace.origin.source, "stop_grace")),
+        "disable-access-log-for-endpoints": Sourced("/health,/metrics,/ping", Origin("default", "we ask every few seconds")),
+    }
+    later = [(key, Sourced(value, _from(profile))) for key, value in profile.args.items()]
+    later += [(key, Sourced(value, origin_of(config, f"{at}.args.{key}"))) for key, value in model.args.items()]
+    for key, sourced in later:
+        # vLLM reads max_model_len as max-model-len, and the last spelling wins: hence popped, and put at the end.
+        option = key.replace("_", "-")
+        arguments.pop(option, None)
+        if sourced.value is not None:
+            arguments[option] = sourced
+    return arguments
+
+
+def decide_start_timeout(config: Config, name: str) -> Sourced:
+    """Seconds until the health URL must have answered."""
+    model, profile = _model(config, name)
+    return _first(config, profile, f"models.{name}.start_timeout", (model.start_timeout, profile.start_timeout), START_TIMEOUT)
+
+
+def decide_stop_grace(config: Config, name: str) -> Sourced:
+    """Seconds that running requests may take when the unit is stopped."""
+    model, profile = _model(config, name)
+    return _first(config, profile, f"models.{name}.stop_grace", (model.stop_grace, profile.stop_grace), STOP_GRACE)
+
+
+def decide_launch(config: Config, host: Host, name: str) -> Launch:
+    """The whole start of the model `name`, which the file must have."""
+    model = config.models[name]
+    limits = decide_limits(config, host, name)
+    arguments = {key: sourced.value for key, sourced in decide_arguments(config, name).items()}
+    serve_file = str(paths.SERVICE_RUN / name / "serve.yaml") if model.command is None else ""
+    return Launch(
+        name=name,
+        # A space between --config and the file: `--config=FILE` is ignored without a word, and another model served.
+        argv=model.command or (f"{paths.ENGINE}/bin/vllm", "serve", "--config", serve_file),
+        env={key: sourced.value for key, sourced in decide_environment(config, name).items()},
+        serve_file=serve_file,
+        serve_args=arguments or None,
+        health=health_url(model),
+        oom_score_adj=limits.oom_score_adj.value,
+        start_timeout=decide_start_timeout(config, name).value,
+        stop_grace=decide_stop_grace(config, name).value,
+        summary=tuple(_summary(limits, model)),
+    )
+
+
+def model_folder(model: str) -> Path:
+    """Where the files of a model are: the path itself, or for a hub id ORG/NAME the folder that `vllm-safe fetch` fills."""
+    return paths.MODELS / model  # an absolute path replaces what is before it
+
+
+def health_url(model: Model) -> str:
+    """The URL that answers 200 when the server serves."""
+    wildcard = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - what it listens on, not what we choose
+    address = wildcard.get(model.host, model.host)
+    return model.health or f"http://{f'[{address}]' if ':' in address else address}:{model.port}/health"
+
+
+def _model(config: Config, name: str) -> tuple[Model, Profile]:
+    model = config.models[name]
+    return model, PROFILES[model.profile]
+
+
+def _from(profile: Profile) -> Origin:
+    return Origin(f"profile {profile.name}")
+
+
+def _first(config: Config, profile: Profile, path: str, values: tuple[float | None, float | None], default: float) -> Sourced:
+    own, profiles = values
+    if own is not None:
+        return Sourced(own, origin_of(config, path))
+    return Sourced(default, Origin("default")) if profiles is None else Sourced(profiles, _from(profile))
+
+
+def _summary(limits: ModelLimits, model: Model) -> Iterable[str]:
+    for label, decided in (("RAM", limits.memory_max), ("swap", limits.swap_max)):
+        yield f"at most {format_size(decided.value)} of {label}: {decided.origin}"
+    if model.profile != "default":
+        yield f"profile {model.profile}: {PROFILES[model.profile].reason}"

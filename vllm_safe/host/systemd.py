@@ -1,0 +1,41 @@
+"""What systemd knows: properties of units, and the drop-ins that `set-property --runtime` left."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+# Where systemctl set-property --runtime keeps what it was told (systemd.unit(5), table of load paths).
+CONTROL = Path("/run/systemd/system.control")
+
+
+def show(units: Iterable[str], properties: Iterable[str]) -> dict[str, Mapping[str, str]]:
+    """The properties of each unit as `systemctl show` prints them, by unit; {} where no systemd runs."""
+    wanted = list(units)
+    command = ["systemctl", "show", "--property", ",".join(properties), "--", *wanted]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:  # no systemctl: a container or a bare chroot
+        return {}
+    if result.returncode:
+        return {}
+    # One block for each unit, in the order asked for. A unit that has none of the properties has an empty block, which
+    # disappears among the separators: callers ask for a property that every unit has (Id) to keep the count.
+    return dict(zip(wanted, map(_parse, result.stdout.split("\n\n")), strict=False))
+
+
+def _parse(block: str) -> Mapping[str, str]:
+    return dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
+
+
+def runtime_dropins(table: Mapping[str, Iterable[str]], folder: Path = CONTROL) -> tuple[Path, ...]:
+    """The drop-in files that set-property --runtime made for these properties, by unit (a name, or a glob such as vllm@*.service)."""
+    return tuple(
+        sorted(
+            path
+            for unit, properties in table.items()
+            for name in properties
+            for path in folder.glob(f"{unit}.d/50-{name}.conf")
+        )
+    )
