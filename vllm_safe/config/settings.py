@@ -7,13 +7,15 @@ manual walk `settings_of`; nothing about a setting is written anywhere else.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from vllm_safe.config import kinds
 from vllm_safe.sizes import GIB, MIB, Amount
+
+_EMPTY: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -24,23 +26,19 @@ class Setting:
     kind: kinds.Kind
     default: Any
     doc: str
+    example: str  # as YAML, for what has no default to show
+    moves: bool  # the default belongs to a version of this package: the shipped file shows it as a comment, so that it stays unset
 
 
-def _setting(kind: kinds.Kind, default: Any, doc: str) -> Any:
+def _setting(kind: kinds.Kind, default: Any, doc: str, *, example: str = "", moves: bool = False) -> Any:
     """A dataclass field that is also a row of the table."""
-    return field(default=default, metadata={"kind": kind, "doc": doc})
+    row = {"kind": kind, "default": default, "doc": doc, "example": example, "moves": moves}
+    return field(default_factory=lambda: default, metadata=row)  # a factory, since dataclasses mistrust read-only mappings
 
 
 def settings_of(section: type[Any]) -> tuple[Setting, ...]:
     """The rows of one section class, in the order in which the shipped file shows them."""
-    return tuple(
-        Setting(row.name, row.metadata["kind"], None if row.default is MISSING else row.default, row.metadata["doc"])
-        for row in fields(section)
-        if "kind" in row.metadata
-    )
-
-
-_EMPTY: Mapping[str, Any] = MappingProxyType({})
+    return tuple(Setting(row.name, **row.metadata) for row in fields(section) if row.metadata)
 
 
 @dataclass(frozen=True)
@@ -52,9 +50,7 @@ class Swap:
         Path("/swapfile"),
         "Where the swapfile is made: on ext4, xfs or btrfs, never ntfs or fuse (they deadlock when RAM is full).",
     )
-    size: int | None = _setting(
-        kinds.SIZE_OR_NONE, 128 * GIB, "Its size. `none`: make nothing and use the swap that is on."
-    )
+    size: int | None = _setting(kinds.SIZE_OR_NONE, 128 * GIB, "Its size. `none`: make nothing and use the swap that is on.")
     keep_free: Amount = _setting(
         kinds.AMOUNT, Amount(5, is_percent=True), "What must stay free on that file system; a percentage is of its size."
     )
@@ -87,12 +83,8 @@ class Protect:
     user: Amount | None = _setting(
         kinds.AMOUNT_OR_AUTO, None, "For user.slice: login shells and what runs in them. auto: 6 % of RAM, at most 768M."
     )
-    init: Amount | None = _setting(
-        kinds.AMOUNT_OR_AUTO, None, "For init.scope: systemd itself. auto: 2 % of RAM, at most 64M."
-    )
-    per_gpu: Amount = _setting(
-        kinds.AMOUNT, Amount(150 * MIB), "What the NVIDIA driver takes for each card, outside every limit."
-    )
+    init: Amount | None = _setting(kinds.AMOUNT_OR_AUTO, None, "For init.scope: systemd itself. auto: 2 % of RAM, at most 64M.")
+    per_gpu: Amount = _setting(kinds.AMOUNT, Amount(150 * MIB), "What the NVIDIA driver takes for each card, outside every limit.")
 
 
 @dataclass(frozen=True)
@@ -103,7 +95,7 @@ class Limits:
         kinds.AMOUNT, Amount(90, is_percent=True), "Most RAM. It also leaves what `protect` keeps; `vllm-safe show` says which won."
     )
     swap_max: Amount = _setting(kinds.AMOUNT, Amount(90, is_percent=True), "Most swap; a percentage is of all swap that is on.")
-    oom_score_adj: int = _setting(kinds.integer(-999, 1000), 1000, "Who dies first when the kernel runs out: 1000 is the model.")
+    oom_score_adjust: int = _setting(kinds.integer(-999, 1000), 1000, "Who dies first when the kernel runs out: 1000 is the model.")
     cpu_weight: int = _setting(kinds.integer(1, 10000), 10, "CPU share against logins and services (each has 100) when all are busy.")
     io_weight: int = _setting(kinds.integer(1, 10000), 1, "Disk share, likewise; needs BFQ or io.cost on the disk.")
     tasks_max: int = _setting(kinds.integer(64, 4194304), 4096, "Most processes and threads.")
@@ -129,7 +121,7 @@ class ModelLimits:
 
     memory_max: Amount | None = _setting(kinds.AMOUNT, None, "")
     swap_max: Amount | None = _setting(kinds.AMOUNT, None, "")
-    oom_score_adj: int | None = _setting(kinds.integer(-999, 1000), None, "")
+    oom_score_adjust: int | None = _setting(kinds.integer(-999, 1000), None, "")
     cpu_weight: int | None = _setting(kinds.integer(1, 10000), None, "")
     io_weight: int | None = _setting(kinds.integer(1, 10000), None, "")
     tasks_max: int | None = _setting(kinds.integer(64, 4194304), None, "")
@@ -148,9 +140,13 @@ class Model:
     limits: ModelLimits = _setting(kinds.SECTION, ModelLimits(), "Overrides of the section `limits`.")
     profile: str = _setting(kinds.PROFILE, "default", "A named set of env, args and timeouts: default (empty) or pcie-riser.")
     api_key_file: Path | None = _setting(kinds.PATH_OR_NONE, None, "A file, readable by root only, with the key that clients must send.")
-    health: str | None = _setting(kinds.HTTP_URL_OR_NONE, None, "The URL that answers 200 when it serves. Without it: http://HOST:PORT/health.")
+    health: str | None = _setting(
+        kinds.HTTP_URL_OR_NONE, None, "The URL that answers 200 when it serves. Without it: http://HOST:PORT/health."
+    )
     start_timeout: float | None = _setting(kinds.SPAN, None, "Longest start, until `health` answers. Without it: the profile's, else 1h.")
-    stop_grace: float | None = _setting(kinds.SPAN, None, "How long requests may finish when it is stopped. Without it: the profile's, else 30s.")
+    stop_grace: float | None = _setting(
+        kinds.GRACE, None, "Time for requests to finish when it is stopped. Without it: the profile's, else 30s."
+    )
 
 
 @dataclass(frozen=True)
@@ -174,8 +170,8 @@ class Config:
     protect: Protect = Protect()
     limits: Limits = Limits()
     engine: Engine = Engine()
-    models: Mapping[str, Model] = _EMPTY
-    positions: Mapping[str, Position] = _EMPTY
+    models: Mapping[str, Model] = field(default_factory=lambda: _EMPTY)
+    positions: Mapping[str, Position] = field(default_factory=lambda: _EMPTY)
     source: str = ""
 
 

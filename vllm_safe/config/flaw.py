@@ -1,0 +1,55 @@
+"""What a kind of value says of a node that does not fit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vllm_safe.config.document import Mapping, Node, Scalar, Sequence
+
+
+@dataclass(frozen=True)
+class Flaw:
+    """`problem` continues "SETTING ...", e.g. "cannot be 'eight'"; `expected` "" means: say what the kind expects."""
+
+    node: Node
+    problem: str
+    expected: str = ""
+    suggestion: str = ""
+
+
+class Flawed(Exception):
+    """A value that cannot be used, with everything that is wrong in it."""
+
+    def __init__(self, *flaws: Flaw) -> None:
+        super().__init__(*flaws)
+        self.flaws = flaws
+
+
+def shown(text: str) -> str:
+    """A text of the file in quotes, on one line, short, and unable to drive a terminal."""
+    return repr(text if len(text) <= 60 else text[:57] + "...")
+
+
+def misfit(node: Node, suggestion: str = "", expected: str = "") -> Flawed:
+    """The plain refusal of a value."""
+    return Flawed(Flaw(node, f"cannot be {_name(node)}", expected, suggestion))
+
+
+def text_of(node: Node) -> str:
+    """What is written, for kinds that take a text; quoted or not makes no difference. Flawed if it is a list, a section or nothing."""
+    if not isinstance(node, Scalar):
+        raise misfit(node)
+    if node.tag == "null":
+        raise Flawed(Flaw(node, "has no value"))
+    return node.text
+
+
+def is_nothing(node: Node) -> bool:
+    """Whether nothing is written, or YAML's own word for it: null or ~."""
+    return isinstance(node, Scalar) and node.tag == "null"
+
+
+def _name(node: Node) -> str:
+    if isinstance(node, Mapping):
+        return "a section"
+    return "a list" if isinstance(node, Sequence) else shown(node.text)
