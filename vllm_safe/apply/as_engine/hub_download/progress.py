@@ -1,0 +1,77 @@
+"""How far it is: one line that changes on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from collections import deque
+
+_TERMINAL_EVERY, _PLAIN_EVERY = 0.2, 30.0  # seconds between two lines
+_WINDOW = 20.0  # seconds over which the rate is measured
+
+
+class Progress:
+    """Counts bytes and says so on stderr. `came`: from the hub; `found`: here already."""
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._done = 0
+        self._terminal = sys.stderr.isatty()
+        self._said = time.monotonic() - (_TERMINAL_EVERY if self._terminal else _PLAIN_EVERY)
+        self._transferred = 0
+        self._marks: deque[tuple[float, int]] = deque([(time.monotonic(), 0)])
+
+    def came(self, count: int) -> None:
+        """Bytes were transferred."""
+        now = time.monotonic()
+        self._transferred += count
+        if now - self._marks[-1][0] >= 1:
+            self._marks.append((now, self._transferred))
+            while now - self._marks[0][0] > _WINDOW:
+                self._marks.popleft()
+        self.found(count)
+
+    def found(self, count: int) -> None:
+        """Bytes need no transfer; a negative count takes some back."""
+        self._done += count
+        if time.monotonic() - self._said >= (_TERMINAL_EVERY if self._terminal else _PLAIN_EVERY):
+            self._show()
+
+    def finish(self) -> None:
+        """Say the last state, and leave the line."""
+        self._show()
+        if self._terminal:
+            sys.stderr.write("\n")
+
+    def tell(self, text: str) -> None:
+        """Say something else, on a line of its own."""
+        sys.stderr.write(f"\r\x1b[K{text}\n" if self._terminal else f"{text}\n")
+        sys.stderr.flush()
+
+    def _show(self) -> None:
+        now = time.monotonic()
+        self._said = now
+        began, had = self._marks[0]
+        rate = (self._transferred - had) / (now - began) if now - began >= 1 else 0.0
+        text = progress_line(self._done, self._total, rate)
+        width = shutil.get_terminal_size().columns - 1
+        sys.stderr.write(f"\r{text[:width]}\x1b[K" if self._terminal else f"{text}\n")
+        sys.stderr.flush()
+
+
+def progress_line(done: int, total: int, rate: float) -> str:
+    """For example "12.3 of 71.8 GiB, 17 %, 45.2 MiB/s, 22 min left"; rate in bytes a second, 0 if it is not known."""
+    unit, name = next(((unit, name) for unit, name in ((1 << 30, "GiB"), (1 << 20, "MiB")) if total >= unit), (1 << 10, "KiB"))
+    share = int(100 * done / total) if total else 100
+    parts = [f"{done / unit:.1f} of {total / unit:.1f} {name}", f"{share} %"]
+    if rate > 0 and done < total:
+        parts += [f"{rate / (1 << 20):.1f} MiB/s", f"{_span((total - done) / rate)} left"]
+    return ", ".join(parts)
+
+
+def _span(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02} min"

@@ -1,0 +1,143 @@
+"""`vllm-safe fetch NAME`: a model's files, from the hub to the disk. Serving itself is offline."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from vllm_safe.cli.main import config_option, need_root
+
+if TYPE_CHECKING:
+    from vllm_safe.apply.fetch import Source
+    from vllm_safe.config.settings import Config
+    from vllm_safe.decide.fetch import FetchPlan, Room
+    from vllm_safe.host.models import ModelFiles
+
+
+@click.command(name="fetch")
+@click.argument("name")
+@click.option(
+    "--revision", metavar="REVISION", help="A branch, tag or commit of the model; without it, what is there already counts as current."
+)
+@click.option("--dry-run", is_flag=True, help="List the files, and fetch nothing.")
+@config_option
+def command(name: str, revision: str | None, config_path: Path, *, dry_run: bool) -> None:
+    """Download the files of the model NAME, complete or not at all. Run again, it goes on where it was broken off."""
+    from vllm_safe.apply.as_vllm import alone
+    from vllm_safe.apply.fetch import require_engine
+    from vllm_safe.config.reader import load
+    from vllm_safe.decide.prepare import known_model
+    from vllm_safe.host.models import read_model
+
+    config = load(config_path)
+    known_model(config, name)
+    model = config.models[name]
+    if model.model is None:
+        click.echo(f"{name} is a `command:` server: there is nothing to fetch")
+        return
+    files = read_model(model.model)
+    if not files.repo:
+        _tell_of_folder(name, files)
+        return
+    if files.complete and not revision:
+        _say_complete(name, files)
+        return
+    need_root()
+    require_engine()
+    source = _source(config, name, files, revision)
+    with alone(source.unit, f"fetching {files.repo}"):
+        _fetch(source, _room(config), dry_run=dry_run)
+    if not dry_run:
+        _say_complete(name, read_model(model.model))
+
+
+def _tell_of_folder(name: str, files: ModelFiles) -> None:
+    """A folder that the configuration names is the admin's own."""
+    from vllm_safe.decide.fetch import find_model
+    from vllm_safe.decide.findings import Level
+    from vllm_safe.errors import Failure
+
+    finding = find_model(name, files)
+    if finding.level is Level.FAIL:
+        raise Failure(finding.what, hint=finding.do_next)
+    click.echo(f"{name} is served from the folder {files.folder}: there is nothing to fetch")
+
+
+def _say_complete(name: str, files: ModelFiles) -> None:
+    from vllm_safe.sizes import format_size
+
+    if files.commit:
+        click.echo(f"{files.folder} is complete: {files.count} files, {format_size(files.size)}, revision {files.commit[:10]}")
+        click.echo(f"Start it: systemctl start vllm@{name}   Look for a newer one: vllm-safe fetch {name} --revision main")
+    else:
+        click.echo(f"{files.folder} is there, and was not fetched by vllm-safe   To replace it: vllm-safe fetch {name} --revision main")
+
+
+def _source(config: Config, name: str, files: ModelFiles, revision: str | None) -> Source:
+    from vllm_safe.apply.fetch import Source
+    from vllm_safe.decide.hub_troubles import DEFAULT_HUB, Asked
+    from vllm_safe.decide.limits import decide_limits
+    from vllm_safe.errors import Failure
+    from vllm_safe.host.facts import read_host
+    from vllm_safe.host.start import read_key
+
+    token_file = config.engine.hub_token_file
+    if token_file and (problem := read_key(token_file).problem):
+        raise Failure(
+            f"engine.hub_token_file: {problem}", hint=f"The token in one line, and: chown root:root {token_file}; chmod 600 {token_file}"
+        )
+    asked = Asked(
+        name=name,
+        repo=files.repo,
+        hub=(config.engine.hub or DEFAULT_HUB).rstrip("/"),
+        revision=revision or files.commit,  # what is damaged is repaired with the files of its own revision
+        config=config.source,
+        token_file=str(token_file or ""),
+    )
+    limits = decide_limits(config, read_host(), name)
+    return Source(asked, limits.memory_max.value, limits.swap_max.value)
+
+
+def _fetch(source: Source, room: Room, *, dry_run: bool) -> None:
+    from vllm_safe.apply.fetch import FetchStep, list_files
+    from vllm_safe.apply.steps import carry_out
+    from vllm_safe.decide.fetch import plan_fetch, require_room
+
+    plan = plan_fetch(source.asked.repo, *list_files(source))
+    _show(plan)
+    if warning := require_room(plan, room):
+        click.echo(f"warning: {warning}", err=True)
+    try:
+        carry_out([FetchStep(source, plan)], dry_run=dry_run, say=click.echo)
+    except KeyboardInterrupt:
+        click.echo(f"\nWhat has come is kept; go on with: {source.asked.command}", err=True)
+        raise
+
+
+def _show(plan: FetchPlan) -> None:
+    from vllm_safe.cli.table import columns
+    from vllm_safe.sizes import format_size
+
+    click.echo(plan.summary)
+    width = max(len(format_size(file.size)) for file in plan.files)
+    notes = {file: "here" if file.here == file.size else f"{format_size(file.here)} here" for file in plan.files if file.here}
+    click.echo("\n".join(columns((format_size(file.size).rjust(width), file.name, notes.get(file, "")) for file in plan.files)))
+    if plan.left_out:
+        rest = format_size(sum(file.size for file in plan.left_out))
+        click.echo(f"left out, since vLLM does not read them: {len(plan.left_out)} files, {rest}, such as {plan.left_out[0].name}")
+
+
+def _room(config: Config) -> Room:
+    from vllm_safe import paths
+    from vllm_safe.decide.fetch import Room
+
+    disk = os.statvfs(paths.MODELS)
+    swapfile = 0
+    with suppress(OSError):  # no such folder: `swap create` will say so
+        shared = paths.MODELS.stat().st_dev == config.swap.file.parent.stat().st_dev
+        swapfile = config.swap.size or 0 if shared and not config.swap.file.exists() else 0
+    return Room(str(paths.MODELS), disk.f_bavail * disk.f_frsize, config.swap.keep_free.of(disk.f_blocks * disk.f_frsize), swapfile)
