@@ -1,0 +1,138 @@
+"""vllm-safe swap create|status|remove."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from vllm_safe.cli.main import config_option, need_root
+from vllm_safe.config import settings
+from vllm_safe.errors import Failure
+from vllm_safe.host.facts import read_host
+from vllm_safe.notify import notify
+
+_AnyCommand = TypeVar("_AnyCommand", bound=Callable[..., Any])
+
+
+@click.group()
+def command() -> None:
+    """Create, show or remove the swapfile that section `swap` of the config describes."""
+
+
+def _dry_run_option(function: _AnyCommand) -> _AnyCommand:
+    return click.option("--dry-run", is_flag=True, help="Only print the steps.")(function)
+
+
+@command.command()
+@config_option
+@_dry_run_option
+def create(config_path: Path, dry_run: bool) -> None:  # noqa: FBT001 - click passes options by name
+    """Make the swapfile and turn it on; nothing if it is on.
+
+    A new `swap.size` or `swap.file` is applied: the new file is made, then the old one is turned off and deleted.
+    """
+    from vllm_safe.config.reader import load
+    from vllm_safe.decide.swap import decide_swap
+    from vllm_safe.host.swapfile import read_swap
+    from vllm_safe.sizes import format_size
+
+    if not dry_run:
+        need_root()
+    swap = load(config_path).swap
+    with _one_run(dry_run=dry_run):
+        host = read_host()
+        steps = decide_swap(swap, host, read_swap(swap.file, host))
+        _carry_out(steps, dry_run=dry_run)
+        if dry_run and steps:
+            return
+        host = read_host() if steps else host
+        total = f"{format_size(host.swap)} of swap are on"
+        _say(f"{total} (swap.size is none: it is left as it is)" if swap.size is None else total)
+
+
+@command.command()
+@config_option
+@click.option("--json", "as_json", is_flag=True, help="For programs; sizes in bytes.")
+def status(config_path: Path, as_json: bool) -> None:  # noqa: FBT001 - click passes options by name
+    """Show the swap that is on, and what `create` would do."""
+    from vllm_safe.cli.swap_status import as_lines, look
+
+    answer = look(*_swap_or_default(config_path))
+    if as_json:
+        import json
+
+        click.echo(json.dumps(answer, indent=2))
+    else:
+        click.echo("\n".join(as_lines(answer)))
+
+
+@command.command()
+@config_option
+@_dry_run_option
+def remove(config_path: Path, dry_run: bool) -> None:  # noqa: FBT001 - click passes options by name
+    """Turn off and delete the swapfile, if what is swapped out fits in RAM. Other swap is left as it is.
+
+    Needs no valid config: a swapfile of ours that is on is found by its label, one that is off at the configured or the default path.
+    """
+    from vllm_safe.decide.swap import decide_remove
+    from vllm_safe.host.swapfile import read_swap
+
+    if not dry_run:
+        need_root()
+    swap, problem = _swap_or_default(config_path)
+    if problem:
+        click.echo(f"vllm-safe: without the config: {problem.splitlines()[0]}", err=True)
+    with _one_run(dry_run=dry_run):
+        host = read_host()
+        facts = read_swap(swap.file, host)
+        steps = decide_remove(host, facts)
+        _carry_out(steps, dry_run=dry_run)
+        for file in facts.files:
+            if file.foreign and file.path == facts.path:
+                click.echo(f"left as it is: {file.path} ({file.foreign})")
+        if not steps:
+            click.echo("there is no swapfile of vllm-safe")
+
+
+def _swap_or_default(config_path: Path) -> tuple[settings.Swap, str]:
+    """The section `swap`, or its defaults and what is wrong with the config."""
+    from vllm_safe.config.reader import load
+
+    try:
+        return load(config_path).swap, ""
+    except Failure as failure:
+        return settings.Swap(), failure.message
+
+
+@contextmanager
+def _one_run(*, dry_run: bool) -> Iterator[None]:
+    """Alone, unless nothing is changed; under systemd the reason of a failure becomes the status of the unit."""
+    if dry_run:
+        yield
+        return
+    from vllm_safe.apply.lock import alone
+
+    try:
+        with alone("swap", lambda: _say("waiting for another `vllm-safe swap` to end")):
+            yield
+    except Failure as failure:
+        notify(STATUS=failure.message)
+        raise
+
+
+def _carry_out(steps: tuple[Any, ...], *, dry_run: bool) -> None:
+    from vllm_safe.apply.steps import carry_out
+
+    for step in steps:
+        if not dry_run:
+            _say(step.describe())
+        carry_out((step,), dry_run=dry_run, say=click.echo)
+
+
+def _say(text: str) -> None:
+    notify(STATUS=text)
+    click.echo(text)

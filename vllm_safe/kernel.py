@@ -1,0 +1,60 @@
+"""System calls that Python has no function for. Each raises OSError as Python's own would."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import struct
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_INT64 = ctypes.c_int64
+
+_RENAME_NOREPLACE = 1  # linux/fs.h
+_FS_IOC_GETFLAGS, _FS_IOC_SETFLAGS = 0x80086601, 0x40086602  # linux/fs.h, where a long has 64 bits
+_FS_COMPR_FL, _FS_NOCOW_FL = 0x00000004, 0x00800000
+
+
+def _call(name: str, *arguments: object) -> None:
+    """Call a function of libc that returns -1 and sets errno; again when a signal, which Python has handled by then, broke it off."""
+    while getattr(_libc, name)(*arguments) == -1:
+        if (code := ctypes.get_errno()) != errno.EINTR:
+            raise OSError(code, os.strerror(code))
+
+
+def fallocate(file: int, offset: int, length: int) -> None:
+    """Allocate blocks that read as zeros (fallocate(2)). EOPNOTSUPP where the file system cannot: nothing is written instead."""
+    _call("fallocate64", file, 0, _INT64(offset), _INT64(length))
+
+
+def swapon(path: str) -> None:
+    """Start to use the swapfile (swapon(2)), with the priority that the kernel chooses."""
+    _call("swapon", os.fsencode(path), 0)
+
+
+def swapoff(path: str) -> None:
+    """Bring back into RAM what is swapped out to `path`, and stop using it. Takes long; broken off by a signal it stays on."""
+    _call("swapoff", os.fsencode(path))
+
+
+def may_swap() -> bool:
+    """Whether this process may call swapon: not in most containers, whose system call filter or lack of capabilities says EPERM."""
+    try:
+        swapoff("")  # permission is looked at before the path, and there is no such file
+    except PermissionError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def rename_new(folder: int, source: str, target: str) -> None:
+    """Rename within a folder; FileExistsError when there is a `target` (renameat2(2) with RENAME_NOREPLACE)."""
+    _call("renameat2", folder, os.fsencode(source), folder, os.fsencode(target), _RENAME_NOREPLACE)
+
+
+def set_nocow(file: int) -> None:
+    """Have an empty file of btrfs overwritten in place, uncompressed and without checksums, as `chattr +C -c` does."""
+    flags = struct.unpack("i", fcntl.ioctl(file, _FS_IOC_GETFLAGS, bytes(4)))[0]
+    fcntl.ioctl(file, _FS_IOC_SETFLAGS, struct.pack("i", (flags | _FS_NOCOW_FL) & ~_FS_COMPR_FL))
