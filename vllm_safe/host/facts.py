@@ -69,7 +69,7 @@ def read_host(root: Path = Path("/")) -> Host:
     return Host(
         memory=_meminfo(root, "MemTotal"),
         memory_available=_meminfo(root, "MemAvailable"),
-        swaps=_swaps(root),
+        swaps=read_swaps(root),
         mounts=_mounts(root),
         gpus=_count(root / "proc/driver/nvidia/gpus"),
         cpus=len(re.findall(r"^processor\s*:", _text(root / "proc/cpuinfo"), re.MULTILINE)) or 1,
@@ -105,7 +105,8 @@ def _unescape(text: str) -> str:
     return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
 
 
-def _swaps(root: Path) -> tuple[Swap, ...]:
+def read_swaps(root: Path = Path("/")) -> tuple[Swap, ...]:
+    """The swap that is on, alone: for a step that checks what it did."""
     rows = (line.split() for line in _text(root / "proc/swaps").splitlines()[1:])
     return tuple(Swap(_unescape(row[0]), row[1], int(row[2]) * 1024, int(row[3]) * 1024) for row in rows if len(row) >= 4)
 
