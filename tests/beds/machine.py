@@ -19,6 +19,10 @@ ENVIRONMENT = {  # of commands in a bed: root's own on Debian, nothing of the ho
 }
 
 
+TIED = ("setpriv", "--pdeathsig", "KILL")  # before a command on the host: it dies when we do, however that happens
+Completed = subprocess.CompletedProcess[str]
+
+
 class BedError(Exception):
     """A bed did not boot, or a command in it did not do what its caller counts on."""
 
@@ -31,8 +35,12 @@ class Machine(ABC):
         """Take everything down at once, as a power cut does, and remove what it left. Safe to call twice."""
 
     @abstractmethod
-    def _argv(self, command: Sequence[str]) -> list[str]:
-        """The program and arguments on this host that run `command` in the bed."""
+    def _execute(self, command: Sequence[str], stdin: str, timeout: float) -> Completed:
+        """Run the program `command` in the bed. Raises subprocess.TimeoutExpired, with what it had printed, after `timeout` seconds."""
+
+    @abstractmethod
+    def put(self, source: Path, target: str) -> None:
+        """Copy a file of the host into the bed."""
 
     def __enter__(self) -> Self:
         """The running bed."""
@@ -42,34 +50,20 @@ class Machine(ABC):
         """Take it down."""
         self.stop()
 
-    def run(
-        self, command: str | Sequence[str], *, check: bool = True, timeout: float = 120, stdin: str = ""
-    ) -> subprocess.CompletedProcess[str]:
+    def run(self, command: str | Sequence[str], *, check: bool = True, timeout: float = 120, stdin: str = "") -> Completed:
         """Run as root in the bed: a string by its shell, a list as it is. `timeout` in seconds.
 
         Raises BedError with all output when the time is over or, with `check`, when the command fails.
         """
         argv = ["sh", "-c", command] if isinstance(command, str) else list(command)
         shown = command if isinstance(command, str) else join(command)
-        with subprocess.Popen(
-            self._argv(argv),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            errors="replace",
-        ) as process:
-            try:
-                out, err = process.communicate(stdin, timeout=timeout)
-            except subprocess.TimeoutExpired as late:
-                process.kill()
-                raise BedError(f"`{shown}` took more than {timeout:.0f} s\n{_text(late.stdout)}{_text(late.stderr)}") from None
-            except BaseException:
-                process.kill()
-                raise
-        if check and process.returncode:
-            raise BedError(f"`{shown}` ended with {process.returncode}\n{out}{err}")
-        return subprocess.CompletedProcess(argv, process.returncode, out, err)
+        try:
+            done = self._execute(argv, stdin, timeout)
+        except subprocess.TimeoutExpired as late:
+            raise BedError(f"`{shown}` took more than {timeout:.0f} s\n{_text(late.stdout)}{_text(late.stderr)}") from None
+        if check and done.returncode:
+            raise BedError(f"`{shown}` ended with {done.returncode}\n{done.stdout}{done.stderr}")
+        return done
 
     def out(self, command: str | Sequence[str], *, timeout: float = 120) -> str:
         """What a command that must succeed prints on stdout, without the space around it."""
@@ -94,10 +88,6 @@ class Machine(ABC):
     def exists(self, path: str) -> bool:
         """Whether there is something at `path` in the bed (also a dangling symlink)."""
         return self.run(f"[ -e {quote(path)} ] || [ -L {quote(path)} ]", check=False).returncode == 0
-
-    @abstractmethod
-    def put(self, source: Path, target: str) -> None:
-        """Copy a file of the host into the bed."""
 
     def install(self, deb: Path) -> str:
         """`apt install ./x.deb` as a person does it; what apt printed."""

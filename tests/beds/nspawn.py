@@ -1,4 +1,4 @@
-"""A container with systemd as PID 1, booted in a second on an overlay of a cached tree: real units and apt, native speed, no limits enforced.
+"""A container with systemd as PID 1, booted in a second on an overlay of a cached tree: real units and apt, full speed.
 
 Everything runs below one `unshare` that owns a PID and a mount namespace and that the kernel kills with us: when this process ends in any
 way, the container, its mounts and its network go with it. Only a folder in the cache stays, and the next bed sweeps it.
@@ -13,12 +13,12 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from subprocess import PIPE
 from typing import NamedTuple
 
 from tests.beds import cache, trees
-from tests.beds.machine import ENVIRONMENT, BedError, Machine
+from tests.beds.machine import ENVIRONMENT, TIED, BedError, Completed, Machine
 
-TIED = ("setpriv", "--pdeathsig", "KILL")  # before a command: it dies when its parent does
 CGROUPS = tuple(Path("/sys/fs/cgroup", name) for name in ("unified", "systemd", ""))
 AUTHORITIES = "etc/ssl/certs/ca-certificates.crt"  # the host's: downloads may pass a proxy with an authority of its own
 # Where no systemd hands out cgroups each bed needs one of its own: nspawn calls its own always `payload`, and two beds would share it.
@@ -132,6 +132,15 @@ class Nspawn(Machine):
                 raise BedError(f"no network: {(self._folder.path / 'network').read_text(errors='replace')}")
         finally:
             os.close(ready)
+
+    def _execute(self, command: Sequence[str], stdin: str, timeout: float) -> Completed:
+        with subprocess.Popen(self._argv(command), text=True, errors="replace", stdin=PIPE, stdout=PIPE, stderr=PIPE) as process:
+            try:
+                out, err = process.communicate(stdin, timeout=timeout)
+            except BaseException:
+                process.kill()
+                raise
+        return subprocess.CompletedProcess(command, process.returncode, out, err)
 
     def _argv(self, command: Sequence[str]) -> list[str]:
         environment = ["env", "-i", *(f"{name}={value}" for name, value in ENVIRONMENT.items())]

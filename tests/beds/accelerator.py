@@ -1,0 +1,44 @@
+"""Whether a stock kernel gets anywhere under KVM here: some machines have /dev/kvm and hang."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from functools import cache as once
+from pathlib import Path
+
+from tests.beds import cache
+from tests.beds.machine import TIED
+
+EMULATED = ("-accel", "tcg,thread=multi,tb-size=256", "-cpu", "max")
+NATIVE = ("-accel", "kvm", "-cpu", "host")
+PATIENCE = 15.0  # seconds; a kernel that works reaches its panic (it has no disk) in two
+
+
+@once
+def accelerator(kernel: Path) -> tuple[str, ...]:
+    """QEMU's options for the fastest way to run `kernel`; tried once in each boot of this machine."""
+    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        return EMULATED
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    known = cache.ROOT / "run" / f"kvm-{boot}"
+    with cache.locked(cache.ROOT / "run/.kvm.lock"):
+        if not known.exists():
+            known.write_text("works" if _boots(kernel) else "hangs")
+        return NATIVE if known.read_text() == "works" else EMULATED
+
+
+def _boots(kernel: Path) -> bool:
+    """Whether `kernel` comes as far as its panic for want of a disk, which ends QEMU (-no-reboot)."""
+    command = [*TIED, "qemu-system-x86_64", *NATIVE, "-m", "256", "-nodefaults", "-display", "none", "-no-reboot"]
+    try:
+        done = subprocess.run(
+            [*command, "-kernel", str(kernel), "-append", "panic=-1"],
+            check=False,
+            timeout=PATIENCE,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+        )
+    except subprocess.TimeoutExpired:
+        return False
+    return done.returncode == 0

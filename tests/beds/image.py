@@ -1,0 +1,89 @@
+"""The disk of an emulated machine: a cached tree and what else a machine needs, written as ext4 with no mount and no loop device."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.beds import cache, trees
+from tests.beds.machine import TIED
+
+NETWORK = """auto lo eth0
+iface lo inet loopback
+iface eth0 inet static
+    address 10.0.2.15/24
+    gateway 10.0.2.2
+"""
+FILES = {
+    "etc/fstab": "/dev/vda / ext4 defaults 0 1\nbed /bed 9p trans=virtio,version=9p2000.L,msize=131072,nofail,x-systemd.automount 0 0\n",
+    "etc/hostname": "bed\n",
+    "etc/hosts": "127.0.0.1 localhost bed\n",
+    "etc/network/interfaces": NETWORK,
+    "etc/resolv.conf": "nameserver 10.0.2.3\n",
+    # The command channel outlives what is done to the machine.
+    "etc/systemd/system/qemu-guest-agent.service.d/bed.conf": "[Service]\nOOMScoreAdjust=-1000\nMemoryMin=16M\nCPUWeight=1000\n",
+    "etc/ssh/sshd_config.d/bed.conf": "PermitRootLogin prohibit-password\nUseDNS no\n",
+}
+# Nothing may happen by itself while something is measured.
+MASKED = (
+    "e2scrub_reap.service",
+    "apt-daily.timer",
+    "apt-daily-upgrade.timer",
+    "e2scrub_all.timer",
+    "fstrim.timer",
+    "man-db.timer",
+    "dpkg-db-backup.timer",
+)
+# The tree stays as it is: the additions lie over it in a mount namespace of their own, which ends with the command.
+WRITE = 'mount -t overlay overlay -o "$0" "$1" && exec mkfs.ext4 -q -F -L bed -E lazy_itable_init=0,lazy_journal_init=0 -d "$1" "$2" "$3"'
+
+
+@dataclass(frozen=True)
+class Image:
+    """A disk to copy, the kernel and initrd to boot it with, the key that root's login takes."""
+
+    disk: Path
+    kernel: Path
+    initrd: Path
+    key: Path
+
+
+def image(recipe: trees.Recipe, size: str) -> Image:
+    """The image of `recipe` with a disk of `size` (as mkfs takes it: "10G"), cached."""
+    tree = trees.tree(recipe)
+    recipe_of_image = repr((sorted(FILES.items()), MASKED, WRITE, size))
+    digest = hashlib.sha256(recipe_of_image.encode()).hexdigest()[:12]
+    folder = cache.cached("images", f"{tree.name}-{digest}", lambda folder: _make(folder, tree, size))
+    (kernel,) = tree.glob("boot/vmlinuz-*")
+    (initrd,) = tree.glob("boot/initrd.img-*")
+    return Image(folder / "disk", kernel, initrd, folder / "id_ed25519")
+
+
+def _make(folder: Path, tree: Path, size: str) -> None:
+    key = folder / "id_ed25519"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "bed", "-f", str(key)], check=True)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        upper, work, root = (Path(scratch, name) for name in ("upper", "work", "root"))
+        for place in (upper / "bed", work, root):
+            place.mkdir(parents=True)
+        for name, text in FILES.items():
+            path = upper / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        for unit in MASKED:
+            (upper / "etc/systemd/system" / unit).symlink_to("/dev/null")
+        ssh = upper / "root/.ssh"
+        ssh.mkdir(parents=True)
+        (ssh / "authorized_keys").write_bytes(key.with_suffix(".pub").read_bytes())
+        for private in (upper / "root", ssh):
+            private.chmod(0o700)
+        for extra in upper.rglob("*"):
+            if extra.is_dir() and not extra.is_relative_to(upper / "root"):
+                extra.chmod(0o755)
+        upper.chmod(0o755)
+        options = f"lowerdir={tree},upperdir={upper},workdir={work}"
+        namespace = [*TIED, "unshare", "--mount", "--propagation", "private"]
+        subprocess.run([*namespace, "sh", "-c", WRITE, options, str(root), str(folder / "disk"), size], check=True)

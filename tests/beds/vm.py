@@ -1,0 +1,192 @@
+"""An emulated machine (QEMU): its own kernel, so limits, swap, PSI, power cuts and a slow disk are real; with KVM where that works.
+
+Commands go to the QEMU guest agent over a virtio-serial port, never over the guest's network: the agent is a small process that runs all
+the time, is never killed for memory, and needs neither a login nor a free port. In a guest that thrashes it answers late, but it answers;
+the program that it then starts is as slow as any. What a *person* would see there is measured with `ssh()`, a fresh login over the network.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from tests.beds import cache, trees
+from tests.beds.accelerator import EMULATED, accelerator
+from tests.beds.image import image
+from tests.beds.machine import ENVIRONMENT, TIED, BedError, Completed, Machine
+from tests.beds.wire import Wire, WireError
+
+DISK = "disk"
+RESET_SCORE = 'echo 0 > /proc/self/oom_score_adj && cd /root && exec "$@"'  # the agent's own -1000 is not for what it starts
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the machine is made of. `memory` in MiB; `disk` as mkfs takes it; `kernel_arguments` are added to the command line."""
+
+    memory: int = 1024
+    cpus: int = 2
+    disk: str = "12G"
+    kernel_arguments: str = ""
+    recipe: trees.Recipe = trees.VIRTUAL
+
+
+class Virtual(Machine):
+    """A running machine with a disk of its own, which survives `reboot()` and `power_cut()` + `boot()`, and goes with `stop()`."""
+
+    def __init__(self, shape: Shape = Shape()) -> None:
+        """Boot. Raises BedError with the console's words."""
+        self.shape = shape
+        self._image = image(shape.recipe, shape.disk)
+        self._accelerator = accelerator(self._image.kernel)
+        self._folder = cache.RunFolder("vm")
+        self._process: subprocess.Popen[bytes] | None = None
+        self.share = self._folder.path / "share"  # the guest sees it at /bed
+        try:
+            self.share.mkdir()
+            subprocess.run(["cp", "--sparse=always", "--reflink=auto", self._image.disk, self._folder.path / DISK], check=True)
+            self.boot()
+        except BaseException:
+            self.stop()
+            raise
+
+    @property
+    def emulated(self) -> bool:
+        """Whether the processor is emulated: everything it does takes 10 to 20 times as long."""
+        return self._accelerator == EMULATED
+
+    def boot(self) -> None:
+        """Switch the machine on and wait until systemd has started everything."""
+        run = self._folder.path
+        arguments = f"root=/dev/vda rw console=ttyS0 net.ifnames=0 panic=-1 systemd.show_status=0 {self.shape.kernel_arguments}"
+        command = [
+            *(*TIED, "qemu-system-x86_64", *self._accelerator, "-m", str(self.shape.memory), "-smp", str(self.shape.cpus)),
+            *("-nodefaults", "-display", "none", "-no-reboot", "-serial", f"file:{run}/console"),
+            *("-kernel", str(self._image.kernel), "-initrd", str(self._image.initrd), "-append", arguments.strip()),
+            # Flushes need not reach the host's disk: a power cut here kills QEMU, not the host.
+            *("-drive", f"if=none,id={DISK},file={run / DISK},format=raw,cache=unsafe,discard=unmap"),
+            *("-device", f"virtio-blk-pci,drive={DISK},id=vda,serial=bed"),
+            *("-netdev", "user,id=net,hostfwd=tcp:127.0.0.1:0-:22", "-device", "virtio-net-pci,netdev=net,romfile="),
+            *("-virtfs", f"local,path={self.share},mount_tag=bed,security_model=none"),
+            *("-device", "virtio-rng-pci", "-device", "virtio-serial-pci"),
+            *("-chardev", f"socket,id=agent,path={run}/agent,server=on,wait=off"),
+            *("-device", "virtserialport,chardev=agent,name=org.qemu.guest_agent.0"),
+            *("-qmp", f"unix:{run}/monitor,server=on,wait=off"),
+        ]
+        with (run / "qemu").open("wb") as log:
+            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+        self.wait_for("QEMU listens", lambda: self._alive() and (run / "monitor").exists() and (run / "agent").exists())
+        self._monitor = Wire(run / "monitor")
+        self._monitor.call("qmp_capabilities")
+        self._agent = Wire(run / "agent", agent=True)
+        self.wait_for("the guest's agent answers", self._answers, timeout=300)
+        self.wait_for("systemd in the guest has started everything", self._booted, timeout=300, pause=1)
+
+    def _alive(self) -> bool:
+        if self._process is None or self._process.poll() is not None:
+            said = (self._folder.path / "qemu").read_text(errors="replace")
+            raise BedError(f"the machine is off:\n{said}{self.console()}")
+        return True
+
+    def _answers(self) -> bool:
+        with suppress(WireError):
+            self._agent.call("guest-ping", timeout=2)
+            return True
+        return not self._alive()
+
+    def _booted(self) -> bool:
+        return self.run(["systemctl", "is-system-running"], check=False).stdout.strip() in {"running", "degraded"}
+
+    def _execute(self, command: Sequence[str], stdin: str, timeout: float) -> Completed:
+        end = time.monotonic() + timeout
+        try:
+            question = {
+                "path": "/usr/bin/setsid",  # a process group to kill when the time is over
+                "arg": ["/bin/sh", "-c", RESET_SCORE, "bed", *command],
+                "env": [f"{name}={value}" for name, value in ENVIRONMENT.items()],
+                "input-data": base64.b64encode(stdin.encode()).decode(),
+                "capture-output": True,
+            }
+            started = self._agent.call("guest-exec", question, timeout=timeout)
+            pid = cast("dict[str, int]", started)["pid"]
+            pause = 0.05
+            while True:
+                if time.monotonic() > end:
+                    self._agent.call("guest-exec", {"path": "/bin/kill", "arg": ["-KILL", "--", f"-{pid}"]})
+                    raise subprocess.TimeoutExpired(list(command), timeout)
+                status = cast("dict[str, str | int]", self._agent.call("guest-exec-status", {"pid": pid}, timeout=timeout))
+                if status["exited"]:
+                    break
+                time.sleep(pause)
+                pause = min(pause * 1.5, 1.0)
+        except WireError as error:
+            self._alive()
+            raise subprocess.TimeoutExpired(list(command), timeout, output=f"{error}\n") from None
+        code = int(status["exitcode"]) if "exitcode" in status else -int(status.get("signal", 9))
+        out, err = (base64.b64decode(str(status.get(name, ""))).decode(errors="replace") for name in ("out-data", "err-data"))
+        return subprocess.CompletedProcess(command, code, out, err)
+
+    def put(self, source: Path, target: str) -> None:
+        """Copy a file of the host into the bed, by way of the shared folder."""
+        passing = self.share / f".{source.name}"
+        shutil.copy(source, passing)
+        self.run(["cp", "--no-preserve=mode", f"/bed/{passing.name}", target])
+        passing.unlink()
+
+    def ssh(self, *command: str) -> list[str]:
+        """The command line, for this host, of a fresh login as root that runs `command`: what a person would feel."""
+        forwards = str(self._monitor.call("human-monitor-command", {"command-line": "info usernet"}))
+        port = re.search(r"HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)", forwards)
+        if port is None:
+            raise BedError(f"no port is forwarded:\n{forwards}")
+        options = ("BatchMode=yes", "StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR", "IdentitiesOnly=yes")
+        flags = [flag for option in options for flag in ("-o", option)]
+        return ["ssh", "-F", "none", "-i", str(self._image.key), "-p", port[1], *flags, "root@127.0.0.1", *command]
+
+    def throttle(self, *, iops: int = 0, bytes_per_second: int = 0) -> None:
+        """Make the disk as slow as this from now on; 0 lifts the bound. A hard disk: 150 and 120 MiB/s."""
+        single = dict.fromkeys(("bps_rd", "bps_wr", "iops_rd", "iops_wr"), 0)
+        self._monitor.call("block_set_io_throttle", {"device": DISK, "bps": bytes_per_second, "iops": iops, **single})
+
+    def power_cut(self) -> None:
+        """Switch the machine off at once. What it had not yet written to the disk is lost; `boot()` starts it again."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._close()
+
+    def reboot(self) -> None:
+        """Shut down in order and start again."""
+        with suppress(WireError):
+            self._agent.call("guest-shutdown", {"mode": "powerdown"}, timeout=2)  # has no answer
+        if self._process is not None:
+            self._process.wait(timeout=300)
+        self._close()
+        self.boot()
+
+    def _close(self) -> None:
+        for wire in ("_monitor", "_agent"):
+            if wire in self.__dict__:
+                self.__dict__.pop(wire).close()
+        for name in ("monitor", "agent"):
+            (self._folder.path / name).unlink(missing_ok=True)
+        self._process = None
+
+    def console(self) -> str:
+        """The end of what the machine wrote on its serial console."""
+        with suppress(OSError):
+            return (self._folder.path / "console").read_text(errors="replace")[-4000:]
+        return ""
+
+    def stop(self) -> None:
+        """Switch it off at once and remove its disk. Safe to call twice."""
+        self.power_cut()
+        self._folder.remove()
