@@ -67,7 +67,7 @@ def decide_limits(config: Config, host: Host, name: str) -> ModelLimits:
         cpu_weight=plain("cpu_weight"),
         io_weight=plain("io_weight"),
         tasks_max=plain("tasks_max"),
-        oom_score_adj=plain("oom_score_adj"),
+        oom_score_adj=plain("oom_score_adjust"),
     )
 
 
