@@ -28,8 +28,8 @@ _OURS = MappingProxyType(
 # Options that vLLM 0.32 has no more: it ends at once with "unrecognized arguments".
 _GONE = MappingProxyType(
     {
-        "disable-log-requests": "vLLM logs no requests today unless enable-log-requests is set; take the line out",
-        "swap-space": "vLLM has no such option any more, and it never meant the machine's swap; take the line out",
+        "disable-log-requests": "vLLM logs no requests today unless enable-log-requests is set",
+        "swap-space": "vLLM has no such option any more, and it never meant the machine's swap",
     }
 )
 
@@ -74,7 +74,7 @@ def _option_flaw(key: Scalar) -> Flaw | None:
     if instead := _OURS.get(tidy):
         return Flaw(key, f"cannot have {shown(key.text)}, which the package sets", instead)
     if why := _GONE.get(tidy):
-        return Flaw(key, f"cannot have {shown(key.text)}", why)
+        return Flaw(key, f"cannot have {shown(key.text)}: {why}", "the line to be taken out")
     if known := _SHORT.get(tidy):
         return Flaw(key, f"cannot have {shown(key.text)}", "an option by its long name", known)
     if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", head) or (dot and not re.fullmatch(r"[A-Za-z0-9_.-]+", rest)):

@@ -1,0 +1,136 @@
+"""config.yaml -> Config. All mistakes are reported at once, each with its place, what was expected and what may have been meant."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+from vllm_safe.config import document, kinds
+from vllm_safe.config.document import Mapping, Node, Scalar
+from vllm_safe.config.flaw import Flaw, Flawed, is_nothing, misfit, shown
+from vllm_safe.config.rules import breaches
+from vllm_safe.config.settings import SECTIONS, Config, Model, Position, settings_of
+from vllm_safe.errors import ConfigError, Mistake
+
+DEFAULT_PATH = Path("/etc/vllm-safe/config.yaml")
+
+_Section = TypeVar("_Section")
+_MODEL_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+
+
+def load(path: Path = DEFAULT_PATH) -> Config:
+    """The settings of the file, checked. Raises ConfigError with every mistake in it."""
+    source = document.read(path)
+    reader = _Reader(str(path))
+    config = reader.config(source.root)
+    reader.check(config)
+    if mistakes := [*source.mistakes, *reader.mistakes]:
+        raise ConfigError(mistakes)
+    return config
+
+
+class _Reader:
+    """Walks the nodes along the table of settings. A value that is no good is reported, and its default stands in for it."""
+
+    def __init__(self, file: str) -> None:
+        self.file = file
+        self.mistakes: list[Mistake] = []
+        self._positions: dict[str, Position] = {}
+        self._broken: set[str] = set()  # dotted paths of values that their default stands in for
+
+    def config(self, root: Node) -> Config:
+        parts = {key.text: (key, node) for key, node in self._entries("", root, (*SECTIONS, "models"))}
+        sections: dict[str, Any] = {name: self._section(name, rows, parts[name][1]) for name, rows in SECTIONS.items() if name in parts}
+        models = self._models(parts["models"][1]) if "models" in parts else {}
+        return Config(
+            **sections,
+            models=MappingProxyType(models),
+            positions=MappingProxyType(self._positions),
+            source=self.file,
+        )
+
+    def check(self, config: Config) -> None:
+        """Report what cannot be together, unless a value in it has been reported already."""
+        for breach in breaches(config):
+            if self._broken.isdisjoint(breach.paths):
+                place = self._place(breach.paths[0])
+                self.mistakes.append(Mistake(self.file, place.line, place.column, breach.text))
+
+    def _models(self, node: Node) -> dict[str, Model]:
+        models = {}
+        for key, value in self._entries("models", node, None):
+            name = key.text
+            if not re.fullmatch(_MODEL_NAME, name):
+                expected = "at most 64 letters, digits, dots, - and _, a letter or digit first: it becomes the unit vllm@NAME.service"
+                tidy = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._")[:64]
+                self._report("models", Flaw(key, f"cannot have a model named {shown(name)}", expected, tidy))
+                name = shown(name)
+            models[name] = self._section(f"models.{name}", Model, value)
+        return models
+
+    def _section(self, path: str, rows: type[_Section], node: Node) -> _Section:
+        """The section of class `rows`."""
+        table = {row.name: row for row in settings_of(rows)}
+        values = {}
+        for key, value in self._entries(path, node, table):
+            row, inner = table[key.text], f"{path}.{key.text}"
+            if row.kind is kinds.SECTION:
+                values[row.name] = self._section(inner, type(row.default), value)
+            else:
+                try:
+                    values[row.name] = row.kind.read(value)
+                except Flawed as error:
+                    self._broken.add(inner)
+                    for flaw in error.flaws:
+                        self._report(inner, flaw, row.kind)
+                if isinstance(value, Mapping):  # args and env: `show` says where each comes from
+                    self._positions.update({f"{inner}.{name.text}": self._position(name) for name, _ in value.items})
+        return rows(**values)
+
+    def _entries(self, path: str, node: Node, names: Collection[str] | None) -> Iterator[tuple[Scalar, Node]]:
+        """The keys of a section with their values; of any name if `names` is None. A section with nothing in it has no keys."""
+        if is_nothing(node):
+            return
+        if not isinstance(node, Mapping):
+            self._broken.add(path)
+            for flaw in misfit(node).flaws:
+                self._report(path or "the file", flaw, kinds.SECTION)
+            return
+        for key, value in node.items:
+            if names is not None and key.text not in names:
+                self._unknown(path, key, names)
+                continue
+            own = f"{path}.{key.text}" if path else key.text
+            self._positions[own] = self._position(value if isinstance(value, Scalar) and not is_nothing(value) else key)
+            yield key, value
+
+    def _unknown(self, path: str, key: Scalar, names: Collection[str]) -> None:
+        from vllm_safe.config.spelling import meant  # noqa: PLC0415 - only who made a mistake waits for difflib
+
+        what = f"unknown setting {shown(key.text)} in {path}" if path else f"unknown section {shown(key.text)}"
+        self._report("", Flaw(key, what, f"one of {', '.join(names)}", meant(key.text, names)))
+
+    def _report(self, path: str, flaw: Flaw, kind: kinds.Kind | None = None) -> None:
+        expected, suggestion = flaw.expected, flaw.suggestion
+        if kind and not expected:
+            expected = kind.expected
+            if kind.choices and not suggestion and isinstance(flaw.node, Scalar):
+                from vllm_safe.config.spelling import closest  # noqa: PLC0415 - likewise
+
+                suggestion = closest(flaw.node.text, kind.choices)
+        text = f"{path} {flaw.problem}".strip()
+        text += f"; expected {expected}" if expected else ""
+        text += f"; did you mean {suggestion}?" if suggestion else ""
+        self.mistakes.append(Mistake(self.file, flaw.node.line, flaw.node.column, text))
+
+    def _position(self, node: Node) -> Position:
+        return Position(self.file, node.line, node.column)
+
+    def _place(self, path: str) -> Position:
+        """The place of a setting, or of the nearest thing around it that the file has."""
+        while path not in self._positions and "." in path:
+            path = path.rpartition(".")[0]
+        return self._positions.get(path, Position(self.file, 0, 0))

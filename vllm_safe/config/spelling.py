@@ -1,0 +1,97 @@
+"""What somebody meant by a key that is none. Imported only when there is a mistake to report."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Collection
+
+from vllm_safe.config.settings import SECTIONS, Model, settings_of
+
+# Other names for our settings: systemd's, earlyoom's, uv's, those of compose files.
+_OTHER_NAMES = {
+    "address": ("host",),
+    "api_key": ("api_key_file",),
+    "arguments": ("args",),
+    "bind": ("host",),
+    "cmd": ("command",),
+    "cpu": ("cpu_weight",),
+    "environment": ("env",),
+    "exec": ("command",),
+    "extra_args": ("args",),
+    "hf_token": ("hub_token_file",),
+    "id": ("model",),
+    "index_url": ("index",),
+    "io": ("io_weight",),
+    "key_file": ("api_key_file",),
+    "listen": ("host",),
+    "mem": ("memory", "memory_max"),
+    "mem_limit": ("memory_max",),
+    "memory": ("memory_max",),
+    "memory_limit": ("memory_max",),
+    "memory_swap_max": ("swap_max",),
+    "memswap_limit": ("swap_max",),
+    "min_free": ("keep_free",),
+    "options": ("args",),
+    "path": ("file", "model"),
+    "pids_max": ("tasks_max",),
+    "ram": ("memory_max", "protect"),
+    "reserve": ("keep_free", "protect"),
+    "swap": ("swap_max",),
+    "swapfile": ("file", "swap"),
+    "timeout": ("start_timeout",),
+    "timeout_start_sec": ("start_timeout",),
+    "timeout_stop_sec": ("stop_grace",),
+    "stop_timeout": ("stop_grace",),
+    "url": ("health",),
+}
+
+# Options of vLLM that are put beside `args` rather than below it.
+_OPTIONS = frozenset(
+    [
+        "dtype",
+        "enable-prefix-caching",
+        "enforce-eager",
+        "gpu-memory-utilization",
+        "kv-cache-dtype",
+        "load-format",
+        "max-model-len",
+        "max-num-batched-tokens",
+        "max-num-seqs",
+        "pipeline-parallel-size",
+        "quantization",
+        "revision",
+        "tensor-parallel-size",
+        "tokenizer",
+        "trust-remote-code",
+    ]
+)
+
+
+def closest(word: str, choices: Collection[str]) -> str:
+    """The choice that looks most like `word`, or ""."""
+    return next(iter(difflib.get_close_matches(word[:80], choices, 1)), "")
+
+
+def meant(key: str, names: Collection[str]) -> str:
+    """The setting that somebody meant by `key` where `names` can stand: one of them, or "SECTION.NAME" for one elsewhere, or ""."""
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", key[:80].strip())
+    tidy = re.sub(r"[-\s]+", "_", words).lower().strip("_")
+    if tidy in names:
+        return tidy
+    for name in _OTHER_NAMES.get(tidy, ()):
+        if name in names:
+            return name
+    if "args" in names and tidy.replace("_", "-") in _OPTIONS:
+        return f"args.{tidy.replace('_', '-')}"
+    if near := closest(tidy, names):
+        return near
+    return _elsewhere(tidy, names)
+
+
+def _elsewhere(tidy: str, names: Collection[str]) -> str:
+    """A setting of another section; one of a model's own limits, if this is a model."""
+    for section, rows in {**SECTIONS, "models.NAME": Model}.items():
+        if tidy in {row.name for row in settings_of(rows)}:
+            return f"{section}.{tidy}" if section not in names or section in {"limits", "swap"} else ""
+    return ""
