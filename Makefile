@@ -24,7 +24,7 @@ test: check deb ## Everything in `check`, then the system tests in nspawn and QE
 	tests/tools beds
 	$(PYTHON) -m pytest tests/system
 
-demo: deb ## From the package to an answer of a real vLLM, in a throwaway Debian
+demo: venv deb ## From the package to an answer of a real vLLM, in a throwaway Debian
 	tests/tools beds
 	$(PYTHON) -m tests.demo
 

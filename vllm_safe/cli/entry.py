@@ -18,8 +18,9 @@ HELP = "\n".join(
     [
         "Usage: vllm-safe COMMAND [OPTION]... [ARGUMENT]...",
         "",
-        "  Run a large language model on a machine that is too small for it, and still log in.",
-        "  A model of /etc/vllm-safe/config.yaml is started with: systemctl start vllm@NAME",
+        "  Run a large language model on a machine that is too small for it, and still",
+        "  log in. Models are in /etc/vllm-safe/config.yaml, and one is started with:",
+        "  systemctl start vllm@NAME",
         "",
         "Commands:",
         *(f"  {name:<9}{text}" for name, text in COMMANDS.items()),

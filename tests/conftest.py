@@ -1,0 +1,26 @@
+"""Tiers of tests: what may be skipped on a machine that cannot run it, and what may not."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator
+
+import pytest
+
+# Tiers whose tests must run, as .ci/run sets it: a skipped one fails. "unit", or the name of a marker: "nspawn", "vm".
+REQUIRED = frozenset(os.environ.get("VLLM_SAFE_REQUIRE", "").split())
+
+
+def tier_of(item: pytest.Item) -> str:
+    """The bed that a test needs; "unit" if it needs none."""
+    return next((marker for marker in ("vm", "nspawn") if item.get_closest_marker(marker)), "unit")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Turn a skip in a required tier into a failure that gives the reason of the skip."""
+    report = yield
+    if report.skipped and not hasattr(report, "wasxfail") and tier_of(item) in REQUIRED:
+        report.outcome = "failed"
+        report.longrepr = f"tests of the tier {tier_of(item)!r} must run here (VLLM_SAFE_REQUIRE), but: {report.longrepr}"
+    return report

@@ -1,0 +1,144 @@
+"""The package's own files agree with each other and with the code. What needs a built package is in tests/system."""
+
+from __future__ import annotations
+
+import configparser
+import re
+import subprocess
+import sys
+import tomllib
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import tier_of
+from vllm_safe import __version__, paths
+from vllm_safe.host.swapfile import LABEL
+
+ROOT = Path(__file__).parents[2]
+DEBIAN = ROOT / "debian"
+SCRIPTS = ("postinst", "prerm", "postrm")
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+UNITS = sorted(path for path in (ROOT / "systemd").iterdir() if path.suffix in {".service", ".slice", ".target"})
+
+
+def names(requirements: str) -> set[str]:
+    """The normalised names in lines such as "PyYAML==6.0 --hash=..."."""
+    return {match.lower() for match in re.findall(r"^([\w-]+)[=>]=", requirements, re.MULTILINE)}
+
+
+def unit(path: Path) -> configparser.ConfigParser:
+    parser = configparser.ConfigParser(strict=False, interpolation=None, delimiters=("=",), comment_prefixes=("#", ";"))
+    parser.optionxform = str  # type: ignore[assignment, method-assign] # systemd's keys are case-sensitive
+    parser.read(path)
+    return parser
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    assert re.match(r"vllm-safe \((.+?)\)", (DEBIAN / "changelog").read_text()).group(1) == __version__  # type: ignore[union-attr]
+    assert re.search(r"^## \[?([\d.]+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE).group(1) == __version__  # type: ignore[union-attr]
+
+
+def test_every_data_file_is_installed() -> None:
+    patterns = [line.split()[0] for line in (DEBIAN / "install").read_text().splitlines()]
+    for pattern in patterns:
+        assert list(ROOT.glob(pattern)), f"debian/install: {pattern} matches nothing"
+    installed = {path for pattern in patterns for match in ROOT.glob(pattern) for path in (match, *match.rglob("*"))}
+    data = {path for folder in ("systemd", "etc") for path in (ROOT / folder).rglob("*") if path.is_file()}
+    assert data - installed == set()
+
+
+def test_only_the_protection_is_enabled_by_the_package() -> None:
+    enabled = {path.name for path in UNITS if unit(path).has_section("Install")}
+    assert enabled == {"vllm-safe-protect.service", "vllm@.service"}
+    postinst = (DEBIAN / "postinst").read_text()
+    assert set(re.findall(r"deb-systemd-helper .*?([\w@-]+\.service)", postinst)) == {"vllm-safe-protect.service"}
+
+
+def test_installing_starts_and_downloads_nothing() -> None:
+    commands = re.sub(r"cat <<'END'.*?^END$|^\s*#.*?$", "", (DEBIAN / "postinst").read_text(), flags=re.MULTILINE | re.DOTALL)
+    assert not re.search(r"invoke|\b(start|restart|stop|enable --now|curl|wget|pip|apt|swap)\b", commands)
+
+
+def test_an_upgrade_stops_nothing() -> None:
+    upgrade = re.search(r"^\s+remove\)(.*?);;(.*?)^esac", (DEBIAN / "prerm").read_text(), re.MULTILINE | re.DOTALL)
+    assert upgrade is not None
+    assert "stop" in upgrade[1]
+    assert re.search(r"upgrade [^)]*\) ;;", upgrade[2])
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_maintainer_scripts_refuse_what_they_do_not_know(script: str) -> None:
+    outcome = subprocess.run(["sh", DEBIAN / script, "frobnicate"], capture_output=True, text=True, check=False)
+    assert outcome.returncode == 1
+    assert "frobnicate" in outcome.stderr
+
+
+@pytest.mark.parametrize("action", ["upgrade", "failed-upgrade", "abort-install", "abort-upgrade", "disappear"])
+def test_postrm_leaves_an_upgrade_alone(action: str) -> None:
+    traced = subprocess.run(["sh", "-x", DEBIAN / "postrm", action, "0.0.9"], capture_output=True, text=True, check=True)
+    assert traced.stderr.splitlines() == ["+ set -e"]
+
+
+def test_the_scripts_name_the_places_that_the_code_names() -> None:
+    postrm = (DEBIAN / "postrm").read_text()
+    for path in (paths.STATE, paths.CACHE, paths.ENGINES, paths.HOME, paths.MODELS, paths.EARLYOOM_ENV, paths.RUN, paths.SERVICE_RUN):
+        assert re.search(rf"{path}[\s;]", postrm), path
+    assert f"!= {LABEL} ]" in postrm
+
+
+def test_tmpfiles_make_the_folders_that_the_code_names() -> None:
+    lines = (ROOT / "systemd/tmpfiles.d/vllm-safe.conf").read_text().splitlines()
+    made = {Path(line.split()[1]) for line in lines if line and not line.startswith("#")}
+    assert made >= {paths.STATE, paths.CACHE, paths.ENGINES, paths.HOME, paths.MODELS, paths.RUN, paths.CREDENTIALS, paths.STARTS}
+
+
+def test_what_is_shipped_is_what_the_code_needs_and_is_named_in_the_copyright_file() -> None:
+    shipped = names((DEBIAN / "requirements.txt").read_text())
+    assert shipped == {re.split(r"[>=]", text)[0].lower() for text in PROJECT["project"]["dependencies"]}
+    folders = set(re.findall(r"site-packages/([a-z]+)/\*", (DEBIAN / "copyright").read_text()))
+    assert {{"pyyaml": "yaml"}.get(name, name) for name in shipped} == folders
+
+
+@pytest.mark.parametrize("file", ["requirements.txt", "build-requirements.txt"])
+def test_every_requirement_has_hashes(file: str) -> None:
+    text = (DEBIAN / file).read_text().replace("\\\n", " ")
+    pinned = [line for line in text.splitlines() if line and not line.startswith("#")]
+    assert pinned
+    assert all(re.fullmatch(r"[\w-]+==[\w.]+( +--hash=sha256:[0-9a-f]{64})+", line.strip()) for line in pinned)
+
+
+def test_every_python_that_the_package_allows_finds_its_modules() -> None:
+    linked = re.search(r"for minor in ([\d ]+);", (DEBIAN / "rules").read_text())
+    control = (DEBIAN / "control").read_text()
+    lowest, beyond = re.search(r"python3 \(>= 3\.(\d+)\),\n python3-venv,\nStand", control), re.search(r"python3 \(<< 3\.(\d+)\)", control)
+    assert linked is not None
+    assert lowest is not None
+    assert beyond is not None
+    assert [int(minor) for minor in linked[1].split()] == list(range(int(lowest[1]), int(beyond[1])))
+    assert PROJECT["project"]["requires-python"] == f">=3.{lowest[1]}"
+
+
+@pytest.mark.parametrize("script", PROJECT["project"]["scripts"])
+def test_console_scripts_lead_somewhere(script: str) -> None:
+    module, _, function = PROJECT["project"]["scripts"][script].partition(":")
+    assert callable(getattr(import_module(module), function))
+
+
+def test_a_skipped_test_of_a_required_tier_fails(tmp_path: Path) -> None:
+    (tmp_path / "conftest.py").write_text((ROOT / "tests/conftest.py").read_text())
+    (tmp_path / "test_skips.py").write_text(
+        "import pytest\n"
+        "@pytest.mark.vm\ndef test_vm(): pytest.skip('no KVM')\n"
+        "@pytest.mark.nspawn\ndef test_nspawn(): pytest.skip('no root')\n"
+        "def test_unit(): pytest.skip('no mood')\n"
+    )
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--rootdir={tmp_path}", tmp_path]
+    outcome = subprocess.run(command, env={"VLLM_SAFE_REQUIRE": "vm unit"}, capture_output=True, text=True, check=False)
+    assert "2 failed, 1 skipped" in outcome.stdout
+    assert "no KVM" in outcome.stdout
+
+
+def test_the_tier_of_a_test_is_its_bed(request: pytest.FixtureRequest) -> None:
+    assert tier_of(request.node) == "unit"
