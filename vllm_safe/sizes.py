@@ -67,3 +67,15 @@ def format_exact(size: int) -> str:
         if size and size % unit == 0:
             return f"{size // unit}{letter}"
     return str(size)
+
+
+def format_span(seconds: float) -> str:
+    """For a person: the two largest units, whole: "45 s", "3 min 20 s", "1 h 5 min", "2 d 3 h"."""
+    left = int(seconds)
+    parts = []
+    for unit, name in ((86400, "d"), (3600, "h"), (60, "min"), (1, "s")):
+        count, left = divmod(left, unit)
+        parts.append((count, name))
+    while len(parts) > 1 and not parts[0][0]:
+        parts.pop(0)
+    return " ".join(f"{count} {name}" for count, name in parts[:2] if count) or "0 s"

@@ -1,0 +1,93 @@
+"""A server that behaves, or misbehaves, as it is told: python3 server.py PORT [option]... Standard library only; runs in beds as well."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import socket
+import sys
+import time
+from types import FrameType
+
+
+def main() -> None:
+    """Do what the arguments say, in this order."""
+    ask = argparse.ArgumentParser(prog="fake")
+    ask.add_argument("port", type=int)
+    ask.add_argument("--deaf", action="store_true", help="ignore SIGTERM")
+    ask.add_argument("--swallow", action="store_true", help="ignore the first SIGTERM that comes while loading, as vLLM does")
+    ask.add_argument("--daemon", action="store_true", help="leave a process in a session of its own behind")
+    ask.add_argument("--print", type=int, default=0, metavar="BYTES", help="print so much at once")
+    ask.add_argument("--say", default="", help="print this line to stderr")
+    ask.add_argument("--load", type=float, default=0.0, metavar="SECONDS", help="time until it listens")
+    ask.add_argument("--exit", type=int, metavar="CODE", help="exit so after loading")
+    ask.add_argument("--never", action="store_true", help="never listen")
+    ask.add_argument("--mute", action="store_true", help="accept and never answer")
+    ask.add_argument("--status", type=int, default=200, help="what /health answers")
+    ask.add_argument("--serve", type=float, default=1e6, metavar="SECONDS", help="exit 0 after serving so long, as vLLM with a dead engine")
+    _behave(ask.parse_args())
+
+
+def _behave(told: argparse.Namespace) -> None:
+    _signals(told)
+    if told.daemon and os.fork() == 0:
+        os.setsid()
+        time.sleep(1e6)
+    line = b"x" * 99 + b"\n"
+    for _ in range(told.print // len(line) // 640):
+        _write(line * 640)
+    if told.say:
+        _write(told.say.encode() + b"\n")
+    _sleep(told.load)
+    if told.exit is not None:
+        sys.exit(told.exit)
+    if told.never:
+        _sleep(1e6)
+    if told.swallow:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _listen(told)
+
+
+def _signals(told: argparse.Namespace) -> None:
+    def swallow(_number: int, _frame: FrameType | None) -> None:
+        _write(b"swallowed SIGTERM\n")
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    if told.deaf:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    elif told.swallow:
+        signal.signal(signal.SIGTERM, swallow)
+
+
+def _write(data: bytes) -> None:
+    while data:
+        data = data[os.write(1, data) :]
+
+
+def _sleep(seconds: float) -> None:
+    until = time.monotonic() + seconds
+    while (left := until - time.monotonic()) > 0:
+        time.sleep(min(left, 3600))
+
+
+def _listen(told: argparse.Namespace) -> None:
+    until = time.monotonic() + told.serve
+    with socket.create_server(("127.0.0.1", told.port)) as server:
+        held = []
+        while (left := until - time.monotonic()) > 0:
+            server.settimeout(min(left, 3600))
+            try:
+                client, _ = server.accept()
+            except TimeoutError:
+                continue
+            if told.mute:
+                held.append(client)
+                continue
+            with client:
+                client.recv(65536)
+                client.sendall(f"HTTP/1.1 {told.status} Said So\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""The server's output: passed on whole, without waiting, and its last error found."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+import pytest
+
+from vllm_safe.launch.output import Output
+
+
+def _pipes(printed: bytes = b"") -> tuple[Output, int]:
+    source, writer = os.pipe()
+    os.write(writer, printed)
+    os.close(writer)
+    reader, sink = os.pipe()
+    return Output(source, sink), reader
+
+
+def _error_of(printed: str) -> str:
+    output, reader = _pipes(printed.encode())
+    output.finish(5)
+    os.close(reader)
+    return output.last_error()
+
+
+def test_passes_on_every_byte() -> None:
+    source, writer = os.pipe()
+    reader, sink = os.pipe()
+    output = Output(source, sink)
+    sent = bytes(range(256)) * 8192
+    got = bytearray()
+
+    def _write() -> None:
+        with os.fdopen(writer, "wb") as file:
+            file.write(sent)
+
+    def _read() -> None:
+        while len(got) < len(sent):
+            got.extend(os.read(reader, 1000))
+
+    threads = [threading.Thread(target=_write), threading.Thread(target=_read)]
+    for thread in threads:
+        thread.start()
+    while output.reading or output.writing:
+        output.advance()
+    for thread in threads:
+        thread.join()
+    assert bytes(got) == sent
+
+
+def test_reads_no_more_while_the_journal_takes_nothing() -> None:
+    source, writer = os.pipe()
+    _reader, sink = os.pipe()
+    output = Output(source, sink)
+    os.set_blocking(writer, False)
+    taken = 0
+    for _ in range(100):
+        try:
+            taken += os.write(writer, b"x" * 65536)
+        except BlockingIOError:
+            output.advance()
+    assert output.reading == ()
+    assert taken <= 4 * 65536  # two full pipes, one chunk between them, one that was being read
+
+
+def test_a_journal_that_is_gone_costs_the_lines_only() -> None:
+    output, reader = _pipes(b"one\n")
+    os.close(reader)
+    output.finish(5)
+    assert output.reading == output.writing == ()
+    assert output.last_error() == "one"
+
+
+def test_own_lines_begin_a_line() -> None:
+    output, reader = _pipes(b"half a line")
+    output.finish(5)
+    output.say("ours")
+    assert os.read(reader, 99) == b"half a line\nours\n"
+
+
+def test_each_own_line_has_the_level() -> None:
+    output, reader = _pipes()
+    output.say("one\ntwo", prefix="<3>")
+    assert os.read(reader, 99) == b"<3>one\n<3>two\n"
+
+
+def test_a_process_that_prints_for_ever_does_not_hold_the_end_up() -> None:
+    source, writer = os.pipe()
+    reader, sink = os.pipe()
+    os.write(writer, b"x")
+    output = Output(source, sink)
+    output.finish(60)  # the writing end stays open: would wait for ever if it waited for its end
+    assert os.read(reader, 9) == b"x"
+
+
+@pytest.mark.parametrize(
+    ("printed", "expected"),
+    [
+        ("", ""),
+        ("INFO hello\nlast words\n\n", "last words"),
+        (
+            "usage: vllm serve [options]\nvllm serve: error: unrecognized arguments: --swap-space 4\n",
+            "error: unrecognized arguments: --swap-space 4",
+        ),
+        (
+            """(EngineCore pid=9) ERROR 11-23 [core.py:1] ValueError: To serve at least one request, 9 GiB is needed
+            (APIServer pid=7) RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}""",
+            "ValueError: To serve at least one request, 9 GiB is needed",
+        ),
+        (
+            """\x1b[31mtorch.OutOfMemoryError: CUDA out of memory.\x1b[0m
+            resource_tracker.py:254: UserWarning: resource_tracker: There appear to be 1 leaked semaphore objects""",
+            "torch.OutOfMemoryError: CUDA out of memory.",
+        ),
+        ("OSError: [Errno 98] Address already in use\nINFO bye\n", "OSError: [Errno 98] Address already in use"),
+        ("INFO 0 errors: fine\nbye\n", "bye"),
+        ("\xff\xfe\x00binary\n", "\xff\xfe\x00binary"),
+        ("long " * 1000, ("long " * 1000)[:300]),
+    ],
+)
+def test_finds_the_last_error(printed: str, expected: str) -> None:
+    assert _error_of(printed) == expected

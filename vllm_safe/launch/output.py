@@ -1,0 +1,95 @@
+"""What the server prints: passed on to the journal as it is, with the end of it kept for the question "why did it stop?"."""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import time
+
+_CHUNK = 1 << 16  # bytes: what a pipe holds
+_KEPT = 1 << 16  # bytes of the end that are remembered
+_SHOWN = 300  # characters of a line that fit into a status
+
+# As Python ends a traceback ("ValueError: it is wrong"), as argparse says it ("vllm serve: error: unrecognized"), and the like.
+_ERROR = re.compile(r"(?:^|[\s:])((?:[\w.]*(?:Error|Exception|Exit|Interrupt)|error|fatal|panic): \S.*)", re.IGNORECASE)
+_POINTS_ELSEWHERE = re.compile(r"See root cause above|leaked \w+ objects|multiprocessing/resource_tracker")
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+
+
+class Output:
+    """Copies one pipe to the journal, never waiting for either.
+
+    It holds one chunk: while the journal takes nothing, nothing is read, and the server waits at its full pipe as it would at the journal.
+    """
+
+    def __init__(self, source: int, sink: int) -> None:
+        self._source: int | None = source
+        self._sink: int | None = sink
+        self._pending = b""
+        self._at_line_start = True
+        self._end = b""
+        os.set_blocking(source, False)
+        os.set_blocking(sink, False)
+
+    @property
+    def reading(self) -> tuple[int, ...]:
+        """The descriptor to wait for until it can be read."""
+        return () if self._source is None or self._pending else (self._source,)
+
+    @property
+    def writing(self) -> tuple[int, ...]:
+        """The descriptor to wait for until it can be written."""
+        return (self._sink,) if self._sink is not None and self._pending else ()
+
+    def advance(self) -> None:
+        """Read what has come, write what can be written."""
+        if self._source is not None and not self._pending:
+            try:
+                self._take(os.read(self._source, _CHUNK))
+            except BlockingIOError:
+                return
+        self._write()
+
+    def say(self, text: str, *, prefix: str = "") -> None:
+        """Add lines of our own between those of the server."""
+        lines = "".join(f"{prefix}{line}\n" for line in text.splitlines())
+        self._append((b"" if self._at_line_start else b"\n") + lines.encode(errors="replace"))
+        self._write()
+
+    def finish(self, seconds: float) -> None:
+        """Pass on what is still in the pipe, for at most so long: a process that the server left behind may print for ever."""
+        until = time.monotonic() + seconds
+        while (self.reading or self.writing) and (left := until - time.monotonic()) > 0:
+            if not any(select.select(self.reading, self.writing, (), left if self.writing else 0)):
+                break
+            self.advance()
+
+    def last_error(self) -> str:
+        """The last line that looks like an error and names it itself, else the last line at all, else ""."""
+        lines = [_COLOUR.sub("", line).strip() for line in self._end.decode(errors="replace").splitlines()]
+        for line in reversed(lines):
+            if (match := _ERROR.search(line)) and not _POINTS_ELSEWHERE.search(line):
+                return match[1][:_SHOWN]
+        return next((line[:_SHOWN] for line in reversed(lines) if line), "")
+
+    def _take(self, chunk: bytes) -> None:
+        if not chunk and self._source is not None:  # every process that held the other end has gone
+            os.close(self._source)
+            self._source = None
+        self._end = (self._end + chunk)[-_KEPT:]
+        self._append(chunk)
+
+    def _append(self, data: bytes) -> None:
+        if data and self._sink is not None:
+            self._pending += data
+            self._at_line_start = data.endswith(b"\n")
+
+    def _write(self) -> None:
+        if self._sink is not None and self._pending:
+            try:
+                self._pending = self._pending[os.write(self._sink, self._pending) :]
+            except BlockingIOError:
+                pass
+            except OSError:  # nobody reads any more: the server's output is lost, the server is not
+                self._sink, self._pending = None, b""
