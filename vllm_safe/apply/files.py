@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import grp
 import os
 import secrets
-import shutil
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,9 +35,9 @@ class WriteFile:
             os.replace(temporary, self.path.name, src_dir_fd=folder, dst_dir_fd=folder)
             os.fsync(folder)
         except OSError as error:
-            _remove(folder, temporary)
             raise Failure(f"cannot write {self.path}: {error.strerror}", hint=f"See: df {self.path.parent}") from error
         finally:
+            _remove(folder, temporary)
             os.close(folder)
 
 
@@ -64,14 +65,19 @@ def _write(folder: int, name: str, step: WriteFile) -> None:
     with os.fdopen(os.open(name, flags, 0o600, dir_fd=folder), "wb") as file:
         file.write(step.content.encode("utf-8", "surrogateescape"))
         if step.group is not None:
-            shutil.chown(file.fileno(), group=step.group)
+            os.fchown(file.fileno(), -1, _gid(step.group))
         os.fchmod(file.fileno(), step.mode)
         file.flush()
         os.fsync(file.fileno())
 
 
-def _remove(folder: int, name: str) -> None:
+def _gid(group: str) -> int:
     try:
+        return grp.getgrnam(group).gr_gid
+    except KeyError:
+        raise Failure(f"there is no group {group}", hint="Make it: systemd-sysusers /usr/lib/sysusers.d/vllm-safe.conf") from None
+
+
+def _remove(folder: int, name: str) -> None:
+    with suppress(FileNotFoundError):
         os.unlink(name, dir_fd=folder)
-    except FileNotFoundError:
-        pass

@@ -39,9 +39,7 @@ class Share:
 # The shares are those that kept logins alive in our testbed (1 GiB of RAM: 150M, 60M and 20M); the bounds are what sshd, journald, a
 # login shell and systemd need in practice. For comparison, Meta's resctl-demo keeps 768M (which it calls generous) for its critical
 # services and 16M for init.scope, Fedora's uresourced 10 % of RAM for the user.
-AUTO: Mapping[str, Share] = MappingProxyType(
-    {"system": Share(15, 1536 * MIB), "user": Share(6, 768 * MIB), "init": Share(2, 64 * MIB)}
-)
+AUTO: Mapping[str, Share] = MappingProxyType({"system": Share(15, 1536 * MIB), "user": Share(6, 768 * MIB), "init": Share(2, 64 * MIB)})
 
 # MemoryMin= of a unit below a slice is worth nothing without the slice's own, and flows down from it (memory_recursiveprot):
 # sshd is in system.slice, the login shell in user.slice, systemd itself in init.scope. Each needs its own.
@@ -67,7 +65,7 @@ def decide_protection(config: Config, host: Host) -> Protection:
     asked: Mapping[str, Amount | None] = {"system": protect.system, "user": protect.user, "init": protect.init}
     units = {key: _kept(config, host, key, amount) for key, amount in asked.items()}
     cards = host.gpus * protect.per_gpu.of(host.memory)
-    origin = Origin(origin_of(config, "protect.per_gpu").source, f"{host.gpus} × {protect.per_gpu}")
+    origin = Origin(origin_of(config, "protect.per_gpu").source, f"{host.gpus} GPUs, {protect.per_gpu} each")
     return Protection(units, Decided(cards, origin))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -82,7 +82,7 @@ def decide_environment(config: Config, name: str) -> dict[str, Sourced]:
 
 
 def decide_arguments(config: Config, name: str) -> dict[str, Sourced]:
-    """Options of `vllm serve` without their dashes. The later wins, and a null takes an option back. {} for a `command:` server."""
+    """Options of `vllm serve` without their dashes, the later instead of the earlier. {} for a `command:` server."""
     model, profile = _model(config, name)
     if model.model is None:
         return {}
@@ -98,13 +98,7 @@ def decide_arguments(config: Config, name: str) -> dict[str, Sourced]:
     }
     later = [(key, Sourced(value, _from(profile))) for key, value in profile.args.items()]
     later += [(key, Sourced(value, origin_of(config, f"{at}.args.{key}"))) for key, value in model.args.items()]
-    for key, sourced in later:
-        # vLLM reads max_model_len as max-model-len, and the last spelling wins: hence popped, and put at the end.
-        option = key.replace("_", "-")
-        arguments.pop(option, None)
-        if sourced.value is not None:
-            arguments[option] = sourced
-    return arguments
+    return arguments | dict(later)
 
 
 def decide_start_timeout(config: Config, name: str) -> Sourced:
@@ -128,7 +122,7 @@ def decide_launch(config: Config, host: Host, name: str) -> Launch:
     return Launch(
         name=name,
         # A space between --config and the file: `--config=FILE` is ignored without a word, and another model served.
-        argv=model.command or (f"{paths.ENGINE}/bin/vllm", "serve", "--config", serve_file),
+        argv=model.command or (server_program(model), "serve", "--config", serve_file),
         env={key: sourced.value for key, sourced in decide_environment(config, name).items()},
         serve_file=serve_file,
         serve_args=arguments or None,
@@ -140,6 +134,11 @@ def decide_launch(config: Config, host: Host, name: str) -> Launch:
     )
 
 
+def server_program(model: Model) -> str:
+    """The program that serves, as it is run."""
+    return model.command[0] if model.command else f"{paths.ENGINE}/bin/vllm"
+
+
 def model_folder(model: str) -> Path:
     """Where the files of a model are: the path itself, or for a hub id ORG/NAME the folder that `vllm-safe fetch` fills."""
     return paths.MODELS / model  # an absolute path replaces what is before it
@@ -147,9 +146,14 @@ def model_folder(model: str) -> Path:
 
 def health_url(model: Model) -> str:
     """The URL that answers 200 when the server serves."""
+    return model.health or server_url(model, "/health")
+
+
+def server_url(model: Model, path: str) -> str:
+    """The URL of `path` at the server, for a client on this machine."""
     wildcard = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - what it listens on, not what we choose
     address = wildcard.get(model.host, model.host)
-    return model.health or f"http://{f'[{address}]' if ':' in address else address}:{model.port}/health"
+    return f"http://{f'[{address}]' if ':' in address else address}:{model.port}{path}"
 
 
 def _model(config: Config, name: str) -> tuple[Model, Profile]:

@@ -43,5 +43,5 @@ def _check(descriptor: int, path: Path, *, is_last: bool) -> None:
     # In a sticky folder such as /tmp others cannot replace what is ours; but what we open there by name may be theirs.
     shared = status.st_mode & 0o022 and (is_last or not status.st_mode & stat.S_ISVTX)
     if shared or status.st_uid not in {0, os.geteuid()}:
-        owner = f"owned by uid {status.st_uid}, mode {stat.S_IMODE(status.st_mode):04o}"
-        raise Failure(f"{path} is {owner}: others could change what is in it", hint=f"Make it root's: chown root:root {path}; chmod go-w {path}")
+        message = f"{path} is owned by uid {status.st_uid}, mode {stat.S_IMODE(status.st_mode):04o}: others could change what is in it"
+        raise Failure(message, hint=f"Make it root's: chown root:root {path}; chmod go-w {path}")

@@ -1,0 +1,79 @@
+"""`vllm-safe apply`: what systemd runs at boot and before each start of a model."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from vllm_safe.cli.main import config_option, need_root
+from vllm_safe.errors import ConfigError, Misuse
+
+if TYPE_CHECKING:
+    from vllm_safe.apply.steps import Step
+
+
+@click.command(name="apply")
+@click.argument("name", required=False)
+@click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
+@click.option("--undo", is_flag=True, help="Take back what was applied; needs no configuration.")
+@config_option
+def command(name: str | None, *, dry_run: bool, undo: bool, config_path: Path) -> None:
+    """Reserve RAM for the system, give earlyoom its arguments and, with NAME, prepare the start of that model.
+
+    Nobody needs to run it: systemd does, at boot and before each start. It changes only what is not yet so.
+    """
+    from vllm_safe.apply.steps import carry_out
+
+    if undo and name:
+        raise Misuse("--undo takes back everything: it goes without a NAME")
+    if not dry_run:
+        need_root()
+    steps = _undo() if undo else _prepare(name, config_path) if name is not None else _protect(config_path)
+    if dry_run and not steps:
+        click.echo("nothing to do: everything is so already")
+    carry_out(steps, dry_run=dry_run, say=click.echo)
+
+
+def _undo() -> tuple[Step, ...]:
+    from vllm_safe.apply.prepare import undo_steps
+    from vllm_safe.cli.situation import read_earlyoom_env
+    from vllm_safe.decide.limits import PROPERTIES
+    from vllm_safe.host.systemd import runtime_dropins
+
+    return undo_steps(runtime_dropins(PROPERTIES), read_earlyoom_env())
+
+
+def _protect(config_path: Path) -> tuple[Step, ...]:
+    from vllm_safe.apply.prepare import prepare_steps
+    from vllm_safe.cli.situation import read_earlyoom_env, read_units
+    from vllm_safe.config.reader import load
+    from vllm_safe.decide.prepare import decide_protection_of_all
+    from vllm_safe.host.facts import read_host
+
+    config, host = load(config_path), read_host()
+    return prepare_steps(decide_protection_of_all(config, host), read_units(config, host), read_earlyoom_env())
+
+
+def _prepare(name: str, config_path: Path) -> tuple[Step, ...]:
+    """What makes a start impossible is no failure here: it goes into the launch file, so that vllm@NAME itself says it."""
+    from vllm_safe.apply.prepare import prepare_steps, refusal_steps
+    from vllm_safe.cli.situation import read_earlyoom_env, read_situation
+    from vllm_safe.config.reader import load
+    from vllm_safe.decide.prepare import decide_preparation, unknown_model
+    from vllm_safe.host.facts import read_host
+
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):  # it becomes the name of a file
+        raise Misuse(f"{name!r} cannot be the name of a model")
+    try:
+        config = load(config_path)
+    except ConfigError as error:
+        more = len(error.mistakes) - 1
+        return refusal_steps(name, str(error.mistakes[0]), f"`vllm-safe check` says all {more + 1} mistakes." if more else "")
+    if name not in config.models:
+        finding = unknown_model(config, name)
+        return refusal_steps(name, finding.what, finding.do_next)
+    situation = read_situation(config, read_host(), name)
+    return prepare_steps(decide_preparation(situation), situation.ground.units, read_earlyoom_env())

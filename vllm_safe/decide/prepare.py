@@ -1,0 +1,215 @@
+"""Whether a start can work: small checks, each a finding, the same for `vllm-safe check` and for the start itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from vllm_safe.decide.earlyoom import decide_environment_file
+from vllm_safe.decide.findings import Finding, Level, failed, passed, warned
+from vllm_safe.decide.limits import LEAST_MEMORY, decide_limits, decide_units, unit_of
+from vllm_safe.decide.protect import decide_protection
+from vllm_safe.decide.serve import decide_launch, server_program
+from vllm_safe.host.start import Ground, Starts
+from vllm_safe.host.swapfile import second_name
+from vllm_safe.launch.plan import Launch
+from vllm_safe.sizes import format_size
+
+if TYPE_CHECKING:
+    from vllm_safe.config.settings import Config, Model
+    from vllm_safe.host.facts import Host
+
+SWAP_SERVICE = "vllm-safe-swap.service"
+RESTARTS, WINDOW = 3, 3600.0  # so many automatic restarts in so many seconds; starts by a person are not counted
+
+
+@dataclass(frozen=True)
+class Situation:
+    """All that the checks of one model look at. The config has the model."""
+
+    config: Config
+    host: Host
+    name: str
+    ground: Ground
+
+    @property
+    def model(self) -> Model:
+        """The model's settings."""
+        return self.config.models[self.name]
+
+
+class OnHost(Protocol):
+    """Anything that knows the machine."""
+
+    @property
+    def host(self) -> Host:
+        """The facts about it."""
+        ...
+
+
+def check_cgroups(at: OnHost) -> Finding:
+    """Whether the kernel enforces limits at all."""
+    if not at.host.cgroup2:
+        hint = "Boot with systemd.unified_cgroup_hierarchy=1 on the kernel's command line, or use a newer system."
+        return failed("the unified cgroup hierarchy (cgroup v2) is not mounted: no limit on swap would hold", hint)
+    if "memory" not in at.host.controllers:
+        return warned(
+            "this kernel has no memory controller: limits are set, but nothing enforces them", "In a container, limit the container."
+        )
+    return passed("cgroup v2 with the memory controller")
+
+
+def check_memory(at: Situation) -> Finding:
+    """Whether the system's reserve leaves a model anything."""
+    limit = decide_limits(at.config, at.host, at.name).memory_max
+    if limit.value < LEAST_MEMORY:
+        kept = decide_protection(at.config, at.host).total
+        what = f"{format_size(limit.value)} of {format_size(at.host.memory)} RAM would be left for {at.name}: {limit.origin}"
+        return failed(what, f"Keep less than the {format_size(kept)} of the section protect, or raise limits.memory_max.")
+    return passed(f"{at.name} may use {format_size(limit.value)} of RAM")
+
+
+def check_swap(at: Situation) -> Finding:
+    """Whether the swap that the configuration asks for is on."""
+    swap = at.config.swap
+    if swap.size is None:
+        return passed(f"swap is left alone; {format_size(at.host.swap)} is on")
+    names = {at.ground.swap_file, str(second_name(Path(at.ground.swap_file)))}  # the second while it is being resized
+    if any(area.path in names for area in at.host.swaps):
+        return passed(f"{swap.file} is on; {format_size(at.host.swap)} of swap in all")
+    said = at.ground.units.get(SWAP_SERVICE, {}).get("StatusText") or f"{SWAP_SERVICE} has not made it"
+    return failed(
+        f"the swapfile {swap.file} is not on: {said}", "Try: vllm-safe swap create   (or `size: none` in the section swap, to do without)"
+    )
+
+
+def check_server(at: Situation) -> Finding:
+    """Whether there is a program to run."""
+    program = server_program(at.model)
+    if at.ground.server:
+        return passed(f"{program} is there")
+    if at.model.command is None:
+        return failed(f"no engine is installed: there is no {program}", "Run: vllm-safe install")
+    return failed(f"there is no program {program}", f"See models.{at.name}.command.")
+
+
+def check_model(at: Situation) -> Finding | None:
+    """Whether the model's files are there: serving is offline."""
+    files = at.ground.model
+    if files is None:
+        return None
+    if files.complete:
+        return passed(f"the files of {at.model.model} are in {files.folder}")
+    way_out = f"Run: vllm-safe fetch {at.name}" if files.repo else f"See models.{at.name}.model."
+    if not files.present:
+        return failed(f"the model {at.model.model} is not there: no folder {files.folder}", way_out)
+    return failed(f"the model in {files.folder} is not complete: {files.problem}", way_out)
+
+
+def check_key(at: Situation) -> Finding | None:
+    """Whether the API key is there, and root's alone; and whether one is missing where anybody can ask."""
+    if key := at.ground.key:
+        return failed(key.problem, key.way_out) if key.problem else passed(f"the API key in {key.path} is root's alone")
+    if at.model.host in {"127.0.0.1", "::1", "localhost"}:
+        return None
+    return warned(
+        f"{at.name} listens on {at.model.host} and asks for no key", f"Set models.{at.name}.api_key_file, and put a proxy before it."
+    )
+
+
+def check_port(at: Situation) -> Finding:
+    """Whether somebody else listens where the server wants to."""
+    host, port = at.model.host, at.model.port
+    taken = sorted(address for address, other in at.host.listening if other == port and _same_address(host, address))
+    if taken:
+        way_out = f"ss -ltnp 'sport = :{port}' says what; or set models.{at.name}.port."
+        return failed(f"port {port} is taken: something listens on {taken[0]}", way_out)
+    return passed(f"port {port} is free")
+
+
+def _same_address(wanted: str, taken: str) -> bool:
+    everywhere = {"0.0.0.0", "::"}  # noqa: S104 - what is compared with
+    meant = {"localhost": {"127.0.0.1", "::1"}}.get(wanted, {wanted})
+    return taken in meant or not everywhere.isdisjoint({wanted, taken})
+
+
+Check = Callable[[Situation], Finding | None]
+CHECKS: tuple[Check, ...] = (check_cgroups, check_memory, check_swap, check_server, check_model, check_key, check_port)
+
+
+def findings(at: Situation) -> tuple[Finding, ...]:
+    """What all checks have to say, in their order."""
+    return tuple(finding for check in CHECKS if (finding := check(at)))
+
+
+def check_admin_earlyoom(config: Config, admin: str | None) -> Finding | None:
+    """Whether our arguments of earlyoom hide the admin's own."""
+    if not config.earlyoom.enabled or admin is None:
+        return None
+    way_out = "Move them to the section earlyoom of config.yaml, or leave earlyoom to that file: `enabled: no`."
+    return warned(f"EARLYOOM_ARGS={admin} in /etc/default/earlyoom is overridden by vllm-safe", way_out)
+
+
+def limit_restarts(starts: Starts, counted: int, now: float, name: str) -> tuple[Starts, Finding | None]:
+    """The log after this start, and a finding if it is one automatic restart too many.
+
+    systemd's own limit (StartLimitBurst=) counts a person's starts too, and refuses them. NRestarts (`counted`) grows with automatic
+    restarts only, and goes back to 0 in the middle of a start by a person, after this is asked: so such a start is recorded as 0.
+    """
+    if counted <= starts.counted:
+        return Starts(), None
+    recent = tuple(moment for moment in starts.at if now - WINDOW < moment <= now)
+    if len(recent) < RESTARTS:
+        return Starts(counted, (*recent, now)), None
+    what = f"{name} was restarted {RESTARTS} times within an hour and ended again: it stays down"
+    return Starts(counted, recent), failed(what, f"journalctl -u {unit_of(name)} says why; then: systemctl start {unit_of(name)}")
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What `apply` does: properties by unit, files by path. A text of None: no such file."""
+
+    units: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    earlyoom: str | None = None
+    launch: Launch | None = None  # None: for no model in particular
+    key: str | None = field(default=None, repr=False)
+    starts: Starts = field(default_factory=Starts)
+
+
+def decide_protection_of_all(config: Config, host: Host) -> Preparation:
+    """What holds whether a model runs or not."""
+    return Preparation(units=decide_units(config, host), earlyoom=decide_environment_file(config))
+
+
+def unknown_model(config: Config, name: str) -> Finding:
+    """What to say of a name that the file does not have."""
+    import difflib  # noqa: PLC0415 - 3 ms that only a mistake pays
+
+    known = ", ".join(config.models) or "none yet"
+    near = difflib.get_close_matches(name, config.models, n=1)
+    way_out = f"Did you mean {near[0]}?" if near else f"It has: {known}."
+    return failed(f"there is no model {name} in {config.source or 'the configuration'}", way_out)
+
+
+def decide_preparation(at: Situation) -> Preparation:
+    """Everything before one start, which may be a refusal: then the limits are set all the same, and nothing is started."""
+    common = decide_protection_of_all(at.config, at.host)
+    found = findings(at)
+    counted = int(at.ground.units.get(unit_of(at.name), {}).get("NRestarts") or 0)
+    starts, too_many = limit_restarts(at.ground.starts, counted, at.ground.now, at.name)
+    bad = [finding for finding in (*found, too_many) if finding and finding.level is Level.FAIL]
+    return Preparation(
+        units={unit_of(at.name): decide_limits(at.config, at.host, at.name).properties, **common.units},
+        earlyoom=common.earlyoom,
+        launch=Launch(at.name, bad[0].what, bad[0].do_next) if bad else _launch(at, found),
+        key=at.ground.key.text if at.ground.key and not bad else None,
+        starts=starts,
+    )
+
+
+def _launch(at: Situation, found: tuple[Finding, ...]) -> Launch:
+    launch = decide_launch(at.config, at.host, at.name)
+    warnings = (f"warning: {finding.what}. {finding.do_next}" for finding in found if finding.level is Level.WARN)
+    return replace(launch, summary=(*launch.summary, *warnings))
