@@ -42,9 +42,15 @@ class Mistake:
         return f"{where}: {self.text}"
 
 
+_MOST_SHOWN = 40  # of mistakes: a screen; more than that is another kind of file
+
+
 class ConfigError(Misuse):
     """Every mistake found in a configuration file, in the file's order."""
 
     def __init__(self, mistakes: list[Mistake]) -> None:
-        self.mistakes = tuple(sorted(mistakes))
-        super().__init__("\n".join(str(mistake) for mistake in self.mistakes))
+        self.mistakes = tuple(sorted(set(mistakes)))  # once, where an alias brings one to several places
+        lines = [str(mistake) for mistake in self.mistakes[:_MOST_SHOWN]]
+        if more := len(self.mistakes) - len(lines):
+            lines.append(f"... and {more} more")
+        super().__init__("\n".join(lines))

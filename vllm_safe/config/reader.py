@@ -53,11 +53,10 @@ class _Reader:
         )
 
     def check(self, config: Config) -> None:
-        """Report what cannot be together, unless a value in it has been reported already."""
-        for breach in breaches(config):
-            if self._broken.isdisjoint(breach.paths):
-                place = self._place(breach.paths[0])
-                self.mistakes.append(Mistake(self.file, place.line, place.column, breach.text))
+        """Report what cannot be together, unless a value of it has been reported already."""
+        for breach in breaches(config, self._broken):
+            place = self._place(breach.paths[0])
+            self.mistakes.append(Mistake(self.file, place.line, place.column, breach.text))
 
     def _models(self, node: Node) -> dict[str, Model]:
         models = {}

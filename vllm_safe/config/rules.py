@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import chain
 
 from vllm_safe.config.settings import Config, Model
 
@@ -17,12 +17,11 @@ class Breach:
     text: str
 
 
-def breaches(config: Config) -> Iterator[Breach]:
-    """Everything in the settings that cannot be together."""
-    yield from _shares(config)
-    for name, model in config.models.items():
-        yield from _program(f"models.{name}", model)
-    yield from _ports(config)
+def breaches(config: Config, broken: Collection[str] = ()) -> Iterator[Breach]:
+    """Everything in the settings that cannot be together. Settings at the paths `broken` are left out of it."""
+    alone = [_shares(config), *(_program(f"models.{name}", model) for name, model in config.models.items())]
+    yield from (breach for breach in chain.from_iterable(alone) if not any(path in broken for path in breach.paths))
+    yield from _ports(config, broken)
 
 
 def _shares(config: Config) -> Iterator[Breach]:
@@ -40,28 +39,30 @@ def _program(path: str, model: Model) -> Iterator[Breach]:
     if model.model is not None and model.command is not None:
         yield Breach(both, f"{path} has both `model` and `command`; expected one: a model for vLLM, or another server")
     elif model.model is None and model.command is None:
-        yield Breach(
-            (path, *both), f"{path} has neither `model` nor `command`; expected one of them, such as model: Qwen/Qwen2.5-7B-Instruct"
-        )
+        text = f"{path} has neither `model` nor `command`; expected one of them, such as model: Qwen/Qwen2.5-7B-Instruct"
+        yield Breach((path, *both), text)
     elif model.command is not None and model.args:
-        yield Breach(
-            (f"{path}.args", *both), f"{path}.args are options of `vllm serve`; expected them in `command`, which is another server's"
-        )
+        text = f"{path}.args are options of `vllm serve`, and `command` is another server; expected them in `command`"
+        yield Breach((f"{path}.args", *both), text)
 
 
-def _ports(config: Config) -> Iterator[Breach]:
-    for (first, one), (second, other) in combinations(config.models.items(), 2):
-        if one.port == other.port and _overlap(one.host, other.host):
-            paths = tuple(f"models.{name}.{key}" for name in (second, first) for key in ("port", "host"))
-            yield Breach(
-                paths, f"models.{second} has port {other.port}, as models.{first} has; expected a port for each, such as {_free(config)}"
-            )
+def _ports(config: Config, broken: Collection[str]) -> Iterator[Breach]:
+    holders: dict[int, list[str]] = {}  # names of models by port
+    for name, model in config.models.items():
+        if f"models.{name}.port" in broken or f"models.{name}.host" in broken:
+            continue
+        for first in holders.setdefault(model.port, []):
+            if _overlap(config.models[first].host, model.host):
+                text = f"models.{name} has port {model.port}, as models.{first} has; expected a port for each, such as {_free(config)}"
+                yield Breach((f"models.{name}.port",), text)
+                break
+        holders[model.port].append(name)
 
 
 def _overlap(one: str, other: str) -> bool:
-    """Whether two addresses stand for a common one. "localhost" is 127.0.0.1."""
-    loopback = {"localhost": "127.0.0.1", "::1": "127.0.0.1"}
-    return one in {"0.0.0.0", "::"} or other in {"0.0.0.0", "::"} or loopback.get(one, one) == loopback.get(other, other)  # noqa: S104 - compared
+    """Whether a server on one address leaves no room for one on the other: the same address, or every address."""
+    every = {"0.0.0.0", "::"}  # noqa: S104 - compared, not bound
+    return not every.isdisjoint({one, other}) or one.replace("localhost", "127.0.0.1") == other.replace("localhost", "127.0.0.1")
 
 
 def _free(config: Config) -> int:

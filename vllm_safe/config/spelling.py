@@ -48,23 +48,11 @@ _OTHER_NAMES = {
 
 # Options of vLLM that are put beside `args` rather than below it.
 _OPTIONS = frozenset(
-    [
-        "dtype",
-        "enable-prefix-caching",
-        "enforce-eager",
-        "gpu-memory-utilization",
-        "kv-cache-dtype",
-        "load-format",
-        "max-model-len",
-        "max-num-batched-tokens",
-        "max-num-seqs",
-        "pipeline-parallel-size",
-        "quantization",
-        "revision",
-        "tensor-parallel-size",
-        "tokenizer",
-        "trust-remote-code",
-    ]
+    {
+        *("dtype", "enable-prefix-caching", "enforce-eager", "gpu-memory-utilization", "kv-cache-dtype", "load-format", "max-model-len"),
+        *("max-num-batched-tokens", "max-num-seqs", "pipeline-parallel-size", "quantization", "revision", "tensor-parallel-size"),
+        *("tokenizer", "trust-remote-code"),
+    }
 )
 
 
