@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from vllm_safe.errors import Failure, Misuse
 from vllm_safe.launch.plan import Launch, launch_file
@@ -54,9 +55,17 @@ def _write_serve_file(plan: Launch) -> None:
         # In the unit's own RuntimeDirectory: nobody else can have put anything there.
         handle = os.open(plan.serve_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o640)
         with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(dict(plan.serve_args or {}), file, indent=1, ensure_ascii=False)
+            json.dump({key: _as_words(value) for key, value in (plan.serve_args or {}).items()}, file, indent=1, ensure_ascii=False)
     except OSError as error:
         raise Failure(f"cannot write {plan.serve_file}: {error.strerror}") from error
+
+
+def _as_words(value: Any) -> Any:
+    """A value whose mappings are text, as vLLM hands them to its options: it would make Python's words of those in a list, and
+    YAML takes the 1e-05 in a mapping for a word (vllm/utils/argparse_utils.py, load_config_file)."""
+    if isinstance(value, list):
+        return [_as_words(item) for item in value]
+    return json.dumps(value) if isinstance(value, dict) else value
 
 
 def _api_key() -> dict[str, str]:
