@@ -13,6 +13,7 @@ import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
+from urllib.parse import unquote
 
 LARGE = 4096  # bytes from which on a file counts as a large one, which has a sha256
 
@@ -104,7 +105,7 @@ class _Handler(BaseHTTPRequestHandler):
             if fault.status:
                 self._answer(fault.status, fault.body or b"{}", fault.headers)
                 return
-        path = self.path.partition("?")[0]
+        path = unquote(self.path.partition("?")[0])
         if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", path):
             self._listing(match[1], match[2] or "main", fault)
         elif match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):

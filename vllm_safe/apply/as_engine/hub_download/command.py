@@ -49,22 +49,26 @@ def list_(options: argparse.Namespace) -> dict[str, Any]:
 def get(options: argparse.Namespace) -> dict[str, Any]:
     """Fetch a revision less what --leave-out names, and put it in place: {"commit": SHA}."""
     store = Store(options.models, options.repo)
-    store.lock()
-    commit, files = _ask(options, Progress(0))
-    wanted = [file for file in files if not any(fnmatch.fnmatchcase(file.name, pattern) for pattern in options.leave_out)]
-    progress = Progress(sum(file.size for file in wanted))
-    transfer = Transfer(Hub(options.repo, _token()), store, commit, _patience(options, progress), progress)
-    store.prepare(wanted)
-    try:
-        for file in wanted:
-            transfer.bring(file)
-        progress.finish()
-        store.put_in_place(commit, wanted)
-    except OSError as error:
-        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
-            raise
-        raise Trouble("disk-full", missing=sum(file.size - store.bytes_here(file, {}) for file in wanted)) from error
+    with store.locked():
+        commit, files = _ask(options, Progress(0))
+        wanted = [file for file in files if not any(fnmatch.fnmatchcase(file.name, pattern) for pattern in options.leave_out)]
+        try:
+            _bring(options, store, commit, wanted)
+        except OSError as error:
+            if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+                raise
+            raise Trouble("disk-full", missing=sum(file.size - store.bytes_here(file, {}) for file in wanted)) from error
     return {"commit": commit}
+
+
+def _bring(options: argparse.Namespace, store: Store, commit: str, files: list[File]) -> None:
+    progress = Progress(sum(file.size for file in files))
+    transfer = Transfer(Hub(options.repo, _token()), store, commit, _patience(options, progress), progress)
+    store.prepare(files)
+    for file in files:
+        transfer.bring(file)
+    progress.finish()
+    store.put_in_place(commit, files)
 
 
 def _ask(options: argparse.Namespace, progress: Progress) -> tuple[str, list[File]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -56,14 +57,16 @@ class Hub:
         self._repo = repo
         self._package: Any = package
         self._token = token or False  # False: nor the token that somebody may have left in a home directory
+        self._endpoint = os.environ["HF_ENDPOINT"]
         self._session = package.get_session()
         # What a connection that fails raises: the session is a client of httpx in huggingface_hub 1, of httpx2 in 2.
         self.broken: type[Exception] = sys.modules[type(self._session).__module__.partition(".")[0]].TransportError
 
     def list_files(self, revision: str | None) -> tuple[str, list[File]]:
         """The commit that `revision` is now, and its files. Of a gated model, also makes sure that they may be read."""
+        api = self._package.HfApi(endpoint=self._endpoint, token=self._token)
         try:
-            info = self._package.HfApi(token=self._token).model_info(self._repo, revision=revision, files_metadata=True, timeout=_SILENCE)
+            info = api.model_info(self._repo, revision=revision, files_metadata=True, timeout=_SILENCE)
         except (ValueError, TypeError, KeyError) as error:
             if hasattr(error, "response"):  # an answer with the status 400, which is a ValueError too
                 raise
@@ -81,7 +84,7 @@ class Hub:
         headers["Accept-Encoding"] = "identity"  # the bytes of the file, not of a compressed form of it
         if file.size:
             headers["Range"] = f"bytes={start}-{min(file.size, start + _REQUEST) - 1}"
-        url = self._package.hf_hub_url(self._repo, file.name, revision=commit)
+        url = self._package.hf_hub_url(self._repo, file.name, revision=commit, endpoint=self._endpoint)
         with self._session.stream("GET", url, headers=headers, timeout=_SILENCE) as response:
             self._package.utils.hf_raise_for_status(response)
             yield response

@@ -13,6 +13,8 @@ import fcntl
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from .hub import MANIFEST, File
@@ -29,16 +31,17 @@ class Store:
         self._partial = models / ".partial" / repo.replace("/", "--")
         self._blobs = self._partial / "blobs"
         self._tree = self._partial / "tree"
-        self._lock = -1
 
-    def lock(self) -> None:
-        """Make the folders, and keep others out until this process ends."""
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Make the folders, and keep other processes out of them meanwhile."""
         self._blobs.mkdir(parents=True, exist_ok=True)
-        self._lock = os.open(self._partial, os.O_RDONLY | os.O_DIRECTORY)
+        handle = os.open(self._partial, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Trouble("locked") from None
+            _take(handle)
+            yield
+        finally:
+            os.close(handle)
 
     def blob(self, file: File) -> Path:
         """Where the file is kept under its hash."""
@@ -88,14 +91,31 @@ class Store:
             os.link(self.blob(file), path)
         rows = {file.name: {"size": file.size, "key": file.key} for file in files}
         (self._tree / MANIFEST).write_text(json.dumps({"commit": commit, "files": rows}, indent=1) + "\n")
-        os.sync()
+        for path in (self._tree / MANIFEST, self._tree, *(path for path in self._tree.rglob("*") if path.is_dir())):
+            _sync(path)
         self.final.parent.mkdir(exist_ok=True)
         if os.path.lexists(self.final):
             _exchange(self._tree, self.final)
         else:
             self._tree.rename(self.final)
-        os.sync()
+        _sync(self.final.parent)
         shutil.rmtree(self._partial)
+
+
+def _take(handle: int) -> None:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise Trouble("locked") from None
+
+
+def _sync(path: Path) -> None:
+    """Have a file, or the names in a folder, on the disk itself."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def size_of(path: Path) -> int:
