@@ -62,18 +62,18 @@ def _prepare(name: str, config_path: Path) -> tuple[Step, ...]:
     from vllm_safe.apply.prepare import prepare_steps, refusal_steps
     from vllm_safe.cli.situation import read_earlyoom_env, read_situation
     from vllm_safe.config.reader import load
-    from vllm_safe.decide.prepare import decide_preparation, unknown_model
+    from vllm_safe.decide.prepare import decide_preparation, known_model
     from vllm_safe.host.facts import read_host
 
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):  # it becomes the name of a file
         raise Misuse(f"{name!r} cannot be the name of a model")
     try:
         config = load(config_path)
+        known_model(config, name)
     except ConfigError as error:
         more = len(error.mistakes) - 1
         return refusal_steps(name, str(error.mistakes[0]), f"`vllm-safe check` says all {more + 1} mistakes." if more else "")
-    if name not in config.models:
-        finding = unknown_model(config, name)
-        return refusal_steps(name, finding.what, finding.do_next)
+    except Misuse as error:
+        return refusal_steps(name, error.message, error.hint)
     situation = read_situation(config, read_host(), name)
     return prepare_steps(decide_preparation(situation), situation.ground.units, read_earlyoom_env())

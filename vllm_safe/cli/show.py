@@ -9,7 +9,6 @@ import click
 
 from vllm_safe.cli.main import config_option
 from vllm_safe.cli.table import columns
-from vllm_safe.errors import Misuse
 
 
 @click.command(name="show")
@@ -19,15 +18,13 @@ from vllm_safe.errors import Misuse
 def command(name: str, config_path: Path, *, as_json: bool) -> None:
     """Show what `systemctl start vllm@NAME` would run: limits in bytes, arguments, environment, and where each value comes from."""
     from vllm_safe.config.reader import load
-    from vllm_safe.decide.prepare import unknown_model
+    from vllm_safe.decide.prepare import known_model
     from vllm_safe.decide.show import decide_show, with_swap
     from vllm_safe.host.facts import read_host
 
     config, host = load(config_path), read_host()
     planned = with_swap(config, host)
-    if name not in config.models:
-        finding = unknown_model(config, name)
-        raise Misuse(finding.what, hint=finding.do_next)
+    known_model(config, name)
     parts = decide_show(config, planned, name)
     if as_json:
         values = {part.title: {row.name: {"value": row.value, "origin": row.origin} for row in part.rows} for part in parts}

@@ -14,6 +14,7 @@ from vllm_safe.decide.protect import decide_protection
 from vllm_safe.decide.serve import decide_launch, server_program
 from vllm_safe.host.start import Ground, Starts
 from vllm_safe.host.swapfile import second_name
+from vllm_safe.errors import Misuse
 from vllm_safe.launch.plan import Launch
 from vllm_safe.sizes import format_size
 
@@ -184,14 +185,16 @@ def decide_protection_of_all(config: Config, host: Host) -> Preparation:
     return Preparation(units=decide_units(config, host), earlyoom=decide_environment_file(config))
 
 
-def unknown_model(config: Config, name: str) -> Finding:
-    """What to say of a name that the file does not have."""
+def known_model(config: Config, name: str) -> Model:
+    """The model `name`. Misuse, with the names that there are, if the file has none of that name."""
+    if model := config.models.get(name):
+        return model
     import difflib  # noqa: PLC0415 - 3 ms that only a mistake pays
 
     known = ", ".join(config.models) or "none yet"
     near = difflib.get_close_matches(name, config.models, n=1)
     way_out = f"Did you mean {near[0]}?" if near else f"It has: {known}."
-    return failed(f"there is no model {name} in {config.source or 'the configuration'}", way_out)
+    raise Misuse(f"there is no model {name} in {config.source or 'the configuration'}", hint=way_out)
 
 
 def decide_preparation(at: Situation) -> Preparation:
