@@ -20,14 +20,14 @@ class Progress:
         self._text = text
         self._total = max(total, 1)
         self._start = time.monotonic()
-        self._shown = 0.0
+        self._shown = self._start  # a step that is over at once draws nothing
         self._terminal = sys.stderr.isatty()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._terminal and self._shown:
+        if self._terminal and self._shown > self._start:
             self._draw("")
 
     def update(self, done: int) -> None:

@@ -50,8 +50,7 @@ def decide_swap(swap: settings.Swap, host: Host, facts: SwapFacts) -> tuple[Step
             return (*steps, *_retire(busy, state), make, TurnOn(path))
         steps.append(make)
     if not state.fits(busy, arriving=size):
-        used = format_size(state.used(busy))
-        raise Failure(f"{used} are swapped out, and do not fit in RAM and the new {format_size(size)} of swap", hint=_STOP)
+        raise _unfit(busy, state, f" and the new {format_size(size)} of swap")
     if state.fits(busy):  # off before on: the new file has its own name at once
         steps += _retire(busy, state)
         busy = []
@@ -78,9 +77,7 @@ def decide_remove(host: Host, facts: SwapFacts) -> tuple[Step, ...]:
     """The steps that take away every swapfile of ours. Raises Failure when what is swapped out fits nowhere else."""
     state = _State(host, facts)
     if not state.fits(state.ours):
-        used, available = format_size(state.used(state.ours)), format_size(host.memory_available)
-        whose = " (of models, which are bound to their limits)" if facts.models_swapped else ""
-        raise Failure(f"{used} are swapped out{whose}, and do not fit in RAM, where {available} are available", hint=_STOP)
+        raise _unfit(state.ours, state)
     return _retire(state.ours, state)
 
 
@@ -98,10 +95,15 @@ def _place(size: int, keep_free: Amount, state: _State, idle: Sequence[File], bu
     if lack:
         raise lack
     if not state.fits(busy):
-        used = format_size(state.used(busy))
-        message = f"no room for the new swapfile beside the old one, whose {used} in use do not fit in RAM"
-        raise Failure(message, hint=f"{_STOP} Or make room for {format_size(size)} more at {path}.")
+        raise _unfit(busy, state, ", and the disk has no room for the new swapfile beside the old one")
     return path, False
+
+
+def _unfit(leaving: Sequence[File], state: _State, more: str = "") -> Failure:
+    """What is said when what is swapped out to `leaving` has no other place."""
+    used, available = format_size(state.used(leaving)), format_size(state.host.memory_available)
+    limit = "; a MemoryMax may let nothing back in" if state.facts.bound else ""
+    return Failure(f"{used} are swapped out and do not fit in RAM ({available} available{limit}){more}", hint=_STOP)
 
 
 def _retire(files: Iterable[File], state: _State) -> tuple[Step, ...]:
@@ -139,7 +141,7 @@ class _State:
     def fits(self, leaving: Iterable[File], *, arriving: int = 0) -> bool:
         """Whether what is swapped out to `leaving` has a place without them: in other swap (and `arriving` bytes more), else in RAM.
 
-        RAM counts only while no model is swapped out: its own limit may not let that back in, and the kernel would kill the model.
+        RAM counts only while nothing with a MemoryMax is swapped out: its limit may not let that back in, and the kernel would kill it.
         """
         leaving = list(leaving)
         used = self.used(leaving)
@@ -149,4 +151,4 @@ class _State:
         if used == 0:
             return True
         room = self.host.memory_available - self.host.memory * _MARGIN
-        return self.facts.models_swapped == 0 and used <= room
+        return self.facts.bound == 0 and used <= room

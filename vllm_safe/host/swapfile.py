@@ -57,7 +57,7 @@ class SwapFacts:
     files: tuple[File, ...] = ()  # those that exist: at the configured and the default path, and wherever a file is swapped to
     folder: Folder = Folder()
     permitted: bool = True  # this process may call swapon
-    models_swapped: int = 0  # bytes of models that are swapped out
+    bound: int = 0  # bytes swapped out of control groups with a MemoryMax, as models have: it may not let them back into RAM
 
 
 def second_name(path: Path) -> Path:
@@ -76,7 +76,7 @@ def read_swap(path: Path, host: Host) -> SwapFacts:
         files=tuple(file for each in paths if (file := look_at(each))),
         folder=_look_at_folder(path.parent),
         permitted=kernel.may_swap(),
-        models_swapped=_models_swapped(),
+        bound=_bound(Path("/sys/fs/cgroup")),
     )
 
 
@@ -159,8 +159,15 @@ def _btrfs_profiles(folder: int) -> frozenset[str]:
         return frozenset()
 
 
-def _models_swapped() -> int:
-    try:
-        return int(Path("/sys/fs/cgroup/vllm.slice/memory.swap.current").read_text())
-    except (OSError, ValueError):
-        return 0
+def _bound(group: Path) -> int:
+    """Bytes swapped out of the topmost groups below `group` that have a limit."""
+    total = 0
+    for below in group.iterdir() if group.is_dir() else ():
+        try:
+            swapped = int((below / "memory.swap.current").read_text())
+            if swapped:
+                unlimited = (below / "memory.max").read_text() == "max\n"
+                total += _bound(below) if unlimited else swapped
+        except (OSError, ValueError):  # a file, a group without the memory controller, or one that has just gone
+            continue
+    return total
