@@ -12,9 +12,9 @@ from vllm_safe.decide.findings import Finding, Level, failed, passed, warned
 from vllm_safe.decide.limits import LEAST_MEMORY, decide_limits, decide_units, unit_of
 from vllm_safe.decide.protect import decide_protection
 from vllm_safe.decide.serve import decide_launch, server_program
+from vllm_safe.errors import Misuse
 from vllm_safe.host.start import Ground, Starts
 from vllm_safe.host.swapfile import second_name
-from vllm_safe.errors import Misuse
 from vllm_safe.launch.plan import Launch
 from vllm_safe.sizes import format_size
 
