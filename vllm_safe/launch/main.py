@@ -6,7 +6,6 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
 from vllm_safe.errors import Failure, Misuse
 from vllm_safe.launch.plan import Launch, launch_file
@@ -60,9 +59,11 @@ def _write_serve_file(plan: Launch) -> None:
         raise Failure(f"cannot write {plan.serve_file}: {error.strerror}") from error
 
 
-def _as_words(value: Any) -> Any:
-    """A value whose mappings are text, as vLLM hands them to its options: it would make Python's words of those in a list, and
-    YAML takes the 1e-05 in a mapping for a word (vllm/utils/argparse_utils.py, load_config_file)."""
+def _as_words(value: object) -> object:
+    """A value in which mappings are text, as vLLM's options take them.
+
+    vllm/utils/argparse_utils.py, load_config_file: of a mapping in a list it would make Python's words, and YAML takes 1e-05 for a string.
+    """
     if isinstance(value, list):
         return [_as_words(item) for item in value]
     return json.dumps(value) if isinstance(value, dict) else value
