@@ -57,7 +57,7 @@ class EngineStep:
         if outcome.result in {"oom-kill", "timeout", "not-started"}:
             raise failure_of(self.task, outcome)
         if not outcome.ok:
-            raise explain(self.installation, self.task.purpose, outcome.stderr)
+            raise explain(self.installation, self.task.purpose, outcome.stderr or outcome.stdout)
         if not re.search(self.answer, outcome.stdout):
             raise Failure(f"could not {self.task.purpose}: it answers {outcome.stdout.strip()[-200:]!r}")
 

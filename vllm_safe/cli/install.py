@@ -72,7 +72,7 @@ def _steps(wish: _Wish, facts: EngineFacts, is_working: Callable[[Installed], bo
     version = wish.version or wish.engine.version
     if not wish.reinstall and facts.current and is_wanted(facts.current, wish.engine, version):
         if is_working(facts.current):
-            click.echo(f"{facts.current} is installed and works ({facts.engines / facts.current.folder}).")
+            click.echo(f"{facts.current} is installed and works. To build it again: vllm-safe install --reinstall")
             return ()
         click.echo(f"{facts.current} is installed, but does not work: building it again.", err=True)
     elif not wish.reinstall and facts.previous and is_wanted(facts.previous, wish.engine, version):
@@ -89,8 +89,9 @@ def _tell_done(facts: EngineFacts) -> None:
     """What is in use now, and what still runs on the engine before."""
     from vllm_safe.host.systemd import running_models
 
-    click.echo(f"{facts.current} is in use ({facts.engines / 'current'}).")
+    click.echo(f"{facts.current} is in use.")
     if facts.previous:
-        click.echo(f"{facts.previous} is kept: vllm-safe install --rollback goes back to it.")
+        twin = " (an earlier build)" if str(facts.previous) == str(facts.current) else ""
+        click.echo(f"{facts.previous}{twin} is kept: vllm-safe install --rollback goes back to it.")
     for name in running_models():
         click.echo(f"{name} still runs on the engine that it was started with: systemctl restart vllm@{name}")

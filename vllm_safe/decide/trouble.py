@@ -59,6 +59,17 @@ def _absent(installation: Installation, _found: re.Match[str]) -> tuple[str, str
     return f"{installation.sources} does not have it{_lacking(installation)}", hint
 
 
+def _damaged(installation: Installation, _found: re.Match[str]) -> tuple[str, str]:
+    return (
+        f"what {installation.sources} sent is damaged",
+        f"Run the same command again. If it stays so, {installation.sources} has a bad file.",
+    )
+
+
+def _no_pip(_: Installation, _found: re.Match[str]) -> tuple[str, str]:
+    return "Python's venv module lacks ensurepip", "apt install python3-venv"
+
+
 def _denied(_: Installation, found: re.Match[str]) -> tuple[str, str]:
     return _last_line(found.string), "User vllm must be able to read engine.find_links."
 
@@ -79,6 +90,8 @@ _TROUBLES: tuple[tuple[str, Callable[[Installation, re.Match[str]], tuple[str, s
     (r"\b40[137] (?:\w+ )?(?:Unauthorized|Forbidden|Proxy Authentication|Client Error)|(?:status code|HTTP error) 40[137]", _login),
     (r"(lib[\w+.-]+\.so[.\d]*): cannot open shared object file", _library),
     (_UNREACHABLE, _network),
+    (r"Failed to extract archive|ZIP structure|[Bb]ad CRC|[Ii]nvalid [Zz]ip|BadZipFile", _damaged),
+    (r"ensurepip is not", _no_pip),
     (r"there (?:is|are) no (?:version|matching)|No solution found|No matching distribution|not found in the (?:package|provided)", _absent),
     (r"Permission denied|os error 13", _denied),
 )
