@@ -100,6 +100,10 @@ class Machine(ABC):
         chosen = [f"--unit={unit}" for unit in units]
         return self.run(["journalctl", "--no-pager", "--quiet", f"--lines={lines}", *chosen], check=False).stdout
 
+    def failed_units(self) -> str:
+        """The units that failed, one a line; "" on a machine in order."""
+        return self.out("systemctl --failed --plain --no-legend")
+
     def properties(self, unit: str, *names: str) -> dict[str, str]:
         """Properties of a unit as `systemctl show` prints them."""
         shown = self.out(["systemctl", "show", f"--property={','.join(names)}", unit])

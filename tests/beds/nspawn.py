@@ -46,28 +46,38 @@ class Bind(NamedTuple):
 class Nspawn(Machine):
     """A running container. `network` adds a way out through user-mode NAT; each bed has its own ports either way."""
 
-    def __init__(self, recipe: trees.Recipe = trees.CONTAINER, *, binds: Sequence[Bind] = (), network: bool = True) -> None:
-        """Boot, and wait until systemd has started everything. Raises BedError with the console's words."""
-        tree = trees.tree(recipe)
+    def __init__(
+        self, recipe: trees.Recipe = trees.CONTAINER, *, binds: Sequence[Bind] = (), layers: Sequence[Path] = (), network: bool = True
+    ) -> None:
+        """Boot, and wait until systemd has started everything. Raises BedError with the console's words.
+
+        layers: trees of further files, over the recipe's; the bed may change and remove them, since what it writes goes elsewhere.
+        """
+        lower = [*layers, trees.tree(recipe)]
         self._folder = cache.RunFolder("nspawn", sweep=_remove_cgroups)
         self._processes: list[subprocess.Popen[bytes]] = []
         try:
-            self._boot(tree, binds)
+            self._boot(lower, binds)
             if network:
                 self._connect()
         except BaseException:
             self.stop()
             raise
 
-    def _boot(self, tree: Path, binds: Sequence[Bind]) -> None:
-        upper, work, root = (self._folder.path / name for name in ("upper", "work", "root"))
+    @property
+    def written(self) -> Path:
+        """The folder of the host that holds what the bed has written, at the paths where the bed has it."""
+        return self._folder.path / "upper"
+
+    def _boot(self, lower: Sequence[Path], binds: Sequence[Bind]) -> None:
+        upper, work, root = self.written, self._folder.path / "work", self._folder.path / "root"
         for folder in (upper / "etc/ssl/certs", work, root):
             folder.mkdir(parents=True)
         (upper / "etc").chmod(0o755)
         (upper / "etc/resolv.conf").write_text("nameserver 10.0.2.3\n")  # slirp4netns's own, which asks the host's
         if Path("/", AUTHORITIES).exists():
             shutil.copy(Path("/", AUTHORITIES), upper / AUTHORITIES)
-        options = f"lowerdir={tree},upperdir={upper},workdir={work},volatile"
+        options = f"lowerdir={':'.join(map(str, lower))},upperdir={upper},workdir={work},volatile"
         own_cgroup = ["systemd-run", "--scope", "--quiet", "--property=Delegate=yes"]
         if not Path("/run/systemd/system").exists():
             own_cgroup = ["sh", "-c", CGROUP, f"vllm-safe-{self._folder.path.name}"]

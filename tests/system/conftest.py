@@ -1,0 +1,83 @@
+"""Beds for the system tests. What cannot be had here is skipped with its reason, or fails if VLLM_SAFE_REQUIRE="nspawn vm" names its tier."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.beds import engine
+from tests.beds.nspawn import Nspawn
+from tests.beds.vm import Virtual
+
+DEB = Path(__file__).parents[2] / "dist/vllm-safe.deb"
+PROGRAMS = {
+    "nspawn": ("mmdebstrap", "systemd-nspawn", "slirp4netns", "nsenter", "setpriv"),
+    "vm": ("mmdebstrap", "qemu-system-x86_64", "mkfs.ext4", "ssh-keygen"),
+}
+
+
+def _lacking(tier: str) -> str:
+    """Why the beds of a tier cannot be had on this machine; "" if they can."""
+    if os.geteuid() != 0:
+        return "needs root"
+    missing = [program for program in PROGRAMS[tier] if shutil.which(program) is None]
+    return f"not installed: {', '.join(missing)} (make test installs them)" if missing else ""
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip, or fail where the tier is required, before any fixture is made."""
+    for tier in PROGRAMS:
+        if item.get_closest_marker(tier) and (why := _lacking(tier)):
+            if tier in os.environ.get("VLLM_SAFE_REQUIRE", "").split():
+                pytest.fail(f"VLLM_SAFE_REQUIRE names {tier}, and it cannot run here: {why}", pytrace=False)
+            pytest.skip(why)
+
+
+@pytest.fixture(scope="session")
+def deb() -> Path:
+    """The package that `make deb` made."""
+    if not DEB.exists():
+        pytest.fail(f"{DEB} is not there: make deb", pytrace=False)
+    return DEB
+
+
+@pytest.fixture(scope="module")
+def nspawn_bed() -> Iterator[Nspawn]:
+    """A fresh Debian for each module of tests, without our package and without a network."""
+    with Nspawn(network=False) as bed:
+        yield bed
+
+
+@pytest.fixture(scope="module")
+def nspawn_installed(deb: Path) -> Iterator[Nspawn]:
+    """The same with our package installed by apt."""
+    with Nspawn(network=False) as bed:
+        bed.install(deb)
+        yield bed
+
+
+@pytest.fixture(scope="module")
+def nspawn_serving(deb: Path) -> Iterator[Nspawn]:
+    """The same with the real vLLM, the tiny model and a config for both, as engine.CONFIG has it; nothing is started."""
+    with Nspawn(network=False, layers=[engine.layer(deb)]) as bed:
+        bed.install(deb)
+        bed.write("/etc/vllm-safe/config.yaml", engine.CONFIG)
+        yield bed
+
+
+@pytest.fixture(scope="module")
+def vm_bed() -> Iterator[Virtual]:
+    """A fresh machine of 1 GiB for each module of tests, without our package."""
+    with Virtual() as bed:
+        yield bed
+
+
+@pytest.fixture(scope="module")
+def vm_installed(vm_bed: Virtual, deb: Path) -> Virtual:
+    """The same machine with our package installed by apt."""
+    vm_bed.install(deb)
+    return vm_bed
