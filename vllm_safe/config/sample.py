@@ -20,9 +20,9 @@ _HEADER = """\
 #     vllm-safe check                    is everything as it should be?
 #     systemctl restart vllm@NAME        serve with it
 #
-# A size is written as 512M, 128G or 1.5 GiB (K, M, G and T are powers of 1024),
-# a share as 90%, a time as 90s, 15min or 2h. A setting with # right before its name is not set: it shows
-# the default, or an example where there is none."""
+# A size is written as 512M, 128G or 1.5 GiB (K, M, G and T are powers of 1024), a share as 90%, a time
+# as 90s, 15min or 2h. A setting with # right before its name is not set: it shows the default, or an
+# example where there is none."""
 
 # The models that the file shows: settings as YAML, in place of their defaults. The first is the installation plan's.
 _PLANS_MODEL = {
@@ -46,12 +46,12 @@ def sample() -> str:
 
 
 def _lines() -> Iterator[str]:
-    yield _HEADER
+    yield from (_HEADER, "")
     for name, section in SECTIONS.items():
-        yield from ("", *_comment(section.__doc__ or ""), f"{name}:")
+        yield from (*_comment(section.__doc__ or ""), f"{name}:")
         for row in settings_of(section):
             yield from (*_indented(_setting(row)), "")
-    yield from ("", *_comment(Model.__doc__ or ""), "models:", "  qwen72b:")
+    yield from (*_comment(Model.__doc__ or ""), "models:", "  qwen72b:")
     for row in settings_of(Model):
         if row.name != "command":
             yield from (*_indented(_setting(row, _PLANS_MODEL), 4), "")

@@ -43,12 +43,12 @@ def settings_of(section: type[Any]) -> tuple[Setting, ...]:
 
 @dataclass(frozen=True)
 class Swap:
-    """Swap space for what does not fit into RAM. It is made when the first model starts, or by `vllm-safe swap create`."""
+    """Swap space for what does not fit into RAM. The first start of a model makes it."""
 
     file: Path = _setting(
         kinds.ABSOLUTE_PATH,
         Path("/swapfile"),
-        "Where the swapfile is made: on ext4, xfs or btrfs, never on ntfs or fuse (they deadlock when RAM is full).",
+        "The swapfile: on ext4, xfs or btrfs, never on ntfs or fuse (they deadlock when RAM is full).",
     )
     size: int | None = _setting(kinds.SIZE_OR_NONE, 128 * GIB, "Its size. none: make nothing, and use the swap that is on.")
     keep_free: Amount = _setting(
@@ -58,12 +58,12 @@ class Swap:
 
 @dataclass(frozen=True)
 class Earlyoom:
-    """The last line of defence: earlyoom ends the largest process when RAM *and* swap are both nearly gone."""
+    """The last line of defence: earlyoom ends a process when RAM *and* swap are both nearly gone."""
 
     enabled: bool = _setting(
         kinds.BOOLEAN,
         default=True,
-        doc="Start earlyoom with what is set here. /etc/default/earlyoom stays as it is, but has no effect then.",
+        doc="Start earlyoom with what is set here. /etc/default/earlyoom stays as it is, without effect.",
     )
     memory: float = _setting(kinds.PERCENT, 5.0, "Act when less RAM than this is available ...")
     swap: float = _setting(kinds.PERCENT, 5.0, "... and less swap than this is free.")
@@ -155,7 +155,7 @@ class ModelLimits:
 
 @dataclass(frozen=True)
 class Model:
-    """The models, each with a name of its own: `systemctl start vllm@NAME` serves it, and clients ask for NAME."""
+    """The models, each by a name of its own: `systemctl start vllm@NAME` serves it, clients ask for NAME."""
 
     model: str | None = _setting(
         kinds.MODEL,
@@ -173,7 +173,7 @@ class Model:
     host: str = _setting(
         kinds.HOST,
         "127.0.0.1",
-        "The address that it serves on. 0.0.0.0 is every address: vLLM answers much of its API without a key there.",
+        "The address that it serves on. 0.0.0.0 is every one; vLLM answers much of its API without a key.",
     )
     profile: str = _setting(kinds.PROFILE, "default", "Environment, options and times for a kind of machine, below what is set here.")
     args: Mapping[str, Any] = _setting(
