@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import grp
 import os
-import secrets
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +28,7 @@ class WriteFile:
     def run(self) -> None:
         """Failure if the folder is missing, not to be trusted, or full."""
         folder = open_trusted_folder(self.path.parent)
-        temporary = f".{self.path.name}.{secrets.token_hex(4)}"
+        temporary = f".{self.path.name}.{os.urandom(4).hex()}"
         try:
             _write(folder, temporary, self)
             os.replace(temporary, self.path.name, src_dir_fd=folder, dst_dir_fd=folder)

@@ -43,12 +43,13 @@ def _earlyoom_steps(wanted: str | None, there: str | None) -> tuple[Step, ...]:
 def _start_steps(plan: Preparation) -> tuple[Step, ...]:
     if not (launch := plan.launch):
         return ()
+    steps: list[Step] = []
     key_file = paths.credential_file(launch.name)
-    return (
-        WriteFile(key_file, plan.key, mode=0o600) if plan.key else RemoveFile(key_file),
-        WriteFile(paths.starts_file(launch.name), plan.starts.to_json()),
-        _launch_step(launch),
-    )
+    if plan.key:
+        steps.append(WriteFile(key_file, plan.key, mode=0o600))
+    elif plan.old_key:
+        steps.append(RemoveFile(key_file))
+    return (*steps, WriteFile(paths.starts_file(launch.name), plan.starts.to_json()), _launch_step(launch))
 
 
 def _launch_step(launch: Launch) -> Step:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,7 +39,8 @@ class SetProperties:
         _systemctl("set-property", "--runtime", "--", self.unit, *self._words())
 
     def _words(self) -> list[str]:
-        return [f"{name}={value}" for name, value in self.properties.items()]
+        # systemd compares the drop-ins that it made with those on disk, as lists: out of order, it would ask for a daemon-reload.
+        return [f"{name}={value}" for name, value in sorted(self.properties.items())]
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,23 @@ class TryRestart:
     def run(self) -> None:
         """Failure if systemd refuses."""
         _systemctl("try-restart", "--no-block", "--", self.unit)
+
+
+@dataclass(frozen=True)
+class RemoveDropin:
+    """Take back one file that set-property made, and its folder if that was all in it."""
+
+    path: Path
+
+    def describe(self) -> str:
+        """The step in one line."""
+        return f"remove {self.path}"
+
+    def run(self) -> None:
+        """Failure if it cannot be removed."""
+        RemoveFile(self.path).run()
+        with suppress(OSError):  # not empty: somebody else's are in it
+            self.path.parent.rmdir()
 
 
 @dataclass(frozen=True)
@@ -79,6 +98,6 @@ def missing_properties(wanted: Mapping[str, Mapping[str, int]], shown: Mapping[s
 
 
 def remove_dropins(files: Iterable[Path]) -> tuple[Step, ...]:
-    """Steps that take back what set-property --runtime left in these files."""
-    steps: list[Step] = [RemoveFile(path) for path in files]
-    return (*steps, DaemonReload()) if steps else ()
+    """Steps that take back what set-property --runtime left in these files. The reload takes the values back in the kernel, too."""
+    paths = tuple(files)
+    return (*map(RemoveDropin, paths), DaemonReload()) if paths else ()

@@ -49,6 +49,7 @@ class Ground:
     model: ModelFiles | None = None  # None for a `command:` server
     swap_file: str = ""  # `swap.file` as /proc/swaps has it: without links
     key: Key | None = None  # None: none asked for
+    old_key: bool = False  # an earlier start left a copy of a key
     starts: Starts = Starts()
     units: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # properties as systemctl shows them
 
@@ -109,6 +110,7 @@ def read_ground(  # noqa: PLR0913 - each is a fact about another thing
         model=read_model(model) if model else None,
         swap_file=os.path.realpath(swap_file),
         key=read_key(key_file) if key_file else None,
+        old_key=paths.credential_file(name).exists(),
         starts=read_starts(paths.starts_file(name)),
         units=units,
     )

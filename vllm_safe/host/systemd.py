@@ -6,8 +6,9 @@ import subprocess
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-# Where systemctl set-property --runtime keeps what it was told (systemd.unit(5), table of load paths).
-CONTROL = Path("/run/systemd/system.control")
+# Where systemctl set-property --runtime keeps what it was told: the first for units with a file, the second for those without, such as
+# init.scope (systemd.unit(5), table of load paths).
+CONTROL = (Path("/run/systemd/system.control"), Path("/run/systemd/transient"))
 
 
 def show(units: Iterable[str], properties: Iterable[str]) -> dict[str, Mapping[str, str]]:
@@ -29,19 +30,7 @@ def _parse(block: str) -> Mapping[str, str]:
     return dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
 
 
-def runtime_dropins(table: Mapping[str, Iterable[str]], folder: Path = CONTROL) -> tuple[Path, ...]:
+def runtime_dropins(table: Mapping[str, Iterable[str]], folders: Iterable[Path] = CONTROL) -> tuple[Path, ...]:
     """The drop-in files that set-property --runtime made for these properties, by unit (a name, or a glob such as vllm@*.service)."""
-    return tuple(
-        sorted(path for unit, properties in table.items() for name in properties for path in folder.glob(f"{unit}.d/50-{name}.conf"))
-    )
-
-
-def running_models() -> tuple[str, ...]:
-    """The names of the models whose service runs or starts."""
-    command = ["systemctl", "list-units", "--plain", "--no-legend", "--state=active,activating,reloading", "vllm@*.service"]
-    try:
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
-    except OSError:  # no systemctl: a container or a bare chroot
-        return ()
-    units = (line.split()[0] for line in result.stdout.splitlines() if line.strip())
-    return tuple(unit.removeprefix("vllm@").removesuffix(".service") for unit in units)
+    wanted = [f"{unit}.d/50-{name}.conf" for unit, properties in table.items() for name in properties]
+    return tuple(sorted(path for folder in folders for pattern in wanted for path in folder.glob(pattern)))
