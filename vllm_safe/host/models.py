@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from vllm_safe import paths
-
 MANIFEST = ".vllm-safe.json"  # written by apply/as_engine/hub_download/store.py
 _INDEX = "model.safetensors.index.json"
 _LARGEST = 64 << 20  # bytes of JSON that are read; the largest index there is has 10 MB
@@ -39,7 +37,7 @@ class ModelFiles:
         return self.present and not self.problem
 
 
-def read_model(model: str, models: Path = paths.MODELS) -> ModelFiles:
+def read_model(model: str, models: Path) -> ModelFiles:
     """The facts about a hub id ORG/NAME, kept below `models`, or about the folder with that absolute path."""
     folder = models / model
     repo = "" if model.startswith("/") else model
@@ -68,8 +66,9 @@ def _gap(folder: Path) -> str:
     if not any((folder / name).is_file() for name in ("config.json", "params.json")):
         return "it has no config.json"
     index = _read_json(folder / _INDEX)
-    shards = set(index["weight_map"].values()) if isinstance(index, dict) and isinstance(index.get("weight_map"), dict) else set()
-    missing = sorted(str(shard) for shard in shards if not (folder / str(shard)).is_file())
+    named = index.get("weight_map") if isinstance(index, dict) else None
+    shards = {shard for shard in named.values() if isinstance(shard, str)} if isinstance(named, dict) else set()
+    missing = sorted(shard for shard in shards if not (folder / shard).is_file())
     return f"{len(missing)} of its {len(shards)} files of weights are missing, {missing[0]!r} for one" if missing else ""
 
 
