@@ -57,7 +57,7 @@ def check_pressure(at: Machine) -> Finding:
 def check_recursive(at: Machine) -> Finding | None:
     """Whether what is kept for a slice reaches the services in it."""
     mount = at.host.mount_of(CGROUPS)
-    if not at.host.cgroup2 or mount is None or mount.fstype != "cgroup2" or "memory_recursiveprot" in mount.options:
+    if "memory" not in at.host.controllers or mount is None or mount.fstype != "cgroup2" or "memory_recursiveprot" in mount.options:
         return None
     what = "cgroup2 is mounted without memory_recursiveprot: RAM kept for system.slice does not reach sshd"
     return warned(what, "systemd mounts it so by itself since 246: see what remounted /sys/fs/cgroup.")

@@ -1,0 +1,1 @@
+"""`make bench`: figures, each as a ratio to something that ran beside it in the same run."""
