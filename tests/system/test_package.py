@@ -1,0 +1,175 @@
+"""The package in a Debian: what installing, upgrading, removing and purging it do, and what they leave alone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.beds.machine import Machine
+from tests.beds.nspawn import Nspawn
+from tests.beds.vm import Virtual
+
+CONFIG = """
+swap: {size: none}
+models:
+  web:
+    command: [/usr/bin/python3, -m, http.server, --bind, 127.0.0.1, 8001]
+    port: 8001
+    health: http://127.0.0.1:8001/
+"""
+NEXT_STEPS = "vllm-safe install && vllm-safe fetch qwen72b"
+FOREIGN = "/var/lib/vllm-safe/engine/link"  # user vllm owns the folder, and plants a link in it
+# What an installation of any package changes, and what goes on by itself.
+NOT_OURS = re.compile(r"/(var/(log|tmp|cache|lib/(dpkg|apt|systemd|private))|root|tmp|etc/(passwd|group|g?shadow)-?)(/|$)")
+OURS_OFF = "fallocate --length 8M {0} && chmod 600 {0} && mkswap --label {1} {0}"
+
+
+@pytest.fixture
+def serving(deb: Path) -> Iterator[Nspawn]:
+    """A bed of its own with the package and a model that runs and is enabled."""
+    with Nspawn(network=False) as bed:
+        bed.install(deb)
+        bed.write("/etc/vllm-safe/config.yaml", CONFIG)
+        bed.run("systemctl enable --now vllm@web")
+        yield bed
+
+
+def main_pid(bed: Machine, unit: str) -> str:
+    return bed.properties(unit, "MainPID")["MainPID"]
+
+
+def files(bed: Machine) -> set[str]:
+    return {path for path in bed.out("find / -xdev").splitlines() if not NOT_OURS.match(path)}
+
+
+def dropins_of_apply(bed: Machine) -> str:
+    return bed.out("find /run/systemd/system.control -type f 2>/dev/null || true")
+
+
+@pytest.mark.nspawn
+class TestInstalled:
+    def test_nothing_was_started_allocated_or_downloaded(self, nspawn_installed: Nspawn) -> None:
+        assert nspawn_installed.out("systemctl list-units --plain --no-legend 'vllm*'") == ""
+        assert not nspawn_installed.exists("/swapfile")
+        assert nspawn_installed.out("find /var/lib/vllm-safe/engine /var/lib/vllm-safe/models /var/cache/vllm-safe -mindepth 1") == ""
+        assert dropins_of_apply(nspawn_installed) == ""
+
+    def test_the_machine_will_be_protected_after_a_reboot(self, nspawn_installed: Nspawn) -> None:
+        assert nspawn_installed.out("systemctl is-enabled vllm-safe-protect") == "enabled"
+
+    def test_no_file_is_writable_by_others_or_owned_by_them(self, nspawn_installed: Nspawn) -> None:
+        loose = r"dpkg -L vllm-safe | xargs stat --format='%U:%G %a %F %n' | grep -vE '^root:root (644|755|777 symbolic)'"
+        assert nspawn_installed.run(loose, check=False).stdout == ""
+
+    def test_the_folders_belong_to_whom_they_should(self, nspawn_installed: Nspawn) -> None:
+        folders = nspawn_installed.out(
+            "stat -c '%n %U:%G %a' /var/lib/vllm-safe /var/lib/vllm-safe/* /var/cache/vllm-safe /run/vllm-safe/*"
+        )
+        assert folders.splitlines() == [
+            "/var/lib/vllm-safe root:root 755",
+            "/var/lib/vllm-safe/engine vllm:vllm 755",
+            "/var/lib/vllm-safe/home vllm:vllm 700",
+            "/var/lib/vllm-safe/models vllm:vllm 755",
+            "/var/cache/vllm-safe vllm:vllm 750",
+            "/run/vllm-safe/credentials root:root 700",
+            "/run/vllm-safe/launch root:vllm 750",
+            "/run/vllm-safe/starts root:root 755",
+        ]
+
+    def test_anybody_may_ask_for_help_and_nobody_for_more(self, nspawn_installed: Nspawn) -> None:
+        nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "vllm-safe"]
+        assert "Commands:" in nspawn_installed.out([*nobody, "--help"])
+        refused = nspawn_installed.run([*nobody, "apply"], check=False)
+        assert (refused.returncode, refused.stderr) == (2, "vllm-safe: only root can do this\n  sudo vllm-safe apply ...\n")
+
+    def test_modules_of_others_do_not_get_in(self, nspawn_installed: Nspawn) -> None:
+        nspawn_installed.write("/srv/evil/sitecustomize.py", "open('/srv/evil/got-in', 'w')")
+        nspawn_installed.write("/srv/evil/click.py", "open('/srv/evil/got-in', 'w')")
+        nspawn_installed.run("cd /srv/evil && PYTHONPATH=/srv/evil vllm-safe show qwen72b")
+        assert not nspawn_installed.exists("/srv/evil/got-in")
+
+    def test_systemd_has_no_complaint_about_the_units(self, nspawn_installed: Nspawn) -> None:
+        listed = nspawn_installed.out("dpkg -L vllm-safe")
+        units = re.findall(r"systemd/system/([^/\s]+\.(?:service|slice|target))$", listed, re.MULTILINE)
+        verify = ["systemd-analyze", "verify", "--man=no", *(unit.replace("@.", "@web.") for unit in units)]
+        assert nspawn_installed.run(verify, check=False).stderr == ""
+
+
+@pytest.mark.nspawn
+def test_installing_prints_the_next_steps_once(deb: Path) -> None:
+    with Nspawn(network=False) as bed:
+        assert bed.install(deb).count(NEXT_STEPS) == 1
+        assert NEXT_STEPS not in bed.out("dpkg --install /root/vllm-safe.deb")
+
+
+@pytest.mark.nspawn
+def test_an_upgrade_leaves_models_limits_and_config_alone(serving: Nspawn) -> None:
+    before = main_pid(serving, "vllm@web"), main_pid(serving, "earlyoom"), dropins_of_apply(serving)
+    serving.run("dpkg --install /root/vllm-safe.deb")
+    assert (main_pid(serving, "vllm@web"), main_pid(serving, "earlyoom"), dropins_of_apply(serving)) == before
+    assert serving.read("/etc/vllm-safe/config.yaml") == CONFIG
+    assert serving.properties("vllm@web", "NeedDaemonReload", "ActiveState") == {"NeedDaemonReload": "no", "ActiveState": "active"}
+
+
+@pytest.mark.nspawn
+def test_a_removal_stops_models_and_undoes_what_was_applied(serving: Nspawn) -> None:
+    assert "vllm.slice" in dropins_of_apply(serving)
+    serving.write("/var/lib/vllm-safe/models/a/b/config.json", "{}")
+    removal = serving.run("dpkg --remove vllm-safe")
+    assert removal.stderr == ""
+    assert serving.run("pgrep -u vllm", check=False).stdout == ""
+    assert dropins_of_apply(serving) == ""
+    assert serving.properties("system.slice", "MemoryMin") == {"MemoryMin": "0"}
+    assert serving.out("systemctl is-active earlyoom") == "active"
+    assert "--prefer" not in serving.out("tr '\\0' ' ' < /proc/$(systemctl show -P MainPID earlyoom)/cmdline")
+    assert not any(serving.exists(path) for path in ("/usr/lib/vllm-safe", "/run/vllm-safe", "/run/vllm", "/usr/bin/vllm-safe"))
+
+    serving.run("dpkg --install /root/vllm-safe.deb")
+    assert serving.read("/etc/vllm-safe/config.yaml") == CONFIG
+    assert serving.exists("/var/lib/vllm-safe/models/a/b/config.json")
+    serving.run("systemctl start vllm@web")
+
+
+@pytest.mark.nspawn
+def test_a_removal_works_with_a_broken_configuration(serving: Nspawn) -> None:
+    serving.write("/etc/vllm-safe/config.yaml", "models: [")
+    serving.run("dpkg --remove vllm-safe")
+    assert dropins_of_apply(serving) == ""
+
+
+@pytest.mark.nspawn
+def test_a_purge_after_use_leaves_only_what_is_the_users(deb: Path) -> None:
+    with Nspawn(network=False) as bed:
+        before = files(bed)
+        bed.install(deb)
+        bed.write("/etc/vllm-safe/config.yaml", CONFIG.replace("{size: none}", "{size: none, file: /srv/swap}"))
+        bed.run("systemctl enable --now vllm@web && vllm-safe check || true")
+        for path, label in (("/swapfile", "vllm-safe"), ("/srv/swap", "vllm-safe"), ("/srv/swap.new", "somebody")):
+            bed.run(OURS_OFF.format(path, label))
+        bed.write("/srv/mine/data", "")
+        bed.run(f"ln -s /srv/mine {FOREIGN} && ln -s /srv/mine /var/cache/vllm-safe/link")
+        bed.run("install -d -o vllm /var/lib/vllm-safe/models/.partial/a--b /var/lib/vllm-safe/models/c/d")
+        bed.write("/var/lib/vllm-safe/models/a/b/config.json", "{}")
+
+        purge = bed.run("dpkg --purge vllm-safe")
+        assert "/var/lib/vllm-safe/models" in purge.stderr
+        kept = {"/srv/mine", "/srv/mine/data", "/srv/swap.new"}
+        kept |= {"/var/lib/vllm-safe" + path for path in ("", "/models", "/models/a", "/models/a/b", "/models/a/b/config.json")}
+        assert files(bed) - before == kept
+        assert bed.out("find /run -name '*vllm*'") == ""
+        assert bed.out("systemctl list-units --all --plain --no-legend --state=loaded 'vllm*'") == ""
+        assert bed.out("find /var/lib/systemd -name '*vllm*'") == ""
+        assert bed.out("systemctl --failed --plain --no-legend") == ""
+
+
+@pytest.mark.vm
+def test_a_purge_keeps_a_swapfile_that_is_in_use(vm_installed: Virtual) -> None:
+    vm_installed.run(OURS_OFF.format("/swapfile", "vllm-safe") + " && swapon /swapfile")
+    purge = vm_installed.run("dpkg --purge vllm-safe")
+    assert "swapoff /swapfile" in purge.stderr
+    assert "/swapfile" in vm_installed.read("/proc/swaps")
+    vm_installed.run("dpkg --install /root/vllm-safe.deb && swapoff /swapfile && dpkg --purge vllm-safe")
+    assert not vm_installed.exists("/swapfile")
