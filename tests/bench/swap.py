@@ -1,0 +1,59 @@
+"""Making 128 GiB of swap on ext4, against dphys-swapfile's way of making it, per GiB on the same disk. Nothing is swapped to."""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.bench.row import Row
+from vllm_safe.apply.swapfile import Make
+from vllm_safe.sizes import GIB, MIB
+
+ROUNDS = 3
+OURS, THEIRS = 128, 2  # GiB; what is written takes real space and time, what is allocated does not
+DISK = "140G"  # sparse
+
+
+def measure() -> list[Row]:
+    """Both ways in turn, in an ext4 of their own in a sparse file. Needs root and a loop device."""
+    with tempfile.TemporaryDirectory(dir="/var/tmp", prefix="vllm-safe-bench-") as folder:
+        image, disk = Path(folder, "image"), Path(folder, "disk")
+        disk.mkdir()
+        _run("truncate", "--size", DISK, image)
+        _run("mkfs.ext4", "-q", image)
+        _run("mount", "-o", "loop", image, disk)
+        try:
+            pairs = [(_seconds(_make, disk / "ours") / OURS, _seconds(_dphys, disk / "theirs") / THEIRS) for _ in range(ROUNDS)]
+        finally:
+            _run("umount", disk)
+    mine, theirs = (statistics.median(column) for column in zip(*pairs, strict=True))
+    beside = f"{mine * 1e3:.1f} ms against {theirs * 1e3:.0f} ms for each GiB, median of {ROUNDS} pairs"
+    return [Row(f"{OURS} GiB of swap on ext4, to dphys-swapfile", mine / theirs, 0.1, "times", beside)]
+
+
+def _make(path: Path) -> None:
+    Make(path, OURS * GIB).run()
+
+
+def _dphys(path: Path) -> None:
+    """What dphys-swapfile 20100506-7.1 runs; it does not wait for the disk, and neither do we for it."""
+    _run("touch", path)
+    _run("dd", "if=/dev/zero", f"of={path}", f"bs={MIB}", f"count={THEIRS * 1024}", "status=none")
+    _run("chmod", "600", path)
+    _run("mkswap", path)
+
+
+def _seconds(way: Callable[[Path], None], path: Path) -> float:
+    start = time.perf_counter()
+    way(path)
+    spent = time.perf_counter() - start
+    path.unlink()
+    return spent
+
+
+def _run(*command: str | Path) -> None:
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
