@@ -1,7 +1,7 @@
 """A hub on loopback: what huggingface_hub asks of one, and every way in which one fails.
 
 Answers GET /api/models/ORG/NAME[/revision/REV] and, by a redirect to a second address (the real hub's CDN), the files. A fault is taken
-from `faults`, in turn, by the next request whose path contains its `where`.
+from `faults`, in turn, by the next request whose path its pattern `where` is found in.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class _Handler(BaseHTTPRequestHandler):
         hub = self.hub
         self.request_record = Request(self.path, dict(self.headers.items()))
         hub.requests.append(self.request_record)
-        fault = next((fault for fault in hub.faults if fault.where in self.path), None)
+        fault = next((fault for fault in hub.faults if re.search(fault.where, self.path)), None)
         if fault:
             hub.faults.remove(fault)
             if fault.status:
