@@ -49,6 +49,8 @@ _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]{0,18})((?:\.[0-9]{1,40})?(?:[eE][+-]?[0
 
 def read_args(node: Node) -> Dictionary[str, Any]:
     """Options of `vllm serve` with their values as JSON has them."""
+    if is_nothing(node):
+        return MappingProxyType({})
     if not isinstance(node, Mapping):
         suggestion = "tensor-parallel-size: 8" if isinstance(node, Scalar) and node.text.startswith("-") else ""
         raise misfit(node, suggestion)
@@ -106,6 +108,8 @@ def _json(node: Node) -> object:
 
 def read_env(node: Node) -> Dictionary[str, str]:
     """Environment variables: exactly the texts that are written."""
+    if is_nothing(node):
+        return MappingProxyType({})
     if not isinstance(node, Mapping):
         raise misfit(node)
     flaws: list[Flaw] = []

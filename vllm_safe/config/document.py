@@ -89,14 +89,15 @@ def _content(path: Path) -> bytes:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise _refusal(str(path), 0, 0, _why_not_opened(error)) from None
-    with os.fdopen(descriptor, "rb", buffering=0) as stream:
-        facts = os.fstat(descriptor)
-        if problem := _unacceptable(path, facts):
+    try:
+        if problem := _unacceptable(path, os.fstat(descriptor)):
             raise _refusal(str(path), 0, 0, problem)
-        try:
-            content = stream.read(MAX_BYTES + 1) or b""
-        except OSError as error:
-            raise _refusal(str(path), 0, 0, _why_not_opened(error)) from None
+        with os.fdopen(descriptor, "rb", closefd=False) as stream:
+            content = stream.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise _refusal(str(path), 0, 0, _why_not_opened(error)) from None
+    finally:
+        os.close(descriptor)
     if len(content) > MAX_BYTES:  # it grew, or lies about its size as files in /proc do
         raise _refusal(str(path), 0, 0, _too_long(len(content)))
     return content
@@ -155,8 +156,8 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         self.depth += 1
-        if self.depth > _MAX_DEPTH:
-            raise yaml.MarkedYAMLError(problem=syntax.TOO_DEEP, problem_mark=self.get_mark())
+        if parent and self.depth > _MAX_DEPTH:
+            raise yaml.MarkedYAMLError(problem=syntax.TOO_DEEP, problem_mark=parent.start_mark)
         node = super().compose_node(parent, index)
         self.depth -= 1
         return node

@@ -16,6 +16,8 @@ _WORDS = (
     (r"character '\t' that cannot start", _TAB),
     ("character '%' that cannot start", "a value cannot begin with %; expected a number before it, as in 90%, or the text in quotes"),
     ("that cannot start any token", "a text cannot begin with this character; put the text in quotes"),
+    ("found unexpected document separator", "a quote that is not closed"),
+    ("found unexpected end of stream", "a quote that is not closed"),
     ("could not find expected ':'", "a line without a colon; expected `key: value`"),
     ("sequence entries are not allowed", "a list item (-) where no list can stand; put it in a line of its own, indented below its key"),
     ("mapping keys are not allowed", "a key where none can stand; put it in a line of its own"),
@@ -29,8 +31,11 @@ _WORDS = (
     ("expected '<document start>'", "something after the end of the document; expected one document"),
     ("expected ',' or ']'", "a list [...] that is not closed, or lacks a comma"),
     ("expected ',' or '}'", "a mapping {...} that is not closed, or lacks a comma"),
+    ("expected <block end>, but found '<scalar>'", "text after the end of a value; put all of it in one pair of quotes"),
     ("expected <block end>", "this does not line up with what is above it; give keys of one section the same indentation"),
+    ("expected the node content, but found '<stream end>'", "the end of the file within a [ or { that is not closed"),
     ("expected the node content", "a value is missing here"),
+    ("chomping or indentation", "only a comment may follow | or >; the text begins in the next line"),
     ("comment or a line break", "only a comment may follow | or >; the text begins in the next line"),
     ("undefined tag handle", "an unknown tag (!); for a text that begins with !, put it in quotes"),
 )
@@ -42,10 +47,11 @@ def explain(error: yaml.MarkedYAMLError, text: str) -> list[Place]:
     """(line, column, text) of the mistake, from 1; of each, where more of the same kind can be seen."""
     problem = str(error.problem)
     mark = error.problem_mark or error.context_mark
-    if error.context in {"while scanning a quoted scalar", "while scanning a double-quoted scalar"} and "end of stream" in problem:
-        mark, words = error.context_mark, "a quote that is not closed"
-    else:
-        words = next((words for part, words in _WORDS if part in problem), f"not valid YAML: {problem}")
+    words = next((words for part, words in _WORDS if part in problem), f"not valid YAML: {problem}")
+    if any(
+        part in problem for part in ("end of stream", "stream end", "document separator", "expected ':'")
+    ):  # noticed far from where it began
+        mark = error.context_mark or mark
     line, column = (mark.line + 1, mark.column + 1) if mark else (0, 0)
     found = [(line, column, words)]
     if words == _TAB:  # whoever indents with tabs does it in every line
