@@ -1,0 +1,52 @@
+"""System calls by way of libc: what they do, and that their errors are Python's."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from vllm_safe import kernel
+
+
+def test_fallocate_allocates_and_says_its_errors(tmp_path: Path) -> None:
+    with (tmp_path / "file").open("w+b") as file:
+        kernel.fallocate(file.fileno(), 0, 8192)
+        kernel.fallocate(file.fileno(), 8192, 4096)
+        assert os.fstat(file.fileno()).st_size == 12288
+        with pytest.raises(OSError, match="Invalid argument"):
+            kernel.fallocate(file.fileno(), 0, -1)
+
+
+def test_swapoff_of_what_is_no_swap_is_an_error(tmp_path: Path) -> None:
+    (path := tmp_path / "file").touch()
+    with pytest.raises(OSError, match="Invalid argument|Operation not permitted"):
+        kernel.swapoff(str(path))
+
+
+@pytest.mark.parametrize(("code", "answer"), [(errno.EPERM, False), (errno.ENOENT, True), (errno.EINVAL, True)])
+def test_whether_swap_may_be_turned_on_is_asked_without_turning_it_on(monkeypatch: pytest.MonkeyPatch, code: int, answer: bool) -> None:  # noqa: FBT001 - a parameter of the test
+    asked = []
+
+    def swapoff(path: str) -> None:
+        asked.append(path)
+        raise OSError(code, "")
+
+    monkeypatch.setattr(kernel, "swapoff", swapoff)
+    assert kernel.may_swap() is answer
+    assert asked == [""]
+
+
+def test_rename_new_replaces_nothing(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("a")
+    (tmp_path / "b").write_text("b")
+    folder = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with pytest.raises(FileExistsError):
+            kernel.rename_new(folder, "a", "b")
+        kernel.rename_new(folder, "a", "c")
+    finally:
+        os.close(folder)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"b": "b", "c": "a"}
