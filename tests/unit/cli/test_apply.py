@@ -1,0 +1,80 @@
+"""`vllm-safe apply`, on the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from vllm_safe.cli.main import main
+
+NOT_ROOT = 65534
+
+
+@pytest.fixture(autouse=True)
+def no_systemd(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> str:
+    path = tmp_path / "config.yaml"
+    path.write_text("swap: {size: none}\nmodels:\n  x:\n    command: [/bin/sh]\n")
+    return str(path)
+
+
+def test_a_dry_run_says_each_step_and_needs_no_root(
+    config: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: NOT_ROOT)
+    assert main(["apply", "x", "--dry-run", "--config", config]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert all(line.startswith("would ") for line in lines)
+    assert any("MemoryMax=" in line and "vllm@x.service" in line for line in lines)
+    assert lines[-1] == "would write /run/vllm-safe/launch/x.json (root:vllm 0640)"
+
+
+def test_without_a_name_nothing_of_a_model_is_prepared(config: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["apply", "--dry-run", "--config", config]) == 0
+    out = capsys.readouterr().out
+    assert "MemoryMin=" in out
+    assert "launch" not in out
+
+
+def test_only_root_may_apply(config: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: NOT_ROOT)
+    assert main(["apply", "--config", config]) == 2
+    assert "root" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["models: {x: {command: [/bin/sh], prot: 1}}\n", "\t", "models: {y: {command: [/bin/sh]}}\n", None])
+def test_what_is_wrong_with_the_configuration_becomes_a_refusal(
+    tmp_path: Path, text: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "config.yaml"
+    if text is not None:
+        path.write_text(text)
+    assert main(["apply", "x", "--dry-run", "--config", str(path)]) == 0
+    assert capsys.readouterr().out == "would write /run/vllm-safe/launch/x.json (root:vllm 0640)\n"
+
+
+def test_at_boot_a_mistake_in_the_configuration_is_misuse(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("protekt: {}\n")
+    assert main(["apply", "--dry-run", "--config", str(path)]) == 2
+    assert "protekt" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "", ".", "-x", "x\n", "x y"])
+def test_a_name_that_could_lead_elsewhere_is_refused(name: str, config: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["apply", "--dry-run", "--config", config, "--", name]) == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_undo_needs_no_configuration(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["apply", "--undo", "--dry-run", "--config", "/nowhere.yaml"]) == 0
+    assert capsys.readouterr().out
+
+
+def test_undo_takes_no_name() -> None:
+    assert main(["apply", "x", "--undo", "--dry-run"]) == 2

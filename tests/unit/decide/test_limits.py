@@ -1,0 +1,106 @@
+"""Limits in bytes, which bound won, and what all models share."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from vllm_safe.config.settings import Config, Limits, Model, ModelLimits, Position, Protect
+from vllm_safe.decide.limits import PROPERTIES, SLICE, decide_limits, decide_units, unit_of
+from vllm_safe.decide.protect import AUTO, UNITS, decide_protection
+from vllm_safe.host.facts import Host, Swap
+from vllm_safe.sizes import GIB, MIB, TIB, Amount
+
+PLAN = Host(memory=int(15.6 * GIB), gpus=8, swaps=(Swap("/swapfile", "file", 128 * GIB, 0),), cgroup2=True)
+
+
+def config_of(own: ModelLimits | None = None, **sections: object) -> Config:
+    models = {"x": Model(model="a/b", limits=own or ModelLimits())}
+    return replace(Config(models=models), **sections)  # type: ignore[arg-type]  # sections by their names
+
+
+def test_on_the_plans_machine_the_reserve_wins_over_90_percent() -> None:
+    limits = decide_limits(config_of(), PLAN, "x")
+    assert limits.memory_max.value == pytest.approx(12.1 * GIB, rel=0.01)
+    assert limits.memory_max.value + decide_protection(config_of(), PLAN).total == pytest.approx(PLAN.memory, abs=4096)
+    assert limits.memory_max.origin.source == "this machine"
+    assert "8 GPUs" in limits.memory_max.origin.note
+    assert "14.0 GiB" in limits.memory_max.origin.note
+
+
+def test_swap_is_a_share_of_swap_and_not_of_ram() -> None:
+    swap = decide_limits(config_of(), PLAN, "x").swap_max
+    assert swap.value == pytest.approx(0.9 * 128 * GIB, abs=4096)
+    assert swap.origin.source == "default"
+
+
+def test_with_ram_to_spare_what_was_asked_for_wins() -> None:
+    big = replace(PLAN, memory=512 * GIB)
+    limit = decide_limits(config_of(), big, "x").memory_max
+    assert limit.value == pytest.approx(0.9 * 512 * GIB, abs=4096)
+    assert limit.origin.source == "default"
+
+
+def test_limits_are_whole_pages_so_that_the_kernel_has_what_systemctl_shows() -> None:
+    host = replace(PLAN, memory=PLAN.memory + 1234, swaps=(Swap("/s", "file", 1000 * 4096, 0),))
+    limits = decide_limits(config_of(), host, "x")
+    assert limits.memory_max.value % 4096 == limits.swap_max.value % 4096 == 0
+
+
+def test_a_models_own_limits_go_before_the_sections() -> None:
+    config = config_of(ModelLimits(memory_max=Amount(2 * GIB), cpu_weight=50), limits=Limits(memory_max=Amount(1 * GIB), io_weight=7))
+    config = replace(
+        config, positions={"models.x.limits.memory_max": Position("c.yaml", 9, 1), "limits.io_weight": Position("c.yaml", 3, 1)}
+    )
+    limits = decide_limits(config, PLAN, "x")
+    assert (limits.memory_max.value, str(limits.memory_max.origin)) == (2 * GIB, "c.yaml:9")
+    assert (limits.io_weight.value, str(limits.io_weight.origin)) == (7, "c.yaml:3")
+    assert limits.cpu_weight.value == 50
+
+
+def test_a_size_of_swap_is_capped_at_what_is_on() -> None:
+    limits = decide_limits(config_of(ModelLimits(swap_max=Amount(1 * TIB))), PLAN, "x")
+    assert limits.swap_max.value == 128 * GIB
+    assert limits.swap_max.origin.source == "this machine"
+
+
+def test_without_swap_a_model_has_none() -> None:
+    assert decide_limits(config_of(), replace(PLAN, swaps=()), "x").swap_max.value == 0
+
+
+def test_two_models_share_the_largest_cap_instead_of_adding_theirs() -> None:
+    models = {
+        "a": Model(model="a/a", limits=ModelLimits(memory_max=Amount(4 * GIB), swap_max=Amount(50, is_percent=True), cpu_weight=30)),
+        "b": Model(model="b/b", limits=ModelLimits(memory_max=Amount(6 * GIB), swap_max=Amount(20, is_percent=True))),
+    }
+    shared = decide_units(Config(models=models), PLAN)[SLICE]
+    assert shared == {"MemoryMax": 6 * GIB, "MemorySwapMax": 64 * GIB, "CPUWeight": 30, "IOWeight": 1}
+
+
+def test_without_any_model_the_section_limits_holds_for_the_slice() -> None:
+    assert decide_units(Config(), PLAN)[SLICE]["MemoryMax"] == decide_limits(config_of(), PLAN, "x").memory_max.value
+
+
+def test_a_reserve_larger_than_the_machine_leaves_nothing_rather_than_less() -> None:
+    config = config_of(protect=Protect(system=Amount(100, is_percent=True)))
+    assert decide_limits(config, PLAN, "x").memory_max.value == 0
+
+
+def test_auto_is_a_share_on_small_machines_and_its_bound_on_large_ones() -> None:
+    small, large = (decide_protection(config_of(), replace(PLAN, memory=memory)).units for memory in (GIB, TIB))
+    assert [small[key].value // MIB for key in UNITS] == [153, 61, 20]
+    assert [large[key].value for key in UNITS] == [share.most for share in AUTO.values()]
+
+
+def test_the_documentation_of_protect_has_the_numbers_of_auto() -> None:
+    text = Path(__file__).parents[3].joinpath("vllm_safe/config/settings.py").read_text()
+    for share in AUTO.values():
+        assert f"{share.percent} % of RAM, at most {share.most // MIB}M" in text
+
+
+def test_everything_that_is_set_can_be_taken_back() -> None:
+    config = config_of()
+    every = {unit_of("*"): decide_limits(config, PLAN, "x").properties, **decide_units(config, PLAN)}
+    assert {unit: set(names) for unit, names in PROPERTIES.items()} == {unit: set(properties) for unit, properties in every.items()}

@@ -1,0 +1,207 @@
+"""Whether a start can work, and what it then is."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from vllm_safe.config.settings import Config, Earlyoom, Model, Protect, Swap
+from vllm_safe.decide.findings import Finding, Level
+from vllm_safe.decide.limits import SLICE, unit_of
+from vllm_safe.decide.prepare import (
+    RESTARTS,
+    SWAP_SERVICE,
+    WINDOW,
+    Situation,
+    check_admin_earlyoom,
+    check_port,
+    decide_preparation,
+    decide_protection_of_all,
+    findings,
+    known_model,
+    limit_restarts,
+)
+from vllm_safe.errors import Misuse
+from vllm_safe.host.facts import Host
+from vllm_safe.host.facts import Swap as Area
+from vllm_safe.host.models import ModelFiles
+from vllm_safe.host.start import Ground, Key, Starts
+from vllm_safe.sizes import GIB, Amount
+
+GOOD = Situation(
+    Config(models={"x": Model(model="a/b")}),
+    Host(memory=16 * GIB, swaps=(Area("/swapfile", "file", 128 * GIB, 0),), cgroup2=True, controllers=frozenset({"memory"})),
+    "x",
+    Ground(server=True, model=ModelFiles(Path("/m/a/b"), "a/b", present=True), swap_file="/swapfile", now=10_000.0),
+)
+
+
+def with_model(**changes: object) -> Situation:
+    return replace(GOOD, config=Config(models={"x": replace(GOOD.model, **changes)}))  # type: ignore[arg-type]  # settings by their names
+
+
+def with_host(**changes: object) -> Situation:
+    return replace(GOOD, host=replace(GOOD.host, **changes))  # type: ignore[arg-type]  # facts by their names
+
+
+def with_ground(**changes: object) -> Situation:
+    return replace(GOOD, ground=replace(GOOD.ground, **changes))  # type: ignore[arg-type]  # facts by their names
+
+
+def of(level: Level, at: Situation) -> list[Finding]:
+    return [finding for finding in findings(at) if finding.level is level]
+
+
+def test_a_good_start_passes_everything_and_is_launched() -> None:
+    assert {finding.level for finding in findings(GOOD)} == {Level.PASS}
+    plan = decide_preparation(GOOD)
+    assert plan.launch is not None
+    assert plan.launch.refusal is None
+    assert set(plan.units) == {"vllm@x.service", SLICE, "system.slice", "user.slice", "init.scope"}
+    assert plan.units["vllm@x.service"]["MemoryMax"] <= plan.units[SLICE]["MemoryMax"]
+
+
+NEVER = {
+    "cgroup v1": (with_host(cgroup2=False), "cgroup"),
+    "nothing left": (replace(GOOD, config=replace(GOOD.config, protect=Protect(system=Amount(99, is_percent=True)))), "RAM"),
+    "swap off": (with_host(swaps=()), "/swapfile is not on"),
+    "no engine": (with_ground(server=False), "vllm-safe install"),
+    "no program": (replace(with_model(model=None, command=("/bin/nothing",)), ground=Ground(swap_file="/swapfile")), "/bin/nothing"),
+    "no model": (with_ground(model=ModelFiles(Path("/m/a/b"), "a/b")), "vllm-safe fetch x"),
+    "no folder": (with_ground(model=ModelFiles(Path("/data/b"))), "models.x.model"),
+    "half a model": (with_ground(model=ModelFiles(Path("/m/a/b"), "a/b", present=True, problem="2 files are missing")), "2 files"),
+    "key": (with_ground(key=Key(Path("/k"), problem="/k is bad", way_out="chmod 600 /k")), "chmod 600 /k"),
+    "port taken": (with_host(listening=frozenset({("127.0.0.1", 8000)})), "port 8000 is taken"),
+}
+
+
+@pytest.mark.parametrize("name", NEVER)
+def test_what_can_never_work_is_refused_with_one_reason_and_a_way_out(name: str) -> None:
+    at, words = NEVER[name]
+    assert len(of(Level.FAIL, at)) == 1
+    plan = decide_preparation(at)
+    assert plan.launch is not None
+    assert plan.launch.refusal
+    assert plan.launch.hint
+    assert words in f"{plan.launch.refusal} {plan.launch.hint}"
+    assert "\n" not in plan.launch.refusal + plan.launch.hint
+    assert plan.launch.argv == ()
+    assert plan.key is None
+    assert unit_of("x") in plan.units  # limits hold all the same
+
+
+def test_the_swap_services_own_words_are_passed_on() -> None:
+    at = replace(with_host(swaps=()), ground=replace(GOOD.ground, units={SWAP_SERVICE: {"StatusText": "refused: /swapfile is on ntfs"}}))
+    assert "refused: /swapfile is on ntfs" in of(Level.FAIL, at)[0].what
+
+
+def test_a_swapfile_that_is_being_resized_is_on_by_its_second_name() -> None:
+    at = with_host(swaps=(Area("/swapfile.new", "file", GIB, 0),))
+    assert of(Level.FAIL, at) == []
+
+
+def test_other_swap_does_not_stand_in_for_ours() -> None:
+    assert of(Level.FAIL, with_host(swaps=(Area("/dev/sda2", "partition", GIB, 0),)))
+
+
+def test_with_size_none_any_swap_or_none_will_do() -> None:
+    at = replace(with_host(swaps=()), config=replace(GOOD.config, swap=Swap(size=None)))
+    assert of(Level.FAIL, at) == []
+
+
+def test_a_container_without_memory_controller_is_warned_of_and_started() -> None:
+    plan = decide_preparation(with_host(controllers=frozenset({"cpu"})))
+    assert plan.launch is not None
+    assert plan.launch.refusal is None
+    assert any("memory controller" in line for line in plan.launch.summary)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "listening", "taken"),
+    [
+        ("127.0.0.1", "127.0.0.1", True),
+        ("127.0.0.1", "0.0.0.0", True),  # noqa: S104 - a text
+        ("127.0.0.1", "::", True),
+        ("0.0.0.0", "127.0.0.1", True),  # noqa: S104 - a text
+        ("0.0.0.0", "10.0.0.5", True),  # noqa: S104 - a text
+        ("localhost", "::1", True),
+        ("127.0.0.1", "10.0.0.5", False),
+        ("127.0.0.1", "::1", False),
+    ],
+)
+def test_a_port_is_taken_on_the_same_address_or_on_all(wanted: str, listening: str, *, taken: bool) -> None:
+    at = replace(with_model(host=wanted), host=replace(GOOD.host, listening=frozenset({(listening, 8000), (wanted, 8001)})))
+    assert (check_port(at).level is Level.FAIL) is taken
+
+
+def test_an_open_address_without_a_key_is_warned_of() -> None:
+    assert "no key" in of(Level.WARN, with_model(host="0.0.0.0"))[0].what  # noqa: S104 - a text
+    keyed = replace(with_model(host="0.0.0.0"), ground=replace(GOOD.ground, key=Key(Path("/k"), "secret")))  # noqa: S104 - a text
+    assert of(Level.WARN, keyed) == []
+
+
+def test_the_key_reaches_the_plan_and_nothing_that_is_printed() -> None:
+    plan = decide_preparation(with_ground(key=Key(Path("/k"), "sesame")))
+    assert plan.key == "sesame"
+    assert plan.launch is not None
+    assert "sesame" not in repr(plan) + plan.launch.to_json() + repr(GOOD)
+
+
+@pytest.mark.parametrize(
+    ("models", "asked", "hint"), [(["qwen72b"], "qwen72", "qwen72b?"), (["qwen72b"], "zzz", "qwen72b"), ([], "zzz", "none")]
+)
+def test_the_name_that_was_meant_is_said(models: list[str], asked: str, hint: str) -> None:
+    with pytest.raises(Misuse, match=f"no model {asked} in /c.yaml") as caught:
+        known_model(Config(models=dict.fromkeys(models, GOOD.model), source="/c.yaml"), asked)
+    assert hint in caught.value.hint
+
+
+def run_starts(counts_and_times: list[tuple[int, float]]) -> list[bool]:
+    """Whether each start, with systemd's NRestarts and the time, is refused."""
+    starts, refused = Starts(), []
+    for counted, now in counts_and_times:
+        starts, finding = limit_restarts(starts, counted, now, "x")
+        refused.append(finding is not None)
+    return refused
+
+
+def test_three_automatic_restarts_an_hour_and_no_fourth() -> None:
+    assert run_starts([(0, 0), (1, 30), (2, 60), (3, 90), (4, 120)]) == [False, False, False, False, True]
+
+
+def test_slow_failures_go_on_for_ever() -> None:
+    slow = WINDOW / RESTARTS + 1
+    assert not any(run_starts([(number, number * slow) for number in range(20)]))
+
+
+def test_a_person_is_never_refused_and_starts_afresh() -> None:
+    # NRestarts still has the old value when a person's start is prepared, and is 0 again before the next automatic one.
+    given_up = [(0, 0.0), (1, 30.0), (2, 60.0), (3, 90.0), (4, 120.0)]
+    by_hand = [(4, 130.0), (1, 160.0), (2, 190.0), (3, 220.0), (4, 250.0)]
+    again = [(4, 260.0), (4, 261.0), (0, 262.0)]
+    assert run_starts([*given_up, *by_hand, *again]) == [False] * 4 + [True] + [False] * 4 + [True] + [False] * 3
+
+
+def test_the_refusal_of_one_restart_too_many_reaches_the_launch_file() -> None:
+    starts = Starts(3, (9_000.0, 9_500.0, 9_900.0))
+    at = with_ground(starts=starts, units={"vllm@x.service": {"NRestarts": "4"}})
+    plan = decide_preparation(at)
+    assert plan.launch is not None
+    assert "stays down" in (plan.launch.refusal or "")
+    assert "systemctl start vllm@x" in plan.launch.hint
+    assert plan.starts.counted == 4
+
+
+def test_at_boot_only_what_holds_for_all_is_decided() -> None:
+    plan = decide_protection_of_all(GOOD.config, GOOD.host)
+    assert plan.launch is None
+    assert "vllm@x.service" not in plan.units
+    assert plan.earlyoom
+
+
+@pytest.mark.parametrize(("enabled", "admin", "warns"), [(True, "-m 10", True), (True, None, False), (False, "-m 10", False)])
+def test_the_admins_arguments_of_earlyoom_are_not_hidden_silently(*, enabled: bool, admin: str | None, warns: bool) -> None:
+    finding = check_admin_earlyoom(Config(earlyoom=Earlyoom(enabled=enabled)), admin)
+    assert (finding is not None) is warns
