@@ -1,6 +1,5 @@
 # `make` alone lists what there is. As root on a bare Debian 12, each target installs what it needs (apt, PyPI) by itself.
 PYTHON := .venv/bin/python
-SOURCES := vllm_safe tests
 
 .PHONY: help venv check deb test demo bench clean
 
@@ -28,7 +27,8 @@ demo: venv deb ## From the package to an answer of a real vLLM, in a throwaway D
 	tests/tools beds
 	$(PYTHON) -m tests.demo
 
-bench: venv ## The figures of the README, each as a ratio
+bench: venv deb ## Figures, each as a ratio to something run beside it
+	tests/tools beds
 	$(PYTHON) -m tests.bench
 
 clean: ## Remove what was built here (never the cache of wheels and trees)
