@@ -1,4 +1,4 @@
-"""Beds for the system tests. What cannot be had here is skipped with its reason, or fails if VLLM_SAFE_REQUIRE="nspawn vm" names its tier."""
+"""Beds for the system tests. What is not to be had is skipped with its reason, or fails if VLLM_SAFE_REQUIRE="nspawn vm" names it."""
 
 from __future__ import annotations
 
