@@ -23,7 +23,8 @@ DISKS = {"ext4": "mkfs.ext4 -q", "ext2": "mkfs.ext2 -q -m 0", "xfs": "mkfs.xfs -
 @pytest.fixture(scope="module")
 def vm(vm_installed: Virtual) -> Virtual:
     for fstype, mkfs in DISKS.items():
-        vm_installed.run(f"truncate -s 1500M /srv/{fstype} && {mkfs} /srv/{fstype} && mkdir -p /mnt/{fstype}", timeout=300)
+        size = "700M" if fstype == "ext2" else "1500M"  # what is made there is written: a full one takes its time
+        vm_installed.run(f"truncate -s {size} /srv/{fstype} && {mkfs} /srv/{fstype} && mkdir -p /mnt/{fstype}", timeout=300)
     mount(vm_installed)
     return vm_installed
 
@@ -57,10 +58,10 @@ def areas(bed: Virtual) -> dict[str, int]:
 
 
 def swap_out(bed: Virtual, size: int) -> None:
-    """Have a service, whose MemoryMax holds 60 MiB of it, keep `size` MiB of memory."""
+    """Have a service, whose MemoryMax holds 40 MiB of it, keep `size` MiB of memory."""
     program = HOG.replace("SIZE", str(size)).replace("MIB", str(MIB))
-    bed.run(f"systemd-run --quiet --unit=hog --property=MemoryMax=60M python3 -c {quote(program)}")
-    bed.wait_for("most of the hog is swapped out", lambda: used(bed) > size - 80, timeout=120, pause=1)
+    bed.run(f"systemd-run --quiet --unit=hog --property=MemoryMax=40M python3 -c {quote(program)}")
+    bed.wait_for("most of the hog is swapped out", lambda: used(bed) > size - 60, timeout=120, pause=1)
 
 
 def used(bed: Virtual) -> int:
@@ -106,13 +107,13 @@ def test_made_once_and_removed(bed: Virtual, fstype: str) -> None:
 
 @pytest.mark.vm
 def test_the_service_shows_how_far_it_is_and_that_it_is_done(bed: Virtual) -> None:
-    configure(bed, "/mnt/ext2/swapfile", "512M")
+    configure(bed, "/mnt/ext2/swapfile", "256M")
     bed.throttle(bytes_per_second=60 * MIB)
     bed.run("systemctl start --no-block vllm-safe-swap")
     status = ["systemctl", "show", "--property=StatusText", "vllm-safe-swap"]
     bed.wait_for("a share in the status", lambda: "writing /mnt/ext2/swapfile: " in bed.out(status), timeout=60)
     bed.throttle()
-    bed.wait_for("the service is done", lambda: areas(bed) == {"/mnt/ext2/swapfile": 512}, timeout=120)
+    bed.wait_for("the service is done", lambda: areas(bed) == {"/mnt/ext2/swapfile": 256}, timeout=120)
     bed.run("systemctl start vllm-safe-swap")
     assert bed.properties("vllm-safe-swap", "ActiveState", "Result") == {"ActiveState": "inactive", "Result": "success"}
     assert bed.properties("mnt-ext2-swapfile.swap", "ActiveState") == {"ActiveState": "active"}  # systemd knows it by its real path
@@ -139,13 +140,13 @@ def test_a_bar_on_a_terminal(bed: Virtual) -> None:
 def test_a_new_size_while_it_is_in_use(bed: Virtual) -> None:
     configure(bed, "/mnt/ext4/swapfile", "256M")
     create(bed)
-    swap_out(bed, 200)
+    swap_out(bed, 140)
     for size, name in ((384, "swapfile.new"), (320, "swapfile")):  # up, and down
         configure(bed, "/mnt/ext4/swapfile", f"{size}M")
         create(bed)
         assert areas(bed) == {f"/mnt/ext4/{name}": size}
         assert hog_lives(bed)
-        assert used(bed) > 100
+        assert used(bed) > 60
         assert create(bed).stdout == f"{size} MiB of swap are on\n"
     configure(bed, "/mnt/ext4/swapfile", "64M")  # less than is in use
     assert "do not fit in RAM" in refusal(bed)
@@ -172,7 +173,7 @@ def test_another_file_system_takes_over(bed: Virtual) -> None:
 def test_remove_kills_nothing_and_needs_no_config(bed: Virtual) -> None:
     configure(bed, "/mnt/ext4/swapfile", "256M")
     create(bed)
-    swap_out(bed, 200)
+    swap_out(bed, 140)
     bed.write("/etc/vllm-safe/config.yaml", "swap: [broken")
     done = bed.run("vllm-safe swap remove", check=False)
     assert done.returncode == 1
@@ -231,18 +232,19 @@ def test_what_is_not_ours_stays_as_it_is(bed: Virtual) -> None:
 
 @pytest.mark.vm
 def test_a_file_that_the_kernel_refuses_does_not_stay(bed: Virtual) -> None:
-    bed.run("truncate -s 300M /srv/a /srv/b && losetup /dev/loop20 /srv/a && losetup /dev/loop21 /srv/b")
-    bed.run("mkfs.btrfs -q -d raid0 /dev/loop20 /dev/loop21 && mkdir -p /mnt/raid && mount /dev/loop20 /mnt/raid")
+    bed.run("truncate -s 300M /srv/a /srv/b")
+    first, second = (bed.out(f"losetup --find --show /srv/{name}") for name in "ab")
+    bed.run(f"mkfs.btrfs -q -d raid0 {first} {second} && mkdir -p /mnt/raid && mount {first} /mnt/raid")
     try:
         configure(bed, "/mnt/raid/swapfile", "64M")
         assert "this btrfs stores data as raid0" in refusal(bed)
-        bed.run("btrfs balance start -q --force -dconvert=single -mconvert=single /mnt/raid", timeout=300)
+        bed.run("btrfs balance start --force -dconvert=single -mconvert=single /mnt/raid", timeout=300)
         configure(bed, "/mnt/raid/swapfile", "300M")  # of single data, but on two disks
         said = refusal(bed)
         assert "the kernel does not swap to /mnt/raid/swapfile: BTRFS" in said or "No space left" in said
         assert bed.out("ls -A /mnt/raid") == ""
     finally:
-        bed.run("umount /mnt/raid; losetup -d /dev/loop20 /dev/loop21; rm /srv/a /srv/b")
+        bed.run(f"umount /mnt/raid; rmdir /mnt/raid; losetup -d {first} {second}; rm /srv/a /srv/b")
 
 
 @pytest.mark.vm
@@ -261,7 +263,7 @@ def test_a_disk_that_fills_up_on_the_way_leaves_nothing(bed: Virtual) -> None:
 
 @pytest.mark.vm
 def test_killed_while_it_writes(bed: Virtual) -> None:
-    configure(bed, "/mnt/ext2/swapfile", "768M")
+    configure(bed, "/mnt/ext2/swapfile", "600M")
     before = available(bed)
     bed.throttle(bytes_per_second=60 * MIB)
     bed.run("systemd-run --quiet --unit=hog-create vllm-safe swap create")
@@ -271,7 +273,7 @@ def test_killed_while_it_writes(bed: Virtual) -> None:
     bed.wait_for("its blocks are free again", lambda: available(bed) == before)
     assert bed.out("ls -A /mnt/ext2") in {"", "lost+found"}
     create(bed)
-    assert areas(bed) == {"/mnt/ext2/swapfile": 768}
+    assert areas(bed) == {"/mnt/ext2/swapfile": 600}
 
 
 @pytest.mark.vm
@@ -280,7 +282,7 @@ def test_killed_at_any_moment_the_next_run_completes(bed: Virtual) -> None:
     configure(bed, "/mnt/btrfs/swapfile", "128M")
     create(bed)
     swap_out(bed, 100)
-    for number in range(8):
+    for number in range(6):
         size = (192, 128)[number % 2]
         configure(bed, "/mnt/btrfs/swapfile", f"{size}M")
         bed.run(f"timeout --signal=KILL {moments.uniform(0.2, 5):.2f} vllm-safe swap create", check=False)
@@ -304,13 +306,12 @@ def test_two_runs_at_once_make_one(bed: Virtual) -> None:
 def test_a_power_cut(bed: Virtual) -> None:
     configure(bed, "/swapfile", "256M")
     create(bed)
-    configure(bed, "/mnt/ext2/swapfile", "768M")  # would take over, and is slow to make
+    configure(bed, "/mnt/ext2/swapfile", "600M")  # would take over, and is slow to make
     bed.throttle(bytes_per_second=60 * MIB)
     bed.run("systemd-run --quiet --unit=hog-create vllm-safe swap create")
     free = available(bed)
     bed.wait_for("some of it is written", lambda: available(bed) < free - 64 * MIB, timeout=120)
     bed.power_cut()
-    bed.throttle()
     bed.boot()
     assert areas(bed) == {}
     assert bed.out("blkid -p -o value -s LABEL /swapfile") == "vllm-safe"  # the first was made whole, and on the disk, before it was said
@@ -318,7 +319,7 @@ def test_a_power_cut(bed: Virtual) -> None:
     mount(bed)
     assert bed.out("ls -A /mnt/ext2") in {"", "lost+found"}
     create(bed)
-    assert areas(bed) == {"/mnt/ext2/swapfile": 768}
+    assert areas(bed) == {"/mnt/ext2/swapfile": 600}
     assert not bed.exists("/swapfile")
 
 

@@ -22,7 +22,7 @@ def test_fallocate_allocates_and_says_its_errors(tmp_path: Path) -> None:
 
 def test_swapoff_of_what_is_no_swap_is_an_error(tmp_path: Path) -> None:
     (path := tmp_path / "file").touch()
-    with pytest.raises(OSError, match="Invalid argument|Operation not permitted"):
+    with pytest.raises(OSError, match=r"Invalid argument|Operation not permitted"):
         kernel.swapoff(str(path))
 
 

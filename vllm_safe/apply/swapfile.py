@@ -75,9 +75,9 @@ class TurnOn:
 
     def run(self) -> None:
         """Turn it on and see that it is. A file that the kernel does not take as swap is deleted: it could only take space."""
-        with _ours(self.path) as (folder, handle), _kernel_log() as log:
+        with _ours(self.path) as folder, _kernel_log() as log:
             try:
-                kernel.swapon(f"/proc/self/fd/{handle}")
+                kernel.swapon(str(self.path))
             except PermissionError as error:
                 raise not_permitted() from error
             except OSError as error:
@@ -105,12 +105,12 @@ class TurnOff:
 
     def run(self) -> None:
         """Turn it off. Takes as long as reading what is swapped out; when it is interrupted the file stays on."""
-        with _ours(self.path) as (_, handle):
+        with _ours(self.path):
             if not (area := _area(self.path)):
                 return
             try:
                 with _watched(area):
-                    kernel.swapoff(f"/proc/self/fd/{handle}")
+                    kernel.swapoff(str(self.path))
             except PermissionError as error:
                 raise not_permitted() from error
             except OSError as error:
@@ -133,7 +133,7 @@ class Delete:
 
     def run(self) -> None:
         """Delete it; the kernel refuses while it is on."""
-        with _ours(self.path) as (folder, _):
+        with _ours(self.path) as folder:
             os.unlink(self.path.name, dir_fd=folder)
             os.fsync(folder)
 
@@ -151,19 +151,19 @@ class Rename:
 
     def run(self) -> None:
         """Rename it. FileExistsError when something has the name."""
-        with _ours(self.path) as (folder, _):
+        with _ours(self.path) as folder:
             kernel.rename_new(folder, self.path.name, self.to.name)
             os.fsync(folder)
 
 
 @contextmanager
-def _ours(path: Path) -> Iterator[tuple[int, int]]:
-    """Descriptors of the folder and of the file, if the file is ours."""
+def _ours(path: Path) -> Iterator[int]:
+    """A descriptor of the folder, if the file is ours. Only root can change the folders on the way: `path` stays that file."""
     try:
         with swapfile.opened(path) as (folder, handle):
             if reason := swapfile.why_foreign(handle):
                 raise Failure(f"{path} is not a swapfile of vllm-safe ({reason}): left as it is")
-            yield folder, handle
+            yield folder
     except OSError as error:
         raise _failed(f"{path} is left as it is", error) from error
 
