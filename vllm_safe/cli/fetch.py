@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 @config_option
 def command(name: str, revision: str | None, config_path: Path, *, dry_run: bool) -> None:
     """Download the files of the model NAME, complete or not at all. Run again, it goes on where it was broken off."""
-    from vllm_safe import paths
     from vllm_safe.apply.as_vllm import alone
     from vllm_safe.apply.fetch import require_engine
     from vllm_safe.config.reader import load
@@ -39,7 +38,7 @@ def command(name: str, revision: str | None, config_path: Path, *, dry_run: bool
     if model.model is None:
         click.echo(f"{name} is a `command:` server: there is nothing to fetch")
         return
-    files = read_model(model.model, paths.MODELS)
+    files = read_model(model.model)
     if not files.repo:
         _tell_of_folder(name, files)
         return
@@ -52,7 +51,7 @@ def command(name: str, revision: str | None, config_path: Path, *, dry_run: bool
     with alone(source.unit, f"fetching {files.repo}"):
         _fetch(source, _room(config), dry_run=dry_run)
     if not dry_run:
-        _say_complete(name, read_model(model.model, paths.MODELS))
+        _say_complete(name, read_model(model.model))
 
 
 def _tell_of_folder(name: str, files: ModelFiles) -> None:

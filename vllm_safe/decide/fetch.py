@@ -120,7 +120,7 @@ def find_model(name: str, files: ModelFiles) -> Finding:
     again = f"Run: vllm-safe fetch {name}"
     if files.complete:
         detail = f" ({files.count} files, {format_size(files.size)})" if files.count else ""
-        return passed(f"{files.folder} has the model{detail}")
+        return passed(f"the files of {files.repo or name} are in {files.folder}{detail}")
     if files.present:
         way_out = again if files.repo else "Copy it again."
         return failed(f"the model in {files.folder} is not complete: {files.problem}", way_out)

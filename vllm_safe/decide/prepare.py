@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from vllm_safe.decide.earlyoom import decide_environment_file
+from vllm_safe.decide.fetch import find_model
 from vllm_safe.decide.findings import Finding, Level, failed, passed, warned
 from vllm_safe.decide.limits import LEAST_MEMORY, decide_limits, decide_units, unit_of
 from vllm_safe.decide.protect import decide_protection
@@ -98,15 +99,7 @@ def check_server(at: Situation) -> Finding:
 
 def check_model(at: Situation) -> Finding | None:
     """Whether the model's files are there: serving is offline."""
-    files = at.ground.model
-    if files is None:
-        return None
-    if files.complete:
-        return passed(f"the files of {at.model.model} are in {files.folder}")
-    way_out = f"Run: vllm-safe fetch {at.name}" if files.repo else f"See models.{at.name}.model."
-    if not files.present:
-        return failed(f"the model {at.model.model} is not there: no folder {files.folder}", way_out)
-    return failed(f"the model in {files.folder} is not complete: {files.problem}", way_out)
+    return find_model(at.name, at.ground.model) if at.ground.model else None
 
 
 def check_key(at: Situation) -> Finding | None:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from vllm_safe import paths
+
 MANIFEST = ".vllm-safe.json"  # written by apply/as_engine/hub_download/store.py
 _INDEX = "model.safetensors.index.json"
 _LARGEST = 64 << 20  # bytes of JSON that are read; the largest index there is has 10 MB
@@ -37,8 +39,9 @@ class ModelFiles:
         return self.present and not self.problem
 
 
-def read_model(model: str, models: Path) -> ModelFiles:
-    """The facts about a hub id ORG/NAME, kept below `models`, or about the folder with that absolute path."""
+def read_model(model: str, models: Path | None = None) -> ModelFiles:
+    """The facts about a hub id ORG/NAME, kept below `models` (paths.MODELS), or about the folder with that absolute path."""
+    models = models or paths.MODELS
     folder = models / model
     repo = "" if model.startswith("/") else model
     if not folder.is_dir():

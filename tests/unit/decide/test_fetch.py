@@ -106,4 +106,4 @@ def test_what_is_missing_is_named_with_the_command_that_brings_it(facts: ModelFi
 
 def test_a_complete_model_passes() -> None:
     finding = find_model("tiny", ModelFiles(FOLDER, "acme/m", present=True, commit="c", count=3, size=GIB))
-    assert (finding.level, finding.what) == (Level.PASS, f"{FOLDER} has the model (3 files, 1.0 GiB)")
+    assert (finding.level, finding.what) == (Level.PASS, f"the files of acme/m are in {FOLDER} (3 files, 1.0 GiB)")

@@ -66,7 +66,7 @@ def _decisions(case: Path) -> Iterator[str]:
     yield from _found(check_machine(Machine(config, host, Inspection(), refused)))
     for name, model in config.models.items():
         yield from ("", f"model {name}")
-        files = ModelFiles(Path("/"), present=True) if model.model else None
+        files = ModelFiles(Path("/"), model.model, present=True) if model.model else None
         at = Situation(config, host, name, Ground(server=True, model=files, swap_file=str(config.swap.file)))
         yield from _found(check_model(at, Inspection()))
         plan = decide_preparation(at)

@@ -20,13 +20,13 @@ class Progress:
         self._terminal = sys.stderr.isatty()
         self._said = time.monotonic() - (_TERMINAL_EVERY if self._terminal else _PLAIN_EVERY)
         self._transferred = 0
-        self._marks: deque[tuple[float, int]] = deque([(time.monotonic(), 0)])
+        self._marks: deque[tuple[float, int]] = deque()  # (when, bytes transferred by then), one a second
 
     def came(self, count: int) -> None:
         """Bytes were transferred."""
         now = time.monotonic()
         self._transferred += count
-        if now - self._marks[-1][0] >= 1:
+        if not self._marks or now - self._marks[-1][0] >= 1:
             self._marks.append((now, self._transferred))
             while now - self._marks[0][0] > _WINDOW:
                 self._marks.popleft()
@@ -50,14 +50,16 @@ class Progress:
         sys.stderr.flush()
 
     def _show(self) -> None:
-        now = time.monotonic()
-        self._said = now
-        began, had = self._marks[0]
-        rate = (self._transferred - had) / (now - began) if now - began >= 1 else 0.0
-        text = progress_line(self._done, self._total, rate)
+        self._said = time.monotonic()
+        text = progress_line(self._done, self._total, self._rate(self._said))
         width = shutil.get_terminal_size().columns - 1
         sys.stderr.write(f"\r{text[:width]}\x1b[K" if self._terminal else f"{text}\n")
         sys.stderr.flush()
+
+    def _rate(self, now: float) -> float:
+        """Bytes a second lately, or 0 while it cannot be told."""
+        began, had = self._marks[0] if self._marks else (now, 0)
+        return (self._transferred - had) / (now - began) if now - began >= 2 else 0.0
 
 
 def progress_line(done: int, total: int, rate: float) -> str:
