@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping as Dictionary
+from math import inf
 from types import MappingProxyType
 from typing import Any
 
-from vllm_safe.config.document import Mapping, Node, Scalar, Sequence
-from vllm_safe.config.flaw import Flaw, Flawed, is_nothing, misfit, shown, text_of
+from vllm_safe.config.document import Mapping, Node, Scalar, Sequence, shown
+from vllm_safe.config.flaw import Flaw, Flawed, is_nothing, misfit, text_of
 
 # Options that the package gives vLLM itself, and where they are set instead.
 _OURS = MappingProxyType(
@@ -99,9 +100,10 @@ def _json(node: Node) -> object:
             expected = "true or false, or a text in quotes: this word is true or false to YAML"
             raise misfit(node, f"true, false or '{node.text}'", expected)
         return node.text.lower() == "true"
-    if not node.quoted and (match := _NUMBER.fullmatch(node.text)):
-        return float(node.text) if match[1] else int(node.text)
-    if node.tag in {"int", "float"}:
+    number = None if node.quoted else _NUMBER.fullmatch(node.text)
+    if number and abs(float(node.text)) < inf:
+        return float(node.text) if number[1] else int(node.text)
+    if number or node.tag in {"int", "float"}:
         raise misfit(node, f"'{node.text}'", "a plain decimal number, or a text in quotes: this is another number to YAML")
     return node.text
 

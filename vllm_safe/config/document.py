@@ -62,6 +62,11 @@ class Document:
     mistakes: tuple[Mistake, ...]
 
 
+def shown(text: str) -> str:
+    """A text of the file in quotes, on one line, short, and unable to drive a terminal."""
+    return repr(text if len(text) <= 60 else text[:57] + "...")
+
+
 def read(path: Path) -> Document:
     """The one YAML document in the file. Raises ConfigError if it cannot be opened, or is no YAML."""
     file = str(path)
@@ -184,7 +189,7 @@ class _Converter:
         self._open.add(id(node))
         tag = node.tag.removeprefix(_CORE)
         if tag not in _TAGS:
-            self._mistake(line, column, f"the tag {node.tag.replace(_CORE, '!!')!r}; expected a value without a tag")
+            self._mistake(line, column, f"the tag {shown(node.tag.replace(_CORE, '!!'))}; expected a value without a tag")
             tag = "str"
         converted: Node
         size = 1
@@ -226,7 +231,9 @@ class _Converter:
             elif key.tag == _CORE + "merge":
                 self._mistake(line, column, "the merge key << is not supported; expected an alias for a whole value, as in args: *name")
             elif (text := self._text(key, line, column)) in first:
-                self._mistake(line, column, f"{text!r} is here a second time, first in line {first[text].line}; expected each key once")
+                self._mistake(
+                    line, column, f"{shown(text)} is here a second time, first in line {first[text].line}; expected each key once"
+                )
             else:
                 first[text] = Scalar(text, "str", line, column)
                 yield first[text], value

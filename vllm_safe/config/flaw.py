@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vllm_safe.config.document import Mapping, Node, Scalar, Sequence
+from vllm_safe.config.document import Mapping, Node, Scalar, Sequence, shown
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,6 @@ class Flawed(Exception):
     def __init__(self, *flaws: Flaw) -> None:
         super().__init__(*flaws)
         self.flaws = flaws
-
-
-def shown(text: str) -> str:
-    """A text of the file in quotes, on one line, short, and unable to drive a terminal."""
-    return repr(text if len(text) <= 60 else text[:57] + "...")
 
 
 def misfit(node: Node, suggestion: str = "", expected: str = "") -> Flawed:

@@ -9,8 +9,8 @@ from types import MappingProxyType
 from typing import Any, TypeVar
 
 from vllm_safe.config import document, kinds
-from vllm_safe.config.document import Mapping, Node, Scalar
-from vllm_safe.config.flaw import Flaw, Flawed, is_nothing, misfit, shown
+from vllm_safe.config.document import Mapping, Node, Scalar, shown
+from vllm_safe.config.flaw import Flaw, Flawed, is_nothing, misfit
 from vllm_safe.config.rules import breaches
 from vllm_safe.config.settings import SECTIONS, Config, Model, Position, settings_of
 from vllm_safe.errors import ConfigError, Mistake
@@ -95,7 +95,7 @@ class _Reader:
             return
         if not isinstance(node, Mapping):
             self._broken.add(path)
-            for flaw in misfit(node).flaws:
+            for flaw in misfit(node, expected="" if path else "sections such as `models`").flaws:
                 self._report(path or "the file", flaw, kinds.SECTION)
             return
         for key, value in node.items:
@@ -122,7 +122,7 @@ class _Reader:
                 suggestion = closest(flaw.node.text, kind.choices)
         text = f"{path} {flaw.problem}".strip()
         text += f"; expected {expected}" if expected else ""
-        text += f"; did you mean {suggestion}?" if suggestion else ""
+        text += f"; did you mean {suggestion}?" if suggestion.isprintable() and 0 < len(suggestion) <= 100 else ""
         self.mistakes.append(Mistake(self.file, flaw.node.line, flaw.node.column, text))
 
     def _position(self, node: Node) -> Position:
