@@ -17,7 +17,7 @@ from vllm_safe.config import settings
 from vllm_safe.decide.swap_place import MINIMUM, Way, lack_of_room, way_for
 from vllm_safe.errors import Failure
 from vllm_safe.host.facts import Host, Swap
-from vllm_safe.host.swapfile import PAGE, File, SwapFacts, second_name
+from vllm_safe.host.swapfile import PAGE, UNREADABLE, File, SwapFacts, second_name
 from vllm_safe.sizes import Amount, format_size
 
 _MARGIN = 0.1  # of RAM, that stays available when swapped out memory comes back
@@ -37,6 +37,8 @@ def decide_swap(swap: settings.Swap, host: Host, facts: SwapFacts) -> tuple[Step
     if keep and state.is_on(keep):
         return _retire(surplus, state) if state.fits(surplus) else ()  # more swap than asked for harms nobody: a later run has it fit
 
+    if any(area.path == str(facts.path) and area.size == size - PAGE for area in host.swaps):
+        return ()  # made by somebody else, exactly as asked for
     way = _way(size, host, facts)
     busy = [file for file in surplus if state.is_on(file)]
     idle = [file for file in surplus if not state.is_on(file)]
@@ -63,6 +65,8 @@ def decide_swap(swap: settings.Swap, host: Host, facts: SwapFacts) -> tuple[Step
 def _way(size: int, host: Host, facts: SwapFacts) -> Way:
     """How the file is made. Raises Failure when that, or turning it on, cannot work here at all."""
     if foreign := next((file for file in facts.files if file.foreign and file.path == facts.path), None):
+        if foreign.foreign == UNREADABLE:
+            raise Failure(f"only root can tell whether {facts.path} is a swapfile of vllm-safe", hint="Run it as root.")
         hint = "Move it away, set `swap.file` to another path, or `swap.size: none` to use the swap that is on."
         raise Failure(f"{facts.path} exists and was not made by vllm-safe ({foreign.foreign}): left as it is", hint=hint)
     if size < MINIMUM:

@@ -19,6 +19,7 @@ from vllm_safe.host.trust import open_trusted_folder
 
 LABEL = "vllm-safe"
 MODE = 0o600
+UNREADABLE = "readable by root only"  # foreign to a user who cannot tell
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
 # The swap header, as mkswap(8) writes it into the first page (include/linux/swap.h, union swap_header).
@@ -56,7 +57,7 @@ class SwapFacts:
     path: Path  # of the swapfile, as /proc/swaps would show it: links in `swap.file` followed
     files: tuple[File, ...] = ()  # those that exist: at the configured and the default path, and wherever a file is swapped to
     folder: Folder = Folder()
-    permitted: bool = True  # this process may call swapon
+    permitted: bool = True  # root may call swapon here
     bound: int = 0  # bytes swapped out of control groups with a MemoryMax, as models have: it may not let them back into RAM
 
 
@@ -75,7 +76,7 @@ def read_swap(path: Path, host: Host) -> SwapFacts:
         path=path,
         files=tuple(file for each in paths if (file := look_at(each))),
         folder=_look_at_folder(path.parent),
-        permitted=kernel.may_swap(),
+        permitted=os.geteuid() != 0 or kernel.may_swap(),  # whoever is not root only asks what root could do
         bound=_bound(Path("/sys/fs/cgroup")),
     )
 
@@ -88,7 +89,7 @@ def look_at(path: Path) -> File | None:
         with opened(path) as (_, handle):
             return File(path, os.fstat(handle).st_size, why_foreign(handle))
     except PermissionError:
-        return File(path, foreign="readable by root only")
+        return File(path, foreign=UNREADABLE)
     except OSError as error:  # a link, a device without a driver ...
         return File(path, foreign=(error.strerror or str(error)).lower())
     except Failure as failure:

@@ -15,7 +15,7 @@ from vllm_safe.config import settings
 from vllm_safe.decide.swap import decide_remove, decide_swap
 from vllm_safe.errors import Failure
 from vllm_safe.host.facts import Host, Mount, Swap
-from vllm_safe.host.swapfile import File, Folder, SwapFacts
+from vllm_safe.host.swapfile import UNREADABLE, File, Folder, SwapFacts
 from vllm_safe.sizes import GIB, MIB, parse_amount
 
 FILE, SECOND, ELSEWHERE = Path("/swapfile"), Path("/swapfile.new"), Path("/data/swapfile")
@@ -153,6 +153,18 @@ def test_a_foreign_file_is_refused_with_ways_out() -> None:
     failure = refusal(wish(), host(), facts(File(FILE, 8 * GIB, "no swap space")))
     assert failure.message == "/swapfile exists and was not made by vllm-safe (no swap space): left as it is"
     assert "swap.size: none" in failure.hint
+
+
+def test_a_foreign_file_that_is_on_with_the_right_size_is_all_that_is_asked_for() -> None:
+    file = File(FILE, 8 * GIB, "swap space of somebody else")
+    assert decide_swap(wish(), host(on(FILE, 8 * GIB)), facts(file)) == ()
+    assert "was not made by vllm-safe" in refusal(wish(), host(on(FILE, 4 * GIB)), facts(replace(file, size=4 * GIB))).message
+
+
+def test_whoever_cannot_read_the_file_is_not_told_that_it_is_foreign() -> None:
+    file = File(FILE, foreign=UNREADABLE)
+    assert decide_swap(wish(), host(on(FILE, 8 * GIB)), facts(file)) == ()
+    assert refusal(wish(), host(), facts(file)).hint == "Run it as root."
 
 
 def test_a_foreign_file_at_the_second_name_is_left_there() -> None:
