@@ -125,11 +125,11 @@ class Lifecycle:
         if self.phase is Phase.ENDING:
             self._code = 0
             return []
-        why = "while loading" if self.phase is Phase.LOADING else f"running requests have {format_span(self.launch.stop_grace)}"
-        return [Say(f"stopping, {why}"), *self._begin_end(now, code=0, status=f"stopping, {why}")]
+        why = "it was still loading" if self.phase is Phase.LOADING else f"running requests have {format_span(self.launch.stop_grace)}"
+        return [Say(f"stopping: {why}"), *self._begin_end(now, code=0, status=f"stopping: {why}")]
 
-    def exited(self, now: float, status: int, last_error: str) -> list[Action]:
-        """The server has ended with this wait status; `last_error` is what it had to say about it, or ""."""
+    def exited(self, now: float, status: int, last_words: str) -> list[Action]:
+        """The server has ended with this wait status; `last_words` is what it said about it, or ""."""
         phase, self.phase = self.phase, Phase.ENDED
         ending = describe_ending(status)
         if phase is Phase.ENDING:
@@ -138,7 +138,7 @@ class Lifecycle:
             what = f"the server ended after {format_span(now - self.started)}, before it was ready"
         else:
             what = f"the server ended by itself after serving for {format_span(now - self._serving_since)}"
-        reason = f"{what} ({ending})" + (f": {last_error}" if last_error else "")
+        reason = f"{what} ({ending})" + (f": {last_words}" if last_words else "")
         never = phase is Phase.LOADING and ending in {f"exit status {code}" for code in _NEVER_CAN_WORK}
         return [Say.error(reason), Tell({"STATUS": reason}), Quit(EXIT_MISUSE if never else EXIT_FAILED)]
 

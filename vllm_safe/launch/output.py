@@ -13,7 +13,7 @@ _SHOWN = 300  # characters of a line that fit into a status
 
 # As Python ends a traceback ("ValueError: it is wrong"), as argparse says it ("vllm serve: error: unrecognized"), and the like.
 _ERROR = re.compile(r"(?:^|[\s:])((?:[\w.]*(?:Error|Exception|Exit|Interrupt)|error|fatal|panic): \S.*)", re.IGNORECASE)
-_POINTS_ELSEWHERE = re.compile(r"See root cause above|leaked \w+ objects|multiprocessing/resource_tracker")
+_POINTS_ELSEWHERE = re.compile(r"See (?:root cause|stack trace)|leaked \w+ objects|multiprocessing/resource_tracker")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -65,13 +65,13 @@ class Output:
                 break
             self.advance()
 
-    def last_error(self) -> str:
-        """The last line that looks like an error and names it itself, else the last line at all, else ""."""
+    def last_words(self) -> str:
+        """The last line that looks like an error and names it itself, else the last line at all as a quotation, else ""."""
         lines = [_COLOUR.sub("", line).strip() for line in self._end.decode(errors="replace").splitlines()]
         for line in reversed(lines):
             if (match := _ERROR.search(line)) and not _POINTS_ELSEWHERE.search(line):
                 return match[1][:_SHOWN]
-        return next((line[:_SHOWN] for line in reversed(lines) if line), "")
+        return next((f'it last said "{line[:_SHOWN]}"' for line in reversed(lines) if line), "")
 
     def _take(self, chunk: bytes) -> None:
         if not chunk and self._source is not None:  # every process that held the other end has gone

@@ -70,7 +70,7 @@ class _Supervisor:
             self._do(self._life.asked_to_stop(now))
         if signal.SIGCHLD in numbers and (status := self._server.reap()) is not None:
             self._output.finish(DRAIN)
-            self._do(self._life.exited(now, status, self._output.last_error()))
+            self._do(self._life.exited(now, status, self._output.last_words()))
 
     def _ask_health(self, now: float) -> None:
         if self._life.phase is not Phase.LOADING:

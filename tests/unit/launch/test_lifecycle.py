@@ -106,7 +106,7 @@ def test_stopping_gives_requests_their_time_then_kills() -> None:
     life = _serving()
     actions = life.asked_to_stop(2000.0)
     assert _told(actions, "STOPPING") == "1"
-    assert _told(actions, "STATUS") == "stopping, running requests have 2 min"
+    assert _told(actions, "STATUS") == "stopping: running requests have 2 min"
     assert int(_told(actions, "EXTEND_TIMEOUT_USEC") or 0) > 120_000_000
     assert Send(signal.SIGTERM) in actions
     assert life.tick(2119.0) == []

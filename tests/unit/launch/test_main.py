@@ -124,7 +124,7 @@ def test_ready_then_stopped(unit: Unit) -> None:
     assert unit.status() == f"ready, serving demo on http://127.0.0.1:{unit.port}"
     child = _child(unit)
     assert unit.stop() == 0
-    assert unit.status() == "stopping, running requests have 30 s"
+    assert unit.status() == "stopping: running requests have 30 s"
     assert unit.output.startswith(b"vllm-safe: MemoryMax 1.0 GiB\n")
     assert b"vllm-safe: ready after" in unit.output
     assert b"the server has ended (killed by SIGTERM)" in unit.output
