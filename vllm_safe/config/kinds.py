@@ -6,13 +6,11 @@ A value is read from its text, not from what YAML 1.1 takes it for: 1:30 is 90 t
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from vllm_safe.config import arguments
+from vllm_safe.config import arguments, texts
 from vllm_safe.config.document import Node, Scalar
 from vllm_safe.config.flaw import Flaw, Flawed, is_nothing, misfit, text_of
 from vllm_safe.config.profiles import PROFILES
@@ -147,7 +145,7 @@ def _span(low: float) -> Callable[[Node], float]:
     return read
 
 
-# --- texts -----------------------------------------------------------------------------------------------------------------------------
+# --- words, and the kinds by name -----------------------------------------------------------------------------------------------------------
 
 
 def one_of(*words: str) -> Kind:
@@ -159,94 +157,6 @@ def one_of(*words: str) -> Kind:
         return text_of(node)
 
     return Kind(" or ".join(words), read, choices=words)
-
-
-def _absolute(node: Node) -> Path:
-    text = text_of(node)
-    if not text.startswith("/") or ".." in text.split("/") or not text.strip("/") or not text.isprintable() or len(text) > 4000:
-        raise misfit(node)
-    return Path(text)
-
-
-def _pattern(node: Node) -> str:
-    text = text_of(node)
-    if not re.fullmatch(r"[ -~]{1,500}", text) or "(?" in text:
-        raise misfit(node)
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            re.compile(text)  # Python's syntax is near enough to the one of regcomp(3)
-    except (re.error, OverflowError, RecursionError) as error:
-        raise Flawed(Flaw(node, f"is no regular expression ({error})")) from None
-    return text
-
-
-_URL = r"https?://(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?(?:/[!-~]*)?"
-
-
-def _url(node: Node) -> str:
-    text = text_of(node)
-    if re.match(r"https?://[^/\s]*@", text):
-        raise Flawed(Flaw(node, "has a name or password in it, for everybody to read", "a URL without one; those belong into ~/.netrc"))
-    if not re.fullmatch(_URL, text):
-        raise misfit(node, f"https://{text}" if re.fullmatch(_URL, f"https://{text}") and "." in text else "")
-    return text
-
-
-def _health(node: Node) -> str:
-    if _url(node).startswith("https:"):
-        raise Flawed(Flaw(node, "cannot be https: it is asked on this machine only", suggestion="http" + _url(node)[5:]))
-    return _url(node)
-
-
-def _links(node: Node) -> str:
-    return str(_absolute(node)) if text_of(node).startswith("/") else _url(node)
-
-
-_VERSION = r"[0-9]{1,6}(\.[0-9]{1,6}){1,4}((a|b|rc)[0-9]{1,6})?(\.post[0-9]{1,6})?(\.dev[0-9]{1,8})?(\+[a-z0-9.]{1,40})?"
-
-
-def _version(node: Node) -> str:
-    """A version of PEP 440, as it stands in the names of folders."""
-    text = text_of(node)
-    if not re.fullmatch(_VERSION, text):
-        raise misfit(node, text[1:] if re.fullmatch(r"v[0-9.]+[0-9]", text) else "")
-    return text
-
-
-def _host(node: Node) -> str:
-    text = text_of(node)
-    if ":" in text and re.fullmatch(r"\[?[0-9A-Fa-f:.]+\]?", text):
-        import ipaddress  # noqa: PLC0415 - 4 ms that only who serves on IPv6 pays
-
-        bare = text.strip("[]")
-        try:
-            ipaddress.IPv6Address(bare)
-        except ValueError:
-            raise misfit(node) from None
-        if bare != text:
-            raise misfit(node, bare)
-        return text
-    if re.fullmatch(r"[0-9.]+", text):
-        parts = text.split(".")
-        if len(parts) != 4 or not all(re.fullmatch(r"0|[1-9][0-9]{0,2}", part) and int(part) < 256 for part in parts):
-            raise misfit(node)
-    elif not re.fullmatch(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9-]{1,63}(?<!-)){0,8}", text):
-        raise misfit(node, "0.0.0.0" if text == "*" else "")  # noqa: S104 - a text, nothing is bound
-    return text
-
-
-_PART = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?"
-
-
-def _model(node: Node) -> str:
-    """A hub id as huggingface_hub takes it (validate_repo_id), or a path. Both become folder names below ours."""
-    text = text_of(node)
-    if text.startswith("/"):
-        return str(_absolute(node))
-    if not re.fullmatch(f"{_PART}/{_PART}", text) or "--" in text or ".." in text or len(text) > 96:
-        pasted = re.fullmatch(rf"(?:https?://)?(?:huggingface\.co|hf\.co)/({_PART}/{_PART})(?:/.*)?", text)
-        raise misfit(node, pasted[1] if pasted else "")
-    return text
 
 
 def _in_quotes(text: str) -> str:
@@ -265,15 +175,15 @@ AMOUNT_OR_AUTO = _or("auto", AMOUNT)
 SPAN = Kind("a time from 1s to 30d, such as 90s, 15min or 2h", _span(1), _span_text)
 GRACE = Kind("a time from 0s to 30d, such as 90s, 15min or 2h", _span(0), _span_text)
 PORT = integer(1024, 65535, "a port")  # those below need root, and a model has none
-HOST = Kind("an address such as 127.0.0.1, or the name of this machine", _host)
-ABSOLUTE_PATH = Kind("a path that begins with / and has no .. in it", _absolute)
+HOST = Kind("an address such as 127.0.0.1, or the name of this machine", texts.read_host)
+ABSOLUTE_PATH = Kind("a path that begins with / and has no .. in it", texts.read_path)
 PATH_OR_NONE = _or("none", ABSOLUTE_PATH)
-PATTERN = Kind("an extended regular expression such as ^(vllm|python3)$", _pattern, _in_quotes)
-VERSION = Kind("a version such as 0.32.0", _version)
-URL_OR_NONE = _or("none", Kind("a URL such as https://mirror.example/simple", _url))
-HTTP_URL_OR_NONE = _or("none", Kind("a URL such as http://127.0.0.1:8000/health", _health))
-LINKS_OR_NONE = _or("none", Kind("a URL, or a path that begins with /", _links))
-MODEL = Kind("a hub id such as Qwen/Qwen2.5-72B-Instruct-GPTQ-Int8, or a path that begins with /", _model)
+PATTERN = Kind("an extended regular expression such as ^(vllm|python3)$", texts.read_pattern, _in_quotes)
+VERSION = Kind("a version such as 0.32.0", texts.read_version)
+URL_OR_NONE = _or("none", Kind("a URL such as https://mirror.example/simple", texts.read_url))
+HTTP_URL_OR_NONE = _or("none", Kind("a URL such as http://127.0.0.1:8000/health", texts.read_http_url))
+LINKS_OR_NONE = _or("none", Kind("a URL, or a path that begins with /", texts.read_links))
+MODEL = Kind("a hub id such as Qwen/Qwen2.5-72B-Instruct-GPTQ-Int8, or a path that begins with /", texts.read_model)
 PROFILE = one_of(*PROFILES)
 ARGV = Kind("a list such as [/usr/bin/llama-server, --port, '8001']", arguments.read_command)
 ARGS = Kind("options of `vllm serve` such as max-model-len: 8192", arguments.read_args)

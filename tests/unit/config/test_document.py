@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from vllm_safe.config import document
+from vllm_safe.config import document, source
 from vllm_safe.config.document import Mapping, Scalar, Sequence
 from vllm_safe.errors import ConfigError
 
@@ -32,7 +32,7 @@ def file(tmp_path: Path) -> Path:
         (b"\x7fELF\x02\x01\x01\0\0", "1:8: a NUL byte: this is a binary file (or UTF-16); expected text in UTF-8"),
         ("swap: {}".encode("utf-16"), "1:4: a NUL byte: this is a binary file (or UTF-16); expected text in UTF-8"),
         (b"swap: {}\n# caf\xe9\n", "2:6: the byte 0xe9 is not UTF-8; expected text in UTF-8"),
-        (b"a" * (document.MAX_BYTES + 1), "has 1048577 bytes; expected a configuration of at most 1048576 bytes"),
+        (b"a" * (source.MAX_BYTES + 1), "has 1048577 bytes; expected a configuration of at most 1048576 bytes"),
     ],
 )
 def test_content_that_is_no_configuration(content: bytes, said: str, file: Path) -> None:
@@ -48,7 +48,7 @@ def test_fifty_megabytes_are_not_read(file: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_file_that_lies_about_its_size_is_not_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(document, "MAX_BYTES", 10)
+    monkeypatch.setattr(source, "MAX_BYTES", 10)
     assert refusal(Path("/proc/self/status")) == "has 11 bytes; expected a configuration of at most 10 bytes"
 
 

@@ -1,0 +1,104 @@
+"""Texts of which not every one will do: paths, patterns, URLs, versions, addresses, hub ids."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from pathlib import Path
+
+from vllm_safe.config.document import Node
+from vllm_safe.config.flaw import Flaw, Flawed, misfit, text_of
+
+
+def read_path(node: Node) -> Path:
+    """An absolute path that stays where it points, whatever stands before it."""
+    text = text_of(node)
+    if not text.startswith("/") or ".." in text.split("/") or not text.strip("/") or not text.isprintable() or len(text) > 4000:
+        raise misfit(node)
+    return Path(text)
+
+
+def read_pattern(node: Node) -> str:
+    """An extended regular expression, as earlyoom takes it."""
+    text = text_of(node)
+    if not re.fullmatch(r"[ -~]{1,500}", text) or "(?" in text:
+        raise misfit(node)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            re.compile(text)  # Python's syntax is near enough to the one of regcomp(3)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise Flawed(Flaw(node, f"is no regular expression ({error})")) from None
+    return text
+
+
+_URL = r"https?://(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?(?:/[!-~]*)?"
+
+
+def read_url(node: Node) -> str:
+    """A URL, http or https, without a password: the file is for everybody to read, and so is argv."""
+    text = text_of(node)
+    if re.match(r"https?://[^/\s]*@", text):
+        raise Flawed(Flaw(node, "has a name or password in it, for everybody to read", "a URL without one; those belong into ~/.netrc"))
+    if not re.fullmatch(_URL, text):
+        raise misfit(node, f"https://{text}" if re.fullmatch(_URL, f"https://{text}") and "." in text else "")
+    return text
+
+
+def read_http_url(node: Node) -> str:
+    """A URL that the unit's main process asks, which speaks no TLS."""
+    if read_url(node).startswith("https:"):
+        raise Flawed(Flaw(node, "cannot be https: it is asked on this machine only", suggestion="http" + read_url(node)[5:]))
+    return read_url(node)
+
+
+def read_links(node: Node) -> str:
+    """Where wheels are: a URL or an absolute path."""
+    return str(read_path(node)) if text_of(node).startswith("/") else read_url(node)
+
+
+_VERSION = r"[0-9]{1,6}(\.[0-9]{1,6}){1,4}((a|b|rc)[0-9]{1,6})?(\.post[0-9]{1,6})?(\.dev[0-9]{1,8})?(\+[a-z0-9.]{1,40})?"
+
+
+def read_version(node: Node) -> str:
+    """A version of PEP 440, as it stands in the names of folders."""
+    text = text_of(node)
+    if not re.fullmatch(_VERSION, text):
+        raise misfit(node, text[1:] if re.fullmatch(r"v[0-9.]+[0-9]", text) else "")
+    return text
+
+
+def read_host(node: Node) -> str:
+    """An address or a host name. Something like an address that is none is no host name either."""
+    text = text_of(node)
+    if ":" in text and re.fullmatch(r"\[?[0-9A-Fa-f:.]+\]?", text):
+        import ipaddress  # noqa: PLC0415 - 4 ms that only who serves on IPv6 pays
+
+        bare = text.strip("[]")
+        try:
+            ipaddress.IPv6Address(bare)
+        except ValueError:
+            raise misfit(node) from None
+        if bare != text:
+            raise misfit(node, bare)
+        return text
+    if re.fullmatch(r"[0-9.]+", text):
+        parts = text.split(".")
+        if len(parts) != 4 or not all(re.fullmatch(r"0|[1-9][0-9]{0,2}", part) and int(part) < 256 for part in parts):
+            raise misfit(node)
+    elif not re.fullmatch(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9-]{1,63}(?<!-)){0,8}", text):
+        raise misfit(node, "0.0.0.0" if text == "*" else "")  # noqa: S104 - a text, nothing is bound
+    return text
+
+
+_PART = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?"
+
+
+def read_model(node: Node) -> str:
+    """A hub id as huggingface_hub takes it (validate_repo_id), or a path. Both become folder names below ours."""
+    text = text_of(node)
+    if text.startswith("/"):
+        return str(read_path(node))
+    if not re.fullmatch(f"{_PART}/{_PART}", text) or "--" in text or ".." in text or len(text) > 96:
+        pasted = re.fullmatch(rf"(?:https?://)?(?:huggingface\.co|hf\.co)/({_PART}/{_PART})(?:/.*)?", text)
+        raise misfit(node, pasted[1] if pasted else "")
+    return text
