@@ -45,7 +45,7 @@ def _or(word: str, kind: Kind) -> Kind:
     return Kind(f"{kind.expected}, or {word}", read, lambda value: word if value is None else kind.write(value))
 
 
-# --- numbers ---------------------------------------------------------------------------------------------------------------------------
+# --- numbers
 
 
 def integer(low: int, high: int, what: str = "a whole number") -> Kind:
@@ -79,7 +79,7 @@ def _percent(node: Node) -> float:
     return float(match[1])
 
 
-# --- sizes and times -------------------------------------------------------------------------------------------------------------------
+# --- sizes and times
 
 
 def _suspect(node: Node, text: str, *, percent: bool) -> None:
@@ -145,7 +145,7 @@ def _span(low: float) -> Callable[[Node], float]:
     return read
 
 
-# --- words, and the kinds by name -----------------------------------------------------------------------------------------------------------
+# --- words, and the kinds by name
 
 
 def one_of(*words: str) -> Kind:
