@@ -28,6 +28,8 @@ def decide_swap(swap: settings.Swap, host: Host, facts: SwapFacts) -> tuple[Step
     """The steps to the swapfile that `swap` asks for; none when it is on. Raises Failure, with the way out, when it cannot be had."""
     if swap.size is None:
         return ()
+
+    # Is it there? Of ours all but one file is surplus: an old size, an old place, what a broken-off run left.
     size = swap.size // PAGE * PAGE
     state = _State(host, facts)
     names = (facts.path, second_name(facts.path))
@@ -39,6 +41,8 @@ def decide_swap(swap: settings.Swap, host: Host, facts: SwapFacts) -> tuple[Step
 
     if any(area.path == str(facts.path) and area.size == size - PAGE for area in host.swaps):
         return ()  # made by somebody else, exactly as asked for
+
+    # Have a file of that size that is not on yet. What holds nothing makes room first.
     way = _way(size, host, facts)
     busy = [file for file in surplus if state.is_on(file)]
     idle = [file for file in surplus if not state.is_on(file)]
@@ -51,6 +55,8 @@ def decide_swap(swap: settings.Swap, host: Host, facts: SwapFacts) -> tuple[Step
         if not alongside:
             return (*steps, *_retire(busy, state), make, TurnOn(path))
         steps.append(make)
+
+    # Change over to it.
     if not state.fits(busy, arriving=size):
         raise _unfit(busy, state, f" and the new {format_size(size)} of swap")
     if state.fits(busy):  # off before on: the new file has its own name at once
