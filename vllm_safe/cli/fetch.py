@@ -67,10 +67,11 @@ def _tell_of_folder(name: str, files: ModelFiles) -> None:
 
 
 def _say_complete(name: str, files: ModelFiles) -> None:
+    from vllm_safe.decide.fetch import count_files
     from vllm_safe.sizes import format_size
 
     if files.commit:
-        click.echo(f"{files.folder} is complete: {files.count} files, {format_size(files.size)}, revision {files.commit[:10]}")
+        click.echo(f"{files.folder} is complete: {count_files(files.count)}, {format_size(files.size)}, revision {files.commit[:10]}")
         click.echo(f"Start it: systemctl start vllm@{name}   Look for a newer one: vllm-safe fetch {name} --revision main")
     else:
         click.echo(f"{files.folder} is there, and was not fetched by vllm-safe   To replace it: vllm-safe fetch {name} --revision main")
@@ -119,6 +120,7 @@ def _fetch(source: Source, room: Room, *, dry_run: bool) -> None:
 
 def _show(plan: FetchPlan) -> None:
     from vllm_safe.cli.table import columns
+    from vllm_safe.decide.fetch import count_files
     from vllm_safe.sizes import format_size
 
     click.echo(plan.summary)
@@ -127,7 +129,7 @@ def _show(plan: FetchPlan) -> None:
     click.echo("\n".join(columns((format_size(file.size).rjust(width), file.name, notes.get(file, "")) for file in plan.files)))
     if plan.left_out:
         rest = format_size(sum(file.size for file in plan.left_out))
-        click.echo(f"left out, since vLLM does not read them: {len(plan.left_out)} files, {rest}, such as {plan.left_out[0].name}")
+        click.echo(f"left out, since vLLM does not read them: {count_files(len(plan.left_out))}, {rest}, such as {plan.left_out[0].name}")
 
 
 def _room(config: Config) -> Room:

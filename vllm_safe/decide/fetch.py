@@ -63,7 +63,12 @@ class FetchPlan:
     @property
     def summary(self) -> str:
         """For example "11 files, 71.8 GiB, of Qwen/Qwen2.5-72B-Instruct-GPTQ-Int8 (revision 1a2b3c4d5e)"."""
-        return f"{len(self.files)} files, {format_size(self.size)}, of {self.repo} (revision {self.commit[:10]})"
+        return f"{count_files(len(self.files))}, {format_size(self.size)}, of {self.repo} (revision {self.commit[:10]})"
+
+
+def count_files(count: int) -> str:
+    """For example "11 files"."""
+    return f"{count} file" if count == 1 else f"{count} files"
 
 
 def plan_fetch(repo: str, commit: str, files: tuple[HubFile, ...]) -> FetchPlan:
@@ -119,7 +124,7 @@ def find_model(name: str, files: ModelFiles) -> Finding:
     """Whether the model `name` can be served from what is on the disk, and what to do if not."""
     again = f"Run: vllm-safe fetch {name}"
     if files.complete:
-        detail = f" ({files.count} files, {format_size(files.size)})" if files.count else ""
+        detail = f" ({count_files(files.count)}, {format_size(files.size)})" if files.count else ""
         return passed(f"the files of {files.repo or name} are in {files.folder}{detail}")
     if files.present:
         way_out = again if files.repo else "Copy it again."

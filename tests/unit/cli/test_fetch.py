@@ -74,7 +74,7 @@ def test_a_model_is_listed_fetched_and_complete_the_second_time(bench: Bench) ->
     assert (code, err) == (0, "")
     assert f"2 files, 100 KiB, of {REPO} (revision {bench.hub.branches['main'][:10]})" in out
     assert "model.safetensors" in out
-    assert "left out, since vLLM does not read them: 1 files, 8.8 KiB, such as original/model.pth" in out
+    assert "left out, since vLLM does not read them: 1 file, 8.8 KiB, such as original/model.pth" in out
     assert f"{bench.models / REPO} is complete: 2 files, 100 KiB" in out
     assert "systemctl start vllm@tiny" in out
     asked = len(bench.hub.requests)

@@ -21,7 +21,7 @@ class Trouble(Exception):
 
 _WORTH_ANOTHER_TRY = {
     "busy": "the hub is busy",
-    "broken": "the connection broke off",
+    "broken": "the connection to the hub failed",
     "dns": "the hub's name is not found",
     "server": "the hub has a fault",
 }

@@ -55,7 +55,7 @@ def test_a_connection_that_breaks_off_is_resumed_in_the_same_run(downloader: Dow
     assert result.status == 0, result.answer
     assert (downloader.folder / "model.safetensors").read_bytes() == WEIGHTS
     assert hub.sent("model.safetensors") < len(WEIGHTS) + 3 * (1 << 16)
-    assert "the connection broke off" in result.stderr
+    assert "the connection to the hub failed" in result.stderr
 
 
 def test_a_connection_that_brings_nothing_is_given_up_and_what_came_is_kept(downloader: Downloader, hub: Hub) -> None:
