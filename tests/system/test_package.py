@@ -117,6 +117,7 @@ def test_an_upgrade_leaves_models_limits_and_config_alone(serving: Nspawn) -> No
 @pytest.mark.nspawn
 def test_a_removal_stops_models_and_undoes_what_was_applied(serving: Nspawn) -> None:
     assert "vllm.slice" in dropins_of_apply(serving)
+    serving.run("systemd-run --uid=vllm --slice=vllm.slice sleep 1000")  # as a download runs
     serving.write("/var/lib/vllm-safe/models/a/b/config.json", "{}")
     removal = serving.run("dpkg --remove vllm-safe")
     assert removal.stderr == ""
@@ -131,6 +132,20 @@ def test_a_removal_stops_models_and_undoes_what_was_applied(serving: Nspawn) -> 
     assert serving.read("/etc/vllm-safe/config.yaml") == CONFIG
     assert serving.exists("/var/lib/vllm-safe/models/a/b/config.json")
     serving.run("systemctl start vllm@web")
+
+
+@pytest.mark.nspawn
+def test_interrupted_anywhere_the_scripts_can_be_run_again(serving: Nspawn) -> None:
+    script = "/var/lib/dpkg/info/vllm-safe"
+    serving.run("dpkg --unpack /root/vllm-safe.deb && dpkg --configure --pending")
+    for step in ("postinst configure 0.1.0", "prerm upgrade 0.2.0", "postinst abort-upgrade 0.2.0"):
+        serving.run(f"{script}.{step} && {script}.{step}")
+    assert serving.properties("vllm@web", "ActiveState") == {"ActiveState": "active"}
+    for step in ("prerm remove", "postinst abort-remove"):
+        serving.run(f"{script}.{step} && {script}.{step}")
+    serving.run("vllm-safe --help && systemctl start vllm@web")
+    serving.run(f"cp {script}.postrm /root/postrm && dpkg --remove vllm-safe && /root/postrm remove && dpkg --purge vllm-safe")
+    serving.run("/root/postrm purge && /root/postrm purge")
 
 
 @pytest.mark.nspawn
