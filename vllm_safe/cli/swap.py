@@ -76,7 +76,8 @@ def status(config_path: Path, as_json: bool) -> None:  # noqa: FBT001 - click pa
 def remove(config_path: Path, dry_run: bool) -> None:  # noqa: FBT001 - click passes options by name
     """Turn off and delete the swapfile, if its content fits in RAM.
 
-    Other swap is left as it is. Needs no valid config: a swapfile of ours that is on is found by its label, one that is off at the configured or the default path.
+    Other swap is left as it is. Needs no valid config: a swapfile of ours that is on is found by its label, one that is off at the
+    configured or the default path.
     """
     from vllm_safe.decide.swap import decide_remove
     from vllm_safe.host.swapfile import read_swap
