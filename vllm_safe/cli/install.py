@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,12 +30,16 @@ def command(version: str | None, config_path: Path, *, reinstall: bool, rollback
     from vllm_safe.apply.engine import UNIT, works
     from vllm_safe.apply.steps import carry_out
     from vllm_safe.config.reader import load
+    from vllm_safe.config.texts import VERSION
     from vllm_safe.errors import Misuse
     from vllm_safe.host.engine import read_engine
 
     if rollback and (version or reinstall):
         raise Misuse("--rollback goes back to the previous engine, whatever its version", hint="Leave out --version and --reinstall.")
-    wish = _Wish(load(config_path).engine, version, reinstall=reinstall, rollback=rollback)
+    if version and not re.fullmatch(VERSION, version):
+        raise Misuse(f"{version!r} is no version", hint="One such as 0.32.0")
+    config = load(config_path)
+    wish = _Wish(config.engine, version, reinstall=reinstall, rollback=rollback)
     if dry_run:
         carry_out(_steps(wish, read_engine(), lambda _: True), dry_run=True, say=click.echo)
         return
@@ -48,7 +53,7 @@ def command(version: str | None, config_path: Path, *, reinstall: bool, rollback
             click.echo("\nThe engine in use is untouched, and what was downloaded is kept. To go on, run the same command again.", err=True)
             raise
         if steps:
-            _tell_done(read_engine())
+            _tell_done(read_engine(), config.models)
 
 
 @dataclass(frozen=True)
@@ -85,13 +90,16 @@ def _steps(wish: _Wish, facts: EngineFacts, is_working: Callable[[Installed], bo
     return install_steps(installation, facts, locks["uv"])
 
 
-def _tell_done(facts: EngineFacts) -> None:
+def _tell_done(facts: EngineFacts, names: Iterable[str]) -> None:
     """What is in use now, and what still runs on the engine before."""
-    from vllm_safe.host.systemd import running_models
+    from vllm_safe.host.systemd import show
 
     click.echo(f"{facts.current} is in use.")
     if facts.previous:
         twin = " (an earlier build)" if str(facts.previous) == str(facts.current) else ""
         click.echo(f"{facts.previous}{twin} is kept: vllm-safe install --rollback goes back to it.")
-    for name in running_models():
-        click.echo(f"{name} still runs on the engine that it was started with: systemctl restart vllm@{name}")
+    units = {name: f"vllm@{name}.service" for name in names}
+    states = show(units.values(), ("Id", "ActiveState"))
+    for name, unit in units.items():
+        if states.get(unit, {}).get("ActiveState") in {"active", "activating", "reloading"}:
+            click.echo(f"{name} still runs on the engine that it was started with: systemctl restart vllm@{name}")

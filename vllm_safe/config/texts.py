@@ -56,13 +56,13 @@ def read_links(node: Node) -> str:
     return str(read_path(node)) if text_of(node).startswith("/") else read_url(node)
 
 
-_VERSION = r"[0-9]{1,6}(\.[0-9]{1,6}){1,4}((a|b|rc)[0-9]{1,6})?(\.post[0-9]{1,6})?(\.dev[0-9]{1,8})?(\+[a-z0-9.]{1,40})?"
+VERSION = r"[0-9]{1,6}(\.[0-9]{1,6}){1,4}((a|b|rc)[0-9]{1,6})?(\.post[0-9]{1,6})?(\.dev[0-9]{1,8})?(\+[a-z0-9.]{1,40})?"
 
 
 def read_version(node: Node) -> str:
     """A version of PEP 440, as it stands in the names of folders."""
     text = text_of(node)
-    if not re.fullmatch(_VERSION, text):
+    if not re.fullmatch(VERSION, text):
         raise misfit(node, text[1:] if re.fullmatch(r"v[0-9.]+[0-9]", text) else "")
     return text
 
