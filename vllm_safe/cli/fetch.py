@@ -51,7 +51,7 @@ def command(name: str, revision: str | None, config_path: Path, *, dry_run: bool
     with alone(source.unit, f"fetching {files.repo}"):
         _fetch(source, _room(config), dry_run=dry_run)
     if not dry_run:
-        _say_complete(name, read_model(model.model))
+        _say_complete(name, read_model(model.model), verb="restart" if files.present else "start")
 
 
 def _tell_of_folder(name: str, files: ModelFiles) -> None:
@@ -66,13 +66,13 @@ def _tell_of_folder(name: str, files: ModelFiles) -> None:
     click.echo(f"{name} is served from the folder {files.folder}: there is nothing to fetch")
 
 
-def _say_complete(name: str, files: ModelFiles) -> None:
+def _say_complete(name: str, files: ModelFiles, *, verb: str = "start") -> None:
     from vllm_safe.decide.fetch import count_files
     from vllm_safe.sizes import format_size
 
     if files.commit:
         click.echo(f"{files.folder} is complete: {count_files(files.count)}, {format_size(files.size)}, revision {files.commit[:10]}")
-        click.echo(f"Start it: systemctl start vllm@{name}   Look for a newer one: vllm-safe fetch {name} --revision main")
+        click.echo(f"To serve it: systemctl {verb} vllm@{name}   To look for a newer one: vllm-safe fetch {name} --revision main")
     else:
         click.echo(f"{files.folder} is there, and was not fetched by vllm-safe   To replace it: vllm-safe fetch {name} --revision main")
 

@@ -94,7 +94,7 @@ def test_a_newer_revision_is_fetched_when_asked_for(bench: Bench) -> None:
     bench.fetch("tiny")
     commit = bench.hub.push(FILES | {"config.json": b'{"new": 1}'})
     code, out, _ = bench.fetch("tiny", "--revision", "main")
-    assert (code, commit[:10] in out) == (0, True)
+    assert (code, commit[:10] in out, "systemctl restart vllm@tiny" in out) == (0, True, True)
     assert (bench.models / REPO / "config.json").read_bytes() == b'{"new": 1}'
     assert bench.hub.sent("model.safetensors") == len(FILES["model.safetensors"])
 
