@@ -13,7 +13,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from vllm_safe.cli.entry import COMMANDS, HELP
-from vllm_safe.errors import EXIT_FAILED, EXIT_MISUSE, Failure, Misuse
+from vllm_safe.errors import EXIT_FAILED, EXIT_MISUSE, ConfigError, Failure, Misuse
 
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
 
@@ -82,6 +82,9 @@ def main(arguments: list[str]) -> int:
     """Run one command line and return its exit code; whatever goes wrong is said on stderr."""
     try:
         code = cli.main(arguments, prog_name="vllm-safe", standalone_mode=False)
+    except ConfigError as error:
+        click.echo(error.message, err=True)  # each line begins with FILE:LINE:COLUMN, as editors and grep -n know it
+        return error.exit_code
     except Failure as failure:
         return _say(failure.message, failure.hint, failure.exit_code)
     except click.exceptions.NoArgsIsHelpError as error:

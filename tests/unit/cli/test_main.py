@@ -101,7 +101,7 @@ def test_misuse_has_its_own_exit_code(command: Callable[..., int]) -> None:
 def test_each_mistake_has_a_line_of_its_own(command: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
     mistakes = [Mistake("c.yaml", 2, 1, "second"), Mistake("c.yaml", 1, 5, "first")]
     assert command(raising(ConfigError(mistakes))) == 2
-    assert capsys.readouterr().err == "vllm-safe: c.yaml:1:5: first\nvllm-safe: c.yaml:2:1: second\n"
+    assert capsys.readouterr().err == "c.yaml:1:5: first\nc.yaml:2:1: second\n"
 
 
 def test_an_error_of_the_system_names_the_file(command: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
