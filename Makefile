@@ -1,7 +1,7 @@
 # `make` alone lists what there is. As root on a bare Debian 12, each target installs what it needs (apt, PyPI) by itself.
 PYTHON := .venv/bin/python
 
-.PHONY: help venv check deb test demo bench clean
+.PHONY: help venv check deb test demo bench locks clean
 
 help: ## This list
 	@sed -n 's/^\([a-z]*\):[^#]*## /  make \1\t/p' Makefile
@@ -30,6 +30,10 @@ demo: venv deb ## From the package to an answer of a real vLLM, in a throwaway D
 bench: venv deb ## Figures, each as a ratio to something run beside it
 	tests/tools beds
 	$(PYTHON) -m tests.bench
+
+locks: venv ## Resolve another vLLM: edit its version in debian/make-locks.py first
+	.venv/bin/pip install --quiet --disable-pip-version-check --require-hashes --requirement vllm_safe/locks/uv.txt
+	PATH=$(CURDIR)/.venv/bin:$$PATH $(PYTHON) debian/make-locks.py
 
 clean: ## Remove what was built here (never the cache of wheels and trees)
 	rm -rf .venv dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
