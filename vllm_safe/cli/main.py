@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.exceptions import NoArgsIsHelpError
 from click.shell_completion import CompletionItem
 
 from vllm_safe.cli.entry import COMMANDS, HELP
@@ -82,28 +83,28 @@ def main(arguments: list[str]) -> int:
     """Run one command line and return its exit code; whatever goes wrong is said on stderr."""
     try:
         code = cli.main(arguments, prog_name="vllm-safe", standalone_mode=False)
-    except ConfigError as error:
-        click.echo(error.message, err=True)  # each line begins with FILE:LINE:COLUMN, as editors and grep -n know it
-        return error.exit_code
-    except Failure as failure:
-        return _say(failure.message, failure.hint, failure.exit_code)
-    except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.format_message(), err=True)
-        return EXIT_MISUSE
-    except click.UsageError as error:
-        hint = f"see {error.ctx.command_path} --help" if error.ctx else ""
-        return _say(error.format_message().rstrip("."), hint, EXIT_MISUSE)
-    except click.Abort:
-        return _say("interrupted", "", EXIT_INTERRUPTED)
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        return _say(f"{where}{error.strerror or error}", "", EXIT_FAILED)
+    except (Failure, click.UsageError, click.Abort, OSError) as error:
+        return _report(error)
     return code if isinstance(code, int) else 0
 
 
-def _say(message: str, hint: str, exit_code: int) -> int:
+def _report(error: Exception) -> int:
+    """Say what went wrong, and return the exit code for it."""
+    message, hint, code = str(error), "", EXIT_FAILED
+    match error:
+        case Failure():
+            hint, code = error.hint, error.exit_code
+        case click.UsageError():
+            message, code = error.format_message().rstrip("."), EXIT_MISUSE
+            hint = f"see {error.ctx.command_path} --help" if error.ctx and not isinstance(error, NoArgsIsHelpError) else ""
+        case click.Abort():
+            message, code = "interrupted", EXIT_INTERRUPTED
+        case OSError() if error.strerror:
+            message = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    # Mistakes begin with FILE:LINE:COLUMN, as editors and grep -n know it; a help is no complaint.
+    before = "" if isinstance(error, (ConfigError, NoArgsIsHelpError)) else "vllm-safe: "
     for line in message.splitlines():
-        click.echo(f"vllm-safe: {line}", err=True)
+        click.echo(f"{before}{line}", err=True)
     for line in hint.splitlines():
         click.echo(f"  {line}", err=True)
-    return exit_code
+    return code

@@ -70,7 +70,7 @@ def test_version() -> None:
 def test_no_command_is_misuse_and_shows_the_help() -> None:
     shown = run_program()
     assert (shown.returncode, shown.stdout) == (2, "")
-    assert entry.HELP in shown.stderr
+    assert shown.stderr == entry.HELP + "\n"
 
 
 @pytest.mark.parametrize(
