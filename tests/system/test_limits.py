@@ -65,6 +65,14 @@ def start_that_fails(bed: Machine, name: str) -> dict[str, str]:
     return status(bed, f"vllm@{name}.service")
 
 
+@pytest.fixture(scope="module")
+def bed(vm_installed: Virtual) -> Virtual:
+    """1 GiB of RAM, 512 MiB of swap that the first start makes, and two models that run."""
+    configure(vm_installed, swap="512M", extra="protect: {system: 150M, user: 60M, init: 20M}\n")
+    vm_installed.run("systemctl start vllm@neighbour vllm@hog", timeout=300)
+    return vm_installed
+
+
 @pytest.mark.nspawn
 class TestSystemd:
     """What systemd makes of it; this bed's kernel enforces nothing."""
@@ -205,13 +213,7 @@ class TestSystemd:
 
 @pytest.mark.vm
 class TestKernel:
-    """What the kernel enforces. 1 GiB of RAM, 512 MiB of swap that the first start makes."""
-
-    @pytest.fixture(scope="class")
-    def bed(self, vm_installed: Virtual) -> Virtual:
-        configure(vm_installed, swap="512M", extra="protect: {system: 150M, user: 60M, init: 20M}\n")
-        vm_installed.run("systemctl start vllm@neighbour vllm@hog", timeout=300)
-        return vm_installed
+    """What the kernel enforces."""
 
     def test_the_cgroups_have_the_limits(self, bed: Virtual) -> None:
         folder = "/sys/fs/cgroup/vllm.slice/vllm@hog.service"
