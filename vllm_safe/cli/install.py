@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -80,6 +80,7 @@ def _steps(wish: _Wish, facts: EngineFacts, is_working: Callable[[Installed], bo
             click.echo(f"{facts.current} is installed and works. To build it again: vllm-safe install --reinstall")
             return ()
         click.echo(f"{facts.current} is installed, but does not work: building it again.", err=True)
+        facts = replace(facts, current=None)  # not worth keeping as the previous one
     elif not wish.reinstall and facts.previous and is_wanted(facts.previous, wish.engine, version):
         click.echo(f"{facts.previous} is there as the previous engine.")
         return exchange_steps(facts.previous, facts)
