@@ -11,8 +11,8 @@ _CHUNK = 1 << 16  # bytes: what a pipe holds
 _KEPT = 1 << 16  # bytes of the end that are remembered
 _SHOWN = 300  # characters of a line that fit into a status
 
-# As Python ends a traceback ("ValueError: it is wrong"), as argparse says it ("vllm serve: error: unrecognized"), and the like.
-_ERROR = re.compile(r"(?:^|[\s:])((?:[\w.]*(?:Error|Exception|Exit|Interrupt)|error|fatal|panic): \S.*)", re.IGNORECASE)
+# As Python ends a traceback ("ValueError: it is wrong"), argparse ("vllm serve: error: unrecognized"), pydantic ("Value error, it is").
+_ERROR = re.compile(r"(?:^|[\s:])((?:(?:[\w.]*(?:Error|Exception|Exit|Interrupt)|fatal|panic):|\w+ error,) \S.*)", re.IGNORECASE)
 _POINTS_ELSEWHERE = re.compile(r"See (?:root cause|stack trace)|leaked \w+ objects|multiprocessing/resource_tracker")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 

@@ -114,6 +114,12 @@ def test_a_process_that_prints_for_ever_does_not_hold_the_end_up() -> None:
             resource_tracker.py:254: UserWarning: resource_tracker: There appear to be 1 leaked semaphore objects""",
             "torch.OutOfMemoryError: CUDA out of memory.",
         ),
+        (
+            """pydantic_core._pydantic_core.ValidationError: 1 validation error for ModelConfig
+              Value error, User-specified max_model_len (999999) is greater than the derived max_model_len
+                For further information visit https://errors.pydantic.dev/2.14/v/value_error""",
+            "Value error, User-specified max_model_len (999999) is greater than the derived max_model_len",
+        ),
         ("OSError: [Errno 98] Address already in use\nINFO bye\n", "OSError: [Errno 98] Address already in use"),
         ("INFO 0 errors: fine\nbye\n", 'it last said "bye"'),
         ("\xff\xfe\x00binary\n", 'it last said "\xff\xfe\x00binary"'),
