@@ -23,7 +23,8 @@ test: check deb ## Everything in `check`, then the system tests in nspawn and QE
 	tests/tools beds
 	$(PYTHON) -m pytest tests/system
 
-demo: venv deb ## From the package to an answer of a real vLLM, in a throwaway Debian
+demo: venv ## From the package to an answer of a real vLLM, in a throwaway Debian
+	tests/tools deb
 	tests/tools beds
 	$(PYTHON) -m tests.demo
 
