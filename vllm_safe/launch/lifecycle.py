@@ -5,6 +5,7 @@ loading -> serving -> ended, and ending from anywhere. Each event returns the ac
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -139,7 +140,7 @@ class Lifecycle:
         else:
             what = f"the server ended by itself after serving for {format_span(now - self._serving_since)}"
         reason = f"{what} ({ending})" + (f": {last_words}" if last_words else "")
-        never = phase is Phase.LOADING and ending in {f"exit status {code}" for code in _NEVER_CAN_WORK}
+        never = phase is Phase.LOADING and os.waitstatus_to_exitcode(status) in _NEVER_CAN_WORK
         return [Say.error(reason), Tell({"STATUS": reason}), Quit(EXIT_MISUSE if never else EXIT_FAILED)]
 
     def _wait_on(self, now: float) -> list[Action]:
