@@ -23,7 +23,7 @@ DISKS = {"ext4": "mkfs.ext4 -q", "ext2": "mkfs.ext2 -q -m 0", "xfs": "mkfs.xfs -
 @pytest.fixture(scope="module")
 def vm(vm_installed: Virtual) -> Virtual:
     for fstype, mkfs in DISKS.items():
-        size = "700M" if fstype == "ext2" else "1500M"  # what is made there is written: a full one takes its time
+        size = "400M" if fstype == "ext2" else "1500M"  # what is made there is written: a full one takes its time
         vm_installed.run(f"truncate -s {size} /srv/{fstype} && {mkfs} /srv/{fstype} && mkdir -p /mnt/{fstype}", timeout=300)
     mount(vm_installed)
     return vm_installed
@@ -263,7 +263,7 @@ def test_a_disk_that_fills_up_on_the_way_leaves_nothing(bed: Virtual) -> None:
 
 @pytest.mark.vm
 def test_killed_while_it_writes(bed: Virtual) -> None:
-    configure(bed, "/mnt/ext2/swapfile", "600M")
+    configure(bed, "/mnt/ext2/swapfile", "320M")
     before = available(bed)
     bed.throttle(bytes_per_second=60 * MIB)
     bed.run("systemd-run --quiet --unit=hog-create vllm-safe swap create")
@@ -273,7 +273,7 @@ def test_killed_while_it_writes(bed: Virtual) -> None:
     bed.wait_for("its blocks are free again", lambda: available(bed) == before)
     assert bed.out("ls -A /mnt/ext2") in {"", "lost+found"}
     create(bed)
-    assert areas(bed) == {"/mnt/ext2/swapfile": 600}
+    assert areas(bed) == {"/mnt/ext2/swapfile": 320}
 
 
 @pytest.mark.vm
@@ -282,7 +282,7 @@ def test_ended_at_any_moment_the_next_run_completes(bed: Virtual) -> None:
     configure(bed, "/mnt/btrfs/swapfile", "128M")
     create(bed)
     swap_out(bed, 100)
-    for number in range(6):
+    for number in range(4):
         size = (192, 128)[number % 2]
         configure(bed, "/mnt/btrfs/swapfile", f"{size}M")
         signal = moments.choice(["KILL", "INT"])
@@ -298,17 +298,17 @@ def test_ended_at_any_moment_the_next_run_completes(bed: Virtual) -> None:
 
 @pytest.mark.vm
 def test_two_runs_at_once_make_one(bed: Virtual) -> None:
-    configure(bed, "/mnt/ext2/swapfile", "256M")
+    configure(bed, "/mnt/ext2/swapfile", "128M")
     both = bed.run("vllm-safe swap create & vllm-safe swap create; first=$?; wait $! && [ $first = 0 ]", timeout=300)
     assert both.stdout.count("make the swapfile") == 1
-    assert areas(bed) == {"/mnt/ext2/swapfile": 256}
+    assert areas(bed) == {"/mnt/ext2/swapfile": 128}
 
 
 @pytest.mark.vm
 def test_a_power_cut(bed: Virtual) -> None:
     configure(bed, "/swapfile", "256M")
     create(bed)
-    configure(bed, "/mnt/ext2/swapfile", "600M")  # would take over, and is slow to make
+    configure(bed, "/mnt/ext2/swapfile", "320M")  # would take over, and is slow to make
     bed.throttle(bytes_per_second=60 * MIB)
     bed.run("systemd-run --quiet --unit=hog-create vllm-safe swap create")
     free = available(bed)
@@ -321,7 +321,7 @@ def test_a_power_cut(bed: Virtual) -> None:
     mount(bed)
     assert bed.out("ls -A /mnt/ext2") in {"", "lost+found"}
     create(bed)
-    assert areas(bed) == {"/mnt/ext2/swapfile": 600}
+    assert areas(bed) == {"/mnt/ext2/swapfile": 320}
     assert not bed.exists("/swapfile")
 
 
