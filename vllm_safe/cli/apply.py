@@ -31,10 +31,18 @@ def command(name: str | None, *, dry_run: bool, undo: bool, config_path: Path) -
         raise Misuse("--undo takes back everything: it goes without a NAME")
     if not dry_run:
         need_root()
-    steps = _undo() if undo else _prepare(name, config_path) if name is not None else _protect(config_path)
+    mistake = None
+    if undo:
+        steps = _undo()
+    elif name is not None:
+        steps = _prepare(name, config_path)
+    else:
+        steps, mistake = _protect(config_path)
     if dry_run and not steps:
         click.echo("nothing to do: everything is so already")
     carry_out(steps, dry_run=dry_run, say=click.echo)
+    if mistake:
+        raise mistake
 
 
 def _undo() -> tuple[Step, ...]:
@@ -46,15 +54,21 @@ def _undo() -> tuple[Step, ...]:
     return undo_steps(runtime_dropins(PROPERTIES), read_earlyoom_env())
 
 
-def _protect(config_path: Path) -> tuple[Step, ...]:
+def _protect(config_path: Path) -> tuple[tuple[Step, ...], ConfigError | None]:
+    """A mistake in the file must not lock anybody out: then the defaults are kept for the system, and what is else stays as it is."""
     from vllm_safe.apply.prepare import prepare_steps
     from vllm_safe.cli.situation import read_earlyoom_env, read_units
     from vllm_safe.config.reader import load
-    from vllm_safe.decide.prepare import decide_protection_of_all
+    from vllm_safe.config.settings import Config
+    from vllm_safe.decide.prepare import decide_default_protection, decide_protection_of_all
     from vllm_safe.host.facts import read_host
 
-    config, host = load(config_path), read_host()
-    return prepare_steps(decide_protection_of_all(config, host), read_units(config, host), read_earlyoom_env())
+    host, there = read_host(), read_earlyoom_env()
+    try:
+        config = load(config_path)
+    except ConfigError as mistake:
+        return prepare_steps(decide_default_protection(host, there), read_units(Config(), host), there), mistake
+    return prepare_steps(decide_protection_of_all(config, host), read_units(config, host), there), None
 
 
 def _prepare(name: str, config_path: Path) -> tuple[Step, ...]:

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from vllm_safe.config.settings import Config
 from vllm_safe.decide.earlyoom import decide_environment_file
 from vllm_safe.decide.fetch import find_model
 from vllm_safe.decide.findings import Finding, Level, failed, passed, warned
 from vllm_safe.decide.limits import LEAST_MEMORY, decide_limits, decide_units, unit_of
-from vllm_safe.decide.protect import decide_protection
+from vllm_safe.decide.protect import UNITS, decide_protection
 from vllm_safe.decide.serve import decide_launch, server_program
 from vllm_safe.errors import Misuse
 from vllm_safe.host.start import Ground, Starts
@@ -20,7 +21,7 @@ from vllm_safe.launch.plan import Launch
 from vllm_safe.sizes import format_size
 
 if TYPE_CHECKING:
-    from vllm_safe.config.settings import Config, Model
+    from vllm_safe.config.settings import Model
     from vllm_safe.host.facts import Host
 
 SWAP_SERVICE = "vllm-safe-swap.service"
@@ -176,6 +177,12 @@ class Preparation:
 def decide_protection_of_all(config: Config, host: Host) -> Preparation:
     """What holds whether a model runs or not."""
     return Preparation(units=decide_units(config, host), earlyoom=decide_environment_file(config))
+
+
+def decide_default_protection(host: Host, earlyoom: str | None) -> Preparation:
+    """What holds while the file has a mistake: the system keeps what it would by default, and earlyoom the arguments that it has."""
+    units = decide_units(Config(), host)
+    return Preparation(units={unit: units[unit] for unit in UNITS.values()}, earlyoom=earlyoom)
 
 
 def known_model(config: Config, name: str) -> Model:

@@ -58,11 +58,16 @@ def test_what_is_wrong_with_the_configuration_becomes_a_refusal(
     assert capsys.readouterr().out == "would write /run/vllm-safe/launch/x.json (root:vllm 0640)\n"
 
 
-def test_at_boot_a_mistake_in_the_configuration_is_misuse(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_at_boot_a_mistake_in_the_configuration_is_misuse_and_the_system_is_protected_all_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "config.yaml"
     path.write_text("protekt: {}\n")
     assert main(["apply", "--dry-run", "--config", str(path)]) == 2
-    assert "protekt" in capsys.readouterr().err
+    out, err = capsys.readouterr()
+    assert "protekt" in err
+    assert out.count("MemoryMin=") == 3
+    assert "vllm.slice" not in out
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "", ".", "-x", "x\n", "x y"])
