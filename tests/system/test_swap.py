@@ -17,7 +17,7 @@ MIB = 1 << 20
 IN_RAM = "/dev/shm/swapfile"  # noqa: S108 - refused is what it shall be
 OPEN_TO_ALL = "/tmp/swapfile"  # noqa: S108 - likewise
 HOG = "import os, time; held = os.urandom(MIB) * SIZE; print(len(held), flush=True); time.sleep(9999)"
-DISKS = {"ext4": "mkfs.ext4 -q", "ext2": "mkfs.ext2 -q -m 0", "xfs": "mkfs.xfs -q", "btrfs": "mkfs.btrfs -q", "vfat": "mkfs.vfat"}
+DISKS = {"ext4": "mkfs.ext4 -q", "ext2": "mkfs.ext2 -q -m 0 -b 4096", "xfs": "mkfs.xfs -q", "btrfs": "mkfs.btrfs -q", "vfat": "mkfs.vfat"}
 
 
 @pytest.fixture(scope="module")
