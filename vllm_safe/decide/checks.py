@@ -100,13 +100,13 @@ def check_overcommit(at: Machine) -> Finding | None:
 
 
 def check_compiler(at: Machine) -> Finding | None:
-    """Triton compiles small C files when a model first starts."""
+    """Triton compiles C, and torch C++, when a model first starts."""
     if all(model.command for model in at.config.models.values()):
         return None
-    missing = [name for name, there in (("gcc libc6-dev", at.seen.compiler), ("python3-dev", at.seen.headers)) if not there]
+    missing = [name for name, there in (("g++", at.seen.compiler), ("python3-dev", at.seen.headers)) if not there]
     if missing:
-        return warned("no C compiler or no Python.h: vLLM may fail at its first start", f"apt install {' '.join(missing)}")
-    return passed("a C compiler and Python's headers are there, for Triton")
+        return warned("no C++ compiler or no Python.h: vLLM may fail at its first start", f"apt install {' '.join(missing)}")
+    return passed("a C++ compiler and Python's headers are there, for Triton and torch")
 
 
 MACHINE: tuple[Callable[[Machine], Finding | None], ...] = (

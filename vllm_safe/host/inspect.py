@@ -32,7 +32,7 @@ class Inspection:
     earlyoom: tuple[str, ...] = ()  # the arguments of the running earlyoom, without its own name
     admin_earlyoom: str | None = None  # the admin's own arguments, which ours go before
     overcommit: int = 0  # vm.overcommit_memory
-    compiler: bool = True  # there is a C compiler
+    compiler: bool = True  # there is one for C++
     headers: bool = True  # there is a Python.h
     served: Mapping[str, Served] = field(default_factory=dict)
 
@@ -71,8 +71,8 @@ def read_overcommit(root: Path = Path("/")) -> int:
 
 
 def has_compiler() -> bool:
-    """Whether Triton finds a C compiler."""
-    return any(map(which, ("cc", "gcc", "clang")))
+    """Whether Triton and torch find a compiler; one for C++ brings one for C."""
+    return any(map(which, ("c++", "g++", "clang++")))
 
 
 def has_headers() -> bool:

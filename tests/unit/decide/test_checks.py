@@ -58,7 +58,7 @@ UNIFIED = Mount("/sys/fs/cgroup", "cgroup2", "cgroup2", ("rw",))
         ({"seen": replace(SEEN, earlyoom=("-r", "3600"))}, "fail", "other arguments"),
         ({"seen": replace(SEEN, admin_earlyoom="-m 10")}, "warn", "overridden"),
         ({"seen": replace(SEEN, overcommit=2)}, "fail", "overcommit"),
-        ({"seen": replace(SEEN, compiler=False)}, "warn", "no C compiler"),
+        ({"seen": replace(SEEN, compiler=False)}, "warn", "no C++ compiler"),
         ({"seen": replace(SEEN, headers=False)}, "warn", "Python.h"),
     ],
 )
