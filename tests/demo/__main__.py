@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -71,11 +72,12 @@ def serve(bed: Nspawn) -> None:
     answer = ask(bed, f"{ADDRESS}/completions", question)["choices"][0]["text"]
     show(f"curl {ADDRESS}/completions, with the prompt {PROMPT!r}", repr(answer))
     limits = " ".join(f"{name}={value}" for name, value in bed.properties(UNIT, *LIMITS).items())
-    together = " ".join(
-        f"{unit}: {name}={bed.properties(unit, name)[name]}" for unit, name in (("vllm.slice", "MemoryMax"), ("system.slice", "MemoryMin"))
+    cap, kept = (bed.properties(unit, name)[name] for unit, name in (("vllm.slice", "MemoryMax"), ("system.slice", "MemoryMin")))
+    together = f"all models together: MemoryMax={cap}; kept for the services of the system: MemoryMin={kept}"
+    show(
+        "systemctl show vllm@demo (this container accepts limits; in the machine of `make test` the kernel enforces them)", limits, together
     )
-    show("systemctl show vllm@demo", f"{limits}\n{together}")
-
+    print()
     with step("systemctl stop vllm@demo"):
         bed.run(["systemctl", "stop", UNIT], timeout=120)
     if answer.strip() != ANSWER.strip():
@@ -103,13 +105,13 @@ def step(name: str) -> Iterator[None]:
     print(f"{time.monotonic() - began:6.1f} s")
 
 
-def show(command: str, output: str) -> None:
-    """What a command in the bed printed, indented and cut to the width of a screen."""
+def show(command: str, *outputs: str) -> None:
+    """What a command in the bed printed, as far as a screen is wide: a single long line is broken, of many each is cut."""
     print(f"\n# {command}")
-    for line in output.strip().splitlines():
-        print(f"  {line[:WIDTH]}")
-    if command.startswith("systemctl show"):
-        print()
+    for output in outputs:
+        lines = output.strip().splitlines()
+        for line in textwrap.wrap(output, WIDTH) if len(lines) == 1 else lines:
+            print(f"  {line[:WIDTH]}")
 
 
 def quietly(*command: str) -> None:
