@@ -1,6 +1,7 @@
 """A hub in a bed: `python3 serve_hub.py SPEC.json`, which has the repository, the folder that it serves, and the faults.
 
-Writes its address to SPEC.json.url once it listens. A fault with `"hold": true` waits until SPEC.json.go exists.
+Writes its address to SPEC.json.url once it listens, and how much of each file it sent to SPEC.json.sent whenever there is a SPEC.json.ask,
+which it removes. A fault with `"hold": true` waits until SPEC.json.go exists.
 """
 
 from __future__ import annotations
@@ -42,8 +43,10 @@ def main(spec: Path) -> None:
     with hub:
         Path(f"{spec}.url").write_text(hub.url)
         while True:
-            time.sleep(0.1)
-            Path(f"{spec}.sent").write_text(json.dumps({name: hub.sent(Path(name).name) for name in files}))
+            time.sleep(0.05)
+            if (ask := Path(f"{spec}.ask")).exists():
+                Path(f"{spec}.sent").write_text(json.dumps({name: hub.sent(Path(name).name) for name in files}))
+                ask.unlink()
 
 
 main(Path(sys.argv[1]))

