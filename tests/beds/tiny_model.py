@@ -30,6 +30,7 @@ def main(folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
     torch.manual_seed(0)
+    torch.set_num_threads(1)  # so small a model only waits for its other threads, much longer where cores are busy
     config = transformers.Qwen2Config(
         vocab_size=len(tokenizer),
         hidden_size=HEAD * HEADS,
