@@ -1,18 +1,21 @@
-"""`vllm-safe fetch` from its command line to the files, with the real downloader; only systemd and the other user are left out."""
+"""`vllm-safe fetch` from its command line to the files, with the real downloader; only systemd and its user are left out."""
 
 from __future__ import annotations
 
+import io
+import logging
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
 
 from tests.fakes.hub import Fault, Hub
 from vllm_safe import paths
-from vllm_safe.apply import fetch, lock
+from vllm_safe.apply import as_engine, fetch, lock
+from vllm_safe.apply.as_engine.hub_download.command import main as download
 from vllm_safe.apply.as_vllm import AsVllm, Outcome
 from vllm_safe.cli import fetch as cli_fetch
 from vllm_safe.cli.main import main
@@ -30,14 +33,22 @@ models:
 
 
 def outcome(task: AsVllm, *, quiet: bool = False) -> Outcome:
-    """Run a task as we are, with what its service would be given."""
+    """Run a task as we are and in this process, with what its service would be given."""
     assert not quiet
-    environment = {"PATH": os.environ["PATH"], **task.env}
     assert "secret" not in str((task.env, task.argv))
-    if task.credentials:
-        environment["CREDENTIALS_DIRECTORY"] = str(task.credentials["hub-token"].parent)
-    done = subprocess.run(task.argv, env=environment, capture_output=True, text=True, check=False, timeout=60)
-    return Outcome("success" if done.returncode == 0 else "exit-code", done.returncode, done.stdout, done.stderr)
+    stdout, stderr, before = io.StringIO(), io.StringIO(), os.umask(0o022)
+    try:
+        with pytest.MonkeyPatch.context() as patch, redirect_stdout(stdout), redirect_stderr(stderr):
+            for name, value in task.env.items():
+                patch.setenv(name, value)
+            if task.credentials:
+                patch.setenv("CREDENTIALS_DIRECTORY", str(task.credentials["hub-token"].parent))
+            program = task.argv.index(str(Path(as_engine.__file__).parent))
+            status = download(list(task.argv[program + 1 :]))
+    finally:
+        os.umask(before)
+        logging.disable(logging.NOTSET)
+    return Outcome("exit-code" if status else "success", status, stdout.getvalue(), stderr.getvalue())
 
 
 class Bench:
