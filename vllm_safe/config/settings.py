@@ -69,7 +69,7 @@ class Earlyoom:
     swap: float = _setting(kinds.PERCENT, 5.0, "... and less swap than this is free.")
     prefer: str = _setting(
         kinds.PATTERN,
-        "^(VLLM::.*|vllm|python3)$",
+        "^(VLLM::.*|vllm|python3?)$",
         "Processes to end first, by a pattern of their names as `ps -o comm` shows them. vLLM's workers call themselves VLLM::Worker_TP.",
         moves=True,
     )
