@@ -23,9 +23,9 @@ def prepare_steps(plan: Preparation, shown: Mapping[str, Mapping[str, str]], ear
     return (*missing_properties(plan.units, shown), *_earlyoom_steps(plan.earlyoom, earlyoom_env), *_start_steps(plan))
 
 
-def refusal_steps(name: str, what: str, do_next: str) -> tuple[Step, ...]:
-    """The one step of a start that can never work, for a reason that was found before anything could be decided."""
-    return (_launch_step(Launch(name, what, do_next)),)
+def refusal_steps(name: str, what: str, do_next: str, *, again: bool = False) -> tuple[Step, ...]:
+    """The one step of a start that cannot work, for a reason outside of what is decided; `again`: it may work the next time."""
+    return (_launch_step(Launch(name, what, do_next, again)),)
 
 
 def undo_steps(dropins: tuple[Path, ...], earlyoom_env: str | None) -> tuple[Step, ...]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from vllm_safe.cli.main import config_option, need_root
-from vllm_safe.errors import ConfigError, Misuse
+from vllm_safe.errors import ConfigError, Failure, Misuse
 
 if TYPE_CHECKING:
     from vllm_safe.apply.steps import Step
@@ -25,24 +25,25 @@ def command(name: str | None, *, dry_run: bool, undo: bool, config_path: Path) -
 
     Nobody needs to run it: systemd does, at boot and before each start. It changes only what is not yet so.
     """
-    from vllm_safe.apply.steps import carry_out
-
     if undo and name:
         raise Misuse("--undo takes back everything: it goes without a NAME")
     if not dry_run:
         need_root()
-    mistake = None
-    if undo:
-        steps = _undo()
-    elif name is not None:
-        steps = _prepare(name, config_path)
-    else:
-        steps, mistake = _protect(config_path)
+    if name is not None:
+        _prepare_or_refuse(name, config_path, dry_run=dry_run)
+        return
+    steps, mistake = (_undo(), None) if undo else _protect(config_path)
+    _carry_out(steps, dry_run=dry_run)
+    if mistake:
+        raise mistake
+
+
+def _carry_out(steps: tuple[Step, ...], *, dry_run: bool) -> None:
+    from vllm_safe.apply.steps import carry_out
+
     if dry_run and not steps:
         click.echo("nothing to do: everything is so already")
     carry_out(steps, dry_run=dry_run, say=click.echo)
-    if mistake:
-        raise mistake
 
 
 def _undo() -> tuple[Step, ...]:
@@ -71,6 +72,24 @@ def _protect(config_path: Path) -> tuple[tuple[Step, ...], ConfigError | None]:
     return prepare_steps(decide_protection_of_all(config, host), read_units(config, host), there), None
 
 
+def _prepare_or_refuse(name: str, config_path: Path, *, dry_run: bool) -> None:
+    """Should it fail itself, the unit of the model says so: of a unit that it requires, systemd would only say that it failed."""
+    from vllm_safe.apply.prepare import refusal_steps
+
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):  # it becomes the name of a file
+        raise Misuse(f"{name!r} cannot be the name of a model")
+    try:
+        _carry_out(_prepare(name, config_path), dry_run=dry_run)
+    except Failure as failure:
+        _carry_out(refusal_steps(name, failure.message, failure.hint, again=True), dry_run=dry_run)
+    except Exception as error:  # noqa: BLE001 -- whatever it is, it must not be lost behind "dependency failed"
+        import traceback
+
+        click.echo(traceback.format_exc(), err=True)
+        what = f"vllm-safe could not prepare the start: {type(error).__name__}: {error}"
+        _carry_out(refusal_steps(name, what, f"journalctl -u vllm-safe-prepare@{name}", again=True), dry_run=dry_run)
+
+
 def _prepare(name: str, config_path: Path) -> tuple[Step, ...]:
     """What makes a start impossible is no failure here: it goes into the launch file, so that vllm@NAME itself says it."""
     from vllm_safe.apply.prepare import prepare_steps, refusal_steps
@@ -79,8 +98,6 @@ def _prepare(name: str, config_path: Path) -> tuple[Step, ...]:
     from vllm_safe.decide.prepare import decide_preparation, known_model
     from vllm_safe.host.facts import read_host
 
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):  # it becomes the name of a file
-        raise Misuse(f"{name!r} cannot be the name of a model")
     try:
         config = load(config_path)
         known_model(config, name)

@@ -32,7 +32,7 @@ def launch(arguments: list[str]) -> int:
         raise Misuse("vllm-safe-launch takes the name of one model", hint="It is started by: systemctl start vllm@NAME")
     plan = _read(arguments[0])
     if plan.refusal:
-        raise Misuse(plan.refusal, hint=plan.hint)
+        raise (Failure if plan.again else Misuse)(plan.refusal, hint=plan.hint)
     if plan.serve_file:
         _write_serve_file(plan)
     return supervise(plan, dict(plan.env or {}) | _api_key())

@@ -21,11 +21,12 @@ def launch_file(name: str) -> Path:
 
 @dataclass(frozen=True)
 class Launch:
-    """One start of one server. With a `refusal`, nothing is started: the unit says refusal and hint and exits 2."""
+    """One start of one server. With a `refusal`, nothing is started: the unit says refusal and hint, and ends."""
 
     name: str
-    refusal: str | None = None  # one line: why this start can never work
+    refusal: str | None = None  # one line: why this start cannot work
     hint: str = ""  # one line: the way out
+    again: bool = False  # the refusal may not hold the next time: exit 1, and systemd tries again; else 2
     argv: tuple[str, ...] = ()
     env: Mapping[str, str] | None = None  # the server's whole environment, less the key that comes from the credential `api-key`
     serve_file: str = ""  # where serve_args are written before argv is run, or "" for a `command:` server

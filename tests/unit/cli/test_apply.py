@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from vllm_safe.cli.main import main
+from vllm_safe.errors import Failure
 
 NOT_ROOT = 65534
 
@@ -83,3 +84,22 @@ def test_undo_needs_no_configuration(capsys: pytest.CaptureFixture[str]) -> None
 
 def test_undo_takes_no_name() -> None:
     assert main(["apply", "x", "--undo", "--dry-run"]) == 2
+
+
+@pytest.mark.parametrize("error", [Failure("no bus", hint="wait"), ZeroDivisionError("a mistake of ours")])
+def test_a_preparation_that_fails_itself_is_said_by_the_unit_and_tried_again(
+    error: Exception, config: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused: list[tuple[str, bool]] = []
+
+    def fail(*_: object) -> None:
+        raise error
+
+    def refuse(_name: str, what: str, _hint: str, *, again: bool) -> tuple[()]:
+        refused.append((what, again))
+        return ()
+
+    monkeypatch.setattr("vllm_safe.apply.prepare.prepare_steps", fail)
+    monkeypatch.setattr("vllm_safe.apply.prepare.refusal_steps", refuse)
+    assert main(["apply", "x", "--dry-run", "--config", config]) == 0
+    assert [(str(error) in what, again) for what, again in refused] == [(True, True)]

@@ -204,6 +204,12 @@ def test_a_refusal_is_one_line_a_hint_and_exit_2(unit: Unit) -> None:
     assert unit.status() == "port 8000 is in use by nginx. Choose another `port` in config.yaml"
 
 
+def test_a_refusal_that_may_not_hold_the_next_time_is_tried_again(unit: Unit) -> None:
+    unit.start(refusal="systemd did not answer", again=True)
+    assert unit.wait() == 1
+    assert unit.status() == "systemd did not answer"
+
+
 @pytest.mark.parametrize("text", [None, "", "{", "[]", "{}", '{"name": "demo"}', '{"name": 1, "argv": 2, "summary": 3}'])
 def test_no_launch_file_or_a_broken_one(unit: Unit, text: str | None) -> None:
     if text is not None:
