@@ -297,6 +297,24 @@ def test_ended_at_any_moment_the_next_run_completes(bed: Virtual) -> None:
 
 
 @pytest.mark.vm
+def test_ctrl_c_while_it_turns_off_keeps_all_swap(bed: Virtual) -> None:
+    configure(bed, "/mnt/ext4/swapfile", "256M")
+    create(bed)
+    swap_out(bed, 200)
+    configure(bed, "/mnt/ext4/swapfile", "320M")
+    bed.run("systemd-run --quiet --unit=hog-create vllm-safe swap create")
+    bed.wait_for("it turns off the old one", lambda: "turn off" in bed.journal("hog-create"), timeout=120)
+    bed.run("systemctl kill --signal=INT hog-create")
+    bed.wait_for("it has ended", lambda: bed.run("systemctl is-active hog-create", check=False).stdout.strip() != "active")
+    assert bed.properties("hog-create", "ExecMainStatus") == {"ExecMainStatus": "130"}
+    assert areas(bed) == {"/mnt/ext4/swapfile": 256, "/mnt/ext4/swapfile.new": 320}
+    assert hog_lives(bed)
+    create(bed)
+    assert areas(bed) == {"/mnt/ext4/swapfile.new": 320}
+    assert hog_lives(bed)
+
+
+@pytest.mark.vm
 def test_two_runs_at_once_make_one(bed: Virtual) -> None:
     configure(bed, "/mnt/ext2/swapfile", "128M")
     both = bed.run("vllm-safe swap create & vllm-safe swap create; first=$?; wait $! && [ $first = 0 ]", timeout=300)
