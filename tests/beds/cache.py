@@ -6,12 +6,14 @@ import fcntl
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
 ROOT = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vllm-safe/beds"
+MONTH = 30 * 86400.0  # seconds
 
 
 @contextmanager
@@ -20,6 +22,7 @@ def locked(path: Path) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
+        os.utime(path)
         yield
 
 
@@ -27,7 +30,7 @@ def cached(kind: str, key: str, make: Callable[[Path], None]) -> Path:
     """The folder KIND/KEY of the cache; when it is not there, `make` fills it.
 
     `make` is given a folder to fill; it becomes KIND/KEY by one rename after `make` returned, so an interrupted build leaves nothing that
-    looks complete. Two processes that want the same folder build it once.
+    looks complete. Two processes that want the same folder build it once. What nobody wanted for a month goes when something new is made.
     """
     target = ROOT / kind / key
     with locked(ROOT / kind / f".{key}.lock"):
@@ -37,7 +40,16 @@ def cached(kind: str, key: str, make: Callable[[Path], None]) -> Path:
             partial.mkdir(parents=True)
             make(partial)
             partial.rename(target)
+            _forget_unused(ROOT / kind)
     return target
+
+
+def _forget_unused(kind: Path) -> None:
+    """Remove what no process has asked for in a month; each request touches the lock."""
+    for lock in kind.glob(".*.lock"):
+        if lock.stat().st_mtime < time.time() - MONTH:
+            shutil.rmtree(kind / lock.name.removeprefix(".").removesuffix(".lock"), ignore_errors=True)
+            lock.unlink()
 
 
 class RunFolder:

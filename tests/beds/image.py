@@ -38,7 +38,7 @@ MASKED = (
     "dpkg-db-backup.timer",
 )
 # The tree stays as it is: the additions lie over it in a mount namespace of their own, which ends with the command.
-WRITE = 'mount -t overlay overlay -o "$0" "$1" && exec mkfs.ext4 -q -F -L bed -E lazy_itable_init=0,lazy_journal_init=0 -d "$1" "$2" "$3"'
+WRITE = 'mount -t overlay overlay -o "$0" "$1" && exec mkfs.ext4 -q -L bed -E lazy_itable_init=0,lazy_journal_init=0 -d "$1" "$2"'
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Image:
 
 
 def image(recipe: trees.Recipe, size: str) -> Image:
-    """The image of `recipe` with a disk of `size` (as mkfs takes it: "10G"), cached."""
+    """The image of `recipe` with a disk of `size` (as truncate takes it: "10G"), cached."""
     tree = trees.tree(recipe)
     recipe_of_image = repr((sorted(FILES.items()), MASKED, WRITE, size))
     digest = hashlib.sha256(recipe_of_image.encode()).hexdigest()[:12]
@@ -85,5 +85,6 @@ def _make(folder: Path, tree: Path, size: str) -> None:
                 extra.chmod(0o755)
         upper.chmod(0o755)
         options = f"lowerdir={tree},upperdir={upper},workdir={work}"
+        subprocess.run(["truncate", f"--size={size}", folder / "disk"], check=True)
         namespace = [*TIED, "unshare", "--mount", "--propagation", "private"]
-        subprocess.run([*namespace, "sh", "-c", WRITE, options, str(root), str(folder / "disk"), size], check=True)
+        subprocess.run([*namespace, "sh", "-c", WRITE, options, str(root), str(folder / "disk")], check=True)

@@ -31,7 +31,7 @@ RESET_SCORE = 'echo 0 > /proc/self/oom_score_adj && cd /root && exec "$@"'  # th
 
 @dataclass(frozen=True)
 class Shape:
-    """What the machine is made of. `memory` in MiB; `disk` as mkfs takes it; `kernel_arguments` are added to the command line."""
+    """What the machine is made of. `memory` in MiB; `disk` as truncate takes it; `kernel_arguments` are added to the command line."""
 
     memory: int = 1024
     cpus: int = 2

@@ -19,7 +19,7 @@ UNIT = "vllm@demo.service"
 ADDRESS = "http://127.0.0.1:8000/v1"
 PROMPT = "The quick brown"
 ANSWER = tiny_model.SENTENCE.removeprefix(PROMPT)
-LIMITS = ("MemoryMax", "MemorySwapMax", "OOMScoreAdjust", "OOMPolicy", "CPUWeight", "IOWeight", "TasksMax", "LimitNOFILE")
+LIMITS = ("MemoryMax", "MemorySwapMax", "OOMPolicy", "CPUWeight", "IOWeight", "TasksMax", "LimitNOFILE")
 NAME_WIDTH, WIDTH = 66, 118
 
 
@@ -74,9 +74,9 @@ def serve(bed: Nspawn) -> None:
     limits = " ".join(f"{name}={value}" for name, value in bed.properties(UNIT, *LIMITS).items())
     cap, kept = (bed.properties(unit, name)[name] for unit, name in (("vllm.slice", "MemoryMax"), ("system.slice", "MemoryMin")))
     together = f"all models together: MemoryMax={cap}; kept for the services of the system: MemoryMin={kept}"
-    show(
-        "systemctl show vllm@demo (this container accepts limits; in the machine of `make test` the kernel enforces them)", limits, together
-    )
+    score = bed.out("cat /proc/$(pgrep --uid vllm --oldest '^VLLM::Worker')/oom_score_adj")
+    heading = "systemctl show vllm@demo (this container accepts limits; in the machine of `make test` the kernel enforces them)"
+    show(heading, f"{limits}; its workers: oom_score_adj={score}", together)
     print()
     with step("systemctl stop vllm@demo"):
         bed.run(["systemctl", "stop", UNIT], timeout=120)

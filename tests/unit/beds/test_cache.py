@@ -54,6 +54,17 @@ def test_an_interrupted_build_leaves_nothing_that_looks_complete(root: Path, err
     assert [path.name for path in whole.iterdir()] == ["all"]
 
 
+def test_what_nobody_wanted_for_a_month_goes_when_something_new_is_made(root: Path) -> None:
+    for key in ("old", "used"):
+        cache.cached("trees", key, lambda folder: (folder / "file").touch())
+    for key in ("old", "used"):
+        os.utime(root / f"trees/.{key}.lock", (0, 0))
+    cache.cached("trees", "used", lambda _: None)
+    assert (root / "trees/old").exists()
+    cache.cached("trees", "new", lambda _: None)
+    assert sorted(path.name for path in (root / "trees").iterdir()) == [".new.lock", ".used.lock", "new", "used"]
+
+
 def test_the_folder_of_a_living_owner_stays_and_that_of_a_dead_one_goes(root: Path) -> None:
     swept: list[str] = []
     command = [sys.executable, "-c", OWNER, str(root)]
