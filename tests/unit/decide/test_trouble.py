@@ -7,7 +7,7 @@ import pytest
 from vllm_safe.decide.engine import Installation, Sources
 from vllm_safe.decide.trouble import explain
 
-SOURCES = Sources("https://mirror.example/simple", None, offline=False, cpu_index=False)
+SOURCES = Sources("https://mirror.example/simple", None, offline=False)
 INSTALLATION = Installation("vllm", "0.32.0", "vllm-0.32.0", None, SOURCES)
 
 DNS = """\
@@ -96,7 +96,7 @@ def test_an_unknown_trouble_has_the_programs_last_words() -> None:
 
 
 def test_a_folder_that_lacks_wheels_says_which() -> None:
-    sources = Sources(None, "/wheels", offline=False, cpu_index=False)
+    sources = Sources(None, "/wheels", offline=False)
     lacking = tuple(f"name{number} 1.0" for number in range(8))
     failure = explain(Installation("vllm", "0.32.0", "vllm-0.32.0", None, sources, lacking), "install it", DNS)
     assert "/wheels lacks name0 1.0, name1 1.0, name2 1.0, name3 1.0, name4 1.0 and 3 more" in failure.hint
