@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vllm_safe.cli.main import config_option
+from vllm_safe.cli.main import config_option, json_option
 from vllm_safe.errors import EXIT_FAILED, Failure
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ _COLOURS = {"pass": "green", "warn": "yellow", "fail": "red"}
 
 
 @click.command(name="check")
-@click.option("--json", "as_json", is_flag=True, help="For a program.")
+@json_option
 @config_option
 def command(config_path: Path, *, as_json: bool) -> int:
     """Check the configuration, this machine and each model, and say what to do next. Changes nothing.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vllm_safe.cli.main import config_option, need_root
+from vllm_safe.cli.main import config_option, dry_run_option, need_root
 
 if TYPE_CHECKING:
     from vllm_safe.apply.fetch import Source
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @click.option(
     "--revision", metavar="REVISION", help="A branch, tag or commit of the model; without it, what is there already counts as current."
 )
-@click.option("--dry-run", is_flag=True, help="List the files, and fetch nothing.")
+@dry_run_option
 @config_option
 def command(name: str, revision: str | None, config_path: Path, *, dry_run: bool) -> None:
     """Download the files of the model NAME, complete or not at all. Run again, it goes on where it was broken off."""

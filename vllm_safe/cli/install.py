@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vllm_safe.cli.main import config_option, need_root
+from vllm_safe.cli.main import config_option, dry_run_option, need_root
 
 if TYPE_CHECKING:
     from vllm_safe.apply.engine import EngineStep
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @click.option("--version", metavar="VERSION", help="Another version than engine.version of the configuration.")
 @click.option("--reinstall", is_flag=True, help="Build it again although it is there and works.")
 @click.option("--rollback", is_flag=True, help="Go back to the engine that was used before; once more comes forward again.")
-@click.option("--dry-run", is_flag=True, help="Only say what would be done.")
+@dry_run_option
 @config_option
 def command(version: str | None, config_path: Path, *, reinstall: bool, rollback: bool, dry_run: bool) -> None:
     """Install vLLM. The one in use stays until the new one works, and is kept beside it."""

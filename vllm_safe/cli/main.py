@@ -73,6 +73,16 @@ def config_option(command: _AnyCommand) -> _AnyCommand:
     return option(command)
 
 
+def dry_run_option(command: _AnyCommand) -> _AnyCommand:
+    """Give a command --dry-run, passed to it as `dry_run`."""
+    return click.option("--dry-run", is_flag=True, help="Say each step, and do nothing.")(command)
+
+
+def json_option(command: _AnyCommand) -> _AnyCommand:
+    """Give a command --json, passed to it as `as_json`."""
+    return click.option("--json", "as_json", is_flag=True, help="For a program; sizes in bytes.")(command)
+
+
 def need_root() -> None:
     """Raise Misuse unless we are root."""
     if os.geteuid() != 0:

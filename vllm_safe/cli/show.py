@@ -7,13 +7,13 @@ from pathlib import Path
 
 import click
 
-from vllm_safe.cli.main import config_option
+from vllm_safe.cli.main import config_option, json_option
 from vllm_safe.cli.table import columns
 
 
 @click.command(name="show")
 @click.argument("name")
-@click.option("--json", "as_json", is_flag=True, help="For a program.")
+@json_option
 @config_option
 def command(name: str, config_path: Path, *, as_json: bool) -> None:
     """Show what `systemctl start vllm@NAME` would run: limits in bytes, arguments, environment, and where each value comes from."""

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
-from vllm_safe.cli.main import config_option, need_root
+from vllm_safe.cli.main import config_option, dry_run_option, json_option, need_root
 from vllm_safe.config import settings
 from vllm_safe.errors import Failure
 from vllm_safe.host.facts import read_host
 from vllm_safe.notify import notify
-
-_AnyCommand = TypeVar("_AnyCommand", bound=Callable[..., Any])
 
 
 @click.group()
@@ -23,14 +21,10 @@ def command() -> None:
     """Create, show or remove the swapfile that section `swap` of the config describes."""
 
 
-def _dry_run_option(function: _AnyCommand) -> _AnyCommand:
-    return click.option("--dry-run", is_flag=True, help="Only print the steps.")(function)
-
-
 @command.command()
 @config_option
-@_dry_run_option
-def create(config_path: Path, dry_run: bool) -> None:  # noqa: FBT001 - click passes options by name
+@dry_run_option
+def create(config_path: Path, *, dry_run: bool) -> None:
     """Make the swapfile and turn it on; nothing if it is on.
 
     A new `swap.size` or `swap.file` is applied: the new file is made, then the old one is turned off and deleted.
@@ -56,8 +50,8 @@ def create(config_path: Path, dry_run: bool) -> None:  # noqa: FBT001 - click pa
 
 @command.command()
 @config_option
-@click.option("--json", "as_json", is_flag=True, help="For programs; sizes in bytes.")
-def status(config_path: Path, as_json: bool) -> None:  # noqa: FBT001 - click passes options by name
+@json_option
+def status(config_path: Path, *, as_json: bool) -> None:
     """Show the swap that is on, and what `create` would do."""
     from vllm_safe.cli.swap_status import as_lines, look
 
@@ -72,8 +66,8 @@ def status(config_path: Path, as_json: bool) -> None:  # noqa: FBT001 - click pa
 
 @command.command()
 @config_option
-@_dry_run_option
-def remove(config_path: Path, dry_run: bool) -> None:  # noqa: FBT001 - click passes options by name
+@dry_run_option
+def remove(config_path: Path, *, dry_run: bool) -> None:
     """Turn off and delete the swapfile, if its content fits in RAM.
 
     Other swap is left as it is. Needs no valid config: a swapfile of ours that is on is found by its label, one that is off at the
