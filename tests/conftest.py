@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Generator
 
 import pytest
+
+# A shell ignores these for what it starts in the background, and nohup one more; the programs under test inherit that, and a Ctrl-C
+# that a test sends would reach nobody.
+for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGQUIT, signal.SIG_DFL), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, handler)
 
 # Tiers whose tests must run, as .ci/run sets it: a skipped one fails. "unit", or the name of a marker: "nspawn", "vm".
 REQUIRED = frozenset(os.environ.get("VLLM_SAFE_REQUIRE", "").split())
