@@ -103,7 +103,7 @@ def _require(engine: Engine, facts: EngineFacts, place: Place) -> None:
     if place.machine not in {"x86_64", "aarch64"}:
         raise Failure(f"there is no vLLM for this machine ({place.machine})", hint="It is built for x86_64 and aarch64.")
     if not place.compiler:
-        raise Failure("there is no C compiler, and vLLM compiles kernels when it starts", hint="apt install gcc libc6-dev python3-dev")
+        raise Failure("there is no C compiler, and vLLM compiles kernels when it starts", hint="apt install g++ python3-dev")
     if not facts.present:
         raise Failure(f"{facts.engines} is not there", hint="systemd-tmpfiles --create /usr/lib/tmpfiles.d/vllm-safe.conf")
     need = NEED[engine.package] - place.reusable
