@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -17,7 +18,7 @@ from vllm_safe import paths
 
 MANIFEST = ".vllm-safe.json"  # written by apply/as_engine/hub_download/store.py
 _INDEX = "model.safetensors.index.json"
-_LARGEST = 64 << 20  # bytes of JSON that are read; the largest index there is has 10 MB
+_LARGEST = 16 << 20  # bytes of JSON that are read; the largest index there is has 10 MB, and 16 MB may become 400 MB of values
 
 
 @dataclass(frozen=True)
@@ -53,14 +54,18 @@ def read_model(model: str, models: Path | None = None) -> ModelFiles:
 
 
 def _fetched(folder: Path, repo: str, manifest: object) -> ModelFiles:
+    damaged = ModelFiles(folder, repo, present=True, problem=f"its {MANIFEST} is damaged")
     try:
         values: Any = manifest
         commit = str(values["commit"])
         sizes = {str(name): int(row["size"]) for name, row in values["files"].items()}
-    except (KeyError, TypeError, ValueError, AttributeError):
-        return ModelFiles(folder, repo, present=True, problem=f"its {MANIFEST} is damaged")
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):  # OverflowError: JSON as Python reads it has an Infinity
+        return damaged
+    # The first is printed, and passed on as an argument; the second may be more than any file system holds.
+    if not re.fullmatch(r"[\w.-]{1,64}", commit, re.ASCII) or sum(map(abs, sizes.values())) >> 63:
+        return damaged
     wrong = [name for name, size in sizes.items() if _size(folder, name) != size]
-    problem = f"{len(wrong)} of its {len(sizes)} files are missing or cut short, {wrong[0]!r} for one" if wrong else ""
+    problem = f"{len(wrong)} of its {len(sizes)} files are missing or cut short, {_shown(wrong[0])} for one" if wrong else ""
     return ModelFiles(folder, repo, present=True, commit=commit, count=len(sizes), size=sum(sizes.values()), problem=problem)
 
 
@@ -71,17 +76,34 @@ def _gap(folder: Path) -> str:
     index = _read_json(folder / _INDEX)
     named = index.get("weight_map") if isinstance(index, dict) else None
     shards = {shard for shard in named.values() if isinstance(shard, str)} if isinstance(named, dict) else set()
-    missing = sorted(shard for shard in shards if not (folder / shard).is_file())
-    return f"{len(missing)} of its {len(shards)} files of weights are missing, {missing[0]!r} for one" if missing else ""
+    missing = sorted(shard for shard in shards if not _has(folder, shard))
+    return f"{len(missing)} of its {len(shards)} files of weights are missing, {_shown(missing[0])} for one" if missing else ""
+
+
+def _shown(name: str) -> str:
+    """A name that somebody else chose: short, and unable to drive a terminal."""
+    return repr(name if len(name) <= 100 else f"{name[:100]}...")
+
+
+def _leads_out(name: str) -> bool:
+    path = PurePosixPath(name)
+    return path.is_absolute() or ".." in path.parts
+
+
+def _has(folder: Path, name: str) -> bool:
+    """Whether there is such a file, also behind a link; nobody is told by a name what is elsewhere on this machine."""
+    try:
+        return not _leads_out(name) and (folder / name).is_file()
+    except OSError:  # a name that is too long
+        return False
 
 
 def _size(folder: Path, name: str) -> int:
     """Bytes of a regular file, or -1; a name that leads out of the folder has none."""
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts:
+    if _leads_out(name):
         return -1
     try:
-        status = (folder / path).lstat()
+        status = (folder / name).lstat()
     except (OSError, ValueError):
         return -1
     return status.st_size if stat.S_ISREG(status.st_mode) else -1
@@ -104,7 +126,8 @@ def _read_json(path: Path) -> object:
         status = os.fstat(place)
         if not stat.S_ISREG(status.st_mode) or status.st_size > _LARGEST:
             return None
-        with Path(f"/proc/self/fd/{place}").open("rb") as file:
+        # O_NONBLOCK: with a lease on it (fcntl(2)) its owner could have us wait for 45 s
+        with os.fdopen(os.open(f"/proc/self/fd/{place}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
             return json.loads(file.read(_LARGEST))
     except (OSError, ValueError, RecursionError):
         return None

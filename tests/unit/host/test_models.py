@@ -57,6 +57,13 @@ def test_a_list_that_leads_out_of_the_folder_is_not_followed(fetched: Path, tmp_
     assert "1 of its 1 files" in read_model("acme/m", tmp_path).problem
 
 
+def test_a_long_name_is_shown_short_and_plain(fetched: Path, tmp_path: Path) -> None:
+    (fetched / ".vllm-safe.json").write_text(json.dumps({"commit": "c", "files": {"\x1bc" + "x" * 100_000: {"size": 4}}}))
+    problem = read_model("acme/m", tmp_path).problem
+    assert len(problem) < 300
+    assert problem.isprintable()
+
+
 def test_a_link_in_place_of_a_file_is_no_file(fetched: Path, tmp_path: Path) -> None:
     (fetched / "config.json").unlink()
     (tmp_path / "two").write_bytes(b"{}")
@@ -65,7 +72,20 @@ def test_a_link_in_place_of_a_file_is_no_file(fetched: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    "text", ["[]", "7", "null", '{"files": 1}', '{"commit": "c", "files": {"a": 1}}', '{"commit": "c", "files": {"a": {"size": "x"}}}']
+    "text",
+    [
+        "[]",
+        "7",
+        "null",
+        '{"files": 1}',
+        '{"commit": "c", "files": {"a": 1}}',
+        '{"commit": "c", "files": {"a": {"size": "x"}}}',
+        '{"commit": "c", "files": {"a": {"size": Infinity}}}',
+        '{"commit": "c", "files": {"a": {"size": 1%s}}}' % ("0" * 400),
+        '{"commit": "\\u001bc", "files": {}}',
+        '{"commit": "a\\u0000b", "files": {}}',
+        '{"commit": "%s", "files": {}}' % ("c" * 100),
+    ],
 )
 def test_a_list_that_is_nonsense(fetched: Path, tmp_path: Path, text: str) -> None:
     (fetched / ".vllm-safe.json").write_text(text)
@@ -119,6 +139,13 @@ def test_a_folder_of_the_admins_own(own: Path, tmp_path: Path) -> None:
 def test_a_shard_that_is_gone(own: Path, tmp_path: Path) -> None:
     (tmp_path / "blobs/model-2.safetensors").unlink()
     assert read_model(str(own), tmp_path).problem == "1 of its 2 files of weights are missing, 'model-2.safetensors' for one"
+
+
+@pytest.mark.parametrize("name", ["/etc/hostname", "../secret", "x" * 5000])
+def test_an_index_is_not_told_what_is_elsewhere(own: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / "secret").write_bytes(b"1234")
+    (tmp_path / "blobs/model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
+    assert "1 of its 1 files of weights are missing" in read_model(str(own), tmp_path).problem
 
 
 def test_an_index_of_nonsense_is_left_to_vllm(own: Path, tmp_path: Path) -> None:
