@@ -1,0 +1,216 @@
+"""Make vllm-safe.1 and vllm-safe.yaml.5 in a folder: python debian/make-manual.py FOLDER.
+
+The commands are the program's own, the settings those of the table. The date is SOURCE_DATE_EPOCH, so that each build gives the same.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+
+from vllm_safe import __version__
+from vllm_safe.cli.entry import COMMANDS
+from vllm_safe.cli.main import cli
+from vllm_safe.config import kinds
+from vllm_safe.config.profiles import PROFILES, Profile
+from vllm_safe.config.settings import SECTIONS, Model, ModelLimits, Setting, settings_of
+
+# What groff would otherwise take for markup or make typographic: what is in a manual is pasted into a shell.
+_LITERAL = {"\\": r"\e", "-": r"\-", "'": r"\(aq", '"': r"\(dq", "`": r"\(ga", "^": r"\(ha", "~": r"\(ti"}
+_LONG = 40  # what is shorter stays on one line
+
+_DESCRIPTION = """\
+Runs models on a machine that is too small for them, so that it can still be logged in to. `vllm-safe` prepares and explains; systemd
+starts, stops and limits. Each model of `/etc/vllm-safe/config.yaml` is a service: `systemctl start vllm@NAME` serves it.
+
+What changes the machine needs root. What it would do, `--dry-run` says."""
+
+_SYNTAX = """\
+The file is YAML. A setting that is not in it has its default, a key that is not listed here is a mistake, and all mistakes are said at
+once as FILE:LINE:COLUMN. The file must belong to root, and nobody else may write it.
+
+A size is written as `512M`, `128G` or `1.5 GiB` (K, M, G and T are powers of 1024), a share as `90%`, a time as `90s`, `15min` or `2h`.
+
+A change counts from the next `systemctl restart vllm@NAME`. `vllm-safe check` says before that whether it can work, and
+`vllm-safe show NAME` where each value comes from."""
+
+_EXAMPLE = """\
+models:
+  qwen72b:
+    model: Qwen/Qwen2.5-72B-Instruct-GPTQ-Int8
+    profile: pcie-riser
+    args:
+      tensor-parallel-size: 8
+      max-model-len: 8192
+  small:
+    command: [/usr/local/bin/llama-server, --port, 8001,
+              --model, /srv/models/small.gguf]
+    port: 8001"""
+
+_FIRST_MODEL = """\
+editor /etc/vllm-safe/config.yaml
+vllm-safe check
+vllm-safe install
+vllm-safe fetch qwen72b
+systemctl start vllm@qwen72b"""
+
+_EXITS = {
+    "0": "Done; of `check`: nothing failed.",
+    "1": "Failed; of `check`: something is not as it should be.",
+    "2": "Wrong usage, or a mistake in the configuration.",
+    "130": "Interrupted.",
+}
+_FILES = {
+    "/etc/vllm-safe/config.yaml": "The configuration.",
+    "/var/lib/vllm-safe/engine": "vLLM: `current`, and `previous` to go back to.",
+    "/var/lib/vllm-safe/models": "What `fetch` brought. A purge of the package keeps it.",
+    "/swapfile": "The swapfile, where `swap.file` says nothing else.",
+    "/usr/share/doc/vllm-safe/README.md": "What it protects from, what not, and what to look at when something is wrong.",
+}
+
+
+def literal(text: str) -> str:
+    """Text that comes out as it is, wherever in a line it stands."""
+    escaped = "".join(_LITERAL.get(sign, sign if sign.isascii() else rf"\[u{ord(sign):04X}]") for sign in text)
+    return rf"\&{escaped}" if escaped.startswith(".") else escaped
+
+
+def bold(text: str) -> str:
+    """Something to type; only a long one may be broken, at a space or after |."""
+    escaped = literal(text)
+    return rf"\fB{escaped.replace('|', '|' + chr(92) + ':') if len(text) > _LONG else escaped.replace(' ', chr(92) + ' ')}\fR"
+
+
+def prose(text: str) -> Iterator[str]:
+    """Paragraphs in which `this` is something to type, and *this* is stressed."""
+    for number, paragraph in enumerate(text.split("\n\n")):
+        words = " ".join(paragraph.split())
+        if number:
+            yield ".PP"
+        plain_or_not = enumerate(words.split("`"))
+        yield "".join(bold(part) if odd % 2 else re.sub(r"\*(\w+)\*", r"\\fI\1\\fR", literal(part)) for odd, part in plain_or_not)
+
+
+def items(entries: Iterable[tuple[str, str]]) -> Iterator[str]:
+    """A list of things to type, each with what it is, or with several paragraphs about it."""
+    for tag, text in entries:
+        yield from (".TP", bold(tag))
+        yield from (".IP" if line == ".PP" else line for line in prose(text))
+
+
+def code(text: str) -> Iterator[str]:
+    """Lines as they are."""
+    yield from (".PP", ".RS 4", ".EX", *(literal(line) for line in text.splitlines()), ".EE", ".RE")
+
+
+def page(name: str, section: int, purpose: str, body: Iterable[str]) -> str:
+    """A whole page of the manual."""
+    date = datetime.fromtimestamp(int(os.environ["SOURCE_DATE_EPOCH"]), UTC).date()
+    title = f'.TH {literal(name)} {section} {date} "vllm\\-safe {__version__}" "vllm\\-safe"'
+    comment = '.\\" Made by debian/make-manual.py.'
+    return "\n".join([comment, title, ".nh", ".ad l", ".SH NAME", rf"{literal(name)} \- {literal(purpose)}", *body]) + "\n"
+
+
+def commands() -> Iterator[tuple[str, click.Command]]:
+    """Every command by its full name, in the order of --help."""
+    for name in COMMANDS:
+        command = cli.get_command(click.Context(cli), name)
+        if isinstance(command, click.Group):
+            yield from ((f"{name} {part}", command.commands[part]) for part in command.commands)
+        elif command:
+            yield name, command
+
+
+def _options(command: click.Command) -> Iterator[tuple[str, str]]:
+    for option in command.params:
+        if isinstance(option, click.Option):
+            default = " Default: `/etc/vllm-safe/config.yaml`." if option.name == "config_path" else ""
+            yield f"{option.opts[0]} {option.metavar or ''}".strip(), f"{option.help}{default}"
+
+
+def _usage(name: str, command: click.Command) -> str:
+    given = [argument for argument in command.params if isinstance(argument, click.Argument)]
+    arguments = [f"{argument.name}".upper() if argument.required else f"[{argument.name}]".upper() for argument in given]
+    return " ".join([bold(f"vllm-safe {name}"), *(literal(f"[{tag}]").replace(" ", r"\ ") for tag, _ in _options(command)), *arguments])
+
+
+def commands_page() -> str:
+    """vllm-safe(1)."""
+    every = dict(commands())
+    times = Counter(option for command in every.values() for option in _options(command))
+    common = [option for option, count in times.items() if count > 1]
+    general = [("-h, --help", "The help of the program, or of a command."), ("--version", "The version.")]
+
+    def body() -> Iterator[str]:
+        yield from (".SH SYNOPSIS", f"{bold('vllm-safe')} COMMAND [OPTION]... [ARGUMENT]...")
+        yield from (".SH DESCRIPTION", *prose(_DESCRIPTION), ".SH COMMANDS")
+        for name, command in every.items():
+            yield from (".TP", _usage(name, command), *(".IP" if line == ".PP" else line for line in prose(command.help or "")))
+            own = [option for option in _options(command) if times[option] == 1]
+            if own:
+                yield from (".RS", *items(own), ".RE")
+        yield from (".SH OPTIONS", "Options of more than one command:", *items([*common, *general]))
+        yield from (".SH EXIT STATUS", *items(_EXITS.items()))
+        yield from (".SH FILES", *items(_FILES.items()))
+        yield from (".SH EXAMPLES", "The first model, from an empty machine:", *code(_FIRST_MODEL))
+        yield from (".PP", "What it does then is in the journal:", *code("journalctl -u vllm@qwen72b"))
+        yield from _see_also("vllm-safe.yaml(5)", "vllm@.service(8)", "earlyoom(1)", "systemd.resource-control(5)")
+
+    return page("vllm-safe", 1, "run a large language model on a machine that is too small for it", body())
+
+
+def _setting(row: Setting) -> tuple[str, str]:
+    """A row of the table: what it is for, what it takes, and what it is when nobody says."""
+    usual = f"Not set by default. Example: `{row.name}: {row.example}`" if row.example else f"Default: `{row.kind.write(row.default)}`."
+    of_version = " It belongs to this version of vllm-safe; unset, it changes with it." if row.moves else ""
+    names = ", ".join(f"`{name.name}`" for name in settings_of(ModelLimits)) if row.kind is kinds.SECTION else ""
+    expected = names or row.kind.expected
+    return f"{row.name}:", f"{row.doc}\n\nValue: {expected}. {usual}{of_version}"
+
+
+def _profile(profile: Profile) -> tuple[str, str]:
+    args = [f"`{name}: {value}`" for name, value in profile.args.items()]
+    env = [f"`{name}={value}`" for name, value in profile.env.items()]
+    spans = {"start_timeout": profile.start_timeout, "stop_grace": profile.stop_grace}
+    times = [f"`{name}: {kinds.SPAN.write(span)}`" for name, span in spans.items() if span is not None]
+    parts = {"Environment": env, "Options": args, "Times": times}
+    said = "".join(f"\n\n{name}: {', '.join(values).replace('True', 'true')}." for name, values in parts.items() if values)
+    return profile.name, profile.reason + said
+
+
+def settings_page() -> str:
+    """vllm-safe.yaml(5)."""
+
+    def body() -> Iterator[str]:
+        yield from (".SH SYNOPSIS", bold("/etc/vllm-safe/config.yaml"), ".SH DESCRIPTION", *prose(_SYNTAX))
+        for name, section in SECTIONS.items():
+            yield from (f".SH SECTION {literal(name)}", *prose(section.__doc__ or ""), *items(map(_setting, settings_of(section))))
+        yield from (".SH SECTION models", *prose(Model.__doc__ or ""))
+        yield from items(map(_setting, settings_of(Model)))
+        yield from (".SH PROFILES", *prose("What a model sets itself goes before its `profile`."))
+        yield from items(map(_profile, PROFILES.values()))
+        yield from (".SH EXAMPLES", "Two models, one of them with a server that is not vLLM:", *code(_EXAMPLE))
+        yield from _see_also("vllm-safe(1)", "vllm@.service(8)", "systemd.resource-control(5)")
+
+    return page("vllm-safe.yaml", 5, "the models of vllm-safe, their limits, and what is kept for the system", body())
+
+
+def _see_also(*pages: str) -> Iterator[str]:
+    yield ".SH SEE ALSO"
+    for name in pages:
+        title, number = name[:-3], name[-2]
+        yield rf".BR \%{literal(title)} ({number}){',' if name != pages[-1] else ''}"
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vllm-safe.1").write_text(commands_page(), encoding="utf-8")
+    (folder / "vllm-safe.yaml.5").write_text(settings_page(), encoding="utf-8")

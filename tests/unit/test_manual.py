@@ -1,0 +1,135 @@
+"""The manual against the commands, the table of settings and the unit, and against groff."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from vllm_safe.cli.entry import COMMANDS
+from vllm_safe.cli.main import cli
+from vllm_safe.config.profiles import PROFILES
+from vllm_safe.config.settings import SECTIONS, Model, settings_of
+from vllm_safe.decide.prepare import RESTARTS, WINDOW
+from vllm_safe.launch.lifecycle import LOADING_GRACE
+
+ROOT = Path(__file__).parents[2]
+PAGES = ("vllm-safe.1", "vllm-safe.yaml.5", "vllm@.service.8")
+MAKE = [sys.executable, "-I", "-B", str(ROOT / "debian/make-manual.py")]
+
+
+def make(folder: Path, epoch: int = 1795456800) -> Path:
+    subprocess.run([*MAKE, str(folder)], env={"SOURCE_DATE_EPOCH": str(epoch), "TZ": "Asia/Tokyo"}, check=True)
+    shutil.copy(ROOT / "debian/vllm@.service.8", folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def manual(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make(tmp_path_factory.mktemp("manual"))
+
+
+def plain(page: Path) -> str:
+    """The words of a page, without what is markup."""
+    text = re.sub(r"\\f[BIR]|\\[&:%]", "", page.read_text())
+    for written, sign in ((r"\-", "-"), (r"\ ", " "), (r"\(aq", "'"), (r"\(dq", '"'), (r"\(ha", "^"), (r"\e", "\\")):
+        text = text.replace(written, sign)
+    return text
+
+
+def commands(group: click.Command = cli, name: str = "vllm-safe") -> dict[str, click.Command]:
+    if not isinstance(group, click.Group):
+        return {name: group}
+    context = click.Context(group)
+    parts = {part: group.get_command(context, part) for part in group.list_commands(context)}
+    return {full: command for part, sub in parts.items() if sub for full, command in commands(sub, f"{name} {part}").items()}
+
+
+def test_every_command_is_there_with_each_of_its_options(manual: Path) -> None:
+    text = plain(manual / "vllm-safe.1")
+    assert {name.split()[1] for name in commands()} == set(COMMANDS)
+    for name, command in commands().items():
+        usage = re.search(rf"^{name}(?: .*)?$", text, re.MULTILINE)
+        assert usage, name
+        assert (command.help or "").split("\n")[0].replace("`", "") in text
+        for option in command.params:
+            word = option.opts[0] if isinstance(option, click.Option) else (option.name or "").upper()
+            assert re.search(rf"[\[ ]{word}\b", usage[0]), f"{name} {word}"
+            if isinstance(option, click.Option):
+                assert f"\n{f'{word} {option.metavar or str()}'.strip()}\n{option.help}" in text, f"{name} {word}"
+
+
+def test_every_setting_is_there_with_its_explanation_and_its_default(manual: Path) -> None:
+    text = plain(manual / "vllm-safe.yaml.5")
+    for title, section in {**SECTIONS, "models": Model}.items():
+        found = re.search(rf"^\.SH SECTION {title}\n(.*?)^\.SH", text, re.MULTILINE | re.DOTALL)
+        assert found, title
+        for row in settings_of(section):
+            assert f".TP\n{row.name}:\n{row.doc.replace('`', '').replace('*', '')}" in found[1].replace("*", ""), row.name
+            value = f"Example: {row.name}: {row.example}" if row.example else f"Default: {row.kind.write(row.default)}"
+            assert value in found[1], row.name
+
+
+def test_every_profile_is_there_with_all_that_it_sets(manual: Path) -> None:
+    text = plain(manual / "vllm-safe.yaml.5")
+    for profile in PROFILES.values():
+        assert f".TP\n{profile.name}\n{profile.reason}" in text
+        for name in (*profile.env, *profile.args):
+            assert name in text
+
+
+def test_the_unit_does_what_its_page_says(manual: Path) -> None:
+    text = " ".join(plain(manual / "vllm@.service.8").split())
+    unit = (ROOT / "systemd/vllm@.service").read_text()
+    assert "again after 30 seconds" in text
+    assert "\nRestartSec=30\n" in unit
+    assert "(exit code 2) is not tried again" in text
+    assert "\nRestartPreventExitStatus=2\n" in unit
+    assert "(OOMPolicy=kill)" in text
+    assert "\nOOMPolicy=kill\n" in unit
+    assert "three automatic restarts within an hour" in text
+    assert (RESTARTS, WINDOW) == (3, 3600)
+    assert f"at most {LOADING_GRACE:.0f} seconds" in text
+
+
+def test_the_units_lead_to_pages_that_there_are() -> None:
+    named = {page for unit in (ROOT / "systemd").glob("vllm*.*") for page in re.findall(r"man:(\S+)\((\d)\)", unit.read_text())}
+    assert named == {("vllm-safe", "1"), ("vllm@.service", "8")}
+
+
+def test_the_package_has_all_pages() -> None:
+    rule = re.search(r"dh_installman .*", (ROOT / "debian/rules").read_text())
+    assert rule
+    assert {Path(name).name for name in rule[0].split()[2:]} == set(PAGES)
+
+
+def test_it_is_the_same_each_time_and_has_the_changelogs_date(manual: Path, tmp_path: Path) -> None:
+    again = make(tmp_path)
+    for page in PAGES:
+        assert (again / page).read_bytes() == (manual / page).read_bytes()
+    assert ".TH vllm-safe 1 2026-11-23 " in plain(manual / "vllm-safe.1")
+    assert ".TH vllm-safe 1 1970-01-01 " in plain(make(tmp_path, epoch=0) / "vllm-safe.1")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_groff_has_no_complaint(page: str, manual: Path) -> None:
+    if not shutil.which("groff"):
+        pytest.skip("no groff on this machine to read the manual")
+    read = subprocess.run(["groff", "-man", "-Tutf8", "-ww", "-z", manual / page], capture_output=True, text=True, check=True)
+    assert read.stderr == ""
+
+
+def test_what_looks_like_markup_comes_out_as_it_is(tmp_path: Path) -> None:
+    if not shutil.which("groff"):
+        pytest.skip("no groff on this machine to read the manual")
+    hostile = r""".TH x \n(.y 'quoted' "twice" `tick` ^a~b --dash \fBbold"""
+    code = f"import runpy; print(runpy.run_path({MAKE[-1]!r})['literal']({hostile!r}))"
+    line = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    (tmp_path / "x.1").write_text(f".TH x 1\n.nf\n{line}")
+    shown = subprocess.run(["groff", "-man", "-Tutf8", "-P-c", tmp_path / "x.1"], capture_output=True, text=True, check=True).stdout
+    assert hostile in shown
