@@ -8,6 +8,11 @@ EXIT_FAILED = 1
 EXIT_MISUSE = 2  # wrong usage or configuration: systemd does not restart on it (RestartPreventExitStatus=2)
 
 
+def printable(text: str) -> str:
+    """A text without what would steer a terminal: models, servers and hubs write into what root reads. Lines stay lines."""
+    return "".join(char if char.isprintable() or char in "\n\t" else "?" for char in text)
+
+
 class Failure(Exception):
     """Something could not be done.
 
@@ -17,9 +22,9 @@ class Failure(Exception):
     exit_code = EXIT_FAILED
 
     def __init__(self, message: str, *, hint: str = "") -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message = printable(message)
+        self.hint = printable(hint)
+        super().__init__(self.message)
 
 
 class Misuse(Failure):

@@ -16,6 +16,8 @@ def test_each_field_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "socket"))
         notify(READY="1", STATUS="two\nlines, READY=0")
         assert systemd.recv(4096) == b"READY=1\nSTATUS=two lines, READY=0"
+        notify(STATUS="Error: \x1b]0;title\x07 \x9b2J é")  # what a server said: `systemctl status` prints it on root's terminal
+        assert systemd.recv(4096).decode() == "STATUS=Error: ?]0;title? ?2J é"
 
 
 def test_an_abstract_socket(monkeypatch: pytest.MonkeyPatch) -> None:

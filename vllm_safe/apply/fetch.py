@@ -16,13 +16,14 @@ from vllm_safe.apply.as_vllm import AsVllm, failure_of, network_environment
 from vllm_safe.decide import hub_troubles
 from vllm_safe.decide.fetch import FetchPlan, HubFile
 from vllm_safe.decide.hub_troubles import Asked
-from vllm_safe.errors import Failure
-from vllm_safe.sizes import format_size
+from vllm_safe.errors import Failure, printable
+from vllm_safe.sizes import TIB, format_size
 
 PYTHON = paths.ENGINE / "bin/python"
 _PROGRAM = Path(as_engine.__file__).parent
 TOKEN = "hub-token"  # noqa: S105 - the name of the credential
 
+_MOST = 1024 * TIB  # bytes: more is no file
 # Seconds before each further try of a request that brought nothing, and most seconds in all that a busy hub is waited for.
 _LIST_PATIENCE = ((1, 3), 60)
 _GET_PATIENCE = ((1, 2, 5, 15, 30, 60), 900)
@@ -94,8 +95,8 @@ def list_files(source: Source) -> tuple[str, tuple[HubFile, ...]]:
     task = source.task("list", f"ask {source.asked.hub} for the files of {source.asked.repo}", _LIST_PATIENCE, *revision)
     answer = source.answer(task)
     try:
-        files = tuple(HubFile(_printable(name), max(0, int(size)), int(here)) for name, size, here in answer["files"])
-        return _printable(answer["commit"]), files
+        files = tuple(HubFile(_word(name), _bytes(size), _bytes(here)) for name, size, here in answer["files"])
+        return _word(answer["commit"]), files
     except (KeyError, TypeError, ValueError):
         raise Failure("the downloader gave an answer that cannot be read", hint="Install the engine again: vllm-safe install") from None
 
@@ -128,6 +129,10 @@ def _answer_in(text: str) -> dict[str, Any]:
     return answer if isinstance(answer, dict) else {}
 
 
-def _printable(text: object) -> str:
-    """What a program of another user says, without what would steer a terminal."""
-    return "".join(char if char.isprintable() else "?" for char in str(text))
+def _word(text: object) -> str:
+    return printable(" ".join(str(text).split()))
+
+
+def _bytes(size: object) -> int:
+    """A size that can be: what a program of another user says is a number of any kind."""
+    return min(max(0, int(str(size))), _MOST)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from vllm_safe.errors import printable
+
 
 class Level(StrEnum):
     """How bad it is."""
@@ -25,14 +27,14 @@ class Finding:
 
 def passed(what: str) -> Finding:
     """As it should be."""
-    return Finding(Level.PASS, what)
+    return Finding(Level.PASS, printable(what))
 
 
 def warned(what: str, do_next: str) -> Finding:
     """Works, with a drawback."""
-    return Finding(Level.WARN, what, do_next)
+    return Finding(Level.WARN, printable(what), printable(do_next))
 
 
 def failed(what: str, do_next: str) -> Finding:
     """Cannot work."""
-    return Finding(Level.FAIL, what, do_next)
+    return Finding(Level.FAIL, printable(what), printable(do_next))

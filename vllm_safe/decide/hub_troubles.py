@@ -53,7 +53,7 @@ def failure_of(trouble: Mapping[str, Any], asked: Asked, now: datetime) -> Failu
         return _busy(trouble.get("seconds"), asked, now)
     if kind == "disk-full":
         missing = trouble.get("missing")
-        rest = f": {format_size(missing)} are still to come" if isinstance(missing, int) else ""
+        rest = f": {format_size(missing)} are still to come" if isinstance(missing, int) and 0 < missing < 1 << 60 else ""
         return Failure(f"the disk is full{rest}", hint=f"What has come is kept. Free that much, then go on: {asked.command}")
     text, hint = _OTHERS.get(kind, _UNKNOWN)
     fill = {"name": "", "said": "", "status": ""} | details | {"repo": asked.repo, "page": asked.page, "revision": asked.revision}

@@ -56,7 +56,7 @@ def ask_models(url: str, key: str) -> Served:
         return Served(tuple(str(model["id"]) for model in listed["data"]))
     except HTTPError as error:
         return Served(problem=f"{url} answers {error.code}")
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         return Served(problem=f"{url} answers with something that is no model list")
     except (OSError, HTTPException) as error:
         return Served(problem=f"{url} does not answer: {getattr(error, 'reason', error)}")

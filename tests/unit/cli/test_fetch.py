@@ -193,5 +193,7 @@ def test_a_program_that_dies_or_talks_nonsense(bench: Bench, monkeypatch: pytest
         code, _, err = bench.fetch("tiny")
         assert code == 1
         assert "could not ask" in err
-    monkeypatch.setattr(AsVllm, "outcome", lambda _task: Outcome("success", 0, '{"commit": "c", "files": [["x"]]}\n', ""))
-    assert "cannot be read" in bench.fetch("tiny")[2]
+    for files in ('["x"]', '["x", Infinity, 0]', '["x", 1e400, 0]'):
+        answer = f'{{"commit": "c", "files": [{files}]}}\n'
+        monkeypatch.setattr(AsVllm, "outcome", lambda _task, answer=answer: Outcome("success", 0, answer, ""))
+        assert "cannot be read" in bench.fetch("tiny")[2]

@@ -75,6 +75,7 @@ def test_a_busy_hub_that_gives_no_sensible_time(seconds: object) -> None:
 def test_a_full_disk_says_how_much_is_still_to_come() -> None:
     assert say(trouble="disk-full", missing=3 << 30)[0] == "the disk is full: 3.0 GiB are still to come"
     assert say(trouble="disk-full")[0] == "the disk is full"
+    assert say(trouble="disk-full", missing=10**400)[0] == "the disk is full"
 
 
 def test_the_network_troubles_name_the_host() -> None:

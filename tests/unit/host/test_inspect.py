@@ -48,7 +48,13 @@ def test_the_list_of_a_server_and_the_key_it_is_asked_with(monkeypatch: pytest.M
 
 @pytest.mark.parametrize(
     ("status", "body", "words"),
-    [(401, b"", "answers 401"), (200, b"<html>", "no model list"), (200, b'{"data": 3}', "no model list"), (200, b"[]", "no model list")],
+    [
+        (401, b"", "answers 401"),
+        (200, b"<html>", "no model list"),
+        (200, b'{"data": 3}', "no model list"),
+        (200, b"[]", "no model list"),
+        (200, b"[" * 100_000, "no model list"),
+    ],
 )
 def test_other_answers_are_problems(status: int, body: bytes, words: str) -> None:
     with answering(status, body, []) as url:
