@@ -93,6 +93,11 @@ def test_the_root_units_write_where_they_must_and_nowhere_else() -> None:
         assert set(re.findall(r"^ReadWritePaths=(.*)$", text, re.MULTILINE)) <= {"/run/vllm-safe /var/lib/vllm-safe", "/var/lib/vllm-safe"}
 
 
+def test_what_runs_before_each_start_is_never_refused_for_having_run_often() -> None:
+    for name in ("vllm@.service", "vllm-safe-prepare@.service", "vllm-safe-swap.service", "vllm-safe-nvidia.service"):
+        assert "\nStartLimitIntervalSec=0\n" in (UNITS / name).read_text(), name
+
+
 def test_each_group_of_directives_says_why() -> None:
     for path in (*UNITS.glob("*.*"), *UNITS.glob("*.d/*.conf")):
         if path.is_file():

@@ -76,7 +76,8 @@ def _prepare_or_refuse(name: str, config_path: Path, *, dry_run: bool) -> None:
     """Should it fail itself, the unit of the model says so: of a unit that it requires, systemd would only say that it failed."""
     from vllm_safe.apply.prepare import refusal_steps
 
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):  # it becomes the name of a file
+    # It becomes the name of a file: no slash. All else that systemd takes, no model has, and the unit says that.
+    if not re.fullmatch(r"[A-Za-z0-9:_.\\@-]+", name):
         raise Misuse(f"{name!r} cannot be the name of a model")
     try:
         _carry_out(_prepare(name, config_path), dry_run=dry_run)

@@ -65,7 +65,7 @@ def config_option(command: _AnyCommand) -> _AnyCommand:
         "--config",
         "config_path",
         metavar="FILE",
-        type=click.Path(path_type=Path),
+        type=click.Path(path_type=Path, readable=False),  # the reader says it better
         default=DEFAULT_PATH,
         show_default=True,
         help="The configuration.",

@@ -67,6 +67,7 @@ class _Reader:
                 tidy = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._")[:64]
                 self._report("models", Flaw(key, f"cannot have a model named {shown(name)}", expected, tidy))
                 name = shown(name)
+                self._positions[f"models.{name}"] = self._position(key)
             models[name] = self._section(f"models.{name}", Model, value)
         return models
 

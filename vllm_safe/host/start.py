@@ -100,6 +100,14 @@ def read_starts(path: Path) -> Starts:
         return Starts()
 
 
+def _is_there(path: Path) -> bool:
+    """Whether the file is there. False for who may not look: then nothing is removed either."""
+    try:
+        return path.exists()
+    except PermissionError:
+        return False
+
+
 def read_ground(  # noqa: PLR0913 - each is a fact about another thing
     name: str, *, server: str, path: str, model: str | None, swap_file: Path, key_file: Path | None, units: Mapping[str, Mapping[str, str]]
 ) -> Ground:
@@ -110,7 +118,7 @@ def read_ground(  # noqa: PLR0913 - each is a fact about another thing
         model=read_model(model) if model else None,
         swap_file=os.path.realpath(swap_file),
         key=read_key(key_file) if key_file else None,
-        old_key=paths.credential_file(name).exists(),
+        old_key=_is_there(paths.credential_file(name)),
         starts=read_starts(paths.starts_file(name)),
         units=units,
     )

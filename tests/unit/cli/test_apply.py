@@ -71,10 +71,16 @@ def test_at_boot_a_mistake_in_the_configuration_is_misuse_and_the_system_is_prot
     assert "vllm.slice" not in out
 
 
-@pytest.mark.parametrize("name", ["../x", "a/b", "", ".", "-x", "x\n", "x y"])
+@pytest.mark.parametrize("name", ["../x", "a/b", "", "x\n", "x y", "x\0"])
 def test_a_name_that_could_lead_elsewhere_is_refused(name: str, config: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["apply", "--dry-run", "--config", config, "--", name]) == 2
     assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["-x", "..", "a\\x20b", "\\x25n", "x@y"])
+def test_an_instance_that_is_no_name_of_a_model_is_refused_by_its_unit(name: str, config: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["apply", "--dry-run", "--config", config, "--", name]) == 0
+    assert capsys.readouterr().out == f"would write /run/vllm-safe/launch/{name}.json (root:vllm 0640)\n"
 
 
 def test_undo_needs_no_configuration(capsys: pytest.CaptureFixture[str]) -> None:

@@ -48,6 +48,14 @@ def test_each_command_exists_and_has_help(name: str) -> None:
     assert command.get_short_help_str()
 
 
+def test_a_configuration_that_may_not_be_read_is_a_mistake_in_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("os.access", lambda *_, **__: False)  # what click would ask
+    assert main.main(["check", "--config", "/dev/null"]) == 2
+    assert capsys.readouterr().err.startswith("/dev/null: is a device")
+
+
 def test_help_lists_each_command_within_80_columns() -> None:
     shown = run_program("--help")
     assert (shown.returncode, shown.stderr) == (0, "")

@@ -103,6 +103,15 @@ def test_a_program_is_sought_where_the_server_will_look(tmp_path: Path) -> None:
     assert not there(str(data), "/nowhere")
 
 
+def test_whoever_may_not_look_for_a_copy_of_the_key_reads_everything_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(_self: Path) -> bool:
+        raise PermissionError
+
+    monkeypatch.setattr(Path, "exists", forbidden)
+    ground = read_ground("x", server="sh", path="/bin", model=None, swap_file=tmp_path, key_file=None, units={})
+    assert (ground.server, ground.old_key) == (True, False)
+
+
 def test_units_that_systemd_does_not_know_of_do_not_shift_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake = tmp_path / "systemctl"
     fake.write_text("#!/bin/sh\nprintf 'Id=a.slice\\nMemoryMin=1\\n\\nId=b.service\\n\\nId=c.slice\\nMemoryMin=3\\nStatusText=a=b\\n'\n")
