@@ -327,6 +327,7 @@ def test_a_power_cut(bed: Virtual) -> None:
     configure(bed, "/swapfile", "256M")
     create(bed)
     configure(bed, "/mnt/ext2/swapfile", "320M")  # would take over, and is slow to make
+    bed.run("sync /etc/vllm-safe/config.yaml")  # the power cut is to hit the swapfile, not an edit that nobody saved
     bed.throttle(bytes_per_second=60 * MIB)
     bed.run("systemd-run --quiet --unit=hog-create vllm-safe swap create")
     free = available(bed)
