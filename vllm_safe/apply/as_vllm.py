@@ -24,6 +24,7 @@ from pathlib import Path
 from types import FrameType
 
 from vllm_safe.apply import lock
+from vllm_safe.apply.tame import Tame
 from vllm_safe.errors import Failure
 from vllm_safe.paths import HOME, USER
 from vllm_safe.sizes import GIB
@@ -237,7 +238,7 @@ def _ended_on_signals() -> Iterator[None]:
 def _pump(command: tuple[str, ...], *, quiet: bool) -> tuple[int, str, bytes]:
     """Run the command; copy its stderr to ours as it comes. Returns its status, stdout and the tail of stderr."""
     ours, theirs = _channel(terminal=not quiet and sys.stderr.isatty())
-    stdout, tail = bytearray(), bytearray()
+    stdout, tail, tame = bytearray(), bytearray(), Tame()
     with os.fdopen(ours, "rb", buffering=0) as errors:
         try:
             # A process group of its own: Ctrl-C reaches us alone, and we stop the service.
@@ -250,7 +251,7 @@ def _pump(command: tuple[str, ...], *, quiet: bool) -> tuple[int, str, bytes]:
             try:
                 while selector.get_map():
                     for key, _ in selector.select():
-                        _copy(selector, key, echo=key.data is tail and not quiet)
+                        _copy(selector, key, tame if key.data is tail and not quiet else None)
                     del tail[:-TAIL], stdout[DATA:]
             except BaseException:
                 child.terminate()
@@ -258,18 +259,17 @@ def _pump(command: tuple[str, ...], *, quiet: bool) -> tuple[int, str, bytes]:
         return child.returncode, stdout.decode(errors="replace"), bytes(tail)
 
 
-def _copy(selector: selectors.BaseSelector, key: selectors.SelectorKey, *, echo: bool) -> None:
+def _copy(selector: selectors.BaseSelector, key: selectors.SelectorKey, tame: Tame | None) -> None:
     try:
         data = os.read(key.fd, 65536)
     except OSError:  # EIO: the other side of a terminal is closed
         data = b""
     if not data:
         selector.unregister(key.fileobj)
-        return
     key.data.extend(data)
-    if echo:
+    if tame:
         with contextlib.suppress(OSError):  # our own stderr is gone: go on, the work matters more
-            sys.stderr.buffer.write(data)
+            sys.stderr.buffer.write(tame(data))
             sys.stderr.buffer.flush()
 
 
