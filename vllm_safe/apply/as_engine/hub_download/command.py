@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
 import errno
 import fnmatch
 import json
@@ -19,6 +20,7 @@ from .transfer import Transfer
 from .trouble import Patience, Trouble
 
 EXIT_TROUBLE, EXIT_INTERRUPTED = 1, 130
+_PR_SET_DUMPABLE = 4  # linux/prctl.h
 
 
 def main(arguments: list[str]) -> int:
@@ -87,6 +89,7 @@ def _patience(options: argparse.Namespace, progress: Progress) -> Patience:
 
 def _token() -> str | None:
     """The credential `hub-token` of the service, if it was given one."""
+    ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0)  # models run as this user, too: no other process of it may read our memory
     try:
         return (Path(os.environ["CREDENTIALS_DIRECTORY"]) / "hub-token").read_text().strip()
     except (KeyError, FileNotFoundError):
