@@ -74,21 +74,33 @@ def _protect(config_path: Path) -> tuple[tuple[Step, ...], ConfigError | None]:
 
 def _prepare_or_refuse(name: str, config_path: Path, *, dry_run: bool) -> None:
     """Should it fail itself, the unit of the model says so: of a unit that it requires, systemd would only say that it failed."""
-    from vllm_safe.apply.prepare import refusal_steps
-
     # It becomes the name of a file: no slash. All else that systemd takes, no model has, and the unit says that.
     if not re.fullmatch(r"[A-Za-z0-9:_.\\@-]+", name):
         raise Misuse(f"{name!r} cannot be the name of a model")
     try:
         _carry_out(_prepare(name, config_path), dry_run=dry_run)
     except Failure as failure:
-        _carry_out(refusal_steps(name, failure.message, failure.hint, again=True), dry_run=dry_run)
+        _carry_out(_refuse_for_now(name, failure.message, failure.hint), dry_run=dry_run)
     except Exception as error:  # noqa: BLE001 -- whatever it is, it must not be lost behind "dependency failed"
         import traceback
 
         click.echo(traceback.format_exc(), err=True)
         what = f"vllm-safe could not prepare the start: {type(error).__name__}: {error}"
-        _carry_out(refusal_steps(name, what, f"journalctl -u vllm-safe-prepare@{name}", again=True), dry_run=dry_run)
+        _carry_out(_refuse_for_now(name, what, f"journalctl -u vllm-safe-prepare@{name}"), dry_run=dry_run)
+
+
+def _refuse_for_now(name: str, what: str, do_next: str) -> tuple[Step, ...]:
+    """What may work the next time is tried again, as often as any other start."""
+    from vllm_safe.apply.prepare import refusal_steps
+    from vllm_safe.decide.limits import unit_of
+    from vllm_safe.decide.prepare import count_restart
+    from vllm_safe.host.start import boot_clock, read_starts
+    from vllm_safe.host.systemd import show
+    from vllm_safe.paths import starts_file
+
+    shown = show([unit_of(name)], ("Id", "NRestarts"))
+    starts, too_many = count_restart(read_starts(starts_file(name)), shown, boot_clock(), name)
+    return refusal_steps(name, what, do_next, again=not too_many, starts=starts)
 
 
 def _prepare(name: str, config_path: Path) -> tuple[Step, ...]:

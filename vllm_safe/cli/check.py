@@ -98,8 +98,9 @@ def _inspect(config: Config) -> Inspection:
     served = {}
     for name, model in config.models.items():
         if names[name] in running and model.command is None:
-            key = read_key(model.api_key_file).text if model.api_key_file else ""
-            served[name] = inspect.ask_models(server_url(model, "/v1/models"), key)
+            key = read_key(model.api_key_file) if model.api_key_file else None
+            if not (key and key.hidden):
+                served[name] = inspect.ask_models(server_url(model, "/v1/models"), key.text if key else "")
     return inspect.Inspection(
         units=units,
         earlyoom=inspect.earlyoom_arguments(int(units.get(EARLYOOM, {}).get("MainPID") or 0)),

@@ -95,6 +95,14 @@ def main(arguments: list[str]) -> int:
         code = cli.main(arguments, prog_name="vllm-safe", standalone_mode=False)
     except (Failure, click.UsageError, click.Abort, OSError) as error:
         return _report(error)
+    except Exception as error:  # noqa: BLE001 -- a mistake of ours is said in one line too, with its place
+        place = error.__traceback__
+        while place and place.tb_next:
+            place = place.tb_next
+        where = f"{Path(place.tb_frame.f_code.co_filename).name}:{place.tb_lineno}" if place else "?"
+        return _report(
+            Failure(f"a mistake in vllm-safe itself: {type(error).__name__}: {error} ({where})", hint="Please report this line.")
+        )
     return code if isinstance(code, int) else 0
 
 

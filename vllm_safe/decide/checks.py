@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from vllm_safe.decide.earlyoom import decide_arguments as earlyoom_arguments
 from vllm_safe.decide.findings import Finding, failed, passed, warned
 from vllm_safe.decide.limits import SLICE, decide_units, unit_of
-from vllm_safe.decide.prepare import CHECKS, Situation, check_admin_earlyoom, check_cgroups, check_port, check_swap
+from vllm_safe.decide.prepare import CHECKS, Situation, check_admin_earlyoom, check_cgroups, check_key, check_port, check_swap
 from vllm_safe.decide.serve import decide_arguments
 from vllm_safe.sizes import format_size
 
@@ -166,7 +166,10 @@ def check_answer(at: Situation, seen: Inspection) -> Finding:
 def check_model(at: Situation, seen: Inspection) -> tuple[Finding, ...]:
     """What holds for one model, beside what check_machine says. Of a model that runs, the port is its own."""
     stopped = seen.units.get(unit_of(at.name), {}).get("ActiveState", "inactive") in {"inactive", "failed"}
-    said = {check_cgroups, check_swap} | (set() if stopped else {check_port})
+    hidden = at.ground.key is not None and at.ground.key.hidden
+    said = {check_cgroups, check_swap} | (set() if stopped else {check_port}) | ({check_key} if hidden else set())
     start = [finding for check in CHECKS if check not in said and (finding := check(at))]
+    if hidden:
+        start.append(warned(f"whether the API key of {at.name} is in order, only root can see", "Run it as root: sudo vllm-safe check"))
     cards = check_cards(at)
     return (*start, *((cards,) if cards else ()), check_answer(at, seen))

@@ -162,6 +162,11 @@ def limit_restarts(starts: Starts, counted: int, now: float, name: str) -> tuple
     return Starts(counted, recent), failed(what, f"journalctl -u {unit_of(name)} says why; then: systemctl start {unit_of(name)}")
 
 
+def count_restart(starts: Starts, units: Mapping[str, Mapping[str, str]], now: float, name: str) -> tuple[Starts, Finding | None]:
+    """limit_restarts, with what systemctl shows of the model's unit."""
+    return limit_restarts(starts, int(units.get(unit_of(name), {}).get("NRestarts") or 0), now, name)
+
+
 @dataclass(frozen=True)
 class Preparation:
     """What `apply` does: properties by unit, files by path. A text of None: no such file."""
@@ -201,8 +206,7 @@ def decide_preparation(at: Situation) -> Preparation:
     """Everything before one start, which may be a refusal: then the limits are set all the same, and nothing is started."""
     common = decide_protection_of_all(at.config, at.host)
     found = findings(at)
-    counted = int(at.ground.units.get(unit_of(at.name), {}).get("NRestarts") or 0)
-    starts, too_many = limit_restarts(at.ground.starts, counted, at.ground.now, at.name)
+    starts, too_many = count_restart(at.ground.starts, at.ground.units, at.ground.now, at.name)
     bad = [finding for finding in (*found, too_many) if finding and finding.level is Level.FAIL]
     return Preparation(
         units={unit_of(at.name): decide_limits(at.config, at.host, at.name).properties, **common.units},

@@ -10,7 +10,7 @@ from http.client import HTTPException
 from pathlib import Path
 from shutil import which
 from urllib.error import HTTPError
-from urllib.request import ProxyHandler, Request, build_opener
+from urllib.request import HTTPRedirectHandler, ProxyHandler, Request, build_opener
 
 _ANSWER_TIMEOUT = 10.0  # seconds; a server that swaps may need some
 _LONGEST_ANSWER = 1 << 20
@@ -47,11 +47,18 @@ def earlyoom_arguments(pid: int) -> tuple[str, ...]:
         return ()
 
 
+class _NoRedirect(HTTPRedirectHandler):
+    """A server that sends us elsewhere gets no key carried there."""
+
+    def redirect_request(self, *_: object) -> None:
+        """None: the answer is an error like any other."""
+
+
 def ask_models(url: str, key: str) -> Served:
     """The model list at `url`, asked with the API key `key` or "". Proxies of the environment are not asked."""
     request = Request(url, headers={"Authorization": f"Bearer {key}"} if key else {})  # noqa: S310 - http:// by config's own check
     try:
-        with build_opener(ProxyHandler({})).open(request, timeout=_ANSWER_TIMEOUT) as answer:
+        with build_opener(ProxyHandler({}), _NoRedirect).open(request, timeout=_ANSWER_TIMEOUT) as answer:
             listed = json.loads(answer.read(_LONGEST_ANSWER))
         return Served(tuple(str(model["id"]) for model in listed["data"]))
     except HTTPError as error:

@@ -26,6 +26,7 @@ class Key:
     text: str = field(default="", repr=False)
     problem: str = ""
     way_out: str = ""
+    hidden: bool = False  # we may not look: only root can say how it is
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def read_key(path: Path) -> Key:
     try:
         folder = open_trusted_folder(path.parent)
     except Failure as failure:
-        return Key(path, problem=failure.message, way_out=failure.hint)
+        return Key(path, problem=failure.message, way_out=failure.hint, hidden=isinstance(failure.__cause__, PermissionError))
     except OSError as error:
         return _bad_key(path, f"{path}: {error.strerror}")
     try:
@@ -67,6 +68,8 @@ def read_key(path: Path) -> Key:
         handle = os.open(path.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
         with os.fdopen(handle, "rb") as file:
             return _judge_key(path, os.fstat(file.fileno()), file.read(_LONGEST_KEY + 1))
+    except PermissionError:
+        return Key(path, problem=f"{path} may not be read", way_out="Only root may read it: run this as root.", hidden=True)
     except FileNotFoundError:
         return _bad_key(path, f"there is no {path}")
     except OSError as error:
@@ -91,6 +94,11 @@ def _bad_key(path: Path, problem: str) -> Key:
     return Key(path, problem=problem, way_out=way_out)
 
 
+def boot_clock() -> float:
+    """Seconds since boot, time asleep included."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
 def read_starts(path: Path) -> Starts:
     """The log of automatic restarts; empty if there is none, or none that can be read."""
     try:
@@ -113,7 +121,7 @@ def read_ground(  # noqa: PLR0913 - each is a fact about another thing
 ) -> Ground:
     """The facts for the start of `name`. `server`: the program, sought in `path`; `model`: hub id, path or None."""
     return Ground(
-        now=time.clock_gettime(time.CLOCK_BOOTTIME),
+        now=boot_clock(),
         server=any(os.access(Path(folder, server), os.X_OK) for folder in path.split(":")),  # an absolute one replaces the folder
         model=read_model(model) if model else None,
         swap_file=os.path.realpath(swap_file),

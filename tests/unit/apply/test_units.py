@@ -100,7 +100,7 @@ def test_the_key_of_an_earlier_start_is_removed() -> None:
 
 def test_a_refusal_is_the_launch_file_alone() -> None:
     (step,) = refusal_steps("x", "what", "next")
-    assert step.describe() == "write /run/vllm-safe/launch/x.json (root:vllm 0640)"
+    assert step.describe() == "write /run/vllm-safe/launch/x.json (root:vllm 0640), which refuses: what"
 
 
 def test_the_order_is_limits_before_the_launch_file() -> None:

@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from vllm_safe.apply.prepare import WriteLaunch
 from vllm_safe.cli.main import main
 from vllm_safe.errors import Failure
+from vllm_safe.host.start import Starts, boot_clock
+from vllm_safe.launch.plan import Launch
 
 NOT_ROOT = 65534
 
@@ -32,7 +35,7 @@ def test_a_dry_run_says_each_step_and_needs_no_root(
     lines = capsys.readouterr().out.splitlines()
     assert all(line.startswith("would ") for line in lines)
     assert any("MemoryMax=" in line and "vllm@x.service" in line for line in lines)
-    assert lines[-1] == "would write /run/vllm-safe/launch/x.json (root:vllm 0640)"
+    assert lines[-1].startswith("would write /run/vllm-safe/launch/x.json (root:vllm 0640)")
 
 
 def test_without_a_name_nothing_of_a_model_is_prepared(config: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -56,7 +59,7 @@ def test_what_is_wrong_with_the_configuration_becomes_a_refusal(
     if text is not None:
         path.write_text(text)
     assert main(["apply", "x", "--dry-run", "--config", str(path)]) == 0
-    assert capsys.readouterr().out == "would write /run/vllm-safe/launch/x.json (root:vllm 0640)\n"
+    assert capsys.readouterr().out.startswith("would write /run/vllm-safe/launch/x.json (root:vllm 0640), which refuses: ")
 
 
 def test_at_boot_a_mistake_in_the_configuration_is_misuse_and_the_system_is_protected_all_the_same(
@@ -80,7 +83,8 @@ def test_a_name_that_could_lead_elsewhere_is_refused(name: str, config: str, cap
 @pytest.mark.parametrize("name", ["-x", "..", "a\\x20b", "\\x25n", "x@y"])
 def test_an_instance_that_is_no_name_of_a_model_is_refused_by_its_unit(name: str, config: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["apply", "--dry-run", "--config", config, "--", name]) == 0
-    assert capsys.readouterr().out == f"would write /run/vllm-safe/launch/{name}.json (root:vllm 0640)\n"
+    out = capsys.readouterr().out
+    assert out.startswith(f"would write /run/vllm-safe/launch/{name}.json (root:vllm 0640), which refuses: there is no model {name}")
 
 
 def test_undo_needs_no_configuration(capsys: pytest.CaptureFixture[str]) -> None:
@@ -101,7 +105,7 @@ def test_a_preparation_that_fails_itself_is_said_by_the_unit_and_tried_again(
     def fail(*_: object) -> None:
         raise error
 
-    def refuse(_name: str, what: str, _hint: str, *, again: bool) -> tuple[()]:
+    def refuse(_name: str, what: str, _hint: str, *, again: bool, **_: object) -> tuple[()]:
         refused.append((what, again))
         return ()
 
@@ -109,3 +113,30 @@ def test_a_preparation_that_fails_itself_is_said_by_the_unit_and_tried_again(
     monkeypatch.setattr("vllm_safe.apply.prepare.refusal_steps", refuse)
     assert main(["apply", "x", "--dry-run", "--config", config]) == 0
     assert [(str(error) in what, again) for what, again in refused] == [(True, True)]
+
+
+@pytest.mark.parametrize(("restarts", "again"), [(1, True), (4, False)])
+def test_what_may_work_the_next_time_is_tried_no_more_often_than_any_other_start(
+    restarts: int,
+    again: bool,  # noqa: FBT001 -- a row of the table
+    config: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: object) -> None:
+        raise Failure("no bus")
+
+    now = boot_clock()
+    monkeypatch.setattr("vllm_safe.apply.prepare.prepare_steps", fail)
+    monkeypatch.setattr("vllm_safe.host.start.read_starts", lambda _: Starts(restarts - 1, (now,) * (restarts - 1)))
+    monkeypatch.setattr("vllm_safe.host.systemd.show", lambda *_: {"vllm@x.service": {"NRestarts": str(restarts)}})
+    launches: list[Launch] = []
+
+    def describe(step: WriteLaunch) -> str:
+        launches.append(step.launch)
+        return ""
+
+    monkeypatch.setattr(WriteLaunch, "describe", describe)
+    assert main(["apply", "x", "--dry-run", "--config", config]) == 0
+    assert [launch.again for launch in launches] == [again]
+    assert "would write /run/vllm-safe/starts/x" in capsys.readouterr().out

@@ -112,6 +112,13 @@ def test_each_mistake_has_a_line_of_its_own(command: Callable[..., int], capsys:
     assert capsys.readouterr().err == "c.yaml:1:5: first\nc.yaml:2:1: second\n"
 
 
+def test_a_mistake_of_ours_is_one_line_with_its_place(command: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(raising(KeyError("gone"))) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("vllm-safe: a mistake in vllm-safe itself: KeyError: 'gone' (test_main.py:")
+    assert "Traceback" not in err
+
+
 def test_an_error_of_the_system_names_the_file(command: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
     assert command(raising(FileNotFoundError(2, "No such file or directory", "/nowhere"))) == 1
     assert capsys.readouterr().err == "vllm-safe: /nowhere: No such file or directory\n"
@@ -134,11 +141,6 @@ def test_what_a_command_returns_is_the_exit_code(command: Callable[..., int], re
 
 def test_a_command_may_exit(command: Callable[..., int]) -> None:
     assert command(lambda: click.get_current_context().exit(1)) == 1
-
-
-def test_a_bug_is_not_hidden(command: Callable[..., int]) -> None:
-    with pytest.raises(ZeroDivisionError):
-        command(lambda: 1 / 0)
 
 
 def test_a_reader_that_had_enough_is_no_error() -> None:

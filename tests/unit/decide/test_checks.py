@@ -13,12 +13,12 @@ from vllm_safe.config.settings import Config, Earlyoom, Engine, Model
 from vllm_safe.decide import checks
 from vllm_safe.decide.earlyoom import decide_arguments
 from vllm_safe.decide.limits import decide_units
-from vllm_safe.decide.prepare import Situation
+from vllm_safe.decide.prepare import Situation, decide_preparation
 from vllm_safe.errors import Failure
 from vllm_safe.host.facts import Host, Mount, Swap
 from vllm_safe.host.inspect import Inspection, Served
 from vllm_safe.host.models import ModelFiles
-from vllm_safe.host.start import Ground
+from vllm_safe.host.start import Ground, Key
 from vllm_safe.sizes import GIB
 
 MODEL = Model(model="org/name", args=MappingProxyType({"tensor-parallel-size": 4, "pipeline-parallel-size": 2}))
@@ -122,3 +122,13 @@ def test_a_running_model_holds_its_port_itself(state: str, asked: bool) -> None:
     host = replace(HOST, listening=frozenset({("127.0.0.1", 8000)}))
     found = checks.check_model(situation(host=host), replace(SEEN, units={"vllm@big.service": {"ActiveState": state}}))
     assert any("port 8000 is taken" in finding.what for finding in found) == asked
+
+
+def test_a_key_that_only_root_can_see_is_no_failure_of_check_but_one_of_a_start() -> None:
+    key = Key(Path("/root/key"), problem="may not be read", hidden=True)
+    at = replace(situation(), ground=replace(situation().ground, key=key))
+    found = [finding for finding in checks.check_model(at, SEEN) if "key" in finding.what]
+    assert [str(finding.level) for finding in found] == ["warn"]
+    plan = decide_preparation(at)
+    assert plan.launch is not None
+    assert plan.launch.refusal == "may not be read"

@@ -21,6 +21,7 @@ def answering(status: int, body: bytes, keys: list[str | None]) -> Iterator[str]
         def do_GET(self) -> None:
             keys.append(self.headers.get("Authorization"))
             self.send_response(status)
+            self.send_header("Location", "/elsewhere")
             self.end_headers()
             self.wfile.write(body)
 
@@ -50,6 +51,7 @@ def test_the_list_of_a_server_and_the_key_it_is_asked_with(monkeypatch: pytest.M
     ("status", "body", "words"),
     [
         (401, b"", "answers 401"),
+        (302, b"", "answers 302"),
         (200, b"<html>", "no model list"),
         (200, b'{"data": 3}', "no model list"),
         (200, b"[]", "no model list"),
