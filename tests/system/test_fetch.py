@@ -128,7 +128,9 @@ def test_stopped_by_a_person_it_leaves_no_process_and_goes_on_later(bed: Nspawn)
     start_and_get_stuck(bed)
     bed.run("systemctl stop client")
     assert "go on with: vllm-safe fetch tiny" in bed.journal("client.service")
-    assert bed.properties("vllm-safe-fetch-tiny.service", "LoadState")["LoadState"] == "not-found"
+    bed.wait_for(
+        "systemd forgets the unit", lambda: bed.properties("vllm-safe-fetch-tiny.service", "LoadState")["LoadState"] == "not-found"
+    )
     assert bed.run("pgrep -u vllm", check=False).stdout == ""
     kept, before = half(bed), sent(bed)
     fetch(bed)
