@@ -1,0 +1,59 @@
+"""What the main process knows of its server, for others to read: /run/vllm-safe/state/NAME.json, at most once a second.
+
+Whoever reads it as root trusts nothing in it: user vllm owns the folder.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+STATE_FOLDER = Path("/run/vllm-safe/state")  # vllm:vllm 0755, made by tmpfiles.d
+KEPT_LINES = 200  # of what the server printed
+
+# In this order; a `command:` server is only starting, ready and stopping.
+PHASES = ("waiting", "starting", "importing", "loading", "profiling", "compiling", "warming-up", "ready", "stopping", "ended")
+
+# Why the main process ended the run, or saw it end.
+CAUSES = (
+    "stopped",  # asked to, by systemd
+    "refused",  # never started: the launch file says why
+    "start-timeout",
+    "stall",  # no progress of any kind while loading
+    "hang",  # requests running and no token, health failing, a process stopped or gone
+    "exited",  # the server ended by itself
+)
+
+
+class Progress(NamedTuple):
+    """How far a phase is. Bytes; rate in bytes per second; left in seconds."""
+
+    read: int
+    total: int | None = None
+    rate: float | None = None
+    left: float | None = None
+
+
+class State(NamedTuple):
+    """The file. Times are Unix seconds."""
+
+    name: str
+    run: str  # $INVOCATION_ID of the unit
+    pid: int  # of the main process
+    time: float  # when this was written
+    started: float
+    phase: str  # one of PHASES
+    since: float  # when the phase began
+    text: str = ""  # what STATUS= says
+    progress: Progress | None = None
+    running: int | None = None  # requests
+    waiting: int | None = None
+    tokens: int | None = None  # generated since the start
+    cause: str = ""  # one of CAUSES, once it ends
+    reason: str = ""
+    log: tuple[str, ...] = ()  # the last KEPT_LINES
+
+
+def state_file(name: str) -> Path:
+    """Where the state of a model is. Beside it, NAME.end.json: what systemd said when the unit had ended (see launch/ended.py)."""
+    return STATE_FOLDER / f"{name}.json"
