@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 EXIT_FAILED = 1
 EXIT_MISUSE = 2  # wrong usage or configuration: systemd does not restart on it (RestartPreventExitStatus=2)
@@ -33,8 +33,7 @@ class Misuse(Failure):
     exit_code = EXIT_MISUSE
 
 
-@dataclass(frozen=True, order=True)
-class Mistake:
+class Mistake(NamedTuple):
     """One mistake in a configuration file. line and column count from 1; 0 where the file has none to offer."""
 
     file: str

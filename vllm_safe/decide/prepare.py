@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -221,4 +221,4 @@ def decide_preparation(at: Situation) -> Preparation:
 def _launch(at: Situation, found: tuple[Finding, ...]) -> Launch:
     launch = decide_launch(at.config, at.host, at.name)
     warnings = (f"warning: {finding.what}. {finding.do_next}" for finding in found if finding.level is Level.WARN)
-    return replace(launch, summary=(*launch.summary, *warnings))
+    return launch._replace(summary=(*launch.summary, *warnings))

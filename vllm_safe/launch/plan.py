@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 LAUNCH_FOLDER = Path("/run/vllm-safe/launch")
 
@@ -19,28 +18,36 @@ def launch_file(name: str) -> Path:
     return LAUNCH_FOLDER / f"{name}.json"
 
 
-@dataclass(frozen=True)
-class Launch:
-    """One start of one server. With a `refusal`, nothing is started: the unit says refusal and hint, and ends."""
+class Launch(NamedTuple):
+    """One start of one server. With a `refusal`, nothing is started: the unit says refusal and hint, and ends. Times are in seconds.
+
+    A named tuple: dataclasses alone would cost the main process 1.3 MB.
+    """
 
     name: str
     refusal: str | None = None  # one line: why this start cannot work
     hint: str = ""  # one line: the way out
     again: bool = False  # the refusal may not hold the next time: exit 1, and systemd tries again; else 2
+    restart: int = 0  # which automatic restart within the hour this is; 0: started by a person
+    pause: float = 0.0  # to wait before the server is started; grows with `restart`
     argv: tuple[str, ...] = ()
     env: Mapping[str, str] | None = None  # the server's whole environment, less the key that comes from the credential `api-key`
     serve_file: str = ""  # where serve_args are written before argv is run, or "" for a `command:` server
     serve_args: Mapping[str, Any] | None = None  # the content of serve_file; JSON is YAML
+    checkpoint: str = ""  # the folder of the model's files, or ""
     health: str = ""  # the URL that answers 200 when the server serves
+    metrics: str = ""  # the URL of vLLM's counters, or "": health and processes are all there is to watch
+    completions: str = ""  # the URL that one token is asked of before the unit counts as started, and when nothing moves; or ""
     oom_score_adj: int = 0  # of the server, never of the main process that watches it
-    start_timeout: float = 3600.0  # seconds until `health` must have answered
-    stop_grace: float = 30.0  # seconds that running requests may take after SIGTERM
+    start_timeout: float = 3600.0  # until `health` must have answered
+    stall_timeout: float = 900.0  # that a start may take without any progress
+    hang_timeout: float = 600.0  # that a server may take without a sign of life
+    stop_grace: float = 30.0  # that running requests may take after SIGTERM
     summary: tuple[str, ...] = ()  # lines for the journal: what was decided, and why
 
     def to_json(self) -> str:
         """The launch file's text."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return json.dumps(values, default=dict, indent=1, ensure_ascii=False) + "\n"
+        return json.dumps(self._asdict(), default=dict, indent=1, ensure_ascii=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> Launch:
