@@ -1,4 +1,4 @@
-"""System calls that Python has no function for. Each raises OSError as Python's own would."""
+"""System calls, and one function of libc, that Python has no function for. The calls raise OSError as Python's own would."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ _INT64 = ctypes.c_int64
 
 _RENAME_NOREPLACE = 1  # linux/fs.h
 _FS_IOC_GETFLAGS, _FS_IOC_SETFLAGS = 0x80086601, 0x40086602  # linux/fs.h, where a long has 64 bits
+_REG_EXTENDED, _REG_NOSUB = 1, 1 << 3  # regex.h
 _FS_COMPR_FL, _FS_NOCOW_FL = 0x00000004, 0x00800000
 
 
@@ -58,3 +59,14 @@ def set_nocow(file: int) -> None:
     """Have an empty file of btrfs overwritten in place, uncompressed and without checksums, as `chattr +C -c` does."""
     flags = struct.unpack("i", fcntl.ioctl(file, _FS_IOC_GETFLAGS, bytes(4)))[0]
     fcntl.ioctl(file, _FS_IOC_SETFLAGS, struct.pack("i", (flags | _FS_NOCOW_FL) & ~_FS_COMPR_FL))
+
+
+def regex_error(pattern: str) -> str | None:
+    """What regcomp(3) has against an extended regular expression, or None: the judge is the one that earlyoom asks."""
+    compiled = ctypes.create_string_buffer(512)  # a regex_t: 64 bytes on 64-bit glibc, 32 on musl
+    if not (code := _libc.regcomp(compiled, os.fsencode(pattern), _REG_EXTENDED | _REG_NOSUB)):
+        _libc.regfree(compiled)
+        return None
+    said = ctypes.create_string_buffer(200)
+    _libc.regerror(code, compiled, said, ctypes.c_size_t(len(said)))
+    return said.value.decode(errors="replace")

@@ -50,3 +50,13 @@ def test_rename_new_replaces_nothing(tmp_path: Path) -> None:
     finally:
         os.close(folder)
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"b": "b", "c": "a"}
+
+
+@pytest.mark.parametrize("pattern", ["", "^(VLLM::.*|vllm|python3?)$", "a{3}", "[[:digit:]]+"])
+def test_a_pattern_that_regcomp_compiles_has_no_error(pattern: str) -> None:
+    assert kernel.regex_error(pattern) is None
+
+
+@pytest.mark.parametrize(("pattern", "error"), [("(a", "Unmatched"), ("a{40000}", "too big"), ("[z-a]", "range"), ("a{2,1}", "content")])
+def test_what_regcomp_has_against_a_pattern_is_said_in_its_words(pattern: str, error: str) -> None:
+    assert error in (kernel.regex_error(pattern) or "")

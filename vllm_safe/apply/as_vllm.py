@@ -30,7 +30,7 @@ from vllm_safe.paths import HOME, USER
 from vllm_safe.sizes import GIB
 
 TAIL = 64 * 1024  # bytes of stderr that are kept to explain a failure
-DATA = 16 * 1024 * 1024  # bytes of stdout at most: the program is not trusted with our memory
+DATA = 4 * 1024 * 1024  # bytes of stdout at most: the program is not trusted with our memory
 
 # The sandbox: reads the system, writes only where it is told to, gains nothing, sees nobody's home. ProtectHome=tmpfs would do for the
 # homes, but from systemd 257 on it keeps the mode of /root, and then what is named as `readable` below it cannot be reached.
