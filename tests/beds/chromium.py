@@ -1,0 +1,144 @@
+"""A headless Chromium, driven over DevTools by the pipe that --remote-debugging-pipe opens: no port, no driver, no library.
+
+    with Chromium() as browser:
+        browser.open(path, width=400, dark=True)
+        browser.evaluate("document.title"); browser.screenshot(Path("x.png")); browser.complaints
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import subprocess
+import tempfile
+import time
+from base64 import b64decode
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Self
+
+PROGRAM = "chromium"
+_OPTIONS = (
+    "--headless",
+    "--no-sandbox",  # root's own page, in a browser that reaches no network
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--proxy-server=127.0.0.1:9",  # whatever a page asks for fails, and is seen
+    "--hide-scrollbars",
+    "--remote-debugging-pipe",
+)
+_PATIENCE = 60  # seconds for one answer
+
+
+class BrowserError(Exception):
+    """Chromium did not do what it was told."""
+
+
+class Chromium:
+    """One browser with one page, gone with the context."""
+
+    def __init__(self) -> None:
+        self.complaints: list[str] = []  # of the console, scripts and policies, since the last `open`
+        self._count = 0
+        self._buffer = b""
+        self._seen: list[str] = []
+
+    def __enter__(self) -> Self:
+        self._profile = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+        theirs_in, self._to = os.pipe()
+        self._from, theirs_out = os.pipe()
+        # Chromium reads its file 3 and writes its file 4; first out of the way, as they may be just these numbers.
+        command = f'exec 3<&{theirs_in} 4>&{theirs_out}; exec "$0" "$@"'
+        argv = ["bash", "-c", command, PROGRAM, *_OPTIONS, f"--user-data-dir={self._profile.name}", "about:blank"]
+        self._process = subprocess.Popen(
+            argv, pass_fds=(theirs_in, theirs_out), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        os.close(theirs_in)
+        os.close(theirs_out)
+        self._session = ""
+        target = self._call("Target.createTarget", url="about:blank")["targetId"]
+        self._session = self._call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self._call(f"{domain}.enable")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._session = ""
+        with suppress(BrowserError, OSError):
+            self._call("Browser.close")
+        os.close(self._to)
+        os.close(self._from)
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._profile.cleanup()
+
+    def open(self, path: Path, *, width: int, height: int = 800, dark: bool = False) -> None:
+        """Show a file in a window of this size, and wait until it is drawn."""
+        self._call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
+        theme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self._call("Emulation.setEmulatedMedia", features=[theme])
+        self.complaints.clear()
+        self._seen.clear()
+        self._call("Page.navigate", url=path.resolve().as_uri())
+        deadline = time.monotonic() + _PATIENCE
+        while "Page.loadEventFired" not in self._seen:
+            self._read(deadline)
+        self.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done(1))))")
+
+    def evaluate(self, expression: str) -> Any:  # noqa: ANN401 - any value of JSON
+        """The value of an expression in the page; a promise is waited for."""
+        answer = self._call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        if "exceptionDetails" in answer:
+            raise BrowserError(f"{expression}: {answer['exceptionDetails']}")
+        return answer["result"].get("value")
+
+    def screenshot(self, path: Path, *, whole: bool = True) -> None:
+        """The page as a PNG: all of it, or what the window shows."""
+        answer = self._call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
+        path.write_bytes(b64decode(answer["data"]))
+
+    def pdf(self, path: Path) -> None:
+        """The page as it is printed."""
+        path.write_bytes(b64decode(self._call("Page.printToPDF", printBackground=False)["data"]))
+
+    def _call(self, method: str, **parameters: object) -> dict[str, Any]:
+        self._count += 1
+        message: dict[str, object] = {"id": self._count, "method": method, "params": parameters}
+        if self._session:
+            message["sessionId"] = self._session
+        os.write(self._to, json.dumps(message).encode() + b"\0")
+        deadline = time.monotonic() + _PATIENCE
+        while True:
+            answer = self._read(deadline)
+            if answer.get("id") == self._count:
+                if "error" in answer:
+                    raise BrowserError(f"{method}: {answer['error']}")
+                result: dict[str, Any] = answer["result"]
+                return result
+
+    def _read(self, deadline: float) -> dict[str, Any]:
+        """The next message, after noting what it tells."""
+        while b"\0" not in self._buffer:
+            if not select.select([self._from], [], [], max(0, deadline - time.monotonic()))[0]:
+                raise BrowserError("Chromium does not answer")
+            if not (more := os.read(self._from, 1 << 20)):
+                raise BrowserError("Chromium has ended")
+            self._buffer += more
+        raw, _, self._buffer = self._buffer.partition(b"\0")
+        message: dict[str, Any] = json.loads(raw)
+        method = message.get("method", "")
+        self._seen.append(method)
+        told = message.get("params", {})
+        if method == "Runtime.exceptionThrown" or method == "Log.entryAdded" or method == "Runtime.consoleAPICalled":
+            self.complaints.append(json.dumps(told)[:500])
+        if method == "Network.requestWillBeSent" and not told["request"]["url"].startswith(("file:", "about:")):
+            self.complaints.append(f"asks for {told['request']['url']}")
+        return message

@@ -1,0 +1,115 @@
+"""The table of figures of a report: each the extreme or the last of a recorded column, and when that was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from operator import attrgetter
+from typing import NamedTuple
+
+from vllm_safe.record.run import Run, Sample
+from vllm_safe.report.series import phases_of, samples_of
+from vllm_safe.sizes import format_size, format_span
+
+
+class Figure(NamedTuple):
+    """One row. `value` is the recorder's own number (seconds, where `text` is a time that passed)."""
+
+    key: str
+    label: str
+    value: float
+    text: str
+    time: float | None = None  # when
+    limit: int | None = None
+    limit_text: str = ""
+
+
+def share_text(share: float) -> str:
+    """0.4213 as a person reads it."""
+    return f"{share:.0%}" if not 0 < share < 0.1 else f"{share:.1%}"
+
+
+def rate_text(rate: float) -> str:
+    """Bytes per second."""
+    return f"{format_size(int(rate))}/s"
+
+
+def _size_text(size: float) -> str:
+    return format_size(int(size))
+
+
+def _count_text(count: float) -> str:
+    return f"{count:,.0f}".replace(",", " ") if count == int(count) or count >= 100 else f"{count:.1f}"
+
+
+def say(unit: str) -> Callable[[float], str]:
+    """How a value of a unit (see Plot) is said."""
+    return {"bytes": _size_text, "bytes/s": rate_text, "share": share_text}.get(unit, _count_text)
+
+
+# key of Sample, label, which of the values, how it is said, the limit's name
+_ROWS: tuple[tuple[str, str, Callable[..., Sample], Callable[[float], str], str], ...] = (
+    ("memory", "Memory of the model, all of it, at most", max, _size_text, "memory_max"),
+    ("anon", "Anonymous memory at most", max, _size_text, ""),
+    ("swap", "Swap of the model at most", max, _size_text, "swap_max"),
+    ("ram_available", "RAM available on the machine at least", min, _size_text, ""),
+    ("swap_free", "Swap free on the machine at least", min, _size_text, ""),
+    ("memory_pressure", "Model waits for memory at most", max, share_text, ""),
+    ("os_memory_pressure", "System waits for memory at most", max, share_text, ""),
+    ("io_pressure", "Model waits for the disk at most", max, share_text, ""),
+    ("os_io_pressure", "System waits for the disk at most", max, share_text, ""),
+    ("disk_read", "Disks read at most", max, rate_text, ""),
+    ("disk_write", "Disks written at most", max, rate_text, ""),
+    ("major_faults", "Major faults in a second at most", max, _count_text, ""),
+    ("read", "Files of the model read", max, _size_text, ""),
+    ("cpu", "CPUs in use at most", max, _count_text, ""),
+    ("requests", "Requests at once at most", max, _count_text, ""),
+    ("tokens", "Tokens generated", max, _count_text, ""),
+)
+
+
+def figures_of(run: Run) -> tuple[Figure, ...]:
+    """The figures that are known of a run."""
+    samples = samples_of(run)
+    rows = [*_times(run)]
+    for key, label, pick, say, limit_name in _ROWS:
+        known = [sample for sample in samples if getattr(sample, key) is not None]
+        if known:
+            found = pick(known, key=attrgetter(key))
+            limit = run.start.limits.get(limit_name)
+            value = getattr(found, key)
+            rows.append(Figure(key, label, value, say(value), found.time, limit, "" if limit is None else _size_text(limit)))
+    return (*rows, *_gpus(samples))
+
+
+def _times(run: Run) -> list[Figure]:
+    ready = next((stretch for stretch in phases_of(run) if stretch.phase == "ready"), None)
+    rows = []
+    if ready:
+        rows.append(
+            Figure("ready_after", "Ready after", ready.begin - run.start.time, format_span(ready.begin - run.start.time), ready.begin)
+        )
+    if run.end:
+        rows.append(
+            Figure("ended_after", "Ended after", run.end.time - run.start.time, format_span(run.end.time - run.start.time), run.end.time)
+        )
+    return rows
+
+
+def _gpus(samples: tuple[Sample, ...]) -> list[Figure]:
+    rows = []
+    for card in range(max((len(sample.gpus) for sample in samples), default=0)):
+        known = [sample for sample in samples if card < len(sample.gpus)]
+        most = max(known, key=lambda sample: sample.gpus[card].used)
+        gpu = most.gpus[card]
+        rows.append(
+            Figure(
+                f"gpu{card}.used",
+                f"Memory of GPU {card} at most",
+                gpu.used,
+                _size_text(gpu.used),
+                most.time,
+                gpu.total,
+                _size_text(gpu.total),
+            )
+        )
+    return rows

@@ -1,0 +1,161 @@
+"""What a report draws of a run, as plain values: the page embeds them as JSON, the terminal draws the same. Pure.
+
+Units are the recorder's: bytes, bytes per second, shares 0..1, Unix seconds. No number is rounded or made up here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from operator import attrgetter
+from typing import NamedTuple
+
+from vllm_safe.record.run import Run, Sample
+
+Column = tuple[float | None, ...]
+_BEYOND_HEADROOM = 4  # a limit this much higher than all that was used would flatten the line: it is said in words only
+
+
+class Line(NamedTuple):
+    """One line of a plot. Its values are as many as the samples; None where nothing is known."""
+
+    key: str  # of Sample, or gpu0.used
+    label: str
+    values: Column
+
+
+class Plot(NamedTuple):
+    """One plot: what is measured in the same unit. `stacked`: the lines add up to a whole."""
+
+    key: str
+    title: str
+    unit: str  # bytes, bytes/s, share, count
+    lines: tuple[Line, ...]
+    limit: int | None = None
+    limit_label: str = ""
+    stacked: bool = False
+
+    @property
+    def peak(self) -> float:
+        """The highest value drawn."""
+        columns = [line.values for line in self.lines]
+        tops = [sum(value or 0 for value in row) for row in zip(*columns, strict=True)] if self.stacked else flat(columns)
+        return max(tops, default=0.0)
+
+    @property
+    def limit_fits(self) -> bool:
+        """Whether the limit can be drawn without flattening what was used."""
+        return self.limit is not None and self.limit <= _BEYOND_HEADROOM * self.peak
+
+
+class Stretch(NamedTuple):
+    """A phase, from when until when."""
+
+    phase: str
+    begin: float
+    end: float
+
+
+class _Kind(NamedTuple):
+    key: str
+    title: str
+    unit: str
+    lines: tuple[tuple[str, str], ...]  # field of Sample, label
+    limit: str = ""  # its name among the limits of a run
+    limit_label: str = ""
+    stacked: bool = False
+
+
+_KINDS = (
+    _Kind(
+        "memory",
+        "Memory of the model",
+        "bytes",
+        (("anon", "anonymous"), ("shmem", "shared"), ("file", "files' cache")),
+        "memory_max",
+        "memory_max",
+        stacked=True,
+    ),
+    _Kind("swap", "Swap", "bytes", (("swap", "of the model"), ("swap_free", "free on the machine")), "swap_max", "swap_max"),
+    _Kind("available", "RAM that is available on the machine", "bytes", (("ram_available", "available"),)),
+    _Kind(
+        "pressure",
+        "Pressure: share of the time in which all waits for it",
+        "share",
+        (
+            ("memory_pressure", "model, memory"),
+            ("io_pressure", "model, disk"),
+            ("os_memory_pressure", "system, memory"),
+            ("os_io_pressure", "system, disk"),
+        ),
+    ),
+    _Kind("disk", "Disks of the machine", "bytes/s", (("disk_read", "read"), ("disk_write", "written"))),
+    _Kind("faults", "Pages of the model fetched back from disk, each second", "count", (("major_faults", "major faults"),)),
+    _Kind("read", "Files of the model read so far", "bytes", (("read", "read"),)),
+    _Kind("cpu", "CPUs in use by the model", "count", (("cpu", "cores"),)),
+    _Kind("requests", "Requests running", "count", (("requests", "requests"),)),
+    _Kind("tokens", "Tokens generated since the start", "count", (("tokens", "tokens"),)),
+)
+
+
+def samples_of(run: Run) -> tuple[Sample, ...]:
+    """In the order of time, which a clock that was set back may have broken."""
+    return tuple(sorted(run.samples, key=attrgetter("time")))
+
+
+def plots_of(run: Run) -> tuple[Plot, ...]:
+    """The plots of a run that have anything to show."""
+    samples = samples_of(run)
+    found = [_plot(kind, samples, run) for kind in _KINDS] + list(_gpu_plots(samples))
+    return tuple(plot for plot in found if plot.lines)
+
+
+def phases_of(run: Run) -> tuple[Stretch, ...]:
+    """What it went through, from the start to the end or to the last that is known."""
+    stretches: list[Stretch] = []
+    for sample in samples_of(run):
+        if not stretches:
+            stretches.append(Stretch(sample.phase, min(run.start.time, sample.time), sample.time))
+        elif stretches[-1].phase != sample.phase:
+            stretches[-1] = stretches[-1]._replace(end=sample.time)
+            stretches.append(Stretch(sample.phase, sample.time, sample.time))
+        else:
+            stretches[-1] = stretches[-1]._replace(end=sample.time)
+    if stretches and run.end and run.end.time > stretches[-1].end:
+        stretches[-1] = stretches[-1]._replace(end=run.end.time)
+    return tuple(stretches)
+
+
+def last_time(run: Run) -> float:
+    """The last moment of which something is known."""
+    known = [run.start.time, *(sample.time for sample in run.samples), *(event.time for event in run.events)]
+    return max(known) if run.end is None else run.end.time
+
+
+def flat(columns: Iterable[Column]) -> list[float]:
+    """All that is known."""
+    return [value for column in columns for value in column if value is not None]
+
+
+def _plot(kind: _Kind, samples: tuple[Sample, ...], run: Run) -> Plot:
+    lines = (Line(key, label, tuple(map(attrgetter(key), samples))) for key, label in kind.lines)
+    limit = run.start.limits.get(kind.limit)
+    return Plot(kind.key, kind.title, kind.unit, _with_values(lines), limit, kind.limit_label, kind.stacked)
+
+
+def _gpu_plots(samples: tuple[Sample, ...]) -> Iterable[Plot]:
+    cards = range(max((len(sample.gpus) for sample in samples), default=0))
+
+    def lines(field: str) -> tuple[Line, ...]:
+        get: Callable[[object], float] = attrgetter(field)
+        return tuple(
+            Line(f"gpu{card}.{field}", f"GPU {card}", tuple(get(s.gpus[card]) if card < len(s.gpus) else None for s in samples))
+            for card in cards
+        )
+
+    totals = {gpu.total for sample in samples for gpu in sample.gpus}
+    yield Plot("gpu-memory", "GPU memory", "bytes", lines("used"), max(totals, default=None), "of a card")
+    yield Plot("gpu-busy", "GPUs: share of the time in which they compute", "share", lines("busy"))
+
+
+def _with_values(lines: Iterable[Line]) -> tuple[Line, ...]:
+    return tuple(line for line in lines if any(value is not None for value in line.values))
