@@ -21,6 +21,7 @@ from vllm_safe.cli.main import cli
 from vllm_safe.config import kinds
 from vllm_safe.config.profiles import PROFILES, Profile
 from vllm_safe.config.settings import SECTIONS, Model, ModelLimits, Setting, settings_of
+from vllm_safe.decide.serve import TIMEOUTS
 
 # What groff would otherwise take for markup or make typographic: what is in a manual is pasted into a shell.
 _LITERAL = {"\\": r"\e", "-": r"\-", "'": r"\(aq", '"': r"\(dq", "`": r"\(ga", "^": r"\(ha", "~": r"\(ti"}
@@ -178,7 +179,7 @@ def _setting(row: Setting) -> tuple[str, str]:
 def _profile(profile: Profile) -> tuple[str, str]:
     args = [f"`{name}: {value}`" for name, value in profile.args.items()]
     env = [f"`{name}={value}`" for name, value in profile.env.items()]
-    spans = {"start_timeout": profile.start_timeout, "stop_grace": profile.stop_grace}
+    spans = {key: getattr(profile, key) for key in TIMEOUTS}
     times = [f"`{name}: {kinds.SPAN.write(span)}`" for name, span in spans.items() if span is not None]
     parts = {"Environment": env, "Options": args, "Times": times}
     said = "".join(f"\n\n{name}: {', '.join(values).replace('True', 'true')}." for name, values in parts.items() if values)

@@ -23,6 +23,8 @@ class Profile:
     env: Mapping[str, str]
     args: Mapping[str, Any]
     start_timeout: float | None = None
+    stall_timeout: float | None = None
+    hang_timeout: float | None = None
     stop_grace: float | None = None
 
 
@@ -60,6 +62,8 @@ PCIE_RISER = Profile(
         }
     ),
     start_timeout=4 * _HOUR,  # as VLLM_ENGINE_READY_TIMEOUT_S, which alone does not bound the load (vllm issue 48031)
+    stall_timeout=0.5 * _HOUR,  # NCCL's own start over risers, and a disk that seeks between eight readers, are silent for long
+    hang_timeout=2400.0,  # above VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS: vLLM's own error says more
     stop_grace=120.0,  # a request under way ends at a few tokens per second
 )
 

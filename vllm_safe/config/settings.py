@@ -194,6 +194,23 @@ class Model:
     start_timeout: float | None = _setting(
         kinds.SPAN, None, "The longest that a start may take. Unset, it is the profile's, else 1h.", example="1h"
     )
+    stall_timeout: float | None = _setting(
+        kinds.SPAN,
+        None,
+        "How long a start may make no progress of any kind before it counts as hung. Unset, it is the profile's, else 15min.",
+        example="15min",
+    )
+    hang_timeout: float | None = _setting(
+        kinds.SPAN,
+        None,
+        "How long a model may show no sign of life before it counts as hung. Unset, it is the profile's, else 10min.",
+        example="10min",
+    )
+    warm_up: bool = _setting(
+        kinds.BOOLEAN,
+        default=True,
+        doc="Ask vLLM for one token before the start counts as done, and again where nothing has moved for half of hang_timeout.",
+    )
     stop_grace: float | None = _setting(
         kinds.GRACE, None, "How long a stop waits for requests under way. Unset, it is the profile's, else 30s.", example="30s"
     )

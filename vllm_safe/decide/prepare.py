@@ -25,7 +25,10 @@ if TYPE_CHECKING:
     from vllm_safe.host.facts import Host
 
 SWAP_SERVICE = "vllm-safe-swap.service"
-RESTARTS, WINDOW = 3, 3600.0  # so many automatic restarts in so many seconds; starts by a person are not counted
+WINDOW = 3600.0  # seconds; starts by a person are not counted
+# Seconds that each automatic restart within it waits, on top of RestartSec= in vllm@.service; after as many the model stays down.
+PAUSES = (0.0, 120.0, 600.0)
+RESTARTS = len(PAUSES)
 
 
 @dataclass(frozen=True)
@@ -211,14 +214,15 @@ def decide_preparation(at: Situation) -> Preparation:
     return Preparation(
         units={unit_of(at.name): decide_limits(at.config, at.host, at.name).properties, **common.units},
         earlyoom=common.earlyoom,
-        launch=Launch(at.name, bad[0].what, bad[0].do_next) if bad else _launch(at, found),
+        launch=Launch(at.name, bad[0].what, bad[0].do_next) if bad else _launch(at, found, restart=len(starts.at)),
         key=at.ground.key.text if at.ground.key and not bad else None,
         old_key=at.ground.old_key,
         starts=starts,
     )
 
 
-def _launch(at: Situation, found: tuple[Finding, ...]) -> Launch:
+def _launch(at: Situation, found: tuple[Finding, ...], *, restart: int) -> Launch:
     launch = decide_launch(at.config, at.host, at.name)
     warnings = (f"warning: {finding.what}. {finding.do_next}" for finding in found if finding.level is Level.WARN)
-    return launch._replace(summary=(*launch.summary, *warnings))
+    pause = PAUSES[restart - 1] if restart else 0.0
+    return launch._replace(restart=restart, pause=pause, summary=(*launch.summary, *warnings))

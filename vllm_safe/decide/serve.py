@@ -21,8 +21,13 @@ if TYPE_CHECKING:
     from vllm_safe.decide.limits import ModelLimits
     from vllm_safe.host.facts import Host
 
-START_TIMEOUT = 3600.0  # seconds; a large model on a hard disk takes 10 to 45 minutes to load
-STOP_GRACE = 30.0
+# Seconds, where neither the model nor its profile says anything.
+TIMEOUTS = {
+    "start_timeout": 4 * 3600.0,  # a large model on a hard disk takes 10 to 60 minutes; what stands still is ended by stall_timeout
+    "stall_timeout": 900.0,
+    "hang_timeout": 600.0,  # vLLM itself gives a step of several cards 300 s (VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS)
+    "stop_grace": 30.0,
+}
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,7 @@ def _base_environment(name: str, *, own_engine: bool) -> dict[str, tuple[str, st
         "OMP_NUM_THREADS": ("1", "what vLLM computes itself for several workers on few cores"),
         "MAX_JOBS": ("1", "a compiler takes 3-8 GB: never two at once (vLLM 54237)"),
         "FLASHINFER_NVCC_THREADS": ("1", "one compiler at a time, as MAX_JOBS"),
+        "PYTHONFAULTHANDLER": ("1", "its processes print where they stand when they are ended for hanging"),
         "HF_HOME": (f"{cache}/huggingface", "caches outlive a start"),
         "HF_XET_HIGH_PERFORMANCE": ("0", "vLLM would turn it on, and it takes RAM"),
         "VLLM_CACHE_ROOT": (f"{cache}/vllm", "caches outlive a start"),
@@ -86,7 +92,7 @@ def decide_arguments(config: Config, name: str) -> dict[str, Sourced]:
     model, profile = _model(config, name)
     if model.model is None:
         return {}
-    grace = decide_stop_grace(config, name)
+    grace = decide_timeouts(config, name)["stop_grace"]
     at = f"models.{name}"
     arguments = {
         "model": Sourced(str(model_folder(model.model)), origin_of(config, f"{at}.model")),
@@ -101,16 +107,18 @@ def decide_arguments(config: Config, name: str) -> dict[str, Sourced]:
     return arguments | dict(later)
 
 
-def decide_start_timeout(config: Config, name: str) -> Sourced:
-    """Seconds until the health URL must have answered."""
+def decide_timeouts(config: Config, name: str) -> dict[str, Sourced]:
+    """Each of TIMEOUTS: the model's own, else its profile's, else ours."""
     model, profile = _model(config, name)
-    return _first(config, profile, f"models.{name}.start_timeout", (model.start_timeout, profile.start_timeout), START_TIMEOUT)
-
-
-def decide_stop_grace(config: Config, name: str) -> Sourced:
-    """Seconds that running requests may take when the unit is stopped."""
-    model, profile = _model(config, name)
-    return _first(config, profile, f"models.{name}.stop_grace", (model.stop_grace, profile.stop_grace), STOP_GRACE)
+    timeouts = {}
+    for key, default in TIMEOUTS.items():
+        if (own := getattr(model, key)) is not None:
+            timeouts[key] = Sourced(own, origin_of(config, f"models.{name}.{key}"))
+        elif (profiles := getattr(profile, key)) is not None:
+            timeouts[key] = Sourced(profiles, _from(profile))
+        else:
+            timeouts[key] = Sourced(default, Origin("default"))
+    return timeouts
 
 
 def decide_launch(config: Config, host: Host, name: str) -> Launch:
@@ -118,7 +126,8 @@ def decide_launch(config: Config, host: Host, name: str) -> Launch:
     model = config.models[name]
     limits = decide_limits(config, host, name)
     arguments = {key: sourced.value for key, sourced in decide_arguments(config, name).items()}
-    serve_file = str(paths.SERVICE_RUN / name / "serve.yaml") if model.command is None else ""
+    own_engine = model.command is None
+    serve_file = str(paths.SERVICE_RUN / name / "serve.yaml") if own_engine else ""
     return Launch(
         name=name,
         # A space between --config and the file: `--config=FILE` is ignored without a word, and another model served.
@@ -126,10 +135,12 @@ def decide_launch(config: Config, host: Host, name: str) -> Launch:
         env={key: sourced.value for key, sourced in decide_environment(config, name).items()},
         serve_file=serve_file,
         serve_args=arguments or None,
+        checkpoint=str(model_folder(model.model)) if model.model else "",
         health=health_url(model),
+        metrics=server_url(model, "/metrics") if own_engine else "",
+        completions=server_url(model, "/v1/completions") if own_engine and model.warm_up else "",
         oom_score_adj=limits.oom_score_adj.value,
-        start_timeout=decide_start_timeout(config, name).value,
-        stop_grace=decide_stop_grace(config, name).value,
+        **{key: timeout.value for key, timeout in decide_timeouts(config, name).items()},
         summary=tuple(_summary(limits, model)),
     )
 
@@ -163,13 +174,6 @@ def _model(config: Config, name: str) -> tuple[Model, Profile]:
 
 def _from(profile: Profile) -> Origin:
     return Origin(f"profile {profile.name}")
-
-
-def _first(config: Config, profile: Profile, path: str, values: tuple[float | None, float | None], default: float) -> Sourced:
-    own, profiles = values
-    if own is not None:
-        return Sourced(own, origin_of(config, path))
-    return Sourced(default, Origin("default")) if profiles is None else Sourced(profiles, _from(profile))
 
 
 def _summary(limits: ModelLimits, model: Model) -> Iterable[str]:

@@ -15,8 +15,7 @@ from vllm_safe.decide.serve import (
     decide_arguments,
     decide_environment,
     decide_launch,
-    decide_start_timeout,
-    decide_stop_grace,
+    decide_timeouts,
     health_url,
 )
 from vllm_safe.host.facts import Host, Swap
@@ -61,7 +60,7 @@ def decide_show(config: Config, host: Host, name: str) -> tuple[Part, ...]:
     command_origin = origin_of(config, f"models.{name}.command")
     command = Row("argv", list(launch.argv), shlex.join(launch.argv), str(command_origin))
     health = Row("health", health_url(model), health_url(model), str(origin_of(config, f"models.{name}.health", f"models.{name}.port")))
-    timeouts = {"start_timeout": decide_start_timeout(config, name), "stop_grace": decide_stop_grace(config, name)}
+    timeouts = decide_timeouts(config, name)
     return (
         Part("Limits", _limits(config, host, name)),
         Part("All models together", _slice(config, host)),

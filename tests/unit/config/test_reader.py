@@ -46,6 +46,9 @@ models:
     api_key_file: /etc/key
     health: http://localhost:8001/ok?x=1
     start_timeout: 2h
+    stall_timeout: 20 min
+    hang_timeout: 90
+    warm_up: off
     stop_grace: 0
   other:
     command: [prog, --port, 8002, 'no', no]
@@ -65,6 +68,9 @@ models:
         api_key_file=Path("/etc/key"),
         health="http://localhost:8001/ok?x=1",
         start_timeout=7200.0,
+        stall_timeout=1200.0,
+        hang_timeout=90.0,
+        warm_up=False,
         stop_grace=0.0,
     )
     assert config == Config(

@@ -11,6 +11,7 @@ from vllm_safe.config.settings import Config, Earlyoom, Model, Protect, Swap
 from vllm_safe.decide.findings import Finding, Level
 from vllm_safe.decide.limits import SLICE, unit_of
 from vllm_safe.decide.prepare import (
+    PAUSES,
     RESTARTS,
     SWAP_SERVICE,
     WINDOW,
@@ -192,6 +193,20 @@ def test_the_refusal_of_one_restart_too_many_reaches_the_launch_file() -> None:
     assert "stays down" in (plan.launch.refusal or "")
     assert "systemctl start vllm@x" in plan.launch.hint
     assert plan.starts.counted == 4
+
+
+def test_each_automatic_restart_waits_longer() -> None:
+    pauses = []
+    for earlier in ((), (9_000.0,), (9_000.0, 9_500.0)):
+        at = with_ground(starts=Starts(len(earlier), earlier), units={"vllm@x.service": {"NRestarts": str(len(earlier) + 1)}})
+        plan = decide_preparation(at)
+        assert plan.launch is not None
+        assert plan.launch.restart == len(earlier) + 1
+        pauses.append(plan.launch.pause)
+    assert pauses == sorted(set(pauses)) == list(PAUSES)
+    by_hand = decide_preparation(with_ground(starts=Starts(3, (9_000.0,)), units={"vllm@x.service": {"NRestarts": "3"}})).launch
+    assert by_hand is not None
+    assert (by_hand.restart, by_hand.pause) == (0, 0.0)
 
 
 def test_at_boot_only_what_holds_for_all_is_decided() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from vllm_safe.config.profiles import PROFILES
 from vllm_safe.config.settings import Config, Model, Position
-from vllm_safe.decide.serve import decide_arguments, decide_environment, decide_launch, decide_start_timeout, decide_stop_grace, health_url
+from vllm_safe.decide.serve import TIMEOUTS, decide_arguments, decide_environment, decide_launch, decide_timeouts, health_url
 from vllm_safe.host.facts import Host
 from vllm_safe.launch.plan import Launch
 from vllm_safe.sizes import GIB
@@ -109,11 +109,25 @@ def test_the_health_url_of_the_model_wins() -> None:
 
 def test_times_are_the_models_else_the_profiles_else_ours() -> None:
     riser = PROFILES["pcie-riser"]
-    own = config_of(profile="pcie-riser", start_timeout=5.0, stop_grace=0.0)
-    assert (decide_start_timeout(own, "x").value, decide_stop_grace(own, "x").value) == (5.0, 0.0)
-    assert decide_start_timeout(config_of(profile="pcie-riser"), "x").value == riser.start_timeout
-    assert decide_start_timeout(config_of(), "x").value == 3600.0
+    own = config_of(profile="pcie-riser", start_timeout=5.0, hang_timeout=7.0, stop_grace=0.0)
+    assert {key: value.value for key, value in decide_timeouts(own, "x").items()} == {
+        "start_timeout": 5.0,
+        "stall_timeout": riser.stall_timeout,
+        "hang_timeout": 7.0,
+        "stop_grace": 0.0,
+    }
+    assert {key: value.value for key, value in decide_timeouts(config_of(), "x").items()} == TIMEOUTS
     assert decide_arguments(own, "x")["shutdown-timeout"].value == 0
+
+
+def test_vllm_is_watched_by_its_counters_and_any_other_server_by_its_health_alone() -> None:
+    launch = launch_of(host="::", port=8003)
+    assert launch.metrics == "http://[::1]:8003/metrics"
+    assert launch.completions == "http://[::1]:8003/v1/completions"
+    assert launch.checkpoint == "/var/lib/vllm-safe/models/Qwen/Qwen2.5-72B"
+    assert launch_of(warm_up=False).completions == ""
+    other = launch_of(command=("/usr/bin/llama-server",))
+    assert (other.metrics, other.completions, other.checkpoint) == ("", "", "")
 
 
 def test_the_journal_says_which_bound_won() -> None:
