@@ -12,6 +12,7 @@ HOME = STATE / "home"  # vllm:vllm 0700
 ENGINES = STATE / "engine"  # vllm:vllm; venvs, and the symlinks `current` and `previous`
 ENGINE = ENGINES / "current"
 MODELS = STATE / "models"  # vllm:vllm; ORG/NAME below it
+RUNS = STATE / "runs"  # root:adm 2750; NAME/RUN below it: see record/store.py
 EARLYOOM_ENV = STATE / "earlyoom.env"  # read by earlyoom.service.d/50-vllm-safe.conf
 
 RUN = Path("/run/vllm-safe")  # root:root, made by tmpfiles.d, with all that is below
