@@ -1,0 +1,142 @@
+"""The phases of a start, as the log of vLLM tells them: lines as the real 0.32 printed them, and as its source has them for cards."""
+
+from __future__ import annotations
+
+import pytest
+
+from vllm_safe.launch.phases import Follow, Mark, read_line
+
+WORKER = "(Worker pid=121) INFO 11-23 23:02:18 "
+COLOURED = "\x1b[0;36m(Worker pid=121)\x1b[0;0m \x1b[32mINFO\x1b[0m \x1b[90m11-23 23:02:18\x1b[0m \x1b[90m[cpu_model_runner.py:68]\x1b[0m "
+
+# Printed by vLLM 0.32.0 on a CPU, in this order; some left out.
+LOG = """\
+(APIServer pid=88) INFO 11-23 23:02:02 [api_utils.py:286] non-default args: {'model_tag': '/srv/models/big', 'host': '127.0.0.1'}
+(APIServer pid=88) INFO 11-23 23:02:08 [model.py:733] Resolved architecture: Qwen2ForCausalLM
+(EngineCore pid=109) INFO 11-23 23:02:12 [core.py:133] Initializing a V1 LLM engine (v0.32.0) with config: model='/srv/models/big'
+(Worker pid=121) INFO 11-23 23:02:18 [cpu_model_runner.py:68] Starting to load model /srv/models/big...
+(Worker pid=121) INFO 11-23 23:02:18 [base_loader.py:82] Initializing model took 0.125326 seconds
+
+\rLoading safetensors checkpoint shards:   0% Completed | 0/4 [00:00<?, ?it/s]
+
+\rLoading safetensors checkpoint shards:  25% Completed | 1/4 [00:01<00:03,  1.16s/it]
+
+\rLoading safetensors checkpoint shards: 100% Completed | 4/4 [00:04<00:00,  1.11s/it]
+
+(Worker pid=121) INFO 11-23 23:02:23 [default_loader.py:501] Loading weights took 4.46 seconds
+(EngineCore pid=109) INFO 11-23 23:02:25 [kv_cache_utils.py:2327] CPU KV cache size: 10,880 tokens, Maximum concurrency for 2,048 tokens
+(EngineCore pid=109) INFO 11-23 23:02:28 [core.py:402] init engine (profile, create kv cache, warmup model) took 2.92 s
+(APIServer pid=88) INFO 11-23 23:02:29 [entry.py:140] Starting vLLM server on http://127.0.0.1:8000
+"""
+
+
+@pytest.mark.parametrize(
+    ("line", "mark"),
+    [
+        ("[cpu_model_runner.py:68] Starting to load model /m...", Mark("loading")),
+        (
+            "[gpu_model_runner.py:5150] Model loading took 8.91 GiB memory and 1802.113000 seconds",
+            Mark("profiling", "8.91 GiB of weights loaded"),
+        ),
+        ("[gpu_worker.py:760] Available KV cache memory: -0.31 GiB", Mark("profiling", "-0.31 GiB for the KV cache")),
+        ("[kv_cache_utils.py:2327] GPU KV cache size: 41,600 tokens, Maximum", Mark("profiling", "a KV cache of 41,600 tokens")),
+        ("[backends.py:1167] Dynamo bytecode transform time: 5.10 s", Mark("compiling")),
+        ("[monitor.py:62] torch.compile took 31.00 s in total", Mark("compiling")),
+        ("[monitor.py:62] [backbone] torch.compile takes 31.00 s in total", Mark("compiling")),
+        ("[gpu_model_runner.py:6582] Graph capturing finished in 9 secs, took 0.30 GiB", Mark("compiling")),
+        ("[core.py:402] init engine (profile, create kv cache, warmup model) took 2.92 s", Mark("warming-up")),
+    ],
+)
+def test_what_a_line_announces(line: str, mark: Mark) -> None:
+    assert read_line(WORKER + line) == mark
+
+
+@pytest.mark.parametrize(
+    ("bar", "mark"),
+    [
+        ("Loading safetensors checkpoint shards:  25% Completed | 1/4 [00:01<00:03,  1.16s/it]", Mark("loading", "shard 1 of 4", 1, 4)),
+        ("Loading safetensors checkpoint shards (eager):  50% Completed | 2/4 [", Mark("loading", "shard 2 of 4", 2, 4)),
+        ("Loading pt checkpoint shards: 100% Completed | 3/3 [00:01<00:00]", Mark("loading", "shard 3 of 3", 3, 3)),
+        ("Multi-thread loading shards:  10% Completed | 1/10 [", Mark("loading", "shard 1 of 10", 1, 10)),
+        ("Capturing CUDA graphs (decode, FULL):  43%|████▎     | 3/7 [00:01<00:01,  2.2it/s]", Mark("compiling", "graph 3 of 7", 3, 7)),
+        ("(Worker_TP0 pid=7) Capturing CUDA graphs:   0%|          | 0/7 [00:00<?, ?it/s]", Mark("compiling", "graph 0 of 7", 0, 7)),
+    ],
+)
+def test_how_far_a_bar_is(bar: str, mark: Mark) -> None:
+    assert read_line(bar) == mark
+
+
+def test_colours_change_nothing() -> None:
+    assert read_line(f"{COLOURED}Starting to load model /m...") == Mark("loading")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "",
+        "Loading",
+        f"{WORKER}[x.py:1] a request said: Starting to load model /m...",
+        '127.0.0.1 - "GET /health HTTP/1.1" 200 OK',
+        "x" * 2000,
+    ],
+)
+def test_other_lines_announce_nothing(line: str) -> None:
+    assert read_line(line) is None
+
+
+@pytest.mark.parametrize("size", [1, 7, 100, 100_000])
+def test_the_phases_of_a_real_log_in_order_however_it_is_cut(size: int) -> None:
+    follow, text = Follow(0.0, "starting"), LOG.encode()
+    seen = ["starting"]
+    shards = []
+    for at in range(0, len(text), size):
+        if follow.hear(text[at : at + size], float(at)):
+            seen.append(follow.phase)
+        shards.append((follow.done, follow.of))
+    if size == 1:  # else several go by at once
+        assert seen == ["starting", "importing", "loading", "profiling", "warming-up"]
+        assert list(dict.fromkeys(shards)) == [(0, 0), (0, 4), (1, 4), (4, 4)]
+    assert follow.phase == "warming-up"
+
+
+def test_phases_only_go_forward() -> None:
+    follow = Follow(0.0)
+    follow.hear(b"Capturing CUDA graphs (decode, FULL):  43%|x| 3/7 [\n", 1.0)
+    assert not follow.hear(b"Starting to load model the drafter...\n", 2.0)
+    assert (follow.phase, follow.since, follow.text) == ("compiling", 1.0, "graph 3 of 7")
+    assert not follow.go("loading", 3.0)
+    assert follow.go("ready", 4.0)
+    assert (follow.phase, follow.since, follow.text) == ("ready", 4.0, "")
+
+
+def test_nothing_that_is_printed_later_ends_being_ready() -> None:
+    follow = Follow(0.0)
+    follow.go("ready", 1.0)
+    assert not follow.hear(b"Starting to load model x...\n", 2.0)
+
+
+def test_the_main_process_alone_says_ready() -> None:
+    follow = Follow(0.0)
+    follow.hear(LOG.encode() + b"ready\nstopping\nended\nApplication startup complete.\n", 1.0)
+    assert follow.phase == "warming-up"
+
+
+def test_what_is_repeated_is_no_news() -> None:
+    follow = Follow(0.0)
+    for second in range(50):
+        follow.hear(
+            f"(EngineCore pid=9) INFO 11-23 23:02:{second:02} [shm_broadcast.py:681] No available block found in 60 seconds.\n".encode(),
+            1.0,
+        )
+    assert follow.news == 1
+    follow.hear(
+        b"Loading x checkpoint shards:  25% Completed | 1/4 [00:01\nLoading x checkpoint shards:  50% Completed | 2/4 [00:02\n", 2.0
+    )
+    assert follow.news == 3
+
+
+def test_a_line_without_an_end_stays_small() -> None:
+    follow = Follow(0.0)
+    for _ in range(100):
+        follow.hear(b"x" * 65536, 0.0)
+    assert len(follow._torn) <= 1000

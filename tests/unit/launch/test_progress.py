@@ -1,0 +1,148 @@
+"""Whether a loading server gets on: what moves, what does not, what time counts, and how much is read."""
+
+from __future__ import annotations
+
+import pytest
+
+from vllm_safe.launch.processes import Process
+from vllm_safe.launch.progress import Checkpoint, Readings, Stillness, Sums
+from vllm_safe.sizes import GIB, MIB
+
+
+def _process(pid: int = 1, **figures: float) -> Process:
+    known = {"started": 1, "comm": "x", "state": "S", "cpu": 0.0, "faults": 0, "read": 0, "called": 0, "resident": 0, "mapped": 0}
+    return Process(pid=pid, **known | figures)  # type: ignore[arg-type]
+
+
+def _still_after(seconds: int, per_second: Readings) -> Stillness:
+    """With readings that grow so much each second."""
+    watch = Stillness(0.0, 1000.0)
+    for now in range(seconds + 1):
+        watch.look(float(now), 1000.0 + now, Readings(*(value * now for value in per_second)))
+    return watch
+
+
+def test_nothing_at_all_is_still() -> None:
+    watch = _still_after(60, Readings())
+    assert watch.still == 60
+    assert watch.since == 1000.0
+
+
+def test_what_a_dead_server_does_is_no_progress_for_ever() -> None:
+    assert _still_after(3600, Readings(read=4096, mapped=0, resident=2000, cpu=0.01)).still == 3600
+
+
+@pytest.mark.parametrize(
+    "moving",
+    [Readings(read=MIB), Readings(read=200 << 10), Readings(mapped=MIB), Readings(resident=MIB), Readings(cpu=0.1), Readings(news=1)],
+)
+def test_each_figure_alone_is_progress(moving: Readings) -> None:
+    assert _still_after(3600, moving).still < 15
+
+
+def test_progress_after_a_long_stillness_counts_soon() -> None:
+    watch = _still_after(840, Readings())
+    for second in range(1, 60):
+        if watch.look(840.0 + second, 1840.0 + second, Readings(read=second * MIB)):
+            break
+    assert second < 60
+    assert watch.still == 0
+
+
+def test_what_shrank_and_grows_again_is_progress() -> None:
+    watch = Stillness(0.0, 0.0)
+    assert [watch.look(float(now), 0.0, Readings(resident=size)) for now, size in enumerate((GIB, GIB // 2, GIB // 2, GIB))] == [
+        True,
+        False,
+        False,
+        True,
+    ]
+
+
+def test_a_freeze_is_not_counted() -> None:
+    watch = _still_after(10, Readings())
+    watch.look(10.0 + 3600, 5000.0, Readings())
+    assert watch.still == 15
+    watch.look(0.0, 5001.0, Readings())  # nor does a clock that went back
+    assert watch.still == 15
+
+
+def test_the_reason_says_what_stood_still_and_since_when(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.localtime", lambda _: (2026, 11, 23, 12, 4, 31, 0, 0, 0))
+    watch = _still_after(30, Readings(cpu=0.01))
+    assert watch.describe() == "no byte read, no memory mapped, nothing new printed, 0.3 s of CPU since 12:04:31"
+
+
+def test_sums_outlive_the_processes() -> None:
+    sums = Sums()
+    assert sums.add([_process(1, read=10, cpu=1.0, resident=5), _process(2, read=5, resident=5)], 0).read == 15
+    after = sums.add([_process(2, read=8, resident=6), _process(1, started=9, read=3)], 4)  # 1 ended, and its number is another's
+    assert after == Readings(read=21, mapped=0, resident=6, cpu=1.0, news=4)
+
+
+SIZES = (400 * MIB, 300 * MIB, 300 * MIB)
+
+
+def _load(workers: int, *, tell: bool = True, called: bool = False, each_second: int = 10 * MIB, seconds: int = 50) -> Checkpoint:
+    """Workers that map one file after another, each the whole of it, and let it go."""
+    checkpoint = Checkpoint(SIZES)
+    libraries = 210 * MIB
+    for now in range(seconds + 1):
+        got = now * each_second
+        done = 0 if got < SIZES[0] else 1 if got < sum(SIZES[:2]) else 2
+        here = got - sum(SIZES[:done])
+        figures = {"called": got, "mapped": libraries} if called else {"mapped": libraries + here}
+        processes = [_process(number, **figures) for number in range(workers)]
+        api_server = _process(99, mapped=libraries, called=now * 1000)
+        checkpoint.look(float(now), [*processes, api_server], loading=True, done=done if tell else 0, of=3 if tell else 0)
+    return checkpoint
+
+
+@pytest.mark.parametrize("workers", [1, 8])
+@pytest.mark.parametrize("called", [False, True])
+@pytest.mark.parametrize("tell", [False, True])
+def test_each_worker_reads_it_all_by_whatever_way(workers: int, called: bool, tell: bool) -> None:  # noqa: FBT001 - a table
+    progress = _load(workers, called=called, tell=tell).look(50.0, [], loading=True)
+    assert progress is not None
+    assert progress.total == 1000 * MIB
+    assert abs(progress.read - 500 * MIB) <= 10 * MIB
+    assert progress.rate == pytest.approx(10 * MIB, rel=0.1)
+    assert progress.left == pytest.approx(50, rel=0.2)
+
+
+def test_the_log_corrects_what_workers_skip_or_touch_twice() -> None:
+    checkpoint = Checkpoint(SIZES)
+    checkpoint.look(0.0, [_process(mapped=0)], loading=True)
+    skipped = checkpoint.look(1.0, [_process(mapped=100 * MIB)], loading=True, done=1, of=3)
+    assert skipped is not None
+    assert skipped.read == 400 * MIB
+    twice = checkpoint.look(2.0, [_process(mapped=2000 * MIB)], loading=True, done=1, of=3)
+    assert twice is not None
+    assert twice.read == 700 * MIB
+
+
+def test_a_stalled_disk_changes_the_rate_slowly_and_one_that_stays_so_has_no_end() -> None:
+    checkpoint = _load(1)
+    stalled = [_process(0, mapped=210 * MIB + 100 * MIB)]
+    for now in range(51, 60):
+        progress = checkpoint.look(float(now), stalled, loading=True, done=1, of=3)
+    assert progress is not None
+    assert progress.left is not None
+    assert progress.left < 70
+    for now in range(60, 130):
+        progress = checkpoint.look(float(now), stalled, loading=True, done=1, of=3)
+    assert progress is not None
+    assert (progress.rate, progress.left) == (0.0, None)
+
+
+def test_what_is_mapped_before_is_not_the_model() -> None:
+    checkpoint = Checkpoint(SIZES)
+    assert checkpoint.look(0.0, [_process(mapped=0)], loading=False) is None
+    assert checkpoint.look(1.0, [_process(mapped=210 * MIB)], loading=False) is None
+    progress = checkpoint.look(2.0, [_process(mapped=220 * MIB)], loading=True)
+    assert progress is not None
+    assert progress.read == 10 * MIB
+
+
+def test_nothing_is_said_without_files() -> None:
+    assert Checkpoint(()).look(0.0, [], loading=True) is None
