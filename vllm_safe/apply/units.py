@@ -59,6 +59,21 @@ class TryRestart:
 
 
 @dataclass(frozen=True)
+class Stop:
+    """Stop a unit, and wait until it has ended."""
+
+    unit: str
+
+    def describe(self) -> str:
+        """The step in one line."""
+        return f"stop {self.unit}"
+
+    def run(self) -> None:
+        """Failure if systemd refuses, or knows no such unit."""
+        _systemctl("stop", "--", self.unit)
+
+
+@dataclass(frozen=True)
 class RemoveDropin:
     """Take back one file that set-property made, and its folder if that was all in it."""
 

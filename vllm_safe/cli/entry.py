@@ -11,6 +11,7 @@ COMMANDS = {
     "install": "Install vLLM into a venv of its own, or go back to the last",
     "fetch": "Download the files of a model",
     "swap": "Create, show or remove the swapfile",
+    "drill": "Have a hog take all memory while logins are timed",
     "apply": "Apply limits and protection (systemd does it at each start)",
 }
 

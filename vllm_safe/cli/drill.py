@@ -1,0 +1,154 @@
+"""`vllm-safe drill`: a hog under the limits of a model, while logins are timed; pass or fail."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from vllm_safe.cli.main import config_option, dry_run_option, json_option, need_root
+from vllm_safe.errors import EXIT_FAILED, Misuse
+
+if TYPE_CHECKING:
+    from vllm_safe.config.settings import Config
+    from vllm_safe.decide.drill import Hog, Line
+    from vllm_safe.decide.limits import ModelLimits
+    from vllm_safe.drill.run import Course
+    from vllm_safe.drill.unit import StartHog
+    from vllm_safe.host.facts import Host
+
+
+@click.command(name="drill")
+@click.option("--seconds", type=click.FloatRange(10, 3600), default=60.0, show_default=True, help="How long the hog runs.")
+@click.option("--model", "name", metavar="NAME", help="Under the limits of this model.")
+@json_option
+@dry_run_option
+@config_option
+def command(seconds: float, name: str | None, config_path: Path, *, as_json: bool, dry_run: bool) -> int:
+    """Have a hog take all memory that a model may have, and time logins meanwhile.
+
+    Without --model it has the limits of the only model, or those of the section `limits`. No model may run meanwhile. Logins are compared
+    with those on the idle machine, which are timed first. Exit code: 0 PASS, 1 FAIL, 2 refused.
+    """
+    from vllm_safe.apply.prepare import prepare_steps
+    from vllm_safe.apply.steps import carry_out
+    from vllm_safe.cli.situation import read_earlyoom_env, read_units
+    from vllm_safe.config.reader import load
+    from vllm_safe.decide.drill import decide_hog
+    from vllm_safe.decide.limits import decide_limits
+    from vllm_safe.decide.prepare import decide_protection_of_all, known_model
+    from vllm_safe.drill.unit import StartHog
+    from vllm_safe.host.facts import read_host
+
+    if not dry_run:
+        need_root()
+    config, host = load(config_path), read_host()
+    if name is not None:
+        known_model(config, name)
+    elif len(config.models) == 1:
+        (name,) = config.models
+    limits = decide_limits(config, host, name or "")
+    hog = decide_hog(limits, host.cpus)
+    start = StartHog(hog, limits.properties, seconds)
+    # What a start of the model does first: the drill is of the configuration as it is now.
+    protect = prepare_steps(decide_protection_of_all(config, host), read_units(config, host), read_earlyoom_env())
+    if dry_run:
+        carry_out((*protect, start), dry_run=True, say=click.echo)
+        return 0
+    with _one_drill():
+        _refuse(config, host)
+        carry_out(protect, dry_run=False)
+        course = _run(start, hog, seconds)
+    return _report(course, hog, limits, as_json=as_json)
+
+
+def _refuse(config: Config, host: Host) -> None:
+    """Raise Misuse if the machine is not one on which a drill shows anything, or would do harm."""
+    from vllm_safe.decide.drill import check_ready
+    from vllm_safe.decide.findings import Level
+    from vllm_safe.decide.prepare import SWAP_SERVICE, Situation, check_cgroups, check_memory, check_swap
+    from vllm_safe.drill.unit import occupants
+    from vllm_safe.host.pressure import memory_pressure
+    from vllm_safe.host.start import Ground
+    from vllm_safe.host.systemd import show
+
+    ground = Ground(swap_file=str(config.swap.file.resolve()), units=show([SWAP_SERVICE], ("Id", "StatusText")))
+    situation = Situation(config, host, "the hog", ground)
+    checks = [check(situation) for check in (check_cgroups, check_memory, check_swap)]
+    for finding in (*checks, check_ready(config, host, occupants(), memory_pressure())):
+        if finding.level is Level.FAIL or (finding.level is Level.WARN and finding is checks[0]):
+            raise Misuse(f"no drill: {finding.what}", hint=finding.do_next)
+
+
+@contextmanager
+def _one_drill() -> Iterator[None]:
+    """Alone; and a terminal that has gone, or a SIGTERM, ends it as Ctrl-C does: in order."""
+    from vllm_safe.apply.lock import alone
+
+    def refuse() -> None:
+        raise Misuse("no drill: another one is under way")
+
+    with alone("drill", refuse):
+        for number in (signal.SIGHUP, signal.SIGTERM):
+            signal.signal(number, signal.default_int_handler)
+        yield
+
+
+def _run(start: StartHog, hog: Hog, seconds: float) -> Course:
+    from vllm_safe.drill.run import run
+
+    terminal = sys.stderr.isatty()
+
+    def show(text: str) -> None:
+        if terminal:
+            click.echo(f"\r\033[K{text[: shutil.get_terminal_size().columns - 1]}", nl=False, err=True)
+
+    try:
+        return run(start, hog, seconds, show)
+    finally:
+        show("")
+
+
+def _report(course: Course, hog: Hog, limits: ModelLimits, *, as_json: bool) -> int:
+    from vllm_safe.decide.drill import as_json as lines_as_json
+    from vllm_safe.decide.drill import judge
+
+    lines = judge(course.idle, course.drill, course.pressed)
+    bad = [line.what for line in lines if not line.met]
+    word = "FAIL" if bad else "PASS"
+    if as_json:
+        answer = {
+            "result": word,
+            "failed": bad,
+            "seconds": course.seconds,
+            "lines": lines_as_json(lines),
+            "hog": {"size": hog.size, "ram": course.ram, "swap": course.swap, "pages_per_second": course.pages, "ended": course.ended},
+            "limits": limits.properties,
+            "recovered": course.recovered,
+        }
+        click.echo(json.dumps(answer, indent=2))
+    else:
+        click.echo("\n".join(_text(course, lines, limits)))
+        click.secho(f"{word}: {', '.join(bad)}" if bad else word, fg="red" if bad else "green", bold=True)
+    return EXIT_FAILED if bad else 0
+
+
+def _text(course: Course, lines: tuple[Line, ...], limits: ModelLimits) -> Iterator[str]:
+    from vllm_safe.cli.table import columns
+    from vllm_safe.sizes import format_size
+
+    yield from columns((("", "idle", "drill", "bound", ""), *(line.cells() for line in lines)), indent="")
+    yield ""
+    limit = f"{format_size(limits.memory_max.value)} RAM, {format_size(limits.swap_max.value)} swap"
+    yield f"The hog had {format_size(course.ram)} of RAM and {format_size(course.swap)} of swap (limits: {limit})"
+    yield f"and touched {course.pages:.0f} pages a second" + (f"; it was ended after {course.ended:.0f} s." if course.ended else ".")
+    back = "after more than a minute" if course.recovered is None else f"within {course.recovered:.0f} s"
+    yield f"Logins were as fast as before {back} of its end."
+    yield ""

@@ -1,0 +1,159 @@
+"""What a person at the machine would feel, as figures: each probe is a thread that appends samples. Standard library only.
+
+A login is what sshd's is, less its cryptography and PAM: systemd makes a scope in user.slice, the process moves into it and becomes a
+login shell, which runs a program that is not in the page cache. So PID 1, fork, exec, the shell's files and the disk are all in it.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple, Self
+
+LOGIN, SSH, PROGRAM, GAP, STALL = "login", "ssh", "program", "gap", "stall"
+SLICES = ("system.slice", "user.slice", "init.scope")  # the operating system: decide/protect.py's, which this file must not import
+EVERY = 1.0  # seconds between the beginnings of two logins, where one takes no longer
+LONGEST = 120.0  # seconds; sshd's own LoginGraceTime: after that a login has failed
+
+SHELL = Path("/bin/bash")
+# Essential on Debian, and nothing that runs all the time keeps it in RAM.
+RARE = Path("/usr/bin/find")
+LOGIN_COMMAND = (
+    *("systemd-run", "--quiet", "--collect", "--scope", "--slice=user.slice", "--description=vllm-safe drill: a login"),
+    # Without the user's own files: what is in them is not ours to run again and again.
+    *("env", "-i", "HOME=/nonexistent", "PATH=/usr/bin:/bin", str(SHELL), "-l", "-c", f"exec {RARE} --version"),
+)
+SSH_COMMAND = (
+    *("ssh", "-F", "none", "-o", "BatchMode=yes", "-o", "PreferredAuthentications=publickey", "-o", "LogLevel=ERROR"),
+    # To this machine itself, with a key that need not be believed: nothing is added to known_hosts.
+    *("-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "localhost", "true"),
+)
+
+
+class Sample(NamedTuple):
+    """One figure: `what` is LOGIN, SSH, PROGRAM, GAP (seconds) or STALL:SLICE (a share of the time, 0 to 1); `at`: seconds since boot."""
+
+    at: float
+    what: str
+    value: float
+
+
+def forget(path: Path) -> None:
+    """Have the kernel drop a program from the page cache, as far as nobody has it mapped."""
+    with suppress(OSError):
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(file)
+
+
+def timed(command: Sequence[str], *cold: Path) -> float | None:
+    """The seconds that a command takes with the programs `cold` not in the cache, at most LONGEST; None if it failed."""
+    for path in cold:
+        forget(path)
+    start = time.monotonic()
+    quiet = subprocess.DEVNULL
+    try:
+        done = subprocess.run(command, stdin=quiet, stdout=quiet, stderr=quiet, timeout=LONGEST, check=False, start_new_session=True)
+    except subprocess.TimeoutExpired:
+        return LONGEST
+    except OSError:
+        return None
+    return time.monotonic() - start if done.returncode == 0 else None
+
+
+def login() -> float | None:
+    """One login, as `timed` has it."""
+    return timed(LOGIN_COMMAND, SHELL, RARE)
+
+
+def ssh() -> float | None:
+    """One login over ssh to this machine; None where no sshd listens, or it takes none of our keys."""
+    return timed(SSH_COMMAND)
+
+
+def program() -> float | None:
+    """One fork and exec of a program that is not in the cache."""
+    return timed((str(RARE), "--version"), RARE)
+
+
+def stalled(unit: str) -> float | None:
+    """Seconds since boot in which nobody in a unit could run for want of memory (PSI); None without PSI."""
+    try:
+        text = Path("/sys/fs/cgroup", unit, "memory.pressure").read_text()
+        return int(text.rsplit("total=", 1)[1]) / 1e6  # the last line is "full avg10=... total=MICROSECONDS"
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+class Watch:
+    """A context manager that takes samples until its end; `samples` can be read at any time. `probes`: by the name of their samples."""
+
+    def __init__(self, probes: dict[str, Callable[[], float | None]]) -> None:
+        self.samples: list[Sample] = []
+        self.failed: list[Sample] = []  # of probes that came to nothing: how long they took is not a login's time
+        self._end = threading.Event()
+        self._threads = [threading.Thread(target=self._repeat, args=item, daemon=True) for item in probes.items()]
+        self._threads += [threading.Thread(target=work, daemon=True) for work in (self._follow_heart, self._follow_pressure)]
+        self._heart: subprocess.Popen[str] | None = None
+
+    def __enter__(self) -> Self:
+        beat = [sys.executable, "-I", str(Path(__file__).with_name("heartbeat.py"))]
+        pipe = subprocess.PIPE
+        self._heart = subprocess.Popen(beat, stdin=pipe, stdout=pipe, text=True, start_new_session=True)
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End, and wait for the login that is under way: it began in our time."""
+        self._end.set()
+        if self._heart and self._heart.stdin:
+            self._heart.stdin.close()
+            self._heart.wait()
+        for thread in self._threads:
+            thread.join(LONGEST)
+
+    def last(self, what: str) -> float | None:
+        """The last value of a kind."""
+        return next((sample.value for sample in reversed(self.samples) if sample.what == what), None)
+
+    def worst(self, what: str) -> float | None:
+        """The largest value of a kind."""
+        return max((sample.value for sample in self.samples if sample.what == what), default=None)
+
+    def _repeat(self, what: str, probe: Callable[[], float | None]) -> None:
+        while not self._end.is_set():
+            start = time.monotonic()
+            value = probe()
+            if value is None:
+                self.failed.append(Sample(start, what, time.monotonic() - start))
+            else:
+                self.samples.append(Sample(start, what, value))
+            self._end.wait(max(0.0, start + EVERY - time.monotonic()))
+
+    def _follow_heart(self) -> None:
+        for line in (self._heart and self._heart.stdout) or ():
+            self.samples.append(Sample(time.monotonic(), GAP, float(line)))
+
+    def _follow_pressure(self) -> None:
+        before = _pressures()
+        last = time.monotonic()
+        while not self._end.wait(EVERY):
+            now, after = time.monotonic(), _pressures()
+            for unit in before.keys() & after.keys():
+                share = min(1.0, (after[unit] - before[unit]) / (now - last))
+                self.samples.append(Sample(now, f"{STALL}:{unit}", share))
+            before, last = after, now
+
+
+def _pressures(units: Iterable[str] = SLICES) -> dict[str, float]:
+    found = {unit: stalled(unit) for unit in units}
+    return {unit: seconds for unit, seconds in found.items() if seconds is not None}

@@ -1,0 +1,108 @@
+"""The drill itself: logins are timed on the idle machine, then beside the hog, then until they are as fast as before."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from vllm_safe.decide.drill import Hog, Taken, bound_usual
+from vllm_safe.drill import probes
+from vllm_safe.drill.unit import StartHog, memory, occupants
+from vllm_safe.errors import Failure
+
+_TICK = 0.25  # seconds
+RECOVERY = 60.0  # seconds; longer is not waited
+
+
+@dataclass
+class Course:
+    """What was measured so far. Bytes, pages per second, seconds."""
+
+    seconds: float
+    idle: Taken = field(default_factory=lambda: Taken(()))
+    drill: Taken = field(default_factory=lambda: Taken(()))
+    ram: int = 0  # the most that the hog had
+    swap: int = 0
+    pages: float = 0.0  # that it touched, per second
+    ticks: int = 0
+    ticks_full: int = 0  # in which the hog was at its limit
+    ended: float | None = None  # when the hog ended by itself, after its start
+    recovered: float | None = None  # how long after the hog's end a login was as fast as on the idle machine
+
+    @property
+    def pressed(self) -> float:
+        """The share of the drill in which the hog was at its limit."""
+        return min(1.0, self.ticks_full * _TICK / self.seconds)
+
+
+Show = Callable[[str], None]
+
+
+def run(step: StartHog, hog: Hog, seconds: float, show: Show) -> Course:
+    """All of it; the hog is gone at the end, whatever happens. Failure if it cannot be started, or if a model is."""
+    course = Course(seconds)
+    found = {probes.LOGIN: probes.login}
+    if probes.ssh() is not None:
+        found[probes.SSH] = probes.ssh
+    with probes.Watch(found) as idle:
+        _pass(max(10.0, seconds / 4), lambda left: show(f"idle, {left:.0f} s to go: {_now(idle)}"))
+    course.idle = Taken(idle.samples, idle.failed)
+    if not course.idle.values(probes.LOGIN):
+        raise Failure(
+            "no login worked on the idle machine: there is nothing to compare with", hint=f"Try: {' '.join(probes.LOGIN_COMMAND)}"
+        )
+    try:
+        step.run()
+        with probes.Watch(found) as watch:
+            _press(step, hog, course, lambda left: show(f"drill, {left:.0f} s to go: {_now(watch)}; hog {_gigabytes(*memory())}"))
+            step.stop()
+    finally:
+        step.stop()
+    course.drill = Taken(watch.samples, watch.failed)
+    course.recovered = _recover(bound_usual(course.idle), show)
+    return course
+
+
+def _press(step: StartHog, hog: Hog, course: Course, show: Callable[[float], None]) -> None:
+    start = time.monotonic()
+    while (left := course.seconds - (time.monotonic() - start)) > 0:
+        if step.ended:
+            course.ended = time.monotonic() - start
+            break
+        if others := occupants():
+            raise Failure(f"{others[0]} was started: the drill makes room for it", hint=f"Repeat the drill when {others[0]} is stopped.")
+        ram, swap = memory()
+        course.ram, course.swap = max(course.ram, ram), max(course.swap, swap)
+        course.ticks += 1
+        course.ticks_full += ram + swap >= hog.full
+        show(left)
+        time.sleep(min(_TICK, left))
+    course.pages = step.touched[-1] / len(step.touched) if step.touched else 0.0
+
+
+def _recover(bound: float, show: Show) -> float | None:
+    start = time.monotonic()
+    while (spent := time.monotonic() - start) < RECOVERY:
+        show(f"the hog has gone: waiting for a login within {bound:.1f} s")
+        seconds = probes.login()
+        if seconds is not None and seconds <= bound:
+            return spent
+    return None
+
+
+def _pass(seconds: float, show: Callable[[float], None]) -> None:
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:
+        show(left)
+        time.sleep(min(_TICK, left))
+
+
+def _now(watch: probes.Watch) -> str:
+    last, worst, gap = watch.last(probes.LOGIN), watch.worst(probes.LOGIN), watch.worst(probes.GAP)
+    words = [f"login {last:.1f} s" if last is not None else "login ...", *([f"worst {worst:.1f}"] if worst is not None else [])]
+    return ", ".join([*words, *([f"gap {gap:.1f}"] if gap is not None else [])])
+
+
+def _gigabytes(ram: int, swap: int) -> str:
+    return f"{ram / (1 << 30):.1f}+{swap / (1 << 30):.1f} GiB"
