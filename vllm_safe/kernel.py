@@ -12,6 +12,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _INT64 = ctypes.c_int64
 
 _RENAME_NOREPLACE = 1  # linux/fs.h
+_MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4  # asm-generic/mman.h
 _FS_IOC_GETFLAGS, _FS_IOC_SETFLAGS = 0x80086601, 0x40086602  # linux/fs.h, where a long has 64 bits
 _REG_EXTENDED, _REG_NOSUB = 1, 1 << 3  # regex.h
 _FS_COMPR_FL, _FS_NOCOW_FL = 0x00000004, 0x00800000
@@ -70,3 +71,8 @@ def regex_error(pattern: str) -> str | None:
     said = ctypes.create_string_buffer(200)
     _libc.regerror(code, compiled, said, ctypes.c_size_t(len(said)))
     return said.value.decode(errors="replace")
+
+
+def lock_memory() -> None:
+    """Keep every page of this process in RAM from when it is first touched (mlockall(2)): now, and what is mapped later."""
+    _call("mlockall", _MCL_CURRENT | _MCL_FUTURE | _MCL_ONFAULT)

@@ -1,0 +1,66 @@
+"""The guard's settings as it reads them: /run/vllm-safe/guard.json, written by `vllm-safe apply` from a valid configuration only.
+
+Hence a mistake in config.yaml never reaches the guard: it keeps the last good settings, and `note` says that they are.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import NamedTuple
+
+PLAN_FILE = "/run/vllm-safe/guard.json"  # root 0644
+EVENTS_FOLDER = "/run/vllm-safe/guard"  # RuntimeDirectory= of the unit; NAME.jsonl below it
+MOST_BYTES = 65536  # of the plan file
+
+# Longest freeze that can be asked for, in seconds. All of a model's processes stand still together, but their clocks go on: what waits for
+# another's answer must not find its time over. Shortest such times: 5 s, an idle HTTP connection of uvicorn (it is closed, and opened
+# again); 10 s, VLLM_RPC_TIMEOUT; 60 s and more, VLLM_ENGINE_ITERATION_TIMEOUT_S, the watchdog of vllm@.service; 480 s and more, NCCL's.
+MOST_FREEZE = 5.0
+
+
+class Step(NamedTuple):
+    """When to act: the OS was stalled for the share `pressure` (0..1) of the last `after` seconds."""
+
+    pressure: float
+    after: float
+
+
+class Plan(NamedTuple):
+    """The section `guard` of config.yaml."""
+
+    enabled: bool = True
+    squeeze: Step = Step(0.2, 2.0)
+    freeze: Step = Step(0.4, 5.0)
+    freeze_time: float = 3.0  # seconds, at most MOST_FREEZE
+    kill: Step = Step(0.8, 60.0)
+    note: str = ""  # why these are not the settings of config.yaml, or ""
+
+    @property
+    def threshold(self) -> float:
+        """The least pressure that means anything."""
+        return min(self.squeeze.pressure, self.freeze.pressure, self.kill.pressure)
+
+    def to_json(self) -> str:
+        """The plan file's text."""
+        return json.dumps(self._asdict()) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """The plan that `to_json` wrote. ValueError if the text is anything else."""
+        try:
+            values = json.loads(text)
+            values |= {key: Step(*map(float, values[key])) for key in ("squeeze", "freeze", "kill")}
+            plan = cls(**values)
+            steps = (plan.squeeze, plan.freeze, plan.kill)
+            sane = all(0 < step.pressure <= 1 and step.after > 0 for step in steps) and 0 < plan.freeze_time <= MOST_FREEZE
+        except (TypeError, KeyError, AttributeError) as error:
+            raise ValueError(str(error)) from error
+        if not sane:
+            raise ValueError("a value is out of its range")
+        return plan
+
+
+def read_plan(path: str = PLAN_FILE) -> Plan:
+    """The plan in the file. OSError or ValueError if there is none."""
+    with open(path, encoding="utf-8") as file:  # noqa: PTH123 - pathlib is 2 MB
+        return Plan.from_json(file.read(MOST_BYTES))

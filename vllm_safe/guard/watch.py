@@ -1,0 +1,190 @@
+"""What the guard looks at: the kernel's pressure files, which also wake it (PSI triggers), and the cgroups' own counts."""
+
+from __future__ import annotations
+
+import os
+import select
+import time
+
+from vllm_safe.guard.decide import Reading, Usage
+
+CGROUPS = "/sys/fs/cgroup"
+SLICE = "vllm.slice"
+SYSTEM = ("system.slice", "user.slice", "init.scope")
+RESOURCES = ("memory", "io")
+DOWNLOADS = ("vllm-safe-fetch", "vllm-safe-install")  # in the slice, and no models
+TRIGGER_WINDOW = 1_000_000  # microseconds
+LOW = 0.05  # of RAM and of swap: looked at closely, whatever PSI says
+FAULT = 0.01  # seconds that one page takes from a hard disk: without PSI, major faults are what tells a stall
+SCARCE = 0.1  # of RAM; with more available, major faults are programs that start
+_PAGE = 4096
+_MOST = 16384  # bytes of a file
+
+
+def read_text(path: str) -> str:
+    """The text of a small file of the kernel's; "" if it is gone, or this kernel has none."""
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return ""
+    try:
+        return os.read(file, _MOST).decode(errors="replace")
+    except OSError:  # its cgroup was removed since
+        return ""
+    finally:
+        os.close(file)
+
+
+def units(root: str = CGROUPS) -> list[str]:
+    """The units in the models' slice that are to be watched: models, and what stands in for one."""
+    try:
+        with os.scandir(f"{root}/{SLICE}") as entries:
+            names = [entry.name for entry in entries if entry.name.endswith((".service", ".scope"))]
+    except OSError:
+        return []
+    return sorted(name for name in names if not name.startswith(DOWNLOADS))
+
+
+def has_pressure(root: str = CGROUPS) -> bool:
+    """Whether this kernel tells pressure."""
+    return any(read_text(f"{root}/{group}/memory.pressure") for group in SYSTEM)
+
+
+class Triggers:
+    """One descriptor for each pressure file; poll(2) says POLLPRI on it when the OS has been stalled for long enough."""
+
+    def __init__(self, root: str = CGROUPS) -> None:
+        self._root = root
+        self._files: dict[str, int] = {}
+        self._stall = 0
+
+    def set(self, pressure: float, poll: select.poll) -> None:
+        """Watch for this share of a second, in every file that is there; those that are watched so already are left alone."""
+        stall = int(pressure * TRIGGER_WINDOW)
+        if stall != self._stall:
+            self.clear(poll)
+            self._stall = stall
+        for path in (f"{self._root}/{group}/{resource}.pressure" for group in SYSTEM for resource in RESOURCES):
+            if path in self._files:
+                continue
+            try:
+                file = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+            except OSError:  # user.slice comes with the first login
+                continue
+            try:
+                os.write(file, b"full %d %d\0" % (stall, TRIGGER_WINDOW))
+            except OSError:
+                os.close(file)
+                continue
+            poll.register(file, select.POLLPRI)
+            self._files[path] = file
+
+    def drop(self, file: int, poll: select.poll) -> None:
+        """The cgroup of this one is gone."""
+        for path in [path for path, other in self._files.items() if other == file]:
+            poll.unregister(file)
+            os.close(file)
+            del self._files[path]
+
+    def clear(self, poll: select.poll) -> None:
+        """Watch nothing."""
+        for file in list(self._files.values()):
+            self.drop(file, poll)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+
+class Watch:
+    """Readings. Without `pressure` from the kernel, stalls are estimated from major faults while RAM is scarce."""
+
+    def __init__(self, root: str = CGROUPS, meminfo: str = "/proc/meminfo") -> None:
+        self._root, self._meminfo = root, meminfo
+        self.pressure = has_pressure(root)
+        self._gained: dict[str, tuple[int, int]] = {}  # by unit: pages that it had, and all that it ever gained
+        self._faults: dict[str, int] = {}
+        self._estimated: dict[str, float] = {}
+
+    def read(self) -> Reading:
+        """One look at everything."""
+        memory = self.memory()
+        ram, available = memory.get("MemTotal", 0), memory.get("MemAvailable", 0)
+        scarce = available < SCARCE * ram
+        models = {unit: self._usage(f"{SLICE}/{unit}") for unit in units(self._root)}
+        self._gained = {key: value for key, value in self._gained.items() if key.rpartition("/")[2] in models or key in SYSTEM}
+        return Reading(
+            now=time.monotonic(),
+            stalls=self._stalls() if self.pressure else self._estimate(scarce=scarce),
+            models=models,
+            system=sum(self._usage(group).moved for group in SYSTEM),
+            ram=ram,
+            available=available,
+            swap_free=memory.get("SwapFree", 0),
+        )
+
+    def memory(self) -> dict[str, int]:
+        """Bytes, by /proc/meminfo's names."""
+        words = (line.split() for line in read_text(self._meminfo).splitlines())
+        return {parts[0].rstrip(":"): int(parts[1]) * 1024 for parts in words if len(parts) == 3}
+
+    def short(self) -> bool:
+        """Whether RAM and swap are both nearly gone."""
+        memory = self.memory()
+        ram, swap = memory.get("MemTotal", 0), memory.get("SwapTotal", 0)
+        return memory.get("MemAvailable", ram) < LOW * ram and memory.get("SwapFree", 0) <= LOW * swap
+
+    def scarce(self) -> bool:
+        """Whether so little RAM is available that a major fault means a stall."""
+        memory = self.memory()
+        return memory.get("MemAvailable", 0) < SCARCE * memory.get("MemTotal", 0)
+
+    def _stalls(self) -> dict[str, float]:
+        stalls = {}
+        for group in SYSTEM:
+            for resource in RESOURCES:
+                for line in read_text(f"{self._root}/{group}/{resource}.pressure").splitlines():
+                    kind, _, total = line.partition(" ")
+                    if kind == "full":
+                        stalls[f"{group} {resource} full"] = int(total.rpartition("=")[2]) / 1e6
+        return stalls
+
+    def _estimate(self, *, scarce: bool) -> dict[str, float]:
+        for group in SYSTEM:
+            faults = self._stat(group).get("pgmajfault", 0)
+            new = faults - self._faults.get(group, faults)
+            self._faults[group] = faults
+            key = f"{group} memory faults"
+            self._estimated[key] = self._estimated.get(key, 0.0) + (FAULT * max(0, new) if scarce else 0.0)
+        return dict(self._estimated)
+
+    def _stat(self, group: str) -> dict[str, int]:
+        words = (line.split() for line in read_text(f"{self._root}/{group}/memory.stat").splitlines())
+        return {parts[0]: int(parts[1]) for parts in words if len(parts) == 2}
+
+    def _number(self, group: str, name: str) -> int:
+        text = read_text(f"{self._root}/{group}/{name}").strip()
+        return int(text) if text.isdecimal() else 0
+
+    def _usage(self, group: str) -> Usage:
+        """Pages that came back after they had been reclaimed, went through a disk, or are more than before: what pushes others out."""
+        stat = self._stat(group)
+        held = self._number(group, "memory.current")
+        pages = (held + self._number(group, "memory.swap.current")) // _PAGE
+        before, gained = self._gained.get(group, (pages, 0))
+        gained += max(0, pages - before)
+        self._gained[group] = (pages, gained)
+        reads, through = _disks(read_text(f"{self._root}/{group}/io.stat"))
+        refaults = stat.get("workingset_refault_anon", 0) + stat.get("workingset_refault_file", 0)
+        return Usage(refaults + gained + through // _PAGE, held, reads)
+
+
+def _disks(text: str) -> tuple[dict[str, int], int]:
+    """Read operations by disk, and all bytes read and written, from io.stat."""
+    reads, through = {}, 0
+    for line in text.splitlines():
+        disk, *words = line.split()
+        counts = {key: int(value) for key, _, value in (word.partition("=") for word in words) if value.isdecimal()}
+        if "rios" in counts:
+            reads[disk] = counts["rios"]
+            through += counts["rbytes"] + counts["wbytes"]
+    return reads, through
