@@ -1,8 +1,8 @@
 """A headless Chromium, driven over DevTools by the pipe that --remote-debugging-pipe opens: no port, no driver, no library.
 
-    with Chromium() as browser:
-        browser.open(path, width=400, dark=True)
-        browser.evaluate("document.title"); browser.screenshot(Path("x.png")); browser.complaints
+with Chromium() as browser:
+    browser.open(path, width=400, dark=True)
+    browser.evaluate("document.title"); browser.screenshot(Path("x.png")); browser.complaints
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ class Chromium:
         method = message.get("method", "")
         self._seen.append(method)
         told = message.get("params", {})
-        if method == "Runtime.exceptionThrown" or method == "Log.entryAdded" or method == "Runtime.consoleAPICalled":
+        if method in {"Runtime.exceptionThrown", "Log.entryAdded", "Runtime.consoleAPICalled"}:
             self.complaints.append(json.dumps(told)[:500])
         if method == "Network.requestWillBeSent" and not told["request"]["url"].startswith(("file:", "about:")):
             self.complaints.append(f"asks for {told['request']['url']}")

@@ -3,6 +3,7 @@
 (() => {
   const run = JSON.parse(document.getElementById("run").textContent);
   const BREAK = 60; // seconds without a sample: nothing was recorded there, and no line is drawn across
+  const RANK = ["bad", "guard", ""];
   const STEPS = [1, 2, 5, 10, 20, 50, 100, 200, 500];
   const UNITS = ["B", "KiB", "MiB", "GiB", "TiB"];
   const BYTES = UNITS.flatMap((_, power) => STEPS.map((step) => step * 1024 ** power));
@@ -61,12 +62,12 @@
 
   function events(plot, named) {
     const { ctx, bbox } = plot;
-    let free = -Infinity; // where there is room for the next number
+    const taken = []; // by numbers, from left to right each; what matters most is numbered first
     ctx.save();
     ctx.font = `600 ${10 * devicePixelRatio}px ${colour("sans")}`;
     ctx.textAlign = "center";
     ctx.lineWidth = devicePixelRatio;
-    for (const event of run.events) {
+    for (const event of run.events.toSorted((a, b) => RANK.indexOf(a.tone) - RANK.indexOf(b.tone))) {
       const at = Math.round(plot.valToPos(event.time, "x", true));
       if (at < bbox.left - 1 || at > bbox.left + bbox.width + 1) continue;
       ctx.strokeStyle = ctx.fillStyle = colour({ bad: "bad", guard: "warn" }[event.tone] ?? "soft");
@@ -77,10 +78,11 @@
       ctx.lineTo(at, bbox.top + bbox.height);
       ctx.stroke();
       const half = ctx.measureText(String(event.number)).width / 2;
-      if (named && at - half > free) {
+      const room = 3 * devicePixelRatio;
+      if (named && taken.every(([left, right]) => at + half + room < left || at - half - room > right)) {
         ctx.globalAlpha = 1;
         ctx.fillText(String(event.number), at, bbox.top - 6 * devicePixelRatio);
-        free = at + half + 3 * devicePixelRatio;
+        taken.push([at - half, at + half]);
       }
     }
     ctx.restore();
@@ -116,7 +118,7 @@
         tzDate: serverTime,
         padding: [first ? 40 : 8, 10, 0, 0],
         cursor: { sync: { key: "run" }, drag: { x: true, y: false, uni: 20 }, y: false, points: { size: 6 } },
-        legend: { live: true },
+        legend: { live: true, markers: { fill: (u, at) => (series[at - 1]?.dash ? "transparent" : series[at - 1]?.stroke) } },
         scales: {
           x: { time: true, range: (_, low, high) => (low === times[0] && high === times.at(-1) ? [begin, end] : [low, high]) },
           y: { range: () => [0, plot.unit === "share" ? Math.min(1, top * 1.08) : top * 1.08] },

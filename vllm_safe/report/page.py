@@ -20,12 +20,13 @@ from vllm_safe.record.run import Event, Run
 from vllm_safe.report.answer import Answer
 from vllm_safe.report.figures import figures_of, say
 from vllm_safe.report.redact import redact
-from vllm_safe.report.series import Plot, last_time, phases_of, plots_of, samples_of
+from vllm_safe.report.series import Plot, flat, last_time, phases_of, plots_of, samples_of
 from vllm_safe.report.times import clock, date_time, offset_at, zone_at
 from vllm_safe.sizes import format_exact, format_span
 
 MARK = "<!-- A report of vllm-safe -->"  # how an earlier one is known
 _BAD = frozenset({"kernel-oom", "earlyoom", "stall", "hang", "killing"})
+_IN_PHASES = frozenset({"start", "phase"})  # what the phases on the plots show already
 _ERROR = re.compile(r"\b(?:ERROR|CRITICAL|FATAL|Traceback|\w+Error|Killed|out of memory)\b")
 _UNSAFE = {ord(char): f"\\u{ord(char):04x}" for char in "<>&\u2028\u2029"}
 
@@ -95,7 +96,11 @@ def _data(run: Run, plots: Iterable[Plot]) -> dict[str, Any]:
             for plot in plots
         ],
         "phases": [stretch._asdict() for stretch in phases_of(run)],
-        "events": [{"number": number, "time": event.time, "tone": tone_of(event)} for number, event in enumerate(run.events, 1)],
+        "events": [
+            {"number": number, "time": event.time, "tone": tone_of(event)}
+            for number, event in enumerate(run.events, 1)
+            if event.kind not in _IN_PHASES
+        ],
     }
 
 
@@ -111,7 +116,8 @@ def _top(run: Run, answer: Answer) -> Iterator[str]:
     links = {"timeline": "Timeline", "events": "Events", "figures": "Figures", "lines": "Last log lines", "facts": "Machine and settings"}
     yield f'<nav aria-label="Sections">{"".join(f"""<a href="#{anchor}">{title}</a> """ for anchor, title in links.items())}</nav>'
     if answer.changes:
-        yield '<h2>What to change</h2><table class="changes"><thead><tr><th>In config.yaml</th><th>Now</th><th>Suggested</th></tr></thead><tbody>'
+        yield '<h2>What to change</h2><table class="changes">'
+        yield "<thead><tr><th>In config.yaml</th><th>Now</th><th>Suggested</th></tr></thead><tbody>"
         for change in answer.changes:
             yield f"<tr><td><code>{_text(change.path)}</code></td><td><code>{_text(change.old)}</code></td>"
             yield f'<td><code class="new">{_text(change.new)}</code></td></tr>'
@@ -142,9 +148,11 @@ def _timeline(run: Run, plots: Iterable[Plot]) -> Iterator[str]:
 
 
 def _summary(plot: Plot) -> str:
-    """The peak of each line, or of the whole, in words."""
+    """The peak of each line, or of the whole, in words; the least of what should not run out."""
     tell = say(plot.unit)
-    if plot.stacked or len(plot.lines) == 1:
+    if plot.scarce:
+        words = f"at least {tell(min(flat(line.values for line in plot.lines)))}"
+    elif plot.stacked or len(plot.lines) == 1:
         words = f"at most {tell(plot.peak)}"
     else:
         shown = [(line.label, max(value for value in line.values if value is not None)) for line in plot.lines]
@@ -161,7 +169,8 @@ def _events(run: Run) -> Iterator[str]:
     for number, event in enumerate(run.events, 1):
         after = format_span(max(0, event.time - run.start.time))
         yield f'<tr><td class="number">{number}</td><td class="time" data-time="{event.time}">{clock(event.time, run.start.time)}</td>'
-        yield f'<td class="wide time">{after}</td><td class="kind {tone_of(event)}">{_text(event.kind)}</td><td>{_text(event.text)}</td></tr>'
+        yield f'<td class="wide time">{after}</td><td class="kind {tone_of(event)}">{_text(event.kind)}</td>'
+        yield f"<td>{_text(event.text)}</td></tr>"
     yield "</tbody></table>"
 
 
@@ -215,7 +224,7 @@ def _pairs(values: Mapping[str, Any]) -> Iterator[str]:
         plain = shown if isinstance(shown, str) else json.dumps(shown, ensure_ascii=False)
         # The name goes with the value through the filter: it is what tells that api-key is a secret.
         safe = redact(f"{key}: {plain}").partition(": ")[2]
-        yield f'<tr><th scope="row">{_text(key)}</th><td class="mono" data-value="{_text(str(value) if key in _SIZES else "")}">{_text(safe)}</td></tr>'
+        yield f'<tr><th scope="row">{_text(key)}</th><td class="mono">{_text(safe)}</td></tr>'
     yield "</tbody></table>"
 
 

@@ -33,6 +33,7 @@ class Plot(NamedTuple):
     limit: int | None = None
     limit_label: str = ""
     stacked: bool = False
+    scarce: bool = False  # the least of it matters
 
     @property
     def peak(self) -> float:
@@ -63,6 +64,7 @@ class _Kind(NamedTuple):
     limit: str = ""  # its name among the limits of a run
     limit_label: str = ""
     stacked: bool = False
+    scarce: bool = False
 
 
 _KINDS = (
@@ -76,16 +78,16 @@ _KINDS = (
         stacked=True,
     ),
     _Kind("swap", "Swap", "bytes", (("swap", "of the model"), ("swap_free", "free on the machine")), "swap_max", "swap_max"),
-    _Kind("available", "RAM that is available on the machine", "bytes", (("ram_available", "available"),)),
+    _Kind("available", "RAM that is available on the machine", "bytes", (("ram_available", "available"),), scarce=True),
     _Kind(
         "pressure",
         "Pressure: share of the time in which all waits for it",
         "share",
         (
-            ("memory_pressure", "model, memory"),
-            ("io_pressure", "model, disk"),
-            ("os_memory_pressure", "system, memory"),
-            ("os_io_pressure", "system, disk"),
+            ("memory_pressure", "memory (model)"),
+            ("io_pressure", "disk (model)"),
+            ("os_memory_pressure", "memory (system)"),
+            ("os_io_pressure", "disk (system)"),
         ),
     ),
     _Kind("disk", "Disks of the machine", "bytes/s", (("disk_read", "read"), ("disk_write", "written"))),
@@ -139,7 +141,7 @@ def flat(columns: Iterable[Column]) -> list[float]:
 def _plot(kind: _Kind, samples: tuple[Sample, ...], run: Run) -> Plot:
     lines = (Line(key, label, tuple(map(attrgetter(key), samples))) for key, label in kind.lines)
     limit = run.start.limits.get(kind.limit)
-    return Plot(kind.key, kind.title, kind.unit, _with_values(lines), limit, kind.limit_label, kind.stacked)
+    return Plot(kind.key, kind.title, kind.unit, _with_values(lines), limit, kind.limit_label, kind.stacked, kind.scarce)
 
 
 def _gpu_plots(samples: tuple[Sample, ...]) -> Iterable[Plot]:
