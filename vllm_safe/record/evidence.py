@@ -1,0 +1,91 @@
+"""Who killed what, from the journal: the kernel's and earlyoom's own lines of the last minutes of a run."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+from vllm_safe.record.encode import from_line, mapping
+from vllm_safe.record.programs import output
+from vllm_safe.record.run import Event
+
+WINDOW = 300.0  # seconds before the end
+_MOST_EVENTS = 20
+
+# mm/oom_kill.c, dump_oom_summary: two lines for each death, the cgroup in the first, the memory in the second.
+_SUMMARY = re.compile(
+    r"oom-kill:constraint=(?P<constraint>\w+).*?(?:oom_memcg=(?P<oom_memcg>[^,]*),)?(?:global_oom,)?"
+    r"task_memcg=(?P<task_memcg>.*?),task=(?P<task>.*?),pid=(?P<pid>\d+),uid=(?P<uid>\d+)"
+)
+_KILLED = re.compile(
+    r"(?P<scope>Memory cgroup out of memory|Out of memory[^:]*): Killed process (?P<pid>\d+) \((?P<task>.*?)\)(?P<rest>.*)"
+)
+_SIZES = re.compile(r"(anon-rss|shmem-rss|file-rss):(\d+)kB")
+
+# earlyoom's kill.c. 1.7: `badness 1300, VmRSS 12 MiB`; 1.8 and 1.9: `oom_score 1300, VmRSS 12 MiB, cmdline "..."`.
+_EARLYOOM = re.compile(r'sending (?P<signal>SIG\w+) to process (?P<pid>\d+)(?: uid (?P<uid>\d+))? "(?P<task>.*?)": (?P<rest>.*)')
+_LOW = re.compile(r"low memory!.*|mem avail:.*")
+
+
+class Line(NamedTuple):
+    """One line of the journal. at: seconds of the monotonic clock."""
+
+    time: float
+    at: float
+    kernel: bool
+    text: str
+
+
+def read_journal() -> Iterator[Line]:
+    """The last lines of the kernel and of earlyoom in this boot, oldest first."""
+    fields = "--output-fields=MESSAGE,_TRANSPORT"
+    command = ["journalctl", "--quiet", "--no-pager", "--boot=0", "--lines=2000", "--output=json", fields]
+    for line in output([*command, "_TRANSPORT=kernel", "+", "_SYSTEMD_UNIT=earlyoom.service"]).splitlines():
+        entry = mapping(from_line(line))
+        message, times = entry.get("MESSAGE"), [str(entry.get(f"__{clock}_TIMESTAMP")) for clock in ("REALTIME", "MONOTONIC")]
+        if isinstance(message, str) and all(moment.isdecimal() for moment in times):
+            yield Line(int(times[0]) / 1e6, int(times[1]) / 1e6, entry.get("_TRANSPORT") == "kernel", message)
+
+
+def find_deaths(lines: Iterable[Line], since: float, unit: str, is_ours: Callable[[int, int], bool]) -> list[Event]:
+    """Deaths of the unit's processes. since: on the monotonic clock; is_ours: whether a pid (and its uid, -1 unknown) was the unit's."""
+    events: list[Event] = []
+    summaries: dict[str, re.Match[str]] = {}
+    low = ""
+    for line in lines:
+        if line.at < since:
+            continue
+        if line.kernel:
+            if summary := _SUMMARY.search(line.text):
+                summaries[summary["pid"]] = summary
+            elif killed := _KILLED.search(line.text):
+                events += _kernel(line.time, killed, summaries.get(killed["pid"]), unit, is_ours)
+        elif sent := _EARLYOOM.search(line.text):
+            events += _earlyoom(line.time, sent, low, is_ours)
+        elif _LOW.match(line.text):
+            low = line.text
+    return events[-_MOST_EVENTS:]
+
+
+def _kernel(
+    time: float, killed: re.Match[str], summary: re.Match[str] | None, unit: str, is_ours: Callable[[int, int], bool]
+) -> list[Event]:
+    pid, memcg = int(killed["pid"]), summary["task_memcg"] if summary else ""
+    if unit not in memcg.split("/") and (memcg or not is_ours(pid, -1)):
+        return []
+    limit = killed["scope"].startswith("Memory cgroup")
+    sizes = {key.replace("-rss", ""): int(size) * 1024 for key, size in _SIZES.findall(killed["rest"])}
+    where = "at a memory limit" if limit else "because the machine was out of memory"
+    data: dict[str, Any] = {"pid": pid, "process": killed["task"], "limit": limit, **sizes}
+    if summary:
+        data |= {"constraint": summary["constraint"], "oom_memcg": summary["oom_memcg"] or "", "task_memcg": memcg}
+    return [Event(time, "kernel-oom", f"the kernel killed process {pid} ({killed['task']}) {where}", data)]
+
+
+def _earlyoom(time: float, sent: re.Match[str], low: str, is_ours: Callable[[int, int], bool]) -> list[Event]:
+    pid, uid = int(sent["pid"]), int(sent["uid"] or -1)
+    if not is_ours(pid, uid):
+        return []
+    data = {"pid": pid, "process": sent["task"], "signal": sent["signal"], "low": low, "line": sent[0]}
+    return [Event(time, "earlyoom", f"earlyoom sent {sent['signal']} to process {pid} ({sent['task']})", data)]

@@ -1,0 +1,52 @@
+"""vllm-safe-record NAME: the process of vllm-safe-record@NAME.service. Reads, and writes down; whatever goes wrong, the model goes on."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import sys
+
+from vllm_safe.errors import EXIT_MISUSE
+from vllm_safe.notify import notify
+from vllm_safe.paths import RUNS
+from vllm_safe.record.recorder import Recorder, clocks
+
+LOOK = 1.0  # seconds
+LEAVE = 3.0  # for the end of the unit to be written down, when we are asked to end
+
+
+def main() -> None:
+    """The console script."""
+    if len(sys.argv) != 2 or "/" in sys.argv[1]:
+        sys.stderr.write("vllm-safe-record takes the name of one model; it is started with vllm@NAME.service\n")
+        sys.exit(EXIT_MISUSE)
+    record(sys.argv[1], str(RUNS))
+
+
+def record(name: str, runs: str, root: str = "") -> None:
+    """Until SIGTERM."""
+    asked = _catch_stop()
+    recorder = Recorder(name, runs, root, _say)
+    notify(READY="1", STATUS=f"recording vllm@{name}.service to {runs}/{name}")
+    while not select.select([asked], [], [], LOOK)[0]:
+        recorder.look(*clocks())
+    until = clocks()[0] + LEAVE
+    while not recorder.leave(*clocks()) and clocks()[0] < until:
+        select.select([], [], [], 0.2)
+    recorder.close()
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
+
+
+def _catch_stop() -> int:
+    """A descriptor that can be read once we are asked to end."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    return reading
