@@ -149,6 +149,6 @@ def _text(course: Course, lines: tuple[Line, ...], limits: ModelLimits) -> Itera
     limit = f"{format_size(limits.memory_max.value)} RAM, {format_size(limits.swap_max.value)} swap"
     yield f"The hog had {format_size(course.ram)} of RAM and {format_size(course.swap)} of swap (limits: {limit})"
     yield f"and touched {course.pages:.0f} pages a second" + (f"; it was ended after {course.ended:.0f} s." if course.ended else ".")
-    back = "after more than a minute" if course.recovered is None else f"within {course.recovered:.0f} s"
-    yield f"Logins were as fast as before {back} of its end."
+    back = "not within a minute" if course.recovered is None else f"{course.recovered:.0f} s"
+    yield f"Until a login was as fast as before, after its end: {back}."
     yield ""

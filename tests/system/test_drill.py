@@ -1,0 +1,106 @@
+"""The drill where everything that it needs is real: it passes with the protection on, fails with it off, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.beds.nspawn import Nspawn
+from tests.beds.vm import Virtual
+
+ON = "swap: {size: 6G}\nmodels: {}\n"
+OFF = """
+swap: {size: 6G}
+protect: {system: 0, user: 0, init: 0}
+limits: {memory_max: 100%, swap_max: 100%, cpu_weight: 100, io_weight: 100}
+guard: {enabled: false}
+models: {}
+"""
+CONFIG = "/etc/vllm-safe/config.yaml"
+HOG = "/sys/fs/cgroup/vllm.slice/vllm-safe-drill.service"
+
+
+@pytest.fixture(scope="module")
+def bed(vm_installed: Virtual) -> Iterator[Virtual]:
+    """1 GiB of RAM, 6 GiB of swap, and a hard disk."""
+    vm_installed.write(CONFIG, ON)
+    vm_installed.run("vllm-safe swap create", timeout=300)
+    vm_installed.throttle(iops=150, bytes_per_second=120 << 20)
+    yield vm_installed
+    vm_installed.throttle()
+
+
+def drill(bed: Virtual, config: str) -> tuple[int, dict[str, Any]]:
+    bed.write(CONFIG, config)
+    done = bed.run("vllm-safe drill --seconds 45 --json", check=False, timeout=400)
+    return done.returncode, json.loads(done.stdout)
+
+
+def memory_pressure(bed: Virtual) -> float:
+    """The percentage of the last ten seconds in which something waited for memory."""
+    return float(bed.read("/proc/pressure/memory").split("avg10=")[1].split()[0])
+
+
+def begin(bed: Virtual) -> None:
+    """A drill in the background, up to where its hog has more than it could have by chance."""
+    bed.wait_for("the machine is at rest", lambda: memory_pressure(bed) < 5, timeout=120)
+    bed.run("setsid vllm-safe drill --seconds 300 --json >/root/drill.out 2>&1 & echo $! >/root/drill.pid")
+    bed.wait_for("the hog is there", lambda: bed.exists(HOG) and int(bed.read(f"{HOG}/memory.current")) > 100 << 20, timeout=120)
+
+
+def is_gone(bed: Virtual) -> bool:
+    return not bed.exists(HOG) and bed.run(["pgrep", "-f", "drill/(hog|heartbeat).py"], check=False).returncode != 0
+
+
+@pytest.mark.vm
+class TestDrill:
+    def test_it_passes_with_the_protection_on(self, bed: Virtual) -> None:
+        code, answer = drill(bed, ON)
+        assert (code, answer["result"], answer["failed"]) == (0, "PASS", []), answer
+        assert answer["hog"]["swap"] > 50 << 20
+        assert is_gone(bed)
+
+    def test_killed_it_leaves_nothing(self, bed: Virtual) -> None:
+        begin(bed)
+        assert int(bed.read(f"{HOG}/cgroup.procs").split()[0]) > 0
+        pid = bed.read(f"{HOG}/cgroup.procs").split()[-1]
+        assert bed.read(f"/proc/{pid}/oom_score_adj").strip() == "1000"
+        assert bed.out(f"stat -c %U /proc/{pid}") == "vllm"
+        second = bed.run("vllm-safe drill", check=False)
+        assert (second.returncode, "another one is under way" in second.stderr) == (2, True)
+        bed.run("pkill -9 -F /root/drill.pid")
+        bed.wait_for("the hog has gone", lambda: is_gone(bed), timeout=30)
+        assert bed.failed_units() == ""
+
+    def test_what_runs_in_a_models_place_ends_it_and_keeps_it_from_starting(self, bed: Virtual) -> None:
+        begin(bed)
+        bed.run("systemd-run --unit=other --slice=vllm.slice sleep infinity")
+        bed.wait_for("the hog has gone", lambda: is_gone(bed), timeout=60)
+        bed.wait_for("the drill says why", lambda: "other.service was started" in bed.read("/root/drill.out"), timeout=60)
+        refused = bed.run("vllm-safe drill", check=False)
+        assert (refused.returncode, "other.service runs" in refused.stderr) == (2, True)
+        assert bed.properties("other.service", "ActiveState")["ActiveState"] == "active"
+        bed.run("systemctl stop other")
+
+    def test_it_fails_with_the_protection_off(self, bed: Virtual) -> None:
+        """Last: it takes this machine a while to become itself again."""
+        code, answer = drill(bed, OFF)
+        assert (code, answer["result"]) == (1, "FAIL"), answer
+        assert any(name.startswith("login:") or name.endswith("stalled for memory") for name in answer["failed"]), answer
+        assert "time with the hog at its limit" not in answer["failed"]
+
+
+@pytest.mark.nspawn
+def test_no_drill_where_no_limit_would_hold_the_hog(nspawn_bed: Nspawn, deb: Path) -> None:
+    nspawn_bed.install(deb)
+    nspawn_bed.write(CONFIG, "swap: {size: none}\nmodels: {}\n")
+    refused = nspawn_bed.run("vllm-safe drill", check=False)
+    assert refused.returncode == 2
+    assert "no drill: this kernel has no memory controller" in refused.stderr
+    said = nspawn_bed.out("vllm-safe drill --dry-run")
+    assert "OOMScoreAdjust=1000" in said
+    assert all(line.startswith("would ") for line in said.splitlines())
