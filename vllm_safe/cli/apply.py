@@ -47,20 +47,23 @@ def _carry_out(steps: tuple[Step, ...], *, dry_run: bool) -> None:
 
 
 def _undo() -> tuple[Step, ...]:
+    from vllm_safe.apply.guard import undo_guard_steps
     from vllm_safe.apply.prepare import undo_steps
     from vllm_safe.cli.situation import read_earlyoom_env
     from vllm_safe.decide.limits import PROPERTIES
     from vllm_safe.host.systemd import runtime_dropins
 
-    return undo_steps(runtime_dropins(PROPERTIES), read_earlyoom_env())
+    return (*undo_steps(runtime_dropins(PROPERTIES), read_earlyoom_env()), *undo_guard_steps())
 
 
 def _protect(config_path: Path) -> tuple[tuple[Step, ...], ConfigError | None]:
     """A mistake in the file must not lock anybody out: then the defaults are kept for the system, and what is else stays as it is."""
+    from vllm_safe.apply.guard import guard_steps, keep_guard_steps
     from vllm_safe.apply.prepare import prepare_steps
     from vllm_safe.cli.situation import read_earlyoom_env, read_units
     from vllm_safe.config.reader import load
     from vllm_safe.config.settings import Config
+    from vllm_safe.decide.guard import decide_guard
     from vllm_safe.decide.prepare import decide_default_protection, decide_protection_of_all
     from vllm_safe.host.facts import read_host
 
@@ -68,8 +71,10 @@ def _protect(config_path: Path) -> tuple[tuple[Step, ...], ConfigError | None]:
     try:
         config = load(config_path)
     except ConfigError as mistake:
-        return prepare_steps(decide_default_protection(host, there), read_units(Config(), host), there), mistake
-    return prepare_steps(decide_protection_of_all(config, host), read_units(config, host), there), None
+        kept = prepare_steps(decide_default_protection(host, there), read_units(Config(), host), there)
+        return (*kept, *keep_guard_steps(str(mistake.mistakes[0]))), mistake
+    steps = prepare_steps(decide_protection_of_all(config, host), read_units(config, host), there)
+    return (*steps, *guard_steps(decide_guard(config))), None
 
 
 def _prepare_or_refuse(name: str, config_path: Path, *, dry_run: bool) -> None:
@@ -105,9 +110,11 @@ def _refuse_for_now(name: str, what: str, do_next: str) -> tuple[Step, ...]:
 
 def _prepare(name: str, config_path: Path) -> tuple[Step, ...]:
     """What makes a start impossible is no failure here: it goes into the launch file, so that vllm@NAME itself says it."""
+    from vllm_safe.apply.guard import guard_steps, keep_guard_steps
     from vllm_safe.apply.prepare import prepare_steps, refusal_steps
     from vllm_safe.cli.situation import read_earlyoom_env, read_situation
     from vllm_safe.config.reader import load
+    from vllm_safe.decide.guard import decide_guard
     from vllm_safe.decide.prepare import decide_preparation, known_model
     from vllm_safe.host.facts import read_host
 
@@ -116,8 +123,11 @@ def _prepare(name: str, config_path: Path) -> tuple[Step, ...]:
         known_model(config, name)
     except ConfigError as error:
         more = len(error.mistakes) - 1
-        return refusal_steps(name, str(error.mistakes[0]), f"`vllm-safe check` says all {more + 1} mistakes." if more else "")
+        first, hint = str(error.mistakes[0]), f"`vllm-safe check` says all {more + 1} mistakes." if more else ""
+        return (*refusal_steps(name, first, hint), *keep_guard_steps(first))
     except Misuse as error:
         return refusal_steps(name, error.message, error.hint)
     situation = read_situation(config, read_host(), name)
-    return prepare_steps(decide_preparation(situation), situation.ground.units, read_earlyoom_env())
+    # The launch file comes last, as what says that all before it was done.
+    steps = prepare_steps(decide_preparation(situation), situation.ground.units, read_earlyoom_env())
+    return (*guard_steps(decide_guard(config)), *steps)

@@ -14,6 +14,7 @@ from vllm_safe.config import arguments, texts
 from vllm_safe.config.document import Node, Scalar
 from vllm_safe.config.flaw import Flaw, Flawed, is_nothing, misfit, text_of
 from vllm_safe.config.profiles import PROFILES
+from vllm_safe.guard.plan import MOST_FREEZE
 from vllm_safe.sizes import MIB, TIB, Amount, format_exact, parse_amount, parse_size, parse_span
 
 MOST_BYTES = 1024 * TIB
@@ -129,7 +130,7 @@ def _span_text(seconds: float) -> str:
     return f"{seconds:g}s"
 
 
-def _span(low: float) -> Callable[[Node], float]:
+def _span(low: float, high: float = 30 * _DAY) -> Callable[[Node], float]:
     def read(node: Node) -> float:
         text = text_of(node)
         try:
@@ -138,7 +139,7 @@ def _span(low: float) -> Callable[[Node], float]:
             clock = re.fullmatch(r"([0-9]{1,4}):([0-5][0-9])", text)
             parts = int(clock[1]) * 60 + int(clock[2]) if clock else 0
             raise misfit(node, f"{parts}s or {parts}min" if parts else "") from None
-        if not low <= seconds <= 30 * _DAY:
+        if not low <= seconds <= high:
             raise misfit(node)
         return seconds
 
@@ -174,6 +175,8 @@ AMOUNT = Kind("a size such as 12G, or a percentage such as 90%", _amount)
 AMOUNT_OR_AUTO = _or("auto", AMOUNT)
 SPAN = Kind("a time from 1s to 30d, such as 90s, 15min or 2h", _span(1), _span_text)
 GRACE = Kind("a time from 0s to 30d, such as 90s, 15min or 2h", _span(0), _span_text)
+WINDOW = Kind("a time from 1s to 10min", _span(1, 600), _span_text)
+FREEZE = Kind(f"a time from 1s to {MOST_FREEZE:g}s", _span(1, MOST_FREEZE), _span_text)
 PORT = integer(1024, 65535, "a port")  # those below need root, and a model has none
 HOST = Kind("an address such as 127.0.0.1, or the name of this machine", texts.read_host)
 ABSOLUTE_PATH = Kind("a path that begins with / and has no .. in it", texts.read_path)

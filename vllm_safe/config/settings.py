@@ -116,6 +116,36 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class Guard:
+    """What is done to a model when logins and services wait for it: the least first, and none of it while they do not wait."""
+
+    enabled: bool = _setting(kinds.BOOLEAN, default=True, doc="false: the limits alone have to do.")
+    squeeze_pressure: float = _setting(
+        kinds.PERCENT,
+        20.0,
+        "1. Give it the least share of CPUs and disks when the system stood still for memory or disks (PSI, full) for this share ...",
+    )
+    squeeze_after: float = _setting(kinds.WINDOW, 2.0, "... of the last so many seconds.")
+    freeze_pressure: float = _setting(kinds.PERCENT, 40.0, "2. Freeze it, when that was not enough and the share is this ...")
+    freeze_after: float = _setting(kinds.WINDOW, 5.0, "... of so many seconds.")
+    freeze_time: float = _setting(kinds.FREEZE, 3.0, "The longest that it is frozen; then it runs for at least twice as long.")
+    kill_pressure: float = _setting(kinds.PERCENT, 80.0, "3. Kill it, as the last resort, when the share for memory alone is this ...")
+    kill_after: float = _setting(kinds.WINDOW, 60.0, "... of so many seconds.")
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """The recorder's figures for Prometheus: memory by type, pressure, phase, tokens, cards."""
+
+    textfile: Path | None = _setting(
+        kinds.PATH_OR_NONE,
+        None,
+        "The folder where node_exporter's textfile collector looks; vllm-safe-NAME.prom is put there.",
+        example="/var/lib/prometheus/node-exporter",
+    )
+
+
+@dataclass(frozen=True)
 class Engine:
     """vLLM itself, which `vllm-safe install` brings into an environment of its own."""
 
@@ -236,12 +266,14 @@ class Config:
     earlyoom: Earlyoom = Earlyoom()
     protect: Protect = Protect()
     limits: Limits = Limits()
+    guard: Guard = Guard()
     engine: Engine = Engine()
+    metrics: Metrics = Metrics()
     models: Mapping[str, Model] = field(default_factory=lambda: _EMPTY)
     positions: Mapping[str, Position] = field(default_factory=lambda: _EMPTY)
     source: str = ""
 
 
 SECTIONS: Mapping[str, type[Any]] = MappingProxyType(
-    {"swap": Swap, "earlyoom": Earlyoom, "protect": Protect, "limits": Limits, "engine": Engine}
+    {"swap": Swap, "earlyoom": Earlyoom, "protect": Protect, "limits": Limits, "guard": Guard, "engine": Engine, "metrics": Metrics}
 )

@@ -54,6 +54,15 @@ def check_pressure(at: Machine) -> Finding:
     return warned("the kernel does not tell memory pressure (PSI)", "Boot with psi=1 on the kernel's command line.")
 
 
+def check_guard(at: Machine) -> Finding:
+    """Whether a model that keeps logins waiting is held back."""
+    if not at.config.guard.enabled:
+        return warned("the guard is switched off: nothing holds back a model that keeps logins waiting", "guard.enabled in config.yaml")
+    return passed(
+        "the guard is on, and runs while a model runs" + ("" if at.host.pressure else ": by RAM, swap and major faults, without PSI")
+    )
+
+
 def check_recursive(at: Machine) -> Finding | None:
     """Whether what is kept for a slice reaches the services in it."""
     mount = at.host.mount_of(CGROUPS)
@@ -115,6 +124,7 @@ MACHINE: tuple[Callable[[Machine], Finding | None], ...] = (
     check_protection,
     check_recursive,
     check_pressure,
+    check_guard,
     check_earlyoom,
     check_earlyoom_override,
     check_overcommit,

@@ -5,7 +5,6 @@ Hence a mistake in config.yaml never reaches the guard: it keeps the last good s
 
 from __future__ import annotations
 
-import json
 from typing import NamedTuple
 
 PLAN_FILE = "/run/vllm-safe/guard.json"  # root 0644
@@ -42,11 +41,15 @@ class Plan(NamedTuple):
 
     def to_json(self) -> str:
         """The plan file's text."""
+        import json  # noqa: PLC0415 - who reads the configuration takes a bound from here, and has no use for it
+
         return json.dumps(self._asdict()) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
         """The plan that `to_json` wrote. ValueError if the text is anything else."""
+        import json  # noqa: PLC0415 - as above
+
         try:
             values = json.loads(text)
             values |= {key: Step(*map(float, values[key])) for key in ("squeeze", "freeze", "kill")}
