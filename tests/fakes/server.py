@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import mmap
 import os
 import signal
 import socket
@@ -18,13 +19,19 @@ def main() -> None:
     ask.add_argument("--deaf", action="store_true", help="ignore SIGTERM")
     ask.add_argument("--swallow", action="store_true", help="ignore the first SIGTERM that comes while loading, as vLLM does")
     ask.add_argument("--daemon", action="store_true", help="leave a process in a session of its own behind")
+    ask.add_argument("--detach", action="store_true", help="fork twice and go on in the grandchild; what was started exits 0")
     ask.add_argument("--print", type=int, default=0, metavar="BYTES", help="print so much at once")
+    ask.add_argument("--line", type=int, default=100, metavar="BYTES", help="the length of those lines")
+    ask.add_argument("--fill", default="", metavar="FILE", help="write to it until the disk is full, and fail of that")
+    ask.add_argument("--spill", default="", metavar="FILE", help="the same, and go on")
+    ask.add_argument("--read", default="", metavar="FILE", help="load it as vLLM does: mapped, page after page")
     ask.add_argument("--say", default="", help="print this line to stderr")
     ask.add_argument("--load", type=float, default=0.0, metavar="SECONDS", help="time until it listens")
     ask.add_argument("--exit", type=int, metavar="CODE", help="exit so after loading")
     ask.add_argument("--never", action="store_true", help="never listen")
     ask.add_argument("--mute", action="store_true", help="accept and never answer")
     ask.add_argument("--status", type=int, default=200, help="what /health answers")
+    ask.add_argument("--silent", type=float, default=1e6, metavar="SECONDS", help="after listening so long, accept and never answer")
     ask.add_argument("--serve", type=float, default=1e6, metavar="SECONDS", help="exit 0 after serving so long, as vLLM with a dead engine")
     _behave(ask.parse_args())
 
@@ -34,11 +41,14 @@ def _behave(told: argparse.Namespace) -> None:
     if told.daemon and os.fork() == 0:
         os.setsid()
         time.sleep(1e6)
-    line = b"x" * 99 + b"\n"
-    for _ in range(told.print // len(line) // 640):
-        _write(line * 640)
+    if told.detach:
+        _detach()
+    lines = (b"x" * (told.line - 1) + b"\n") * (64000 // told.line)
+    for _ in range(told.print // len(lines)):
+        _write(lines)
     if told.say:
         _write(told.say.encode() + b"\n")
+    _use_disk(told)
     _sleep(told.load)
     if told.exit is not None:
         sys.exit(told.exit)
@@ -60,6 +70,34 @@ def _signals(told: argparse.Namespace) -> None:
         signal.signal(signal.SIGTERM, swallow)
 
 
+def _detach() -> None:
+    """As daemon(3) does, but the output stays the journal's."""
+    for _ in range(2):
+        if os.fork():
+            os._exit(0)
+        os.setsid()
+
+
+def _use_disk(told: argparse.Namespace) -> None:
+    if told.fill:
+        _fill(told.fill)
+    if told.spill:
+        try:
+            _fill(told.spill)
+        except OSError as error:
+            _write(f"{error}\n".encode())
+    if told.read:
+        with open(told.read, "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:  # noqa: PTH123 - small
+            for at in range(0, len(mapped), mmap.PAGESIZE):
+                mapped[at]
+
+
+def _fill(path: str) -> None:
+    with open(path, "wb", buffering=0) as file:  # noqa: PTH123 - small
+        while True:
+            file.write(bytes(1 << 16))
+
+
 def _write(data: bytes) -> None:
     while data:
         data = data[os.write(1, data) :]
@@ -72,7 +110,8 @@ def _sleep(seconds: float) -> None:
 
 
 def _listen(told: argparse.Namespace) -> None:
-    until = time.monotonic() + told.serve
+    since = time.monotonic()
+    until = since + told.serve
     with socket.create_server(("127.0.0.1", told.port)) as server:
         held = []
         while (left := until - time.monotonic()) > 0:
@@ -81,7 +120,7 @@ def _listen(told: argparse.Namespace) -> None:
                 client, _ = server.accept()
             except TimeoutError:
                 continue
-            if told.mute:
+            if told.mute or time.monotonic() - since > told.silent:
                 held.append(client)
                 continue
             with client:

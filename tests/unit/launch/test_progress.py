@@ -14,11 +14,16 @@ def _process(pid: int = 1, **figures: float) -> Process:
     return Process(pid=pid, **known | figures)  # type: ignore[arg-type]
 
 
+def _after(seconds: int, each: Readings) -> Readings:
+    """With ten processes, as a model on eight cards has."""
+    return Readings._make([*(value * seconds for value in each[:-1]), 10])
+
+
 def _still_after(seconds: int, per_second: Readings) -> Stillness:
     """With readings that grow so much each second."""
     watch = Stillness(0.0, 1000.0)
     for now in range(seconds + 1):
-        watch.look(float(now), 1000.0 + now, Readings(*(value * now for value in per_second)))
+        watch.look(float(now), 1000.0 + now, _after(now, per_second))
     return watch
 
 
@@ -29,12 +34,12 @@ def test_nothing_at_all_is_still() -> None:
 
 
 def test_what_a_dead_server_does_is_no_progress_for_ever() -> None:
-    assert _still_after(3600, Readings(read=4096, mapped=0, resident=2000, cpu=0.01)).still == 3600
+    assert _still_after(3600, Readings(read=4096, mapped=0, resident=2000, cpu=0.1)).still == 3600
 
 
 @pytest.mark.parametrize(
     "moving",
-    [Readings(read=MIB), Readings(read=200 << 10), Readings(mapped=MIB), Readings(resident=MIB), Readings(cpu=0.1), Readings(news=1)],
+    [Readings(read=MIB), Readings(read=200 << 10), Readings(mapped=MIB), Readings(resident=MIB), Readings(cpu=0.5), Readings(news=1)],
 )
 def test_each_figure_alone_is_progress(moving: Readings) -> None:
     assert _still_after(3600, moving).still < 15
@@ -77,7 +82,7 @@ def test_sums_outlive_the_processes() -> None:
     sums = Sums()
     assert sums.add([_process(1, read=10, cpu=1.0, resident=5), _process(2, read=5, resident=5)], 0).read == 15
     after = sums.add([_process(2, read=8, resident=6), _process(1, started=9, read=3)], 4)  # 1 ended, and its number is another's
-    assert after == Readings(read=21, mapped=0, resident=6, cpu=1.0, news=4)
+    assert after == Readings(read=21, mapped=0, resident=6, cpu=1.0, news=4, processes=2)
 
 
 SIZES = (400 * MIB, 300 * MIB, 300 * MIB)
