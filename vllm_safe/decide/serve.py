@@ -139,6 +139,7 @@ def decide_launch(config: Config, host: Host, name: str) -> Launch:
         health=health_url(model),
         metrics=server_url(model, "/metrics") if own_engine else "",
         completions=server_url(model, "/v1/completions") if own_engine and model.warm_up else "",
+        textfile=str(config.metrics.textfile or ""),
         oom_score_adj=limits.oom_score_adj.value,
         **{key: timeout.value for key, timeout in decide_timeouts(config, name).items()},
         summary=tuple(_summary(limits, model)),

@@ -38,6 +38,7 @@ class Launch(NamedTuple):
     health: str = ""  # the URL that answers 200 when the server serves
     metrics: str = ""  # the URL of vLLM's counters, or "": health and processes are all there is to watch
     completions: str = ""  # the URL that one token is asked of before the unit counts as started, and when nothing moves; or ""
+    textfile: str = ""  # the folder for the recorder's figures, or "": metrics.textfile
     oom_score_adj: int = 0  # of the server, never of the main process that watches it
     start_timeout: float = 3600.0  # until `health` must have answered
     stall_timeout: float = 900.0  # that a start may take without any progress

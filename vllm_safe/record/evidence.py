@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from vllm_safe.record.encode import from_line, mapping
@@ -48,8 +48,8 @@ def read_journal() -> Iterator[Line]:
             yield Line(int(times[0]) / 1e6, int(times[1]) / 1e6, entry.get("_TRANSPORT") == "kernel", message)
 
 
-def find_deaths(lines: Iterable[Line], since: float, unit: str, is_ours: Callable[[int, int], bool]) -> list[Event]:
-    """Deaths of the unit's processes. since: on the monotonic clock; is_ours: whether a pid (and its uid, -1 unknown) was the unit's."""
+def find_deaths(lines: Iterable[Line], since: float, unit: str, pids: Collection[int]) -> list[Event]:
+    """Deaths of the unit's processes. since: on the monotonic clock; pids: of the unit's processes."""
     events: list[Event] = []
     summaries: dict[str, re.Match[str]] = {}
     low = ""
@@ -60,19 +60,17 @@ def find_deaths(lines: Iterable[Line], since: float, unit: str, is_ours: Callabl
             if summary := _SUMMARY.search(line.text):
                 summaries[summary["pid"]] = summary
             elif killed := _KILLED.search(line.text):
-                events += _kernel(line.time, killed, summaries.get(killed["pid"]), unit, is_ours)
+                events += _kernel(line.time, killed, summaries.get(killed["pid"]), unit, pids)
         elif sent := _EARLYOOM.search(line.text):
-            events += _earlyoom(line.time, sent, low, is_ours)
+            events += _earlyoom(line.time, sent, low, pids)
         elif _LOW.match(line.text):
             low = line.text
     return events[-_MOST_EVENTS:]
 
 
-def _kernel(
-    time: float, killed: re.Match[str], summary: re.Match[str] | None, unit: str, is_ours: Callable[[int, int], bool]
-) -> list[Event]:
+def _kernel(time: float, killed: re.Match[str], summary: re.Match[str] | None, unit: str, pids: Collection[int]) -> list[Event]:
     pid, memcg = int(killed["pid"]), summary["task_memcg"] if summary else ""
-    if unit not in memcg.split("/") and (memcg or not is_ours(pid, -1)):
+    if unit not in memcg.split("/") and (memcg or pid not in pids):
         return []
     limit = killed["scope"].startswith("Memory cgroup")
     sizes = {key.replace("-rss", ""): int(size) * 1024 for key, size in _SIZES.findall(killed["rest"])}
@@ -83,9 +81,9 @@ def _kernel(
     return [Event(time, "kernel-oom", f"the kernel killed process {pid} ({killed['task']}) {where}", data)]
 
 
-def _earlyoom(time: float, sent: re.Match[str], low: str, is_ours: Callable[[int, int], bool]) -> list[Event]:
-    pid, uid = int(sent["pid"]), int(sent["uid"] or -1)
-    if not is_ours(pid, uid):
+def _earlyoom(time: float, sent: re.Match[str], low: str, pids: Collection[int]) -> list[Event]:
+    pid = int(sent["pid"])
+    if pid not in pids:
         return []
     data = {"pid": pid, "process": sent["task"], "signal": sent["signal"], "low": low, "line": sent[0]}
     return [Event(time, "earlyoom", f"earlyoom sent {sent['signal']} to process {pid} ({sent['task']})", data)]

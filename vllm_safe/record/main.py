@@ -6,11 +6,12 @@ import os
 import select
 import signal
 import sys
+import time
 
 from vllm_safe.errors import EXIT_MISUSE
 from vllm_safe.notify import notify
 from vllm_safe.paths import RUNS
-from vllm_safe.record.recorder import Recorder, clocks
+from vllm_safe.record.recorder import Recorder
 
 LOOK = 1.0  # seconds
 LEAVE = 3.0  # for the end of the unit to be written down, when we are asked to end
@@ -30,11 +31,16 @@ def record(name: str, runs: str, root: str = "") -> None:
     recorder = Recorder(name, runs, root, _say)
     notify(READY="1", STATUS=f"recording vllm@{name}.service to {runs}/{name}")
     while not select.select([asked], [], [], LOOK)[0]:
-        recorder.look(*clocks())
-    until = clocks()[0] + LEAVE
-    while not recorder.leave(*clocks()) and clocks()[0] < until:
+        recorder.look(*_clocks())
+    until = time.monotonic() + LEAVE
+    while not recorder.leave(*_clocks()) and time.monotonic() < until:
         select.select([], [], [], 0.2)
     recorder.close()
+
+
+def _clocks() -> tuple[float, float]:
+    """The monotonic one, and the one on the wall."""
+    return time.monotonic(), time.time()
 
 
 def _say(text: str) -> None:
