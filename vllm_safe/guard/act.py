@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 
 from vllm_safe.guard.decide import Act
 from vllm_safe.guard.watch import CGROUPS, SLICE, read_text
@@ -85,7 +86,8 @@ class Hands:
     def _restore(self, group: str) -> None:
         before = {key: value for key, value in self._marked(group).items() if key != "frozen"}
         for key, value in before.items():
-            self._set(group, key, value)
+            with suppress(OSError):  # one that cannot be restored (its disk is gone) keeps none of the others
+                self._set(group, key, value)
         self._mark(group, {key: value for key, value in self._marked(group).items() if key == "frozen"})
         self._held.pop(group, None)
         self._release_slice()

@@ -32,7 +32,10 @@ def main(root: str = CGROUPS) -> int:
     loop.recover()
     rehearse()
     loop.prepare()
-    kernel.lock_memory()
+    try:
+        kernel.lock_memory()
+    except OSError as error:
+        journal.say(f"cannot lock the guard's memory, as in most containers: {error}", WARNING)
     return loop.run()
 
 
