@@ -1,186 +1,261 @@
-"""What the main process does when something happens to its server: pure, with the time handed in, so that each case is a test.
+"""What the main process decides when something happens to its server: pure, with the time handed in, so that each case is a test.
 
-loading -> serving -> ended, and ending from anywhere. Each event returns the actions to carry out, in order.
+waiting -> starting ... warming-up -> ready -> stopping -> ended, as in state.py. Each event returns the actions to carry out, in order.
 """
 
 from __future__ import annotations
 
-import os
-import signal
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from enum import Enum
+import math
+from collections.abc import Sequence
 
 from vllm_safe.errors import EXIT_FAILED, EXIT_MISUSE
+from vllm_safe.launch.actions import Action, Ask, Order, Quit, Say, Tell
+from vllm_safe.launch.ending import Ending, explain
+from vllm_safe.launch.liveness import Liveness
+from vllm_safe.launch.loading import Loading
 from vllm_safe.launch.plan import Launch
 from vllm_safe.launch.probe import Answer
-from vllm_safe.launch.server import CANNOT_RUN, describe_ending
+from vllm_safe.launch.processes import Process
+from vllm_safe.launch.progress import LONGEST_TICK
 from vllm_safe.sizes import format_span
 
-STATUS_EVERY = 5.0  # seconds between two "loading, 3 min 20 s"
-TERM_AGAIN = 2.0  # vLLM swallows the first SIGTERM while it loads (vllm/utils/network_utils.py); the second ends it
-LOADING_GRACE = 20.0  # nothing is being answered yet; vLLM needs 9 s after the second SIGTERM
-DYING = 2.0  # after SIGKILL; what does not die by then hangs in a driver, and systemd goes on trying
-
-# Before it ever served: a wrong option (argparse, and most others), or no such program. Tried again, it would say the same.
-_NEVER_CAN_WORK = (2, 126, CANNOT_RUN)
-
-
-class Phase(Enum):
-    """Where the server is in its life."""
-
-    LOADING = "loading"
-    SERVING = "serving"
-    ENDING = "ending"
-    ENDED = "ended"
+POLL_FIRST, POLL_LONGEST = 0.1, 2.0  # seconds between two questions to the health URL of one that loads, doubling
+LOOK_EVERY = 1.0  # seconds between two looks at the processes of one that loads
+STATUS_EVERY = 5.0
+# What systemd is to wait on for more, again and again. Long, since a guard may freeze us and swapping slow us: what stands still is ended
+# by ourselves, and this ends only ourselves. TimeoutStartSec= in vllm@.service is the first of these spans.
+EXTEND_EVERY, EXTEND_BY = 30.0, 600.0
 
 
-@dataclass(frozen=True)
-class Say:
-    """A line for the journal, at a level of syslog(3)."""
-
-    text: str
-    level: int = 6
-
-    @classmethod
-    def error(cls, text: str) -> Say:
-        """A line that `journalctl -p err` shows."""
-        return cls(text, level=3)
-
-
-@dataclass(frozen=True)
-class Tell:
-    """Fields of sd_notify(3)."""
-
-    fields: Mapping[str, str]
-
-
-@dataclass(frozen=True)
-class Send:
-    """A signal for the server."""
-
-    number: signal.Signals
-
-
-@dataclass(frozen=True)
-class Kill:
-    """SIGKILL for the server and what it started."""
-
-
-@dataclass(frozen=True)
-class Quit:
-    """The end of the main process; systemd kills what is left in the cgroup."""
-
-    code: int
-
-
-Action = Say | Tell | Send | Kill | Quit
-
-
-@dataclass
 class Lifecycle:
-    """The state of one server. Times are seconds of one monotonic clock."""
+    """The state of one server. `now` is a monotonic clock's, `wall` Unix time; `watchdog`: seconds of WatchdogSec=, 0 for none."""
 
-    launch: Launch
-    started: float
-    phase: Phase = field(default=Phase.LOADING, init=False)
-
-    def __post_init__(self) -> None:
-        self._status_at = self.started + STATUS_EVERY
-        self._serving_since = 0.0
-        self._heard = "was not asked yet"  # what the health URL last did
+    def __init__(self, launch: Launch, now: float, wall: float, *, sizes: Sequence[int] = (), watchdog: float = 0.0) -> None:
+        self.phase = "waiting" if launch.pause else "starting"
+        self.since = wall  # when the phase began
+        self.text = ""  # what STATUS= says
+        self.cause = ""
+        self.reason = ""
+        self.alive: Liveness | None = None
+        self._launch, self._sizes = launch, sizes
+        self._started = now  # the server, or the wait for its start
+        self._loading = Loading(now, wall, sizes)
+        self._heard = Answer("was not asked yet")
+        self._interval = POLL_FIRST
+        self._warm_at: float | None = None  # a token was asked for; seconds since then that count
+        self._warming = 0.0
+        self._ending: Ending | None = None
+        self._exited = False
         self._code = 0  # to quit with, once ending
-        self._term_at: float | None = None
-        self._kill_at = 0.0
-        self._killed = False
+        self._feed = watchdog / 4
+        self._timers: dict[str, float] = {"extend": now, **({"watchdog": now} if watchdog else {})}
+        self._timers |= {"go": now + launch.pause} if launch.pause else self._loading_timers(now)
 
     @property
     def due(self) -> float | None:
         """When `tick` must be called next, if at all."""
-        if self.phase is Phase.LOADING:
-            return min(self._status_at, self.started + self.launch.start_timeout)
-        if self.phase is Phase.ENDING:
-            return self._kill_at if self._term_at is None else min(self._term_at, self._kill_at)
-        return None
+        if self.phase == "ended":
+            return None
+        return min((*self._timers.values(), self._ending.due if self._ending else math.inf))
 
-    def tick(self, now: float) -> list[Action]:
+    @property
+    def loading(self) -> Loading | None:
+        """How far the start is, while it is under way."""
+        return None if self.alive or self._ending else self._loading
+
+    def tick(self, now: float, wall: float) -> list[Action]:
         """Time has passed."""
-        if self.phase is Phase.LOADING:
-            return self._wait_on(now)
-        if self.phase is Phase.ENDING:
-            return self._end_on(now)
+        if self.phase == "ended":
+            return []
+        actions: list[Action] = [Tell({"WATCHDOG": "1"})] if self._fires("watchdog", now, self._feed) else []
+        if self._ending:
+            return actions + self._end_on(now, self._ending)
+        if self._fires("extend", now, EXTEND_EVERY):
+            actions.append(Tell({"EXTEND_TIMEOUT_USEC": _usec(EXTEND_BY)}))
+        if self.phase == "waiting":
+            return actions + self._wait_on(now, wall)
+        if self._fires("look", now, self.alive.interval if self.alive else LOOK_EVERY):
+            actions.append(Order.LOOK)
+        actions += [Ask(what) for what in ("health", "metrics") if self._fires(what, now, math.inf)]  # again when it is answered
+        return actions + (self._serve_on(now, wall, self.alive) if self.alive else self._load_on(now, wall))
+
+    def heard(self, chunk: bytes, now: float, wall: float) -> None:
+        """The server printed something."""
+        if (loading := self.loading) and loading.follow.hear(chunk, now) and self._launch.metrics and self.phase != "waiting":
+            self._go(loading.follow.phase, wall)
+
+    def looked(self, now: float, wall: float, processes: Sequence[Process]) -> list[Action]:
+        """The processes of the server were read."""
+        if self._ending or self.phase == "ended":
+            return []
+        if self.alive:
+            self.alive.looked(processes)
+            return []
+        self._loading.look(now, wall, processes)
+        if self._warm_at is not None:
+            self._warming += min(now - self._warm_at, LONGEST_TICK)
+            self._warm_at = now
+            if self._warming >= self._launch.hang_timeout:
+                what = f"it answers its health URL, but has not made one token within {format_span(self._warming)} (hang_timeout)"
+                return self._end_hung(now, wall, "hang", what)
+        if self._loading.still >= self._launch.stall_timeout:
+            return self._end_hung(now, wall, "stall", self._loading.stall(self.phase))
         return []
 
-    def answered(self, now: float, answer: Answer) -> list[Action]:
-        """The health URL was asked."""
-        self._heard = answer.text
-        if self.phase is not Phase.LOADING or not answer.healthy:
+    def answered(self, now: float, wall: float, what: str, answer: Answer) -> list[Action]:
+        """A question was answered, or was not."""
+        if self._ending or self.phase == "ended":
             return []
-        self.phase = Phase.SERVING
-        self._serving_since = now
-        ready = f"serving {self.launch.name} on {_base(self.launch.health)}"
-        return [Tell({"READY": "1", "STATUS": f"ready, {ready}"}), Say(f"ready after {format_span(now - self.started)}: {ready}")]
+        if what == "token":
+            return self._answered_token(now, wall, answer)
+        if self.alive:
+            self._timers[what] = now + self.alive.interval
+            if what == "metrics":
+                self.alive.counted(answer.figures)
+            else:
+                self.alive.health(answer)
+            return []
+        self._heard = answer
+        self._timers["health"] = now + self._interval
+        self._interval = min(2 * self._interval, POLL_LONGEST)
+        if not answer.healthy or self._warm_at is not None:
+            return []
+        if not self._launch.completions:
+            return self._ready(now, wall)
+        self._loading.follow.go("warming-up", now)
+        self._go("warming-up", wall)
+        self._warm_at = now
+        return [Ask("token")]
 
-    def asked_to_stop(self, now: float) -> list[Action]:
+    def asked_to_stop(self, now: float, wall: float) -> list[Action]:
         """SIGTERM from systemd, or ^C."""
-        if self.phase is Phase.ENDING:
+        if self._ending or self.phase == "ended":
             self._code = 0
             return []
-        why = "it was still loading" if self.phase is Phase.LOADING else f"running requests have {format_span(self.launch.stop_grace)}"
-        return [Say(f"stopping: {why}"), *self._begin_end(now, code=0, status=f"stopping: {why}")]
+        if self.phase == "waiting":
+            self._go("ended", wall)
+            self.cause, self.reason = "stopped", "stopped before it was started again"
+            return [Say(self.reason), Quit(0)]
+        why = f"running requests have {format_span(self._launch.stop_grace)}" if self.alive else "it was still loading"
+        self.cause, self.reason = "stopped", f"stopping: {why}"
+        return [Say(self.reason), *self._begin_end(now, wall, code=0, hung=False)]
 
-    def exited(self, now: float, status: int, last_words: str) -> list[Action]:
-        """The server has ended with this wait status; `last_words` is what it said about it, or ""."""
-        phase, self.phase = self.phase, Phase.ENDED
-        ending = describe_ending(status)
-        if phase is Phase.ENDING:
-            return [Say(f"the server has ended ({ending})"), Quit(self._code)]
-        if phase is Phase.LOADING:
-            what = f"the server ended after {format_span(now - self.started)}, before it was ready"
-        else:
-            what = f"the server ended by itself after serving for {format_span(now - self._serving_since)}"
-        reason = f"{what} ({ending})" + (f": {last_words}" if last_words else "")
-        never = phase is Phase.LOADING and os.waitstatus_to_exitcode(status) in _NEVER_CAN_WORK
-        return [Say.error(reason), Tell({"STATUS": reason}), Quit(EXIT_MISUSE if never else EXIT_FAILED)]
+    def exited(self, now: float, wall: float, status: int, lines: Sequence[str], last_words: str) -> list[Action]:
+        """The server has ended with this wait status, having printed these lines; `last_words`: what it said about it, or ""."""
+        said, never = explain(status, lines, last_words)
+        if self._ending:
+            self._exited = True
+            if self._ending.hung and now < self._ending.due:
+                return []  # others still print where they stand
+            return [Say(f"the server has ended {said.partition(':')[0]}"), *self._quit(wall)]
+        after = format_span(now - self._started)
+        what = (
+            f"the server ended by itself after serving for {after}"
+            if self.alive
+            else f"the server ended after {after}, before it was ready"
+        )
+        self.cause, self.reason = "exited", f"{what} {said}"
+        self._code = EXIT_MISUSE if never and not self.alive else EXIT_FAILED
+        return [Say(self.reason, level=3), self._tell_status(self.reason), *self._quit(wall)]
 
-    def _wait_on(self, now: float) -> list[Action]:
-        if now >= self.started + self.launch.start_timeout:
-            allowed = format_span(self.launch.start_timeout)
-            reason = f"not ready within {allowed} (start_timeout): {self.launch.health} {self._heard}"
-            return [Say.error(reason), *self._begin_end(now, code=EXIT_FAILED, status=reason)]
-        if now < self._status_at:
+    def _wait_on(self, now: float, wall: float) -> list[Action]:
+        if self._fires("go", now, math.inf):
+            del self._timers["go"]
+            self._go("starting", wall)
+            self._started, self._loading = now, Loading(now, wall, self._sizes)
+            self._timers |= self._loading_timers(now)
+            return [Order.START]
+        if self.text:
             return []
-        self._status_at = now + STATUS_EVERY
+        pause = format_span(self._launch.pause)
+        status = f"automatic restart {self._launch.restart} within the hour: waiting {pause} first; systemctl restart does not wait"
+        return [Say(status), self._tell_status(status)]
+
+    def _load_on(self, now: float, wall: float) -> list[Action]:
+        if now >= self._timers["start_timeout"]:
+            allowed = format_span(self._launch.start_timeout)
+            self.cause = "start-timeout"
+            self.reason = f"not ready within {allowed} (start_timeout): {self._launch.health} {self._heard.text}"
+            return [Say(self.reason, level=3), *self._begin_end(now, wall, code=EXIT_FAILED, hung=False)]
+        if not self._fires("status", now, STATUS_EVERY):
+            return []
         # Refusing connections is what a loading server does: vLLM listens when it is ready. Anything else is worth knowing.
-        heard = "" if self._heard == "refuses connections" else f"; {self.launch.health} {self._heard}"
-        return [Tell({"STATUS": f"loading, {format_span(now - self.started)}{heard}"})]
+        usual = self._heard.healthy or self._heard.text in {"refuses connections", "was not asked yet"}
+        return [self._tell_status(self._loading.status(now, self.phase, "" if usual else f"; {self._launch.health} {self._heard.text}"))]
 
-    def _begin_end(self, now: float, *, code: int, status: str) -> list[Action]:
-        loading, self.phase = self.phase is Phase.LOADING, Phase.ENDING
-        grace = min(self.launch.stop_grace, LOADING_GRACE) if loading else self.launch.stop_grace
-        self._code = code
-        self._term_at = now + TERM_AGAIN if loading else None
-        self._kill_at = now + grace
-        until_killed = int((grace + DYING + 10) * 1_000_000)  # 10 s more, for a machine that is short of everything
-        return [
-            Tell({"STOPPING": "1", "STATUS": status, "EXTEND_TIMEOUT_USEC": str(until_killed)}),
-            Send(signal.SIGTERM),
-        ]
-
-    def _end_on(self, now: float) -> list[Action]:
-        if now >= self._kill_at:
-            return self._kill_on(now)
-        if self._term_at is not None and now >= self._term_at:
-            self._term_at = None
-            return [Send(signal.SIGTERM)]
+    def _serve_on(self, now: float, wall: float, alive: Liveness) -> list[Action]:
+        alive.pass_time(now, wall)
+        if wrong := alive.verdict():
+            return self._end_hung(now, wall, "hang", wrong)
+        if alive.wants_token:
+            alive.asked_for_token()
+            return [Ask("token")]
         return []
 
-    def _kill_on(self, now: float) -> list[Action]:
-        if self._killed:
-            self.phase = Phase.ENDED
-            return [Say.error("the server does not die of SIGKILL: it hangs in the kernel or a driver"), Quit(self._code)]
-        self._killed, self._term_at, self._kill_at = True, None, now + DYING
-        return [Say("the server has not ended in time: killing it"), Kill()]
+    def _answered_token(self, now: float, wall: float, answer: Answer) -> list[Action]:
+        if self.alive:
+            self.alive.got_token()
+            return []
+        if not answer.status:  # it broke off: the health URL is asked again, and then for a token
+            self._warm_at = None
+            return []
+        said = [] if answer.healthy else [Say(f"the first request, for one token, {answer.text}: not every model makes tokens", level=5)]
+        return [*said, *self._ready(now, wall)]
+
+    def _ready(self, now: float, wall: float) -> list[Action]:
+        took, self._started = format_span(now - self._started), now
+        self._go("ready", wall)
+        self.alive = Liveness(self._launch, now)
+        self._timers = dict.fromkeys(("look", "health", *(["metrics"] if self._launch.metrics else [])), now + self.alive.interval)
+        self._timers |= {"watchdog": now} if self._feed else {}
+        ready = f"serving {self._launch.name} on {_base(self._launch.health)}"
+        status = self._tell_status(f"ready, {ready}")
+        return [Tell({"READY": "1", **status.fields}), Say(f"ready after {took}: {ready}")]
+
+    def _end_hung(self, now: float, wall: float, cause: str, reason: str) -> list[Action]:
+        self.cause, self.reason = cause, reason
+        return [Say(reason, level=3), *self._begin_end(now, wall, code=EXIT_FAILED, hung=True)]
+
+    def _begin_end(self, now: float, wall: float, *, code: int, hung: bool) -> list[Action]:
+        self._ending = Ending(now, self._launch.stop_grace, loading=self.alive is None, hung=hung)
+        self._go("stopping", wall)
+        self._code = code
+        self._timers = {"watchdog": now} if self._feed else {}
+        status = self._tell_status(self.reason)
+        until_killed = _usec(self._ending.longest + 10)  # 10 s more, for a machine that is short of everything
+        return [Tell({"STOPPING": "1", "EXTEND_TIMEOUT_USEC": until_killed, **status.fields}), self._ending.begin()]
+
+    def _end_on(self, now: float, ending: Ending) -> list[Action]:
+        actions = ending.tick(now)
+        if actions is None:
+            return [Say("the server does not die of SIGKILL: it hangs in the kernel or a driver", level=3), *self._quit(None)]
+        return [*actions, *self._quit(None)] if self._exited else actions
+
+    def _quit(self, wall: float | None) -> list[Action]:
+        self._go("ended", self.since if wall is None else wall)
+        return [Order.KILL, Quit(self._code)]
+
+    def _go(self, phase: str, wall: float) -> None:
+        if phase != self.phase:
+            self.phase, self.since = phase, wall
+
+    def _tell_status(self, text: str) -> Tell:
+        self.text = text
+        return Tell({"STATUS": text})
+
+    def _fires(self, timer: str, now: float, every: float) -> bool:
+        if now < self._timers.get(timer, math.inf):
+            return False
+        self._timers[timer] = now + every
+        return True
+
+    def _loading_timers(self, now: float) -> dict[str, float]:
+        timeout = now + self._launch.start_timeout
+        return {"look": now, "health": now + POLL_FIRST, "status": now + STATUS_EVERY, "start_timeout": timeout}
+
+
+def _usec(seconds: float) -> str:
+    return str(int(seconds * 1_000_000))
 
 
 def _base(url: str) -> str:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from pathlib import Path
 
 from vllm_safe.errors import Failure, Misuse
+from vllm_safe.launch import state
 from vllm_safe.launch.plan import Launch, launch_file
 from vllm_safe.launch.supervise import journal_level, supervise
 from vllm_safe.notify import notify
@@ -22,6 +24,7 @@ def main() -> None:
         lines = [f"vllm-safe: {failure.message}"] + ([f"  {failure.hint}"] if failure.hint else [])
         sys.stderr.write("".join(f"{prefix}{line}\n" for line in lines))
         notify(STATUS=". ".join(text for text in (failure.message, failure.hint) if text))
+        _write_state(failure)
         code = failure.exit_code
     sys.exit(code)
 
@@ -36,6 +39,16 @@ def launch(arguments: list[str]) -> int:
     if plan.serve_file:
         _write_serve_file(plan)
     return supervise(plan, dict(plan.env or {}) | _api_key())
+
+
+def _write_state(failure: Failure) -> None:
+    """Nothing was started: for whoever asks why."""
+    for name in sys.argv[1:2]:
+        now, run = time.time(), os.environ.get("INVOCATION_ID", "")
+        reason = ". ".join(text for text in (failure.message, failure.hint) if text)
+        refused = state.State(name, run, os.getpid(), now, now, "ended", now, text=reason, cause="refused", reason=reason)
+        if "/" not in name:
+            state.write_whole(state.state_file(name), state.to_json(refused))
 
 
 def _read(name: str) -> Launch:

@@ -6,9 +6,11 @@ import os
 import re
 import select
 import time
+from collections.abc import Callable
 
 _CHUNK = 1 << 16  # bytes: what a pipe holds
 _KEPT = 1 << 16  # bytes of the end that are remembered
+_LONGEST = 2000  # characters of a line that are kept for others
 _SHOWN = 300  # characters of a line that fit into a status
 
 # As Python ends a traceback ("ValueError: it is wrong"), argparse ("vllm serve: error: unrecognized"), pydantic ("Value error, it is").
@@ -23,14 +25,19 @@ class Output:
     It holds one chunk: while the journal takes nothing, nothing is read, and the server waits at its full pipe as it would at the journal.
     """
 
-    def __init__(self, source: int, sink: int) -> None:
-        self._source: int | None = source
+    def __init__(self, sink: int, hear: Callable[[bytes], None]) -> None:
+        self._source: int | None = None
+        self._hear = hear
         self._sink: int | None = sink
         self._pending = b""
         self._at_line_start = True
         self._end = b""
-        os.set_blocking(source, False)
         os.set_blocking(sink, False)
+
+    def read_from(self, source: int) -> None:
+        """Copy this pipe from now on. `hear` is told each piece that comes."""
+        os.set_blocking(source, False)
+        self._source = source
 
     @property
     def reading(self) -> tuple[int, ...]:
@@ -67,17 +74,22 @@ class Output:
 
     def last_words(self) -> str:
         """The last line that looks like an error and names it itself, else the last line at all as a quotation, else ""."""
-        lines = [_COLOUR.sub("", line).strip() for line in self._end.decode(errors="replace").splitlines()]
+        lines = [_COLOUR.sub("", line).strip() for line in self.lines()]
         for line in reversed(lines):
             if (match := _ERROR.search(line)) and not _POINTS_ELSEWHERE.search(line):
                 return match[1][:_SHOWN]
         return next((f'it last said "{line[:_SHOWN]}"' for line in reversed(lines) if line), "")
+
+    def lines(self, most: int = _KEPT) -> list[str]:
+        """The last lines, at most so many, each cut to a bound."""
+        return [line[:_LONGEST] for line in self._end.decode(errors="replace").splitlines()[-most:]]
 
     def _take(self, chunk: bytes) -> None:
         if not chunk and self._source is not None:  # every process that held the other end has gone
             os.close(self._source)
             self._source = None
         self._end = (self._end + chunk)[-_KEPT:]
+        self._hear(chunk)
         self._append(chunk)
 
     def _append(self, data: bytes) -> None:

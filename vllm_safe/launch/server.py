@@ -27,12 +27,6 @@ class Server:
         with suppress(ProcessLookupError):
             os.kill(self.pid, number)
 
-    def kill(self) -> None:
-        """Kill the server and what shares its session. What has left that (a daemon) dies by the unit's KillMode=."""
-        self.send(signal.SIGKILL)
-        with suppress(ProcessLookupError):
-            os.killpg(self.pid, signal.SIGKILL)
-
     def reap(self) -> int | None:
         """The server's wait status once it has ended, else None."""
         pid, status = os.waitpid(self.pid, os.WNOHANG)

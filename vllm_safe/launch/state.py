@@ -5,6 +5,9 @@ Whoever reads it as root trusts nothing in it: user vllm owns the folder.
 
 from __future__ import annotations
 
+import json
+import os
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -57,3 +60,23 @@ class State(NamedTuple):
 def state_file(name: str) -> Path:
     """Where the state of a model is. Beside it, NAME.end.json: what systemd said when the unit had ended (see launch/ended.py)."""
     return STATE_FOLDER / f"{name}.json"
+
+
+def end_file(name: str) -> Path:
+    """See state_file."""
+    return STATE_FOLDER / f"{name}.end.json"
+
+
+def to_json(state: State) -> str:
+    """The file's text."""
+    return json.dumps(state._asdict() | {"progress": state.progress and state.progress._asdict()}, ensure_ascii=False) + "\n"
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Put a file in place, whole or not at all. Nothing that goes wrong here is worth a model."""
+    new = f"{path}.new"
+    with suppress(OSError):
+        handle = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        with os.fdopen(handle, "wb") as file:
+            file.write(text.encode(errors="replace"))
+        os.replace(new, path)  # noqa: PTH105 - both are paths already

@@ -3,26 +3,63 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable
 
 import pytest
 
-from vllm_safe.launch.lifecycle import Action, Kill, Lifecycle, Phase, Quit, Say, Send, Tell
+from vllm_safe.launch.actions import Action, Ask, Order, Quit, Say, Send, Tell
+from vllm_safe.launch.lifecycle import EXTEND_BY, EXTEND_EVERY, Lifecycle
+from vllm_safe.launch.liveness import RUNNING, TOKENS
 from vllm_safe.launch.plan import Launch
 from vllm_safe.launch.probe import Answer
+from vllm_safe.launch.processes import Process
 
-LAUNCH = Launch("demo", health="http://127.0.0.1:8000/health", start_timeout=600, stop_grace=120)
-REFUSED = Answer("refuses connections")
-HEALTHY = Answer("answers 200", healthy=True)
+URL = "http://127.0.0.1:8000"
+TIMES = {"start_timeout": 600.0, "stop_grace": 120.0, "stall_timeout": 300.0, "hang_timeout": 100.0}
+OTHER = Launch("demo", health=f"{URL}/health", **TIMES)  # type: ignore[arg-type] # times alone
+VLLM = OTHER._replace(metrics=f"{URL}/metrics", completions=f"{URL}/v1/completions")
+REFUSED, NOTHING = Answer("refuses connections"), Answer("closes the connection")
+HEALTHY, GONE = Answer("answers 200", healthy=True, status=200), Answer("answers 404", status=404)
 EXIT_0, EXIT_1, EXIT_2, EXIT_127, KILLED = 0, 1 << 8, 2 << 8, 127 << 8, 9
+WORKER = Process(12, 1, "VLLM::Worker_TP", "S", 1.0, 0, 0, 0, 1 << 20, 1 << 20)
 
 
-def _loading() -> Lifecycle:
-    return Lifecycle(LAUNCH, 1000.0)
+class Life:
+    """A lifecycle whose clocks agree, and what it asked for."""
+
+    def __init__(self, launch: Launch = OTHER, watchdog: float = 0.0) -> None:
+        self.it = Lifecycle(launch, 1000.0, 1000.0, watchdog=watchdog)
+
+    def tick(self, now: float) -> list[Action]:
+        return self.it.tick(now, now)
+
+    def answered(self, now: float, answer: Answer, what: str = "health") -> list[Action]:
+        return self.it.answered(now, now, what, answer)
+
+    def stop(self, now: float) -> list[Action]:
+        return self.it.asked_to_stop(now, now)
+
+    def exited(self, now: float, status: int, *lines: str, words: str = "") -> list[Action]:
+        return self.it.exited(now, now, status, lines, words)
+
+    def run(self, start: float, end: float, processes: Callable[[float], tuple[Process, ...]] = lambda _: (WORKER,)) -> list[Action]:
+        """Tick each second, and show these processes whenever it looks; all that it asked for until it began to end."""
+        done: list[Action] = []
+        for now in range(int(start), int(end) + 1):
+            actions = self.tick(float(now))
+            if Order.LOOK in actions:
+                actions += self.it.looked(float(now), float(now), processes(float(now)))
+            done += actions
+            if self.it.phase in {"stopping", "ended"}:
+                break
+        return done
 
 
-def _serving() -> Lifecycle:
-    life = _loading()
+def _serving(launch: Launch = OTHER) -> Life:
+    life = Life(launch)
     life.answered(1200.0, HEALTHY)
+    if launch.completions:
+        life.answered(1200.0, HEALTHY, "token")
     return life
 
 
@@ -38,117 +75,303 @@ def _said(actions: list[Action]) -> str:
     return "\n".join(action.text for action in actions if isinstance(action, Say))
 
 
+def _grows(now: float) -> tuple[Process, ...]:
+    return (WORKER._replace(cpu=now, read=int(now) << 20),)
+
+
+# --- loading
+
+
 def test_tells_how_long_it_loads() -> None:
-    life = _loading()
+    life = Life()
     life.answered(1199.0, REFUSED)
-    assert _told(life.tick(1200.0), "STATUS") == "loading, 3 min 20 s"
-    assert life.tick(1201.0) == []
-    assert life.due == 1205.0
+    assert _told(life.tick(1200.0), "STATUS") == "starting, 3 min 20 s"
+    assert _told(life.tick(1201.0), "STATUS") is None
 
 
 @pytest.mark.parametrize("text", ["answers 503", "does not answer within 5 s"])
 def test_tells_what_a_server_that_listens_but_is_not_ready_does(text: str) -> None:
-    life = _loading()
+    life = Life()
     assert life.answered(1004.0, Answer(text)) == []
-    assert _told(life.tick(1200.0), "STATUS") == f"loading, 3 min 20 s; http://127.0.0.1:8000/health {text}"
+    assert _told(life.tick(1200.0), "STATUS") == f"starting, 3 min 20 s; {URL}/health {text}"
+
+
+def test_what_vllm_prints_is_its_phase_and_what_others_print_is_not() -> None:
+    for launch, phase in ((VLLM, "loading"), (OTHER, "starting")):
+        life = Life(launch)
+        life.it.heard(b"(Worker pid=7) INFO 11-23 22:10:48 [gpu_model_runner.py:1] Starting to load model /srv/tiny...\n", 1010.0, 1010.0)
+        assert life.it.phase == phase
+
+
+def test_systemd_is_asked_for_more_time_well_before_it_runs_out() -> None:
+    actions = Life().run(1000, 1090, _grows)
+    extended = [action for action in actions if _told([action], "EXTEND_TIMEOUT_USEC")]
+    assert len(extended) == 1 + 90 // EXTEND_EVERY
+    assert _told(extended, "EXTEND_TIMEOUT_USEC") == str(int(EXTEND_BY * 1e6))
+    assert EXTEND_BY > 10 * EXTEND_EVERY
+
+
+def test_health_is_asked_again_after_each_answer_ever_less_often() -> None:
+    life = Life()
+    assert Ask("health") in life.tick(1000.1)
+    assert Ask("health") not in life.tick(1003.0)  # not answered yet
+    for _ in range(9):
+        life.answered(1010.0, REFUSED)
+    assert Ask("health") not in life.tick(1011.9)
+    assert Ask("health") in life.tick(1012.0)
 
 
 def test_ready_is_told_once() -> None:
-    life = _loading()
+    life = Life()
     actions = life.answered(1200.0, HEALTHY)
     assert _told(actions, "READY") == "1"
-    assert _told(actions, "STATUS") == "ready, serving demo on http://127.0.0.1:8000"
+    assert _told(actions, "STATUS") == f"ready, serving demo on {URL}"
     assert "ready after 3 min 20 s" in _said(actions)
-    assert life.answered(1201.0, HEALTHY) == []
-    assert life.tick(9e9) == []
-    assert life.due is None
+    assert _told(life.answered(1201.0, HEALTHY), "READY") is None
+    assert life.it.phase == "ready"
+
+
+def test_vllm_is_ready_when_it_has_made_a_token() -> None:
+    life = Life(VLLM)
+    assert life.answered(1200.0, HEALTHY) == [Ask("token")]
+    assert life.it.phase == "warming-up"
+    assert life.answered(1201.0, HEALTHY) == []  # and is asked once
+    assert _told(life.answered(1230.0, HEALTHY, "token"), "READY") == "1"
+
+
+def test_a_model_that_makes_no_tokens_is_ready_all_the_same() -> None:
+    life = Life(VLLM)
+    life.answered(1200.0, HEALTHY)
+    actions = life.answered(1201.0, GONE, "token")
+    assert _told(actions, "READY") == "1"
+    assert "answers 404" in _said(actions)
+
+
+def test_a_first_request_that_breaks_off_is_sent_again() -> None:
+    life = Life(VLLM)
+    life.answered(1200.0, HEALTHY)
+    assert life.answered(1201.0, NOTHING, "token") == []
+    assert life.answered(1203.0, HEALTHY) == [Ask("token")]
+
+
+def test_a_first_request_that_is_never_answered_is_a_hang_however_busy_it_is() -> None:
+    life = Life(VLLM)
+    life.answered(1010.0, HEALTHY)
+    actions = life.run(1011, 1200, _grows)
+    assert life.it.cause == "hang"
+    assert "has not made one token within 1 min 40 s" in life.it.reason
+    assert Order.DUMP in actions
 
 
 def test_a_start_that_takes_too_long_is_ended_as_a_failure() -> None:
-    life = _loading()
+    life = Life()
     life.answered(1300.0, Answer("answers 503"))
     actions = life.tick(1600.0)
-    assert _told(actions, "STATUS") == "not ready within 10 min (start_timeout): http://127.0.0.1:8000/health answers 503"
+    assert _told(actions, "STATUS") == f"not ready within 10 min (start_timeout): {URL}/health answers 503"
+    assert life.it.cause == "start-timeout"
     assert Send(signal.SIGTERM) in actions
     assert life.tick(1602.0) == [Send(signal.SIGTERM)]
-    assert _quit(life.exited(1603.0, EXIT_0, "")) == 1
+    assert _quit(life.exited(1603.0, EXIT_0)) == 1
+
+
+def test_a_start_in_which_nothing_moves_is_ended_and_says_since_when() -> None:
+    life = Life()
+    actions = life.run(1000, 1500)
+    assert (life.it.cause, life.it.phase) == ("stall", "stopping")
+    assert life.it.reason.startswith("no progress for 5 min while starting (stall_timeout): ")
+    assert Order.DUMP in actions
+    assert Send(signal.SIGTERM) not in actions
+    assert _told(actions, "STATUS") is not None
+
+
+def test_a_start_in_which_anything_moves_goes_on() -> None:
+    life = Life()
+    life.run(1000, 1590, _grows)
+    assert life.it.phase == "starting"
+
+
+def test_a_freeze_does_not_count_as_a_stall() -> None:
+    life = Life()
+    life.run(1000, 1010)
+    life.tick(1590.0)
+    assert life.it.looked(1590.0, 1590.0, (WORKER,)) == []
+    assert life.it.phase == "starting"
+
+
+# --- ending
 
 
 @pytest.mark.parametrize(("status", "code"), [(EXIT_0, 1), (EXIT_1, 1), (EXIT_2, 2), (126 << 8, 2), (EXIT_127, 2), (KILLED, 1), (2, 1)])
 def test_an_end_before_ready_is_tried_again_unless_it_never_can_work(status: int, code: int) -> None:
-    life = _loading()
-    assert _quit(life.exited(1004.0, status, "")) == code
+    assert _quit(Life().exited(1004.0, status)) == code
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        ("ValueError: No available memory for the cache blocks. Try increasing `gpu_memory_utilization`", 2),
+        ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.", 1),
+    ],
+)
+def test_what_it_said_decides_whether_it_can_ever_work(line: str, code: int) -> None:
+    actions = Life().exited(1004.0, EXIT_1, line, "RuntimeError: Engine core initialization failed. See root cause above.")
+    assert _quit(actions) == code
+    assert line in _said(actions)
 
 
 def test_an_end_before_ready_says_what_the_server_said_last() -> None:
-    actions = _loading().exited(1004.0, EXIT_1, "ValueError: no such model")
-    expected = "the server ended after 4 s, before it was ready (exit status 1): ValueError: no such model"
-    assert _told(actions, "STATUS") == expected
+    life = Life()
+    actions = life.exited(1004.0, EXIT_1, words="ValueError: it is Monday")
+    expected = "the server ended after 4 s, before it was ready (exit status 1): ValueError: it is Monday"
+    assert _told(actions, "STATUS") == life.it.reason == expected
     assert Say(expected, level=3) in actions
+    assert life.it.cause == "exited"
+
+
+def test_whatever_the_server_left_is_killed_before_we_end() -> None:
+    actions = _serving().exited(4800.0, EXIT_0)
+    assert actions.index(Order.KILL) < actions.index(Quit(1))
 
 
 @pytest.mark.parametrize("status", [EXIT_0, EXIT_1, EXIT_2, KILLED])
 def test_an_end_while_serving_is_always_a_failure_to_try_again(status: int) -> None:
-    actions = _serving().exited(4800.0, status, "")
+    actions = _serving().exited(4800.0, status)
     assert _quit(actions) == 1
     assert "ended by itself after serving for 1 h" in (_told(actions, "STATUS") or "")
 
 
 def test_nothing_follows_the_end() -> None:
-    life = _loading()
-    life.exited(1004.0, EXIT_1, "")
+    life = Life()
+    life.exited(1004.0, EXIT_1)
     assert life.tick(9e9) == []
     assert life.answered(1005.0, HEALTHY) == []
-    assert life.due is None
+    assert life.it.due is None
 
 
 def test_stopping_gives_requests_their_time_then_kills() -> None:
     life = _serving()
-    actions = life.asked_to_stop(2000.0)
+    actions = life.stop(2000.0)
     assert _told(actions, "STOPPING") == "1"
     assert _told(actions, "STATUS") == "stopping: running requests have 2 min"
     assert int(_told(actions, "EXTEND_TIMEOUT_USEC") or 0) > 120_000_000
     assert Send(signal.SIGTERM) in actions
     assert life.tick(2119.0) == []
-    assert life.due == 2120.0
-    assert Kill() in life.tick(2120.0)
-    assert _quit(life.exited(2120.1, KILLED, "")) == 0
+    assert life.it.due == 2120.0
+    assert Order.KILL in life.tick(2120.0)
+    assert _quit(life.exited(2120.1, KILLED)) == 0
+    assert life.it.cause == "stopped"
 
 
 def test_stopping_while_loading_asks_twice_and_does_not_wait_for_requests() -> None:
-    life = _loading()
-    assert Send(signal.SIGTERM) in life.asked_to_stop(1005.0)
+    life = Life()
+    assert Send(signal.SIGTERM) in life.stop(1005.0)
     assert life.tick(1006.0) == []
     assert life.tick(1007.0) == [Send(signal.SIGTERM)]
     assert life.tick(1024.0) == []
-    assert Kill() in life.tick(1025.0)
+    assert Order.KILL in life.tick(1025.0)
 
 
 def test_a_short_grace_goes_before_the_second_request() -> None:
-    life = Lifecycle(Launch("demo", stop_grace=1), 1000.0)
-    life.asked_to_stop(1005.0)
-    assert Kill() in life.tick(1006.0)
-    assert life.due == 1008.0
+    life = Life(Launch("demo", stop_grace=1))
+    life.stop(1005.0)
+    assert Order.KILL in life.tick(1006.0)
+    assert life.it.due == 1008.0
 
 
 def test_what_does_not_die_is_left_to_systemd() -> None:
     life = _serving()
-    life.asked_to_stop(2000.0)
+    life.stop(2000.0)
     life.tick(2120.0)
     assert life.tick(2121.0) == []
     assert _quit(life.tick(2122.0)) == 0
-    assert life.phase is Phase.ENDED
+    assert life.it.phase == "ended"
 
 
 def test_a_stop_while_a_failed_start_is_ended_is_a_stop() -> None:
-    life = _loading()
+    life = Life()
     life.tick(1600.0)
-    assert life.asked_to_stop(1601.0) == []
-    assert _quit(life.exited(1602.0, EXIT_1, "")) == 0
+    assert life.stop(1601.0) == []
+    assert _quit(life.exited(1602.0, EXIT_1)) == 0
 
 
 def test_a_second_request_to_stop_changes_nothing() -> None:
     life = _serving()
-    life.asked_to_stop(2000.0)
-    assert life.asked_to_stop(2100.0) == []
-    assert life.due == 2120.0
+    life.stop(2000.0)
+    assert life.stop(2100.0) == []
+    assert life.it.due == 2120.0
+
+
+def test_a_hung_server_has_time_to_say_where_even_when_its_first_process_dies_of_it() -> None:
+    life = Life()
+    life.run(1000, 1500)
+    due = life.it.due
+    assert due is not None
+    assert life.exited(due - 1, 6) == []
+    actions = life.tick(due)
+    assert Order.KILL in actions
+    assert _quit(actions) == 1
+
+
+# --- waiting
+
+
+def test_a_restart_waits_its_pause_then_starts() -> None:
+    life = Life(VLLM._replace(restart=2, pause=120.0))
+    actions = life.tick(1000.0)
+    assert (_told(actions, "STATUS") or "").startswith("automatic restart 2 within the hour: waiting 2 min")
+    assert _told(actions, "EXTEND_TIMEOUT_USEC")
+    assert Order.START not in life.run(1001, 1119)
+    assert life.it.phase == "waiting"
+    assert life.tick(1120.0) == [Tell({"EXTEND_TIMEOUT_USEC": str(int(EXTEND_BY * 1e6))}), Order.START]
+    assert life.it.phase == "starting"
+    assert Order.LOOK in life.tick(1121.0)
+
+
+def test_a_stop_ends_the_wait_at_once() -> None:
+    life = Life(VLLM._replace(pause=120.0))
+    assert _quit(life.stop(1001.0)) == 0
+    assert life.it.cause == "stopped"
+
+
+# --- serving
+
+
+def test_vllm_is_asked_for_health_and_counters_any_other_for_its_health() -> None:
+    for launch, asked in ((VLLM, ["health", "metrics"]), (OTHER, ["health"])):
+        life = _serving(launch)
+        assert [action.what for action in life.tick(1211.0) if isinstance(action, Ask)] == asked
+        assert not [action for action in life.tick(1300.0) if isinstance(action, Ask)]  # before the answer
+
+
+def test_an_idle_server_is_never_ended() -> None:
+    life = _serving(OTHER)
+    for now in range(1200, 10_000, 5):
+        for action in life.tick(float(now)):
+            assert isinstance(action, Ask) or action is Order.LOOK
+            if isinstance(action, Ask):
+                life.answered(float(now), HEALTHY, action.what)
+    assert life.it.phase == "ready"
+
+
+def test_requests_without_a_token_are_a_hang() -> None:
+    life = _serving(VLLM)
+    figures = HEALTHY._replace(figures={RUNNING: 2.0, TOKENS: 7.0})
+    now = 1200.0
+    while life.it.phase == "ready" and now < 2000:
+        now += 5
+        for action in life.tick(now):
+            if isinstance(action, Ask):
+                life.answered(now, figures, action.what)
+    assert life.it.cause == "hang"
+    assert life.it.reason.startswith("2 requests run and no token counter moves, for ")
+    assert 1300 <= now <= 1330
+
+
+def test_the_watchdog_is_fed_four_times_as_often_as_it_must() -> None:
+    life = Life(watchdog=40.0)
+    fed = [action for action in life.run(1000, 1039, _grows) if _told([action], "WATCHDOG")]
+    assert len(fed) == 4
+    life.answered(1040.0, HEALTHY)
+    assert _told(life.tick(1041.0), "WATCHDOG") == "1"
+    life.stop(1050.0)
+    assert _told(life.tick(1051.0), "WATCHDOG") == "1"

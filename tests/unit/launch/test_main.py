@@ -29,6 +29,7 @@ class Unit:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        (folder / "state").mkdir()
         self.told: list[str] = []
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind(str(folder / "notify"))
@@ -54,7 +55,8 @@ class Unit:
     def run(self, *arguments: str, **env: str) -> None:
         """Start the main process with these arguments."""
         code = (
-            f"import pathlib, vllm_safe.launch.plan as plan; plan.LAUNCH_FOLDER = pathlib.Path({str(self.folder)!r});"
+            f"import pathlib, vllm_safe.launch.plan as plan; plan.LAUNCH_FOLDER = folder = pathlib.Path({str(self.folder)!r});"
+            "import vllm_safe.launch.state as state; state.STATE_FOLDER = folder / 'state';"
             "from vllm_safe.launch.main import main; main()"
         )
         env |= {"NOTIFY_SOCKET": str(self.folder / "notify"), "PYTHONPATH": str(REPOSITORY), "PATH": os.environ["PATH"]}
@@ -64,6 +66,11 @@ class Unit:
         """The last STATUS= that was told."""
         self._hear(0)
         return next((line[7:] for line in reversed(self.told) if line.startswith("STATUS=")), "")
+
+    def state(self) -> dict[str, object]:
+        """What it last wrote of its server."""
+        values: dict[str, object] = json.loads((self.folder / "state" / "demo.json").read_text())
+        return values
 
     def wait_for(self, assignment: str) -> None:
         """Until a line that begins so was told."""
@@ -127,6 +134,8 @@ def test_ready_then_stopped(unit: Unit) -> None:
     child = _child(unit)
     assert unit.stop() == 0
     assert unit.status() == "stopping: running requests have 30 s"
+    state = unit.state()
+    assert (state["phase"], state["cause"], state["name"]) == ("ended", "stopped", "demo")
     assert unit.output.startswith(b"vllm-safe: MemoryMax 1.0 GiB\n")
     assert b"vllm-safe: ready after" in unit.output
     assert b"the server has ended (killed by SIGTERM)" in unit.output
@@ -202,6 +211,7 @@ def test_a_refusal_is_one_line_a_hint_and_exit_2(unit: Unit) -> None:
     assert unit.wait() == 2
     assert unit.output == b"vllm-safe: port 8000 is in use by nginx\n  Choose another `port` in config.yaml\n"
     assert unit.status() == "port 8000 is in use by nginx. Choose another `port` in config.yaml"
+    assert (unit.state()["cause"], unit.state()["reason"]) == ("refused", unit.status())
 
 
 def test_a_refusal_that_may_not_hold_the_next_time_is_tried_again(unit: Unit) -> None:
@@ -230,7 +240,7 @@ def test_wrong_usage(unit: Unit, arguments: tuple[str, ...]) -> None:
 def test_a_wrong_option_is_not_tried_again(unit: Unit) -> None:
     unit.start("--swap-space", "4")
     assert unit.wait() == 2
-    assert "before it was ready (exit status 2): error: unrecognized arguments: --swap-space 4" in unit.status()
+    assert "before it was ready (exit status 2): fake: error: unrecognized arguments: --swap-space 4" in unit.status()
 
 
 def test_no_such_program_is_not_tried_again(unit: Unit) -> None:
@@ -317,3 +327,42 @@ def test_a_server_that_becomes_a_daemon_is_told_apart(unit: Unit) -> None:
         for stat in Path("/proc").glob("[0-9]*/cmdline"):
             if str(unit.port).encode() in stat.read_bytes().split(b"\0") and int(stat.parent.name) != leader:
                 os.kill(int(stat.parent.name), signal.SIGKILL)
+
+
+def test_a_start_that_stands_still_is_ended_and_says_what_stood_still(unit: Unit) -> None:
+    unit.start("--never", "--daemon", stall_timeout=3.0, argv=("sh", "-c", f"exec sleep 1{unit.port}"))
+    assert unit.wait() == 1
+    assert unit.status().startswith("no progress for ")
+    assert unit.state()["cause"] == "stall"
+    assert re.search(rb"vllm-safe: sleep \(\d+\): state S", unit.output)
+
+
+def test_a_python_that_stands_still_prints_where(unit: Unit) -> None:
+    env = {"PATH": os.environ["PATH"], "PYTHONFAULTHANDLER": "1"}
+    code = "import time\ndef here_it_hangs():\n    time.sleep(1e6)\nhere_it_hangs()"
+    unit.start(argv=(sys.executable, "-c", code), env=env, stall_timeout=3.0)
+    assert unit.wait() == 1
+    assert b"in here_it_hangs" in unit.output
+
+
+def test_a_stopped_server_is_a_hang(unit: Unit) -> None:
+    unit.start(hang_timeout=2.0)
+    unit.wait_for("READY=1")
+    child = _child(unit)
+    os.kill(child, signal.SIGSTOP)
+    assert unit.wait() == 1
+    assert unit.state()["cause"] == "hang"
+    assert not _is_alive(child)
+
+
+def test_a_restart_waits_and_can_be_stopped_meanwhile(unit: Unit) -> None:
+    unit.start(pause=60.0, restart=2)
+    unit.wait_for("STATUS=automatic restart 2")
+    assert unit.stop() == 0
+    assert unit.state()["cause"] == "stopped"
+
+
+def test_a_short_pause_is_waited_out(unit: Unit) -> None:
+    unit.start(pause=1.0, restart=2)
+    unit.wait_for("READY=1")
+    assert unit.stop() == 0

@@ -10,12 +10,18 @@ import pytest
 from vllm_safe.launch.output import Output
 
 
+def _copy(source: int, sink: int) -> Output:
+    output = Output(sink, lambda _chunk: None)
+    output.read_from(source)
+    return output
+
+
 def _pipes(printed: bytes = b"") -> tuple[Output, int]:
     source, writer = os.pipe()
     os.write(writer, printed)
     os.close(writer)
     reader, sink = os.pipe()
-    return Output(source, sink), reader
+    return _copy(source, sink), reader
 
 
 def _error_of(printed: str) -> str:
@@ -28,7 +34,7 @@ def _error_of(printed: str) -> str:
 def test_passes_on_every_byte() -> None:
     source, writer = os.pipe()
     reader, sink = os.pipe()
-    output = Output(source, sink)
+    output = _copy(source, sink)
     sent = bytes(range(256)) * 8192
     got = bytearray()
 
@@ -53,7 +59,7 @@ def test_passes_on_every_byte() -> None:
 def test_reads_no_more_while_the_journal_takes_nothing() -> None:
     source, writer = os.pipe()
     _reader, sink = os.pipe()
-    output = Output(source, sink)
+    output = _copy(source, sink)
     os.set_blocking(writer, False)
     taken = 0
     for _ in range(100):
@@ -90,7 +96,7 @@ def test_a_process_that_prints_for_ever_does_not_hold_the_end_up() -> None:
     source, writer = os.pipe()
     reader, sink = os.pipe()
     os.write(writer, b"x")
-    output = Output(source, sink)
+    output = _copy(source, sink)
     output.finish(60)  # the writing end stays open: would wait for ever if it waited for its end
     assert os.read(reader, 9) == b"x"
 
@@ -128,3 +134,18 @@ def test_a_process_that_prints_for_ever_does_not_hold_the_end_up() -> None:
 )
 def test_finds_the_last_words(printed: str, expected: str) -> None:
     assert _error_of(printed) == expected
+
+
+def test_hands_on_what_comes_and_keeps_the_last_lines_within_bounds() -> None:
+    heard: list[bytes] = []
+    reader, sink = os.pipe()
+    source, writer = os.pipe()
+    output = Output(sink, heard.append)
+    output.read_from(source)
+    os.write(writer, b"one\ntwo\n" + b"x" * 5000 + b"\n")
+    os.close(writer)
+    output.finish(5)
+    os.close(reader)
+    assert b"".join(heard).startswith(b"one\ntwo\n")
+    assert output.lines(2) == ["two", "x" * 2000]
+    assert output.lines(1) == ["x" * 2000]

@@ -1,0 +1,72 @@
+"""What is written down and said when a unit has ended, by whatever."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from vllm_safe.launch import ended, state
+
+
+@pytest.fixture
+def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    said: list[str] = []
+    monkeypatch.setattr(state, "STATE_FOLDER", tmp_path)
+    monkeypatch.setattr(ended, "notify", lambda **fields: said.append(fields["STATUS"]))
+    monkeypatch.setattr(ended, "own_cgroup", lambda: tmp_path)
+    monkeypatch.setattr(sys, "argv", ["vllm-safe-ended", "demo"])
+    for key, value in {"INVOCATION_ID": "run1", "SERVICE_RESULT": "oom-kill", "EXIT_CODE": "killed", "EXIT_STATUS": "KILL"}.items():
+        monkeypatch.setenv(key, value)
+    (tmp_path / "memory.events").write_text("low 0\nhigh 0\nmax 14\noom 1\noom_kill 3\n")
+    return said
+
+
+def _state(folder: Path, **changes: str) -> None:
+    values = {"run": "run1", "cause": "hang", "reason": "2 requests run and no token counter moves"} | changes
+    (folder / "demo.json").write_text(json.dumps(values))
+
+
+def test_writes_what_systemd_and_the_kernel_know(told: list[str], tmp_path: Path) -> None:
+    ended.main()
+    end = json.loads((tmp_path / "demo.end.json").read_text())
+    assert (end["run"], end["result"], end["exit_code"], end["exit_status"], end["cause"]) == ("run1", "oom-kill", "killed", "KILL", "")
+    assert end["memory_events"]["oom_kill"] == 3
+    assert end["swap_events"] == {}
+    assert told == ["the kernel ended it: out of memory"]
+
+
+def test_what_the_main_process_said_stays(told: list[str], tmp_path: Path) -> None:
+    _state(tmp_path)
+    ended.main()
+    end = json.loads((tmp_path / "demo.end.json").read_text())
+    assert (end["cause"], end["reason"]) == ("hang", "2 requests run and no token counter moves")
+    assert told == []
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"run": 3}'])
+def test_a_state_that_is_none_or_another_runs_is_not_believed(told: list[str], tmp_path: Path, text: str) -> None:
+    (tmp_path / "demo.json").write_text(text)
+    ended.main()
+    assert len(told) == 1
+    _state(tmp_path, run="run0")
+    ended.main()
+    assert json.loads((tmp_path / "demo.end.json").read_text())["cause"] == ""
+
+
+def test_nothing_is_written_through_a_link(told: list[str], tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / "demo.end.json.new").symlink_to(tmp_path / "mine")
+    ended.main()
+    assert (tmp_path / "mine").read_text() == "mine"
+    assert told
+
+
+def test_a_folder_that_is_not_there_harms_nobody(told: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(state, "STATE_FOLDER", tmp_path / "none")
+    ended.main()
+    assert told
+    assert not os.path.lexists(tmp_path / "none")

@@ -1,0 +1,57 @@
+"""How far a start is, and whether it gets on: pure. Phases and lines from the log, figures from the processes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vllm_safe.launch.phases import Follow
+from vllm_safe.launch.processes import Process
+from vllm_safe.launch.progress import Checkpoint, Stillness, Sums
+from vllm_safe.launch.state import Progress
+from vllm_safe.sizes import format_size, format_span
+
+_QUIET = 60.0  # seconds without a move that the status mentions
+
+
+class Loading:
+    """One start. `sizes`: bytes of the checkpoint's files, () where none is known; times as Stillness has them."""
+
+    def __init__(self, now: float, wall: float, sizes: Sequence[int]) -> None:
+        self.follow = Follow(now, "starting")
+        self.progress: Progress | None = None
+        self._started = now
+        self._sums = Sums()
+        self._stillness = Stillness(now, wall)
+        self._checkpoint = Checkpoint(sizes)
+
+    @property
+    def still(self) -> float:
+        """Seconds in which nothing has moved, of the time that counts."""
+        return self._stillness.still
+
+    def look(self, now: float, wall: float, processes: Sequence[Process]) -> None:
+        """Take what the processes are doing."""
+        self._stillness.look(now, wall, self._sums.add(processes, self.follow.news))
+        loading = self.follow.phase == "loading"
+        self.progress = self._checkpoint.look(now, processes, loading=loading, done=self.follow.done, of=self.follow.of)
+
+    def status(self, now: float, phase: str, heard: str) -> str:
+        """For a person: "loading, 3 min 20 s: 12.0 GiB of 71.8 GiB, 120 MiB/s, about 8 min left"."""
+        details = [*([self.follow.text] if self.follow.text and phase == self.follow.phase else []), *_describe(self.progress)]
+        text = f"{phase}, {format_span(now - self._started)}" + (f": {', '.join(details)}" if details else "")
+        return text + (f"; nothing has moved for {format_span(self.still)}" if self.still >= _QUIET else "") + heard
+
+    def stall(self, phase: str) -> str:
+        """Why it counts as hung."""
+        return f"no progress for {format_span(self.still)} while {phase} (stall_timeout): {self._stillness.describe()}"
+
+
+def _describe(progress: Progress | None) -> list[str]:
+    if not progress or progress.total is None:
+        return []
+    parts = [f"{format_size(progress.read)} of {format_size(progress.total)}"]
+    if progress.rate:
+        parts.append(f"{format_size(int(progress.rate))}/s")
+    if progress.left:
+        parts.append(f"about {format_span(progress.left)} left")
+    return parts
