@@ -11,6 +11,9 @@ COMMANDS = {
     "install": "Install vLLM into a venv of its own, or go back to the last",
     "fetch": "Download the files of a model",
     "swap": "Create, show or remove the swapfile",
+    "status": "Show every model: state, progress, RAM, swap, pressure, the guard",
+    "why": "Say why a model stopped last time, and what to change",
+    "report": "Show what happened in a run, as a page or in the terminal",
     "drill": "Have a hog take all memory while logins are timed",
     "apply": "Apply limits and protection (systemd does it at each start)",
 }

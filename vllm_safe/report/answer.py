@@ -25,5 +25,9 @@ class Answer(NamedTuple):
 
 
 def answer_of(run: Run) -> Answer:
-    """The answer for a run."""
-    return Answer(run.end.reason if run.end else "It runs.", "bad" if run.end else "good")
+    """The answer for a run, from what it ended with."""
+    end = run.end
+    if end is None:
+        return Answer("No end is recorded: it runs, or the machine went down under it.")
+    sentence = end.reason or f"It ended: systemd says {end.result or 'nothing'} ({end.exit_code} {end.exit_status})."
+    return Answer(sentence, "good" if end.cause == "stopped" else "bad")

@@ -31,7 +31,9 @@ def write_report(path: Path, page: str, *, force: bool = False) -> None:
         else:
             rename_new(folder, temporary, path.name)
     except FileExistsError:
-        raise Failure(f"{path} is there, and is no report of vllm-safe", hint="Name another file with -o, or overwrite it with --force.") from None
+        raise Failure(
+            f"{path} is there, and is no report of vllm-safe", hint="Name another file with -o, or overwrite it with --force."
+        ) from None
     except OSError as error:
         raise Failure(f"cannot write {path}: {(error.strerror or str(error)).lower()}") from error
     finally:
