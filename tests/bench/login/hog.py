@@ -1,0 +1,109 @@
+"""The hogs, each a program in the place of a model server: `hog.py KIND RAM SECONDS`, RAM in bytes. Runs in the guest; no package of ours.
+
+Beside what it does to the machine it counts in the file `progress` of its working folder: pages touched, bytes read.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import random
+import struct
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+PAGE, CHUNK = 4096, 4 << 20
+FILES = Path("/srv/hog")  # what the reader reads; made before
+NOISE = random.randbytes(CHUNK)  # noqa: S311 - no secret: what no compressor makes smaller
+COUNT = struct.Struct("=Q")
+
+
+def touch(memory: mmap.mmap, pages: int, number: int = 0) -> Iterator[int]:
+    """Write pages at random, for ever; yields how many since the last time."""
+    pick = random.Random(number).random  # noqa: S311 - likewise
+    while True:
+        for _ in range(64):
+            page, start = int(pick() * pages) * PAGE, int(pick() * (CHUNK - PAGE))
+            memory[page : page + PAGE] = NOISE[start : start + PAGE]
+        yield 64
+
+
+def take(size: int) -> mmap.mmap:
+    """Anonymous memory that nothing is in yet."""
+    return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+
+
+def anonymous(size: int, number: int) -> Iterator[int]:
+    """Fill half of the memory from its beginning, then write pages at random."""
+    memory = take(size)
+    for start in range(0, size // 2 - CHUNK, CHUNK):
+        memory[start : start + CHUNK] = NOISE
+        yield CHUNK // PAGE
+    yield from touch(memory, size // PAGE, number)
+
+
+def leak(size: int, seconds: float) -> Iterator[int]:
+    """Keep everything, and take more at an even rate, over the limit in half of the time."""
+    begin, memory = time.monotonic(), take(size)
+    for start in range(0, size - CHUNK, CHUNK):
+        memory[start : start + CHUNK] = NOISE
+        yield CHUNK // PAGE
+        time.sleep(max(0.0, begin + start / size * seconds - time.monotonic()))
+    yield from touch(memory, size // PAGE)
+
+
+def read(number: int) -> Iterator[int]:
+    """Read the files through, again and again, as loading weights does."""
+    paths = sorted(FILES.iterdir())
+    while True:
+        for path in paths[number:] + paths[:number]:
+            with path.open("rb", buffering=0) as file:
+                while chunk := file.read(1 << 20):
+                    yield len(chunk) // PAGE
+
+
+def lock(size: int) -> Iterator[int]:
+    """Lock memory, which nothing can then take back, as pinned CUDA memory is; then touch as much that is not locked."""
+    libc, locked = ctypes.CDLL(None, use_errno=True), []
+    for _ in range(0, size, CHUNK):
+        memory = take(CHUNK)
+        memory[:] = NOISE
+        libc.mlock(ctypes.byref(ctypes.c_char.from_buffer(memory)), ctypes.c_size_t(CHUNK))
+        locked.append(memory)
+        yield CHUNK // PAGE
+    yield from anonymous(size, 0)
+
+
+def crew(kind: str, ram: int, seconds: float) -> list[Callable[[], Iterator[int]]]:
+    """What each process of a hog does."""
+    kinds: dict[str, list[Callable[[], Iterator[int]]]] = {
+        "anonymous": [lambda number=number: anonymous(ram * 24 // 10 // 4, number) for number in range(4)],
+        "leak": [lambda: leak(ram * 2, seconds)],
+        "reader": [lambda number=number: read(number) for number in range(4)],
+        "forkbomb": [lambda number=number: anonymous(ram * 2 // 200, number) for number in range(200)],
+        "mlock": [lambda: lock(ram // 2)],
+    }
+    return kinds[kind]
+
+
+def main() -> None:
+    """Start the crew and wait until somebody ends us."""
+    workers = crew(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]))
+    with Path("progress").open("wb+") as file:
+        file.truncate(len(workers) * COUNT.size)
+        counters = mmap.mmap(file.fileno(), 0)
+    for number, worker in enumerate(workers):
+        if not os.fork():
+            done = 0
+            for more in worker():
+                done += more
+                COUNT.pack_into(counters, number * COUNT.size, done)
+    while True:
+        time.sleep(3600)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,41 @@
+"""What is measured in the guest, by the drill's own probes: `inside.py FILE PROGRESS` appends CSV lines to FILE until it is killed."""
+
+from __future__ import annotations
+
+import struct
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))  # vllm_safe/drill/probes.py is copied beside this file
+from vllm_safe.drill import probes
+
+
+def progress(path: Path) -> int | None:
+    """What all processes of the hog have done since its start; None when there is no hog."""
+    try:
+        text = path.read_bytes()
+    except OSError:
+        return None
+    return sum(number for (number,) in struct.iter_unpack("=Q", text[: len(text) // 8 * 8]))
+
+
+def main() -> None:
+    """Append `time,what,value`: Unix seconds, and what probes.Sample has."""
+    offset = time.time() - time.monotonic()
+    with Path(sys.argv[1]).open("a", buffering=1) as file, probes.Watch({probes.PROGRAM: probes.program}) as watch:
+        written = failed = 0
+        while True:
+            time.sleep(1.0)
+            for sample in watch.samples[written:]:
+                file.write(f"{sample.at + offset:.3f},{sample.what},{sample.value:.4f}\n")
+                written += 1
+            for sample in watch.failed[failed:]:
+                file.write(f"{sample.at + offset:.3f},failed {sample.what},{sample.value:.4f}\n")
+                failed += 1
+            if (done := progress(Path(sys.argv[2]))) is not None:
+                file.write(f"{time.time():.3f},progress,{done}\n")
+
+
+if __name__ == "__main__":
+    main()

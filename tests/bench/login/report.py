@@ -1,0 +1,127 @@
+"""What the raw samples say: a table, and one picture of login latency over time per set-up."""
+
+from __future__ import annotations
+
+import csv
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.bench.login.cell import LONGEST, Cell
+from vllm_safe.decide.drill import felt, percentile, share_within
+from vllm_safe.drill.probes import EVERY, SLICES
+
+HEAD = ("hog", "disk", "set-up", "runs", "isol", "ssh p50", "ssh worst", "exec worst", "gap", "stalled", "killed", "back", "hog/s", "alive")
+WIDE, HIGH, LEFT, PEAK = 720, 52, 130, 30.0  # of the picture: pixels, and the seconds that are a panel's whole height
+COLOURS = {True: "#2a9d5c", False: "#c8362f"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One cell's samples: (seconds since the hog's start, what, value)."""
+
+    cell: Cell
+    rows: tuple[tuple[float, str, float], ...]
+
+    @property
+    def end(self) -> float:
+        """When the hog was ended."""
+        return next((at for at, what, _ in self.rows if what == "end"), 0.0)
+
+    def values(self, *names: str, after: bool = False) -> list[float]:
+        """Values while the hog ran, or after its end. A login that failed lasted for ever."""
+        chosen = [(what, value) for at, what, value in self.rows if (at >= self.end) == after]
+        return [LONGEST if what.startswith("failed") else value for what, value in chosen if what in names]
+
+
+def load(folder: Path) -> list[Run]:
+    """All cells that were measured."""
+    runs = []
+    for path in sorted(folder.glob("[!.]*.csv")):
+        setup, hog, disk, number, _ = path.name.split(".")
+        with path.open(newline="") as file:
+            rows = tuple((float(at), what, float(value)) for at, what, value in csv.reader(file))
+        runs.append(Run(Cell(setup, hog, int(disk), int(number)), rows))
+    return runs
+
+
+def table(runs: Sequence[Run]) -> list[tuple[str, ...]]:
+    """A row for each hog, disk and set-up: medians of its rounds; of what is worst, the median of each round's worst / the worst of all."""
+    rows: list[tuple[str, ...]] = [HEAD]
+    for hog, disk in sorted({(run.cell.hog, run.cell.disk) for run in runs if run.cell.setup != "idle"}):
+        for setup in dict.fromkeys(run.cell.setup for run in runs):
+            same = [run for run in runs if run.cell.setup == setup and run.cell.disk == disk and run.cell.hog in {hog, "-"}]
+            if same:
+                rows.append((hog, str(disk), setup, str(len(same)), *_figures(same, _idle(runs, disk))))
+    return rows
+
+
+def _idle(runs: Iterable[Run], disk: int) -> float:
+    """The 99th percentile of logins on the idle machine; 0.0 while it has not been measured."""
+    return percentile([value for run in runs if run.cell.setup == "idle" and run.cell.disk == disk for value in run.values("ssh")], 99)
+
+
+def _figures(same: Sequence[Run], idle: float) -> Iterable[str]:
+    def worst(*names: str) -> str:
+        each = [max(run.values(*names), default=0.0) for run in same]
+        return f"{statistics.median(each):.1f}/{max(each):.1f}"
+
+    logins = [felt(run.values("ssh", "failed ssh"), max(EVERY, idle)) for run in same]
+    shares = [share for one in logins if (share := share_within(one, 2 * idle)) is not None]
+    yield f"{statistics.median(shares):.1%}" if shares and idle else "-"
+    yield f"{statistics.median(percentile(one, 50) for one in logins):.1f}"
+    yield worst("ssh", "failed ssh")
+    yield worst("program", "failed program")
+    yield worst("gap")
+    yield f"{statistics.median(max(_mean(run.values(f'stall:{unit}')) for unit in SLICES) for run in same):.0%}"
+    yield f"{max(max(run.values('bystanders', after=True), default=0) for run in same):.0f}"
+    yield _back(same, idle)
+    yield f"{statistics.median(max(run.values('progress'), default=0.0) / (run.end or 1) for run in same):.0f}"
+    yield f"{sum(bool(run.values('alive') and run.values('alive')[-1]) for run in same)}/{len(same)}"
+
+
+def _back(same: Sequence[Run], idle: float) -> str:
+    """Seconds from the hog's end until a login has been within twice the idle ones; `>` if none was."""
+    times = []
+    for run in same:
+        late = [(at - run.end, value) for at, what, value in run.rows if what == "ssh" and at >= run.end]
+        times.append(next((at + value for at, value in late if value <= 2 * idle), float("inf")))
+    middle = statistics.median(times)
+    return f"{middle:.0f}" if middle < float("inf") else ">"
+
+
+def _mean(values: Sequence[float]) -> float:
+    return statistics.fmean(values) if values else 0.0
+
+
+def picture(runs: Sequence[Run], hog: str, disk: int) -> str:
+    """An SVG: below each other the set-ups, each login a bar from its beginning to its end, as high as it is long."""
+    idle = _idle(runs, disk)
+    panels = {run.cell.setup: run for run in reversed(runs) if run.cell.disk == disk and run.cell.hog in {hog, "-"}}
+    span = max((run.end for run in panels.values()), default=60.0) + 10
+    body = [
+        _text(LEFT, 18, f"Each bar is one login while the model server misbehaves ({hog}, {disk} IOPS): as wide and as high as it took", 13)
+    ]
+    top = 34
+    for name in sorted(panels, key=list(dict.fromkeys(run.cell.setup for run in runs)).index):
+        body.append(_text(8, top + HIGH * 0.7, name, 13))
+        body.append(f'<line x1="{LEFT}" y1="{top + HIGH}" x2="{LEFT + WIDE}" y2="{top + HIGH}" stroke="#999"/>')
+        for at, what, value in panels[name].rows:
+            if what in {"ssh", "failed ssh"}:
+                x, width, height = LEFT + at / span * WIDE, max(1.0, value / span * WIDE - 1), max(2.0, min(1.0, value / PEAK) * HIGH)
+                colour = COLOURS[what == "ssh" and value <= 2 * idle]
+                body.append(f'<rect x="{x:.1f}" y="{top + HIGH - height:.1f}" width="{width:.1f}" height="{height:.1f}" fill="{colour}"/>')
+        end = LEFT + panels[name].end / span * WIDE
+        body.append(f'<line x1="{end:.1f}" y1="{top}" x2="{end:.1f}" y2="{top + HIGH}" stroke="#555" stroke-dasharray="3"/>')
+        top += HIGH + 14
+    body += [_text(LEFT + second / span * WIDE - 6, top + 4, f"{second} s", 11) for second in range(0, int(span) + 1, 10)]
+    body.append(
+        _text(LEFT, top + 24, f"green: as when idle (at most {2 * idle:.1f} s); red: slower, or failed; dashed: the hog is ended", 12)
+    )
+    size = f'width="{LEFT + WIDE + 120}" height="{top + 36}"'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif">\n' + "\n".join(body) + "\n</svg>\n"
+
+
+def _text(x: float, y: float, text: str, size: int) -> str:
+    return f'<text x="{x:.0f}" y="{y:.0f}" font-size="{size}">{text}</text>'
