@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vllm_safe.cli.main import config_option, dry_run_option, need_root
+from vllm_safe.cli.main import config_option, dry_run_option, name_argument, need_root
 
 if TYPE_CHECKING:
     from vllm_safe.apply.fetch import Source
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @click.command(name="fetch")
-@click.argument("name")
+@name_argument
 @click.option(
     "--revision", metavar="REVISION", help="A branch, tag or commit of the model; without it, what is there already counts as current."
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
@@ -55,6 +56,24 @@ def flush(result: object) -> object:
     """Write out what is buffered while click still watches: a reader that had enough (head, less) is no error to report."""
     sys.stdout.flush()
     return result
+
+
+def model_names(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
+    """The names that TAB offers: of the configuration and of what was recorded. A mistake in either offers fewer, and says nothing."""
+    from vllm_safe.config.reader import DEFAULT_PATH, load
+    from vllm_safe.paths import RUNS
+
+    names: set[str] = set()
+    with suppress(Failure, OSError):
+        names.update(load(context.params.get("config_path") or DEFAULT_PATH).models)
+    with suppress(OSError):
+        names.update(folder.name for folder in RUNS.iterdir())
+    return sorted(name for name in names if name.startswith(incomplete))
+
+
+def name_argument(command: _AnyCommand) -> _AnyCommand:
+    """Give a command the argument NAME: a model."""
+    return click.argument("name", shell_complete=model_names)(command)
 
 
 def config_option(command: _AnyCommand) -> _AnyCommand:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import click
 
-from vllm_safe.cli.main import config_option, json_option
+from vllm_safe.cli.main import config_option, json_option, name_argument
 from vllm_safe.cli.table import columns
 
 
 @click.command(name="show")
-@click.argument("name")
+@name_argument
 @json_option
 @config_option
 def command(name: str, config_path: Path, *, as_json: bool) -> None:

@@ -30,7 +30,7 @@ from vllm_safe.host.models import ModelFiles
 from vllm_safe.host.start import Ground
 from vllm_safe.host.swapfile import File, Folder, SwapFacts
 
-CASES = sorted(path for path in (Path(__file__).parents[2] / "golden").iterdir() if path.is_dir())
+CASES = sorted(path for path in (Path(__file__).parents[2] / "golden").iterdir() if (path / "config.yaml").exists())
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

@@ -1,0 +1,140 @@
+"""Runs that ended in every way, as values: what tests/golden/why holds as files. From tests/runs.py, with what differs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from tests.runs import BEGUN, GIB, make_run
+from vllm_safe.record.run import Event, Run
+
+_LOADING = ("starting", "importing", "loading")
+_AT = BEGUN + 9
+ended = partial(make_run, phases=_LOADING, seconds=10)
+served = partial(make_run, seconds=14)
+_KILLED = {"result": "oom-kill", "exit_code": "killed", "exit_status": "KILL"}
+_OOM = {"low": 0, "max": 4711, "oom": 3, "oom_kill": 1}
+
+
+def _oom(*, limit: bool) -> Event:
+    where = "at a memory limit" if limit else "because the machine was out of memory"
+    return Event(_AT, "kernel-oom", f"the kernel killed process 71 (VLLM::Worker_TP) {where}", {"pid": 71, "limit": limit})
+
+
+def _said(*lines: str, status: int = 1, **start: object) -> Run:
+    words = lines[-1]
+    reason = f"the server ended after 9 s, before it was ready (exit status {status}): {words}"
+    end = {"cause": "exited", "reason": reason, "result": "exit-code", "exit_code": "exited", "exit_status": str(status)}
+    return ended(end=end, start=start, log=["INFO 11-23 22:20:50 [launcher.py:380] vLLM API server version 0.32.0", *lines])
+
+
+_KV = (
+    "(EngineCore pid=71) ERROR 11-23 22:20:57 [core.py:1510] ValueError: To serve at least one request with the model's max seq "
+    "len (32768), (10.0 GiB KV cache is needed, which is larger than the available KV cache memory (4.56 GiB). Based on "
+    "the available memory, the estimated maximum model length is 14928. Try increasing `gpu_memory_utilization`"
+)
+_TAKEN = (
+    "(Worker_TP1 pid=9) ERROR 11-23 22:20:57 [multiproc_executor.py:953] ValueError: Free memory on device cuda:1 (9.81/11.76 GiB) on "
+    "startup is less than desired GPU memory utilization (0.92, 10.82 GiB). Decrease GPU memory utilization"
+)
+_WATCHDOG = (
+    "[rank3]:[E1123 22:20:57.71 ProcessGroupNCCL.cpp:607] [Rank 3] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=1, "
+    "OpType=ALLREDUCE, NumelIn=1, NumelOut=1, Timeout(ms)=600000) ran for 600061 milliseconds before timing out."
+)
+_DIED = "RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {'EngineCore_DP0': 1}"
+
+CASES: dict[str, Callable[[], Run]] = {
+    "memory-limit-swap": lambda: ended(
+        end=_KILLED | {"memory_events": _OOM, "swap_events": {"high": 0, "max": 80, "fail": 80}},
+        events=[_oom(limit=True)],
+        last={"swap": 115 * GIB, "memory": 12 * GIB},
+    ),
+    "memory-limit-machine-swap": lambda: ended(
+        end=_KILLED | {"memory_events": _OOM}, events=[_oom(limit=True)], last={"swap": 99 * GIB, "swap_free": GIB}
+    ),
+    "memory-limit-no-swap": lambda: ended(
+        start={"host": {"memory": 16 * GIB, "swap": 0}, "limits": {"memory_max": 12 * GIB, "swap_max": 0}},
+        end=_KILLED | {"memory_events": _OOM},
+        last={"swap": 0, "swap_free": 0, "memory": 12 * GIB},
+    ),
+    "memory-limit-ram": lambda: ended(end=_KILLED | {"memory_events": _OOM}, last={"swap": GIB, "shmem": 11 * GIB}),
+    "guard": lambda: ended(
+        end={"cause": "exited", "reason": "the server ended after 9 s, before it was ready (killed by SIGKILL)"},
+        events=[
+            Event(BEGUN + 5, "guard", "frozen: system.slice waits for memory 42 % of the time", {"act": "freeze"}),
+            Event(_AT, "guard", "killed, to keep the machine usable: system.slice waited for memory 42 % of 30 s", {"act": "kill"}),
+        ],
+    ),
+    "earlyoom": lambda: ended(
+        end={"cause": "exited", "reason": "the server ended after 9 s, before it was ready (exit status 1)"},
+        events=[
+            Event(_AT, "earlyoom", "earlyoom sent SIGTERM to process 71 (VLLM::Worker_TP)", {"low": "low memory! mem 4.90 %, swap 4.10 %"})
+        ],
+    ),
+    "kernel-oom": lambda: ended(end=_KILLED | {"memory_events": {"oom": 0, "oom_kill": 1}}, events=[_oom(limit=False)]),
+    "stall": lambda: ended(
+        end={"cause": "stall", "reason": "nothing has moved for 15 min (stall_timeout): no byte was read", "result": "exit-code"},
+        last={"io_pressure": 0.98, "disk_read": 0.0},
+    ),
+    "hang": lambda: served(
+        end={"cause": "hang", "reason": "1 request is running and no token came for 10 min (hang_timeout)", "result": "exit-code"}
+    ),
+    "start-timeout": lambda: ended(
+        end={"cause": "start-timeout", "reason": "not ready within 1 h (start_timeout): http://127.0.0.1:8000/health refuses connections"}
+    ),
+    "watchdog": lambda: served(end={"result": "watchdog", "exit_code": "killed", "exit_status": "ABRT"}),
+    "timeout": lambda: ended(end={"result": "timeout", "exit_code": "killed", "exit_status": "KILL"}),
+    "engine-died": lambda: _said("(EngineCore pid=71) ERROR 11-23 22:20:57 [core.py:1512] KeyError: 'layers.3.weight'", _DIED),
+    "worker-died": lambda: served(
+        end={"cause": "exited", "reason": "the server ended by itself after serving for 2 s (exit status 0)"},
+        log=[
+            "(EngineCore pid=1) ERROR 11-23 22:20:57 [x.py:316] Worker proc VllmWorker-3 died unexpectedly (exit code: -9), shutting down"
+        ],
+    ),
+    "cuda-memory": lambda: _said(
+        "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 224.00 MiB. GPU 0 has a total capacity of 11.53 GiB of which "
+        "187.75 MiB is free.",
+        _DIED,
+    ),
+    "kv-cache-too-small": lambda: _said(_KV, _DIED, args={"max-model-len": 32768}),
+    "no-kv-cache": lambda: _said("ValueError: No available memory for the cache blocks. Try increasing", _DIED),
+    "longer-than-model": lambda: _said(
+        "  Value error, User-specified max_model_len (99999) is greater than the derived max_model_len (max_position_embeddings=2048 or x"
+    ),
+    "gpu-taken": lambda: _said(_TAKEN, _DIED),
+    "kv-space": lambda: _said(
+        "ValueError: Available memory on node 0 (5.51/15.93 GiB) on kv cache allocation is less than requested memory for kv (40.0 GiB)."
+    ),
+    "too-few-gpus": lambda: _said("  Value error, World size (8) is larger than the number of available GPUs (7) in this node."),
+    "heads": lambda: _said("ValueError: Total number of attention heads (64) must be divisible by tensor parallel size (7)."),
+    "port-taken": lambda: _said("OSError: [Errno 98] Address already in use"),
+    "no-model": lambda: _said("  Value error, Invalid repository ID or local directory specified: '/srv/models/none'."),
+    "gated": lambda: _said("OSError: You are trying to access a gated repo."),
+    "disk-full": lambda: _said("OSError: [Errno 28] No space left on device: '/var/cache/vllm-safe/x'"),
+    "nccl-timeout": lambda: _said(_WATCHDOG, _DIED),
+    "no-nvcc": lambda: _said("RuntimeError: Could not find nvcc and default cuda_home='/usr/local/cuda' doesn't exist", _DIED),
+    "no-compiler": lambda: _said("RuntimeError: Failed to find C compiler. Please specify via CC environment variable", _DIED),
+    "bad-argument": lambda: _said("vllm serve: error: unrecognized arguments: --swap-space", status=2),
+    "refused": lambda: ended(
+        end={"cause": "refused", "reason": "port 8000 is taken: something listens on 127.0.0.1", "result": "exit-code", "exit_status": "2"},
+        phases=("starting",),
+        seconds=1,
+        log=(),
+    ),
+    "signal": lambda: served(
+        end={"cause": "exited", "reason": "the server ended by itself after serving for 2 s (killed by SIGKILL)", "result": "exit-code"}
+    ),
+    "signal-to-main": lambda: served(end={"result": "signal", "exit_code": "killed", "exit_status": "KILL"}),
+    "crashed": lambda: served(
+        end={"cause": "exited", "reason": "the server ended by itself after serving for 2 s (killed by SIGSEGV)"}, start={"command": True}
+    ),
+    "power-cut": lambda: served(start={"boot": "11111111-0b5a-4c39-9d2e-8a7b6c5d4e3f"}),
+    "stopped": lambda: served(end={"cause": "stopped", "reason": "stopping: running requests have 30 s", "result": "success"}),
+    "stopped-or-shutdown": lambda: served(
+        start={"boot": "11111111-0b5a-4c39-9d2e-8a7b6c5d4e3f"},
+        end={"cause": "stopped", "reason": "stopping: running requests have 30 s", "result": "success"},
+    ),
+    "running": served,
+    "exited": lambda: ended(end={"cause": "exited", "reason": "the server ended after 1 s, before it was ready (exit status 0)"}, log=()),
+    "unknown": lambda: ended(end={"result": "success"}, log=("it said nothing of note",)),
+}

@@ -1,0 +1,284 @@
+"""Every way to end, from the files that the recorder wrote to the answer of a person: tests/golden/why/CASE/.
+
+Each case has the run's files, expected.txt and expected.json. After a wanted change: GOLDEN_UPDATE=1 pytest tests/unit/decide/why, then
+read the diff.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.endings import CASES, ended
+from tests.runs import BEGUN, BOOT, GIB, make_run, write_run
+from vllm_safe.cli import main, why
+from vllm_safe.config.reader import load
+from vllm_safe.decide.why.decide import decide_why
+from vllm_safe.decide.why.meanings import MEANINGS
+from vllm_safe.errors import ConfigError, printable
+from vllm_safe.launch.messages import PATTERNS
+from vllm_safe.launch.state import CAUSES
+from vllm_safe.record import read
+from vllm_safe.record.run import End, Event, Gpu, Run, Sample, Start
+
+GOLDEN = Path(__file__).parents[3] / "golden/why"
+NOW = BEGUN + 20
+
+
+@pytest.fixture(autouse=True)
+def _clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+    monkeypatch.setattr(time, "time", lambda: NOW)
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of recorded runs that the command looks at, in the boot of tests/runs.py."""
+    (tmp_path / "boot_id").write_text(f"{BOOT}\n")
+    monkeypatch.setattr(why, "_BOOT", tmp_path / "boot_id")
+    monkeypatch.setattr(read.list_runs, "__defaults__", (tmp_path / "runs",))
+    monkeypatch.setattr(read.read_run, "__defaults__", (tmp_path / "runs",))
+    return tmp_path / "runs"
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_golden(case: str, runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The command's whole answer, as text and for a program."""
+    folder = GOLDEN / case
+    if "GOLDEN_UPDATE" in os.environ:
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(write_run(CASES[case](), runs), folder / "run")
+    run = folder / "run"
+    shutil.copytree(run, runs / "qwen72b" / json.loads((run / "start.json").read_text())["run"], dirs_exist_ok=True)
+    answers = {}
+    for name, options in (("expected.txt", []), ("expected.json", ["--json"])):
+        assert main.main(["why", "qwen72b", *options]) == 0
+        answers[name] = capsys.readouterr().out
+    if "GOLDEN_UPDATE" in os.environ:
+        for name, text in answers.items():
+            (folder / name).write_text(text)
+    assert answers == {name: (folder / name).read_text() for name in answers}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_verdict_is_the_case(case: str) -> None:
+    """The golden files could be wrong together: each case is known by its own code, says one sentence, and proves it."""
+    verdict = decide_why(CASES[case](), BOOT, NOW)
+    wanted = {"memory-limit-machine-swap": "memory-limit-swap", "memory-limit-no-swap": "memory-limit-ram", "signal-to-main": "signal"}
+    assert verdict.code == wanted.get(case, case)
+    assert verdict.evidence or case == "unknown"
+    assert verdict.sentence.startswith(("qwen72b ", "It is not known"))
+
+
+def test_each_suggestion_is_a_setting(tmp_path: Path) -> None:
+    """What is suggested can be written into config.yaml as it stands there."""
+    file = tmp_path / "config.yaml"
+    refused = []
+    for case, build in CASES.items():
+        for change in decide_why(build(), BOOT, NOW).changes:
+            *sections, key = change.path.split(".")
+            lines = [f"{'  ' * depth}{name}:" for depth, name in enumerate(sections)]
+            lines.append(f"{'  ' * len(sections)}{key}: {change.new}")
+            if sections[0] == "models":
+                lines.append("    model: /srv/models/x")
+            file.write_text("\n".join(lines) + "\n")
+            try:
+                load(file)
+            except ConfigError as error:
+                refused.append(f"{case}: {error}")
+    assert refused == []
+
+
+@pytest.mark.parametrize("cause", [cause for cause in CAUSES if cause != "exited"])
+def test_each_cause_has_a_rule(cause: str) -> None:
+    """What the main process knows is never called unknown."""
+    assert decide_why(ended(end={"cause": cause, "reason": "so it is"}), BOOT, NOW).code != "unknown"
+
+
+@pytest.mark.parametrize("code", [pattern.code for pattern in PATTERNS])
+def test_each_message_has_a_meaning(code: str) -> None:
+    """A row that is added to launch/messages.py is known here too."""
+    assert code in MEANINGS or code in {"worker-died", "engine-died"}
+
+
+def test_an_old_kill_is_not_the_cause() -> None:
+    """A process that the kernel killed an hour before the end did not end it."""
+    old = Event(BEGUN - 3600, "kernel-oom", "the kernel killed process 1 (cc1plus) at a memory limit", {"limit": True})
+    verdict = decide_why(ended(end={"cause": "exited", "reason": "x (killed by SIGKILL)"}, events=[old]), BOOT, NOW)
+    assert verdict.code == "signal"
+
+
+def test_a_stop_is_not_blamed_on_what_was_printed() -> None:
+    """Who is asked to stop may print anything."""
+    run = make_run(end={"cause": "stopped", "reason": "stopping"}, log=["RuntimeError: CUDA error: out of memory"])
+    assert decide_why(run, BOOT, NOW).code == "stopped"
+
+
+def test_the_recorder_ended_first() -> None:
+    """No end, the same boot, and nothing was written for long: nobody knows."""
+    verdict = decide_why(make_run(seconds=10), BOOT, BEGUN + 4000)
+    assert (verdict.code, verdict.tone) == ("unknown", "")
+
+
+def test_more_memory_is_suggested_where_there_is_more() -> None:
+    """At a low limit of a large machine, with swap left."""
+    run = CASES["memory-limit-ram"]()
+    run = run._replace(start=run.start._replace(limits={"memory_max": 4 * GIB, "swap_max": 115 * GIB}))
+    assert [(change.path, change.old, change.new) for change in decide_why(run, BOOT, NOW).changes] == [
+        ("models.qwen72b.limits.memory_max", "4G", "5G")
+    ]
+
+
+def test_older_runs(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """--run counts back, or names one; while it runs, the answer has why it stopped before."""
+    write_run(CASES["port-taken"](), runs)
+    write_run(make_run(run="20261123T222049-1a2b3c4d", seconds=10), runs)
+    assert main.main(["why", "qwen72b"]) == 0
+    said = capsys.readouterr().out
+    assert said.index("serves") < said.index("its port 8000 is taken")
+    for which in ("2", "20261123T222048-1a2b3c4d"):
+        assert main.main(["why", "qwen72b", "--run", which]) == 0
+        assert "its port 8000 is taken" in capsys.readouterr().out.splitlines()[0]
+    assert main.main(["why", "qwen72b", "--list"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]] == ["1", "2"]
+    assert main.main(["why", "qwen72b", "--list", "--json"]) == 0
+    assert [run["code"] for run in json.loads(capsys.readouterr().out)] == ["running", "port-taken"]
+    assert main.main(["why", "qwen72b", "--run", "3"]) == 2
+    assert "--list" in capsys.readouterr().err
+
+
+def test_a_torn_run_is_listed(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What cannot be read takes nothing else away."""
+    (write_run(CASES["port-taken"](), runs) / "start.json").write_text("{")
+    assert main.main(["why", "qwen72b", "--list"]) == 0
+    assert "unreadable" in capsys.readouterr().out
+    assert main.main(["why", "qwen72b"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("config", "code", "hint"),
+    [
+        ("models: {qwen72b: {model: a/b}}", 1, "systemctl start vllm@qwen72b"),
+        ("models: {other: {model: a/b}}", 2, "other"),
+        ("models: [", 1, "systemctl start vllm@qwen72b"),
+        (None, 1, "systemctl start vllm@qwen72b"),
+    ],
+)
+def test_no_run(config: str | None, code: int, hint: str, runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What to do is said, whatever the configuration."""
+    file = runs.parent / "config.yaml"
+    if config is not None:
+        file.write_text(config)
+    assert main.main(["why", "qwen72b", "--config", str(file)]) == code
+    assert hint in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("runs")
+def test_without_permission(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Who may not read is told who may."""
+
+    def refuse(_path: object) -> list[str]:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("vllm_safe.record.store.os.listdir", refuse)
+    monkeypatch.setattr("vllm_safe.cli.why.os.geteuid", lambda: 1000)
+    assert main.main(["why", "qwen72b"]) == 1
+    assert "sudo vllm-safe why qwen72b" in capsys.readouterr().err
+
+
+def test_completion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TAB knows the models of the file and of the records, and is quiet about a broken file."""
+    (tmp_path / "runs/recorded").mkdir(parents=True)
+    monkeypatch.setattr("vllm_safe.paths.RUNS", tmp_path / "runs")
+    file = tmp_path / "config.yaml"
+
+    def offered(incomplete: str) -> list[str]:
+        context = why.command.make_context("why", ["--config", str(file)], resilient_parsing=True)
+        return [item.value for item in why.command.params[0].shell_complete(context, incomplete)]
+
+    file.write_text("models: {qwen72b: {model: a/b}}")
+    assert offered("") == ["qwen72b", "recorded"]
+    assert offered("q") == ["qwen72b"]
+    file.write_text("models: [")
+    assert offered("") == ["recorded"]
+
+
+_text = st.one_of(
+    st.sampled_from(["", "ready", "loading", "killed by SIGKILL", "9 s", *CAUSES, "oom-kill", "watchdog"]), st.text(max_size=20)
+)
+_figure = st.one_of(st.none(), st.integers(-(1 << 62), 1 << 62))
+_share = st.one_of(st.none(), st.floats(-1e18, 1e18))
+_time = st.floats(0, 1e18)
+_count = st.dictionaries(st.sampled_from(["oom", "oom_kill", "max", "fail", "memory_max", "swap_max"]), st.integers(-(1 << 62), 1 << 62))
+_json = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=9))
+_data = st.dictionaries(
+    st.sampled_from(["limit", "act", "low", "memory", "swap", "max-num-seqs", "max-model-len", "tensor-parallel-size"]), _json
+)
+_KINDS = ["guard", "kernel-oom", "earlyoom", "stall", "hang", "phase"]
+_WORDS = [line for build in CASES.values() for line in build().log]
+_runs = st.builds(
+    Run,
+    st.builds(
+        Start, name=_text, run=_text, time=_time, boot=_text, command=st.booleans(), health=_text, limits=_count, host=_data, args=_data
+    ),
+    st.lists(
+        st.builds(
+            Sample,
+            time=_time,
+            phase=_text,
+            memory=_figure,
+            shmem=_figure,
+            swap=_figure,
+            ram_available=_figure,
+            swap_free=_figure,
+            read=_figure,
+            io_pressure=_share,
+            disk_read=_share,
+            gpus=st.just((Gpu(1, 2, 0.5),)),
+        ),
+        max_size=3,
+    ).map(tuple),
+    st.lists(st.builds(Event, time=_time, kind=st.sampled_from(_KINDS), text=_text, data=_data), max_size=3).map(tuple),
+    st.none()
+    | st.builds(
+        End,
+        time=_time,
+        cause=_text,
+        reason=_text,
+        result=_text,
+        exit_code=st.sampled_from(["", "exited", "killed"]),
+        exit_status=_text,
+        memory_events=_count,
+        swap_events=_count,
+    ),
+    st.lists(st.sampled_from(_WORDS) | st.text(max_size=30), max_size=4).map(tuple),
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(_runs, _text, _time)
+def test_any_run_has_a_verdict(run: Run, boot: str, now: float) -> None:
+    """Whatever was recorded, there is one line that steers no terminal, and facts in the order of their times."""
+    verdict = decide_why(run, boot, now)
+    assert verdict.sentence
+    texts = [
+        verdict.sentence,
+        verdict.hint,
+        *(fact.text for fact in verdict.evidence),
+        *(text for change in verdict.changes for text in change),
+    ]
+    assert all(printable(text) == text and "\n" not in text for text in texts)
+    times = [fact.time for fact in verdict.evidence if fact.time is not None]
+    assert times == sorted(times)

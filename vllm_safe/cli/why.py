@@ -1,0 +1,167 @@
+"""`vllm-safe why NAME`: why it stopped last time, with the evidence and the setting to change."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vllm_safe.cli.main import config_option, json_option, name_argument
+from vllm_safe.cli.table import columns
+from vllm_safe.errors import Failure, Misuse
+
+if TYPE_CHECKING:
+    from vllm_safe.decide.why.verdict import Verdict
+    from vllm_safe.record.run import Run
+
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
+_WIDE = 110  # characters of a sentence in a list
+
+
+@click.command(name="why")
+@name_argument
+@click.option("--run", "which", metavar="N|ID", default="1", show_default=True, help="Of which run: 1 is the last, 2 the one before it.")
+@click.option("--list", "as_list", is_flag=True, help="Every recorded run, in one line each.")
+@json_option
+@config_option
+def command(name: str, which: str, config_path: Path, *, as_list: bool, as_json: bool) -> None:
+    """Say why NAME stopped last time: the verdict, the evidence for it, and the setting to change."""
+    runs = recorded_runs(name, config_path)
+    if as_list:
+        _list(name, runs, as_json=as_json)
+        return
+    chosen = choose(name, runs, which)
+    run, verdict = judge(name, chosen)
+    before = None
+    if verdict.code == "running" and which == "1" and len(runs) > 1:
+        before = _try_judge(name, runs[1])
+    if as_json:
+        click.echo(
+            json.dumps(_for_program(run, verdict) | {"before": _for_program(*before) if before else None}, indent=2, ensure_ascii=False)
+        )
+        return
+    _show(run, verdict)
+    if before:
+        click.echo(f"\nWhy it stopped before that ({before[0].start.run}):")
+        _show(*before)
+
+
+def recorded_runs(name: str, config_path: Path) -> tuple[str, ...]:
+    """The recorded runs, newest first. Failure if there are none, with what to do."""
+    from vllm_safe.record.read import list_runs
+
+    try:
+        runs = list_runs(name)
+    except Failure as failure:
+        raise failure if os.geteuid() == 0 else Failure(failure.message, hint=f"sudo vllm-safe why {name}") from None
+    if not runs:
+        _check_name(name, config_path)
+        raise Failure(f"nothing is recorded of {name}: it has not been started yet", hint=f"systemctl start vllm@{name}")
+    return runs
+
+
+def _check_name(name: str, config_path: Path) -> None:
+    """Misuse if the configuration can be read, and has no such model."""
+    from vllm_safe.config.reader import load
+    from vllm_safe.decide.prepare import known_model
+    from vllm_safe.errors import ConfigError
+
+    try:
+        config = load(config_path)
+    except (ConfigError, Failure, OSError):
+        return
+    known_model(config, name)
+
+
+def choose(name: str, runs: tuple[str, ...], which: str) -> str:
+    """The run that `which` names: its number, 1 for the last, or its id. Misuse if there is none."""
+    if which in runs:
+        return which
+    if which.isdecimal() and len(which) < 6 and 1 <= int(which) <= len(runs):
+        return runs[int(which) - 1]
+    raise Misuse(f"{name} has no run {which}; {len(runs)} are recorded", hint=f"vllm-safe why {name} --list")
+
+
+def judge(name: str, chosen: str) -> tuple[Run, Verdict]:
+    """A recorded run, and why it stopped."""
+    from vllm_safe.decide.why.decide import decide_why
+    from vllm_safe.record.read import read_run
+
+    run = read_run(name, chosen)
+    return run, decide_why(run, _BOOT.read_text(encoding="ascii").strip(), time.time())
+
+
+def _try_judge(name: str, chosen: str) -> tuple[Run, Verdict] | None:
+    try:
+        return judge(name, chosen)
+    except Failure:
+        return None
+
+
+def _list(name: str, runs: tuple[str, ...], *, as_json: bool) -> None:
+    from vllm_safe.report.times import date_time
+
+    judged = [(number, run, _try_judge(name, run)) for number, run in enumerate(runs, 1)]
+    if as_json:
+        values = [
+            {"number": number, "run": run} | (_for_program(*found) if found else {"code": "unreadable"}) for number, run, found in judged
+        ]
+        click.echo(json.dumps(values, indent=2, ensure_ascii=False))
+        return
+    rows = [("", "started", "lasted", "", "why")]
+    for number, run, found in judged:
+        if found is None:
+            rows.append((str(number), run, "", "unreadable", ""))
+            continue
+        recorded, verdict = found
+        said = verdict.sentence if len(verdict.sentence) <= _WIDE else f"{verdict.sentence[: _WIDE - 3]}..."
+        rows.append((str(number), date_time(recorded.start.time), _lasted(recorded, verdict), verdict.code, said))
+    click.echo("\n".join(columns(rows)))
+
+
+def _show(run: Run, verdict: Verdict) -> None:
+    """The verdict first, then what proves it, then what to change."""
+    from vllm_safe.report.times import clock, date_time
+
+    colour = {"bad": "red", "good": "green"}.get(verdict.tone)
+    click.echo(click.style(verdict.sentence, bold=True, fg=colour))
+    started = f"started {date_time(run.start.time)}"
+    restart = f", automatic restart {run.start.restart} within the hour" if run.start.restart else ""
+    ended = "" if verdict.code == "running" else f", ended {date_time(verdict.when)}, after {_lasted(run, verdict)}"
+    click.echo(f"  {started}{ended}{restart}")
+    if verdict.evidence:
+        click.echo(click.style("Evidence", bold=True))
+        times = ("" if fact.time is None else clock(fact.time, run.start.time) for fact in verdict.evidence)
+        click.echo("\n".join(columns(zip(times, (fact.text for fact in verdict.evidence), strict=True))))
+    if verdict.changes:
+        click.echo(click.style("What to change in config.yaml", bold=True))
+        rows = ((change.path, change.old or "?", "->", change.new, change.reason) for change in verdict.changes)
+        click.echo("\n".join(columns(rows)))
+    if verdict.hint:
+        click.echo(f"  {verdict.hint}")
+
+
+def _lasted(run: Run, verdict: Verdict) -> str:
+    from vllm_safe.sizes import format_span
+
+    until = time.time() if verdict.code == "running" else verdict.when
+    return format_span(max(0.0, until - run.start.time))
+
+
+def _for_program(run: Run, verdict: Verdict) -> dict[str, Any]:
+    return {
+        "name": run.start.name,
+        "run": run.start.run,
+        "started": run.start.time,
+        "restart": run.start.restart,
+        "code": verdict.code,
+        "sentence": verdict.sentence,
+        "when": verdict.when,
+        "evidence": [fact._asdict() for fact in verdict.evidence],
+        "changes": [change._asdict() for change in verdict.changes],
+        "hint": verdict.hint,
+    }

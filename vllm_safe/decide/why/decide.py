@@ -1,0 +1,55 @@
+"""The rules, in the order of their certainty: the first that has a verdict decides."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from vllm_safe.decide.why import ends, kills, words
+from vllm_safe.decide.why.verdict import Case, Change, Evidence, Verdict
+from vllm_safe.errors import printable
+from vllm_safe.record.run import Run
+
+Rule = Callable[[Case], Verdict | None]
+
+# Who killed it goes before what it said, since it says much while it dies; what it said goes before how it ended.
+RULES: tuple[Rule, ...] = (
+    ends.running,
+    ends.machine_went_down,
+    ends.record_broke_off,
+    ends.stopped,
+    ends.refused,
+    kills.by_guard,
+    kills.at_memory_limit,
+    kills.by_earlyoom,
+    kills.by_kernel_outside,
+    ends.stalled,
+    ends.hung,
+    ends.start_timeout,
+    ends.watchdog,
+    ends.systemd_timeout,
+    words.by_its_words,
+    words.engine_died,
+    ends.signalled,
+    ends.ended_by_itself,
+)
+
+
+def decide_why(run: Run, boot: str, now: float) -> Verdict:
+    """Why the run stopped. boot: the id of the present boot; now: Unix seconds."""
+    case = Case(run, boot, now)
+    verdict = next((found for rule in RULES if (found := rule(case))), None) or ends.unknown(case)
+    guard = [Evidence(event.time, event.text) for event in case.late("guard")[-4:]] if verdict.code != "running" else []
+    told = tuple(dict.fromkeys((*verdict.evidence, *guard)))
+    timed = sorted((fact for fact in told if fact.time is not None), key=lambda fact: fact.time or 0.0)
+    evidence = (*timed, *(fact for fact in told if fact.time is None))
+    return verdict._replace(
+        sentence=_line(verdict.sentence),
+        evidence=tuple(fact._replace(text=_line(fact.text)) for fact in evidence),
+        changes=tuple(Change(*map(_line, change)) for change in verdict.changes),
+        hint=_line(verdict.hint),
+    )
+
+
+def _line(text: str) -> str:
+    """One line that steers no terminal: servers wrote much of it."""
+    return printable(" ".join(text.split()))

@@ -1,0 +1,200 @@
+"""Ends that the main process, systemd or the next boot tell of: stopped, refused, stuck, signalled, gone; and that nobody knows."""
+
+from __future__ import annotations
+
+import math
+import re
+
+from vllm_safe.decide.why.kills import memory_figures
+from vllm_safe.decide.why.verdict import Case, Change, Evidence, Verdict
+from vllm_safe.decide.why.words import last_lines, own_error, said_by_main
+from vllm_safe.sizes import format_size, format_span
+
+_KILLED = re.compile(r"killed by (SIG\w+|signal \d+)")
+_QUARTER = 900.0  # seconds: what a suggested time is a multiple of
+_BY_ITSELF = {"SIGSEGV", "SIGABRT", "SIGBUS", "SIGILL", "SIGFPE", "SIGTRAP", "SIGSYS"}  # a process does that to itself
+
+
+def running(case: Case) -> Verdict | None:
+    """It has not stopped."""
+    if not case.is_running:
+        return None
+    phase = {"ready": "serves", "": "runs"}.get(case.phase, f"is starting ({case.phase})")
+    since = format_span(max(0.0, case.now - case.run.start.time))
+    return Verdict("running", f"{case.name} {phase}; it was started {since} ago.", case.run.start.time, "good", (*memory_figures(case),))
+
+
+def machine_went_down(case: Case) -> Verdict | None:
+    """No end, and another boot: the power was cut, or the machine reset or crashed."""
+    start = case.run.start
+    if case.run.end is not None or not start.boot or start.boot == case.boot:
+        return None
+    evidence = [
+        Evidence(case.last_seen, "the last record; an orderly stop or shutdown would have recorded an end"),
+        Evidence(None, f"it ran in boot {start.boot[:8]}, and this is boot {case.boot[:8] or '?'}"),
+        *memory_figures(case),
+    ]
+    hint = "journalctl -b -1 -e shows what the machine said last. Power supply, heat and risers are what to look at."
+    sentence = f"{case.name} went down with the machine: a power cut, a reset or a crash of the kernel."
+    return Verdict("power-cut", sentence, case.last_seen, evidence=tuple(evidence), hint=hint)
+
+
+def record_broke_off(case: Case) -> Verdict | None:
+    """No end in this boot, and nothing is written any more."""
+    if case.run.end is not None:
+        return None
+    hint = f"systemctl status vllm@{case.name} vllm-safe-record@{case.name}"
+    evidence = (Evidence(case.last_seen, "the last record"), *last_lines(case))
+    sentence = f"It is not known why {case.name} stopped, or whether it did: its recorder ended before it."
+    return Verdict("unknown", sentence, case.last_seen, "", evidence, hint=hint)
+
+
+def stopped(case: Case) -> Verdict | None:
+    """Systemd was asked to stop it. In the same boot no shutdown can have been the reason."""
+    if case.end.cause != "stopped":
+        return None
+    same_boot = case.run.start.boot == case.boot
+    who = "a person (or a program) told systemd to" if same_boot else "a person told systemd to, or the machine was shut down or rebooted"
+    code = "stopped" if same_boot else "stopped-or-shutdown"
+    return Verdict(code, f"{case.name} was stopped: {who}.", case.end.time, "", tuple(said_by_main(case)))
+
+
+def refused(case: Case) -> Verdict | None:
+    """It was never started."""
+    if case.end.cause != "refused":
+        return None
+    hint = f"vllm-safe check   shows all that is in the way; then: systemctl start vllm@{case.name}"
+    sentence = f"{case.name} was not started, since it could not have worked: {case.end.reason}"
+    return Verdict("refused", sentence, case.end.time, evidence=tuple(said_by_main(case)), hint=hint)
+
+
+def stalled(case: Case) -> Verdict | None:
+    """Nothing moved while it loaded."""
+    if case.end.cause != "stall":
+        return None
+    return _stuck(case, f"{case.name} hung while it loaded ({case.phase or 'starting'}), and was ended: {case.end.reason}", "stall_timeout")
+
+
+def hung(case: Case) -> Verdict | None:
+    """It served, and then did not."""
+    if case.end.cause != "hang":
+        return None
+    return _stuck(case, f"{case.name} hung while it served, and was ended: {case.end.reason}", "hang_timeout")
+
+
+def start_timeout(case: Case) -> Verdict | None:
+    """It went on loading for too long."""
+    if case.end.cause != "start-timeout":
+        return None
+    read, took = case.peak("read"), case.end.time - case.run.start.time
+    far = [Evidence(case.last.time, f"it had read {format_size(read)} of its model")] if read else []
+    change = _longer(case, "start_timeout", took)
+    return Verdict(
+        "start-timeout",
+        f"{case.name} was ended because it was not ready in time: {case.end.reason}",
+        case.end.time,
+        evidence=(*said_by_main(case), *far, *_pressure(case), *last_lines(case)),
+        changes=(change,),
+    )
+
+
+def watchdog(case: Case) -> Verdict | None:
+    """Systemd heard nothing of the main process."""
+    if case.end.result != "watchdog":
+        return None
+    sentence = f"{case.name} was killed by systemd's watchdog: its main process was not heard of in time."
+    hint = "The machine was starved, or the process was stopped (SIGSTOP)."
+    evidence = (*said_by_main(case), *_pressure(case), *memory_figures(case))
+    return Verdict("watchdog", sentence, case.end.time, evidence=evidence, hint=hint)
+
+
+def systemd_timeout(case: Case) -> Verdict | None:
+    """Systemd's own limit on a start or a stop."""
+    if case.end.result != "timeout":
+        return None
+    sentence = f"{case.name} was killed by systemd, since its start or stop took longer than allowed."
+    return Verdict("timeout", sentence, case.end.time, evidence=(*said_by_main(case), *_pressure(case), *last_lines(case)))
+
+
+def signalled(case: Case) -> Verdict | None:
+    """A signal ended the server or its main process, and none of those who kill for memory sent it."""
+    found = _KILLED.search(case.end.reason) if case.end.cause in {"exited", ""} else None
+    name = found[1] if found else ""
+    if not name and case.end.exit_code in {"killed", "dumped"}:
+        name = f"SIG{case.end.exit_status.removeprefix('SIG')}" if case.end.exit_status else "a signal"
+    if not name:
+        return None
+    if name in _BY_ITSELF:
+        error = own_error(case.run.log)
+        sentence = f"{case.name} crashed ({name})" + (f": {error}." if error else ".")
+        hint = f"coredumpctl info   (if systemd-coredump is installed); journalctl -u vllm@{case.name}"
+        return Verdict("crashed", sentence, case.end.time, evidence=(*said_by_main(case), *last_lines(case)), hint=hint)
+    nobody = "the kernel's OOM killer, earlyoom and vllm-safe's guard recorded no kill"
+    sentence = f"{case.name} was killed by {name}, sent by a person or another program: {nobody}."
+    evidence = (*said_by_main(case), *memory_figures(case))
+    return Verdict("signal", sentence, case.end.time, evidence=evidence, hint="journalctl --since=-1h _COMM=sudo   may say who ran kill.")
+
+
+def ended_by_itself(case: Case) -> Verdict | None:
+    """It exited, with an error of its own at most."""
+    if case.end.cause != "exited":
+        return None
+    error = own_error(case.run.log)
+    when = "while it served" if case.was_ready else "before it was ready"
+    what = f"; its last error: {error}" if error else ", and named no error"
+    hint = f"journalctl -u vllm@{case.name} has all that it printed."
+    evidence = (*said_by_main(case), *last_lines(case))
+    return Verdict("exited", f"{case.name} ended by itself {when}{what}.", case.end.time, evidence=evidence, hint=hint)
+
+
+def unknown(case: Case) -> Verdict:
+    """Nothing proves anything."""
+    others = [Evidence(event.time, event.text) for event in case.run.events[-8:]]
+    evidence = (*said_by_main(case), *others, *memory_figures(case), *last_lines(case))
+    hint = f"journalctl -u vllm@{case.name} has all that it printed."
+    return Verdict(
+        "unknown", f"It is not known why {case.name} stopped; this is what was recorded.", case.end.time, "bad", evidence, hint=hint
+    )
+
+
+def _stuck(case: Case, sentence: str, setting: str) -> Verdict:
+    told = [Evidence(event.time, event.text) for event in case.of(case.end.cause) if event.text != case.end.reason]
+    message = case.message
+    said = [Evidence(None, f"it said: {message.line[:300]}")] if message else []
+    changes = [_longer(case, setting, _waited(case.end.reason))]
+    if _cards(case) > 1:
+        reason = "cards on risers hang when they talk to each other directly: NCCL_P2P_DISABLE=1"
+        changes.insert(0, Change(case.path("profile"), "", "pcie-riser", reason))
+    evidence = (*told, *said_by_main(case), *said, *_pressure(case), *memory_figures(case), *last_lines(case))
+    code = "stall" if setting == "stall_timeout" else "hang"
+    hint = (
+        f"journalctl -u vllm@{case.name} has the stacks of its threads, where they could be had; a longer time helps only if it was slow."
+    )
+    return Verdict(code, sentence, case.end.time, evidence=evidence, changes=tuple(changes), hint=hint)
+
+
+def _pressure(case: Case) -> list[Evidence]:
+    last = case.last
+    parts = [f"{what} {share:.0%}" for what, share in (("disk", last.io_pressure), ("memory", last.memory_pressure)) if share is not None]
+    rate = f"; the disks read {format_size(int(last.disk_read))}/s" if last.disk_read is not None else ""
+    return [Evidence(last.time, f"share of time that it waited for: {', '.join(parts)}{rate}")] if parts else []
+
+
+def _cards(case: Case) -> int:
+    size = case.arg("tensor-parallel-size")
+    return int(size) if size.isdecimal() and len(size) < 6 else 1
+
+
+def _waited(reason: str) -> float:
+    """The first span of time in a reason, as format_span wrote it; 0 if there is none."""
+    units = {"d": 86400, "h": 3600, "min": 60, "s": 1}
+    found = re.search(r"\b\d+ (?:d|h|min|s)\b(?: \d+ (?:h|min|s)\b)?", reason)
+    return float(sum(int(count) * units[unit] for count, unit in re.findall(r"(\d{1,9}) (d|h|min|s)", found[0]))) if found else 0.0
+
+
+def _longer(case: Case, setting: str, waited: float) -> Change:
+    known = _waited(case.end.reason) or waited
+    minutes = math.ceil(2 * min(known, 1e7) / _QUARTER) * 15 or 30
+    new = f"{minutes // 60}h" if minutes % 60 == 0 else f"{minutes}min"
+    reason = f"twice the {format_span(known)} that were not enough" if known else "if it is only slow"
+    return Change(case.path(setting), f"{int(known)}s" if known else "", new, reason)
