@@ -82,18 +82,18 @@ class _Models:
 
     def _why(self, seen: Seen) -> str:
         """The verdict on the last run of a model that does not run; "" where it may not be read."""
-        from vllm_safe.record.read import list_runs, read_run
-        from vllm_safe.report.answer import answer_of
+        from vllm_safe.cli.why import judge
+        from vllm_safe.record.read import list_runs
 
         if seen.active not in {"failed", "inactive"} and seen.sub != "auto-restart":
             return ""
         try:
             for run in list_runs(seen.name)[:1]:
                 if run not in self._verdicts:
-                    recorded = read_run(seen.name, run)
-                    if recorded.end is None:
-                        return ""
-                    self._verdicts[run] = answer_of(recorded).sentence
+                    recorded, verdict = judge(seen.name, run)
+                    if recorded.end is None:  # the recorder is not done yet, or never will be: not to be kept
+                        return verdict.sentence if verdict.code != "running" else ""
+                    self._verdicts[run] = verdict.sentence
                 return self._verdicts[run]
         except Failure:
             pass

@@ -16,8 +16,8 @@ from importlib.resources import files
 from typing import Any
 
 from vllm_safe import __version__
+from vllm_safe.decide.why.verdict import Verdict
 from vllm_safe.record.run import Event, Run
-from vllm_safe.report.answer import Answer
 from vllm_safe.report.figures import figures_of, say
 from vllm_safe.report.redact import redact
 from vllm_safe.report.series import Plot, flat, last_time, phases_of, plots_of, samples_of
@@ -28,16 +28,16 @@ MARK = "<!-- A report of vllm-safe -->"  # how an earlier one is known
 _BAD = frozenset({"kernel-oom", "earlyoom", "stall", "hang", "killing"})
 _IN_PHASES = frozenset({"start", "phase"})  # what the phases on the plots show already
 _ERROR = re.compile(r"\b(?:ERROR|CRITICAL|FATAL|Traceback|\w+Error|Killed|out of memory)\b")
-_UNSAFE = {ord(char): f"\\u{ord(char):04x}" for char in "<>&\u2028\u2029"}
+_UNSAFE = {ord(char): f"\\u{ord(char):04x}" for char in "<>&"}
 
 
-def page_of(run: Run, answer: Answer) -> str:
+def page_of(run: Run, verdict: Verdict) -> str:
     """The whole file."""
     plots = plots_of(run)
     library, own = _asset("uplot/uPlot.iife.min.js"), _asset("page.js")
     style = _asset("uplot/uPlot.min.css") + _asset("page.css")
     policy = f"default-src 'none'; script-src {_hash(library)} {_hash(own)}; style-src {_hash(style)}; base-uri 'none'; form-action 'none'"
-    body = "\n".join([*_top(run, answer), *_timeline(run, plots), *_events(run), *_figures(run), *_log(run), *_facts(run)])
+    body = "\n".join([*_top(run, verdict), *_timeline(run, plots), *_events(run), *_figures(run), *_log(run), *_facts(run)])
     return f"""<!doctype html>
 {MARK}
 <html lang="en">
@@ -47,7 +47,7 @@ def page_of(run: Run, answer: Answer) -> str:
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <meta name="referrer" content="no-referrer">
-<title>{_text(run.start.name)}: {_text(answer.sentence)}</title>
+<title>{_text(verdict.sentence)}</title>
 <style>{style}</style>
 </head>
 <body>
@@ -104,27 +104,30 @@ def _data(run: Run, plots: Iterable[Plot]) -> dict[str, Any]:
     }
 
 
-def _top(run: Run, answer: Answer) -> Iterator[str]:
-    yield f'<header class="{answer.tone}">'
+def _top(run: Run, verdict: Verdict) -> Iterator[str]:
+    yield f'<header class="{verdict.tone}">'
     yield f'<p class="where"><b>{_text(run.start.name)}</b> · run <span class="mono">{_text(run.start.run)}</span></p>'
-    yield f"<h1>{_text(answer.sentence)}</h1>"
+    yield f"<h1>{_text(verdict.sentence)}</h1>"
     span = format_span(last_time(run) - run.start.time)
     until = f"ended {clock(run.end.time, run.start.time)}, after {span}" if run.end else f"known until {span} later"
     restart = f" It was automatic restart {run.start.restart} within the hour." if run.start.restart else ""
     yield f'<p class="soft">Started {date_time(run.start.time)}, {until}.{restart}</p>'
+    if verdict.hint:
+        yield f"<p><b>{_text(verdict.hint)}</b></p>"
     yield "</header>"
     links = {"timeline": "Timeline", "events": "Events", "figures": "Figures", "lines": "Last log lines", "facts": "Machine and settings"}
     yield f'<nav aria-label="Sections">{"".join(f"""<a href="#{anchor}">{title}</a> """ for anchor, title in links.items())}</nav>'
-    if answer.changes:
+    if verdict.changes:
         yield '<h2>What to change</h2><table class="changes">'
-        yield "<thead><tr><th>In config.yaml</th><th>Now</th><th>Suggested</th></tr></thead><tbody>"
-        for change in answer.changes:
-            yield f"<tr><td><code>{_text(change.path)}</code></td><td><code>{_text(change.old)}</code></td>"
-            yield f'<td><code class="new">{_text(change.new)}</code></td></tr>'
+        yield "<thead><tr><th>In config.yaml</th><th>Now</th><th>Suggested</th><th></th></tr></thead><tbody>"
+        for change in verdict.changes:
+            yield f"<tr><td><code>{_text(change.path)}</code></td><td><code>{_text(change.old or '?')}</code></td>"
+            yield f'<td><code class="new">{_text(change.new)}</code></td>'
+            yield f"<td>{_text(change.reason)}</td></tr>"
         yield "</tbody></table>"
-    if answer.evidence:
+    if verdict.evidence:
         yield '<h2>Evidence</h2><ol class="plain evidence">'
-        for moment, text in answer.evidence:
+        for moment, text in verdict.evidence:
             when = "" if moment is None else clock(moment, run.start.time)
             yield f'<li><span class="time soft">{when}</span><span>{_text(text)}</span></li>'
         yield "</ol>"
@@ -239,7 +242,7 @@ def _hash(content: str) -> str:
 
 def _json(value: object) -> str:
     """JSON that can stand in a script element whatever it holds: no "</script", no "<!--"."""
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False).translate(_UNSAFE)
+    return json.dumps(value, separators=(",", ":"), allow_nan=False).translate(_UNSAFE)
 
 
 def _text(text: str) -> str:

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 
 import plotille  # type: ignore[import-untyped]
 
+from vllm_safe.decide.why.verdict import Verdict
 from vllm_safe.errors import printable
 from vllm_safe.record.run import Run
-from vllm_safe.report.answer import Answer
 from vllm_safe.report.figures import figures_of, say
 from vllm_safe.report.redact import redact
 from vllm_safe.report.series import Line, Plot, last_time, phases_of, plots_of, samples_of
@@ -22,15 +22,17 @@ _COLOURS = ("blue", "yellow", "green", "magenta", "cyan", "red", "white")
 _LOG_LINES = 20
 
 
-def text_of(run: Run, answer: Answer, bold: Callable[[str], str], *, colours: bool) -> Iterator[str]:
+def text_of(run: Run, verdict: Verdict, bold: Callable[[str], str], *, colours: bool) -> Iterator[str]:
     """Lines without secrets and without what steers a terminal, but for `bold` and the colours of the plots."""
-    yield from map(bold, _wrapped(f"{run.start.name}: {answer.sentence}"))
+    yield from map(bold, _wrapped(verdict.sentence))
     until = f"ended {clock(run.end.time, run.start.time)}" if run.end else "no end is recorded"
     yield f"started {date_time(run.start.time)}, {until}; {format_span(last_time(run) - run.start.time)}"
-    for moment, text in answer.evidence:
+    for moment, text in verdict.evidence:
         yield from _wrapped(text, "          " if moment is None else f"{clock(moment, run.start.time):<10}")
-    for change in answer.changes:
-        yield from _wrapped(f"change {change.path}: {change.old} -> {change.new}", "          ")
+    for change in verdict.changes:
+        yield from _wrapped(f"change {change.path}: {change.old or '?'} -> {change.new} ({change.reason})", "          ")
+    if verdict.hint:
+        yield from _wrapped(verdict.hint, "          ")
     if run.samples:
         yield ""
         yield from _wrapped(" -> ".join(f"{stretch.phase} {format_span(stretch.end - stretch.begin)}" for stretch in phases_of(run)))
@@ -70,13 +72,12 @@ def _drawn(run: Run, plot: Plot, bold: Callable[[str], str], *, colours: bool) -
         figure.plot([at for at, _ in known], [value for _, value in known], lc=colour if colours else None)
     if plot.limit is not None and plot.limit_fits:
         figure.plot([begin, end], [plot.limit, plot.limit], lc="red" if colours else None)
-    yield bold(plot.title)
+    yield bold(plot.title) + (f"; {plot.limit_label} {tell(plot.limit)}" if plot.limit is not None else "")
     *rows, axis, marks = figure.show().splitlines()[1:]
     yield from (line.rstrip() for line in rows)
     yield from (line[:_COLUMNS].rstrip() for line in (axis.removesuffix("> ()"), marks))  # x needs no name: it is time
     names = [plotille.color(line.label, fg=colour, no_color=not colours) for line, colour in zip(lines, _COLOURS * 2, strict=False)]
-    limit = f"; {plot.limit_label} {tell(plot.limit)}" if plot.limit is not None else ""
-    yield f"{'':13}{', '.join(names)}{limit}"
+    yield f"{'':13}{', '.join(names)}"
 
 
 def _stacked(lines: tuple[Line, ...]) -> tuple[Line, ...]:

@@ -1,0 +1,129 @@
+"""`vllm-safe report` and `status` on the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.runs import RUN, make_run, write_run
+from vllm_safe import paths
+from vllm_safe.cli.main import main
+from vllm_safe.record import read
+from vllm_safe.report.page import MARK
+
+
+@pytest.fixture
+def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two runs of qwen72b, and an empty folder to be in."""
+    runs = tmp_path / "runs"
+    write_run(make_run(run="20261122T000000-00000000", end={"cause": "stopped", "result": "success"}), runs)
+    write_run(make_run(end={"cause": "exited", "reason": "it ended", "result": "exit-code"}), runs)
+    monkeypatch.setattr(paths, "RUNS", runs)
+    for function in (read.list_runs, read.read_run):
+        monkeypatch.setattr(function, "__defaults__", (runs,))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "here"
+
+
+def test_the_page_of_the_last_run_is_written_here(recorded: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", "qwen72b"]) == 0
+    assert capsys.readouterr().out.startswith(f"qwen72b-{RUN}.html")
+    assert MARK in (recorded / f"qwen72b-{RUN}.html").read_text()
+    assert main(["report", "qwen72b"]) == 0, "an earlier report is replaced"
+
+
+@pytest.mark.parametrize("which", ["2", "20261122T000000-00000000"])
+def test_another_run(recorded: Path, which: str) -> None:
+    assert main(["report", "qwen72b", "--run", which, "-o", "x.html"]) == 0
+    assert "20261122T000000" in (recorded / "x.html").read_text()
+
+
+@pytest.mark.parametrize("arguments", [["qwen72b", "--run", "3"], ["qwen72b", "--run", "../x"], ["other"], ["../etc"]])
+def test_what_is_not_there_is_said(arguments: list[str], recorded: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", *arguments]) in {1, 2}
+    assert capsys.readouterr().err.startswith("vllm-safe: ")
+    assert list(recorded.iterdir()) == []
+
+
+def test_a_file_of_somebody_is_not_overwritten(recorded: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (recorded / "x.html").write_text("mine")
+    assert main(["report", "qwen72b", "-o", "x.html"]) == 1
+    assert "--force" in capsys.readouterr().err
+    assert main(["report", "qwen72b", "-o", "x.html", "--force"]) == 0
+
+
+def test_the_text_has_no_colour_on_a_pipe_and_writes_no_file(recorded: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", "qwen72b", "--text"]) == 0
+    out = capsys.readouterr().out
+    assert "Memory of the model" in out
+    assert "\x1b" not in out
+    assert list(recorded.iterdir()) == []
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> str:
+    path = tmp_path / "config.yaml"
+    path.write_text("swap: {size: none}\nmodels:\n  x: {command: [/bin/sh], port: 8000}\n  y: {command: [/bin/sh], port: 8001}\n")
+    return str(path)
+
+
+def test_status_has_every_model_or_the_one_asked_for(config: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status", "--json", "--config", config]) == 0
+    assert [model["name"] for model in json.loads(capsys.readouterr().out)] == ["x", "y"]
+    assert main(["status", "y", "--config", config]) == 0
+    assert capsys.readouterr().out.startswith("y  ")
+
+
+def test_status_of_no_such_model_is_said(config: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status", "z", "--config", config]) == 1
+    assert "there is no model z" in capsys.readouterr().err
+
+
+def test_a_mistake_in_the_configuration_hides_nothing_that_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.yaml").write_text("models: 3\n")
+    assert main(["status", "--config", str(tmp_path / "config.yaml")]) == 0
+    out, err = capsys.readouterr()
+    assert "config.yaml:1:" in err
+    assert out
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_watch_redraws_on_a_terminal_and_leaves_it_as_it_was(config: str, sent: signal.Signals) -> None:
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "vllm_safe", "status", "--watch", "--config", config]
+    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=os.environ | {"TERM": "xterm"})
+    os.close(theirs)
+    said = b""
+    try:
+        deadline = time.monotonic() + 60
+        while said.count(b"\x1b[H") < 2 and time.monotonic() < deadline:
+            if select.select([ours], [], [], 1)[0]:
+                said += os.read(ours, 65536)
+        process.send_signal(sent)
+        assert process.wait(60) == 0
+        said += os.read(ours, 65536)
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
+    assert said.startswith(b"\x1b[?1049h\x1b[?25l")
+    assert said.count(b"\x1b[H") >= 2
+    assert b"\x1b[?25h\x1b[?1049l" in said
+    assert b"x  " in said.rpartition(b"\x1b[?1049l")[2], "the last picture stays"
+
+
+def test_watch_prints_lines_on_a_pipe_until_nobody_reads(config: str) -> None:
+    command = f"{sys.executable} -m vllm_safe status --watch --config {config} | head -n 3"
+    outcome = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True, timeout=60)
+    assert [line.split()[1] for line in outcome.stdout.splitlines()] == ["x", "y", "x"]
+    assert outcome.stderr == ""

@@ -1,0 +1,59 @@
+"""What is left out of a report, and what is not."""
+
+from __future__ import annotations
+
+import pytest
+
+from vllm_safe.report.redact import redact
+
+SECRET = "hunter2hunter2hunter2"  # noqa: S105 -- of nobody
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        f"non-default args: {{'model': 'x', 'api_key': ['{SECRET}'], 'port': 8000}}",
+        f"args: Namespace(api_key='{SECRET}', port=8000)",
+        f'{{"api-key": "{SECRET}"}}',
+        f"vllm serve x --api-key {SECRET} --port 8000",
+        f"vllm serve x --api-key={SECRET}",
+        f"VLLM_API_KEY={SECRET}",
+        f"HF_TOKEN={SECRET}",
+        f"HUGGING_FACE_HUB_TOKEN: {SECRET}",
+        f"hub_token: {SECRET}",
+        f"Authorization: Bearer {SECRET}",
+        f"headers={{'Authorization': 'Bearer {SECRET}'}}",
+        f"authorization: Basic {SECRET}==",
+        f"curl -H 'bearer {SECRET}'",
+        f"Cookie: session={SECRET}; other={SECRET}",
+        f"https://user:{SECRET}@hub.example/x",
+        f"GET https://cdn.example/x?Expires=1&Signature={SECRET}&Key-Pair-Id={SECRET}",
+        f"X-Amz-Signature: ?X-Amz-Signature={SECRET}",
+        f"password={SECRET}",
+        f"aws_secret_access_key = {SECRET}",
+        f"using hf_{SECRET}",
+        f"using sk-proj-{SECRET}",
+        f"using ghp_{SECRET}",
+        f"using nvapi-{SECRET}",
+        f"using eyJhbGciOiJIUzI1NiJ9.{SECRET}.{SECRET}",
+    ],
+)
+def test_a_secret_is_left_out(line: str) -> None:
+    assert SECRET not in redact(line)
+    assert "[removed]" in redact(line)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "INFO 11-23 22:20:50 [core.py:71] max_num_batched_tokens=8192, eos_token_id: 151645, pad_token='<|endoftext|>'",
+        "Engine 000: Avg prompt throughput: 12.3 tokens/s, Running: 1 reqs, Waiting: 0 reqs, GPU KV cache usage: 0.4%",
+        "args: Namespace(api_key=None, hf_token=None, tokenizer='Qwen/Qwen2.5', trust_remote_code=False)",
+        'INFO:     127.0.0.1:51432 - "POST /v1/completions HTTP/1.1" 200 OK',
+        "Loading safetensors checkpoint shards:  41% Completed | 15/37 [12:03<17:40, 48.2s/it]",
+        "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.",
+        "GatedRepoError: 401 Client Error. Access to model is restricted. See https://huggingface.co/settings/tokens",
+    ],
+)
+def test_what_is_no_secret_stays_as_it_is(line: str) -> None:
+    assert redact(line) == line

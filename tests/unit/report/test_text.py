@@ -1,0 +1,51 @@
+"""The report in a terminal."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.runs import BEGUN, make_run
+from vllm_safe.decide.why.decide import decide_why
+from vllm_safe.record.run import Event, Run
+from vllm_safe.report.text import text_of
+
+
+def lines(run: Run, *, colours: bool = False) -> list[str]:
+    return list(text_of(run, decide_why(run, "another-boot", BEGUN + 1000), str, colours=colours))
+
+
+def test_it_fits_80_columns_and_has_no_colour_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = lines(
+        make_run(
+            gpus=8,
+            seconds=400,
+            end={"cause": "exited", "reason": "x" * 300, "result": "oom-kill"},
+            events=[Event(BEGUN + 3, "guard", "y " * 90)],
+        )
+    )
+    log = found.index("Last log lines")
+    assert max(map(len, found[:log])) <= 80
+    assert "\x1b" not in "\n".join(found)
+    monkeypatch.setenv("FORCE_COLOR", "1")  # plotille looks for a terminal itself
+    assert any("\x1b[" in line for line in lines(make_run(), colours=True))
+
+
+def test_what_the_server_prints_steers_no_terminal_and_tells_no_key() -> None:
+    found = "\n".join(lines(make_run(log=["\x1b]0;owned\x07", "HF_TOKEN=hf_abcdefghijklmnopqrst"], phases=("\x1b[2J", "ready"))))
+    assert "\x1b" not in found
+    assert "hf_abc" not in found
+    assert "HF_TOKEN=[removed]" in found
+
+
+def test_the_parts_are_there_in_order() -> None:
+    found = lines(make_run(end={"cause": "stopped", "result": "success"}))
+    places = [
+        next(n for n, line in enumerate(found) if line.startswith(title))
+        for title in ("Memory of the model", "Swap", "Figures", "Events", "Last log lines")
+    ]
+    assert places == sorted(places)
+    assert any("Memory of the model, all of it, at most" in line and "of 12.0 GiB" in line for line in found)
+
+
+def test_a_run_without_samples_has_a_text() -> None:
+    assert "Figures" in lines(make_run()._replace(samples=()))
