@@ -23,6 +23,8 @@ models:
     args: {{enforce-eager: true}} # compiles nothing: ready in half a minute
     env: {{VLLM_CPU_KVCACHE_SPACE: "1"}}
     stop_grace: 10s
+    stall_timeout: 10s
+    hang_timeout: 20s
   wrong:
     model: {engine.MODEL}
     port: 8001
@@ -33,7 +35,8 @@ models:
     args: {{enforce-eager: true, max-model-len: 999999}}
 """
 API_SERVER = "API server"
-LITTER = "find /dev/shm /tmp /var/tmp /run/vllm /run/credentials -mindepth 1 \\( -user vllm -o -path '*vllm*' \\) 2>/dev/null"
+OURS = "-path '*vllm*' -not -path '*-vllm-safe-*'"  # the recorder and the guard have folders of their own
+LITTER = f"find /dev/shm /tmp /var/tmp /run/vllm /run/credentials -mindepth 1 \\( -user vllm -o {OURS} \\) 2>/dev/null"
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +66,22 @@ def _start(bed: Nspawn) -> None:
 
 def _process(bed: Nspawn, name: str) -> str:
     """The PID of vLLM's API server, the child of our main process, or of a process by the name that it gives itself."""
+    return bed.out(_pgrep(bed, name))
+
+
+def _pgrep(bed: Nspawn, name: str) -> list[str]:
     wanted = ["--parent", _shown(bed, "demo")["MainPID"]] if name == API_SERVER else [f"^{name}"]
-    return bed.out(["pgrep", "--uid", "vllm", "--oldest", *wanted])
+    return ["pgrep", "--uid", "vllm", "--oldest", *wanted]
+
+
+def _state(bed: Nspawn) -> dict[str, object]:
+    state: dict[str, object] = json.loads(bed.read("/run/vllm-safe/state/demo.json"))
+    return state
+
+
+def _is_tried_again(bed: Nspawn, within: float) -> None:
+    bed.wait_for("systemd waits to start it again", lambda: _shown(bed, "demo")["SubState"] == "auto-restart", timeout=within)
+    _nothing_is_left(bed)
 
 
 def _dies_first(bed: Nspawn) -> None:
@@ -85,6 +102,12 @@ def test_ready_means_an_answer_and_stopped_means_gone(bed: Nspawn) -> None:
     assert answer["choices"][0]["text"] == expected
     assert _shown(bed, "demo")["StatusText"] == "ready, serving demo on http://127.0.0.1:8000"
     _dies_first(bed)
+    main = _shown(bed, "demo")["MainPID"]
+    time.sleep(40)  # twice its hang_timeout, with nothing to do
+    assert _shown(bed, "demo")["MainPID"] == main
+    state = _state(bed)
+    assert (state["phase"], state["running"]) == ("ready", 0)
+    assert state["tokens"] > len(expected) / 8
     bed.run("systemctl stop vllm@demo")
     _nothing_is_left(bed)
 
@@ -93,9 +116,27 @@ def test_ready_means_an_answer_and_stopped_means_gone(bed: Nspawn) -> None:
 def test_whichever_process_is_killed_all_go_and_it_is_tried_again(bed: Nspawn, victim: str) -> None:
     _start(bed)
     bed.run(["kill", "-KILL", _process(bed, victim)])
-    bed.wait_for("systemd waits to start it again", lambda: _shown(bed, "demo")["SubState"] == "auto-restart", timeout=60)
+    _is_tried_again(bed, 60)
     assert "ended by itself" in _shown(bed, "demo")["StatusText"]
-    _nothing_is_left(bed)
+
+
+@pytest.mark.parametrize("victim", [API_SERVER, "VLLM::EngineCor", "VLLM::Worker"])
+def test_whichever_process_is_stopped_it_is_a_hang_and_it_is_tried_again(bed: Nspawn, victim: str) -> None:
+    _start(bed)
+    bed.run(["kill", "-STOP", _process(bed, victim)])
+    _is_tried_again(bed, 20 + 40)
+    assert _state(bed)["cause"] == "hang"
+    assert "(hang_timeout)" in _shown(bed, "demo")["StatusText"]
+
+
+@pytest.mark.parametrize("number", ["KILL", "STOP"])
+@pytest.mark.parametrize("victim", [API_SERVER, "VLLM::EngineCor", "VLLM::Worker"])
+def test_whichever_process_falls_out_while_loading_all_go_and_it_is_tried_again(bed: Nspawn, victim: str, number: str) -> None:
+    bed.run("systemctl start --no-block vllm@demo")
+    bed.wait_for("it is there", lambda: bed.run(_pgrep(bed, victim), check=False).returncode == 0, timeout=60, pause=0.05)
+    bed.run(["kill", f"-{number}", _process(bed, victim)])
+    _is_tried_again(bed, 120)
+    assert _state(bed)["cause"] == ("stall" if number == "STOP" else "exited")
 
 
 @pytest.mark.parametrize("seconds", [1, 5, 15])
