@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Generator
 
+import pluggy
 import pytest
 
 # A shell ignores these for what it starts in the background, and nohup one more; the programs under test inherit that, and a Ctrl-C
@@ -23,11 +24,10 @@ def tier_of(item: pytest.Item) -> str:
     return next((marker for marker in ("vm", "nspawn") if item.get_closest_marker(marker)), "unit")
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+@pytest.hookimpl(hookwrapper=True)  # the way that bookworm's pytest knows too
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pluggy.Result[pytest.TestReport], None]:
     """Turn a skip in a required tier into a failure that gives the reason of the skip."""
-    report = yield
+    report = (yield).get_result()
     if report.skipped and not hasattr(report, "wasxfail") and tier_of(item) in REQUIRED:
         report.outcome = "failed"
         report.longrepr = f"tests of the tier {tier_of(item)!r} must run here (VLLM_SAFE_REQUIRE), but: {report.longrepr}"
-    return report

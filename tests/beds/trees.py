@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import shutil
 import subprocess
+import sys
+import time
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from shlex import quote
 
 from tests.beds import cache
+from tests.beds.machine import BedError
 
 DEFAULT_MIRROR = "http://deb.debian.org/debian"
+# The Debian of every bed that does not ask for another one: bookworm, trixie or sid. `make test-releases` sets it.
+RELEASE = os.environ.get("VLLM_SAFE_RELEASE", "bookworm")
+PATIENCE = (10, 60)  # seconds between the tries to make a tree: sid's mirror is now and then in the middle of an update
 
 BASE = (
     "ca-certificates",
@@ -27,6 +35,8 @@ BASE = (
     "util-linux",
 )
 COMPILER = ("gcc", "libc6-dev", "libnuma1", "python3-dev")  # what vLLM's CPU build needs to serve
+# What a Debian developer builds a package with, and judges it by.
+DEVELOPER = ("autopkgtest", "build-essential", "debhelper", "dh-virtualenv", "lintian", "piuparts", "python3-pytest")
 # For a machine of its own: the stock kernel, since the cloud kernel has no 9p, and the file systems that a swapfile may meet.
 MACHINE = ("btrfs-progs", "dosfstools", "e2fsprogs", "kmod", "linux-image-amd64", "qemu-guest-agent", "xfsprogs")
 
@@ -36,11 +46,12 @@ class Recipe:
     """What a tree is made of; two equal recipes share one tree."""
 
     packages: tuple[str, ...]
-    suite: str = "bookworm"
+    suite: str = RELEASE
     hooks: tuple[str, ...] = ()  # shell commands run before the packages are installed, with the tree as $1
 
 
 CONTAINER = Recipe((*BASE, *COMPILER))
+DEVELOPMENT = Recipe((*BASE, *DEVELOPER))
 # An initrd of 60 MB takes an emulated processor many seconds to unpack; this one has what the disk needs.
 SMALL_INITRD = (
     'mkdir -p "$1"/etc/initramfs-tools/conf.d "$1"/usr/share/initramfs-tools/modules.d',
@@ -51,11 +62,12 @@ VIRTUAL = Recipe((*BASE, *MACHINE), hooks=SMALL_INITRD)
 
 
 def tree(recipe: Recipe) -> Path:
-    """The root tree of `recipe`, read only for its users; made in half a minute when it is not cached.
+    """The root tree of `recipe`, read only for its users; made in half a minute when it is not cached. One of sid lasts for a week.
 
-    Raises CalledProcessError with mmdebstrap's words above it on stderr.
+    Raises BedError, with mmdebstrap's words above it on stderr, when it cannot be made.
     """
-    return cache.cached("trees", f"{recipe.suite}-{_digest(recipe)}", lambda folder: _make(recipe, folder))
+    week = time.strftime("-%G.%V", time.gmtime()) if recipe.suite == "sid" else ""
+    return cache.cached("trees", f"{recipe.suite}{week}-{_digest(recipe)}", lambda folder: _make(recipe, folder))
 
 
 def _digest(recipe: Recipe) -> str:
@@ -63,29 +75,48 @@ def _digest(recipe: Recipe) -> str:
 
 
 def _make(recipe: Recipe, folder: Path) -> None:
+    mirror = host_mirror()
+    for pause in (*PATIENCE, None):
+        if _bootstrap(recipe, folder, mirror):
+            folder.chmod(0o755)
+            return
+        if pause is not None:
+            for left in folder.iterdir():
+                shutil.rmtree(left)
+            sys.stderr.write(f"no tree of {recipe.suite} from {mirror}; again in {pause} s\n")
+            time.sleep(pause)
+    raise BedError(f"no tree of {recipe.suite} can be made from the mirror {mirror}, tried {len(PATIENCE) + 1} times: see mmdebstrap above")
+
+
+def _bootstrap(recipe: Recipe, folder: Path, mirror: str) -> bool:
+    """Whether mmdebstrap could fill `folder`."""
     archives = cache.ROOT / "archives" / recipe.suite
     archives.mkdir(parents=True, exist_ok=True)
     into = '"$1"/var/cache/apt/archives/'
-    subprocess.run(
+    # Named when they are whole: another tree may be in the middle of copying them.
+    keep = '[ -e "$kept/$deb" ] || { cp "$deb" "$kept/$deb.$$" && mv "$kept/$deb.$$" "$kept/$deb"; } || exit'
+    done = subprocess.run(
         [
             "mmdebstrap",
             "--quiet",
             "--variant=important",
             f"--include={','.join(recipe.packages)}",
+            # A mirror that nobody has updated for a week has a sid, too, and the signatures in it are still looked at.
+            *(["--aptopt=Acquire::Check-Valid-Until false"] if recipe.suite == "sid" else []),
             # Packages come from and go to our folder of archives: a changed recipe downloads only what is new.
             "--skip=download/empty",
             "--skip=essential/unlink",
             f"--setup-hook=mkdir -p {into} && find {quote(str(archives))} -name '*.deb' -exec cp -t {into} {{}} +",
             *(f"--essential-hook={hook}" for hook in recipe.hooks),
-            f"--customize-hook=cp -n {into}*.deb {quote(str(archives))}",
+            f"--customize-hook=kept={quote(str(archives))}; cd {into} && for deb in *.deb; do {keep}; done",
             recipe.suite,
             str(folder),
-            host_mirror(),
+            mirror,
         ],
-        check=True,
+        check=False,
         stdin=subprocess.DEVNULL,
     )
-    folder.chmod(0o755)
+    return done.returncode == 0
 
 
 def host_mirror() -> str:

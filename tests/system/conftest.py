@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.beds import engine
+from tests.beds import engine, here
+from tests.beds.machine import Machine
 from tests.beds.nspawn import Nspawn
 from tests.beds.vm import Virtual
 
@@ -24,8 +25,17 @@ def _lacking(tier: str) -> str:
     """Why the beds of a tier cannot be had on this machine; "" if they can."""
     if os.geteuid() != 0:
         return "needs root"
+    if here.WANTED:
+        return ""
     missing = [program for program in PROGRAMS[tier] if shutil.which(program) is None]
     return f"not installed: {', '.join(missing)} (make test installs them)" if missing else ""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of modules that use the real vLLM: `-m "not engine"` leaves them out."""
+    for item in items:
+        if isinstance(item, pytest.Function) and engine in vars(item.module).values():
+            item.add_marker(pytest.mark.engine)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -51,8 +61,12 @@ def nspawn_bed() -> Iterator[Nspawn]:
 
 
 @pytest.fixture(scope="module")
-def nspawn_installed(deb: Path) -> Iterator[Nspawn]:
+def nspawn_installed(request: pytest.FixtureRequest) -> Iterator[Machine]:
     """The same with our package installed by apt."""
+    if here.WANTED:
+        yield here.Here()
+        return
+    deb: Path = request.getfixturevalue("deb")
     with Nspawn(network=False) as bed:
         bed.install(deb)
         yield bed

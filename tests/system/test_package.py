@@ -97,6 +97,13 @@ class TestInstalled:
         verify = ["systemd-analyze", "verify", "--man=no", *(unit.replace("@.", "@web.") for unit in units)]
         assert nspawn_installed.run(verify, check=False).stderr == ""
 
+    def test_the_journal_has_no_complaint_about_a_key_that_this_systemd_does_not_know(self, nspawn_installed: Nspawn) -> None:
+        nspawn_installed.run(
+            "systemctl daemon-reload && systemctl show 'vllm@web' 'vllm-safe-*@web' 'vllm-safe-*' vllm.slice earlyoom >/dev/null"
+        )
+        complaints = nspawn_installed.out("journalctl --quiet --no-pager _PID=1 | grep -E 'vllm|earlyoom' | grep -E ':[0-9]+: ' || true")
+        assert complaints == ""
+
 
 @pytest.mark.nspawn
 def test_installing_prints_the_next_steps_once(deb: Path) -> None:

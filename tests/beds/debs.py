@@ -1,0 +1,71 @@
+"""Packages to try upgrades and builds with: the sources as git has them, the last release, and the package as it will be one day."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+from tests.beds import cache
+from tests.beds.machine import BedError
+
+REPOSITORY = Path(__file__).parents[2]
+LAST_RELEASE = "ee4b78e"  # the commit of 0.1.0
+NEXT = "99.0"  # a version that is above every other for a long time
+
+
+def sources(archive: Path, commit: str = "") -> None:
+    """Pack the files that git knows, or had at `commit`, into a tar archive."""
+    git = ["git", "-c", "safe.directory=*", "-C", str(REPOSITORY)]
+    if commit:
+        done = subprocess.run([*git, "archive", f"--output={archive}", commit], check=False, capture_output=True, text=True)
+        if done.returncode:
+            raise BedError(f"no commit {commit} in this repository (a shallow clone? git fetch --unshallow): {done.stderr}")
+        return
+    known = subprocess.run([*git, "ls-files", "-z", "--cached", "--others", "--exclude-standard"], check=True, capture_output=True).stdout
+    pack = ["tar", "--create", "--null", "--ignore-failed-read", "--files-from=-", f"--file={archive}"]
+    subprocess.run(pack, cwd=REPOSITORY, input=known, check=True, stderr=subprocess.DEVNULL)
+
+
+def wheelhouse() -> Path:
+    """The folder of the wheels that a build needs."""
+    done = subprocess.run([REPOSITORY / "debian/wheelhouse"], check=True, stdout=subprocess.PIPE, text=True)
+    return Path(done.stdout.strip())
+
+
+def last_release() -> Path:
+    """The package that was released last, built once from its sources."""
+    return cache.cached("releases", LAST_RELEASE, _build_last_release) / "vllm-safe.deb"
+
+
+def _build_last_release(folder: Path) -> None:
+    tree = folder / "tree"
+    tree.mkdir()
+    sources(folder / "sources.tar", LAST_RELEASE)
+    subprocess.run(["tar", "--extract", f"--file={folder}/sources.tar", f"--directory={tree}"], check=True)
+    done = subprocess.run(["dpkg-buildpackage", "--build=binary", "--no-sign"], cwd=tree, check=False, capture_output=True, text=True)
+    if done.returncode:
+        raise BedError(f"the last release does not build:\n{done.stdout}{done.stderr}")
+    (built,) = folder.glob("*.deb")
+    for made in folder.iterdir():
+        if made.is_dir():
+            shutil.rmtree(made)
+        elif made != built:
+            made.unlink()
+    built.rename(folder / "vllm-safe.deb")
+
+
+def unpacked(deb: Path, folder: Path, version: str = NEXT) -> Path:
+    """The files of a package in `folder`, with another version; what its maintainer scripts and DEBIAN/control are is in DEBIAN/."""
+    subprocess.run(["dpkg-deb", "--raw-extract", deb, folder], check=True)
+    control = folder / "DEBIAN/control"
+    control.write_text(re.sub(r"(?m)^Version: .*$", f"Version: {version}", control.read_text()))
+    return folder
+
+
+def packed(folder: Path, deb: Path) -> Path:
+    """The package of such a folder."""
+    # Quickly: nobody downloads it.
+    subprocess.run(["dpkg-deb", "--root-owner-group", "-Znone", "--build", folder, deb], check=True, stdout=subprocess.DEVNULL)
+    return deb
