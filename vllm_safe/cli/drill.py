@@ -96,9 +96,12 @@ def _one_drill() -> Iterator[None]:
         raise Misuse("no drill: another one is under way")
 
     with alone("drill", refuse):
-        for number in (signal.SIGHUP, signal.SIGTERM):
-            signal.signal(number, signal.default_int_handler)
-        yield
+        before = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGHUP, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 def _run(start: StartHog, hog: Hog, seconds: float) -> Course:
@@ -146,9 +149,10 @@ def _text(course: Course, lines: tuple[Line, ...], limits: ModelLimits) -> Itera
 
     yield from columns((("", "idle", "drill", "bound", ""), *(line.cells() for line in lines)), indent="")
     yield ""
-    limit = f"{format_size(limits.memory_max.value)} RAM, {format_size(limits.swap_max.value)} swap"
-    yield f"The hog had {format_size(course.ram)} of RAM and {format_size(course.swap)} of swap (limits: {limit})"
-    yield f"and touched {course.pages:.0f} pages a second" + (f"; it was ended after {course.ended:.0f} s." if course.ended else ".")
+    yield f"The hog had {format_size(course.ram)} of RAM (limit {format_size(limits.memory_max.value)}),"
+    yield f"{format_size(course.swap)} of swap (limit {format_size(limits.swap_max.value)}), and touched {course.pages:.0f} pages a second."
+    if course.ended is not None:
+        yield f"It was ended after {course.ended:.0f} s: journalctl -b -u vllm-safe-drill -u vllm-safe-guard"
     back = "not within a minute" if course.recovered is None else f"{course.recovered:.0f} s"
     yield f"Until a login was as fast as before, after its end: {back}."
     yield ""

@@ -120,6 +120,8 @@ class Watch:
             self._heart.wait()
         for thread in self._threads:
             thread.join(LONGEST)
+        if self._heart and self._heart.stdout:
+            self._heart.stdout.close()
 
     def last(self, what: str) -> float | None:
         """The last value of a kind."""

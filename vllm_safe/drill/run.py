@@ -52,13 +52,12 @@ def run(step: StartHog, hog: Hog, seconds: float, show: Show) -> Course:
         raise Failure(
             "no login worked on the idle machine: there is nothing to compare with", hint=f"Try: {' '.join(probes.LOGIN_COMMAND)}"
         )
-    try:
-        step.run()
-        with probes.Watch(found) as watch:
+    with probes.Watch(found) as watch:
+        try:
+            step.run()
             _press(step, hog, course, lambda left: show(f"drill, {left:.0f} s to go: {_now(watch)}; hog {_gigabytes(*memory())}"))
-            step.stop()
-    finally:
-        step.stop()
+        finally:
+            step.stop()  # before the login under way is waited for
     course.drill = Taken(watch.samples, watch.failed)
     course.recovered = _recover(bound_usual(course.idle), show)
     return course

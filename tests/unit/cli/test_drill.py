@@ -1,0 +1,129 @@
+"""`vllm-safe drill`, on the command line: what it refuses and what it prints; nothing is run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from vllm_safe.cli.main import main
+from vllm_safe.decide.drill import Hog, Taken
+from vllm_safe.drill import unit
+from vllm_safe.drill.probes import GAP, LOGIN, Sample
+from vllm_safe.drill.run import Course
+from vllm_safe.errors import Failure
+from vllm_safe.host.facts import Host, Swap
+from vllm_safe.sizes import GIB
+
+HOST = Host(
+    memory=16 * GIB,
+    memory_available=14 * GIB,
+    swaps=(Swap("/swapfile", "file", 128 * GIB, 0),),
+    cgroup2=True,
+    controllers=frozenset({"memory"}),
+    cpus=2,
+)
+
+
+@pytest.fixture(autouse=True)
+def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    monkeypatch.setattr("vllm_safe.host.facts.read_host", lambda: HOST)
+    monkeypatch.setattr("vllm_safe.host.pressure.memory_pressure", lambda: 0.0)
+    monkeypatch.setattr("vllm_safe.apply.lock.RUN", tmp_path)
+    monkeypatch.setattr("vllm_safe.apply.prepare.prepare_steps", lambda *_: ())
+    monkeypatch.setattr(unit, "CGROUP", tmp_path / "vllm.slice")
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> str:
+    path = tmp_path / "config.yaml"
+    path.write_text("models:\n  x:\n    command: [/bin/sh]\n    limits: {memory_max: 1G}\n  y:\n    command: [/bin/sh]\n    port: 8001\n")
+    return str(path)
+
+
+def measured(*seconds: float) -> Taken:
+    return Taken([*(Sample(0.0, LOGIN, value) for value in seconds), Sample(0.0, GAP, 0.1)])
+
+
+def run_with(monkeypatch: pytest.MonkeyPatch, *seconds: float) -> list[Hog]:
+    hogs = []
+
+    def run(_step: object, hog: Hog, length: float, _show: object) -> Course:
+        hogs.append(hog)
+        return Course(length, measured(0.1), measured(*seconds), ram=GIB, swap=GIB, pages=123.4, ticks_full=10**6, recovered=2.0)
+
+    monkeypatch.setattr("vllm_safe.drill.run.run", run)
+    return hogs
+
+
+def refused(capsys: pytest.CaptureFixture[str], config: str) -> str:
+    assert main(["drill", "--config", config]) == 2
+    out, err = capsys.readouterr()
+    assert not out
+    return err
+
+
+def test_a_drill_that_passes(config: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    run_with(monkeypatch, 0.1, 0.2)
+    assert main(["drill", "--config", config]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == "PASS"
+    assert max(map(len, lines)) <= 80
+
+
+def test_a_drill_that_fails_says_which_bound(config: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    run_with(monkeypatch, *[0.1] * 99, 11.0)
+    assert main(["drill", "--config", config, "--json"]) == 1
+    answer = json.loads(capsys.readouterr().out)
+    assert (answer["result"], answer["failed"]) == ("FAIL", ["login: worst"])
+    assert answer["hog"]["ram"] == GIB
+
+
+def test_the_hog_has_the_limits_of_the_model(config: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    hogs = run_with(monkeypatch, 0.1)
+    assert [main(["drill", "--config", config, *words]) for words in ([], ["--model", "x"])] == [0, 0]
+    assert hogs[0].size > hogs[1].size
+    assert hogs[1].full == GIB * 9 // 10
+    assert main(["drill", "--config", config, "--model", "z"]) == 2
+    assert "there is no model z" in capsys.readouterr().err
+
+
+def test_only_root_may_and_anybody_may_ask_what_would_be_done(
+    config: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 65534)
+    assert "root" in refused(capsys, config)
+    assert main(["drill", "--config", config, "--dry-run", "--model", "x"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("would run systemd-run ")
+    assert all(word in said for word in (f"MemoryMax={GIB} ", "OOMScoreAdjust=1000 ", "User=vllm ", "RuntimeMaxSec=90 "))
+
+
+def test_what_keeps_a_drill_from_starting(
+    config: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    model = tmp_path / "vllm.slice/vllm@x.service"
+    model.mkdir(parents=True)
+    (model / "cgroup.events").write_text("populated 1\nfrozen 0\n")
+    assert "no drill: vllm@x.service runs" in refused(capsys, config)
+    (model / "cgroup.events").write_text("populated 0\nfrozen 0\n")
+    monkeypatch.setattr("vllm_safe.host.facts.read_host", lambda: Host(memory=GIB, cgroup2=True, controllers=frozenset({"memory"})))
+    assert "the swapfile /swapfile is not on" in refused(capsys, config)
+    monkeypatch.setattr("vllm_safe.host.facts.read_host", lambda: Host(memory=GIB))
+    assert "cgroup v2" in refused(capsys, config)
+
+
+def test_two_at_once_are_one_too_many(config: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    codes = []
+
+    def run(*_: object) -> Course:
+        codes.append(main(["drill", "--config", config]))
+        raise Failure("enough")
+
+    monkeypatch.setattr("vllm_safe.drill.run.run", run)
+    assert main(["drill", "--config", config]) == 1
+    assert codes == [2]
+    assert "another one is under way" in capsys.readouterr().err

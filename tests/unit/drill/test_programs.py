@@ -1,0 +1,89 @@
+"""What runs beside a drill, as programs: the hog and the heartbeat end with the one who started them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vllm_safe.drill import hog, probes
+from vllm_safe.drill.probes import GAP, LOGIN, LONGEST, Watch
+
+FOLDER = Path(hog.__file__).parent
+
+
+def start(name: str, *words: str) -> subprocess.Popen[str]:
+    return subprocess.Popen([sys.executable, "-I", str(FOLDER / name), *words], stdin=-1, stdout=-1, text=True)
+
+
+def ends(process: subprocess.Popen[str]) -> str:
+    """What it says until it ends, with all that it started: the pipe is theirs too."""
+    assert process.stdout
+    with process:
+        return process.stdout.read()
+
+
+@pytest.mark.parametrize(("name", "words"), [("hog.py", [str(64 << 20), "2", "300"]), ("heartbeat.py", [])])
+def test_it_ends_when_its_starter_does(name: str, words: list[str]) -> None:
+    process = start(name, *words)
+    assert process.stdin
+    assert process.stdout
+    assert float(process.stdout.readline()) >= 0
+    process.stdin.close()
+    process.stdin = None
+    ends(process)
+    assert process.returncode == 0
+
+
+def test_the_hog_ends_by_its_own_clock_and_counts() -> None:
+    process = start("hog.py", str(32 << 20), "2", "3")
+    said = [int(line) for line in ends(process).splitlines()]
+    assert process.returncode == 0
+    assert said == sorted(said)
+    assert said[-1] > 0
+
+
+def test_programs_of_the_drill_need_nothing_but_the_standard_library() -> None:
+    for name in ("hog.py", "heartbeat.py", "probes.py"):
+        loaded = "import sys, runpy; runpy.run_path(sys.argv[1], run_name='x'); print('click' in sys.modules, 'vllm_safe' in sys.modules)"
+        done = subprocess.run([sys.executable, "-I", "-S", "-c", loaded, FOLDER / name], check=True, capture_output=True, text=True)
+        assert done.stdout == "False False\n"
+
+
+class TestTimed:
+    def test_how_long_it_took(self) -> None:
+        seconds = probes.timed(["/bin/sleep", "0.2"], Path("/bin/sleep"), Path("/nowhere"))
+        assert seconds is not None
+        assert seconds >= 0.2
+
+    @pytest.mark.parametrize("command", [["/bin/false"], ["/nowhere"]])
+    def test_what_failed_has_no_time(self, command: list[str]) -> None:
+        assert probes.timed(command) is None
+
+    def test_what_takes_for_ever_takes_long(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(probes, "LONGEST", 0.1)
+        assert probes.timed(["/bin/sleep", "60"]) == 0.1
+        assert LONGEST == 120.0
+
+
+class TestWatch:
+    def test_it_samples_until_its_end(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(probes, "EVERY", 0.05)
+        monkeypatch.setattr(probes, "stalled", lambda _: 0.0)
+        answers = iter([0.5, None, *[0.25] * 10_000])
+        with Watch({LOGIN: lambda: next(answers)}) as watch:
+            while watch.last(GAP) is None or watch.last("stall:user.slice") is None or watch.last(LOGIN) != 0.25:
+                pass
+        assert (watch.last(LOGIN), watch.worst(LOGIN)) == (0.25, 0.5)
+        assert [sample.what for sample in watch.failed] == [LOGIN]
+        count = len(watch.samples)
+        assert all(sample.value >= 0 for sample in watch.samples)
+        assert len(watch.samples) == count
+
+    def test_without_psi_there_is_no_stall(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(probes, "EVERY", 0.01)
+        monkeypatch.setattr(probes, "SLICES", ("nowhere.slice",))
+        assert probes.stalled("nowhere.slice") is None
+        assert probes._pressures(["nowhere.slice"]) == {}

@@ -1,0 +1,93 @@
+"""The course of a drill, with a hog and probes that are not real: whatever happens, the hog is stopped."""
+
+from __future__ import annotations
+
+import pytest
+
+from vllm_safe.decide.drill import Hog
+from vllm_safe.drill import probes, run
+from vllm_safe.errors import Failure
+
+HOG = Hog(size=100, processes=1, full=50)
+
+
+class Pretend:
+    """In the place of StartHog."""
+
+    def __init__(self, *, ended: bool = False) -> None:
+        self.touched = [10, 20]
+        self.ended = ended
+        self.said: list[str] = []
+
+    def run(self) -> None:
+        self.said.append("run")
+
+    def stop(self) -> None:
+        self.said.append("stop")
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probes, "EVERY", 0.01)
+    monkeypatch.setattr(probes, "login", lambda: 0.01)
+    monkeypatch.setattr(probes, "ssh", lambda: None)
+    monkeypatch.setattr(run, "_TICK", 0.05)
+    monkeypatch.setattr(run, "_pass", lambda _seconds, show: show(1.0))
+    monkeypatch.setattr(run, "memory", lambda: (40, 20))
+    monkeypatch.setattr(run, "occupants", lambda: ())
+
+
+def drill(step: Pretend, seconds: float = 0.5) -> tuple[run.Course, list[str]]:
+    shown: list[str] = []
+    return run.run(step, HOG, seconds, shown.append), shown  # type: ignore[arg-type]
+
+
+def test_it_measures_and_stops_the_hog() -> None:
+    step = Pretend()
+    course, shown = drill(step)
+    assert step.said == ["run", "stop"]
+    assert (course.ram, course.swap, course.pages, course.ended) == (40, 20, 10.0, None)
+    assert course.pressed > 0.5
+    assert course.idle.values(probes.LOGIN)
+    assert course.drill.values(probes.LOGIN)
+    assert course.recovered is not None
+    assert any(line.startswith("drill, 0 s to go: login 0.0 s, worst 0.0") for line in shown)
+
+
+def test_a_hog_that_ends_by_itself_ends_the_drill() -> None:
+    course, _ = drill(Pretend(ended=True), 300.0)
+    assert course.ended is not None
+    assert course.pressed == 0.0
+
+
+def test_a_model_that_is_started_ends_the_drill(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "occupants", lambda: ("vllm@x.service",))
+    step = Pretend()
+    with pytest.raises(Failure, match=r"vllm@x\.service was started"):
+        drill(step)
+    assert step.said == ["run", "stop"]
+
+
+def test_ctrl_c_stops_the_hog(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt() -> tuple[str, ...]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "occupants", interrupt)
+    step = Pretend()
+    with pytest.raises(KeyboardInterrupt):
+        drill(step)
+    assert step.said == ["run", "stop"]
+
+
+def test_where_no_login_works_there_is_no_drill(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probes, "login", lambda: None)
+    step = Pretend()
+    with pytest.raises(Failure, match="no login worked"):
+        drill(step)
+    assert step.said == []
+
+
+def test_a_machine_that_does_not_come_back_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "RECOVERY", 0.1)
+    monkeypatch.setattr(run, "bound_usual", lambda _: 0.001)
+    assert drill(Pretend())[0].recovered is None
