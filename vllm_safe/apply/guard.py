@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def guard_steps(plan: Plan, path: Path = Path(PLAN_FILE)) -> tuple[Step, ...]:
     """The step to this plan, if it is not what the guard has."""
-    return () if _there(path) == plan else (WriteFile(path, plan.to_json()),)
+    return () if _there(path) == plan else (WriteFile(path, plan.to_text()),)
 
 
 def keep_guard_steps(why: str, path: Path = Path(PLAN_FILE)) -> tuple[Step, ...]:

@@ -170,11 +170,13 @@ class Guard:
         return []
 
     def _kill(self, unit: str, why: str, reading: Reading) -> list[Act]:
-        ward = self._wards.pop(unit, Ward())
+        ward = self._wards.setdefault(unit, Ward())
         self._windows[self._plan.kill].clear()  # the next is not killed for what this one did
         figures = self._figures(reading, unit)
         acts = [Act("kill", unit, f"killed, to keep the machine usable: {why}", figures)]
         if ward.frozen_at is not None:
+            ward.rests_until = reading.now + REST * (reading.now - ward.frozen_at)
+            ward.frozen_at = None
             acts.append(Act("thaw", unit, "thawed, to die", figures))
         return acts
 

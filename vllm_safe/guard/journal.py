@@ -5,10 +5,10 @@ Datagrams that do not wait: a journal that stands still must not make the guard 
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import time
+from contextlib import suppress
 
 from vllm_safe.guard.decide import Act
 from vllm_safe.guard.plan import EVENTS_FOLDER
@@ -24,7 +24,6 @@ class Journal:
 
     def __init__(self, folder: str = EVENTS_FOLDER, address: str = JOURNAL) -> None:
         self._folder, self._address = folder, address
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
         self._lines: dict[str, int] = {}  # in the files of events, by path
 
     def say(self, text: str, level: int = INFO, unit: str = "") -> None:
@@ -33,18 +32,16 @@ class Journal:
         if unit:
             fields["OBJECT_SYSTEMD_UNIT"] = unit
         message = "".join(f"{key}={value}\n" for key, value in fields.items())
-        try:
-            self._socket.sendto(message.encode(), self._address)
-        except OSError:  # full, or not there: what was done is more than what is said
-            return
+        kind = socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+        with suppress(OSError), socket.socket(socket.AF_UNIX, kind) as channel:  # full, or not there: what was done is more than words
+            channel.sendto(message.encode(), self._address)
 
     def record(self, act: Act) -> None:
         """One act, with the readings that led to it."""
         figures = ", ".join(f"{key} {value:g}" for key, value in act.readings.items() if value)
         self.say(f"{act.unit} {act.text}" + (f" ({figures})" if figures else ""), _LEVELS.get(act.kind, INFO), act.unit)
-        line = json.dumps({"time": round(time.time(), 3), "act": act.kind, "text": act.text, "readings": dict(act.readings)}) + "\n"
         try:
-            self._append(f"{self._folder}/{name_of(act.unit)}.jsonl", line)
+            self._append(f"{self._folder}/{name_of(act.unit)}.jsonl", event_line(act, time.time()))
         except OSError as error:
             self.say(f"cannot write the events of {act.unit}: {error}", WARNING)
 
@@ -60,6 +57,17 @@ class Journal:
         with open(path, "ab") as file:  # noqa: PTH123
             file.write(line.encode())
         self._lines[path] += 1
+
+
+def event_line(act: Act, now: float) -> str:
+    """The act as one line of JSON, without its module: see plan.py."""
+    readings = ", ".join(f"{_quoted(key)}: {value:g}" for key, value in act.readings.items())
+    return f'{{"time": {now:.3f}, "act": {_quoted(act.kind)}, "text": {_quoted(act.text)}, "readings": {{{readings}}}}}\n'
+
+
+def _quoted(text: str) -> str:
+    plain = "".join(char if char.isprintable() else "?" for char in text)
+    return '"' + plain.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def name_of(unit: str) -> str:

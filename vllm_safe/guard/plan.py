@@ -1,4 +1,4 @@
-"""The guard's settings as it reads them: /run/vllm-safe/guard.json, written by `vllm-safe apply` from a valid configuration only.
+"""The guard's settings as it reads them: /run/vllm-safe/guard.plan, written by `vllm-safe apply` from a valid configuration only.
 
 Hence a mistake in config.yaml never reaches the guard: it keeps the last good settings, and `note` says that they are.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-PLAN_FILE = "/run/vllm-safe/guard.json"  # root 0644
+PLAN_FILE = "/run/vllm-safe/guard.plan"  # root 0644
 EVENTS_FOLDER = "/run/vllm-safe/guard"  # RuntimeDirectory= of the unit; NAME.jsonl below it
 MOST_BYTES = 65536  # of the plan file
 
@@ -39,31 +39,28 @@ class Plan(NamedTuple):
         """The least pressure that means anything."""
         return min(self.squeeze.pressure, self.freeze.pressure, self.kill.pressure)
 
-    def to_json(self) -> str:
-        """The plan file's text."""
-        import json  # noqa: PLC0415 - who reads the configuration takes a bound from here, and has no use for it
-
-        return json.dumps(self._asdict()) + "\n"
+    def to_text(self) -> str:
+        """The plan file: a key and its values in each line. No JSON: its module is memory that the guard has no other use for."""
+        lines = [f"enabled {int(self.enabled)}", f"freeze_time {self.freeze_time}", f"note {' '.join(self.note.split())}"]
+        steps = {"squeeze": self.squeeze, "freeze": self.freeze, "kill": self.kill}
+        return "\n".join([*lines, *(f"{key} {step.pressure} {step.after}" for key, step in steps.items()), ""])
 
     @classmethod
-    def from_json(cls, text: str) -> Plan:
-        """The plan that `to_json` wrote. ValueError if the text is anything else."""
-        import json  # noqa: PLC0415 - as above
-
+    def from_text(cls, text: str) -> Plan:
+        """The plan that `to_text` wrote. ValueError if the text is anything else."""
+        values = {key: value for key, _, value in (line.partition(" ") for line in text.splitlines())}
         try:
-            values = json.loads(text)
-            values |= {key: Step(*map(float, values[key])) for key in ("squeeze", "freeze", "kill")}
-            plan = cls(**values)
-            steps = (plan.squeeze, plan.freeze, plan.kill)
-            sane = all(0 < step.pressure <= 1 and step.after > 0 for step in steps) and 0 < plan.freeze_time <= MOST_FREEZE
-        except (TypeError, KeyError, AttributeError) as error:
-            raise ValueError(str(error)) from error
-        if not sane:
+            squeeze, freeze, kill = (Step(*map(float, values.pop(key).split())) for key in ("squeeze", "freeze", "kill"))
+            enabled, freeze_time, note = bool(int(values.pop("enabled"))), float(values.pop("freeze_time")), values.pop("note")
+        except (TypeError, KeyError) as error:
+            raise ValueError(f"it is not whole: {error}") from error
+        sane = all(0 < step.pressure <= 1 and step.after > 0 for step in (squeeze, freeze, kill)) and 0 < freeze_time <= MOST_FREEZE
+        if values or not sane:
             raise ValueError("a value is out of its range")
-        return plan
+        return cls(enabled, squeeze, freeze, freeze_time, kill, note)
 
 
 def read_plan(path: str = PLAN_FILE) -> Plan:
     """The plan in the file. OSError or ValueError if there is none."""
     with open(path, encoding="utf-8") as file:  # noqa: PTH123 - pathlib is 2 MB
-        return Plan.from_json(file.read(MOST_BYTES))
+        return Plan.from_text(file.read(MOST_BYTES))
