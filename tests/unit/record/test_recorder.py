@@ -1,0 +1,262 @@
+"""The recorder as a whole, below a root of its own: what it writes while things happen to a model and to itself."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vllm_safe.launch.state import State
+from vllm_safe.record import evidence, recorder, recording
+from vllm_safe.record.begin import read_start
+from vllm_safe.record.read import list_runs, read_run
+from vllm_safe.record.recorder import Recorder
+from vllm_safe.record.run import Run
+
+ONE, TWO = "1a2b3c4d" * 4, "5e6f7a8b" * 4
+WALL = 1_795_472_448.0
+
+
+class World:
+    """A machine in a folder, and a recorder on it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.runs = root, root / "runs"
+        self.said: list[str] = []
+        self.now, self.wall = 1000.0, WALL
+        (root / "run/vllm-safe/state").mkdir(parents=True)
+        self.begin_again()
+
+    def begin_again(self) -> None:
+        self.recorder = Recorder("demo", str(self.runs), str(self.root), self.said.append)
+
+    def put(self, name: str, value: object) -> None:
+        path = self.root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(value if isinstance(value, str) else json.dumps(value))
+
+    def invoke(self, invocation: str) -> None:
+        link = self.root / "run/systemd/units/invocation:vllm@demo.service"
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.unlink(missing_ok=True)
+        if invocation:
+            link.symlink_to(invocation)
+
+    def say(self, phase: str, run: str = ONE, **more: Any) -> None:  # noqa: ANN401
+        state = State("demo", run, 7, self.wall, WALL, phase, self.wall, **more)
+        self.put("run/vllm-safe/state/demo.json", state._asdict())
+
+    def end(self, run: str = ONE, **more: object) -> None:
+        self.put("run/vllm-safe/state/demo.end.json", {"time": self.wall, "run": run, "result": "exit-code"} | more)
+
+    def pass_seconds(self, seconds: int) -> None:
+        for _ in range(seconds):
+            self.now, self.wall = self.now + 1, self.wall + 1
+            self.recorder.look(self.now, self.wall)
+
+    def recorded(self) -> Run:
+        return read_run("demo", list_runs("demo", self.runs)[0], self.runs)
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    monkeypatch.setattr(evidence, "read_journal", lambda: iter(()))
+    for module in (recorder, recording):
+        monkeypatch.setattr(module, "properties", lambda *_: {})
+    return World(tmp_path)
+
+
+def test_a_whole_run(world: World) -> None:
+    world.pass_seconds(3)
+    assert not world.runs.exists()
+    world.invoke(ONE)
+    world.pass_seconds(1)
+    for phase in ("starting", "loading", "ready"):
+        world.say(phase, log=("one", phase))
+        world.pass_seconds(8)
+    world.end(cause="exited", reason="the server ended by itself", memory_events={"oom_kill": 0})
+    world.pass_seconds(3)
+    run = world.recorded()
+    assert run.start.run == "20261123T222052-1a2b3c4d"
+    assert [event.text for event in run.events] == ["started", "starting", "loading", "ready"]
+    assert run.log == ("one", "ready")
+    assert run.end is not None
+    assert (run.end.cause, run.end.result) == ("exited", "exit-code")
+    assert len(run.samples) >= 24
+    assert (world.runs / "demo" / run.start.run / "samples.0.jsonl").stat().st_size < 60_000, "what it did not need is given back"
+
+
+def test_each_start_is_a_run_and_none_is_recorded_twice(world: World) -> None:
+    for invocation in (ONE, TWO):
+        world.invoke(invocation)
+        world.pass_seconds(3)
+        world.end(invocation)
+        world.pass_seconds(10)
+    world.begin_again()
+    world.pass_seconds(3)
+    assert [run[-8:] for run in list_runs("demo", world.runs)] == [TWO[:8], ONE[:8]]
+
+
+def test_a_recorder_that_was_killed_goes_on(world: World) -> None:
+    guard = "run/vllm-safe/guard/demo.jsonl"
+    world.invoke(ONE)
+    world.say("loading")
+    world.pass_seconds(7)
+    world.put(guard, json.dumps({"time": world.wall, "act": "freeze", "text": "frozen", "readings": {"a": 0.5, "b": "x"}}) + "\n")
+    world.pass_seconds(7)
+    before = world.recorded()
+    world.begin_again()
+    world.pass_seconds(7)
+    with (world.root / guard).open("a") as file:
+        file.write(json.dumps({"time": world.wall, "act": "thaw", "text": "thawed"}) + "\nnonsense\n")
+    world.pass_seconds(7)
+    run = world.recorded()
+    assert len(list_runs("demo", world.runs)) == 1
+    assert run.start == before.start
+    assert [event.text for event in run.events if event.kind == "guard"] == ["frozen", "thawed"]
+    assert next(event.data for event in run.events if event.kind == "guard") == {"act": "freeze", "readings": {"a": 0.5}}
+    assert len([event for event in run.events if event.kind == "start"]) == 1
+    assert len(run.samples) > len(before.samples)
+
+
+def test_the_clock_may_be_set(world: World) -> None:
+    world.invoke(ONE)
+    world.say("loading")
+    world.pass_seconds(5)
+    world.wall -= 86_400 * 365
+    world.pass_seconds(5)
+    world.wall += 86_400 * 3650
+    world.end()
+    world.pass_seconds(5)
+    assert len(list_runs("demo", world.runs)) == 1
+    assert len(world.recorded().samples) >= 10
+    assert world.recorded().end is not None
+
+
+def test_what_an_earlier_start_left_is_not_this_ones(world: World) -> None:
+    world.say("ready", run=TWO, log=("old",))
+    world.end(TWO, cause="hang")
+    world.invoke(ONE)
+    world.pass_seconds(10)
+    run = world.recorded()
+    assert run.end is None
+    assert run.samples[-1].phase == "waiting"
+    assert run.log == ()
+
+
+def test_an_end_that_systemd_does_not_know_of_is_a_lie(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def running(*names: str) -> dict[str, str]:
+        asked.append(names)
+        return {"SubState": "running", "InvocationID": ONE}
+
+    monkeypatch.setattr(recorder, "properties", running)
+    world.invoke(ONE)
+    world.end(cause="stopped")
+    world.pass_seconds(20)
+    assert world.recorded().end is None
+    assert len(asked) == 1, "it is asked once about each lie"
+    monkeypatch.setattr(recorder, "properties", lambda *_: {"SubState": "stop-post", "InvocationID": ONE})
+    world.end(cause="exited")
+    world.pass_seconds(3)
+    end = world.recorded().end
+    assert end is not None
+    assert end.cause == "exited"
+
+
+def test_an_end_without_a_word_is_systemds(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = {"Result": "oom-kill", "ExecMainCode": "2", "ExecMainStatus": "9"}
+    monkeypatch.setattr(recording, "properties", lambda *_: shown)
+    world.put("sys/fs/cgroup/vllm.slice/vllm@demo.service/memory.events", "oom_kill 3\n")
+    world.invoke(ONE)
+    world.say("loading")
+    world.pass_seconds(5)
+    world.invoke("")
+    world.pass_seconds(10)
+    end = world.recorded().end
+    assert end is not None
+    assert (end.result, end.exit_code, end.exit_status) == ("oom-kill", "killed", "9")
+    assert end.memory_events == {"oom_kill": 3}
+
+
+def test_it_may_be_told_to_end_at_any_time(world: World) -> None:
+    assert world.recorder.leave(world.now, world.wall)
+    world.invoke(ONE)
+    world.pass_seconds(3)
+    assert not world.recorder.leave(world.now, world.wall), "the model runs: there may be more to write down"
+    world.recorder.close()
+    assert world.recorded().end is None
+    world.begin_again()
+    world.pass_seconds(3)
+    world.invoke("")
+    assert world.recorder.leave(world.now, world.wall)
+    assert world.recorded().end is not None
+
+
+def test_a_disk_that_is_full_is_said_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, full = os.mkdir, [True]
+
+    def mkdir(path: str, mode: int = 0o777) -> None:
+        if full[0]:
+            raise OSError(28, "No space left on device")
+        real(path, mode)
+
+    world.invoke(ONE)
+    monkeypatch.setattr(os, "mkdir", mkdir)
+    world.pass_seconds(60)
+    assert len(world.said) == 1
+    assert "No space left" in world.said[0]
+    full[0] = False
+    world.pass_seconds(10)
+    assert world.said[1:] == ["recording again"]
+    assert len(world.recorded().samples) > 60
+
+
+def test_figures_for_prometheus_come_and_go(world: World) -> None:
+    folder = world.root / "textfile"
+    folder.mkdir()
+    world.put("run/vllm-safe/launch/demo.json", {"textfile": f"{folder}/", "serve_file": "x", "serve_args": {}})
+    world.invoke(ONE)
+    world.pass_seconds(3)
+    assert [path.name for path in folder.iterdir()] == ["vllm-safe-demo.prom"]
+    world.end()
+    world.pass_seconds(3)
+    assert list(folder.iterdir()) == []
+    assert world.said == []
+
+
+def test_a_folder_that_cannot_be_written_is_said_once(world: World) -> None:
+    world.put("run/vllm-safe/launch/demo.json", {"textfile": "/nowhere/at/all"})
+    world.invoke(ONE)
+    world.pass_seconds(60)
+    assert len(world.said) == 1
+    assert "ReadWritePaths=/nowhere/at/all" in world.said[0]
+
+
+def test_what_a_run_begins_with(tmp_path: Path) -> None:
+    unit = tmp_path / "unit"
+    unit.mkdir()
+    limits = {"memory.max": "1000", "memory.swap.max": "max", "cpu.weight": "10", "io.weight": "default 1", "pids.max": "4096"}
+    for name, text in limits.items():
+        (unit / name).write_text(f"{text}\n")
+    args = {
+        "max-num-batched-tokens": 2048,
+        "tokenizer": "x",
+        "api-key": "s3cret",
+        "hf-token": "s3cret",
+        "a": {"auth_token": "s3cret", "b": 1},
+    }
+    launch = {"serve_file": "/run/x", "serve_args": args, "health": "http://x/health", "restart": 2, "oom_score_adj": 1000}
+    (tmp_path / "run/vllm-safe/launch").mkdir(parents=True)
+    (tmp_path / "run/vllm-safe/launch/demo.json").write_text(json.dumps(launch))
+    (tmp_path / "var/lib/vllm-safe/engine").mkdir(parents=True)
+    (tmp_path / "var/lib/vllm-safe/engine/current").symlink_to("vllm-0.32.0")
+    start = read_start("demo", "x", 5.0, str(unit), str(tmp_path))
+    assert start.limits == {"memory_max": 1000, "cpu_weight": 10, "io_weight": 1, "tasks_max": 4096, "oom_score_adjust": 1000}
+    assert start.args == {"max-num-batched-tokens": 2048, "tokenizer": "x", "a": {"b": 1}}
+    assert (start.command, start.restart, start.health) == (False, 2, "http://x/health")
+    assert start.versions["engine"] == "vllm-0.32.0"
