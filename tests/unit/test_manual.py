@@ -19,13 +19,14 @@ from vllm_safe.decide.prepare import RESTARTS, WINDOW
 from vllm_safe.launch.lifecycle import LOADING_GRACE
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("vllm-safe.1", "vllm-safe.yaml.5", "vllm@.service.8")
+PAGES = ("vllm-safe.1", "vllm-safe.yaml.5", "vllm@.service.8", "vllm-safe-guard.8")
 MAKE = [sys.executable, "-I", "-B", str(ROOT / "debian/make-manual.py")]
 
 
 def make(folder: Path, epoch: int = 1795456800) -> Path:
     subprocess.run([*MAKE, str(folder)], env={"SOURCE_DATE_EPOCH": str(epoch), "TZ": "Asia/Tokyo"}, check=True)
-    shutil.copy(ROOT / "debian/vllm@.service.8", folder)
+    for page in ("vllm@.service.8", "vllm-safe-guard.8"):
+        shutil.copy(ROOT / "debian" / page, folder)
     return folder
 
 
@@ -99,7 +100,7 @@ def test_the_unit_does_what_its_page_says(manual: Path) -> None:
 
 def test_the_units_lead_to_pages_that_there_are() -> None:
     named = {page for unit in (ROOT / "systemd").glob("vllm*.*") for page in re.findall(r"man:(\S+)\((\d)\)", unit.read_text())}
-    assert named == {("vllm-safe", "1"), ("vllm@.service", "8")}
+    assert named == {("vllm-safe", "1"), ("vllm@.service", "8"), ("vllm-safe-guard", "8")}
 
 
 def test_the_package_has_all_pages() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vllm_safe.guard.decide import CALM, REST, TICK, Act, Guard, Reading, Usage
@@ -162,6 +162,7 @@ def test_at_its_end_everything_is_given_back() -> None:
 Phase = tuple[float, float, float, int, int]
 
 
+@settings(deadline=None, max_examples=60)
 @given(
     st.lists(
         st.tuples(
