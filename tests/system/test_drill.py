@@ -48,7 +48,7 @@ def memory_pressure(bed: Virtual) -> float:
 def begin(bed: Virtual) -> None:
     """A drill in the background, up to where its hog has more than it could have by chance."""
     bed.wait_for("the machine is at rest", lambda: memory_pressure(bed) < 5, timeout=120)
-    bed.run("setsid vllm-safe drill --seconds 300 --json >/root/drill.out 2>&1 & echo $! >/root/drill.pid")
+    bed.run("setsid vllm-safe drill --seconds 40 --json >/root/drill.out 2>&1 & echo $! >/root/drill.pid")
     bed.wait_for("the hog is there", lambda: bed.exists(HOG) and int(bed.read(f"{HOG}/memory.current")) > 100 << 20, timeout=120)
 
 
@@ -73,13 +73,13 @@ class TestDrill:
         second = bed.run("vllm-safe drill", check=False)
         assert (second.returncode, "another one is under way" in second.stderr) == (2, True)
         bed.run("pkill -9 -F /root/drill.pid")
-        bed.wait_for("the hog has gone", lambda: is_gone(bed), timeout=30)
+        bed.wait_for("the hog has gone", lambda: is_gone(bed), timeout=20)
         assert bed.failed_units() == ""
 
     def test_what_runs_in_a_models_place_ends_it_and_keeps_it_from_starting(self, bed: Virtual) -> None:
         begin(bed)
         bed.run("systemd-run --unit=other --slice=vllm.slice sleep infinity")
-        bed.wait_for("the hog has gone", lambda: is_gone(bed), timeout=60)
+        bed.wait_for("the hog has gone", lambda: is_gone(bed), timeout=20)
         bed.wait_for("the drill says why", lambda: "other.service was started" in bed.read("/root/drill.out"), timeout=60)
         refused = bed.run("vllm-safe drill", check=False)
         assert (refused.returncode, "other.service runs" in refused.stderr) == (2, True)
@@ -91,7 +91,7 @@ class TestDrill:
         code, answer = drill(bed, OFF)
         assert (code, answer["result"]) == (1, "FAIL"), answer
         assert any(name.startswith("login:") or name.endswith("stalled for memory") for name in answer["failed"]), answer
-        assert "time with the hog at its limit" not in answer["failed"]
+        assert "time with the hog near its limit" not in answer["failed"]
 
 
 @pytest.mark.nspawn

@@ -22,12 +22,12 @@ SLACK_USUAL = 1.0  # seconds
 SLACK_WORST = 10.0  # seconds; sshd gives up a login after 120, people after less
 LEAST_SHARE = 0.9  # of logins that are about as fast as on the idle machine; what Meta's resctl-bench asks for, of a minute's samples
 MOST_STALLED = 0.1  # of the time that the operating system may stand still for want of memory
-LEAST_PRESSED = 0.5  # of the time in which the hog was at its limit: less shows nothing
+LEAST_PRESSED = 0.5  # of the time in which the hog had most of its RAM: less shows nothing
 _INTERPRETER = 16 * MIB  # of each of the hog's processes, beside what it touches
 
 
 class Hog(NamedTuple):
-    """Bytes to touch, by so many processes; `full`: bytes of RAM and swap together from which on it is at its limit."""
+    """Bytes to touch, by so many processes; `full`: bytes of RAM and swap together from which on it presses."""
 
     size: int
     processes: int
@@ -39,7 +39,7 @@ def decide_hog(limits: ModelLimits, cpus: int) -> Hog:
     ram, swap = limits.memory_max.value, limits.swap_max.value
     processes = max(4, cpus)
     size = max(0, min(2 * ram, ram + swap * 3 // 4) * 95 // 100 - processes * _INTERPRETER)
-    return Hog(size, processes, min(ram, size) * 9 // 10)
+    return Hog(size, processes, min(ram, size) * 3 // 4)
 
 
 def check_ready(config: Config, host: Host, occupants: Sequence[str], pressed: float | None) -> Finding:
@@ -101,7 +101,7 @@ class Taken(NamedTuple):
 
 
 def judge(idle: Taken, drill: Taken, pressed: float) -> tuple[Line, ...]:
-    """The table. `pressed`: the share of the drill in which the hog was at its limit."""
+    """The table. `pressed`: the share of the drill in which the hog was near its limit."""
     lines = [*_logins("login", LOGIN, idle, drill)]
     if idle.values(SSH):
         lines += _logins("ssh to localhost", SSH, idle, drill)
@@ -111,7 +111,7 @@ def judge(idle: Taken, drill: Taken, pressed: float) -> tuple[Line, ...]:
         before, after = (_mean(part.values(f"{STALL}:{unit}")) for part in (idle, drill))
         if after is not None:
             lines.append(Line(f"{unit} stalled for memory", "%", before, after, most=MOST_STALLED))
-    lines.append(Line("time with the hog at its limit", "%", None, pressed, least=LEAST_PRESSED))
+    lines.append(Line("time with the hog near its limit", "%", None, pressed, least=LEAST_PRESSED))
     return tuple(lines)
 
 

@@ -26,13 +26,13 @@ class Course:
     swap: int = 0
     pages: float = 0.0  # that it touched, per second
     ticks: int = 0
-    ticks_full: int = 0  # in which the hog was at its limit
+    ticks_full: int = 0  # in which the hog was near its limit
     ended: float | None = None  # when the hog ended by itself, after its start
     recovered: float | None = None  # how long after the hog's end a login was as fast as on the idle machine
 
     @property
     def pressed(self) -> float:
-        """The share of the drill in which the hog was at its limit."""
+        """The share of the drill in which the hog was near its limit."""
         return min(1.0, self.ticks_full * _TICK / self.seconds)
 
 
@@ -46,7 +46,7 @@ def run(step: StartHog, hog: Hog, seconds: float, show: Show) -> Course:
     if probes.ssh() is not None:
         found[probes.SSH] = probes.ssh
     with probes.Watch(found) as idle:
-        _pass(max(10.0, seconds / 4), lambda left: show(f"idle, {left:.0f} s to go: {_now(idle)}"))
+        _pass(min(30.0, max(10.0, seconds / 4)), lambda left: show(f"idle, {left:.0f} s to go: {_now(idle)}"))
     course.idle = Taken(idle.samples, idle.failed)
     if not course.idle.values(probes.LOGIN):
         raise Failure(

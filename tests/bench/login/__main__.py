@@ -92,7 +92,7 @@ def _cells(options: argparse.Namespace) -> list[Cell]:
 def _measure(name: str, cells: Sequence[Cell], options: argparse.Namespace, raw: Path) -> None:
     if not cells:
         return
-    with SETUPS[name].boot(options.memory) as bed:
+    with SETUPS[name].boot(options.memory, {cell.hog for cell in cells}) as bed:
         for cell in cells:
             begin = time.monotonic()
             measure(bed, SETUPS[name], cell, options.seconds, raw)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -37,27 +37,27 @@ class Setup:
     hog: bool = True
     ours: bool = False
 
-    def boot(self, memory: int) -> Virtual:
-        """A machine with `memory` MiB that is set up, its disk still fast. The caller ends it."""
+    def boot(self, memory: int, hogs: Collection[str]) -> Virtual:
+        """A machine with `memory` MiB that is set up for these hogs, its disk still fast. The caller ends it."""
         recipe = replace(VIRTUAL, packages=(*VIRTUAL.packages, *self.packages))
         bed = Virtual(Shape(memory=memory, disk="16G", recipe=recipe))
         try:
-            self._prepare(bed)
+            self._prepare(bed, hogs)
         except BaseException:
             bed.stop()
             raise
         return bed
 
-    def _prepare(self, bed: Virtual) -> None:
+    def _prepare(self, bed: Virtual, hogs: Collection[str]) -> None:
         here = Path(__file__).parent
         bed.run(f"mkdir -p {GUEST}/vllm_safe/drill /srv/hog && touch {GUEST}/vllm_safe/__init__.py")
         for source, target in [(here / name, GUEST) for name in ("hog.py", "inside.py")] + [
             (PROBES / name, f"{GUEST}/vllm_safe/drill") for name in ("__init__.py", "probes.py", "heartbeat.py")
         ]:
             bed.put(source, f"{target}/{source.name}")
-        # What the reader reads: three times the RAM. Never a hole, which would be read without the disk.
-        size = int(bed.out("awk '/MemTotal/ {print int($2 / 1024)}' /proc/meminfo")) * 3 // 4
-        bed.run(f"for i in 1 2 3 4; do head -c {size}M /dev/zero | tr '\\0' x > /srv/hog/$i; done; sync", timeout=900)
+        if "reader" in hogs:  # it reads three times the RAM; never a hole, which would be read without the disk
+            size = int(bed.out("awk '/MemTotal/ {print int($2 / 1024)}' /proc/meminfo")) * 3 // 4
+            bed.run(f"for i in 1 2 3 4; do head -c {size}M /dev/zero | tr '\\0' x > /srv/hog/$i; done; sync", timeout=900)
         bed.run("systemctl disable --now earlyoom", check=False)  # the bed's own; who wants it turns it on
         if self.ours:
             bed.install(DEB)

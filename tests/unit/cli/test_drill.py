@@ -86,7 +86,7 @@ def test_the_hog_has_the_limits_of_the_model(config: str, monkeypatch: pytest.Mo
     hogs = run_with(monkeypatch, 0.1)
     assert [main(["drill", "--config", config, *words]) for words in ([], ["--model", "x"])] == [0, 0]
     assert hogs[0].size > hogs[1].size
-    assert hogs[1].full == GIB * 9 // 10
+    assert hogs[1].full == GIB * 3 // 4
     assert main(["drill", "--config", config, "--model", "z"]) == 2
     assert "there is no model z" in capsys.readouterr().err
 

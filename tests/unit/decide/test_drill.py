@@ -99,7 +99,7 @@ class TestJudge:
         assert failed(Taken([*IDLE.samples, *taken(f"{STALL}:init.scope", 1.0)])) == ["init.scope stalled for memory"]
 
     def test_a_hog_that_did_not_press_shows_nothing(self) -> None:
-        assert failed(IDLE, pressed=0.2) == ["time with the hog at its limit"]
+        assert failed(IDLE, pressed=0.2) == ["time with the hog near its limit"]
 
     def test_ssh_is_judged_where_it_was_measured(self) -> None:
         idle = Taken([*IDLE.samples, *taken(SSH, 0.2, 0.2)])
