@@ -125,14 +125,17 @@ def test_what_runs_is_shown_and_what_was_recorded_is_drawn(
     bed.write("/etc/vllm-safe/config.yaml", CONFIG)
     assert bed.out("vllm-safe status") == "demo  not started"
     bed.run("systemctl start vllm@demo", check=True, timeout=60)
-    shown = json.loads(bed.out("setpriv --reuid nobody --clear-groups vllm-safe status demo --json"))[0]
-    assert (shown["phase"], shown["active"]) == ("ready", "active")
-    assert shown["memory"] > 0
+    bed.wait_for("the state", lambda: json.loads(bed.out("vllm-safe status demo --json"))[0]["phase"] == "ready", timeout=30)
+    for user in ("root", "nobody"):
+        shown = json.loads(bed.out(f"setpriv --reuid {user} --clear-groups vllm-safe status demo --json"))[0]
+        assert (shown["phase"], shown["active"]) == ("ready", "active")
+        assert shown["os_memory_pressure"] is not None
     lines = bed.run("timeout --signal=INT 3 vllm-safe status --watch", check=False, timeout=30).stdout.splitlines()
     assert len(lines) >= 2
     assert all(" demo  ready" in line for line in lines)
     bed.run("systemctl stop vllm@demo", check=True, timeout=60)
     bed.wait_for("the run's end", lambda: bed.run("ls /var/lib/vllm-safe/runs/demo/*/end.json", check=False).returncode == 0, timeout=60)
+    assert "stopped" in bed.out("vllm-safe status demo")
     bed.run("cd /root && vllm-safe report demo -o demo.html", check=True)
     assert bed.out("stat -c '%a %U' /root/demo.html") == "600 root"
     (tmp_path / "demo.html").write_text(bed.read("/root/demo.html"))

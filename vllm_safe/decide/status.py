@@ -50,7 +50,7 @@ def phase_of(seen: Seen) -> str:
         return "waiting to start again"
     if seen.state is not None and seen.active not in {"failed", "inactive"}:
         return seen.state.phase
-    words = {"activating": "starting", "active": "running", "deactivating": "stopping", "inactive": "stopped"}
+    words = {"activating": "starting", "active": "ready", "deactivating": "stopping", "inactive": "stopped"}
     return words.get(seen.active, seen.active) or "unknown: systemd does not answer"
 
 
@@ -83,7 +83,7 @@ def as_lines(seen: Seen, why: str = "") -> list[str]:
     """For a person: the first line has the name, the others are indented."""
     phase, since = phase_of(seen), _since(seen)
     when = "" if since is None else f" since {_moment(since, seen.time)} ({format_span(max(0.0, seen.time - since))})"
-    if seen.active == "inactive" and since is None:
+    if seen.active == "inactive" and since is None and not why:
         return [f"{seen.name}  not started"]
     lines = []
     state = seen.state
@@ -93,7 +93,7 @@ def as_lines(seen: Seen, why: str = "") -> list[str]:
         lines.append(why)
     elif state and state.text and phase != "ready":
         lines.append(state.text)
-    elif seen.status and phase in {"failed", "waiting to start again"}:
+    elif seen.status and (not state or phase in {"failed", "waiting to start again"}):
         lines.append(seen.status)
     if amounts := _amounts(seen):
         lines.append(", ".join(amounts))

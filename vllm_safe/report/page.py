@@ -28,6 +28,7 @@ MARK = "<!-- A report of vllm-safe -->"  # how an earlier one is known
 _BAD = frozenset({"kernel-oom", "earlyoom", "stall", "hang", "killing"})
 _IN_PHASES = frozenset({"start", "phase"})  # what the phases on the plots show already
 _ERROR = re.compile(r"\b(?:ERROR|CRITICAL|FATAL|Traceback|\w+Error|Killed|out of memory)\b")
+_MANY = 5  # lines of one plot, too many to tell the most of each: the figures have it
 _UNSAFE = {ord(char): f"\\u{ord(char):04x}" for char in "<>&"}
 
 
@@ -155,7 +156,7 @@ def _summary(plot: Plot) -> str:
     tell = say(plot.unit)
     if plot.scarce:
         words = f"at least {tell(min(flat(line.values for line in plot.lines)))}"
-    elif plot.stacked or len(plot.lines) == 1:
+    elif plot.stacked or len(plot.lines) not in range(2, _MANY):
         words = f"at most {tell(plot.peak)}"
     else:
         shown = [(line.label, max(value for value in line.values if value is not None)) for line in plot.lines]

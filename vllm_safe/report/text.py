@@ -75,7 +75,8 @@ def _drawn(run: Run, plot: Plot, bold: Callable[[str], str], *, colours: bool) -
     yield bold(plot.title) + (f"; {plot.limit_label} {tell(plot.limit)}" if plot.limit is not None else "")
     *rows, axis, marks = figure.show().splitlines()[1:]
     yield from (line.rstrip() for line in rows)
-    yield from (line[:_COLUMNS].rstrip() for line in (axis.removesuffix("> ()"), marks))  # x needs no name: it is time
+    yield axis.removesuffix("> ()")[:_COLUMNS]  # x needs no name: it is time
+    yield marks[: _COLUMNS - 8].rstrip()  # without the last mark, which would not fit
     names = [plotille.color(line.label, fg=colour, no_color=not colours) for line, colour in zip(lines, _COLOURS * 2, strict=False)]
     yield f"{'':13}{', '.join(names)}"
 

@@ -53,7 +53,7 @@ def test_failed_says_why_and_where_to_read_on() -> None:
         (Seen("x", NOW, "activating", "auto-restart", state=LOADING), "waiting to start again"),
         (Seen("x", NOW, "inactive", state=LOADING), "stopped"),
         (Seen("x", NOW, "failed", state=LOADING), "failed"),
-        (Seen("x", NOW, "active"), "running"),
+        (Seen("x", NOW, "active"), "ready"),
         (Seen("x", NOW, "deactivating"), "stopping"),
         (Seen("x", NOW), "unknown: systemd does not answer"),
         (BUSY, "loading"),
@@ -65,6 +65,11 @@ def test_a_phase_in_a_word(seen: Seen, phase: str) -> None:
 
 def test_what_was_never_started_is_one_line() -> None:
     assert as_lines(Seen("x", NOW, "inactive")) == ["x  not started"]
+    assert as_lines(Seen("x", NOW, "inactive"), "a person stopped it") == ["x  stopped", "  a person stopped it"]
+
+
+def test_who_may_not_read_the_state_sees_what_systemd_was_told() -> None:
+    assert "loading, 41 %" in text(Seen("x", NOW, "activating", "start", status="loading, 41 %"))
 
 
 def test_a_total_that_is_not_known_or_zero_is_no_division() -> None:
