@@ -1,0 +1,215 @@
+"""The guard in a real kernel: each step provoked and seen, everything else alive through it, and each way in which it could be lost."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.beds.vm import Shape, Virtual
+
+pytestmark = pytest.mark.vm
+
+# Serves, and has children that touch more memory than there is, at random.
+HOG = """
+import http.server, mmap, os, random, sys
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+
+for _ in range(2):
+    if os.fork() == 0:
+        pages = int(sys.argv[2]) * 256
+        memory = mmap.mmap(-1, pages * 4096, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        while True:
+            memory[random.randrange(pages) * 4096] = 1
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"""
+# An ordinary service that its own limit makes wait for memory: the OS suffers, as much as a test needs.
+VICTIM = """
+import mmap, random
+memory = mmap.mmap(-1, 80 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+while True:
+    memory[random.randrange(80 * 256) * 4096] = 1
+"""
+CONFIG = """
+swap: {{size: none}}
+guard: {{{guard}}}
+models:
+  hog:
+    command: [/usr/bin/python3, /opt/hog.py, '8000', '450']
+    port: 8000
+    health: http://127.0.0.1:8000/
+"""
+NEVER = "freeze_pressure: 100%, freeze_after: 10min, kill_pressure: 100%, kill_after: 10min"
+SQUEEZE = f"squeeze_pressure: 2%, {NEVER}"
+FREEZE = "squeeze_pressure: 2%, freeze_pressure: 2%, freeze_after: 2s, freeze_time: 2s, kill_pressure: 100%, kill_after: 10min"
+KILL = "squeeze_pressure: 2%, freeze_pressure: 3%, freeze_after: 2s, freeze_time: 1s, kill_pressure: 2%, kill_after: 6s"
+GROUP = "/sys/fs/cgroup/vllm.slice/vllm@hog.service"
+EVENTS = "/run/vllm-safe/guard/hog.jsonl"
+GUARD = "vllm-safe-guard.service"
+
+
+def configure(bed: Virtual, guard: str) -> None:
+    """Other settings, which the running guard takes within ten seconds."""
+    bed.write("/etc/vllm-safe/config.yaml", CONFIG.format(guard=guard))
+    bed.run("vllm-safe apply", timeout=200)
+
+
+def prepare(bed: Virtual, deb: Path) -> None:
+    bed.install(deb)
+    bed.write("/opt/hog.py", HOG)
+    bed.write("/opt/victim.py", VICTIM)
+    bed.run("fallocate -l 3G /swapfile && chmod 600 /swapfile && mkswap /swapfile && swapon /swapfile")
+    bed.run("systemd-run --unit=innocent sleep infinity")
+
+
+@pytest.fixture(scope="module")
+def bed(deb: Path) -> Iterator[Virtual]:
+    """A model that swaps, and a disk as slow as a hard disk."""
+    with Virtual(Shape()) as machine:
+        prepare(machine, deb)
+        configure(machine, "")
+        machine.run("systemctl start vllm@hog", timeout=300)
+        machine.wait_for("it swaps", lambda: int(machine.read(f"{GROUP}/memory.swap.current")) > 100 << 20, timeout=200, pause=2)
+        machine.throttle(iops=150, bytes_per_second=120 << 20)
+        yield machine
+
+
+def events(bed: Virtual) -> list[dict[str, Any]]:
+    text = bed.read(EVENTS) if bed.exists(EVENTS) else ""
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def acts(bed: Virtual) -> list[str]:
+    return [event["act"] for event in events(bed)]
+
+
+def value(bed: Virtual, path: str) -> str:
+    return bed.read(path).strip()
+
+
+def suffer(bed: Virtual) -> None:
+    bed.run(
+        "systemctl is-active -q victim || systemd-run --unit=victim -p MemoryMax=30M -p MemorySwapMax=200M python3 /opt/victim.py",
+        timeout=200,
+    )
+
+
+def status_text(bed: Virtual) -> str:
+    return bed.properties(GUARD, "StatusText")["StatusText"]
+
+
+def pid_of(bed: Virtual) -> str:
+    return bed.properties(GUARD, "MainPID")["MainPID"]
+
+
+def test_it_runs_with_the_model_small_and_still(bed: Virtual) -> None:
+    bed.wait_for("it is quiet", lambda: status_text(bed) == "watching", timeout=60, pause=1)
+    time.sleep(15)
+    read = f"grep -E '^(VmRSS|VmLck|voluntary)' /proc/{pid_of(bed)}/status"
+    before = dict(line.split(":") for line in bed.out(read).splitlines())
+    time.sleep(20)
+    after = dict(line.split(":") for line in bed.out(read).splitlines())
+    assert int(after["VmRSS"].split()[0]) <= 12 << 10
+    assert int(after["VmLck"].split()[0]) > 0
+    assert int(after["voluntary_ctxt_switches"]) - int(before["voluntary_ctxt_switches"]) < 20
+
+
+def test_a_model_that_swaps_while_the_os_is_well_is_left_alone(bed: Virtual) -> None:
+    swapped = int(dict(line.split() for line in bed.read(f"{GROUP}/memory.stat").splitlines())["workingset_refault_anon"])
+    assert swapped > 0
+    assert acts(bed) == []
+
+
+def test_the_least_step_first_and_shown_where_a_person_looks(bed: Virtual) -> None:
+    configure(bed, SQUEEZE)
+    bed.wait_for("the guard knows", lambda: "new settings" in bed.journal(GUARD), timeout=60, pause=1)
+    suffer(bed)
+    bed.wait_for("the model is squeezed", lambda: "squeeze" in acts(bed), timeout=120, pause=1)
+    assert [value(bed, f"{folder}/cpu.weight") for folder in (GROUP, "/sys/fs/cgroup/vllm.slice")] == ["1", "1"]
+    assert "riops=" in value(bed, f"{GROUP}/io.max")
+    assert "squeezed to the least share" in bed.out("systemctl status --no-pager -n 200 vllm@hog")
+    (event,) = (event for event in events(bed) if event["act"] == "squeeze")
+    assert event["readings"]["system.slice memory full"] > 0
+    assert "squeezed" in status_text(bed)
+
+
+def test_what_systemd_writes_is_overwritten_and_kept_for_later(bed: Virtual) -> None:
+    bed.run("systemctl daemon-reload && systemctl set-property --runtime vllm.slice CPUWeight=12 && systemctl daemon-reexec", timeout=200)
+    bed.wait_for("the share is the least again", lambda: value(bed, "/sys/fs/cgroup/vllm.slice/cpu.weight") == "1", timeout=60)
+
+
+def test_killed_while_it_holds_a_model_it_comes_back_and_lets_go(bed: Virtual) -> None:
+    bed.run("systemctl stop victim", timeout=200)
+    bed.run(f"setfattr -x user.none {GROUP} 2>/dev/null; systemctl kill -s STOP {GUARD}", check=False)
+    mark = f"import os; os.setxattr('{GROUP}', 'user.vllm-safe.guard', os.getxattr('{GROUP}', 'user.vllm-safe.guard') + b' frozen=1')"
+    bed.run(["python3", "-c", mark])
+    bed.run(f"echo 1 > {GROUP}/cgroup.freeze")
+    before = pid_of(bed)
+    bed.run(f"systemctl kill -s KILL {GUARD}", timeout=100)
+    bed.wait_for("another guard runs", lambda: pid_of(bed) not in {before, "0"}, timeout=60)
+    bed.wait_for("the model runs", lambda: value(bed, f"{GROUP}/cgroup.freeze") == "0", timeout=60)
+    bed.wait_for("it has its share", lambda: value(bed, f"{GROUP}/cpu.weight") == "10", timeout=60)
+    assert value(bed, "/sys/fs/cgroup/vllm.slice/cpu.weight") == "12"
+    assert "riops" not in value(bed, f"{GROUP}/io.max")
+
+
+def test_a_freeze_is_short_and_the_machine_is_alive(bed: Virtual) -> None:
+    before = bed.properties("innocent.service", "MainPID")
+    configure(bed, FREEZE)
+    suffer(bed)
+    bed.wait_for("the model was frozen and thawed", lambda: "thaw" in acts(bed), timeout=180, pause=1)
+    frozen, thawed = (next(event["time"] for event in events(bed) if event["act"] == act) for act in ("freeze", "thaw"))
+    assert thawed - frozen < 10
+    login = subprocess.run(bed.ssh("id", "-un"), check=True, capture_output=True, text=True, timeout=120)
+    assert login.stdout == "root\n"
+    assert bed.properties("innocent.service", "MainPID") == before
+    assert bed.out("systemctl is-active ssh systemd-journald innocent vllm@hog").split() == ["active"] * 4
+
+
+def test_a_mistake_in_the_configuration_leaves_the_last_good_settings(bed: Virtual) -> None:
+    plan = value(bed, "/run/vllm-safe/guard.plan")
+    bed.write("/etc/vllm-safe/config.yaml", "nonsense: 1\n")
+    bed.run("vllm-safe apply", check=False, timeout=200)
+    bed.wait_for("the guard says so", lambda: "the last good settings: " in status_text(bed), timeout=90, pause=1)
+    assert [line for line in plan.splitlines() if "note" not in line] == [
+        line for line in value(bed, "/run/vllm-safe/guard.plan").splitlines() if "note" not in line
+    ]
+
+
+def test_the_last_resort_is_the_whole_unit_and_nothing_else(bed: Virtual) -> None:
+    before = bed.properties("innocent.service", "MainPID")
+    victim = bed.properties("victim.service", "MainPID")
+    configure(bed, KILL)
+    bed.wait_for("the model is killed", lambda: "kill" in acts(bed), timeout=240, pause=1)
+    bed.wait_for("its unit knows", lambda: bed.properties("vllm@hog.service", "Result")["Result"] == "signal", timeout=60)
+    assert "killed, to keep the machine usable" in bed.out("systemctl status --no-pager -n 200 vllm@hog || true")
+    assert bed.properties("innocent.service", "MainPID") == before
+    assert bed.properties("victim.service", "MainPID") == victim
+    assert bed.out("systemctl is-active ssh systemd-journald innocent").split() == ["active"] * 3
+
+
+def test_it_ends_with_the_last_model(bed: Virtual) -> None:
+    bed.run("systemctl stop victim vllm@hog; systemctl reset-failed", check=False, timeout=200)
+    bed.wait_for("it ended", lambda: bed.properties(GUARD, "ActiveState")["ActiveState"] == "inactive", timeout=60)
+    assert value(bed, "/sys/fs/cgroup/vllm.slice/cpu.weight") == "12" if bed.exists("/sys/fs/cgroup/vllm.slice/cpu.weight") else True
+
+
+def test_without_pressure_files_it_goes_by_faults_and_says_so(deb: Path) -> None:
+    with Virtual(Shape(kernel_arguments="psi=0")) as bed:
+        prepare(bed, deb)
+        configure(bed, f"squeeze_pressure: 1%, {NEVER}")
+        bed.run("systemctl start vllm@hog", timeout=300)
+        assert "psi=0" in status_text(bed)
+        suffer(bed)
+        bed.wait_for("the model is squeezed", lambda: "squeeze" in acts(bed), timeout=240, pause=2)
+        (event, *_) = events(bed)
+        assert "faults" in event["text"]
