@@ -23,7 +23,7 @@ models:
     args: {{enforce-eager: true}} # compiles nothing: ready in half a minute
     env: {{VLLM_CPU_KVCACHE_SPACE: "1"}}
     stop_grace: 10s
-    stall_timeout: 10s
+    stall_timeout: 20s
     hang_timeout: 20s
   wrong:
     model: {engine.MODEL}

@@ -16,7 +16,7 @@ from vllm_safe.cli.main import cli
 from vllm_safe.config.profiles import PROFILES
 from vllm_safe.config.settings import SECTIONS, Model, settings_of
 from vllm_safe.decide.prepare import RESTARTS, WINDOW
-from vllm_safe.launch.lifecycle import LOADING_GRACE
+from vllm_safe.launch.ending import LOADING_GRACE
 
 ROOT = Path(__file__).parents[2]
 PAGES = ("vllm-safe.1", "vllm-safe.yaml.5", "vllm@.service.8", "vllm-safe-guard.8")
