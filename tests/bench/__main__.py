@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.beds.nspawn import Nspawn
-from tests.bench import cli, start, swap
+from tests.bench import cli, loading, start, swap
 from tests.bench.row import Row
 from vllm_safe.cli.table import columns
 
@@ -26,6 +26,7 @@ def _measure() -> Iterator[Row]:
         bed.install(DEB)
         yield from cli.measure(bed)
         yield from start.measure(bed)
+        yield from loading.measure(bed)
     yield from swap.measure()
 
 
