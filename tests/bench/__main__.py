@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.beds.nspawn import Nspawn
-from tests.bench import cli, loading, start, swap
+from tests.bench import cli, guard, loading, start, swap
 from tests.bench.row import Row
 from vllm_safe.cli.table import columns
 
@@ -28,6 +28,7 @@ def _measure() -> Iterator[Row]:
         yield from start.measure(bed)
         yield from loading.measure(bed)
     yield from swap.measure()
+    yield from guard.measure(DEB)
 
 
 if __name__ == "__main__":

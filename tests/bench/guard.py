@@ -1,0 +1,104 @@
+"""The guard: its memory, how often it wakes up while all is quiet, and how soon after its threshold it acts. In the VM: PSI is real."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+from tests.beds.vm import Shape, Virtual
+from tests.bench.row import Row
+
+QUIET = 60  # seconds
+SHARE, SPAN = 0.05, 2.0  # squeeze_pressure and squeeze_after
+CONFIG = """
+swap: {size: none}
+guard: {squeeze_pressure: 5%, squeeze_after: 2s}
+models:
+  bench:
+    command: [/usr/bin/python3, /opt/reader.py, '8000']
+    health: http://127.0.0.1:8000/
+"""
+# A model that reads and drops a large file, for ever: it moves pages, and nobody waits for it.
+READER = """
+import http.server, os, sys, threading
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+
+def read():
+    file = os.open("/var/cache/large", os.O_RDONLY)
+    while True:
+        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+        for offset in range(0, 256 << 20, 1 << 20):
+            os.pread(file, 1 << 20, offset)
+
+threading.Thread(target=read, daemon=True).start()
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"""
+VICTIM = """
+import mmap, random
+memory = mmap.mmap(-1, 80 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+while True:
+    memory[random.randrange(80 * 256) * 4096] = 1
+"""
+# When the stall of the last two seconds first reaches the threshold, as close as can be told: from outside of the guard.
+CROSSING = f"""
+import collections, os, time
+files = [os.open(f"/sys/fs/cgroup/system.slice/{{name}}.pressure", os.O_RDONLY) for name in ("memory", "io")]
+past = collections.deque()
+end = time.monotonic() + 120
+while time.monotonic() < end:
+    now = time.monotonic()
+    totals = [int(os.pread(file, 4096, 0).decode().splitlines()[1].rpartition("=")[2]) / 1e6 for file in files]
+    past.append((now, totals))
+    while past[0][0] < now - {SPAN}:
+        past.popleft()
+    if max(new - old for new, old in zip(totals, past[0][1])) >= {SHARE * SPAN}:
+        print(time.time())
+        break
+    time.sleep(0.02)
+"""
+
+
+def measure(deb: Path) -> list[Row]:
+    """Boot a machine of its own."""
+    with Virtual(Shape()) as bed:
+        bed.install(deb)
+        for name, text in {"reader.py": READER, "victim.py": VICTIM, "crossing.py": CROSSING}.items():
+            bed.write(f"/opt/{name}", text)
+        bed.write("/etc/vllm-safe/config.yaml", CONFIG)
+        bed.run("fallocate -l 1G /swapfile && chmod 600 /swapfile && mkswap /swapfile && swapon /swapfile")
+        bed.run("head -c 256M /dev/urandom > /var/cache/large", timeout=200)
+        bed.run("systemctl start vllm@bench", timeout=300)
+        bed.throttle(iops=150, bytes_per_second=120 << 20)
+        time.sleep(40)  # what the start itself made it look at
+        pid = bed.properties("vllm-safe-guard.service", "MainPID")["MainPID"]
+        before = _status(bed, pid)["voluntary_ctxt_switches"]
+        time.sleep(QUIET)
+        after = _status(bed, pid)
+        reaction = _reaction(bed)
+    beside = "emulated CPU" if bed.emulated else "KVM"
+    return [
+        Row("guard, resident", after["VmRSS"] / 1024, 12, "MiB", "while a model runs"),
+        Row("guard, wake-ups while quiet", (after["voluntary_ctxt_switches"] - before) / QUIET, 0.99, "1/s", f"over {QUIET} s"),
+        Row("guard, from threshold to act", reaction, 1, "s", f"{beside}, disk at 150 IOPS"),
+    ]
+
+
+def _status(bed: Virtual, pid: str) -> dict[str, int]:
+    lines = (line.split() for line in bed.read(f"/proc/{pid}/status").splitlines())
+    return {words[0].rstrip(":"): int(words[1]) for words in lines if len(words) > 1 and words[1].isdecimal()}
+
+
+def _reaction(bed: Virtual) -> float:
+    """Seconds; negative, if it acted before the sampler saw the threshold."""
+    events = "/run/vllm-safe/guard/bench.jsonl"
+    bed.run(f"rm -f {events}; systemd-run --unit=crossing -p StandardOutput=file:/run/crossing python3 /opt/crossing.py; sleep 2")
+    bed.run("systemd-run --unit=victim -p MemoryMax=30M -p MemorySwapMax=200M python3 /opt/victim.py", timeout=200)
+    bed.wait_for("it acted", lambda: bed.exists(events), timeout=120, pause=1)
+    bed.wait_for("the threshold was seen", lambda: bool(bed.read("/run/crossing").strip()), timeout=120, pause=1)
+    acted = float(json.loads(bed.read(events).splitlines()[0])["time"])
+    return acted - float(bed.read("/run/crossing"))
