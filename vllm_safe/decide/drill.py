@@ -43,7 +43,7 @@ def decide_hog(limits: ModelLimits, cpus: int) -> Hog:
 
 
 def check_ready(config: Config, host: Host, occupants: Sequence[str], pressed: float | None) -> Finding:
-    """Whether the machine has anything to spare. `pressed`: the share of the last ten seconds in which something waited for memory."""
+    """Whether the machine has anything to spare. `pressed`: the share of the last ten seconds that something waited for memory."""
     if occupants:
         return failed(f"{occupants[0]} runs, and the drill is in its place", f"systemctl stop {occupants[0]}")
     kept = decide_protection(config, host).total + LEAST_MEMORY
@@ -54,7 +54,7 @@ def check_ready(config: Config, host: Host, occupants: Sequence[str], pressed: f
         what = f"{format_size(host.swap_used)} of {format_size(host.swap)} of swap are in use already"
         return failed(what, "Stop what uses it, or give more: swap.size in config.yaml")
     if pressed is not None and pressed > 0.1:
-        return failed(f"something waited for memory in {pressed:.0%} of the last ten seconds", "Wait, or stop what uses it: vllm-safe status")
+        return failed(f"something waited for memory in {pressed:.0%} of the last ten seconds", "Wait, or stop what uses it: top -o RES")
     return passed("the machine has memory to spare")
 
 
