@@ -1,10 +1,10 @@
 # `make` alone lists what there is. As root on a bare Debian 12, each target installs what it needs (apt, PyPI) by itself.
 PYTHON := .venv/bin/python
 
-.PHONY: help venv check deb test demo bench locks clean
+.PHONY: help venv check deb beds test test-nspawn test-vm test-releases test-trixie test-sid demo bench locks clean
 
 help: ## This list
-	@sed -n 's/^\([a-z]*\):[^#]*## /  make \1\t/p' Makefile
+	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1\t/p' Makefile
 
 venv: .venv/ready ## The virtual environment for working on the code
 
@@ -19,10 +19,24 @@ deb: ## The package: dist/vllm-safe.deb
 	tests/tools deb
 	debian/build
 
-test: check deb ## Everything in `check`, then the system tests in nspawn and QEMU
-	# Without root the tests that need the beds are skipped, and say so.
+test: check deb test-vm test-nspawn ## Everything in `check`, then the system tests in nspawn and QEMU; with --jobs=2 in half the time
+
+test-vm: venv deb beds
+	$(PYTHON) -m pytest tests/system -m vm
+
+test-nspawn: venv deb beds
+	$(PYTHON) -m pytest tests/system -m "not vm and not os_upgrade"
+
+test-releases: test-trixie test-sid ## The same package on trixie and sid, built there too, and an upgrade of bookworm to trixie
+
+# The real vLLM is that of bookworm's Python, and the beds have proven themselves.
+test-trixie test-sid: test-%: venv deb beds
+	VLLM_SAFE_RELEASE=$* $(PYTHON) -m pytest tests/system -m "nspawn and not engine$(if $(filter sid,$*), and not os_upgrade)" \
+		--ignore=tests/system/test_nspawn_bed.py
+
+# Without root the tests that need the beds are skipped, and say so.
+beds:
 	-tests/tools beds
-	$(PYTHON) -m pytest tests/system
 
 demo: venv ## From the package to an answer of a real vLLM, in a throwaway Debian
 	tests/tools deb

@@ -73,10 +73,12 @@ class TestInstalled:
             "/var/lib/vllm-safe/engine vllm:vllm 755",
             "/var/lib/vllm-safe/home vllm:vllm 700",
             "/var/lib/vllm-safe/models vllm:vllm 755",
+            "/var/lib/vllm-safe/runs root:adm 2750",
             "/var/cache/vllm-safe vllm:vllm 750",
             "/run/vllm-safe/credentials root:root 700",
             "/run/vllm-safe/launch root:vllm 750",
             "/run/vllm-safe/starts root:root 755",
+            "/run/vllm-safe/state vllm:vllm 755",
         ]
 
     def test_anybody_may_ask_for_help_and_nobody_for_more(self, nspawn_installed: Nspawn) -> None:
