@@ -1,0 +1,53 @@
+"""The table and the picture of the login benchmark, from samples that were made up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import pytest
+
+from tests.bench.login import report
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> list[report.Run]:
+    """An idle machine with logins of 1 s, and one that stood still for 9 s."""
+    idle = [f"{at},ssh,1.0" for at in range(10)] + ["10,end,0", "11,bystanders,0", "11,ssh,1.0"]
+    hog = [
+        "0,ssh,1.0",
+        "1,ssh,9.0",
+        "9,alive,1",
+        "9,progress,500",
+        "10,end,0",
+        "11,ssh,4.0",
+        "15,ssh,1.5",
+        "16,failed ssh,0.1",
+        "17,bystanders,2",
+    ]
+    (tmp_path / "idle.-.150.1.csv").write_text("\n".join(idle))
+    (tmp_path / "nothing.anonymous.150.1.csv").write_text("\n".join(hog))
+    (tmp_path / ".torn.anonymous.150.1.csv").write_text("1,ss")
+    return report.load(tmp_path)
+
+
+def test_a_row_for_each_set_up(runs: list[report.Run]) -> None:
+    head, *rows = (dict(zip(report.HEAD, row, strict=True)) for row in report.table(runs))
+    assert list(head) == list(head.values())
+    assert [(row["set-up"], row["hog"]) for row in rows] == [("idle", "anonymous"), ("nothing", "anonymous")]
+    assert rows[0]["isol"] == "100.0%"
+    # Of ten people who log in, a second apart, eight wait for more than 2 s.
+    assert rows[1]["isol"] == "30.0%"
+    assert [rows[1][name] for name in ("ssh worst", "killed", "back", "hog/s", "alive")] == ["9.0/9.0", "2", "6", "50", "1/1"]
+
+
+def test_a_login_that_failed_is_no_quick_one(runs: list[report.Run]) -> None:
+    (run,) = (run for run in runs if run.cell.setup == "nothing")
+    assert run.values("ssh", "failed ssh", after=True) == [4.0, 1.5, 120.0]
+
+
+def test_the_picture_has_a_bar_for_each_login(runs: list[report.Run]) -> None:
+    drawn = ET.fromstring(report.picture(runs, "anonymous", 150))  # noqa: S314 - our own
+    bars = [bar.get("fill") for bar in drawn if bar.tag.endswith("rect")]
+    assert bars.count(report.COLOURS[False]) == 3
+    assert bars.count(report.COLOURS[True]) == 13
