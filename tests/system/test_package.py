@@ -21,6 +21,7 @@ models:
     health: http://127.0.0.1:8001/
 """
 NEXT_STEPS = "vllm-safe install && vllm-safe fetch qwen72b"
+COPYRIGHT = "/usr/share/doc/vllm-safe/copyright"
 FOREIGN = "/var/lib/vllm-safe/engine/link"  # user vllm owns the folder, and plants a link in it
 # What an installation of any package changes, and what goes on by itself.
 NOT_OURS = re.compile(r"/(var/(log|tmp|cache|lib/(dpkg|apt|systemd|private))|root|tmp|etc/(passwd|group|g?shadow)-?)(/|$)")
@@ -81,6 +82,35 @@ class TestInstalled:
             "/run/vllm-safe/state vllm:vllm 755",
         ]
 
+    def test_every_file_has_an_author_and_a_licence(self, nspawn_installed: Nspawn) -> None:
+        """Each library in the venv has a stanza of its own in the copyright file; what has none is ours."""
+        named = re.findall(r"(?<=usr/lib/vllm-safe/)lib/python3/site-packages/([\w/]+)/\*", nspawn_installed.read(COPYRIGHT))
+        site = "/usr/lib/vllm-safe/lib/python3/site-packages"
+        folders = set(nspawn_installed.out(f"cd {site} && ls -d -- *").split())
+        ours = {"vllm_safe", *(folder for folder in folders if folder.startswith("vllm_safe-"))}
+        libraries = {folder for folder in folders - ours if not folder.endswith(".dist-info")}
+        assert libraries - {"__pycache__"} == {name for name in named if "/" not in name}
+        described = {
+            folder.partition("-")[0].lower().replace("pyyaml", "yaml") for folder in folders - ours if folder.endswith(".dist-info")
+        }
+        assert described <= libraries
+
+    def test_every_page_that_a_unit_or_a_command_leads_to_is_there(self, nspawn_installed: Nspawn) -> None:
+        listed = nspawn_installed.out("dpkg -L vllm-safe").splitlines()
+        units = [path for path in listed if re.search(r"systemd/system/[^/]+$", path) and not path.endswith(".d")]
+        wanted = set(re.findall(r"man:([\w@.-]+)\((\d)\)", nspawn_installed.out(["cat", *units])))
+        wanted |= {(path.rpartition("/")[2], "1") for path in listed if path.startswith(("/usr/bin/", "/usr/sbin/"))}
+        assert {f"/usr/share/man/man{section}/{name}.{section}.gz" for name, section in wanted} <= set(listed)
+
+    def test_every_program_that_a_unit_starts_is_there(self, nspawn_installed: Nspawn) -> None:
+        listed = nspawn_installed.out("dpkg -L vllm-safe").splitlines()
+        units = [path for path in listed if re.search(r"systemd/system/[^/]+\.service$", path)]
+        started = set(re.findall(r"^Exec\w+=[-+!@:]*(/usr/\S*vllm-safe\S*)", nspawn_installed.out(["cat", *units]), re.MULTILINE))
+        assert started
+        assert started <= set(listed)
+        scripts = nspawn_installed.out("head -qn1 /usr/lib/vllm-safe/bin/vllm-safe*").splitlines()
+        assert set(scripts) == {"#!/usr/lib/vllm-safe/bin/python -I"}
+
     def test_anybody_may_ask_for_help_and_nobody_for_more(self, nspawn_installed: Nspawn) -> None:
         nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "vllm-safe"]
         assert "Commands:" in nspawn_installed.out([*nobody, "--help"])
@@ -105,6 +135,11 @@ class TestInstalled:
         )
         complaints = nspawn_installed.out("journalctl --quiet --no-pager _PID=1 | grep -E 'vllm|earlyoom' | grep -E ':[0-9]+: ' || true")
         assert complaints == ""
+
+
+@pytest.mark.nspawn
+def test_the_package_is_small(deb: Path) -> None:
+    assert deb.stat().st_size < 500_000
 
 
 @pytest.mark.nspawn

@@ -153,3 +153,28 @@ def test_a_skipped_test_of_a_required_tier_fails(tmp_path: Path) -> None:
 
 def test_the_tier_of_a_test_is_its_bed(request: pytest.FixtureRequest) -> None:
     assert tier_of(request.node) == "unit"
+
+
+@pytest.mark.parametrize("file", ["lintian-overrides", "source/lintian-overrides"])
+def test_every_override_has_its_reason(file: str) -> None:
+    lines = (DEBIAN / file).read_text().splitlines()
+    assert all(lines[number - 1].startswith("# ") for number, line in enumerate(lines) if not line.startswith("#"))
+    assert lines[0].startswith("# ")
+
+
+def test_nothing_is_tied_to_a_machine() -> None:
+    """What the code asks of the kernel is by name, or numbered the same on amd64 and arm64 (linux/fs.h, where a long has 64 bits)."""
+    assert "\nArchitecture: any\n" in (DEBIAN / "control").read_text()
+    tied = re.compile(r"amd64|x86_64|aarch64|arm64|/lib64|linux-gnu")
+    # These two choose vLLM's wheels by the machine that they are on.
+    choosing = {ROOT / "vllm_safe/decide/engine.py", ROOT / "vllm_safe/decide/lock.py"}
+    assert {path for path in (ROOT / "vllm_safe").rglob("*.py") if tied.search(path.read_text())} <= choosing
+    for lock in (ROOT / "vllm_safe/locks").glob("*.txt"):
+        environments = lock.read_text().partition("\n")[0]
+        assert environments.count("-x86_64") == environments.count("-aarch64") > 0, lock.name
+
+
+def test_a_purge_needs_nothing_of_what_the_removal_took() -> None:
+    postrm = (DEBIAN / "postrm").read_text()
+    assert "/usr/lib/vllm-safe" not in postrm
+    assert f"{paths.STATE}/runs" in postrm

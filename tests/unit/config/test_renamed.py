@@ -1,0 +1,57 @@
+"""A config.yaml that an older version took is taken, or refused with the new spelling: settings/VERSION.txt lists what each version had."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from vllm_safe import __version__
+from vllm_safe.config import kinds, spelling
+from vllm_safe.config.settings import SECTIONS, Model, settings_of
+
+RELEASED = Path(__file__).parent / "settings"
+
+
+def _names(prefix: str, rows: type[object]) -> dict[str, set[str]]:
+    """The settings of a section, and of those within it: dotted section -> names."""
+    found = {prefix: {row.name for row in settings_of(rows)}}
+    for row in settings_of(rows):
+        if row.kind is kinds.SECTION:
+            found |= _names(f"{prefix}.{row.name}", type(row.default))
+    return found
+
+
+NOW = {section: names for name, rows in {**SECTIONS, "models.NAME": Model}.items() for section, names in _names(name, rows).items()}
+
+
+def _unknown(setting: str) -> str:
+    """Why somebody who has `setting` in the file is left alone with it; "" if nobody is."""
+    section, _, name = setting.rpartition(".")
+    if section not in NOW:
+        return f"{section} is gone: _OTHER_NAMES in spelling.py has no way to name another section"
+    if name in NOW[section] or spelling.meant(name, NOW[section]):
+        return ""
+    return f"{setting} is gone: put its new name into _OTHER_NAMES of spelling.py"
+
+
+@pytest.mark.parametrize("version", sorted(path.stem for path in RELEASED.glob("*.txt")))
+def test_every_setting_of_a_release_is_known_or_leads_to_its_new_name(version: str) -> None:
+    settings = (RELEASED / f"{version}.txt").read_text().split()
+    assert len(settings) > 30
+    assert [why for setting in settings if (why := _unknown(setting))] == []
+
+
+def test_a_setting_that_leads_nowhere_is_noticed() -> None:
+    assert "spelling.py" in _unknown("swap.xyzzy")
+    assert "gone" in _unknown("xyzzy.size")
+
+
+def test_a_renamed_setting_is_refused_with_its_new_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(spelling._OTHER_NAMES, "xyzzy", ("size",))
+    assert spelling.meant("xyzzy", NOW["swap"]) == "size"
+    assert _unknown("swap.xyzzy") == ""
+
+
+def test_this_release_has_its_list() -> None:
+    assert (RELEASED / f"{__version__}.txt").exists()
