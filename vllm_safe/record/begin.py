@@ -42,7 +42,7 @@ def read_start(name: str, run: str, wall: float, cgroup: str, root: str = "") ->
         name=name,
         run=run,
         time=wall,
-        boot=read_text(f"{root}/proc/sys/kernel/random/boot_id").strip(),
+        boot=_boot(root),
         command=bool(launch) and not launch.get("serve_file"),
         restart=integer(launch.get("restart")) or 0,
         health=text(launch.get("health")),
@@ -51,6 +51,14 @@ def read_start(name: str, run: str, wall: float, cgroup: str, root: str = "") ->
         versions={"vllm-safe": __version__, "engine": _engine(root)},
         args=_without_secrets(mapping(launch.get("serve_args"))),
     )
+
+
+def _boot(root: str) -> str:
+    """The id of this boot, as the kernel writes it: the unit's Environment= has it without the dashes."""
+    given = os.environ.get("BOOT_ID", "")
+    if len(given) == 32:
+        return "-".join((given[:8], given[8:12], given[12:16], given[16:20], given[20:]))
+    return read_text(f"{root}/proc/sys/kernel/random/boot_id").strip()
 
 
 def _host(root: str) -> dict[str, object]:

@@ -29,6 +29,8 @@ def record(name: str, runs: str, root: str = "") -> None:
     """Until SIGTERM."""
     asked = _catch_stop()
     recorder = Recorder(name, runs, root, _say)
+    recorder.catch_up(*_clocks())
+    recorder.look(*_clocks())
     notify(READY="1", STATUS=f"recording vllm@{name}.service to {runs}/{name}")
     while not select.select([asked], [], [], LOOK)[0]:
         recorder.look(*_clocks())

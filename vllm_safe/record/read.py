@@ -26,7 +26,9 @@ _LINES_MOST = 2 * store.SAMPLES_HEAD  # bytes of one file; no file of ours is as
 def list_runs(name: str, folder: Path = RUNS) -> tuple[str, ...]:
     """The runs of a model that were recorded, newest first. Failure if that may not be known."""
     try:
-        return tuple(store.run_names(str(folder), _checked(name)))
+        runs = store.run_names(str(folder), _checked(name))
+        # On a full disk a run may have a folder and nothing in it yet.
+        return tuple(run for run in runs if os.path.exists(f"{folder}/{name}/{run}/start.json"))
     except OSError as error:
         raise _unreadable(folder / name, error) from error
 

@@ -6,12 +6,14 @@ import os
 from collections.abc import Iterable
 
 from vllm_safe.launch.state import STATE_FOLDER
+from vllm_safe.record.encode import text
 from vllm_safe.record.follow import Action, Begin, Finish, Follow, Note, Seen
-from vllm_safe.record.heard import read_ended, read_state
+from vllm_safe.record.heard import read_ended, read_object, read_state
 from vllm_safe.record.programs import properties
 from vllm_safe.record.recording import Asked, Recording, Say
 from vllm_safe.record.run import End
-from vllm_safe.record.store import run_names
+from vllm_safe.record.sample import read_text
+from vllm_safe.record.store import SMALL_MOST, open_run, run_names
 
 _GOES_ON = {"condition", "start-pre", "start", "start-post", "running", "reload"}  # SubState of a service that has not ended
 
@@ -25,6 +27,18 @@ class Recorder:
         self._recording: Recording | None = None
         self._cards: Asked | None = None
         self._doubted: End | None = None
+
+    def catch_up(self, now: float, wall: float) -> None:
+        """First of all: what ended while there was no recorder, because it had been killed, gets its end now."""
+        place = f"{self._root}{STATE_FOLDER}/{self._name}.end.json"
+        invocation = text(read_object(place, SMALL_MOST).get("run"))
+        end = read_ended(place, invocation)
+        run = open_run(self._runs, self._name, invocation) if len(invocation) == 32 and invocation != self._invocation() else None
+        if not end or not run:
+            return
+        boot = read_object(f"{self._runs}/{self._name}/{run}/start.json", 2 * SMALL_MOST).get("boot")
+        if boot == read_text(f"{self._root}/proc/sys/kernel/random/boot_id").strip():
+            Recording(self._name, invocation, self._runs, self._root, self._say, now, wall).finish(end, now, wall)
 
     def look(self, now: float, wall: float) -> None:
         """Once a second. now: monotonic; wall: the clock on the wall."""

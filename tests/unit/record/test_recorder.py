@@ -197,6 +197,34 @@ def test_it_may_be_told_to_end_at_any_time(world: World) -> None:
     assert world.recorded().end is not None
 
 
+def test_what_ended_while_there_was_no_recorder_has_its_end(world: World) -> None:
+    world.put("proc/sys/kernel/random/boot_id", "this-boot\n")
+    world.invoke(ONE)
+    world.pass_seconds(3)
+    world.end(cause="exited")
+    world.invoke("")
+    world.begin_again()
+    world.recorder.catch_up(world.now, world.wall)
+    end = world.recorded().end
+    assert end is not None
+    assert end.cause == "exited"
+    assert len(list_runs("demo", world.runs)) == 1
+
+
+@pytest.mark.parametrize("after", ["a power cut", "nothing: it runs"])
+def test_what_was_never_ended_gets_none(world: World, after: str) -> None:
+    world.put("proc/sys/kernel/random/boot_id", "this-boot\n")
+    world.invoke(ONE)
+    world.pass_seconds(3)
+    world.end(cause="stopped")
+    if after == "a power cut":
+        world.put("proc/sys/kernel/random/boot_id", "another-boot\n")
+        world.invoke("")
+    world.begin_again()
+    world.recorder.catch_up(world.now, world.wall)
+    assert world.recorded().end is None
+
+
 def test_a_disk_that_is_full_is_said_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     real, full = os.mkdir, [True]
 
