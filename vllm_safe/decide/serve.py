@@ -138,7 +138,8 @@ def decide_launch(config: Config, host: Host, name: str) -> Launch:
         checkpoint=str(model_folder(model.model)) if model.model else "",
         health=health_url(model),
         metrics=server_url(model, "/metrics") if own_engine else "",
-        completions=server_url(model, "/v1/completions") if own_engine and model.warm_up else "",
+        # A server that sleeps would be woken, or die of it.
+        completions=server_url(model, "/v1/completions") if own_engine and model.warm_up and not arguments.get("enable-sleep-mode") else "",
         textfile=str(config.metrics.textfile or ""),
         oom_score_adj=limits.oom_score_adj.value,
         **{key: timeout.value for key, timeout in decide_timeouts(config, name).items()},

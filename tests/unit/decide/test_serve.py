@@ -126,6 +126,7 @@ def test_vllm_is_watched_by_its_counters_and_any_other_server_by_its_health_alon
     assert launch.completions == "http://[::1]:8003/v1/completions"
     assert launch.checkpoint == "/var/lib/vllm-safe/models/Qwen/Qwen2.5-72B"
     assert launch_of(warm_up=False).completions == ""
+    assert launch_of(args={"enable-sleep-mode": True}).completions == ""
     other = launch_of(command=("/usr/bin/llama-server",))
     assert (other.metrics, other.completions, other.checkpoint) == ("", "", "")
 
