@@ -25,15 +25,14 @@ class Course:
     ram: int = 0  # the most that the hog had
     swap: int = 0
     pages: float = 0.0  # that it touched, per second
-    ticks: int = 0
-    ticks_full: int = 0  # in which the hog was near its limit
+    full: float = 0.0  # seconds in which the hog was near its limit
     ended: float | None = None  # when the hog ended by itself, after its start
     recovered: float | None = None  # how long after the hog's end a login was as fast as on the idle machine
 
     @property
     def pressed(self) -> float:
         """The share of the drill in which the hog was near its limit."""
-        return min(1.0, self.ticks_full * _TICK / self.seconds)
+        return min(1.0, self.full / self.seconds)
 
 
 Show = Callable[[str], None]
@@ -64,8 +63,9 @@ def run(step: StartHog, hog: Hog, seconds: float, show: Show) -> Course:
 
 
 def _press(step: StartHog, hog: Hog, course: Course, show: Callable[[float], None]) -> None:
-    start = time.monotonic()
+    start = last = time.monotonic()
     while (left := course.seconds - (time.monotonic() - start)) > 0:
+        now = time.monotonic()
         if step.ended:
             course.ended = time.monotonic() - start
             break
@@ -73,8 +73,8 @@ def _press(step: StartHog, hog: Hog, course: Course, show: Callable[[float], Non
             raise Failure(f"{others[0]} was started: the drill makes room for it", hint=f"Repeat the drill when {others[0]} is stopped.")
         ram, swap = memory()
         course.ram, course.swap = max(course.ram, ram), max(course.swap, swap)
-        course.ticks += 1
-        course.ticks_full += ram + swap >= hog.full
+        course.full += now - last if ram + swap >= hog.full else 0.0  # a tick takes long when the machine is slow
+        last = now
         show(left)
         time.sleep(min(_TICK, left))
     course.pages = step.touched[-1] / len(step.touched) if step.touched else 0.0

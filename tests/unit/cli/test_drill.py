@@ -53,7 +53,7 @@ def run_with(monkeypatch: pytest.MonkeyPatch, *seconds: float) -> list[Hog]:
 
     def run(_step: object, hog: Hog, length: float, _show: object) -> Course:
         hogs.append(hog)
-        return Course(length, measured(0.1), measured(*seconds), ram=GIB, swap=GIB, pages=123.4, ticks_full=10**6, recovered=2.0)
+        return Course(length, measured(0.1), measured(*seconds), ram=GIB, swap=GIB, pages=123.4, full=length, recovered=2.0)
 
     monkeypatch.setattr("vllm_safe.drill.run.run", run)
     return hogs
