@@ -164,8 +164,8 @@ class _Supervisor:
 
     def _write_state(self, *, last: bool = False) -> None:
         now, life = time.monotonic(), self._life
-        if not last and now < self._written_at + WRITE_EVERY:
-            return
+        if not last and life.phase == self._written.phase and now < self._written_at + WRITE_EVERY:
+            return  # a new phase is written at once: nothing may wake us for long
         alive, loading = life.alive, life.loading
         new = state.State(
             name=self._launch.name,
