@@ -88,7 +88,7 @@ def test_a_run_from_its_start_to_its_end(bed: Nspawn) -> None:
     assert run["start"]["run"].endswith(main[:8])
     assert run["start"]["command"] is True
     assert run["start"]["host"]["memory"] > 1 << 30
-    assert run["phases"][-2:] == ["starting", "ready"] or run["phases"][-3:] == ["starting", "ready", "stopping"]
+    assert run["phases"][:2] == ["starting", "ready"] or run["phases"][1:3] == ["starting", "ready"]
     assert [text for kind, text in run["events"] if kind == "phase"][:2] == ["starting", "ready"]
     assert run["end"]["cause"] == "stopped"
     assert run["end"]["result"] == "success"
