@@ -35,19 +35,20 @@ def bed(vm_installed: Virtual) -> Iterator[Virtual]:
 
 
 def drill(bed: Virtual, config: str) -> tuple[int, dict[str, Any]]:
+    rest(bed)
     bed.write(CONFIG, config)
     done = bed.run("vllm-safe drill --seconds 45 --json", check=False, timeout=400)
     return done.returncode, json.loads(done.stdout)
 
 
-def memory_pressure(bed: Virtual) -> float:
-    """The percentage of the last ten seconds in which something waited for memory."""
-    return float(bed.read("/proc/pressure/memory").split("avg10=")[1].split()[0])
+def rest(bed: Virtual) -> None:
+    """Wait until next to nothing waited for memory in the last ten seconds."""
+    bed.wait_for("rest", lambda: float(bed.read("/proc/pressure/memory").split("avg10=")[1].split()[0]) < 2, timeout=120, pause=1)
 
 
 def begin(bed: Virtual) -> None:
     """A drill in the background, up to where its hog has more than it could have by chance."""
-    bed.wait_for("the machine is at rest", lambda: memory_pressure(bed) < 5, timeout=120)
+    rest(bed)
     bed.run("setsid vllm-safe drill --seconds 40 --json >/root/drill.out 2>&1 & echo $! >/root/drill.pid")
     bed.wait_for("the hog is there", lambda: bed.exists(HOG) and int(bed.read(f"{HOG}/memory.current")) > 100 << 20, timeout=120)
 
