@@ -10,7 +10,7 @@ from vllm_safe.errors import printable
 from vllm_safe.launch.state import Progress, State
 from vllm_safe.sizes import format_size, format_span
 
-_BAR = 30  # columns
+_BAR = 16  # columns
 _COLUMNS = 80
 
 

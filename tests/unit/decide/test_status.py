@@ -32,7 +32,7 @@ def test_loading_says_how_far_how_fast_and_how_long() -> None:
     assert "RAM 11.0 GiB of 12.0 GiB (92%), swap 38.0 GiB of 115 GiB (33%)" in said
     assert "waits for memory 43%, disk 12% of the time; the system for memory 2%, disk 0%" in said
     assert "the guard acted 2 times, last 2 min ago: system.slice waits" in said
-    assert "[############" in said
+    assert "[######" in said
 
 
 def test_serving_says_requests_and_tokens() -> None:
