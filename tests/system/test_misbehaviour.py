@@ -27,7 +27,7 @@ SERVERS = {  # name -> (what the fake server is told, other settings)
     "detaches": ("--detach --load 2", ""),
     "fills": (f"--fill {SMALL_DISK}/crumbs", ""),
     "spills": (f"--spill {STATES}/crumbs", ""),
-    "flood": (f"--print {1 << 30} --line 8000", "stall_timeout: 20s"),
+    "flood": (f"--print {1 << 30} --line 8000", ""),
     "deaf": ("--deaf --daemon", "stop_grace: 2s"),
 }
 PORTS = {name: 8001 + number for number, name in enumerate(SERVERS)}
