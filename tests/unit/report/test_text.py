@@ -7,7 +7,7 @@ import pytest
 from tests.runs import BEGUN, make_run
 from vllm_safe.decide.why.decide import decide_why
 from vllm_safe.record.run import Event, Run
-from vllm_safe.report.text import text_of
+from vllm_safe.report.text import _thinned, text_of
 
 
 def lines(run: Run, *, colours: bool = False) -> list[str]:
@@ -49,3 +49,11 @@ def test_the_parts_are_there_in_order() -> None:
 
 def test_a_run_without_samples_has_a_text() -> None:
     assert "Figures" in lines(make_run()._replace(samples=()))
+
+
+def test_no_peak_of_a_long_run_is_lost_between_the_dots() -> None:
+    points = [(float(at), 9.0 if at == 4711 else 1.0) for at in range(20_000)]
+    thinned = _thinned(points)
+    assert (4711.0, 9.0) in thinned
+    assert thinned == sorted(thinned)
+    assert len(thinned) < 600
