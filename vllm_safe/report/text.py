@@ -83,7 +83,7 @@ def _drawn(run: Run, plot: Plot, bold: Callable[[str], str], *, colours: bool) -
 
 
 def _thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The lowest and the highest of each stretch that is narrower than a dot: nobody sees more, and a day is drawn in a second."""
+    """The lowest and the highest of each stretch that is narrower than a dot: nobody sees more, and a day is drawn in seconds."""
     size = len(points) // (4 * _WIDTH) + 1
     stretches = (points[first : first + size] for first in range(0, len(points), size))
     return [point for part in stretches for point in sorted({min(part, key=itemgetter(1)), max(part, key=itemgetter(1))})]
