@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.beds.nspawn import Nspawn
-from tests.bench import cli, guard, loading, start, swap
+from tests.bench import cli, guard, loading, record, start, swap
 from tests.bench.row import Row
 from vllm_safe.cli.table import columns
 
@@ -27,6 +27,7 @@ def _measure() -> Iterator[Row]:
         yield from cli.measure(bed)
         yield from start.measure(bed)
         yield from loading.measure(bed)
+        yield from record.measure(bed)
     yield from swap.measure()
     yield from guard.measure(DEB)
 

@@ -94,7 +94,17 @@ def test_a_purge_outlives_a_disk_that_is_mounted_in_our_folders() -> None:
 
 def test_the_scripts_name_the_places_that_the_code_names() -> None:
     postrm = (DEBIAN / "postrm").read_text()
-    for path in (paths.STATE, paths.CACHE, paths.ENGINES, paths.HOME, paths.MODELS, paths.EARLYOOM_ENV, paths.RUN, paths.SERVICE_RUN):
+    for path in (
+        paths.STATE,
+        paths.CACHE,
+        paths.ENGINES,
+        paths.HOME,
+        paths.MODELS,
+        paths.RUNS,
+        paths.EARLYOOM_ENV,
+        paths.RUN,
+        paths.SERVICE_RUN,
+    ):
         assert re.search(rf"{path}[\s;]", postrm), path
     assert f"!= {LABEL} ]" in postrm
 
@@ -102,7 +112,17 @@ def test_the_scripts_name_the_places_that_the_code_names() -> None:
 def test_tmpfiles_make_the_folders_that_the_code_names() -> None:
     lines = (ROOT / "systemd/tmpfiles.d/vllm-safe.conf").read_text().splitlines()
     made = {Path(line.split()[1]) for line in lines if line and not line.startswith("#")}
-    assert made >= {paths.STATE, paths.CACHE, paths.ENGINES, paths.HOME, paths.MODELS, paths.RUN, paths.CREDENTIALS, paths.STARTS}
+    assert made >= {
+        paths.STATE,
+        paths.CACHE,
+        paths.ENGINES,
+        paths.HOME,
+        paths.MODELS,
+        paths.RUNS,
+        paths.RUN,
+        paths.CREDENTIALS,
+        paths.STARTS,
+    }
 
 
 def test_what_is_shipped_is_what_the_code_needs_and_is_named_in_the_copyright_file() -> None:
