@@ -37,11 +37,13 @@ def command(seconds: float, name: str | None, config_path: Path, *, as_json: boo
     Without --model it has the limits of the only model, or those of the section `limits`. No model may run meanwhile. Logins are compared
     with those on the idle machine, which are timed first. Exit code: 0 PASS, 1 FAIL, 2 refused.
     """
+    from vllm_safe.apply.guard import guard_steps
     from vllm_safe.apply.prepare import prepare_steps
     from vllm_safe.apply.steps import carry_out
     from vllm_safe.cli.situation import read_earlyoom_env, read_units
     from vllm_safe.config.reader import load
     from vllm_safe.decide.drill import decide_hog
+    from vllm_safe.decide.guard import decide_guard
     from vllm_safe.decide.limits import decide_limits
     from vllm_safe.decide.prepare import decide_protection_of_all, known_model
     from vllm_safe.drill.unit import StartHog
@@ -58,7 +60,8 @@ def command(seconds: float, name: str | None, config_path: Path, *, as_json: boo
     hog = decide_hog(limits, host.cpus)
     start = StartHog(hog, limits.properties, seconds)
     # What a start of the model does first: the drill is of the configuration as it is now.
-    protect = prepare_steps(decide_protection_of_all(config, host), read_units(config, host), read_earlyoom_env())
+    common = prepare_steps(decide_protection_of_all(config, host), read_units(config, host), read_earlyoom_env())
+    protect = (*common, *guard_steps(decide_guard(config)))
     if dry_run:
         carry_out((*protect, start), dry_run=True, say=click.echo)
         return 0

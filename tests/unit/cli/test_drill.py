@@ -34,6 +34,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("vllm_safe.host.pressure.memory_pressure", lambda: 0.0)
     monkeypatch.setattr("vllm_safe.apply.lock.RUN", tmp_path)
     monkeypatch.setattr("vllm_safe.apply.prepare.prepare_steps", lambda *_: ())
+    monkeypatch.setattr("vllm_safe.apply.guard.guard_steps", lambda *_: ())
     monkeypatch.setattr(unit, "CGROUP", tmp_path / "vllm.slice")
 
 
