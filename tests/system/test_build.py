@@ -73,7 +73,9 @@ def test_autopkgtest_passes(deb: Path, tmp_path: Path) -> None:
         bed.put(tmp_path / "sources.tar", "/srv/sources.tar")
         bed.put(deb, DEB)
         bed.run(f"mkdir -p {SOURCE} && tar -C {SOURCE} -xf /srv/sources.tar")
-        said = bed.run(f"cd /srv && autopkgtest --no-built-binaries {DEB} {SOURCE}/ -- null", check=False, timeout=600)
+        # The bed is a container with a systemd; the `null` of later releases does not know that.
+        options = f"--no-built-binaries --ignore-restrictions=isolation-container {DEB} {SOURCE}/"
+        said = bed.run(f"cd /srv && autopkgtest {options} -- null", check=False, timeout=600)
         summary = said.stdout.rpartition(" summary\n")[2]
         assert said.returncode in {0, 2}, said.stdout[-6000:] + said.stderr[-3000:]
         assert re.findall(r"^(\S+) +(\S+)", summary, re.MULTILINE) == [("command", "PASS"), ("service", "PASS")]
