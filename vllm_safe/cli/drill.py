@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @click.command(name="drill")
-@click.option("--seconds", type=click.FloatRange(10, 3600), default=60.0, show_default=True, help="How long the hog runs.")
+@click.option("--seconds", type=click.FloatRange(10, 3600), default=60.0, show_default=True, help="How long the hog presses.")
 @click.option("--model", "name", metavar="NAME", help="Under the limits of this model.")
 @json_option
 @dry_run_option

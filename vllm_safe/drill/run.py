@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from vllm_safe.decide.drill import Hog, Taken, bound_usual
 from vllm_safe.drill import probes
-from vllm_safe.drill.unit import StartHog, memory, occupants
+from vllm_safe.drill.unit import FILL, StartHog, memory, occupants
 from vllm_safe.errors import Failure
 
 _TICK = 0.25  # seconds
@@ -64,7 +64,8 @@ def run(step: StartHog, hog: Hog, seconds: float, show: Show) -> Course:
 
 def _press(step: StartHog, hog: Hog, course: Course, show: Callable[[float], None]) -> None:
     start = last = time.monotonic()
-    while (left := course.seconds - (time.monotonic() - start)) > 0:
+    end, pressing = start + FILL, False  # the time that was asked for begins when the hog presses
+    while (left := end - time.monotonic()) > 0:
         now = time.monotonic()
         if step.ended:
             course.ended = time.monotonic() - start
@@ -73,7 +74,10 @@ def _press(step: StartHog, hog: Hog, course: Course, show: Callable[[float], Non
             raise Failure(f"{others[0]} was started: the drill makes room for it", hint=f"Repeat the drill when {others[0]} is stopped.")
         ram, swap = memory()
         course.ram, course.swap = max(course.ram, ram), max(course.swap, swap)
-        course.full += now - last if ram + swap >= hog.full else 0.0  # a tick takes long when the machine is slow
+        if ram + swap >= hog.full:
+            if not pressing:
+                end, pressing = now + course.seconds, True
+            course.full += now - last  # a tick takes long when the machine is slow
         last = now
         show(left)
         time.sleep(min(_TICK, left))

@@ -18,6 +18,7 @@ from vllm_safe.paths import USER
 
 UNIT = "vllm-safe-drill.service"
 CGROUP = Path("/sys/fs/cgroup") / SLICE
+FILL = 120.0  # seconds, at most, until the hog presses
 GRACE = 30.0  # seconds after the drill until systemd ends the hog, should it not have ended itself
 
 # The hog first, whatever the configuration says of a model; it may read the program that it is, and nothing else.
@@ -39,12 +40,12 @@ _OWN = {
 
 
 class StartHog:
-    """Start the hog. It ends after its `seconds`, when this process ends in any way, or by systemd a little later."""
+    """Start the hog. It ends `seconds` after it presses, when this process ends in any way, or by systemd a little later."""
 
     def __init__(self, hog: Hog, properties: Mapping[str, int], seconds: float) -> None:
         self.touched: list[int] = []  # pages since the start, each second
         self._process: subprocess.Popen[str] | None = None
-        own = {**_OWN, "RuntimeMaxSec": f"{seconds + GRACE:.0f}"}
+        own = {**_OWN, "RuntimeMaxSec": f"{FILL + seconds + GRACE:.0f}"}
         words = [f"--property={name}={value}" for name, value in {**properties, **own}.items()]
         self._command = [
             *(
@@ -57,7 +58,7 @@ class StartHog:
                 "--description=vllm-safe drill: the hog",
                 *words,
             ),
-            *(sys.executable, "-I", str(Path(__file__).with_name("hog.py")), str(hog.size), str(hog.processes), f"{seconds:.0f}"),
+            *(sys.executable, "-I", str(Path(__file__).with_name("hog.py")), str(hog.size), str(hog.processes), f"{FILL + seconds:.0f}"),
         ]
 
     def describe(self) -> str:

@@ -100,7 +100,7 @@ def test_only_root_may_and_anybody_may_ask_what_would_be_done(
     assert main(["drill", "--config", config, "--dry-run", "--model", "x"]) == 0
     said = capsys.readouterr().out
     assert said.startswith("would run systemd-run ")
-    assert all(word in said for word in (f"MemoryMax={GIB} ", "OOMScoreAdjust=1000 ", "User=vllm ", "RuntimeMaxSec=90 "))
+    assert all(word in said for word in (f"MemoryMax={GIB} ", "OOMScoreAdjust=1000 ", "User=vllm ", "RuntimeMaxSec=210 "))
 
 
 def test_what_keeps_a_drill_from_starting(
