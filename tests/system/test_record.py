@@ -195,9 +195,10 @@ def test_a_power_cut_takes_the_last_few_seconds(deb: Path) -> None:
     with Virtual(Shape(memory=1024)) as bed:
         bed.install(deb)
         _install(bed, {"long": "--load 100000"})
+        bed.run("sync")  # what is ours stays; what is recorded from here on has only the recorder to thank
         bed.run("systemctl start --no-block vllm@long")
         bed.wait_for(
-            "some samples", lambda: bool(_recorded(bed, "long")["runs"]) and len(_recorded(bed, "long")["run"]["times"]) > 5, timeout=120
+            "some samples", lambda: bool(_recorded(bed, "long")["runs"]) and len(_recorded(bed, "long")["run"]["times"]) > 5, timeout=240
         )
         cut = float(bed.out("sleep 12; date +%s.%N", timeout=60))
         bed.power_cut()
