@@ -99,7 +99,7 @@ def value(bed: Virtual, path: str) -> str:
 
 def suffer(bed: Virtual) -> None:
     bed.run(
-        "systemctl is-active -q victim || systemd-run --collect --unit=victim -p MemoryMax=30M -p MemorySwapMax=200M python3 /opt/victim.py",
+        "systemctl is-active -q victim || systemd-run --collect --unit=victim -p MemoryMax=30M -p MemorySwapMax=99M python3 /opt/victim.py",
         timeout=200,
     )
 
