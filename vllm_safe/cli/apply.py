@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vllm_safe.cli.main import config_option, dry_run_option, need_root
+from vllm_safe.cli.main import config_option, dry_run_option, need_root, optional_name_argument
 from vllm_safe.errors import ConfigError, Failure, Misuse
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @click.command(name="apply")
-@click.argument("name", required=False)
+@optional_name_argument
 @dry_run_option
 @click.option("--undo", is_flag=True, help="Take back what was applied; needs no configuration.")
 @config_option

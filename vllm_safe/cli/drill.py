@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vllm_safe.cli.main import config_option, dry_run_option, json_option, need_root
+from vllm_safe.cli.main import config_option, dry_run_option, json_option, model_names, need_root
 from vllm_safe.errors import EXIT_FAILED, Misuse
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @click.command(name="drill")
 @click.option("--seconds", type=click.FloatRange(10, 3600), default=60.0, show_default=True, help="How long the hog presses.")
-@click.option("--model", "name", metavar="NAME", help="Under the limits of this model.")
+@click.option("--model", "name", metavar="NAME", shell_complete=model_names, help="Under the limits of this model.")
 @json_option
 @dry_run_option
 @config_option

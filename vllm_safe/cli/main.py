@@ -76,6 +76,11 @@ def name_argument(command: _AnyCommand) -> _AnyCommand:
     return click.argument("name", shell_complete=model_names)(command)
 
 
+def optional_name_argument(command: _AnyCommand) -> _AnyCommand:
+    """The same for a command that goes without it too, and is then passed None."""
+    return click.argument("name", required=False, shell_complete=model_names)(command)
+
+
 def config_option(command: _AnyCommand) -> _AnyCommand:
     """Give a command --config FILE, passed to it as `config_path`."""
     from vllm_safe.config.reader import DEFAULT_PATH

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vllm_safe.cli.main import config_option, json_option
+from vllm_safe.cli.main import config_option, json_option, optional_name_argument
 from vllm_safe.errors import ConfigError, Failure
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ _HOME, _REST_OF_LINE, _REST_OF_SCREEN = "\x1b[H", "\x1b[K", "\x1b[J"
 
 
 @click.command(name="status")
-@click.argument("name", required=False)
+@optional_name_argument
 @click.option("--watch", is_flag=True, help="Again every second, until ^C; on a pipe a line for each model.")
 @json_option
 @config_option
