@@ -142,7 +142,7 @@ def test_the_least_step_first_and_shown_where_a_person_looks(bed: Virtual) -> No
     assert "riops=" in value(bed, f"{GROUP}/io.max")
     assert "squeezed to the least share" in bed.out("systemctl status --no-pager -n 200 vllm@hog")
     event = next(event for event in events(bed) if event["act"] == "squeeze")
-    assert event["readings"]["system.slice memory full"] > 0
+    assert max(event["readings"].values()) > 0  # of memory or of the disk
     assert "squeezed" in status_text(bed)
 
 
@@ -190,6 +190,7 @@ def test_a_mistake_in_the_configuration_leaves_the_last_good_settings(bed: Virtu
 
 
 def test_the_last_resort_is_the_whole_unit_and_nothing_else(bed: Virtual) -> None:
+    suffer(bed)
     before = bed.properties("innocent.service", "MainPID")
     victim = bed.properties("victim.service", "MainPID")
     configure(bed, KILL)
