@@ -31,7 +31,7 @@ for _ in range(2):
             memory[random.randrange(pages) * 4096] = 1
 http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
 """
-# An ordinary service that its own limit makes wait for memory: the OS suffers, as much as a test needs.
+# An ordinary service that its own MemoryHigh makes wait for memory, without an end: the OS suffers, as much as a test needs.
 VICTIM = """
 import mmap, random
 memory = mmap.mmap(-1, 80 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -52,7 +52,7 @@ LEAVE = f"squeeze_pressure: 100%, squeeze_after: 10min, {NEVER}"
 PATIENT = f"squeeze_pressure: 50%, squeeze_after: 10s, {NEVER}"  # in emulation our own commands make the OS wait, a little
 SQUEEZE = f"squeeze_pressure: 2%, {NEVER}"
 FREEZE = "squeeze_pressure: 2%, freeze_pressure: 2%, freeze_after: 2s, freeze_time: 2s, kill_pressure: 100%, kill_after: 10min"
-KILL = "squeeze_pressure: 2%, freeze_pressure: 3%, freeze_after: 2s, freeze_time: 1s, kill_pressure: 2%, kill_after: 6s"
+KILL = "squeeze_pressure: 2%, freeze_pressure: 3%, freeze_after: 2s, freeze_time: 1s, kill_pressure: 1%, kill_after: 6s"
 GROUP = "/sys/fs/cgroup/vllm.slice/vllm@hog.service"
 EVENTS = "/run/vllm-safe/guard/hog.jsonl"
 GUARD = "vllm-safe-guard.service"
@@ -99,7 +99,7 @@ def value(bed: Virtual, path: str) -> str:
 
 def suffer(bed: Virtual) -> None:
     bed.run(
-        "systemctl is-active -q victim || systemd-run --collect --unit=victim -p MemoryMax=30M -p MemorySwapMax=99M python3 /opt/victim.py",
+        "systemctl is-active -q victim || systemd-run --collect --unit=victim -p MemoryHigh=30M python3 /opt/victim.py",
         timeout=200,
     )
 
@@ -152,8 +152,8 @@ def test_what_systemd_writes_is_overwritten_and_kept_for_later(bed: Virtual) -> 
 
 
 def test_killed_while_it_holds_a_model_it_comes_back_and_lets_go(bed: Virtual) -> None:
-    bed.run("systemctl stop victim", timeout=200)
-    bed.run(f"setfattr -x user.none {GROUP} 2>/dev/null; systemctl kill -s STOP {GUARD}", check=False)
+    bed.run("systemctl stop victim", check=False, timeout=200)  # it may have ended by its own limit
+    bed.run(f"systemctl kill -s STOP {GUARD}", check=False)
     mark = f"import os; os.setxattr('{GROUP}', 'user.vllm-safe.guard', os.getxattr('{GROUP}', 'user.vllm-safe.guard') + b' frozen=1')"
     bed.run(["python3", "-c", mark])
     bed.run(f"echo 1 > {GROUP}/cgroup.freeze")

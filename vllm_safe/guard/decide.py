@@ -16,6 +16,7 @@ from vllm_safe.guard.window import Window
 TICK = 0.25  # seconds between two readings while there is pressure
 WAKEFUL = 10.0  # seconds that such readings go on after it
 CALM = 30.0  # seconds without pressure after which a model gets its share back
+DYING = 10.0  # seconds after a kill in which a model is not frozen: it could not die
 REST = 2.0  # after a freeze the model runs for at least so many times as long: it stands still a third of the time at most
 THAW_EARLY = 1.0  # seconds of a freeze after which it ends as soon as the OS no longer waits
 MOST_CREDIT = 2.0  # seconds of stall that one reading counts: what a suspend or a stopped clock adds is no pressure
@@ -174,8 +175,8 @@ class Guard:
         self._windows[self._plan.kill].clear()  # the next is not killed for what this one did
         figures = self._figures(reading, unit)
         acts = [Act("kill", unit, f"killed, to keep the machine usable: {why}", figures)]
+        ward.rests_until = reading.now + DYING
         if ward.frozen_at is not None:
-            ward.rests_until = reading.now + REST * (reading.now - ward.frozen_at)
             ward.frozen_at = None
             acts.append(Act("thaw", unit, "thawed, to die", figures))
         return acts

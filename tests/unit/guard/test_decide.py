@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vllm_safe.guard.decide import CALM, REST, TICK, Act, Guard, Reading, Usage
+from vllm_safe.guard.decide import CALM, DYING, REST, TICK, Act, Guard, Reading, Usage
 from vllm_safe.guard.plan import Plan, Step
 
 PLAN = Plan(kill=Step(0.8, 20.0))
@@ -113,6 +113,13 @@ def test_who_holds_most_of_the_ram_and_does_nothing_is_killed_last_of_all() -> N
     story.held[OTHER] = GIB * 6 // 10
     assert story.go(21, memory=1.0) == ["kill"]
     assert story.acts[0][1].unit == OTHER
+
+
+def test_what_is_killed_is_not_frozen_as_long_as_it_dies() -> None:
+    story = Story()
+    story.go(120, memory=1.0, hog=500)
+    (killed, *_) = [when for when, act in story.acts if act.kind == "kill"]
+    assert not [act for when, act in story.acts if act.kind == "freeze" and killed < when < killed + DYING]
 
 
 def test_after_a_kill_the_next_has_all_its_time() -> None:

@@ -33,7 +33,9 @@ def _find(pid: int, unit: Path | None = None) -> Process | None:
 
 
 def test_a_child_with_all_its_figures(child: subprocess.Popen[bytes]) -> None:
-    found = _find(child.pid)
+    until = time.monotonic() + 10  # until it sleeps
+    while (found := _find(child.pid)) and found.state != "S" and time.monotonic() < until:
+        time.sleep(0.01)
     assert found is not None
     assert found.state == "S"
     assert found.comm.startswith("python")
