@@ -16,7 +16,7 @@ from vllm_safe.guard.window import Window
 TICK = 0.25  # seconds between two readings while there is pressure
 WAKEFUL = 10.0  # seconds that such readings go on after it
 CALM = 30.0  # seconds without pressure after which a model gets its share back
-DYING = 10.0  # seconds after a kill in which a model is not frozen: it could not die
+DYING = 10.0  # seconds after a kill in which a model is left alone: frozen it could not die, and its unit has something to write down
 REST = 2.0  # after a freeze the model runs for at least so many times as long: it stands still a third of the time at most
 THAW_EARLY = 1.0  # seconds of a freeze after which it ends as soon as the OS no longer waits
 MOST_CREDIT = 2.0  # seconds of stall that one reading counts: what a suspend or a stopped clock adds is no pressure
@@ -63,6 +63,7 @@ class Ward:
     squeezed = False
     frozen_at: float | None = None
     rests_until = 0.0  # not frozen again before
+    dies_until = 0.0
 
 
 class Guard:
@@ -154,9 +155,9 @@ class Guard:
     def _step(self, reading: Reading) -> list[Act]:
         """The hardest step that is due, on who causes it."""
         plan, cause = self._plan, self._cause(reading)
-        if (why := self._due(plan.kill, "memory")) and (unit := cause or _largest(reading)):
+        if (why := self._due(plan.kill, "memory")) and (unit := cause or _largest(reading)) and not self._dies(unit, reading):
             return self._kill(unit, why, reading)
-        if cause is None:
+        if cause is None or self._dies(cause, reading):
             return []
         ward = self._wards.setdefault(cause, Ward())
         if not ward.squeezed:
@@ -170,12 +171,15 @@ class Guard:
             return [Act("freeze", cause, f"frozen for at most {plan.freeze_time:g} s: {why}", self._figures(reading, cause))]
         return []
 
+    def _dies(self, unit: str, reading: Reading) -> bool:
+        return unit in self._wards and reading.now < self._wards[unit].dies_until
+
     def _kill(self, unit: str, why: str, reading: Reading) -> list[Act]:
         ward = self._wards.setdefault(unit, Ward())
         self._windows[self._plan.kill].clear()  # the next is not killed for what this one did
         figures = self._figures(reading, unit)
         acts = [Act("kill", unit, f"killed, to keep the machine usable: {why}", figures)]
-        ward.rests_until = reading.now + DYING
+        ward.dies_until = reading.now + DYING
         if ward.frozen_at is not None:
             ward.frozen_at = None
             acts.append(Act("thaw", unit, "thawed, to die", figures))

@@ -9,9 +9,12 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from vllm_safe.guard.plan import EVENTS_FOLDER
 from vllm_safe.launch import state
 from vllm_safe.launch.processes import own_cgroup
 from vllm_safe.notify import notify
+
+JUST_NOW = 60.0  # seconds; a machine that needs its guard is slow
 
 # $SERVICE_RESULT, as systemd.exec(5) lists it, for a person.
 RESULTS = {
@@ -54,7 +57,17 @@ def _record(name: str) -> None:
     }
     state.write_whole(state.end_file(name), json.dumps(end, ensure_ascii=False) + "\n")
     if not cause:  # else the main process has said it already, and better; a stale "ready" must not stay
-        notify(STATUS=RESULTS.get(result, f"ended: {result}").format(status=status))
+        notify(STATUS=_by_the_guard(name) or RESULTS.get(result, f"ended: {result}").format(status=status))
+
+
+def _by_the_guard(name: str) -> str:
+    """What the guard says, if the last that it did to this model was to kill it, just now; else ""."""
+    try:
+        last = json.loads(Path(EVENTS_FOLDER, f"{name}.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+        recent = time.time() - float(last["time"]) < JUST_NOW
+        return f"the guard: {last['text']}" if last["act"] == "kill" and recent else ""
+    except (OSError, ValueError, LookupError, TypeError):
+        return ""
 
 
 def _last_state(name: str) -> Mapping[str, object]:

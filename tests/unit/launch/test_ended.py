@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from vllm_safe.launch import ended, state
 def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     said: list[str] = []
     monkeypatch.setattr(state, "STATE_FOLDER", tmp_path)
+    monkeypatch.setattr(ended, "EVENTS_FOLDER", str(tmp_path / "guard"))
     monkeypatch.setattr(ended, "notify", lambda **fields: said.append(fields["STATUS"]))
     monkeypatch.setattr(ended, "own_cgroup", lambda: tmp_path)
     monkeypatch.setattr(sys, "argv", ["vllm-safe-ended", "demo"])
@@ -37,6 +39,24 @@ def test_writes_what_systemd_and_the_kernel_know(told: list[str], tmp_path: Path
     assert end["memory_events"]["oom_kill"] == 3
     assert end["swap_events"] == {}
     assert told == ["the kernel ended it: out of memory"]
+
+
+@pytest.mark.parametrize(
+    ("event", "said"),
+    [
+        ({"act": "kill", "text": "killed, to keep the machine usable"}, "the guard: killed, to keep the machine usable"),
+        ({"act": "kill", "text": "killed", "time": 1.0}, "the kernel ended it: out of memory"),
+        ({"act": "thaw", "text": "thawed"}, "the kernel ended it: out of memory"),
+        ({}, "the kernel ended it: out of memory"),
+        ([], "the kernel ended it: out of memory"),
+    ],
+)
+def test_the_guard_is_named_if_it_was_the_guard(told: list[str], tmp_path: Path, event: object, said: str) -> None:
+    (tmp_path / "guard").mkdir()
+    line = {"time": time.time(), **event} if isinstance(event, dict) else event
+    (tmp_path / "guard/demo.jsonl").write_text(f'{{"act": "squeeze"}}\n{json.dumps(line)}\n')
+    ended.main()
+    assert told == [said]
 
 
 def test_what_the_main_process_said_stays(told: list[str], tmp_path: Path) -> None:
