@@ -73,12 +73,12 @@ def why(bed: Machine, name: str, *options: str) -> dict[str, Any]:
 def ended(bed: Machine, name: str, *, timeout: float = 120) -> dict[str, Any]:
     """Why the first start of `name` ended, once the recorder has it all; the model is then stopped for good."""
 
-    def is_recorded() -> bool:
+    def is_over() -> bool:
         listed = bed.run(["vllm-safe", "why", name, "--list", "--json"], check=False)
         return listed.returncode == 0 and json.loads(listed.stdout)[-1]["code"] not in {"running", "unknown"}
 
     try:
-        bed.wait_for(f"the end of {name}", is_recorded, timeout=timeout)
+        bed.wait_for(f"the end of {name}", is_over, timeout=timeout)
     except BedError as late:
         said = bed.run(f"vllm-safe why {name} --list; systemctl status vllm@{name} vllm-safe-record@{name}", check=False)
         pytest.fail(f"{late}\n{said.stdout}{said.stderr}", pytrace=False)
@@ -94,6 +94,13 @@ def start(bed: Machine, name: str) -> None:
 def serving(bed: Machine, name: str) -> None:
     start(bed, name)
     bed.wait_for(f"{name} to serve", lambda: bed.properties(f"vllm@{name}.service", "ActiveState")["ActiveState"] == "active", timeout=120)
+
+
+def is_recorded(bed: Machine, name: str) -> bool:
+    """Whether `why` says of `name` that it runs. Before its first record, within a second of the start, it says to wait for that."""
+    asked = bed.run(["vllm-safe", "why", name, "--json"], check=False)
+    assert asked.returncode == 0 or "ask again soon" in asked.stderr, asked.stderr
+    return asked.returncode == 0 and json.loads(asked.stdout)["code"] == "running"
 
 
 def texts(verdict: dict[str, Any]) -> str:
@@ -118,7 +125,7 @@ def test_nothing_was_started(bed: Machine) -> None:
 def test_stopped_by_a_person(bed: Machine) -> None:
     """While it runs, `why` says so; then who ended it, also to a person of the group adm, and to others how to ask."""
     serving(bed, "good")
-    bed.wait_for("the first record", lambda: why(bed, "good")["code"] == "running", timeout=30)
+    bed.wait_for("the first record", lambda: is_recorded(bed, "good"), timeout=30)
     bed.run("systemctl stop vllm@good")
     bed.wait_for("the end", lambda: why(bed, "good")["code"] == "stopped", timeout=30)
     assert "was stopped" in bed.out("setpriv --reuid=1234 --regid=1234 --groups=adm vllm-safe why good")
@@ -245,7 +252,7 @@ def test_deaths_by_memory_and_power(vm_installed: Virtual) -> None:
     bed.run("rm -f /mnt/x /opt/eat-*; umount /mnt")
 
     serving(bed, "good")
-    bed.wait_for("the first records", lambda: why(bed, "good")["code"] == "running", timeout=60)
+    bed.wait_for("the first record", lambda: is_recorded(bed, "good"), timeout=60)
     bed.run("sleep 8")
     bed.power_cut()
     bed.boot()

@@ -52,6 +52,7 @@ def command(name: str, which: str, config_path: Path, *, as_list: bool, as_json:
 
 def recorded_runs(name: str, config_path: Path) -> tuple[str, ...]:
     """The recorded runs, newest first. Failure if there are none, with what to do."""
+    from vllm_safe.launch.state import state_file
     from vllm_safe.record.read import list_runs
 
     try:
@@ -60,6 +61,9 @@ def recorded_runs(name: str, config_path: Path) -> tuple[str, ...]:
         raise failure if os.geteuid() == 0 else Failure(failure.message, hint=f"sudo vllm-safe why {name}") from None
     if not runs:
         _check_name(name, config_path)
+        if state_file(name).exists():
+            said = "it was started, and the recorder has not written yet"
+            raise Failure(f"nothing is recorded of {name}: {said}", hint=f"ask again soon; systemctl status vllm-safe-record@{name}")
         raise Failure(f"nothing is recorded of {name}: it has not been started yet", hint=f"systemctl start vllm@{name}")
     return runs
 

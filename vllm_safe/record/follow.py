@@ -66,6 +66,10 @@ class Follow:
             return [Begin(seen.invocation), *self._notes(wall, seen)]
         return [*self._notes(wall, seen), *self._over(now, seen)]
 
+    def knows(self, invocation: str) -> bool:
+        """Whether this start was recorded to its end."""
+        return invocation[:8] in self._ended
+
     def leave(self, seen: Seen) -> list[Action]:
         """We are asked to end. Whoever only restarts us while the unit runs wants the run to go on."""
         return [self._finish(seen.end)] if self.invocation and (seen.end or seen.invocation != self.invocation) else []

@@ -13,8 +13,7 @@ from vllm_safe.notify import notify
 from vllm_safe.paths import RUNS
 from vllm_safe.record.recorder import Recorder
 
-LOOK = 1.0  # seconds
-LEAVE = 3.0  # for the end of the unit to be written down, when we are asked to end
+LEAVE = 3.0  # seconds for the end of the unit to be written down, when we are asked to end
 
 
 def main() -> None:
@@ -32,7 +31,7 @@ def record(name: str, runs: str, root: str = "") -> None:
     recorder.catch_up(*_clocks())
     recorder.look(*_clocks())
     notify(READY="1", STATUS=f"recording vllm@{name}.service to {runs}/{name}")
-    while not select.select([asked], [], [], LOOK)[0]:
+    while not select.select([asked], [], [], recorder.pause)[0]:
         recorder.look(*_clocks())
     until = time.monotonic() + LEAVE
     while not recorder.leave(*_clocks()) and time.monotonic() < until:

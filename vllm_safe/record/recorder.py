@@ -15,6 +15,7 @@ from vllm_safe.record.run import End
 from vllm_safe.record.sample import read_text
 from vllm_safe.record.store import SMALL_MOST, open_run, run_names
 
+LOOK, LOOK_OUT = 1.0, 0.2  # seconds between two looks at a run, and for the next one
 _GOES_ON = {"condition", "start-pre", "start", "start-post", "running", "reload"}  # SubState of a service that has not ended
 
 
@@ -23,16 +24,22 @@ class Recorder:
 
     def __init__(self, name: str, runs: str, root: str, say: Say) -> None:
         self._name, self._runs, self._root, self._say = name, runs, root, say
+        self._place = f"{root}{STATE_FOLDER}/{name}"
+        self._refuted = self._last_ended()  # of an earlier start, or a lie
         self._follow = Follow(frozenset(_ended(runs, name)))
         self._recording: Recording | None = None
         self._cards: Asked | None = None
         self._doubted: End | None = None
 
+    @property
+    def pause(self) -> float:
+        """Seconds until it must look again."""
+        return LOOK if self._recording else LOOK_OUT
+
     def catch_up(self, now: float, wall: float) -> None:
         """First of all: what ended while there was no recorder, because it had been killed, gets its end now."""
-        place = f"{self._root}{STATE_FOLDER}/{self._name}.end.json"
-        invocation = text(read_object(place, SMALL_MOST).get("run"))
-        end = read_ended(place, invocation)
+        invocation = self._last_ended()
+        end = read_ended(f"{self._place}.end.json", invocation)
         run = open_run(self._runs, self._name, invocation) if len(invocation) == 32 and invocation != self._invocation() else None
         if not end or not run:
             return
@@ -41,7 +48,7 @@ class Recorder:
             Recording(self._name, invocation, self._runs, self._root, self._say, now, wall).finish(end, now, wall)
 
     def look(self, now: float, wall: float) -> None:
-        """Once a second. now: monotonic; wall: the clock on the wall."""
+        """Each `pause`. now: monotonic; wall: the clock on the wall."""
         seen = self._see()
         self._do(self._follow.see(now, wall, seen), now, wall)
         if self._recording:
@@ -49,10 +56,9 @@ class Recorder:
 
     def leave(self, now: float, wall: float) -> bool:
         """We are asked to end: whether nothing is left to wait for."""
-        if self._recording is None:
-            return True
-        seen = self._see()
-        self._do(self._follow.leave(seen), now, wall)
+        self.look(now, wall)  # a start that failed at once takes us along: it may not have been seen yet
+        if self._recording:
+            self._do(self._follow.leave(self._see()), now, wall)
         return self._recording is None
 
     def close(self) -> None:
@@ -62,11 +68,12 @@ class Recorder:
 
     def _see(self) -> Seen:
         invocation = self._invocation()
+        if not invocation and not self._follow.invocation:
+            invocation = self._missed()
         current = self._follow.invocation or invocation
         if not current:
             return Seen()
-        place = f"{self._root}{STATE_FOLDER}/{self._name}"
-        state, end = read_state(f"{place}.json"), read_ended(f"{place}.end.json", current)
+        state, end = read_state(f"{self._place}.json"), read_ended(f"{self._place}.end.json", current)
         return Seen(invocation, state if state and state.run == current else None, end if end and self._is_over(end, current) else None)
 
     def _invocation(self) -> str:
@@ -76,6 +83,19 @@ class Recorder:
         except OSError:
             return ""
         return found if len(found) == 32 and found.isalnum() else ""
+
+    def _missed(self) -> str:
+        """A start that was over before we looked: what is written of its end names it, and systemd knows it as the last one."""
+        last = self._last_ended()
+        if len(last) != 32 or last == self._refuted or self._follow.knows(last):
+            return ""
+        if properties(f"vllm@{self._name}.service", "InvocationID").get("InvocationID") == last:
+            return last
+        self._refuted = last
+        return ""
+
+    def _last_ended(self) -> str:
+        return text(read_object(f"{self._place}.end.json", SMALL_MOST).get("run"))
 
     def _is_over(self, end: End, current: str) -> bool:
         """Whether systemd agrees: the server runs as the user that writes the file, and could say that all is over while it goes on."""

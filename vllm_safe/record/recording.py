@@ -43,7 +43,7 @@ class Recording:
         run = resumed or run_id(wall, invocation)
         self._store = Store(runs, name, run)
         self.start = begin.read_start(name, run, wall, self._sampler.cgroup, root)
-        self._begun, self._events_from = now, wall - 1.0
+        self._begun, self._events_from = now - 1.0, wall - 1.0  # it was not seen at once
         self._textfile = text(begin.read_launch(name, root).get("textfile")).rstrip("/")
         self._pace = Pace()
         self._state: State | None = None

@@ -211,6 +211,38 @@ def test_what_ended_while_there_was_no_recorder_has_its_end(world: World) -> Non
     assert len(list_runs("demo", world.runs)) == 1
 
 
+@pytest.mark.parametrize("asked_to_end", [False, True], ids=["it goes on", "it is asked to end"])
+def test_a_start_that_was_over_before_it_was_seen_is_a_run(world: World, monkeypatch: pytest.MonkeyPatch, *, asked_to_end: bool) -> None:
+    monkeypatch.setattr(recorder, "properties", lambda *_: {"SubState": "failed", "InvocationID": ONE})
+    world.pass_seconds(3)
+    world.say("ended", cause="refused", reason="port 8000 is taken", log=("port 8000 is taken",))
+    world.end(cause="refused", reason="port 8000 is taken")
+    if asked_to_end:
+        assert world.recorder.leave(world.now, world.wall)
+    world.pass_seconds(5)
+    run = world.recorded()
+    assert len(list_runs("demo", world.runs)) == 1
+    assert run.end is not None
+    assert (run.end.cause, run.log, run.start.run[-8:]) == ("refused", ("port 8000 is taken",), ONE[:8])
+
+
+@pytest.mark.parametrize("found", ["systemd knows of another", "it was there when the recorder began"])
+def test_an_end_of_another_start_is_no_run(world: World, monkeypatch: pytest.MonkeyPatch, found: str) -> None:
+    asked = []
+
+    def last(*names: str) -> dict[str, str]:
+        asked.append(names)
+        return {"InvocationID": TWO if found == "systemd knows of another" else ONE}
+
+    monkeypatch.setattr(recorder, "properties", last)
+    world.end()
+    if found == "it was there when the recorder began":
+        world.begin_again()
+    world.pass_seconds(20)
+    assert not world.runs.exists()
+    assert len(asked) == (1 if found == "systemd knows of another" else 0), "it is asked once about each"
+
+
 @pytest.mark.parametrize("after", ["a power cut", "nothing: it runs"])
 def test_what_was_never_ended_gets_none(world: World, after: str) -> None:
     world.put("proc/sys/kernel/random/boot_id", "this-boot\n")
