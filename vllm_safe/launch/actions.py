@@ -49,3 +49,8 @@ class Order(Enum):
 
 
 Action = Say | Tell | Send | Ask | Quit | Order
+
+
+def more_time(seconds: float) -> dict[str, str]:
+    """The field of sd_notify(3) with which systemd waits for so much longer."""
+    return {"EXTEND_TIMEOUT_USEC": str(int(seconds * 1_000_000))}

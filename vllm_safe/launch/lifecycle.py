@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 
 from vllm_safe.errors import EXIT_FAILED, EXIT_MISUSE
-from vllm_safe.launch.actions import Action, Ask, Order, Quit, Say, Tell
+from vllm_safe.launch.actions import Action, Ask, Order, Quit, Say, Tell, more_time
 from vllm_safe.launch.ending import Ending, explain
 from vllm_safe.launch.liveness import Liveness
 from vllm_safe.launch.loading import Loading
@@ -17,6 +17,7 @@ from vllm_safe.launch.plan import Launch
 from vllm_safe.launch.probe import Answer
 from vllm_safe.launch.processes import Process
 from vllm_safe.launch.progress import LONGEST_TICK
+from vllm_safe.launch.timers import Timers
 from vllm_safe.sizes import format_span
 
 POLL_FIRST, POLL_LONGEST = 0.1, 2.0  # seconds between two questions to the health URL of one that loads, doubling
@@ -48,7 +49,7 @@ class Lifecycle:
         self._exited = False
         self._code = 0  # to quit with, once ending
         self._feed = watchdog / 4
-        self._timers: dict[str, float] = {"extend": now, **({"watchdog": now} if watchdog else {})}
+        self._timers = Timers({"extend": now, **({"watchdog": now} if watchdog else {})})
         self._timers |= {"go": now + launch.pause} if launch.pause else self._loading_timers(now)
 
     @property
@@ -56,7 +57,7 @@ class Lifecycle:
         """When `tick` must be called next, if at all."""
         if self.phase == "ended":
             return None
-        return min((*self._timers.values(), self._ending.due if self._ending else math.inf))
+        return min(self._timers.due, self._ending.due if self._ending else math.inf)
 
     @property
     def loading(self) -> Loading | None:
@@ -67,16 +68,16 @@ class Lifecycle:
         """Time has passed."""
         if self.phase == "ended":
             return []
-        actions: list[Action] = [Tell({"WATCHDOG": "1"})] if self._fires("watchdog", now, self._feed) else []
+        actions: list[Action] = [Tell({"WATCHDOG": "1"})] if self._timers.fires("watchdog", now, self._feed) else []
         if self._ending:
             return actions + self._end_on(now, self._ending)
-        if self._fires("extend", now, EXTEND_EVERY):
-            actions.append(Tell({"EXTEND_TIMEOUT_USEC": _usec(EXTEND_BY)}))
+        if self._timers.fires("extend", now, EXTEND_EVERY):
+            actions.append(Tell(more_time(EXTEND_BY)))
         if self.phase == "waiting":
             return actions + self._wait_on(now, wall)
-        if self._fires("look", now, self.alive.interval if self.alive else LOOK_EVERY):
+        if self._timers.fires("look", now, self.alive.interval if self.alive else LOOK_EVERY):
             actions.append(Order.LOOK)
-        actions += [Ask(what) for what in ("health", "metrics") if self._fires(what, now, math.inf)]  # again when it is answered
+        actions += [Ask(what) for what in ("health", "metrics") if self._timers.fires(what, now, math.inf)]  # again when it is answered
         return actions + (self._serve_on(now, wall, self.alive) if self.alive else self._load_on(now, wall))
 
     def heard(self, chunk: bytes, now: float, wall: float) -> None:
@@ -159,7 +160,7 @@ class Lifecycle:
         return [Say(self.reason, level=3), self._tell_status(self.reason), *self._quit(wall)]
 
     def _wait_on(self, now: float, wall: float) -> list[Action]:
-        if self._fires("go", now, math.inf):
+        if self._timers.fires("go", now, math.inf):
             del self._timers["go"]
             self._go("starting", wall)
             self._started, self._loading = now, Loading(now, wall, self._sizes)
@@ -177,7 +178,7 @@ class Lifecycle:
             self.cause = "start-timeout"
             self.reason = f"not ready within {allowed} (start_timeout): {self._launch.health} {self._heard.text}"
             return [Say(self.reason, level=3), *self._begin_end(now, wall, code=EXIT_FAILED, hung=False)]
-        if not self._fires("status", now, STATUS_EVERY):
+        if not self._timers.fires("status", now, STATUS_EVERY):
             return []
         # Refusing connections is what a loading server does: vLLM listens when it is ready. Anything else is worth knowing.
         usual = self._heard.healthy or self._heard.text in {"refuses connections", "was not asked yet"}
@@ -206,9 +207,10 @@ class Lifecycle:
         took, self._started = format_span(now - self._started), now
         self._go("ready", wall)
         self.alive = Liveness(self._launch, now)
-        self._timers = dict.fromkeys(("look", "health", *(["metrics"] if self._launch.metrics else [])), now + self.alive.interval)
+        questions = ["health", "metrics"] if self._launch.metrics else ["health"]
+        self._timers = Timers(dict.fromkeys(("look", *questions), now + self.alive.interval))
         self._timers |= {"watchdog": now} if self._feed else {}
-        ready = f"serving {self._launch.name} on {_base(self._launch.health)}"
+        ready = f"serving {self._launch.name} on {self._launch.url}"
         status = self._tell_status(f"ready, {ready}")
         return [Tell({"READY": "1", **status.fields}), Say(f"ready after {took}: {ready}")]
 
@@ -220,10 +222,10 @@ class Lifecycle:
         self._ending = Ending(now, self._launch.stop_grace, loading=self.alive is None, hung=hung)
         self._go("stopping", wall)
         self._code = code
-        self._timers = {"watchdog": now} if self._feed else {}
+        self._timers = Timers({"watchdog": now} if self._feed else {})
         status = self._tell_status(self.reason)
-        until_killed = _usec(self._ending.longest + 10)  # 10 s more, for a machine that is short of everything
-        return [Tell({"STOPPING": "1", "EXTEND_TIMEOUT_USEC": until_killed, **status.fields}), self._ending.begin()]
+        until_killed = more_time(self._ending.longest + 10)  # 10 s more, for a machine that is short of everything
+        return [Tell({"STOPPING": "1", **until_killed, **status.fields}), self._ending.begin()]
 
     def _end_on(self, now: float, ending: Ending) -> list[Action]:
         actions = ending.tick(now)
@@ -243,22 +245,6 @@ class Lifecycle:
         self.text = text
         return Tell({"STATUS": text})
 
-    def _fires(self, timer: str, now: float, every: float) -> bool:
-        if now < self._timers.get(timer, math.inf):
-            return False
-        self._timers[timer] = now + every
-        return True
-
     def _loading_timers(self, now: float) -> dict[str, float]:
         timeout = now + self._launch.start_timeout
         return {"look": now, "health": now + POLL_FIRST, "status": now + STATUS_EVERY, "start_timeout": timeout}
-
-
-def _usec(seconds: float) -> str:
-    return str(int(seconds * 1_000_000))
-
-
-def _base(url: str) -> str:
-    """The URL of the server from that of its health: "http://127.0.0.1:8000"."""
-    scheme, _, rest = url.partition("://")
-    return f"{scheme}://{rest.partition('/')[0]}"

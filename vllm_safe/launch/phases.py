@@ -1,4 +1,7 @@
-"""What the server's log says of how far it is: pure, one line at a time. Each pattern with its place in vLLM 0.32 and 0.33.
+"""What the server's log says of how far it is: pure, one line at a time. Each pattern with its place in the source of vLLM 0.32.
+
+The CPU build of 0.32.0 was run, and tests/unit/launch/test_phases.py has what it printed. What only cards print (captures, several workers)
+was read in the source and never seen, and a later vLLM may say it otherwise: a line that nobody knows moves no phase.
 
 tqdm ends its bars with a carriage return, and vLLM colours its lines where it is told to: both are taken off before anything is compared.
 """

@@ -46,6 +46,12 @@ class Launch(NamedTuple):
     stop_grace: float = 30.0  # that running requests may take after SIGTERM
     summary: tuple[str, ...] = ()  # lines for the journal: what was decided, and why
 
+    @property
+    def url(self) -> str:
+        """Where the server is, from where it answers: "http://127.0.0.1:8000"."""
+        scheme, _, rest = self.health.partition("://")
+        return f"{scheme}://{rest.partition('/')[0]}"
+
     def to_json(self) -> str:
         """The launch file's text."""
         return json.dumps(self._asdict(), default=dict, indent=1, ensure_ascii=False) + "\n"
