@@ -116,18 +116,18 @@ def test_it_runs_with_the_model_small_and_still(bed: Virtual) -> None:
     bed.wait_for("it watches", lambda: status_text(bed) == "watching", timeout=60, pause=1)
     # In one shell that starts nothing in between: our own commands are pressure, with this disk.
     told = "while read -r line; do echo $line; done"
-    script = f"sleep 30; {told} < /proc/$1/status; echo; sleep 20; {told} < /proc/$1/status"
+    script = f"sleep 18; {told} < /proc/$1/status; echo; sleep 12; {told} < /proc/$1/status"
     both = bed.out(["sh", "-c", script, "sh", pid_of(bed)]).split("\n\n")
     before, after = (dict(line.split(":") for line in text.splitlines() if ":" in line) for text in both)
     assert int(after["VmRSS"].split()[0]) <= 12 << 10
     assert int(after["VmLck"].split()[0]) > 0
-    assert int(after["voluntary_ctxt_switches"]) - int(before["voluntary_ctxt_switches"]) < 20
+    assert int(after["voluntary_ctxt_switches"]) - int(before["voluntary_ctxt_switches"]) < 12
 
 
 def test_a_model_that_swaps_while_the_os_is_well_is_left_alone(bed: Virtual) -> None:
     swapped = int(dict(line.split() for line in bed.read(f"{GROUP}/memory.stat").splitlines())["workingset_refault_anon"])
     configure(bed, PATIENT)
-    bed.run("sleep 30")
+    bed.run("sleep 20")
     later = int(dict(line.split() for line in bed.read(f"{GROUP}/memory.stat").splitlines())["workingset_refault_anon"])
     assert later > swapped
     assert acts(bed) == []

@@ -40,6 +40,14 @@ def eat(trigger, most):
 threading.Thread(target=eat, args=(sys.argv[2], int(sys.argv[3])), daemon=True).start()
 http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
 """
+# What was recorded last of a model's last run.
+LAST = """
+import json, sys
+from vllm_safe.record.read import list_runs, read_run
+run = read_run(sys.argv[1], list_runs(sys.argv[1])[0])
+start, last = run.start, run.samples[-1]
+print(json.dumps({"end": run.end, "boot": start.boot, "memory_max": start.limits["memory_max"], "anon": last.anon, "time": last.time}))
+"""
 # name -> (command, further settings)
 MODELS = {
     "hog": ("python3 /opt/hog.py {port} /opt/eat-hog 4000", "limits: {memory_max: 200M, swap_max: 96M}"),
@@ -264,9 +272,16 @@ def test_deaths_by_memory_and_power(vm_installed: Virtual) -> None:
 
     serving(bed, "good")
     bed.wait_for("the first record", lambda: is_recorded(bed, "good"), timeout=60)
-    bed.run("sleep 8")
+    bed.run("sync")  # what is ours stays; what is recorded from here on has only the recorder to thank
+    cut = float(bed.out("sleep 12; date +%s.%N", timeout=60))
     bed.power_cut()
     bed.boot()
     verdict = why(bed, "good")
     assert verdict["code"] == "power-cut", verdict
     assert "boot" in texts(verdict)
+    run = json.loads(bed.out(["/usr/lib/vllm-safe/bin/python3", "-I", "-c", LAST, "good"]))
+    assert run["end"] is None
+    assert run["boot"] != bed.read("/proc/sys/kernel/random/boot_id").strip()
+    assert run["memory_max"] > 100 << 20
+    assert run["anon"] > 1 << 20
+    assert run["time"] > cut - 15, "the last few seconds at most are lost"
