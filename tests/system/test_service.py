@@ -126,8 +126,9 @@ def test_the_exposure_is_low(bed: Nspawn) -> None:
 
 def test_systemd_knows_every_key(bed: Nspawn) -> None:
     _start(bed, "good")
-    complaints = bed.out("journalctl --boot --no-pager | grep -iE 'unknown|ignoring|invalid' | grep vllm || true")
-    assert complaints == ""
+    complaints = bed.out("journalctl --boot --no-pager | grep -iE 'unknown|ignoring|invalid' | grep vllm || true").splitlines()
+    # What the container's cgroups lack (pids.max) is none of ours.
+    assert [line for line in complaints if "for control group" not in line] == []
 
 
 def test_the_key_reaches_the_server_and_nobody_else(bed: Nspawn) -> None:
