@@ -47,7 +47,7 @@ def read_run(name: str, run: str, folder: Path = RUNS) -> Run:
         raise _unreadable(Path(place), error) from error
     if start is None:
         raise Failure(f"{place}/start.json cannot be read", hint="The machine went down before it was written, or somebody changed it.")
-    log = (read_regular(f"{place}/log.txt", _LINES_MOST) or b"").decode(errors="replace").splitlines()
+    log = (read_regular(f"{place}/log.txt", _LINES_MOST) or b"").rstrip(b"\n").decode(errors="replace").splitlines()
     return Run(
         start,
         tuple(samples),

@@ -17,6 +17,7 @@ import time
 from vllm_safe.record.encode import pack_sample, to_line
 from vllm_safe.record.files import remove, sync_folder, write_whole
 from vllm_safe.record.lines import Lines
+from vllm_safe.record.page import Page
 from vllm_safe.record.run import End, Event, Sample, Start
 
 MOST_RUNS = 20  # of a model
@@ -59,6 +60,8 @@ class Store:
         self._small: dict[str, bytes] = {}
         self._held = {"samples": b"", "events": b""}
         self._lines: dict[str, Lines] = {}
+        self._log: bytes | None = None
+        self._page = Page(f"{self._folder}/log.txt")
 
     def start(self, start: Start) -> None:
         """What it begins with. Too many arguments are left out."""
@@ -76,7 +79,7 @@ class Store:
     def log(self, lines: tuple[str, ...]) -> None:
         """The last lines that the server printed, all of them."""
         content = "".join(" ".join(line.splitlines()) + "\n" for line in lines).encode(errors="replace")
-        self._small["log.txt"] = content[-LOG_MOST:]
+        self._log = content[-LOG_MOST:]
 
     def end(self, end: End) -> None:
         """It is over."""
@@ -98,9 +101,10 @@ class Store:
     def close(self) -> str:
         """Flush, and give back the space that is not used."""
         problem = self.flush()
-        for lines in self._lines.values():
+        files: tuple[Lines | Page, ...] = (*self._lines.values(), self._page)
+        for file in files:
             try:
-                lines.close()
+                file.close()
             except OSError as error:
                 problem = problem or f"cannot write to {self._folder}: {error.strerror}"
         self._lines.clear()
@@ -118,6 +122,9 @@ class Store:
             if held := self._held[stem]:
                 lines.write(held)
                 self._held[stem] = b""
+        if self._log is not None:
+            self._page.write(self._log)
+            self._log = None
         if "end.json" in self._small:  # the last, so that what has an end is whole
             self._write_small("end.json")
 

@@ -232,6 +232,19 @@ def test_nobody_else_reads_what_a_model_printed(tmp_path: Path) -> None:
     assert folder.stat().st_mode & 0o007 == 0
 
 
+def test_the_log_is_only_the_last_one(tmp_path: Path) -> None:
+    kept = store.Store(str(tmp_path), "qwen72b", RUN)
+    kept.start(make_run().start)
+    for lines in (("long", "x" * 40_000, "lines"), ("short",)):
+        kept.log(lines)
+        assert kept.flush() == ""
+        assert read_run("qwen72b", RUN, tmp_path).log == lines
+    again = store.Store(str(tmp_path), "qwen72b", RUN)  # the first was killed
+    again.log(("shorter",))
+    assert again.close() == ""
+    assert (tmp_path / "qwen72b" / RUN / "log.txt").read_bytes() == b"shorter\n"
+
+
 def test_the_log_is_lines(tmp_path: Path) -> None:
     run = make_run(log=("a\nb", "c\x85d", "é\udc80"))
     write_run(run, tmp_path)
