@@ -20,6 +20,7 @@ swap: {size: none}
 models:
   watched:
     command: [/bin/sh, /opt/watched.sh]
+    port: 8009
     health: http://127.0.0.1:8009/
 """
 UNITS = ("vllm@watched.service", "vllm-safe-record@watched.service")
@@ -47,7 +48,7 @@ def measure(bed: Nspawn) -> list[Row]:
     return [
         Row("watching a model that loads: resident", sum(own) + mapped, 20, "MiB", resident),
         Row("watching a model that loads: processor", main + recorder, 0.5, "% of a core", shares),
-        Row("recorder: written to the disk", rate, 2, "KiB/s", "each second a sample, each five on the disk"),
+        Row("recorder: written", rate, 2, "KiB/s", "what it hands on; whole blocks and the journal come on top"),
     ]
 
 
@@ -66,4 +67,5 @@ def _used(bed: Nspawn, pid: str) -> float:
 
 
 def _written(bed: Nspawn, pid: str) -> int:
-    return _field(bed, f"/proc/{pid}/io", "write_bytes")
+    """Not write_bytes: where the page cache has large folios (ext4 since Linux 6.16), a block is counted as 64 KiB."""
+    return _field(bed, f"/proc/{pid}/io", "wchar")

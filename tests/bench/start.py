@@ -48,6 +48,7 @@ def measure(bed: Nspawn) -> list[Row]:
     added = statistics.median(one - other for one, other in pairs)
     pid = bed.properties("vllm@bench.service", "MainPID")["MainPID"]
     resident = int(bed.out(f"grep VmRSS /proc/{pid}/status").split()[1]) / 1024
+    bed.run("systemctl stop vllm@bench bare")
     beside = f"vllm@bench {mine:.2f} s, bare {theirs:.2f} s, median of {ROUNDS} pairs"
     return [
         Row("start: time to exec, over a bare unit", added, 0.5, "s", beside),

@@ -18,8 +18,8 @@ exec /usr/bin/python3 -m http.server --bind 127.0.0.1 8010
 CONFIG = f"""
 swap: {{size: none}}
 models:
-  loads: {{command: [/bin/sh, /opt/stuck.sh, loads], health: 'http://127.0.0.1:8011/', stop_grace: {GRACE}s}}
-  serves: {{command: [/bin/sh, /opt/stuck.sh, serves], health: 'http://127.0.0.1:8010/', stop_grace: {GRACE}s}}
+  loads: {{command: [/bin/sh, /opt/stuck.sh, loads], port: 8011, health: 'http://127.0.0.1:8011/', stop_grace: {GRACE}s}}
+  serves: {{command: [/bin/sh, /opt/stuck.sh, serves], port: 8010, health: 'http://127.0.0.1:8010/', stop_grace: {GRACE}s}}
 """
 
 
