@@ -6,7 +6,7 @@ import math
 
 from vllm_safe.decide.why.verdict import Case, Change, Evidence, Verdict
 from vllm_safe.record.run import Event
-from vllm_safe.sizes import GIB, format_exact, format_size
+from vllm_safe.sizes import GIB, MIB, format_exact, format_size
 
 _USED_UP = 0.97  # share of a limit
 _MOST = 0.9  # share of RAM that a limit may be raised to
@@ -39,7 +39,7 @@ def at_memory_limit(case: Case) -> Verdict | None:
     said = f" of {format_size(limit)}" if limit else ""
     no_swap = swap_limit == 0 or (not case.host("swap") and "swap" in case.run.start.host)
     swap_peak = case.peak("swap") or 0
-    machine_empty = case.last.swap_free is not None and case.last.swap_free < (1 - _USED_UP) * case.host("swap")
+    machine_empty = case.fullest.swap_free is not None and case.fullest.swap_free < (1 - _USED_UP) * case.host("swap")
     at_swap_limit = swap_events.get("max", 0) > 0 or (swap_limit is not None and swap_peak >= _USED_UP * swap_limit)
     if no_swap:
         code, what = "memory-limit-ram", "and there was no swap"
@@ -95,8 +95,8 @@ def by_kernel_outside(case: Case) -> Verdict | None:
 
 
 def memory_figures(case: Case) -> list[Evidence]:
-    """How the memory stood at the last sample that was taken."""
-    last = case.last
+    """How the memory stood when it held most in its last moments."""
+    last = case.fullest
     parts = [
         f"{what} {format_size(value)}{f' of {format_size(most)}' if most else ''}"
         for what, value, most in (
@@ -119,7 +119,7 @@ def _told(event: Event) -> Evidence:
 
 
 def _more_swap(case: Case) -> tuple[Change, ...]:
-    swap = case.host("swap")
+    swap = -(-case.host("swap") // MIB) * MIB  # the kernel counts a swapfile without its header
     size = _whole(max(swap * 1.5, 16 * GIB))
     changes = [Change("swap.size", format_exact(swap) if swap else "none", size, "room for what does not fit into RAM")]
     limit = case.limit("swap_max")

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from vllm_safe.launch.messages import Message, classify
 from vllm_safe.record.run import End, Event, Run, Sample
 
+MOMENTS = 15.0  # seconds, a recorder's slowest interval and a death that takes its time
 SHORTLY = 120.0  # seconds before the end in which what happened may have caused it
 _SILENT = 120.0  # seconds without a line of the recorder, which writes one each ten, until it counts as gone
 
@@ -75,6 +76,14 @@ class Case:
     def last(self) -> Sample:
         """The last figures."""
         return self.run.samples[-1] if self.run.samples else Sample(self.last_seen, "")
+
+    @cached_property
+    def fullest(self) -> Sample:
+        """The figures of when it held most RAM in its last moments: those after a kill tell of what was freed."""
+        if self.is_running:
+            return self.last
+        moments = [sample for sample in reversed(self.run.samples) if self.last.time - sample.time <= MOMENTS]
+        return max(moments, key=lambda sample: sample.memory or 0, default=self.last)
 
     @cached_property
     def phase(self) -> str:

@@ -282,3 +282,17 @@ def test_any_run_has_a_verdict(run: Run, boot: str, now: float) -> None:
     assert all(printable(text) == text and "\n" not in text for text in texts)
     times = [fact.time for fact in verdict.evidence if fact.time is not None]
     assert times == sorted(times)
+
+
+def test_what_it_held_is_told_from_before_the_kill_that_freed_it() -> None:
+    run = CASES["memory-limit-swap"]()
+    freed = run.samples[-1]._replace(time=run.samples[-1].time + 1, memory=100 << 10, swap=300 << 10, swap_free=120 * GIB)
+    told = [fact.text for fact in decide_why(run._replace(samples=(*run.samples, freed)), now=NOW, boot=BOOT).evidence]
+    assert any(text.startswith("it held RAM 12.0 GiB of 12.0 GiB, swap 115 GiB of 115 GiB") for text in told)
+
+
+def test_a_swapfile_is_told_by_its_size_not_by_what_the_kernel_uses_of_it() -> None:
+    run = CASES["memory-limit-swap"]()
+    begun = run.start._replace(host={**run.start.host, "swap": 2 * GIB - 4096})
+    changes = {change.path: change.old for change in decide_why(run._replace(start=begun), now=NOW, boot=BOOT).changes}
+    assert changes["swap.size"] == "2G"
