@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 
 from tests.beds.vm import Shape, Virtual
 from tests.bench.row import Row
 
 QUIET = 60  # seconds
+SETTLE = 40  # seconds: what the start itself made it look at
+SWITCHES = "voluntary_ctxt_switches"
 SHARE, SPAN = 0.05, 2.0  # squeeze_pressure and squeeze_after
 CONFIG = """
 swap: {size: none}
@@ -38,12 +39,7 @@ def read():
 threading.Thread(target=read, daemon=True).start()
 http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
 """
-VICTIM = """
-import mmap, random
-memory = mmap.mmap(-1, 80 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-while True:
-    memory[random.randrange(80 * 256) * 4096] = 1
-"""
+VICTIM = Path("tests/fakes/victim.py")
 # When the stall of the last two seconds first reaches the threshold, as close as can be told: from outside of the guard.
 CROSSING = f"""
 import collections, os, time
@@ -67,37 +63,39 @@ def measure(deb: Path) -> list[Row]:
     """Boot a machine of its own."""
     with Virtual(Shape()) as bed:
         bed.install(deb)
-        for name, text in {"reader.py": READER, "victim.py": VICTIM, "crossing.py": CROSSING}.items():
+        for name, text in {"reader.py": READER, "crossing.py": CROSSING}.items():
             bed.write(f"/opt/{name}", text)
+        bed.put(VICTIM, "/opt/victim.py")
         bed.write("/etc/vllm-safe/config.yaml", CONFIG)
         bed.run("fallocate -l 1G /swapfile && chmod 600 /swapfile && mkswap /swapfile && swapon /swapfile")
         bed.run("head -c 256M /dev/urandom > /var/cache/large", timeout=200)
         bed.run("systemctl start vllm@bench", timeout=300)
         bed.throttle(iops=150, bytes_per_second=120 << 20)
-        time.sleep(40)  # what the start itself made it look at
         pid = bed.properties("vllm-safe-guard.service", "MainPID")["MainPID"]
-        before = _status(bed, pid)["voluntary_ctxt_switches"]
-        time.sleep(QUIET)
-        after = _status(bed, pid)
+        before, after = _statuses(bed, pid)
         reaction = _reaction(bed)
     beside = "emulated CPU" if bed.emulated else "KVM"
     return [
         Row("guard, resident", after["VmRSS"] / 1024, 12, "MiB", "while a model runs"),
-        Row("guard, wake-ups while quiet", (after["voluntary_ctxt_switches"] - before) / QUIET, 0.99, "1/s", f"over {QUIET} s"),
+        Row("guard, wake-ups while quiet", (after[SWITCHES] - before[SWITCHES]) / QUIET, 0.99, "1/s", f"over {QUIET} s"),
         Row("guard, from threshold to act", reaction, 1, "s", f"{beside}, disk at 150 IOPS"),
     ]
 
 
-def _status(bed: Virtual, pid: str) -> dict[str, int]:
-    lines = (line.split() for line in bed.read(f"/proc/{pid}/status").splitlines())
-    return {words[0].rstrip(":"): int(words[1]) for words in lines if len(words) > 1 and words[1].isdecimal()}
+def _statuses(bed: Virtual, pid: str) -> list[dict[str, int]]:
+    """/proc/PID/status, twice. By one shell that starts no program in between: on this disk that would be the pressure it looks for."""
+    show = "while read -r line; do echo $line; done < /proc/$1/status"
+    script = f"{show}; echo; read -t {QUIET} nothing <> /run/never; {show}"
+    text = bed.out(["bash", "-c", f"mkfifo /run/never; sleep {SETTLE}; {script}", "bash", pid], timeout=QUIET + SETTLE + 60)
+    lines = [[line.split() for line in part.splitlines()] for part in text.split("\n\n")]
+    return [{words[0].rstrip(":"): int(words[1]) for words in part if len(words) > 1 and words[1].isdecimal()} for part in lines]
 
 
 def _reaction(bed: Virtual) -> float:
     """Seconds; negative, if it acted before the sampler saw the threshold."""
     events = "/run/vllm-safe/guard/bench.jsonl"
     bed.run(f"rm -f {events}; systemd-run --unit=crossing -p StandardOutput=file:/run/crossing python3 /opt/crossing.py; sleep 2")
-    bed.run("systemd-run --unit=victim -p MemoryMax=30M -p MemorySwapMax=200M python3 /opt/victim.py", timeout=200)
+    bed.run("systemd-run --unit=victim -p MemoryHigh=30M python3 /opt/victim.py", timeout=200)
     bed.wait_for("it acted", lambda: bed.exists(events), timeout=120, pause=1)
     bed.wait_for("the threshold was seen", lambda: bool(bed.read("/run/crossing").strip()), timeout=120, pause=1)
     acted = float(json.loads(bed.read(events).splitlines()[0])["time"])

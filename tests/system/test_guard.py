@@ -31,13 +31,7 @@ for _ in range(2):
             memory[random.randrange(pages) * 4096] = 1
 http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
 """
-# An ordinary service that its own MemoryHigh makes wait for memory, without an end: the OS suffers, as much as a test needs.
-VICTIM = """
-import mmap, random
-memory = mmap.mmap(-1, 80 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-while True:
-    memory[random.randrange(80 * 256) * 4096] = 1
-"""
+VICTIM = Path("tests/fakes/victim.py")  # with a MemoryHigh= of its own it waits for memory: the OS suffers, as much as a test needs
 CONFIG = """
 swap: {{size: none}}
 guard: {{{guard}}}
@@ -67,7 +61,7 @@ def configure(bed: Virtual, guard: str) -> None:
 def prepare(bed: Virtual, deb: Path) -> None:
     bed.install(deb)
     bed.write("/opt/hog.py", HOG)
-    bed.write("/opt/victim.py", VICTIM)
+    bed.put(VICTIM, "/opt/victim.py")
     bed.run("fallocate -l 3G /swapfile && chmod 600 /swapfile && mkswap /swapfile && swapon /swapfile")
     bed.run("systemd-run --unit=innocent sleep infinity")
 
