@@ -1,19 +1,22 @@
 """`python -m tests.bench.login`: measure the matrix, or what of it is asked for, and write table, picture and raw samples.
 
-Rounds are outermost and set-ups in turn within each, so that what changes on the host hits all of them. What was measured is kept: with
---resume the next run goes on where this one was broken off, and --report measures nothing.
+Rounds are outermost and set-ups in turn within each, so that what changes on the host hits all of them. What was measured is kept: the same
+command again goes on where it was broken off, --fresh begins anew, and --report measures nothing.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import shlex
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from tests.beds.machine import BedError
 from tests.bench.login import report
 from tests.bench.login.cell import AFTER, Cell, measure
 from tests.bench.login.setups import SETUPS
@@ -21,7 +24,7 @@ from vllm_safe.sizes import format_span
 
 HERE = Path(__file__).parent
 HOGS = ("anonymous", "leak", "reader", "forkbomb", "mlock")
-BOOT, BETWEEN = 120.0, 20.0  # seconds, about: a machine with its set-up; around a cell
+BOOT, BETWEEN = 90.0, 25.0  # seconds, about: a machine with its set-up; around a cell
 WORDS = """# Logins while a model server misbehaves
 
 Made by `{command}`. A machine of {memory} MiB RAM with a swapfile of 6 GiB, 2 processors and a disk held to so many IOPS and 120 MiB/s;
@@ -41,20 +44,40 @@ def main() -> int:
     """Exit code 0 when all that was asked for is measured."""
     options = _parse(sys.argv[1:])
     raw = options.out / "login-raw"
-    if not options.resume and not options.report:
+    if options.fresh and not options.report and not options.plan:
         shutil.rmtree(raw, ignore_errors=True)
     raw.mkdir(parents=True, exist_ok=True)
+    _keep_shape(options, raw / "shape.json")
     cells = [] if options.report else [cell for cell in _cells(options) if not (raw / cell.file).exists()]
     machines = len({(cell.round, cell.setup) for cell in cells})
     guess = len(cells) * (options.seconds + AFTER + BETWEEN) + machines * BOOT
     print(f"{len(cells)} cells on {machines} machines: about {format_span(guess)}", flush=True)
     if options.plan:
         return 0
+    missed = 0
     for number in range(1, options.rounds + 1):
         for name in options.setups:
-            _measure(name, [cell for cell in cells if (cell.round, cell.setup) == (number, name)], options, raw)
-    _write(options, raw)
-    return 0
+            missed += _measure(name, [cell for cell in cells if (cell.round, cell.setup) == (number, name)], options, raw)
+            if any(raw.glob("[!.]*.csv")):
+                _write(options, raw)  # whoever looks in between, or ends it, has what there is
+    if options.report:
+        _write(options, raw)
+    print((options.out / "RESULTS.md").read_text())
+    if missed:
+        print(f"{missed} cells could not be measured: the same command again tries them", flush=True)
+    return 1 if missed else 0
+
+
+def _keep_shape(options: argparse.Namespace, path: Path) -> None:
+    """Let nobody mix samples of two kinds: --report takes what was measured, anything else must be as it was."""
+    shape = {"memory": options.memory, "seconds": options.seconds}
+    kept = json.loads(path.read_text()) if path.exists() else shape
+    if options.report:
+        options.memory, options.seconds = kept["memory"], kept["seconds"]
+    elif kept != shape:
+        sys.exit(f"{path.parent} was measured with {kept}, not with {shape}: --fresh throws it away, --out FOLDER keeps both")
+    elif not options.plan:
+        path.write_text(json.dumps(shape) + "\n")
 
 
 def _parse(words: Sequence[str]) -> argparse.Namespace:
@@ -66,10 +89,10 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--hogs", type=names, default=list(HOGS), help=f"some of {','.join(HOGS)}")
     parser.add_argument("--disk", type=lambda text: [int(part) for part in text.split(",")], default=[150, 50], help="IOPS")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=60.0, help="how long each hog runs")
+    parser.add_argument("--seconds", type=float, default=40.0, help="how long each hog runs")
     parser.add_argument("--memory", type=int, default=1024, help="MiB of the machine")
     parser.add_argument("--out", type=Path, default=HERE.parent, help="folder of RESULTS.md, login.svg and login-raw/")
-    parser.add_argument("--resume", action="store_true", help="keep what was measured, and measure the rest")
+    parser.add_argument("--fresh", action="store_true", help="throw away what was measured")
     parser.add_argument("--report", action="store_true", help="measure nothing; write what the raw samples say")
     parser.add_argument("--plan", action="store_true", help="measure nothing; say how long it would take")
     options = parser.parse_args(words)
@@ -89,14 +112,23 @@ def _cells(options: argparse.Namespace) -> list[Cell]:
     ]
 
 
-def _measure(name: str, cells: Sequence[Cell], options: argparse.Namespace, raw: Path) -> None:
-    if not cells:
-        return
-    with SETUPS[name].boot(options.memory, {cell.hog for cell in cells}) as bed:
-        for cell in cells:
-            begin = time.monotonic()
-            measure(bed, SETUPS[name], cell, options.seconds, raw)
-            print(f"{cell.file}: {time.monotonic() - begin:.0f} s", flush=True)
+def _measure(name: str, cells: Sequence[Cell], options: argparse.Namespace, raw: Path) -> int:
+    """All of them on one machine, or on a fresh one after a cell that could not be measured. How many could not."""
+    rest, missed = list(cells), 0
+    while rest:
+        cell = rest[0]
+        try:
+            with SETUPS[name].boot(options.memory, {cell.hog for cell in rest}) as bed:
+                while rest:
+                    cell, begin = rest.pop(0), time.monotonic()
+                    measure(bed, SETUPS[name], cell, options.seconds, raw)
+                    print(f"{cell.file}: {time.monotonic() - begin:.0f} s", flush=True)
+        except (BedError, subprocess.SubprocessError) as error:
+            print(f"{cell.file}: {error}", flush=True)
+            if cell in rest:  # no machine: the set-up is not what it says
+                return missed + len(rest)
+            missed += not (raw / cell.file).exists()
+    return missed
 
 
 def _write(options: argparse.Namespace, raw: Path) -> None:
@@ -111,7 +143,6 @@ def _write(options: argparse.Namespace, raw: Path) -> None:
         command=command, memory=options.memory, seconds=options.seconds, folder="login-raw/", table=text, picture="login.svg"
     )
     (options.out / "RESULTS.md").write_text(words)
-    print(text)
 
 
 if __name__ == "__main__":

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from tests.beds.machine import BedError
 from tests.beds.vm import Virtual
-from tests.bench.login.setups import FOLDER, GUEST, Setup
+from tests.bench.login.setups import GUEST, PROGRESS, Setup
 
-AFTER = 30.0  # seconds after the hog's end in which logins are still timed
+AFTER = 20.0  # seconds after the hog's end in which logins are still timed
 LONGEST = 120.0  # seconds; sshd's own LoginGraceTime
-BYSTANDERS = ("ssh.service", "systemd-journald.service", "systemd-logind.service", "dbus.service", "bystander.service", "cron.service")
+BYSTANDERS = ("ssh.service", "systemd-journald.service", "systemd-logind.service", "dbus.service", "cron.service", "bystander.service")
 
 
 @dataclass(frozen=True)
@@ -38,18 +38,21 @@ def measure(bed: Virtual, setup: Setup, cell: Cell, seconds: float, folder: Path
     inside = bed.share / "inside.csv"
     inside.unlink(missing_ok=True)
     bed.run("systemctl is-active bystander || systemd-run --quiet --unit=bystander sleep infinity", check=False)
-    bed.run(
-        f"setsid python3 {GUEST}/inside.py /bed/inside.csv {FOLDER}/progress </dev/null >/root/inside.log 2>&1 & echo $! >/run/inside.pid"
-    )
-    ssh, before = bed.ssh("find", "--version"), _alive(bed)
-    start = time.time()
+    bed.run(f"systemctl start {' '.join(BYSTANDERS[:-1])}", check=False)  # whatever the last cell has killed
+    setup.check(bed)
+    ssh = bed.ssh("find", "--version")
+    subprocess.run(ssh, check=True, capture_output=True, timeout=LONGEST)  # what one login has read, the next finds, in every set-up
+    bed.run(f"setsid python3 {GUEST}/inside.py /bed/inside.csv {PROGRESS} </dev/null >/root/inside.log 2>&1 & echo $! >/run/inside.pid")
+    before = _alive(bed)
     lines: list[tuple[float, str, float]] = []
-    if setup.hog:
+    if setup.hog:  # its time begins when it begins, however long the start took
         setup.start(bed, cell.hog, ram, seconds)
+        bed.wait_for("the hog runs", lambda: bed.exists(PROGRESS), timeout=120)
+    start = time.time()
     _log_in(ssh, start, start + seconds, lines)
     lines.append((time.time() - start, "alive", float(_runs(bed, setup))))
     if setup.hog:
-        _try(bed, f"systemctl kill --signal=KILL {setup.unit}; systemctl stop --no-block {setup.unit}")
+        setup.end(bed)
     end = time.time()
     lines.append((end - start, "end", 0.0))
     _log_in(ssh, start, end + AFTER, lines)
@@ -59,12 +62,13 @@ def measure(bed: Virtual, setup: Setup, cell: Cell, seconds: float, folder: Path
     for row in inside.read_text().splitlines():
         at, what, value = row.split(",")
         lines.append((float(at) - start, what, float(value)))
+    if setup.hog and not any(what == "progress" and value for _, what, value in lines):
+        raise BedError(f"{cell.file}: the hog has done nothing")
     text = "".join(f"{at:.3f},{what},{value:g}\n" for at, what, value in sorted(lines))
     partial = folder / f".{cell.file}"
     partial.write_text(text)
     partial.rename(folder / cell.file)
-    bed.throttle()
-    _try(bed, "swapoff -a; swapon -a; swapon /swapfile")  # what was swapped out is no part of the next cell
+    _tidy(bed, setup)
 
 
 def _log_in(command: list[str], start: float, end: float, lines: list[tuple[float, str, float]]) -> None:
@@ -94,6 +98,14 @@ def _runs(bed: Virtual, setup: Setup) -> bool:
     """Whether the hog's unit still runs, and was not started again."""
     shown = bed.properties(setup.unit, "SubState", "NRestarts")
     return shown["SubState"] in {"running", "start"} and shown.get("NRestarts", "0") == "0"
+
+
+def _tidy(bed: Virtual, setup: Setup) -> None:
+    """Leave nothing of the hog to the next cell: no process, no count, nothing swapped out. Raises BedError where that fails."""
+    bed.throttle()
+    _try(bed, "swapoff -a; swapon -a; swapon /swapfile")
+    if setup.hog:
+        setup.wait_gone(bed)
 
 
 def _try(bed: Virtual, command: str) -> None:

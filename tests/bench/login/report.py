@@ -77,7 +77,7 @@ def _figures(same: Sequence[Run], idle: float) -> Iterable[str]:
     yield f"{statistics.median(max(_mean(run.values(f'stall:{unit}')) for unit in SLICES) for run in same):.0%}"
     yield f"{max(max(run.values('bystanders', after=True), default=0) for run in same):.0f}"
     yield _back(same, idle)
-    yield f"{statistics.median(max(run.values('progress'), default=0.0) / (run.end or 1) for run in same):.0f}"
+    yield f"{_pace(same):.0f}"
     yield f"{sum(bool(run.values('alive') and run.values('alive')[-1]) for run in same)}/{len(same)}"
 
 
@@ -89,6 +89,15 @@ def _back(same: Sequence[Run], idle: float) -> str:
         times.append(next((at + value for at, value in late if value <= 2 * idle), float("inf")))
     middle = statistics.median(times)
     return f"{middle:.0f}" if middle < float("inf") else ">"
+
+
+def _pace(same: Sequence[Run]) -> float:
+    """Pages a second that the hog touched or read, from its first count to its end; one that was killed makes no more."""
+    paces = []
+    for run in same:
+        counts = [(at, value) for at, what, value in run.rows if what == "progress" and at < run.end]
+        paces.append((counts[-1][1] - counts[0][1]) / (run.end - counts[0][0]) if counts else 0.0)
+    return statistics.median(paces)
 
 
 def _mean(values: Sequence[float]) -> float:

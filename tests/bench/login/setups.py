@@ -1,4 +1,7 @@
-"""What a user might pick to protect the machine, each as a machine of its own: packages, what is done once, how the hog is started."""
+"""What a user might pick to protect the machine, each as a machine of its own: packages, what is done once, how the hog is started.
+
+None is taken at its word: `checks` are run once it has booted and again beside each hog, and one that fails ends the measurement.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +10,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 
+from tests.beds.machine import BedError
 from tests.beds.trees import VIRTUAL
 from tests.beds.vm import Shape, Virtual
 
 DEB = Path("dist/vllm-safe.deb")
 PROBES = Path("vllm_safe/drill")
 SWAP = 6 << 30
+GUARD = "vllm-safe-guard.service"
 GUEST = "/opt/bench"
 HOG = f"/usr/bin/python3 {GUEST}/hog.py"
 FOLDER = "/run/vllm/hog"  # the hog's working folder, under every set-up
+PROGRESS = f"{FOLDER}/progress"  # what it has done
 PLAN_EARLYOOM = "-m 5 -s 5 --avoid '(^| )(ssh|sshd|bash)( |$)' --prefer '(^| )(python3|vllm)( |$)'"
 CONFIG = """
 swap: {{size: 6G}}
@@ -28,12 +34,17 @@ models:
 
 @dataclass(frozen=True)
 class Setup:
-    """`packages` of Debian beside the bed's own, `commands` run once as root, `properties` of the unit that the hog is started in."""
+    """`packages` of Debian beside the bed's own, `commands` run once as root, `properties` of the unit that the hog is started in.
+
+    `running`: of all DAEMONS, the only ones that run. `checks`: shell commands that succeed only where it is what it says.
+    """
 
     name: str
     packages: tuple[str, ...] = ()
     commands: tuple[str, ...] = ()
     properties: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    running: tuple[str, ...] = ()
+    checks: tuple[str, ...] = ()
     hog: bool = True
     ours: bool = False
 
@@ -43,6 +54,9 @@ class Setup:
         bed = Virtual(Shape(memory=memory, disk="16G", recipe=recipe))
         try:
             self._prepare(bed, hogs)
+            self.check(bed)
+            if self.hog:
+                self._rehearse(bed)
         except BaseException:
             bed.stop()
             raise
@@ -58,15 +72,50 @@ class Setup:
         if "reader" in hogs:  # it reads three times the RAM; never a hole, which would be read without the disk
             size = int(bed.out("awk '/MemTotal/ {print int($2 / 1024)}' /proc/meminfo")) * 3 // 4
             bed.run(f"for i in 1 2 3 4; do head -c {size}M /dev/zero | tr '\\0' x > /srv/hog/$i; done; sync", timeout=900)
-        bed.run("systemctl disable --now earlyoom", check=False)  # the bed's own; who wants it turns it on
+        bed.run(f"systemctl disable --now {' '.join(DAEMONS)}", check=False)  # the bed's own, and whatever Debian starts by itself
         if self.ours:
             bed.install(DEB)
             bed.write("/etc/vllm-safe/config.yaml", CONFIG.format(command="/bin/true"))
-            bed.run("systemctl enable --now earlyoom; vllm-safe swap create; vllm-safe apply", timeout=300)
+            bed.run("vllm-safe swap create && vllm-safe apply", timeout=300)
         else:
             bed.run(f"fallocate -l {SWAP} /swapfile && chmod 600 /swapfile && mkswap -q /swapfile && swapon /swapfile")
         for command in self.commands:
             bed.run(command, timeout=300)
+
+    def check(self, bed: Virtual) -> None:
+        """Raise BedError unless the machine is what it says."""
+        found = bed.run(["systemctl", "is-active", *DAEMONS], check=False, timeout=120).stdout.split()
+        active = tuple(name for name, state in zip(DAEMONS, found, strict=True) if state == "active")
+        if active != self.running:
+            raise BedError(f"{self.name}: {active} run instead of {self.running}")
+        for command in (SWAP_IS_ON, *self.checks):
+            if (done := bed.run(command, check=False, timeout=120)).returncode:
+                raise BedError(f"{self.name} is not what it says: {command}\n{done.stdout}{done.stderr}")
+
+    def _rehearse(self, bed: Virtual) -> None:
+        """A hog that harms nobody, once, while the disk is fast: it counts, has its limits, and goes."""
+        self.start(bed, "anonymous", 64 << 20, 60)
+        bed.wait_for("the hog runs", lambda: bed.exists(PROGRESS), timeout=120)
+        self._check_hog(bed)
+        self.end(bed)
+        self.wait_gone(bed)
+
+    def _check_hog(self, bed: Virtual) -> None:
+        """Raise BedError unless the hog that runs has the limits, and beside it the guard, that it should have."""
+        wanted = dict(self.properties)
+        if self.ours:
+            bed.wait_for("the guard watches", lambda: "watching" in bed.properties(GUARD, "StatusText")["StatusText"], timeout=120, pause=1)
+            wanted = {"OOMScoreAdjust": "1000"}
+        shown = bed.properties(self.unit, "MemoryMax", *wanted)
+        limited = shown.pop("MemoryMax") != "infinity"
+        wanted.pop("MemoryMax", None)
+        # systemd shows a percentage in parts of 2^32.
+        same = all(
+            shown[name] == value or (value.endswith("%") and abs(int(shown[name]) / 2**32 - float(value[:-1]) / 100) < 1e-3)
+            for name, value in wanted.items()
+        )
+        if not same or limited != (self.ours or "MemoryMax" in self.properties):
+            raise BedError(f"{self.name}: the hog has {shown}, limited {limited}, instead of {wanted}")
 
     def start(self, bed: Virtual, kind: str, ram: int, seconds: float) -> None:
         """Start the hog, without waiting."""
@@ -77,8 +126,19 @@ class Setup:
             bed.run("systemctl start --no-block vllm@hog", timeout=120)
             return
         same = {"User": "nobody", "RuntimeDirectory": "vllm/hog", "WorkingDirectory": FOLDER, "LimitMEMLOCK": "infinity"}
+        bed.run("systemctl reset-failed", check=False, timeout=120)  # of the last cell's hog: its name is free
         words = " ".join(f"--property={name}={value}" for name, value in {**same, **self.properties}.items())
         bed.run(f"systemd-run --quiet --collect --no-block --unit=hog {words} {command}", timeout=120)
+
+    def end(self, bed: Virtual) -> None:
+        """End the hog at once, without waiting."""
+        bed.run(f"systemctl kill --signal=KILL {self.unit}; systemctl stop --no-block {self.unit}", check=False, timeout=300)
+
+    def wait_gone(self, bed: Virtual) -> None:
+        """Return when nothing of the hog is left; BedError if something stays."""
+        over = {"inactive", "failed"}
+        bed.wait_for("the hog has gone", lambda: bed.properties(self.unit, "ActiveState")["ActiveState"] in over, timeout=120, pause=1)
+        bed.wait_for("its folder has gone", lambda: not bed.exists(PROGRESS), timeout=30)
 
     @property
     def unit(self) -> str:
@@ -86,20 +146,82 @@ class Setup:
         return "vllm@hog.service" if self.ours else "hog.service"
 
 
+DAEMONS = ("earlyoom", "systemd-oomd", "nohang", "nohang-desktop")
+SWAP_IS_ON = f"test $(swapon --show=SIZE --bytes --noheadings) -ge $(({SWAP} - 4096))"
 PLAN = MappingProxyType({"MemoryMax": "90%", "MemorySwapMax": str(SWAP * 9 // 10), "OOMScoreAdjust": "1000"})
 EARLYOOM_FILE = f"cat > /etc/default/earlyoom <<'END'\nEARLYOOM_ARGS=\"{PLAN_EARLYOOM}\"\nEND\nsystemctl enable --now earlyoom"
 PRESSURE = MappingProxyType({"ManagedOOMMemoryPressure": "kill", "ManagedOOMMemoryPressureLimit": "60%"})
+
+
+def _command_line(of: str, *words: str) -> tuple[str, ...]:
+    """Checks that the process that runs now, not only a file, has each of these in its command line."""
+    return tuple(f"tr '\\0' ' ' < /proc/$(systemctl show --value -p MainPID {of})/cmdline | grep -F -e \"{word}\"" for word in words)
+
+
+def _oomd(*more: str) -> tuple[str, ...]:
+    """Checks that systemd-oomd has its defaults: of swap, and of the root slice as Debian ships it."""
+    return (
+        "oomctl | grep -F 'Swap Used Limit: 90.00%'",
+        "oomctl | grep -F 'Default Memory Pressure Duration: 20s'",
+        "systemctl show -- -.slice -p ManagedOOMSwap | grep -Fx ManagedOOMSwap=kill",
+        *more,
+    )
+
+
+def _nohang(name: str) -> tuple[str, ...]:
+    """Checks that the one that runs has read this profile, as Debian ships it."""
+    file = f"/etc/nohang/{name}.conf"
+    return (*_command_line(name, file), f"cmp {file} /usr/share/nohang/{name}.conf")
+
+
 SETUPS = {
     setup.name: setup
     for setup in (
         Setup("idle", hog=False),
         Setup("nothing"),
-        Setup("plan", commands=(EARLYOOM_FILE,), properties=PLAN),
-        Setup("earlyoom", commands=("systemctl enable --now earlyoom",)),
-        Setup("oomd", packages=("systemd-oomd",), commands=("systemctl enable --now systemd-oomd",)),
-        Setup("oomd-pressure", packages=("systemd-oomd",), commands=("systemctl enable --now systemd-oomd",), properties=PRESSURE),
-        Setup("nohang", packages=("nohang",), commands=("systemctl enable --now nohang",)),
-        Setup("nohang-desktop", packages=("nohang",), commands=("systemctl enable --now nohang-desktop",)),
-        Setup("vllm-safe", ours=True),
+        Setup(
+            "plan", commands=(EARLYOOM_FILE,), properties=PLAN, running=("earlyoom",), checks=_command_line("earlyoom", "-m 5 -s 5 --avoid")
+        ),
+        Setup(
+            "earlyoom",
+            commands=("systemctl enable --now earlyoom",),
+            running=("earlyoom",),
+            checks=_command_line("earlyoom", "earlyoom -r 3600"),
+        ),
+        Setup(
+            "oomd",
+            packages=("systemd-oomd",),
+            commands=("systemctl enable --now systemd-oomd",),
+            running=("systemd-oomd",),
+            checks=_oomd(),
+        ),
+        Setup(
+            "oomd-pressure",
+            packages=("systemd-oomd",),
+            commands=("systemctl enable --now systemd-oomd",),
+            properties=PRESSURE,
+            running=("systemd-oomd",),
+            checks=_oomd(),
+        ),
+        Setup(
+            "nohang",
+            packages=("nohang",),
+            commands=("systemctl enable --now nohang",),
+            running=("nohang",),
+            checks=(*_nohang("nohang"), "grep -E '^ *psi_checking_enabled *= *False' /etc/nohang/nohang.conf"),
+        ),
+        Setup(
+            "nohang-desktop",
+            packages=("nohang",),
+            commands=("systemctl enable --now nohang-desktop",),
+            running=("nohang-desktop",),
+            checks=(*_nohang("nohang-desktop"), "grep -E '^ *psi_checking_enabled *= *True' /etc/nohang/nohang-desktop.conf"),
+        ),
+        Setup(
+            "vllm-safe",
+            ours=True,
+            running=("earlyoom",),
+            checks=("dpkg-query -W vllm-safe", "test $(systemctl show --value -p MemoryMin system.slice) -gt 100000000"),
+        ),
     )
 }

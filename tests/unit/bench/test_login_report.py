@@ -18,7 +18,8 @@ def runs(tmp_path: Path) -> list[report.Run]:
         "0,ssh,1.0",
         "1,ssh,9.0",
         "9,alive,1",
-        "9,progress,500",
+        "5,progress,100",
+        "9,progress,600",
         "10,end,0",
         "11,ssh,4.0",
         "15,ssh,1.5",
@@ -38,7 +39,7 @@ def test_a_row_for_each_set_up(runs: list[report.Run]) -> None:
     assert rows[0]["isol"] == "100.0%"
     # Of ten people who log in, a second apart, eight wait for more than 2 s.
     assert rows[1]["isol"] == "30.0%"
-    assert [rows[1][name] for name in ("ssh worst", "killed", "back", "hog/s", "alive")] == ["9.0/9.0", "2", "6", "50", "1/1"]
+    assert [rows[1][name] for name in ("ssh worst", "killed", "back", "hog/s", "alive")] == ["9.0/9.0", "2", "6", "100", "1/1"]
 
 
 def test_a_login_that_failed_is_no_quick_one(runs: list[report.Run]) -> None:
