@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -324,9 +325,10 @@ def test_a_server_that_becomes_a_daemon_is_told_apart(unit: Unit) -> None:
     try:
         assert unit.process.wait(PATIENCE) == 1  # and does not wait for the daemon, which holds the pipe's other end
     finally:
-        for stat in Path("/proc").glob("[0-9]*/cmdline"):
-            if str(unit.port).encode() in stat.read_bytes().split(b"\0") and int(stat.parent.name) != leader:
-                os.kill(int(stat.parent.name), signal.SIGKILL)
+        for file in Path("/proc").glob("[0-9]*/cmdline"):
+            with suppress(FileNotFoundError, ProcessLookupError):  # others end while we look
+                if str(unit.port).encode() in file.read_bytes().split(b"\0") and int(file.parent.name) != leader:
+                    os.kill(int(file.parent.name), signal.SIGKILL)
 
 
 def test_a_start_that_stands_still_is_ended_and_says_what_stood_still(unit: Unit) -> None:
