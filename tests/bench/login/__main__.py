@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import shutil
 import subprocess
 import sys
@@ -32,7 +31,8 @@ each hog runs for {seconds:.0f} s. Raw samples: {folder}.
 
 isol: share of ssh logins that take at most twice the idle p99, among people who log in at every moment. ssh, exec of a program not in the
 cache, gap of a 100 ms heartbeat: seconds (median of the rounds / worst of all). stalled: the slice of the OS that stood still longest
-for want of memory. killed: bystanders. back: seconds until a login is as when idle after the hog's end. hog/s: pages it touched or read.
+for want of memory. killed: bystanders. back: seconds until a login is as when idle after the hog's end. hog/s: pages it touched or read;
+of plan: what that is of its figure under the installation plan's recipe. alive: rounds at whose end it still ran.
 
 {table}
 
@@ -138,7 +138,7 @@ def _write(options: argparse.Namespace, raw: Path) -> None:
     hogs = [run.cell for run in runs if run.cell.setup != "idle"]
     if hogs:
         (options.out / "login.svg").write_text(report.picture(runs, hogs[0].hog, max(cell.disk for cell in hogs)))
-    command = f"python -m tests.bench.login {shlex.join(sys.argv[1:])}"
+    command = f"python -m tests.bench.login --memory {options.memory} --seconds {options.seconds:.0f}"
     words = WORDS.format(
         command=command, memory=options.memory, seconds=options.seconds, folder="login-raw/", table=text, picture="login.svg"
     )

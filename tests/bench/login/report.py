@@ -12,8 +12,24 @@ from tests.bench.login.cell import LONGEST, Cell
 from vllm_safe.decide.drill import felt, percentile, share_within
 from vllm_safe.drill.probes import EVERY, SLICES
 
-HEAD = ("hog", "disk", "set-up", "runs", "isol", "ssh p50", "ssh worst", "exec worst", "gap", "stalled", "killed", "back", "hog/s", "alive")
-WIDE, HIGH, LEFT, PEAK = 720, 52, 130, 30.0  # of the picture: pixels, and the seconds that are a panel's whole height
+HEAD = (
+    "hog",
+    "disk",
+    "set-up",
+    "runs",
+    "isol",
+    "ssh p50",
+    "ssh worst",
+    "exec worst",
+    "gap",
+    "stalled",
+    "killed",
+    "back",
+    "hog/s",
+    "of plan",
+    "alive",
+)
+WIDE, HIGH, LEFT, RIGHT, PEAK = 720, 52, 130, 230, 30.0  # of the picture: pixels, and the seconds that are a panel's whole height
 COLOURS = {True: "#2a9d5c", False: "#c8362f"}
 
 
@@ -51,10 +67,17 @@ def table(runs: Sequence[Run]) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = [HEAD]
     for hog, disk in sorted({(run.cell.hog, run.cell.disk) for run in runs if run.cell.setup != "idle"}):
         for setup in dict.fromkeys(run.cell.setup for run in runs):
-            same = [run for run in runs if run.cell.setup == setup and run.cell.disk == disk and run.cell.hog in {hog, "-"}]
+            same = _of(runs, setup, hog, disk)
             if same:
-                rows.append((hog, str(disk), setup, str(len(same)), *_figures(same, _idle(runs, disk))))
+                rows.append(
+                    (hog, str(disk), setup, str(len(same)), *_figures(same, _idle(runs, disk), _pace(_of(runs, "plan", hog, disk))))
+                )
     return rows
+
+
+def _of(runs: Iterable[Run], setup: str, hog: str, disk: int) -> list[Run]:
+    """The rounds of one row."""
+    return [run for run in runs if run.cell.setup == setup and run.cell.disk == disk and run.cell.hog in {hog, "-"}]
 
 
 def _idle(runs: Iterable[Run], disk: int) -> float:
@@ -62,7 +85,7 @@ def _idle(runs: Iterable[Run], disk: int) -> float:
     return percentile([value for run in runs if run.cell.setup == "idle" and run.cell.disk == disk for value in run.values("ssh")], 99)
 
 
-def _figures(same: Sequence[Run], idle: float) -> Iterable[str]:
+def _figures(same: Sequence[Run], idle: float, plan: float) -> Iterable[str]:
     def worst(*names: str) -> str:
         each = [max(run.values(*names), default=0.0) for run in same]
         return f"{statistics.median(each):.1f}/{max(each):.1f}"
@@ -77,7 +100,9 @@ def _figures(same: Sequence[Run], idle: float) -> Iterable[str]:
     yield f"{statistics.median(max(_mean(run.values(f'stall:{unit}')) for unit in SLICES) for run in same):.0%}"
     yield f"{max(max(run.values('bystanders', after=True), default=0) for run in same):.0f}"
     yield _back(same, idle)
-    yield f"{_pace(same):.0f}"
+    pace = _pace(same)
+    yield f"{pace:.0f}"
+    yield f"{pace / plan:.0%}" if plan else "-"
     yield f"{sum(bool(run.values('alive') and run.values('alive')[-1]) for run in same)}/{len(same)}"
 
 
@@ -97,7 +122,7 @@ def _pace(same: Sequence[Run]) -> float:
     for run in same:
         counts = [(at, value) for at, what, value in run.rows if what == "progress" and at < run.end]
         paces.append((counts[-1][1] - counts[0][1]) / (run.end - counts[0][0]) if counts else 0.0)
-    return statistics.median(paces)
+    return statistics.median(paces) if paces else 0.0
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -107,12 +132,13 @@ def _mean(values: Sequence[float]) -> float:
 def picture(runs: Sequence[Run], hog: str, disk: int) -> str:
     """An SVG: below each other the set-ups, each login a bar from its beginning to its end, as high as it is long."""
     idle = _idle(runs, disk)
-    panels = {run.cell.setup: run for run in reversed(runs) if run.cell.disk == disk and run.cell.hog in {hog, "-"}}
+    panels = _middle(run for run in runs if run.cell.disk == disk and run.cell.hog in {hog, "-"})
     span = max((run.end for run in panels.values()), default=60.0) + 10
     body = [
         _text(LEFT, 18, f"Each bar is one login while the model server misbehaves ({hog}, {disk} IOPS): as wide and as high as it took", 13)
     ]
     top = 34
+    body.insert(0, '<rect width="100%" height="100%" fill="#fff"/>')
     for name in sorted(panels, key=list(dict.fromkeys(run.cell.setup for run in runs)).index):
         body.append(_text(8, top + HIGH * 0.7, name, 13))
         body.append(f'<line x1="{LEFT}" y1="{top + HIGH}" x2="{LEFT + WIDE}" y2="{top + HIGH}" stroke="#999"/>')
@@ -121,6 +147,7 @@ def picture(runs: Sequence[Run], hog: str, disk: int) -> str:
                 x, width, height = LEFT + at / span * WIDE, max(1.0, value / span * WIDE - 1), max(2.0, min(1.0, value / PEAK) * HIGH)
                 colour = COLOURS[what == "ssh" and value <= 2 * idle]
                 body.append(f'<rect x="{x:.1f}" y="{top + HIGH - height:.1f}" width="{width:.1f}" height="{height:.1f}" fill="{colour}"/>')
+        body.append(_text(LEFT + WIDE + 8, top + HIGH * 0.7, _verdict(panels[name]), 13))
         end = LEFT + panels[name].end / span * WIDE
         body.append(f'<line x1="{end:.1f}" y1="{top}" x2="{end:.1f}" y2="{top + HIGH}" stroke="#555" stroke-dasharray="3"/>')
         top += HIGH + 14
@@ -128,8 +155,26 @@ def picture(runs: Sequence[Run], hog: str, disk: int) -> str:
     body.append(
         _text(LEFT, top + 24, f"green: as when idle (at most {2 * idle:.1f} s); red: slower, or failed; dashed: the hog is ended", 12)
     )
-    size = f'width="{LEFT + WIDE + 120}" height="{top + 36}"'
+    size = f'width="{LEFT + WIDE + RIGHT}" height="{top + 36}"'
     return f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif">\n' + "\n".join(body) + "\n</svg>\n"
+
+
+def _middle(runs: Iterable[Run]) -> dict[str, Run]:
+    """Of each set-up's rounds the one whose worst login is the median of all: neither its luck nor its misfortune."""
+    found: dict[str, list[Run]] = {}
+    for run in runs:
+        found.setdefault(run.cell.setup, []).append(run)
+    return {name: sorted(same, key=_worst)[len(same) // 2] for name, same in found.items()}
+
+
+def _worst(run: Run) -> float:
+    return max(run.values("ssh", "failed ssh"), default=0.0)
+
+
+def _verdict(run: Run) -> str:
+    """The longest login, and what became of the model server."""
+    words = f"longest {_worst(run):.0f} s"
+    return words if run.cell.hog == "-" else f"{words}, model {'runs' if any(run.values('alive')[-1:]) else 'killed'}"
 
 
 def _text(x: float, y: float, text: str, size: int) -> str:

@@ -76,7 +76,7 @@ class Setup:
         if self.ours:
             bed.install(DEB)
             bed.write("/etc/vllm-safe/config.yaml", CONFIG.format(command="/bin/true"))
-            bed.run("vllm-safe swap create && vllm-safe apply", timeout=300)
+            bed.run("systemctl enable --now earlyoom && vllm-safe swap create && vllm-safe apply", timeout=300)
         else:
             bed.run(f"fallocate -l {SWAP} /swapfile && chmod 600 /swapfile && mkswap -q /swapfile && swapon /swapfile")
         for command in self.commands:
@@ -116,6 +116,9 @@ class Setup:
         )
         if not same or limited != (self.ours or "MemoryMax" in self.properties):
             raise BedError(f"{self.name}: the hog has {shown}, limited {limited}, instead of {wanted}")
+
+        if "ManagedOOMMemoryPressure" in wanted:
+            bed.wait_for("systemd-oomd watches the hog", lambda: self.unit in bed.out("oomctl"), timeout=30, pause=1)
 
     def start(self, bed: Virtual, kind: str, ram: int, seconds: float) -> None:
         """Start the hog, without waiting."""
@@ -221,7 +224,7 @@ SETUPS = {
             "vllm-safe",
             ours=True,
             running=("earlyoom",),
-            checks=("dpkg-query -W vllm-safe", "test $(systemctl show --value -p MemoryMin system.slice) -gt 100000000"),
+            checks=(*_command_line("earlyoom", "VLLM::"), "test $(systemctl show --value -p MemoryMin system.slice) -gt 100000000"),
         ),
     )
 }

@@ -7,7 +7,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from tests.bench.login import report
+from tests.bench.login import __main__, report
 
 
 @pytest.fixture
@@ -52,3 +52,32 @@ def test_the_picture_has_a_bar_for_each_login(runs: list[report.Run]) -> None:
     bars = [bar.get("fill") for bar in drawn if bar.tag.endswith("rect")]
     assert bars.count(report.COLOURS[False]) == 3
     assert bars.count(report.COLOURS[True]) == 13
+
+
+def test_progress_is_compared_with_the_plan(tmp_path: Path) -> None:
+    for setup, done in {"plan": 200, "vllm-safe": 150}.items():
+        lines = ["0,progress,0", f"10,progress,{done}", "20,alive,1", "20,end,0"]
+        (tmp_path / f"{setup}.leak.150.1.csv").write_text("\n".join(lines))
+    _, *rows = (dict(zip(report.HEAD, row, strict=True)) for row in report.table(report.load(tmp_path)))
+    assert {row["set-up"]: (row["hog/s"], row["of plan"]) for row in rows} == {"plan": ("10", "100%"), "vllm-safe": ("8", "75%")}
+
+
+def test_the_picture_shows_the_middle_round_and_whether_the_model_lived(tmp_path: Path) -> None:
+    for number, worst in enumerate((3, 30, 9), start=1):
+        lines = [f"0,ssh,{worst}", "40,alive,0", "40,end,0"]
+        (tmp_path / f"oomd.leak.150.{number}.csv").write_text("\n".join(lines))
+    assert "longest 9 s, model killed" in report.picture(report.load(tmp_path), "leak", 150)
+
+
+def test_samples_of_two_kinds_are_not_mixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = ["login", "--setups", "idle", "--rounds", "0", "--out", str(tmp_path)]
+    (tmp_path / "login-raw").mkdir()
+    (tmp_path / "login-raw/shape.json").write_text('{"memory": 1024, "seconds": 40.0}')
+    (tmp_path / "login-raw/idle.-.150.1.csv").write_text("1,ssh,1.0\n2,end,0\n3,bystanders,0\n")
+    monkeypatch.setattr("sys.argv", [*options, "--seconds", "10"])
+    with pytest.raises(SystemExit, match="--fresh"):
+        __main__.main()
+    monkeypatch.setattr("sys.argv", [*options, "--report", "--seconds", "10"])
+    assert __main__.main() == 0
+    assert "each hog runs for 40 s" in (tmp_path / "RESULTS.md").read_text()
+    assert (tmp_path / "login-raw/idle.-.150.1.csv").exists()
