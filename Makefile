@@ -1,7 +1,7 @@
 # `make` alone lists what there is. As root on a bare Debian 12, each target installs what it needs (apt, PyPI) by itself.
 PYTHON := .venv/bin/python
 
-.PHONY: help venv check deb beds test test-nspawn test-vm test-releases test-trixie test-sid demo bench locks clean
+.PHONY: help venv check deb beds test test-nspawn test-vm test-releases test-trixie test-sid demo bench bench-rows locks clean
 
 help: ## This list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1\t/p' Makefile
@@ -43,7 +43,10 @@ demo: venv ## From the package to an answer of a real vLLM, in a throwaway Debia
 	tests/tools beds
 	$(PYTHON) -m tests.demo
 
-bench: venv deb ## Figures, each as a ratio to something run beside it
+bench: bench-rows ## Those, and logins while a model misbehaves: hours (python -m tests.bench.login --plan); again goes on where it ended
+	$(PYTHON) -m tests.bench.login
+
+bench-rows: venv deb ## Figures, each as a ratio to something run beside it
 	tests/tools beds
 	$(PYTHON) -m tests.bench
 
