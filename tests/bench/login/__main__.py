@@ -62,7 +62,8 @@ def main() -> int:
                 _write(options, raw)  # whoever looks in between, or ends it, has what there is
     if options.report:
         _write(options, raw)
-    print((options.out / "RESULTS.md").read_text())
+    if (options.out / "RESULTS.md").exists():
+        print((options.out / "RESULTS.md").read_text())
     if missed:
         print(f"{missed} cells could not be measured: the same command again tries them", flush=True)
     return 1 if missed else 0

@@ -105,7 +105,7 @@ class Setup:
         wanted = dict(self.properties)
         if self.ours:
             bed.wait_for("the guard watches", lambda: "watching" in bed.properties(GUARD, "StatusText")["StatusText"], timeout=120, pause=1)
-            wanted = {"OOMScoreAdjust": "1000"}
+            wanted = {}  # its oom_score_adj is set by its main process, no property of the unit
         shown = bed.properties(self.unit, "MemoryMax", *wanted)
         limited = shown.pop("MemoryMax") != "infinity"
         wanted.pop("MemoryMax", None)
@@ -116,7 +116,6 @@ class Setup:
         )
         if not same or limited != (self.ours or "MemoryMax" in self.properties):
             raise BedError(f"{self.name}: the hog has {shown}, limited {limited}, instead of {wanted}")
-
         if "ManagedOOMMemoryPressure" in wanted:
             bed.wait_for("systemd-oomd watches the hog", lambda: self.unit in bed.out("oomctl"), timeout=30, pause=1)
 
