@@ -58,7 +58,8 @@ def recorded_runs(name: str, config_path: Path) -> tuple[str, ...]:
     try:
         runs = list_runs(name)
     except Failure as failure:
-        raise failure if os.geteuid() == 0 else Failure(failure.message, hint=f"sudo vllm-safe why {name}") from None
+        asked = click.get_current_context().info_name  # `report` asks too
+        raise failure if os.geteuid() == 0 else Failure(failure.message, hint=f"sudo vllm-safe {asked} {name}") from None
     if not runs:
         _check_name(name, config_path)
         if state_file(name).exists():

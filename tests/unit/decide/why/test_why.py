@@ -185,8 +185,9 @@ def test_no_run(config: str | None, code: int, hint: str, runs: Path, capsys: py
     assert hint in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("word", ["why", "report"])
 @pytest.mark.usefixtures("runs")
-def test_without_permission(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_permission(word: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Who may not read is told who may."""
 
     def refuse(_path: object) -> list[str]:
@@ -194,8 +195,8 @@ def test_without_permission(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 
     monkeypatch.setattr("vllm_safe.record.store.os.listdir", refuse)
     monkeypatch.setattr("vllm_safe.cli.why.os.geteuid", lambda: 1000)
-    assert main.main(["why", "qwen72b"]) == 1
-    assert "sudo vllm-safe why qwen72b" in capsys.readouterr().err
+    assert main.main([word, "qwen72b"]) == 1
+    assert f"sudo vllm-safe {word} qwen72b" in capsys.readouterr().err
 
 
 def test_completion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
