@@ -70,11 +70,16 @@ class Machine(ABC):
         return self.run(command, timeout=timeout).stdout.strip()
 
     def wait_for(self, what: str, holds: Callable[[], bool], *, timeout: float = 60, pause: float = 0.2) -> None:
-        """Wait until `holds()`. Raises BedError that names `what` when `timeout` seconds are over."""
-        end = time.monotonic() + timeout
-        while not holds():
+        """Wait until `holds()`, which may raise BedError until then. Raises one that names `what` when `timeout` seconds are over."""
+        end, wrong = time.monotonic() + timeout, ""
+        while True:
+            try:
+                if holds():
+                    return
+            except BedError as error:  # what it looks at comes and goes, like the rest
+                wrong = f"\n{error}"
             if time.monotonic() > end:
-                raise BedError(f"waited {timeout:.0f} s in vain: {what}")
+                raise BedError(f"waited {timeout:.0f} s in vain: {what}{wrong}")
             time.sleep(pause)
 
     def write(self, path: str, text: str, *, mode: int = 0o644) -> None:
