@@ -51,8 +51,8 @@ class Running(NamedTuple):
 class Virtual(Machine):
     """A running machine with a disk of its own, which survives `reboot()` and `power_cut()` + `boot()`, and goes with `stop()`."""
 
-    def __init__(self, shape: Shape = Shape()) -> None:
-        """Boot. Raises BedError with the console's words."""
+    def __init__(self, shape: Shape = Shape(), *, disk: Path | None = None) -> None:
+        """Boot, from a copy of `disk` if that of another machine is given. Raises BedError with the console's words."""
         self.shape = shape
         self._image = image(shape.recipe, shape.disk)
         self._accelerator = accelerator(self._image.kernel)
@@ -61,11 +61,16 @@ class Virtual(Machine):
         self.share = self._folder.path / "share"  # the guest sees it at /bed
         try:
             self.share.mkdir()
-            subprocess.run(["cp", "--sparse=always", "--reflink=auto", self._image.disk, self._folder.path / DISK], check=True)
+            subprocess.run(["cp", "--sparse=always", "--reflink=auto", disk or self._image.disk, self.disk], check=True)
             self.boot()
         except BaseException:
             self.stop()
             raise
+
+    @property
+    def disk(self) -> Path:
+        """Its disk, to be copied while it is off."""
+        return self._folder.path / DISK
 
     @property
     def emulated(self) -> bool:
@@ -81,7 +86,7 @@ class Virtual(Machine):
             *("-nodefaults", "-display", "none", "-no-reboot", "-serial", f"file:{run}/console"),
             *("-kernel", str(self._image.kernel), "-initrd", str(self._image.initrd), "-append", arguments.strip()),
             # Flushes need not reach the host's disk: a power cut here kills QEMU, not the host.
-            *("-drive", f"if=none,id={DISK},file={run / DISK},format=raw,cache=unsafe,discard=unmap"),
+            *("-drive", f"if=none,id={DISK},file={self.disk},format=raw,cache=unsafe,discard=unmap"),
             *("-device", f"virtio-blk-pci,drive={DISK},id=vda,serial=bed"),
             *("-netdev", "user,id=net,hostfwd=tcp:127.0.0.1:0-:22", "-device", "virtio-net-pci,netdev=net,romfile="),
             *("-virtfs", f"local,path={self.share},mount_tag=bed,security_model=none"),
@@ -178,12 +183,16 @@ class Virtual(Machine):
 
     def reboot(self) -> None:
         """Shut down in order and start again."""
+        self.shut_down()
+        self.boot()
+
+    def shut_down(self) -> None:
+        """Off, in order, with everything on the disk."""
         running = self._running
         with suppress(WireError):
             running.agent.call("guest-shutdown", {"mode": "powerdown"}, timeout=2)  # has no answer
         running.process.wait(timeout=300)
         self._off(running)
-        self.boot()
 
     def _off(self, running: Running) -> None:
         running.process.wait()

@@ -88,8 +88,17 @@ def vm_bed() -> Iterator[Virtual]:
         yield bed
 
 
+@pytest.fixture(scope="session")
+def installed_disk(deb: Path) -> Iterator[Path]:
+    """The disk of a machine on which apt has installed our package: emulated, that takes as long as a boot."""
+    with Virtual() as bed:
+        bed.install(deb)
+        bed.shut_down()
+        yield bed.disk
+
+
 @pytest.fixture(scope="module")
-def vm_installed(vm_bed: Virtual, deb: Path) -> Virtual:
-    """The same machine with our package installed by apt."""
-    vm_bed.install(deb)
-    return vm_bed
+def vm_installed(installed_disk: Path) -> Iterator[Virtual]:
+    """A fresh machine of 1 GiB for each module of tests, with our package."""
+    with Virtual(disk=installed_disk) as bed:
+        yield bed

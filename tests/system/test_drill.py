@@ -21,6 +21,7 @@ guard: {enabled: false}
 models: {}
 """
 CONFIG = "/etc/vllm-safe/config.yaml"
+PATIENCE = 180  # seconds: what takes two on a real machine, on an emulated one that swaps and shares its processors with other tests
 HOG = "/sys/fs/cgroup/vllm.slice/vllm-safe-drill.service"
 
 
@@ -47,9 +48,9 @@ def rest(bed: Virtual) -> None:
 
 
 def begin(bed: Virtual) -> None:
-    """A drill in the background, up to where its hog has more than it could have by chance."""
+    """A drill in the background that would last far longer than PATIENCE, up to where its hog has more than it could have by chance."""
     rest(bed)
-    bed.run("setsid vllm-safe drill --seconds 40 --json >/root/drill.out 2>&1 & echo $! >/root/drill.pid")
+    bed.run("setsid vllm-safe drill --seconds 600 --json >/root/drill.out 2>&1 & echo $! >/root/drill.pid")
     bed.wait_for("the hog is there", lambda: bed.exists(HOG) and int(bed.read(f"{HOG}/memory.current")) > 100 << 20, timeout=120)
 
 
@@ -74,18 +75,20 @@ class TestDrill:
         second = bed.run("vllm-safe drill", check=False)
         assert (second.returncode, "another one is under way" in second.stderr) == (2, True)
         bed.run("pkill -9 -F /root/drill.pid")
-        bed.wait_for("the hog has gone", lambda: is_gone(bed), timeout=20)
+        bed.wait_for("the hog has gone", lambda: is_gone(bed), timeout=PATIENCE)
         assert bed.failed_units() == ""
 
     def test_what_runs_in_a_models_place_ends_it_and_keeps_it_from_starting(self, bed: Virtual) -> None:
         begin(bed)
         bed.run("systemd-run --unit=other --slice=vllm.slice sleep infinity")
-        bed.wait_for("the hog has gone", lambda: is_gone(bed), timeout=20)
-        bed.wait_for("the drill says why", lambda: "other.service was started" in bed.read("/root/drill.out"), timeout=60)
-        refused = bed.run("vllm-safe drill", check=False)
-        assert (refused.returncode, "other.service runs" in refused.stderr) == (2, True)
-        assert bed.properties("other.service", "ActiveState")["ActiveState"] == "active"
-        bed.run("systemctl stop other")
+        try:
+            bed.wait_for("the hog has gone", lambda: is_gone(bed), timeout=PATIENCE)
+            bed.wait_for("the drill says why", lambda: "other.service was started" in bed.read("/root/drill.out"), timeout=PATIENCE)
+            refused = bed.run("vllm-safe drill", check=False)
+            assert (refused.returncode, "other.service runs" in refused.stderr) == (2, True)
+            assert bed.properties("other.service", "ActiveState")["ActiveState"] == "active"
+        finally:
+            bed.run("systemctl stop other")
 
     def test_it_fails_with_the_protection_off(self, bed: Virtual) -> None:
         """Last: it takes this machine a while to become itself again."""

@@ -58,8 +58,7 @@ def configure(bed: Virtual, guard: str) -> None:
     bed.run("vllm-safe apply", timeout=200)
 
 
-def prepare(bed: Virtual, deb: Path) -> None:
-    bed.install(deb)
+def prepare(bed: Virtual) -> None:
     bed.write("/opt/hog.py", HOG)
     bed.put(VICTIM, "/opt/victim.py")
     bed.run("fallocate -l 3G /swapfile && chmod 600 /swapfile && mkswap /swapfile && swapon /swapfile")
@@ -67,10 +66,10 @@ def prepare(bed: Virtual, deb: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def bed(deb: Path) -> Iterator[Virtual]:
+def bed(installed_disk: Path) -> Iterator[Virtual]:
     """A model that swaps, and a disk as slow as a hard disk."""
-    with Virtual(Shape()) as machine:
-        prepare(machine, deb)
+    with Virtual(disk=installed_disk) as machine:
+        prepare(machine)
         configure(machine, LEAVE)
         machine.run("systemctl start vllm@hog", timeout=300)
         machine.wait_for("it swaps", lambda: int(machine.read(f"{GROUP}/memory.swap.current")) > 100 << 20, timeout=200, pause=2)
@@ -206,9 +205,9 @@ def test_it_ends_with_the_last_model(bed: Virtual) -> None:
     bed.wait_for("it ended", lambda: bed.properties(GUARD, "ActiveState")["ActiveState"] == "inactive", timeout=60)
 
 
-def test_without_pressure_files_it_goes_by_faults_and_says_so(deb: Path) -> None:
-    with Virtual(Shape(kernel_arguments="psi=0")) as bed:
-        prepare(bed, deb)
+def test_without_pressure_files_it_goes_by_faults_and_says_so(installed_disk: Path) -> None:
+    with Virtual(Shape(kernel_arguments="psi=0"), disk=installed_disk) as bed:
+        prepare(bed)
         configure(bed, f"squeeze_pressure: 1%, {NEVER}")
         bed.run("systemctl start vllm@hog", timeout=300)
         assert "psi=0" in status_text(bed)

@@ -34,7 +34,8 @@ def command(config_path: Path, *, as_json: bool) -> int:
     from vllm_safe.config.reader import load
     from vllm_safe.host.facts import read_host
 
-    config, host = load(config_path), read_host()
+    config = load(config_path)
+    host = read_host(behind=config.swap.file)
     found = _check(config, host)
     worst = any(finding.level == "fail" for findings in found.values() for finding in findings)
     if as_json:

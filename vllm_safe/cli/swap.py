@@ -38,7 +38,7 @@ def create(config_path: Path, *, dry_run: bool) -> None:
         need_root()
     swap = load(config_path).swap
     with _one_run(dry_run=dry_run):
-        host = read_host()
+        host = read_host(behind=swap.file)
         steps = decide_swap(swap, host, read_swap(swap.file, host))
         _carry_out(steps, dry_run=dry_run)
         if dry_run and steps:
@@ -82,7 +82,7 @@ def remove(config_path: Path, *, dry_run: bool) -> None:
     if problem:
         click.echo(f"vllm-safe: without the config: {problem.splitlines()[0]}", err=True)
     with _one_run(dry_run=dry_run):
-        host = read_host()
+        host = read_host(behind=swap.file)
         facts = read_swap(swap.file, host)
         steps = decide_remove(host, facts)
         _carry_out(steps, dry_run=dry_run)

@@ -14,7 +14,7 @@ from vllm_safe.sizes import format_size
 
 def look(swap: settings.Swap, problem: str) -> dict[str, Any]:
     """The answer with --json; sizes in bytes. `problem`: what is wrong with the config, when `swap` is only the defaults."""
-    host = read_host()
+    host = read_host(behind=swap.file)
     facts = read_swap(swap.file, host)
     ours = {str(file.path) for file in facts.files if not file.foreign}
     answer: dict[str, Any] = {

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,8 +65,14 @@ class Host:
         return best
 
 
-def read_host(root: Path = Path("/")) -> Host:
-    """The facts below `root` ("/" for this machine). A fact whose file is missing has its empty value."""
+def read_host(root: Path = Path("/"), *, behind: Path | None = None) -> Host:
+    """The facts below `root` ("/" for this machine). A fact whose file is missing has its empty value.
+
+    An automount that `behind` lies in is mounted first: until somebody opens it, it is an `autofs` and says nothing of what it becomes.
+    """
+    if behind:
+        with suppress(OSError):
+            os.close(os.open(behind.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
     return Host(
         memory=_meminfo(root, "MemTotal"),
         memory_available=_meminfo(root, "MemAvailable"),
