@@ -35,7 +35,7 @@ class Machine:
         """/proc/swaps."""
         return tuple(Swap(path, "file", size - 4096, 0) for path, size in self.on.items())
 
-    def host(self) -> Host:
+    def host(self, *, behind: Path | None = None) -> Host:  # noqa: ARG002 - there is no automount
         """The facts."""
         return Host(memory=GIB, memory_available=GIB, swaps=self.swaps(), mounts=(Mount("/", "ext4", "/dev/sda", ("rw",)),))
 
@@ -119,6 +119,7 @@ def test_a_refusal_is_an_error_with_a_way_out_and_the_status_of_the_unit(
     machine.file.write_text("mine")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.bind(address := str(machine.config.with_name("notify")))
+        systemd.settimeout(10)
         monkeypatch.setenv("NOTIFY_SOCKET", address)
         assert machine.run("create") == 1
         status = systemd.recv(4096).decode()
