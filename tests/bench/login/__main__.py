@@ -134,8 +134,7 @@ def _measure(name: str, cells: Sequence[Cell], options: argparse.Namespace, raw:
 
 def _write(options: argparse.Namespace, raw: Path) -> None:
     runs = sorted(report.load(raw), key=lambda run: list(SETUPS).index(run.cell.setup))
-    rows = report.table(runs)
-    text = "\n".join(f"| {' | '.join(row)} |" for row in (rows[0], ("---",) * len(rows[0]), *rows[1:]))
+    text = report.markdown(report.table(runs))
     hogs = [run.cell for run in runs if run.cell.setup != "idle"]
     if hogs:
         (options.out / "login.svg").write_text(report.picture(runs, hogs[0].hog, max(cell.disk for cell in hogs)))

@@ -75,6 +75,11 @@ def table(runs: Sequence[Run]) -> list[tuple[str, ...]]:
     return rows
 
 
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """The table, its first row above a line."""
+    return "\n".join(f"| {' | '.join(row)} |" for row in (rows[0], ("---",) * len(rows[0]), *rows[1:]))
+
+
 def _of(runs: Iterable[Run], setup: str, hog: str, disk: int) -> list[Run]:
     """The rounds of one row."""
     return [run for run in runs if run.cell.setup == setup and run.cell.disk == disk and run.cell.hog in {hog, "-"}]

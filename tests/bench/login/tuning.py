@@ -1,0 +1,131 @@
+"""`python -m tests.bench.login.tuning`: which of the kernel's own settings helps a login beside a hog under vllm-safe's limits.
+
+All on one machine, each switched on before its cell and off after it, in turn in each round: what changes on the host hits all of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tests.beds.machine import BedError
+from tests.beds.vm import Virtual
+from tests.bench.login import report
+from tests.bench.login.cell import Cell, measure
+from tests.bench.login.setups import SETUPS
+
+HERE = Path(__file__).parent
+WORDS = """# The kernel's own settings, beside vllm-safe's limits
+
+Made by `{command}`, each row on the same machine, in turn, switched on before its hog and off after it. {memory} MiB of RAM, 6 GiB of swap,
+2 processors; each hog ran for {seconds:.0f} s. Raw samples: {folder}/. The columns are those of RESULTS.md; `of plan` is not measured here.
+
+{table}
+"""
+SCHEDULER = "/sys/block/vda/queue/scheduler"
+DISK = "$(cat /sys/block/vda/dev)"
+GROUPS = "/sys/fs/cgroup"
+LRU = "/sys/kernel/mm/lru_gen"
+ZSWAP = "/sys/module/zswap/parameters"
+DROP_IN = "/run/systemd/system/vllm@hog.service.d/tuning.conf"
+LINEAR = "rbps=125829120 rseqiops=150 rrandiops=150 wbps=125829120 wseqiops=150 wrandiops=150"
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """Shell commands that switch it on, and back to what Debian has."""
+
+    on: str = "true"
+    off: str = "true"
+
+
+def _sysctl(name: str, value: int, before: int) -> Tuning:
+    return Tuning(f"sysctl -qw {name}={value}", f"sysctl -qw {name}={before}")
+
+
+def _of_the_hog(*lines: str) -> Tuning:
+    text = "\\n".join(("[Service]", *lines))
+    return Tuning(
+        f"mkdir -p $(dirname {DROP_IN}) && printf '{text}\\n' > {DROP_IN} && systemctl daemon-reload",
+        f"rm {DROP_IN} && systemctl daemon-reload",
+    )
+
+
+TUNINGS = {
+    "shipped": Tuning(),
+    "no-guard": Tuning("systemctl mask --runtime --now vllm-safe-guard", "systemctl unmask --runtime vllm-safe-guard"),
+    "bfq": Tuning(f"modprobe bfq && echo bfq > {SCHEDULER}", f"echo mq-deadline > {SCHEDULER}"),
+    "io-cost": Tuning(
+        f'echo "{DISK} ctrl=user model=linear {LINEAR}" > {GROUPS}/io.cost.model && echo "{DISK} enable=1" > {GROUPS}/io.cost.qos',
+        f'echo "{DISK} enable=0" > {GROUPS}/io.cost.qos',
+    ),
+    "io-max-75": _of_the_hog("IOReadIOPSMax=/dev/vda 75", "IOWriteIOPSMax=/dev/vda 75"),
+    "io-max-reads-75": _of_the_hog("IOReadIOPSMax=/dev/vda 75"),
+    "zswap": Tuning(f"echo zsmalloc > {ZSWAP}/zpool; echo Y > {ZSWAP}/enabled", f"echo N > {ZSWAP}/enabled"),
+    "page-cluster-0": _sysctl("vm.page-cluster", 0, 3),
+    "swappiness-10": _sysctl("vm.swappiness", 10, 60),
+    "swappiness-150": _sysctl("vm.swappiness", 150, 60),
+    "watermark-300": _sysctl("vm.watermark_scale_factor", 300, 10),
+    "mglru": Tuning(f"echo y > {LRU}/enabled", f"echo n > {LRU}/enabled"),
+    "min-ttl-1000": Tuning(f"echo y > {LRU}/enabled && echo 1000 > {LRU}/min_ttl_ms", f"echo 0 > {LRU}/min_ttl_ms; echo n > {LRU}/enabled"),
+    "memory-high-60": _of_the_hog("MemoryHigh=60%"),
+}
+
+
+def main() -> int:
+    """Exit code 0 when all that was asked for is measured."""
+    options = _parse(sys.argv[1:])
+    options.out.mkdir(parents=True, exist_ok=True)
+    cells = [
+        Cell(name, hog, disk, number)
+        for number in range(1, options.rounds + 1)
+        for disk in options.disk
+        for name in ("idle", *options.tunings)
+        for hog in (options.hogs if name != "idle" else ["-"])
+    ]
+    rest = [cell for cell in cells if not (options.out / cell.file).exists()]
+    while rest:
+        try:
+            with SETUPS["vllm-safe"].boot(options.memory, set(options.hogs)) as bed:
+                while rest:
+                    cell = rest.pop(0)
+                    _measure(bed, cell, options)
+                    print(cell.file, flush=True)
+        except BedError as error:
+            print(f"{cell.file}: {error}", flush=True)
+    runs = sorted(report.load(options.out), key=lambda run: ["idle", *TUNINGS].index(run.cell.setup))
+    command = f"python -m tests.bench.login.tuning --hogs {','.join(options.hogs)} --disk {','.join(map(str, options.disk))}"
+    shape = {"memory": options.memory, "seconds": options.seconds, "folder": options.out.name}
+    text = WORDS.format(command=command, table=report.markdown(report.table(runs)), **shape)
+    options.out.with_suffix(".md").write_text(text)
+    print(text)
+    return 0 if all((options.out / cell.file).exists() for cell in cells) else 1
+
+
+def _measure(bed: Virtual, cell: Cell, options: argparse.Namespace) -> None:
+    setup = SETUPS["vllm-safe"]
+    tuning = TUNINGS.get(cell.setup, Tuning())
+    bed.run(tuning.on)
+    try:
+        measure(bed, setup if cell.hog != "-" else replace(setup, hog=False), cell, options.seconds, options.out)
+    finally:
+        bed.run(tuning.off, timeout=300)
+
+
+def _parse(words: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.login.tuning", description=__doc__)
+    parser.add_argument("--tunings", type=lambda text: text.split(","), default=list(TUNINGS), help=f"some of {','.join(TUNINGS)}")
+    parser.add_argument("--hogs", type=lambda text: text.split(","), default=["anonymous"])
+    parser.add_argument("--disk", type=lambda text: [int(part) for part in text.split(",")], default=[150], help="IOPS")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=30.0, help="how long each hog runs")
+    parser.add_argument("--memory", type=int, default=1024, help="MiB of the machine")
+    parser.add_argument("--out", type=Path, default=HERE.parent / "tuning")
+    return parser.parse_args(words)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
