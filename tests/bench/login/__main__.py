@@ -23,7 +23,7 @@ from vllm_safe.sizes import format_span
 
 HERE = Path(__file__).parent
 HOGS = ("anonymous", "leak", "reader", "forkbomb", "mlock")
-BOOT, BETWEEN = 90.0, 25.0  # seconds, about: a machine with its set-up; around a cell
+BOOT, BETWEEN = 75.0, 37.0  # seconds, about: a machine with its set-up; around a cell
 WORDS = """# Logins while a model server misbehaves
 
 Made by `{command}`. A machine of {memory} MiB RAM with a swapfile of 6 GiB, 2 processors and a disk held to so many IOPS and 120 MiB/s;
@@ -90,7 +90,7 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--hogs", type=names, default=list(HOGS), help=f"some of {','.join(HOGS)}")
     parser.add_argument("--disk", type=lambda text: [int(part) for part in text.split(",")], default=[150, 50], help="IOPS")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=40.0, help="how long each hog runs")
+    parser.add_argument("--seconds", type=float, default=30.0, help="how long each hog runs")
     parser.add_argument("--memory", type=int, default=1024, help="MiB of the machine")
     parser.add_argument("--out", type=Path, default=HERE.parent, help="folder of RESULTS.md, login.svg and login-raw/")
     parser.add_argument("--fresh", action="store_true", help="throw away what was measured")
