@@ -9,9 +9,10 @@ import time
 
 from vllm_safe import kernel
 from vllm_safe.guard.act import Hands
-from vllm_safe.guard.decide import CALM, TICK, Act, Guard, Reading, Usage
+from vllm_safe.guard.decide import CALM, TICK, Act, Guard
 from vllm_safe.guard.journal import ERROR, WARNING, Journal
 from vllm_safe.guard.plan import PLAN_FILE, Plan, read_plan
+from vllm_safe.guard.readings import Reading, Usage
 from vllm_safe.guard.watch import CGROUPS, Triggers, Watch
 from vllm_safe.notify import notify
 
