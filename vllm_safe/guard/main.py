@@ -17,12 +17,13 @@ from vllm_safe.guard.watch import CGROUPS, Triggers, Watch
 from vllm_safe.notify import notify
 
 SLOW = 10.0  # seconds between two looks while all is quiet
-ESTIMATING = 1.0  # the same where the kernel tells no pressure and RAM is scarce
-_EXIT_NO_CGROUPS = 2  # systemd does not try again
+ESTIMATING = 0.9  # the same where the kernel tells no pressure: a second's window then always holds the look before
+_EXIT_NO_CGROUPS = 78  # EX_CONFIG: systemd does not try again. Not 2, with which Python ends when it cannot open its script
+_GONE = select.POLLERR | select.POLLHUP | select.POLLNVAL
 
 
 def main(root: str = CGROUPS) -> int:
-    """The exit code: 0 stopped, 2 on a machine without cgroup v2."""
+    """The exit code: 0 stopped, 78 on a machine without cgroup v2."""
     journal = Journal()
     if not os.path.exists(f"{root}/cgroup.controllers"):  # noqa: PTH110 - pathlib is 2 MB
         text = "cgroup v2 is not mounted alone: nothing can be watched or held back. Boot with systemd.unified_cgroup_hierarchy=1"
@@ -89,10 +90,10 @@ class Loop:
                 if file == self._signals:
                     if _stopping(self._signals):
                         return self._end()
-                elif event & select.POLLPRI:
-                    self._guard.woken(time.monotonic())
-                else:
+                elif event & _GONE:  # a removed cgroup says POLLPRI as well, for ever
                     self._triggers.drop(file, self._poll)
+                else:
+                    self._guard.woken(time.monotonic())
             self._look()
 
     def _timeout(self) -> float:
@@ -100,7 +101,7 @@ class Loop:
             return SLOW
         if self._guard.wakeful:
             return TICK
-        return SLOW if self._watch.pressure or not self._watch.scarce() else ESTIMATING
+        return SLOW if self._watch.pressure else ESTIMATING
 
     def _look(self) -> None:
         now = time.monotonic()
