@@ -9,10 +9,10 @@ import time
 
 from vllm_safe import kernel
 from vllm_safe.guard.act import Hands
-from vllm_safe.guard.decide import CALM, TICK, Act, Guard
+from vllm_safe.guard.decide import TICK, Act, Guard
 from vllm_safe.guard.journal import ERROR, WARNING, Journal
 from vllm_safe.guard.plan import PLAN_FILE, Plan, read_plan
-from vllm_safe.guard.readings import Reading, Usage
+from vllm_safe.guard.rehearse import rehearse
 from vllm_safe.guard.watch import CGROUPS, Triggers, Watch
 from vllm_safe.notify import notify
 
@@ -39,19 +39,6 @@ def main(root: str = CGROUPS) -> int:
     except OSError as error:
         journal.say(f"cannot lock the guard's memory, as in most containers: {error}", WARNING)
     return loop.run()
-
-
-def rehearse() -> None:
-    """Every decision once, on readings that are made up: from here on nothing must be loaded from a disk to decide."""
-    guard = Guard(Plan())
-    for step in range(int((Plan().kill.after + 2 * CALM) / TICK)):
-        now = step * TICK
-        pressed = min(now, Plan().kill.after + 1)
-        usage = Usage(step * 1000, 1 << 30, {"0:0": step * 100})
-        reading = Reading(now, {"system.slice memory full": pressed}, {"rehearsal.service": usage}, step, 1 << 30, 1 << 20, 0)
-        for act in guard.tick(reading):
-            Hands("/nonexistent").do(act)
-    guard.release()
 
 
 class Loop:

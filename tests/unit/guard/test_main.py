@@ -1,4 +1,4 @@
-"""The program: what it loads, where it refuses, and that what it rehearses works."""
+"""The program: what it loads, where it refuses, and what wakes it."""
 
 from __future__ import annotations
 
@@ -99,7 +99,3 @@ def test_without_psi_it_looks_each_second(loop: Callable[[Poll], Loop]) -> None:
     assert loop(poll).run() == 0
     assert poll.timeouts == [ESTIMATING * 1000]
     assert ESTIMATING <= 1
-
-
-def test_the_rehearsal_goes_through_every_step() -> None:
-    program.rehearse()
