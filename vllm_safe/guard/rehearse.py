@@ -42,7 +42,7 @@ def _play(hands: Hands, journal: Journal) -> set[str]:
             hands.do(act)
             journal.record(act)
             done.add(act.kind)
-        hands.hold()
+            hands.hold()
     guard.release()
     hands.recover()
     return done

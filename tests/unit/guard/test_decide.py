@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vllm_safe.guard.decide import CALM, DYING, REST, TICK, Act, Guard
+from vllm_safe.guard.main import ESTIMATING
 from vllm_safe.guard.plan import Plan, Step
 from vllm_safe.guard.readings import Reading, Usage
 
@@ -196,6 +197,18 @@ def test_what_is_only_estimated_does_not_kill() -> None:
     assert "kill" not in kinds
     story.certain = True
     assert "kill" in story.go(5, memory=1.0, hog=500)
+
+
+def test_an_estimate_each_second_is_soon_enough() -> None:
+    story = Story(Plan())
+    for second in range(30):
+        story.now += ESTIMATING
+        story.stalls["system.slice memory full"] += ESTIMATING * (second >= 20)
+        story.moved[HOG] += 500
+        story.tick()
+    assert story.acts[0][1].kind == "squeeze"
+    assert story.acts[0][0] - (1000.0 + 20 * ESTIMATING) <= 0.2 * 2.0 + 1.0
+    assert story.guard.wakeful
 
 
 def test_after_a_kill_the_next_has_all_its_time() -> None:
