@@ -11,6 +11,7 @@ from tests.bench.row import Row
 QUIET = 60  # seconds
 SETTLE = 40  # seconds: what the start itself made it look at
 SWITCHES = "voluntary_ctxt_switches"
+EARLY = 0.3  # seconds by which it may seem to act before its threshold: what is between two looks of the sampler, and its own stalls
 SHARE, SPAN = 0.05, 2.0  # squeeze_pressure and squeeze_after
 CONFIG = """
 swap: {size: none}
@@ -77,7 +78,7 @@ def measure(deb: Path) -> list[Row]:
     beside = "emulated CPU" if bed.emulated else "KVM"
     return [
         Row("guard, resident", after["VmRSS"] / 1024, 12, "MiB", "while a model runs"),
-        Row("guard, wake-ups while quiet", (after[SWITCHES] - before[SWITCHES]) / QUIET, 0.99, "1/s", f"over {QUIET} s"),
+        Row("guard, wake-ups while quiet", (after[SWITCHES] - before[SWITCHES]) / QUIET, 0.2, "1/s", f"over {QUIET} s"),
         Row("guard, from threshold to act", reaction, 1, "s", f"{beside}, disk at 150 IOPS"),
     ]
 
@@ -92,11 +93,12 @@ def _statuses(bed: Virtual, pid: str) -> list[dict[str, int]]:
 
 
 def _reaction(bed: Virtual) -> float:
-    """Seconds; negative, if it acted before the sampler saw the threshold."""
+    """Seconds; a little below 0 if it acted before the sampler saw the threshold, and no end of them if that was long before."""
     events = "/run/vllm-safe/guard/bench.jsonl"
     bed.run(f"rm -f {events}; systemd-run --unit=crossing -p StandardOutput=file:/run/crossing python3 /opt/crossing.py; sleep 2")
     bed.run("systemd-run --unit=victim -p MemoryHigh=30M python3 /opt/victim.py", timeout=200)
     bed.wait_for("it acted", lambda: bed.exists(events), timeout=120, pause=1)
     bed.wait_for("the threshold was seen", lambda: bool(bed.read("/run/crossing").strip()), timeout=120, pause=1)
     acted = float(json.loads(bed.read(events).splitlines()[0])["time"])
-    return acted - float(bed.read("/run/crossing"))
+    late = acted - float(bed.read("/run/crossing"))
+    return late if late >= -EARLY else float("inf")  # it acted by something else: this measured nothing

@@ -16,6 +16,9 @@ from vllm_safe.cli.main import cli
 from vllm_safe.config.profiles import PROFILES
 from vllm_safe.config.settings import SECTIONS, Model, settings_of
 from vllm_safe.decide.prepare import RESTARTS, WINDOW
+from vllm_safe.guard.blame import AFTER_THAW
+from vllm_safe.guard.readings import SCARCE
+from vllm_safe.guard.watch import LOW
 from vllm_safe.launch.ending import LOADING_GRACE
 
 ROOT = Path(__file__).parents[2]
@@ -96,6 +99,18 @@ def test_the_unit_does_what_its_page_says(manual: Path) -> None:
     assert "three automatic restarts within an hour" in text
     assert (RESTARTS, WINDOW) == (3, 3600)
     assert f"at most {LOADING_GRACE:.0f} seconds" in text
+
+
+def test_the_guard_does_what_its_page_says(manual: Path) -> None:
+    text = " ".join(plain(manual / "vllm-safe-guard.8").split())
+    assert "(exit code 78, after which systemd does not try again)" in text
+    assert "\nRestartPreventExitStatus=78\n" in (ROOT / "systemd/vllm-safe-guard.service").read_text()
+    assert "less than a tenth of the RAM" in text
+    assert SCARCE == 0.1
+    assert "for three seconds more" in text
+    assert AFTER_THAW == 3
+    assert "(less than a twentieth of each)" in text
+    assert LOW == 0.05
 
 
 def test_the_units_lead_to_pages_that_there_are() -> None:

@@ -33,8 +33,10 @@ class Hands:
         try:
             if act.kind == "squeeze":
                 limits = {f"{_READ_LIMIT}{disk}": str(count) for disk, count in act.reads.items()}
-                self._hold_at(SLICE, LEAST)  # against the OS it is the slice's share that counts, among the models each one's own
-                self._hold_at(group, LEAST | limits)
+                # Against the OS it is the slice's share that counts, among the models each one's own.
+                trouble = [*self._hold_at(SLICE, LEAST), *self._hold_at(group, LEAST | limits)]
+                if trouble and os.path.isdir(f"{self._root}/{group}"):  # noqa: PTH112 - pathlib is 2 MB
+                    return f"{act.unit} fully: {'; '.join(trouble)}"
             elif act.kind == "freeze":
                 self._mark(group, self._marked(group) | {"frozen": "1"})  # before: who finds it frozen knows by whom
                 self._write(group, "cgroup.freeze", "1")
@@ -44,38 +46,52 @@ class Hands:
                 self._write(group, "cgroup.kill", "1")
             elif act.kind == "restore":
                 self._restore(group)
-        except FileNotFoundError:
-            return "" if not os.path.isdir(f"{self._root}/{group}") else f"{act.unit}: this kernel has no cgroup.kill"  # noqa: PTH112
         except OSError as error:
-            return f"{act.unit}: {error}"
+            if not os.path.isdir(f"{self._root}/{group}"):  # noqa: PTH112 - pathlib is 2 MB
+                return ""
+            old = act.kind == "kill" and isinstance(error, FileNotFoundError)
+            return f"{act.unit}: this kernel has no cgroup.kill" if old else f"{act.unit}: {error}"
         return ""
 
     def hold(self) -> None:
-        """Write again what somebody else has overwritten."""
+        """Write again what somebody else has overwritten. Never raises: a cgroup or a disk may go at any time."""
         for group, wanted in list(self._held.items()):
             if not os.path.isdir(f"{self._root}/{group}"):  # noqa: PTH112 - pathlib is 2 MB
                 del self._held[group]
             elif any(self._now(group, key) not in {value, ""} for key, value in wanted.items()):
                 self._hold_at(group, wanted)
-        self._release_slice()
+        with suppress(OSError):
+            self._release_slice()
 
     def recover(self) -> list[str]:
         """Take back what an earlier guard left; the units that it left so."""
         found = []
         for group in (SLICE, *(f"{SLICE}/{name}" for name in _folders(f"{self._root}/{SLICE}"))):
             if self._marked(group):
-                self._thaw(group)
-                self._restore(group)
+                with suppress(OSError):  # it went meanwhile
+                    self._thaw(group)
+                    self._restore(group)
                 found.append(group.rpartition("/")[2])
         return found
 
-    def _hold_at(self, group: str, wanted: Mapping[str, str]) -> None:
+    def _hold_at(self, group: str, wanted: Mapping[str, str]) -> list[str]:
+        """Write these; what could not be written, which is not tried again."""
         mark = self._marked(group)
         there = {key: now for key, value in wanted.items() if (now := self._now(group, key)) and now != value}
-        self._mark(group, mark | there)
-        self._held[group] = dict(wanted)
+        try:
+            self._mark(group, mark | there)
+        except OSError as error:  # without a mark nothing is changed: nobody could take it back
+            self._held.pop(group, None)
+            return [f"{MARK}: {error}"]
+        held = self._held[group] = dict(wanted)
+        failed = []
         for key in there:
-            self._set(group, key, wanted[key])
+            try:
+                self._set(group, key, wanted[key])
+            except OSError as error:  # a disk that is gone, or that io.max does not take
+                del held[key]
+                failed.append(f"{key}: {error}")
+        return failed
 
     def _thaw(self, group: str) -> None:
         mark = self._marked(group)

@@ -1,8 +1,8 @@
 """What the guard does when: readings in, acts out, with the time handed in. Nothing here touches the machine.
 
 The measure is what the OS suffers: seconds in which all that wanted to run in system.slice, user.slice or init.scope stood still for memory
-or for a disk (`full` of PSI). A step is due when they made up its share of its last seconds. It is taken on the model that moves most pages
-meanwhile, if that is a fair part of all: a model that swaps as hard as it can while the OS is well is nobody's concern here.
+or for a disk (`full` of PSI). A step is due when they made up its share of its last seconds. It is taken on the model that causes it, as
+blame.py finds it: a model that swaps as hard as it can while the OS is well is nobody's concern here.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from vllm_safe.guard.blame import Blame, largest
 from vllm_safe.guard.plan import Plan, Step
+from vllm_safe.guard.readings import Reading
 from vllm_safe.guard.window import Window
 
 TICK = 0.25  # seconds between two readings while there is pressure
@@ -20,31 +22,6 @@ DYING = 10.0  # seconds after a kill in which a model is left alone: frozen it c
 REST = 2.0  # after a freeze the model runs for at least so many times as long: it stands still a third of the time at most
 THAW_EARLY = 1.0  # seconds of a freeze after which it ends as soon as the OS no longer waits
 MOST_CREDIT = 2.0  # seconds of stall that one reading counts: what a suspend or a stopped clock adds is no pressure
-CAUSE_SPAN = 5.0  # seconds over which the movement of pages is compared
-FEWEST_PAGES = 16.0  # a second; who moves less keeps nobody waiting
-FAIR_PART = 0.2  # of all pages that models and OS move
-LARGE = 0.5  # of RAM: where nobody moves anything, what holds so much is what the OS has not
-FEWEST_READS = 10  # a second, that a squeezed model may do on each disk
-
-
-class Usage(NamedTuple):
-    """What one model has done so far. Counts grow for ever; watch.py has where they come from."""
-
-    moved: int  # pages swapped in, read, written, or gained
-    held: int = 0  # bytes of RAM now
-    reads: Mapping[str, int] = {}  # by disk (MAJOR:MINOR): read operations
-
-
-class Reading(NamedTuple):
-    """One look at the machine. `stalls`: seconds stalled so far, by "system.slice memory full" and the like."""
-
-    now: float  # seconds of a monotonic clock
-    stalls: Mapping[str, float]
-    models: Mapping[str, Usage] = {}  # by unit
-    system: int = 0  # pages moved by the OS's slices
-    ram: int = 0  # bytes, of the machine
-    available: int = 0  # bytes
-    swap_free: int = 0  # bytes
 
 
 class Act(NamedTuple):
@@ -73,14 +50,17 @@ class Guard:
         self._now = self._pressed_at = float("-inf")
         self._raw: Mapping[str, float] = {}  # stalls as last read
         self._stalls: dict[str, float] = {}  # as they count: see MOST_CREDIT
+        # The same, and the clock, for the kill: time in which a model is frozen is left out. A freeze that helps only while it lasts would
+        # else keep the share below what kills for ever, since it lasts a third of the time.
+        self._unfrozen, self._unfrozen_stalls = 0.0, dict[str, float]()
         self._wards: dict[str, Ward] = {}
+        self._second, self._blame = Window(1.0), Blame()
         self.obey(plan)
 
     def obey(self, plan: Plan) -> None:
         """Other settings from now on."""
         self._plan = plan
-        self._windows = {step: Window(step.after) for step in (plan.squeeze, plan.freeze, plan.kill)}
-        self._second, self._moves = Window(1.0), Window(CAUSE_SPAN)
+        self._squeezing, self._freezing, self._killing = (Window(step.after) for step in (plan.squeeze, plan.freeze, plan.kill))
 
     @property
     def held_back(self) -> dict[str, str]:
@@ -94,13 +74,13 @@ class Guard:
         return bool(self.held_back) or self._now - self._pressed_at < WAKEFUL
 
     def woken(self, now: float) -> None:
-        """The kernel says that there is pressure."""
-        self._now = self._pressed_at = now
+        """The kernel says that there is pressure. No reading: what stood still since the last is for the next one to count."""
+        self._pressed_at = now
 
     def suspended(self) -> None:
         """The machine slept: what stood still meanwhile was no pressure."""
         self._raw = {}
-        for window in (*self._windows.values(), self._second, self._moves):
+        for window in (self._squeezing, self._freezing, self._killing, self._second, self._blame):
             window.clear()
 
     def tick(self, reading: Reading) -> list[Act]:
@@ -117,13 +97,18 @@ class Guard:
 
     def _take_in(self, reading: Reading) -> None:
         passed, self._now = max(0.0, reading.now - self._now), reading.now
+        counts = not any(ward.frozen_at is not None for ward in self._wards.values())
         for key, total in reading.stalls.items():
             grown = min(max(0.0, total - self._raw.get(key, total)), passed, MOST_CREDIT)
             self._stalls[key] = self._stalls.get(key, 0.0) + grown
+            self._unfrozen_stalls[key] = self._unfrozen_stalls.get(key, 0.0) + grown * counts
+        if self._raw and counts:
+            self._unfrozen += passed
         self._raw = reading.stalls
-        for window in (*self._windows.values(), self._second):
+        for window in (self._squeezing, self._freezing, self._second):
             window.add(reading.now, self._stalls)
-        self._moves.add(reading.now, _moves(reading))
+        self._killing.add(self._unfrozen, self._unfrozen_stalls)
+        self._blame.add(reading)
         for unit in self._wards.keys() - reading.models.keys():
             del self._wards[unit]
         if self._worst(self._second)[1] >= self._plan.threshold / 2:
@@ -131,12 +116,13 @@ class Guard:
 
     def _worst(self, window: Window, only: str = "") -> tuple[str, float]:
         """What the OS waited for most, and for which share of the window's span."""
-        shares = [(key, min(grown / window.span, 1.0)) for key, grown in window.grown(self._stalls).items() if only in key]
+        totals = self._unfrozen_stalls if window is self._killing else self._stalls
+        shares = [(key, min(grown / window.span, 1.0)) for key, grown in window.grown(totals).items() if only in key]
         return max(shares, key=lambda pair: pair[1], default=("", 0.0))
 
-    def _due(self, step: Step, only: str = "") -> str:
+    def _due(self, step: Step, window: Window, only: str = "") -> str:
         """What the OS waits for, in words, if the step is due."""
-        what, share = self._worst(self._windows[step], only)
+        what, share = self._worst(window, only)
         return f"{what} {share:.0%} of {step.after:g} s" if share >= step.pressure else ""
 
     def _thaw(self, reading: Reading) -> list[Act]:
@@ -148,26 +134,29 @@ class Guard:
             eased = frozen >= THAW_EARLY and self._worst(self._second)[1] < self._plan.threshold
             if eased or frozen >= self._plan.freeze_time or not self._plan.enabled:
                 ward.frozen_at, ward.rests_until = None, reading.now + REST * frozen
-                self._windows[self._plan.freeze].clear()  # what it did not cause
+                self._freezing.clear()  # what it did not cause
+                self._blame.thawed(reading.now)
                 acts.append(Act("thaw", unit, f"thawed after {frozen:.1f} s", self._figures(reading)))
         return acts
 
     def _step(self, reading: Reading) -> list[Act]:
         """The hardest step that is due, on who causes it."""
-        plan, cause = self._plan, self._cause(reading)
-        if (why := self._due(plan.kill, "memory")) and (unit := cause or _largest(reading)) and not self._dies(unit, reading):
+        plan, cause = self._plan, self._blame.cause(reading)
+        why = self._due(plan.kill, self._killing, "memory") if reading.certain else ""
+        if why and (unit := cause or largest(reading)) and not self._dies(unit, reading):
             return self._kill(unit, why, reading)
         if cause is None or self._dies(cause, reading):
             return []
         ward = self._wards.setdefault(cause, Ward())
         if not ward.squeezed:
-            if not (why := self._due(plan.squeeze)):
+            if not (why := self._due(plan.squeeze, self._squeezing)):
                 return []
             ward.squeezed = True
             text = f"squeezed to the least share of CPUs and disks: {why}"
-            return [Act("squeeze", cause, text, self._figures(reading, cause), self._fewer_reads(cause, reading))]
-        if ward.frozen_at is None and reading.now >= ward.rests_until and (why := self._due(plan.freeze)):
+            return [Act("squeeze", cause, text, self._figures(reading, cause), self._blame.fewer_reads(cause, reading))]
+        if ward.frozen_at is None and reading.now >= ward.rests_until and (why := self._due(plan.freeze, self._freezing)):
             ward.frozen_at = reading.now
+            self._blame.froze(cause)
             return [Act("freeze", cause, f"frozen for at most {plan.freeze_time:g} s: {why}", self._figures(reading, cause))]
         return []
 
@@ -176,10 +165,11 @@ class Guard:
 
     def _kill(self, unit: str, why: str, reading: Reading) -> list[Act]:
         ward = self._wards.setdefault(unit, Ward())
-        self._windows[self._plan.kill].clear()  # the next is not killed for what this one did
+        self._killing.clear()  # the next is not killed for what this one did
         figures = self._figures(reading, unit)
         acts = [Act("kill", unit, f"killed, to keep the machine usable: {why}", figures)]
         ward.dies_until = reading.now + DYING
+        self._blame.forgive()
         if ward.frozen_at is not None:
             ward.frozen_at = None
             acts.append(Act("thaw", unit, "thawed, to die", figures))
@@ -195,40 +185,9 @@ class Guard:
                 acts.append(Act("restore", unit, "has its share again", self._figures(reading)))
         return acts
 
-    def _cause(self, reading: Reading) -> str | None:
-        """The model that moves most pages, if it does enough to matter."""
-        moved = self._moves.grown(_moves(reading))
-        most = max(reading.models, key=lambda unit: moved.get(unit, 0.0), default="")
-        total = sum(moved.get(unit, 0.0) for unit in ("", *reading.models))
-        pages = moved.get(most, 0.0) if most else 0.0
-        enough = pages >= max(FEWEST_PAGES * self._moves.length(reading.now), FAIR_PART * total)
-        return most if pages > 0 and enough else None
-
-    def _fewer_reads(self, unit: str, reading: Reading) -> dict[str, int]:
-        """A quarter of the reads that it does now: weights mean nothing to Debian's own I/O scheduler, mq-deadline."""
-        seconds = max(self._moves.length(reading.now), TICK)
-        done = self._moves.grown(_moves(reading))
-        rates = {disk: done.get(f"{unit} {disk}", 0.0) / seconds for disk in reading.models[unit].reads}
-        return {disk: max(FEWEST_READS, round(rate / 4)) for disk, rate in rates.items() if rate > FEWEST_READS}
-
     def _figures(self, reading: Reading, unit: str = "") -> dict[str, float]:
         """The readings, for people: shares of the last second, pages a second, MiB."""
         figures = {key: round(min(grown, 1.0), 2) for key, grown in self._second.grown(self._stalls).items()}
         if unit:
-            moved = self._moves.grown(_moves(reading)).get(unit, 0.0)
-            figures["model pages/s"] = round(moved / max(self._moves.length(reading.now), TICK))
+            figures["model pages/s"] = round(self._blame.rate(unit, reading))
         return figures | {"RAM available MiB": reading.available >> 20, "swap free MiB": reading.swap_free >> 20}
-
-
-def _moves(reading: Reading) -> dict[str, float]:
-    """Pages moved by unit ("" is the OS), and reads by unit and disk."""
-    moves: dict[str, float] = {"": reading.system}
-    for unit, usage in reading.models.items():
-        moves[unit] = usage.moved
-        moves.update((f"{unit} {disk}", count) for disk, count in usage.reads.items())
-    return moves
-
-
-def _largest(reading: Reading) -> str | None:
-    unit = max(reading.models, key=lambda name: reading.models[name].held, default="")
-    return unit if unit and reading.models[unit].held >= LARGE * reading.ram > 0 else None

@@ -9,19 +9,21 @@ import time
 
 from vllm_safe import kernel
 from vllm_safe.guard.act import Hands
-from vllm_safe.guard.decide import CALM, TICK, Act, Guard, Reading, Usage
+from vllm_safe.guard.decide import TICK, Act, Guard
 from vllm_safe.guard.journal import ERROR, WARNING, Journal
 from vllm_safe.guard.plan import PLAN_FILE, Plan, read_plan
+from vllm_safe.guard.rehearse import rehearse
 from vllm_safe.guard.watch import CGROUPS, Triggers, Watch
 from vllm_safe.notify import notify
 
 SLOW = 10.0  # seconds between two looks while all is quiet
-ESTIMATING = 1.0  # the same where the kernel tells no pressure and RAM is scarce
-_EXIT_NO_CGROUPS = 2  # systemd does not try again
+ESTIMATING = 0.9  # the same where the kernel tells no pressure: a second's window then always holds the look before
+_EXIT_NO_CGROUPS = 78  # EX_CONFIG: systemd does not try again. Not 2, with which Python ends when it cannot open its script
+_GONE = select.POLLERR | select.POLLHUP | select.POLLNVAL
 
 
 def main(root: str = CGROUPS) -> int:
-    """The exit code: 0 stopped, 2 on a machine without cgroup v2."""
+    """The exit code: 0 stopped, 78 on a machine without cgroup v2."""
     journal = Journal()
     if not os.path.exists(f"{root}/cgroup.controllers"):  # noqa: PTH110 - pathlib is 2 MB
         text = "cgroup v2 is not mounted alone: nothing can be watched or held back. Boot with systemd.unified_cgroup_hierarchy=1"
@@ -37,19 +39,6 @@ def main(root: str = CGROUPS) -> int:
     except OSError as error:
         journal.say(f"cannot lock the guard's memory, as in most containers: {error}", WARNING)
     return loop.run()
-
-
-def rehearse() -> None:
-    """Every decision once, on readings that are made up: from here on nothing must be loaded from a disk to decide."""
-    guard = Guard(Plan())
-    for step in range(int((Plan().kill.after + 2 * CALM) / TICK)):
-        now = step * TICK
-        pressed = min(now, Plan().kill.after + 1)
-        usage = Usage(step * 1000, 1 << 30, {"0:0": step * 100})
-        reading = Reading(now, {"system.slice memory full": pressed}, {"rehearsal.service": usage}, step, 1 << 30, 1 << 20, 0)
-        for act in guard.tick(reading):
-            Hands("/nonexistent").do(act)
-    guard.release()
 
 
 class Loop:
@@ -88,10 +77,10 @@ class Loop:
                 if file == self._signals:
                     if _stopping(self._signals):
                         return self._end()
-                elif event & select.POLLPRI:
-                    self._guard.woken(time.monotonic())
-                else:
+                elif event & _GONE:  # a removed cgroup says POLLPRI as well, for ever
                     self._triggers.drop(file, self._poll)
+                else:
+                    self._guard.woken(time.monotonic())
             self._look()
 
     def _timeout(self) -> float:
@@ -99,7 +88,7 @@ class Loop:
             return SLOW
         if self._guard.wakeful:
             return TICK
-        return SLOW if self._watch.pressure or not self._watch.scarce() else ESTIMATING
+        return SLOW if self._watch.pressure else ESTIMATING
 
     def _look(self) -> None:
         now = time.monotonic()

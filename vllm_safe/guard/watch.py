@@ -5,18 +5,18 @@ from __future__ import annotations
 import os
 import select
 import time
+from collections.abc import Mapping
 
-from vllm_safe.guard.decide import Reading, Usage
+from vllm_safe.guard.readings import Reading, Usage
 
 CGROUPS = "/sys/fs/cgroup"
 SLICE = "vllm.slice"
 SYSTEM = ("system.slice", "user.slice", "init.scope")
 RESOURCES = ("memory", "io")
-DOWNLOADS = ("vllm-safe-fetch", "vllm-safe-install")  # in the slice, and no models
+DOWNLOADS = ("vllm-safe-fetch", "vllm-safe-install")  # in the slice, and no models: what they move is nobody's blame
 TRIGGER_WINDOW = 1_000_000  # microseconds
 LOW = 0.05  # of RAM and of swap: looked at closely, whatever PSI says
 FAULT = 0.01  # seconds that one page takes from a hard disk: without PSI, major faults are what tells a stall
-SCARCE = 0.1  # of RAM; with more available, major faults are programs that start
 _PAGE = 4096
 _MOST = 16384  # bytes of a file
 
@@ -35,14 +35,14 @@ def read_text(path: str) -> str:
         os.close(file)
 
 
-def units(root: str = CGROUPS) -> list[str]:
-    """The units in the models' slice that are to be watched: models, and what stands in for one."""
+def units(root: str = CGROUPS) -> tuple[list[str], list[str]]:
+    """The units in the models' slice: models (and what stands in for one), which are to be watched, and downloads."""
     try:
         with os.scandir(f"{root}/{SLICE}") as entries:
-            names = [entry.name for entry in entries if entry.name.endswith((".service", ".scope"))]
+            names = sorted(entry.name for entry in entries if entry.name.endswith((".service", ".scope")))
     except OSError:
-        return []
-    return sorted(name for name in names if not name.startswith(DOWNLOADS))
+        names = []
+    return [name for name in names if not name.startswith(DOWNLOADS)], [name for name in names if name.startswith(DOWNLOADS)]
 
 
 def has_pressure(root: str = CGROUPS) -> bool:
@@ -108,19 +108,21 @@ class Watch:
     def read(self) -> Reading:
         """One look at everything."""
         memory = self.memory()
-        ram, available = memory.get("MemTotal", 0), memory.get("MemAvailable", 0)
-        scarce = available < SCARCE * ram
-        models = {unit: self._usage(f"{SLICE}/{unit}") for unit in units(self._root)}
-        self._gained = {key: value for key, value in self._gained.items() if key.rpartition("/")[2] in models or key in SYSTEM}
-        return Reading(
+        models, downloads = units(self._root)
+        others = (*SYSTEM, *(f"{SLICE}/{unit}" for unit in downloads))
+        reading = Reading(
             now=time.monotonic(),
-            stalls=self._stalls() if self.pressure else self._estimate(scarce=scarce),
-            models=models,
-            system=sum(self._usage(group).moved for group in SYSTEM),
-            ram=ram,
-            available=available,
+            stalls=self._stalls() if self.pressure else {},
+            models={unit: self._usage(f"{SLICE}/{unit}") for unit in models},
+            others=sum(self._usage(group).moved for group in others),
+            ram=memory.get("MemTotal", 0),
+            available=memory.get("MemAvailable", 0),
             swap_free=memory.get("SwapFree", 0),
+            certain=self.pressure or _short(memory),
         )
+        there = {*others, *(f"{SLICE}/{unit}" for unit in models)}
+        self._gained = {group: value for group, value in self._gained.items() if group in there}
+        return reading if self.pressure else reading._replace(stalls=self._estimate(scarce=reading.scarce))
 
     def memory(self) -> dict[str, int]:
         """Bytes, by /proc/meminfo's names."""
@@ -129,14 +131,7 @@ class Watch:
 
     def short(self) -> bool:
         """Whether RAM and swap are both nearly gone."""
-        memory = self.memory()
-        ram, swap = memory.get("MemTotal", 0), memory.get("SwapTotal", 0)
-        return memory.get("MemAvailable", ram) < LOW * ram and memory.get("SwapFree", 0) <= LOW * swap
-
-    def scarce(self) -> bool:
-        """Whether so little RAM is available that a major fault means a stall."""
-        memory = self.memory()
-        return memory.get("MemAvailable", 0) < SCARCE * memory.get("MemTotal", 0)
+        return _short(self.memory())
 
     def _stalls(self) -> dict[str, float]:
         stalls = {}
@@ -178,13 +173,23 @@ class Watch:
         return Usage(refaults + gained + through // _PAGE, held, reads)
 
 
+def _short(memory: Mapping[str, int]) -> bool:
+    ram, swap = memory.get("MemTotal", 0), memory.get("SwapTotal", 0)
+    return memory.get("MemAvailable", ram) < LOW * ram and memory.get("SwapFree", 0) <= LOW * swap
+
+
 def _disks(text: str) -> tuple[dict[str, int], int]:
-    """Read operations by disk, and all bytes read and written, from io.stat."""
+    """Read operations by disk, and all bytes read and written, from io.stat.
+
+    Some kernels begin a line with the names of disks that did nothing. A disk without a number cannot be named in io.max.
+    """
     reads, through = {}, 0
     for line in text.splitlines():
-        disk, *words = line.split()
-        counts = {key: int(value) for key, _, value in (word.partition("=") for word in words) if value.isdecimal()}
+        words = [word.partition("=") for word in line.split()]
+        disk = next((name for name, equals, _ in reversed(words) if not equals), "")
+        counts = {key: int(value) for key, _, value in words if value.isdecimal()}
         if "rios" in counts:
-            reads[disk] = counts["rios"]
             through += counts["rbytes"] + counts["wbytes"]
+            if all(number.isdecimal() for number in disk.split(":")) and disk.count(":") == 1:
+                reads[disk] = counts["rios"]
     return reads, through

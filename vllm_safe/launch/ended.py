@@ -61,12 +61,16 @@ def _record(name: str) -> None:
 
 
 def _by_the_guard(name: str) -> str:
-    """What the guard says, if the last that it did to this model was to kill it, just now; else ""."""
+    """What the guard says, if the last that it did to this model was to kill it, just now; else "".
+
+    What it gives back is not counted: a model that it kills while frozen is thawed, to die.
+    """
     try:
-        last = json.loads(Path(EVENTS_FOLDER, f"{name}.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+        lines = Path(EVENTS_FOLDER, f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+        last = next(event for event in map(json.loads, reversed(lines)) if event["act"] not in {"thaw", "restore"})
         recent = time.time() - float(last["time"]) < JUST_NOW
         return f"the guard: {last['text']}" if last["act"] == "kill" and recent else ""
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, StopIteration):
         return ""
 
 

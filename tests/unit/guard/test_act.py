@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -96,6 +97,57 @@ def test_a_cgroup_that_is_gone_is_no_mistake(root: Path) -> None:
         assert hands.do(Act(kind, "vllm@gone.service", "")) == ""
     hands.hold()
     assert value(root, "cpu.weight", "vllm.slice") == "1" or not marked(root)
+
+
+def test_a_limit_that_cannot_be_written_is_told_once_and_keeps_none_of_the_others(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write, tried = os.write, []
+
+    def kernel_write(file: int, data: bytes) -> int:
+        if data.startswith(b"8:0 riops="):
+            tried.append(data)
+            raise OSError(errno.ENODEV, "No such device")
+        return write(file, data)
+
+    (root / "vllm.slice" / UNIT / "io.max").write_text("")
+    monkeypatch.setattr(os, "write", kernel_write)
+    hands = Hands(str(root))
+    assert "io.max:8:0: [Errno 19] No such device" in hands.do(Act("squeeze", UNIT, "", reads={"8:0": 10, "8:16": 12}))
+    assert (root / "vllm.slice" / UNIT / "io.max").read_text() == "8:16 riops=12"
+    for _ in range(3):
+        hands.hold()
+    assert len(tried) == 1
+    assert value(root, "cpu.weight") == "1"
+    assert hands.do(Act("restore", UNIT, "")) == ""
+    assert value(root, "io.weight") == "5"
+    assert not marked(root)
+
+
+def test_a_cgroup_that_goes_while_it_is_held_again_is_no_mistake(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hands = Hands(str(root))
+    hands.do(Act("squeeze", UNIT, ""))
+    (root / "vllm.slice" / UNIT / "cpu.weight").write_text("77\n")
+
+    def gone(*_: object) -> None:
+        raise OSError(errno.ENODEV, "No such device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "setxattr", gone)
+        patch.setattr(os, "removexattr", gone)
+        hands.hold()
+        Hands(str(root)).recover()
+    hands.hold()
+
+
+def test_what_cannot_be_taken_back_later_is_not_done(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr(os, "setxattr", refused)
+    hands = Hands(str(root))
+    assert "Operation not supported" in hands.do(Act("squeeze", UNIT, ""))
+    assert "Operation not supported" in hands.do(Act("freeze", UNIT, ""))
+    assert (value(root, "cpu.weight"), value(root, "cgroup.freeze")) == ("1", "0")
+    assert (root / "vllm.slice" / UNIT / "cpu.weight").read_text() == "10\n"
 
 
 def test_an_old_kernel_cannot_kill_a_cgroup(root: Path) -> None:

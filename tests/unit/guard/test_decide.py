@@ -7,8 +7,10 @@ from collections.abc import Iterable
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vllm_safe.guard.decide import CALM, DYING, REST, TICK, Act, Guard, Reading, Usage
+from vllm_safe.guard.decide import CALM, DYING, REST, TICK, Act, Guard
+from vllm_safe.guard.main import ESTIMATING
 from vllm_safe.guard.plan import Plan, Step
+from vllm_safe.guard.readings import Reading, Usage
 
 PLAN = Plan(kill=Step(0.8, 20.0))
 GIB = 1 << 30
@@ -24,6 +26,8 @@ class Story:
         self.stalls = {"system.slice memory full": 5.0, "user.slice io full": 7.0}
         self.moved = {HOG: 0, OTHER: 0, "": 0}
         self.held = {HOG: GIB // 4, OTHER: GIB // 4}
+        self.available = GIB // 20
+        self.certain = True
         self.acts: list[tuple[float, Act]] = []
 
     def go(  # noqa: PLR0913 - each is a name in the story
@@ -43,8 +47,11 @@ class Story:
 
     def tick(self) -> None:
         models = {unit: Usage(self.moved[unit], self.held[unit], {"8:0": self.moved[unit]}) for unit in self.held}
-        for act in self.guard.tick(Reading(self.now, dict(self.stalls), models, self.moved[""], GIB, GIB // 10, GIB)):
+        for act in self.guard.tick(self._reading(models)):
             self.acts.append((self.now, act))
+
+    def _reading(self, models: dict[str, Usage]) -> Reading:
+        return Reading(self.now, dict(self.stalls), models, self.moved[""], GIB, self.available, GIB, self.certain)
 
     def frozen(self) -> list[tuple[float, float]]:
         """From when to when."""
@@ -59,7 +66,10 @@ class Story:
 
 
 def test_a_model_that_swaps_as_hard_as_it_can_is_left_alone_while_the_os_is_well() -> None:
-    assert Story().go(600, memory=0.02, io=0.1, hog=100_000) == []
+    story = Story(Plan())
+    assert story.go(600, memory=0.15, io=0.1, hog=100_000) + story.go(5, hog=100_000) == []
+    for _ in range(100):  # and while it waits for moments
+        assert story.go(0.25, memory=1.0, io=1.0, hog=100_000) + story.go(4.75, hog=100_000) == []
 
 
 def test_an_os_that_suffers_by_itself_blames_no_model() -> None:
@@ -122,6 +132,83 @@ def test_what_is_killed_is_left_alone_as_long_as_it_dies() -> None:
     later = [(when, act.kind) for when, act in story.acts if when > killed]
     assert min(when for when, _ in later) >= killed + DYING
     assert "kill" in [kind for _, kind in later]  # what does not die is killed again
+
+
+def test_who_holds_most_of_the_ram_has_nothing_to_do_with_a_container_at_its_own_limit() -> None:
+    story = Story()
+    story.held[OTHER], story.available = GIB * 6 // 10, GIB // 5
+    assert story.go(300, memory=1.0) == []
+
+
+def test_the_kernel_wakes_us_more_often_than_we_look_and_the_kill_comes_in_time() -> None:
+    story = Story()
+    story.held[OTHER] = GIB * 6 // 10
+    for _ in range(80):
+        story.now += 0.3
+        story.stalls["system.slice memory full"] += 0.3
+        story.guard.woken(story.now - 0.001)
+        story.tick()
+    ((when, act),) = story.acts
+    assert act.kind == "kill"
+    assert 0.8 * 20 <= when - 1000.0 <= 0.8 * 20 + 2
+
+
+def test_a_freeze_that_helps_only_while_it_lasts_does_not_put_off_the_kill_for_ever() -> None:
+    story = Story(Plan())
+    story.go(5, hog=500)
+    while "kill" not in [act.kind for _, act in story.acts]:
+        assert story.now < 1000.0 + 5 + 2 * Plan().kill.after
+        story.go(TICK, memory=0.0 if HOG in story.guard.held_back and story.guard.held_back[HOG] == "frozen" else 1.0, hog=500)
+    assert len(story.frozen()) > 3
+    assert story.acts[-1][1].unit == HOG
+
+
+def test_while_one_stands_still_no_other_is_blamed_for_the_little_it_does() -> None:
+    story = Story(Plan(freeze_time=5.0))
+    story.go(60, memory=1.0, hog=500, other=300)
+    assert len(story.frozen()) > 3
+    assert {act.unit for _, act in story.acts} == {HOG}
+
+
+def test_another_is_blamed_once_it_moves_more_with_all_running() -> None:
+    story = Story()
+    story.go(4, memory=1.0, hog=500)
+    story.go(20, memory=0.6, other=500)
+    assert [act.unit for _, act in story.acts if act.kind in {"squeeze", "freeze"}][:2] == [HOG, HOG]
+    assert ("squeeze", OTHER) in [(act.kind, act.unit) for _, act in story.acts]
+
+
+def test_the_next_run_of_a_model_that_ended_frozen_is_not_blamed() -> None:
+    story = Story()
+    story.go(4, memory=1.0, hog=500)
+    assert story.guard.held_back == {HOG: "frozen"}
+    held = story.held.pop(HOG)
+    story.go(1)
+    story.held[HOG] = held
+    story.go(60, memory=1.0, other=500)
+    assert {act.unit for _, act in story.acts if act.kind == "kill"} == {OTHER}
+
+
+def test_what_is_only_estimated_does_not_kill() -> None:
+    story = Story()
+    story.certain = False
+    kinds = story.go(120, memory=1.0, hog=500)
+    assert "freeze" in kinds
+    assert "kill" not in kinds
+    story.certain = True
+    assert "kill" in story.go(5, memory=1.0, hog=500)
+
+
+def test_an_estimate_each_second_is_soon_enough() -> None:
+    story = Story(Plan())
+    for second in range(30):
+        story.now += ESTIMATING
+        story.stalls["system.slice memory full"] += ESTIMATING * (second >= 20)
+        story.moved[HOG] += 500
+        story.tick()
+    assert story.acts[0][1].kind == "squeeze"
+    assert story.acts[0][0] - (1000.0 + 20 * ESTIMATING) <= 0.2 * 2.0 + 1.0
+    assert story.guard.wakeful
 
 
 def test_after_a_kill_the_next_has_all_its_time() -> None:

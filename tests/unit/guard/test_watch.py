@@ -26,8 +26,38 @@ def watch(root: Path) -> Watch:
 
 
 def test_models_are_watched_and_downloads_are_not(root: Path) -> None:
-    assert units(str(root)) == ["vllm@hog.service"]
-    assert units(str(root / "nowhere")) == []
+    assert units(str(root)) == (["vllm@hog.service"], ["vllm-safe-install.service"])
+    assert units(str(root / "nowhere")) == ([], [])
+
+
+def test_what_downloads_move_counts_among_what_others_move(root: Path) -> None:
+    for group, refaults in (("system.slice", 5), ("vllm.slice/vllm-safe-install.service", 70), (HOG, 1000)):
+        (root / group / "memory.stat").write_text(f"workingset_refault_file {refaults}\n")
+    assert watch(root).read().others == 75
+
+
+@pytest.mark.parametrize(
+    ("line", "reads"),
+    [
+        ("8:0 rbytes=0 wbytes=0 rios=5", {"8:0": 5}),
+        ("8:16 8:0 rbytes=0 wbytes=0 rios=5", {"8:0": 5}),  # 8:16 did nothing, and its line has no end
+        ("(unknown) rbytes=0 wbytes=0 rios=5", {}),
+        ("rbytes=0 wbytes=0 rios=5", {}),
+        ("8:0:1 rbytes=0 wbytes=0 rios=5", {}),
+        ("", {}),
+    ],
+)
+def test_disks_are_what_can_be_named_in_io_max(root: Path, line: str, reads: dict[str, int]) -> None:
+    (root / HOG / "io.stat").write_text(f"{line}\n\n")
+    assert watch(root).read().models["vllm@hog.service"].reads == reads
+
+
+def test_without_psi_only_a_machine_that_is_short_is_certain(root: Path) -> None:
+    assert watch(root).read().certain
+    (root / "meminfo").write_text("MemTotal: 1000 kB\nMemAvailable: 80 kB\nSwapTotal: 100 kB\nSwapFree: 4 kB\n")
+    assert not watch(root).read().certain
+    (root / "system.slice/memory.pressure").write_text(PRESSURE.format(total=1))
+    assert watch(root).read().certain
 
 
 def test_stalls_are_what_the_kernel_says(root: Path) -> None:

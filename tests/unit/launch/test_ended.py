@@ -59,6 +59,24 @@ def test_the_guard_is_named_if_it_was_the_guard(told: list[str], tmp_path: Path,
     assert told == [said]
 
 
+@pytest.mark.parametrize(
+    ("acts", "said"),
+    [
+        (["freeze", "kill", "thaw"], "the guard: kill"),
+        (["squeeze", "kill", "thaw", "restore"], "the guard: kill"),
+        (["kill", "thaw", "squeeze"], "the kernel ended it: out of memory"),  # of the run before
+        (["squeeze", "freeze", "thaw"], "the kernel ended it: out of memory"),
+        (["thaw"], "the kernel ended it: out of memory"),
+    ],
+)
+def test_a_model_that_was_killed_while_frozen_was_thawed_to_die(told: list[str], tmp_path: Path, acts: list[str], said: str) -> None:
+    (tmp_path / "guard").mkdir()
+    lines = [json.dumps({"time": time.time(), "act": act, "text": act}) for act in acts]
+    (tmp_path / "guard/demo.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    ended.main()
+    assert told == [said]
+
+
 def test_what_the_main_process_said_stays(told: list[str], tmp_path: Path) -> None:
     _state(tmp_path)
     ended.main()
