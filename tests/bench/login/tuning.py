@@ -29,6 +29,8 @@ SCHEDULER = "/sys/block/vda/queue/scheduler"
 DISK = "$(cat /sys/block/vda/dev)"
 GROUPS = "/sys/fs/cgroup"
 LRU = "/sys/kernel/mm/lru_gen"
+BLAME = "/usr/lib/vllm-safe/lib/python3/site-packages/vllm_safe/guard/blame.py"
+READS = ("rate > FEWEST_READS", "False")
 ZSWAP = "/sys/module/zswap/parameters"
 DROP_IN = "/run/systemd/system/vllm@hog.service.d/tuning.conf"
 LINEAR = "rbps=125829120 rseqiops=150 rrandiops=150 wbps=125829120 wseqiops=150 wrandiops=150"
@@ -57,6 +59,9 @@ def _of_the_hog(*lines: str) -> Tuning:
 TUNINGS = {
     "shipped": Tuning(),
     "no-guard": Tuning("systemctl mask --runtime --now vllm-safe-guard", "systemctl unmask --runtime vllm-safe-guard"),
+    "guard-no-io-max": Tuning(
+        f"sed -i 's/if rate > FEWEST_READS/if False/' {BLAME}", f"sed -i 's/if False/if rate > FEWEST_READS/' {BLAME}"
+    ),
     "bfq": Tuning(f"modprobe bfq && echo bfq > {SCHEDULER}", f"echo mq-deadline > {SCHEDULER}"),
     "io-cost": Tuning(
         f'echo "{DISK} ctrl=user model=linear {LINEAR}" > {GROUPS}/io.cost.model && echo "{DISK} enable=1" > {GROUPS}/io.cost.qos',
@@ -71,7 +76,7 @@ TUNINGS = {
     "watermark-300": _sysctl("vm.watermark_scale_factor", 300, 10),
     "mglru": Tuning(f"echo y > {LRU}/enabled", f"echo n > {LRU}/enabled"),
     "min-ttl-1000": Tuning(f"echo y > {LRU}/enabled && echo 1000 > {LRU}/min_ttl_ms", f"echo 0 > {LRU}/min_ttl_ms; echo n > {LRU}/enabled"),
-    "memory-high-60": _of_the_hog("MemoryHigh=60%"),
+    "memory-high-600": _of_the_hog("MemoryHigh=600M"),
 }
 
 
