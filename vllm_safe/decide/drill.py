@@ -23,7 +23,7 @@ SLACK_WORST = 10.0  # seconds; sshd gives up a login after 120, people after les
 LEAST_SHARE = 0.9  # of logins that are about as fast as on the idle machine; what Meta's resctl-bench asks for, of a minute's samples
 MOST_STALLED = 0.1  # of the time that the operating system may stand still for want of memory
 LEAST_PRESSED = 0.5  # of the time in which the hog had most of its RAM: less shows nothing
-_INTERPRETER = 16 * MIB  # of each of the hog's processes, beside what it touches
+_INTERPRETER = 16 * MIB  # of each of the hog's processes, beside what it touches; all of them have at most an eighth of its memory
 
 
 class Hog(NamedTuple):
@@ -37,9 +37,10 @@ class Hog(NamedTuple):
 def decide_hog(limits: ModelLimits, cpus: int) -> Hog:
     """Twice its RAM, so that each other touch is of swap, or what three quarters of its swap allow: it must not die of it."""
     ram, swap = limits.memory_max.value, limits.swap_max.value
-    processes = max(4, cpus)
-    size = max(0, min(2 * ram, ram + swap * 3 // 4) * 95 // 100 - processes * _INTERPRETER)
-    return Hog(size, processes, min(ram, size) * 3 // 4)
+    room = min(2 * ram, ram + swap * 3 // 4) * 95 // 100
+    processes = max(1, min(max(4, cpus), limits.tasks_max.value - 1, room // (8 * _INTERPRETER)))
+    # Of the limit, not of what it touches: a hog that is too small for its limit never presses, and the drill fails.
+    return Hog(max(0, room - processes * _INTERPRETER), processes, ram * 3 // 4)
 
 
 def check_ready(config: Config, host: Host, occupants: Sequence[str], pressed: float | None) -> Finding:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import replace
 
 import pytest
 
 from vllm_safe.config.settings import Config
-from vllm_safe.decide.drill import Taken, as_json, bound_usual, check_ready, decide_hog, felt, judge, percentile, share_within
+from vllm_safe.decide.drill import Pressed, Taken, as_json, bound_usual, check_ready, decide_hog, felt, judge, percentile, share_within
 from vllm_safe.decide.limits import ModelLimits, decide_limits
 from vllm_safe.drill.probes import GAP, LOGIN, SSH, STALL, Sample
 from vllm_safe.host.facts import Host, Swap
-from vllm_safe.sizes import GIB, MIB
+from vllm_safe.sizes import GIB, MIB, Amount
 
 HOST = Host(memory=16 * GIB, memory_available=14 * GIB, swaps=(Swap("/swapfile", "file", 128 * GIB, 0),), cgroup2=True)
 
@@ -42,6 +44,24 @@ class TestHog:
         host = Host(memory=GIB, swaps=(Swap("/s", "file", swap, 0),))
         own, hog = limits(host), decide_hog(limits(host), 4)
         assert 0 < hog.full < hog.size < own.memory_max.value + own.swap_max.value
+
+    @pytest.mark.parametrize("cpus", [1, 8, 64, 512])
+    @pytest.mark.parametrize("memory", [128 * MIB, 512 * MIB, 4 * GIB])
+    def test_however_many_processors_it_is_more_than_its_ram(self, cpus: int, memory: int) -> None:
+        config = Config(limits=replace(Config().limits, memory_max=Amount(memory)))
+        own = decide_limits(config, HOST, "")
+        hog = decide_hog(own, cpus)
+        assert own.memory_max.value == memory < hog.size
+        assert hog.full == memory * 3 // 4
+
+    def test_without_swap_it_still_comes_near_its_limit(self) -> None:
+        for memory in (512 * MIB, GIB, 16 * GIB):
+            hog = decide_hog(limits(Host(memory=memory)), 64)
+            assert hog.full < hog.size
+
+    def test_it_has_no_more_processes_than_it_may(self) -> None:
+        config = Config(limits=replace(Config().limits, tasks_max=16))
+        assert decide_hog(decide_limits(config, HOST, ""), 64).processes == 15
 
     def test_limits_that_leave_nothing_make_no_negative_hog(self) -> None:
         assert decide_hog(limits(Host(memory=16 * MIB)), 64).size == 0

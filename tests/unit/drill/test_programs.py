@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -43,6 +46,22 @@ def test_the_hog_ends_by_its_own_clock_and_counts() -> None:
     assert process.returncode == 0
     assert said == sorted(said)
     assert said[-1] > 0
+
+
+def test_a_hog_that_loses_a_process_ends() -> None:
+    """What kills one of a model's processes for memory has killed the model."""
+    process = start("hog.py", str(64 << 20), "2", "300")
+    assert process.stdout
+    process.stdout.readline()
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(children[0]), signal.SIGKILL)
+    ends(process)
+    assert process.returncode == 0
+
+
+def test_a_hog_without_memory_ends() -> None:
+    said = ends(start("hog.py", "0", "1", "300"))
+    assert set(said.split()) <= {"0"}
 
 
 def test_programs_of_the_drill_need_nothing_but_the_standard_library() -> None:
