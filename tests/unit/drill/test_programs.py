@@ -101,6 +101,18 @@ class TestWatch:
         assert all(sample.value >= 0 for sample in watch.samples)
         assert len(watch.samples) == count
 
+    def test_a_stall_has_the_time_that_it_is_of_and_the_last_one_counts(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(probes, "EVERY", 60.0)
+        totals = iter([1.0, 1.0, 1.0, 60.0, 60.0, 60.0])
+        monkeypatch.setattr(probes, "stalled", lambda _: next(totals))
+        start = time.monotonic()
+        with Watch({}) as watch:
+            while not watch._threads[-1].is_alive():
+                pass
+        stalls = [sample for sample in watch.samples if sample.what.startswith("stall:")]
+        assert [sample.value for sample in stalls] == [1.0] * 3
+        assert all(0 < sample.span <= sample.at - start for sample in stalls)
+
     def test_without_psi_there_is_no_stall(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(probes, "EVERY", 0.01)
         monkeypatch.setattr(probes, "SLICES", ("nowhere.slice",))
