@@ -11,6 +11,7 @@ import pytest
 
 from tests.beds.nspawn import Nspawn
 from tests.beds.vm import Virtual
+from vllm_safe.drill.probes import SSH_COMMAND
 
 ON = "swap: {size: 6G}\nmodels: {}\n"
 OFF = """
@@ -27,8 +28,10 @@ HOG = "/sys/fs/cgroup/vllm.slice/vllm-safe-drill.service"
 
 @pytest.fixture(scope="module")
 def bed(vm_installed: Virtual) -> Iterator[Virtual]:
-    """1 GiB of RAM, 6 GiB of swap, and a hard disk."""
+    """1 GiB of RAM, 6 GiB of swap, a hard disk, and a key with which root may log in to it from itself."""
     vm_installed.write(CONFIG, ON)
+    vm_installed.run("ssh-keygen -q -t ed25519 -N '' -f /root/.ssh/id_ed25519 && cd /root/.ssh && cat id_ed25519.pub >> authorized_keys")
+    vm_installed.run(list(SSH_COMMAND))
     vm_installed.run("vllm-safe swap create", timeout=300)
     vm_installed.throttle(iops=150, bytes_per_second=120 << 20)
     yield vm_installed
@@ -38,7 +41,7 @@ def bed(vm_installed: Virtual) -> Iterator[Virtual]:
 def drill(bed: Virtual, config: str) -> tuple[int, dict[str, Any]]:
     rest(bed)
     bed.write(CONFIG, config)
-    done = bed.run("vllm-safe drill --seconds 45 --json", check=False, timeout=400)
+    done = bed.run("vllm-safe drill --seconds 45 --json", check=False, timeout=600)
     return done.returncode, json.loads(done.stdout)
 
 
@@ -50,7 +53,8 @@ def rest(bed: Virtual) -> None:
 def begin(bed: Virtual) -> None:
     """A drill in the background that would last far longer than PATIENCE, up to where its hog has more than it could have by chance."""
     rest(bed)
-    bed.run("setsid vllm-safe drill --seconds 600 --json >/root/drill.out 2>&1 & echo $! >/root/drill.pid")
+    script = "vllm-safe drill --seconds 600 --json & echo $! >/root/drill.pid; wait $!; echo $? >/root/drill.code"
+    bed.run(f"rm -f /root/drill.*; setsid sh -c '{script}' >/root/drill.out 2>&1 &")
     bed.wait_for("the hog is there", lambda: bed.exists(HOG) and int(bed.read(f"{HOG}/memory.current")) > 100 << 20, timeout=120)
 
 
@@ -64,11 +68,18 @@ class TestDrill:
         code, answer = drill(bed, ON)
         assert (code, answer["result"], answer["failed"]) == (0, "PASS", []), answer
         assert answer["hog"]["swap"] > 50 << 20
+        lines = {line["what"]: line for line in answer["lines"]}
+        for what in ("login: worst", "ssh to localhost: worst", "ssh to localhost: median"):
+            assert lines[what]["idle"] > 0, answer
+            assert lines[what]["drill"] > 0, answer
+        said = bed.journal("vllm-safe-guard.service", Path(HOG).name, lines=1000)
+        assert 0 <= said.find("Started vllm-safe-guard.service") < said.find("Started vllm-safe-drill.service"), said
         assert is_gone(bed)
 
     def test_killed_it_leaves_nothing(self, bed: Virtual) -> None:
         begin(bed)
         assert int(bed.read(f"{HOG}/cgroup.procs").split()[0]) > 0
+        assert bed.properties("vllm-safe-guard.service", "ActiveState")["ActiveState"] == "active"
         pid = bed.read(f"{HOG}/cgroup.procs").split()[-1]
         assert bed.read(f"/proc/{pid}/oom_score_adj").strip() == "1000"
         assert bed.out(f"stat -c %U /proc/{pid}") == "vllm"
@@ -76,6 +87,15 @@ class TestDrill:
         assert (second.returncode, "another one is under way" in second.stderr) == (2, True)
         bed.run("pkill -9 -F /root/drill.pid")
         bed.wait_for("the hog has gone", lambda: is_gone(bed), timeout=PATIENCE)
+        assert bed.failed_units() == ""
+
+    def test_told_to_end_it_ends_in_order(self, bed: Virtual) -> None:
+        begin(bed)
+        bed.run("pkill -TERM -F /root/drill.pid")
+        bed.wait_for("the hog has gone", lambda: is_gone(bed), timeout=PATIENCE)
+        bed.wait_for("the drill has ended", lambda: bed.run("test -s /root/drill.code", check=False).returncode == 0, timeout=PATIENCE)
+        assert bed.read("/root/drill.code").strip() == "130"
+        assert "interrupted" in bed.read("/root/drill.out")
         assert bed.failed_units() == ""
 
     def test_what_runs_in_a_models_place_ends_it_and_keeps_it_from_starting(self, bed: Virtual) -> None:

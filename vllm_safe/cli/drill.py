@@ -35,7 +35,8 @@ def command(seconds: float, name: str | None, config_path: Path, *, as_json: boo
     """Have a hog take all memory that a model may have, and time logins meanwhile.
 
     Without --model it has the limits of the only model, or those of the section `limits`. No model may run meanwhile. Logins are compared
-    with those on the idle machine, which are timed first. Exit code: 0 PASS, 1 FAIL, 2 refused.
+    with those on the idle machine, which are timed first. A hog that is killed fails too: the model would have been. Exit code: 0 PASS,
+    1 FAIL, 2 refused.
     """
     from vllm_safe.apply.guard import guard_steps
     from vllm_safe.apply.prepare import prepare_steps
@@ -155,7 +156,8 @@ def _text(course: Course, lines: tuple[Line, ...], limits: ModelLimits) -> Itera
     yield f"The hog had {format_size(course.ram)} of RAM (limit {format_size(limits.memory_max.value)}),"
     yield f"{format_size(course.swap)} of swap (limit {format_size(limits.swap_max.value)}), and touched {course.pages:.0f} pages a second."
     if course.ended is not None:
-        yield f"It was ended after {course.ended:.0f} s: journalctl -b -u vllm-safe-drill -u vllm-safe-guard"
+        yield f"It was killed after {course.ended:.0f} s, as a model would have been:"
+        yield "journalctl -b -k -u vllm-safe-drill -u vllm-safe-guard -u earlyoom"
     back = "not within a minute" if course.recovered is None else f"{course.recovered:.0f} s"
     yield f"Until a login was as fast as before, after its end: {back}."
     yield ""

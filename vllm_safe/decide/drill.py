@@ -23,7 +23,7 @@ SLACK_WORST = 10.0  # seconds; sshd gives up a login after 120, people after les
 LEAST_SHARE = 0.9  # of logins that are about as fast as on the idle machine; what Meta's resctl-bench asks for, of a minute's samples
 MOST_STALLED = 0.1  # of the time that the operating system may stand still for want of memory
 LEAST_PRESSED = 0.5  # of the time in which the hog had most of its RAM: less shows nothing
-_INTERPRETER = 16 * MIB  # of each of the hog's processes, beside what it touches
+_INTERPRETER = 16 * MIB  # of each of the hog's processes, beside what it touches; all of them have at most an eighth of its memory
 
 
 class Hog(NamedTuple):
@@ -37,9 +37,10 @@ class Hog(NamedTuple):
 def decide_hog(limits: ModelLimits, cpus: int) -> Hog:
     """Twice its RAM, so that each other touch is of swap, or what three quarters of its swap allow: it must not die of it."""
     ram, swap = limits.memory_max.value, limits.swap_max.value
-    processes = max(4, cpus)
-    size = max(0, min(2 * ram, ram + swap * 3 // 4) * 95 // 100 - processes * _INTERPRETER)
-    return Hog(size, processes, min(ram, size) * 3 // 4)
+    room = min(2 * ram, ram + swap * 3 // 4) * 95 // 100
+    processes = max(1, min(max(4, cpus), limits.tasks_max.value - 1, room // (8 * _INTERPRETER)))
+    # Of the limit, not of what it touches: a hog that is too small for its limit never presses, and the drill fails.
+    return Hog(max(0, room - processes * _INTERPRETER), processes, ram * 3 // 4)
 
 
 def check_ready(config: Config, host: Host, occupants: Sequence[str], pressed: float | None) -> Finding:
@@ -86,32 +87,58 @@ class Line:
 
 
 class Taken(NamedTuple):
-    """What was measured in one part of the drill."""
+    """What was measured in one part of the drill: beside the hog, also while it fills, which is before `since`."""
 
     samples: Sequence[Sample]
     failed: Sequence[Sample] = ()  # logins that came to nothing
+    since: float = -math.inf  # seconds since boot: when the hog began to press, and when it was last seen
+    until: float = math.inf
 
     def values(self, what: str) -> list[float]:
         """The figures of one kind, in the order in which they were taken."""
         return [sample.value for sample in self.samples if sample.what == what]
+
+    def pressed(self, what: str) -> list[float]:
+        """The same of logins that were under way when the hog pressed, or later."""
+        return [sample.value for sample in self.samples if sample.what == what and sample.at + sample.value >= self.since]
+
+    def share(self, what: str) -> float | None:
+        """The share of the time in which the hog pressed that is in samples of shares; None if there are none of it."""
+        part = total = 0.0
+        for sample in self.samples:
+            if sample.what == what:  # the one in which it began may be long, on a machine that stands still
+                seconds = max(0.0, min(sample.at, self.until) - max(sample.at - sample.span, self.since))
+                part, total = part + seconds * sample.value, total + seconds
+        return part / total if total else None
 
     def failures(self, what: str) -> int:
         """How many of a kind came to nothing."""
         return sum(sample.what == what for sample in self.failed)
 
 
-def judge(idle: Taken, drill: Taken, pressed: float) -> tuple[Line, ...]:
-    """The table. `pressed`: the share of the drill in which the hog was near its limit."""
+class Pressed(NamedTuple):
+    """What the hog did: the shares of the drill in which it was near its limit and in which it lived, and the pages that it touched."""
+
+    near: float = 1.0
+    lived: float = 1.0
+    pages: int = 1
+
+
+def judge(idle: Taken, drill: Taken, hog: Pressed) -> tuple[Line, ...]:
+    """The table. Shares are of the time in which the hog pressed: the quiet before would dilute them. What is worst, nothing dilutes."""
     lines = [*_logins("login", LOGIN, idle, drill)]
     if idle.values(SSH):
         lines += _logins("ssh to localhost", SSH, idle, drill)
     beat = max(idle.values(GAP), default=0.0)
     lines.append(Line("longest gap of a 0.1 s heartbeat", "s", beat or None, _most(drill.values(GAP)), most=_slower(beat, SLACK_WORST / 2)))
     for unit in SLICES:
-        before, after = (_mean(part.values(f"{STALL}:{unit}")) for part in (idle, drill))
+        before, after = (part.share(f"{STALL}:{unit}") for part in (idle, drill))
         if after is not None:
             lines.append(Line(f"{unit} stalled for memory", "%", before, after, most=MOST_STALLED))
-    lines.append(Line("time with the hog near its limit", "%", None, pressed, least=LEAST_PRESSED))
+    lines.append(Line("time with the hog near its limit", "%", None, hog.near, least=LEAST_PRESSED))
+    # Whoever killed it, the guard or the kernel, has protected the machine, and would have killed the model.
+    lines.append(Line("time that the hog lived", "%", None, hog.lived, least=1.0))
+    lines.append(Line("pages that the hog touched", "", None, hog.pages, least=1))
     return tuple(lines)
 
 
@@ -124,11 +151,11 @@ def _logins(name: str, what: str, idle: Taken, drill: Taken) -> Iterable[Line]:
     usual = bound_usual(idle, what)
     worst = max(idle.values(what), default=0.0)
     every = max(EVERY, worst)
-    before, after = (felt(part.values(what), every) for part in (idle, drill))
+    before, after = (felt(part.pressed(what), every) for part in (idle, drill))
     missed = drill.failures(what)
     after += [LONGEST] * missed
     yield Line(f"{name}: median", "s", percentile(before, 50) if before else None, percentile(after, 50) if after else None)
-    yield Line(f"{name}: worst", "s", worst or None, _most(after), most=_slower(worst, SLACK_WORST))
+    yield Line(f"{name}: worst", "s", worst or None, _most([*drill.values(what), *after]), most=_slower(worst, SLACK_WORST))
     yield Line(f"{name}: share within {usual:.1f} s", "%", share_within(before, usual), share_within(after, usual), least=LEAST_SHARE)
     if missed:
         yield Line(f"{name}: failed", "", idle.failures(what), missed, most=0)
@@ -167,10 +194,6 @@ def _slower(idle: float, slack: float) -> float:
 
 def _most(values: Sequence[float]) -> float | None:
     return max(values, default=None)
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
 
 
 def _text(value: float | None, unit: str) -> str:

@@ -17,7 +17,7 @@ import time
 
 _PAGE = 4096
 _NOISE = 4 << 20  # bytes; what no compressor (zswap, zram) makes smaller, as quantized weights
-_BATCH = 64  # pages between two looks at nothing but memory
+_BATCH = 8  # pages between two counts; where a page takes long, a minute may have no more than a few
 _COUNT = struct.Struct("=Q")
 
 
@@ -31,6 +31,8 @@ def main() -> None:
         while (left := end - time.monotonic()) > 0:
             ready, _, _ = select.select([0], (), (), min(1.0, left))
             if ready and not os.read(0, 512):
+                break
+            if os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):  # killed by whatever was short of memory: so is all of it
                 break
             sys.stdout.write(f"{sum(_COUNT.unpack_from(counters, number * _COUNT.size)[0] for number in range(processes))}\n")
             sys.stdout.flush()

@@ -37,11 +37,15 @@ SSH_COMMAND = (
 
 
 class Sample(NamedTuple):
-    """One figure: `what` is LOGIN, SSH, PROGRAM, GAP (seconds) or STALL:SLICE (a share of the time, 0 to 1); `at`: seconds since boot."""
+    """One figure: `what` is LOGIN, SSH, PROGRAM, GAP (seconds) or STALL:SLICE (a share of the time, 0 to 1).
+
+    `at`: seconds since boot, of a login's beginning, or of the end of the `span` seconds that a share is of.
+    """
 
     at: float
     what: str
     value: float
+    span: float = 0.0
 
 
 def forget(path: Path) -> None:
@@ -148,11 +152,13 @@ class Watch:
     def _follow_pressure(self) -> None:
         before = _pressures()
         last = time.monotonic()
-        while not self._end.wait(EVERY):
+        ended = False
+        while not ended:
+            ended = self._end.wait(EVERY)  # what is left at the end counts too: it may be where the machine stood still
             now, after = time.monotonic(), _pressures()
             for unit in before.keys() & after.keys():
                 share = min(1.0, (after[unit] - before[unit]) / (now - last))
-                self.samples.append(Sample(now, f"{STALL}:{unit}", share))
+                self.samples.append(Sample(now, f"{STALL}:{unit}", share, now - last))
             before, last = after, now
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from vllm_safe.decide.drill import Hog, Taken, bound_usual
+from vllm_safe.decide.drill import Hog, Pressed, Taken, bound_usual
 from vllm_safe.drill import probes
 from vllm_safe.drill.unit import FILL, StartHog, memory, occupants
 from vllm_safe.errors import Failure
@@ -25,14 +26,25 @@ class Course:
     ram: int = 0  # the most that the hog had
     swap: int = 0
     pages: float = 0.0  # that it touched, per second
+    touched: int = 0  # all of them
     full: float = 0.0  # seconds in which the hog was near its limit
-    ended: float | None = None  # when the hog ended by itself, after its start
+    since: float = -math.inf  # seconds since boot: when it began to press, if it did, and when it was last seen
+    until: float = math.inf
+    ended: float | None = None  # how long after its start the hog was last seen, if it ended before its time
     recovered: float | None = None  # how long after the hog's end a login was as fast as on the idle machine
 
     @property
-    def pressed(self) -> float:
-        """The share of the drill in which the hog was near its limit."""
-        return min(1.0, self.full / self.seconds)
+    def pressed(self) -> Pressed:
+        """What the hog did."""
+        lived = 1.0
+        if self.ended is not None:
+            lived = (self.until - self.since) / self.seconds if self.begun else 0.0
+        return Pressed(min(1.0, self.full / self.seconds), lived, self.touched)
+
+    @property
+    def begun(self) -> bool:
+        """Whether the hog has been near its limit."""
+        return self.since > -math.inf
 
 
 Show = Callable[[str], None]
@@ -57,31 +69,35 @@ def run(step: StartHog, hog: Hog, seconds: float, show: Show) -> Course:
             _press(step, hog, course, lambda left: show(f"drill, {left:.0f} s to go: {_now(watch)}; hog {_gigabytes(*memory())}"))
         finally:
             step.stop()  # before the login under way is waited for
-    course.drill = Taken(watch.samples, watch.failed)
+    course.drill = Taken(watch.samples, watch.failed, course.since, course.until)
     course.recovered = _recover(bound_usual(course.idle), show)
     return course
 
 
 def _press(step: StartHog, hog: Hog, course: Course, show: Callable[[float], None]) -> None:
     start = last = time.monotonic()
-    end, pressing = start + FILL, False  # the time that was asked for begins when the hog presses
-    while (left := end - time.monotonic()) > 0:
-        now = time.monotonic()
-        if step.ended:
-            course.ended = time.monotonic() - start
+    end = start + FILL  # the time that was asked for begins when the hog presses
+    while True:
+        now, (ram, swap) = time.monotonic(), memory()
+        if step.ended or (course.begun and not ram):  # its group may have gone before systemd-run says so
+            course.ended = last - start
             break
         if others := occupants():
             raise Failure(f"{others[0]} was started: the drill makes room for it", hint=f"Repeat the drill when {others[0]} is stopped.")
-        ram, swap = memory()
         course.ram, course.swap = max(course.ram, ram), max(course.swap, swap)
         if ram + swap >= hog.full:
-            if not pressing:
-                end, pressing = now + course.seconds, True
-            course.full += now - last  # a tick takes long when the machine is slow
+            if course.begun:
+                course.full += now - last  # a tick takes long when the machine is slow
+            else:
+                course.since, end = now, now + course.seconds
         last = now
-        show(left)
-        time.sleep(min(_TICK, left))
-    course.pages = step.touched[-1] / len(step.touched) if step.touched else 0.0
+        if now >= end:  # after a last look: it lived until then
+            break
+        show(end - now)
+        time.sleep(min(_TICK, max(0.0, end - time.monotonic())))
+    course.until = last
+    if step.touched:
+        course.touched, course.pages = step.touched[-1], step.touched[-1] / len(step.touched)
 
 
 def _recover(bound: float, show: Show) -> float | None:

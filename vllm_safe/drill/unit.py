@@ -19,7 +19,7 @@ from vllm_safe.paths import USER
 UNIT = "vllm-safe-drill.service"
 CGROUP = Path("/sys/fs/cgroup") / SLICE
 FILL = 120.0  # seconds, at most, until the hog presses
-GRACE = 30.0  # seconds after the drill until systemd ends the hog, should it not have ended itself
+GRACE = 30.0  # seconds after the drill until systemd ends the hog, should nobody have done so; in half of it, it ends itself
 
 # The hog first, whatever the configuration says of a model; it may read the program that it is, and nothing else.
 _OWN = {
@@ -40,7 +40,7 @@ _OWN = {
 
 
 class StartHog:
-    """Start the hog. It ends `seconds` after it presses, when this process ends in any way, or by systemd a little later."""
+    """Start the hog. It ends with `stop`, when this process ends in any way, or by its own clock, or systemd's a little later."""
 
     def __init__(self, hog: Hog, properties: Mapping[str, int], seconds: float) -> None:
         self.touched: list[int] = []  # pages since the start, each second
@@ -58,7 +58,8 @@ class StartHog:
                 "--description=vllm-safe drill: the hog",
                 *words,
             ),
-            *(sys.executable, "-I", str(Path(__file__).with_name("hog.py")), str(hog.size), str(hog.processes), f"{FILL + seconds:.0f}"),
+            *(sys.executable, "-I", str(Path(__file__).with_name("hog.py"))),
+            *(str(hog.size), str(hog.processes), f"{FILL + seconds + GRACE / 2:.0f}"),
         ]
 
     def describe(self) -> str:

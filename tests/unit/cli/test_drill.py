@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -49,12 +53,15 @@ def measured(*seconds: float) -> Taken:
     return Taken([*(Sample(0.0, LOGIN, value) for value in seconds), Sample(0.0, GAP, 0.1)])
 
 
-def run_with(monkeypatch: pytest.MonkeyPatch, *seconds: float) -> list[Hog]:
+def run_with(monkeypatch: pytest.MonkeyPatch, *seconds: float, **course: float) -> list[Hog]:
     hogs = []
 
     def run(_step: object, hog: Hog, length: float, _show: object) -> Course:
         hogs.append(hog)
-        return Course(length, measured(0.1), measured(*seconds), ram=GIB, swap=GIB, pages=123.4, full=length, recovered=2.0)
+        done = Course(length, measured(0.1), measured(*seconds), GIB, GIB, pages=123.4, touched=7404, full=length, recovered=2.0)
+        for name, value in course.items():
+            setattr(done, name, value)
+        return done
 
     monkeypatch.setattr("vllm_safe.drill.run.run", run)
     return hogs
@@ -83,6 +90,38 @@ def test_a_drill_that_fails_says_which_bound(config: str, capsys: pytest.Capture
     assert answer["hog"]["ram"] == GIB
 
 
+def test_a_hog_that_was_killed_fails_the_drill(config: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The guard did what it is for; but the model would be gone."""
+    run_with(monkeypatch, 0.1, full=40.0, since=100.0, until=140.0, ended=55.0)
+    assert main(["drill", "--config", config]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == "FAIL: time that the hog lived"
+    assert "It was killed after 55 s, as a model would have been:" in lines
+    assert max(map(len, lines)) <= 80
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_it_in_order(
+    number: signal.Signals, config: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = []
+    before = signal.getsignal(number)
+
+    def run(*_: object) -> Course:
+        try:
+            os.kill(os.getpid(), number)
+            time.sleep(60)
+        finally:
+            said.append("the hog is stopped")
+        raise AssertionError
+
+    monkeypatch.setattr("vllm_safe.drill.run.run", run)
+    assert main(["drill", "--config", config]) == 130
+    assert said == ["the hog is stopped"]
+    assert "interrupted" in capsys.readouterr().err
+    assert signal.getsignal(number) is before
+
+
 def test_the_hog_has_the_limits_of_the_model(config: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     hogs = run_with(monkeypatch, 0.1)
     assert [main(["drill", "--config", config, *words]) for words in ([], ["--model", "x"])] == [0, 0]
@@ -101,6 +140,7 @@ def test_only_root_may_and_anybody_may_ask_what_would_be_done(
     said = capsys.readouterr().out
     assert said.startswith("would run systemd-run ")
     assert all(word in said for word in (f"MemoryMax={GIB} ", "OOMScoreAdjust=1000 ", "User=vllm ", "RuntimeMaxSec=210 "))
+    assert all(f"{word}=vllm-safe-guard.service " in said for word in ("Wants", "After"))
 
 
 def test_what_keeps_a_drill_from_starting(
@@ -111,6 +151,12 @@ def test_what_keeps_a_drill_from_starting(
     (model / "cgroup.events").write_text("populated 1\nfrozen 0\n")
     assert "no drill: vllm@x.service runs" in refused(capsys, config)
     (model / "cgroup.events").write_text("populated 0\nfrozen 0\n")
+    with monkeypatch.context() as short:
+        short.setattr("vllm_safe.host.facts.read_host", lambda: replace(HOST, memory_available=GIB))
+        assert "no drill: the machine is short of memory already: 1.0 GiB are available" in refused(capsys, config)
+    with monkeypatch.context() as short:
+        short.setattr("vllm_safe.host.pressure.memory_pressure", lambda: 0.5)
+        assert "no drill: something waited for memory in 50% of the last ten seconds" in refused(capsys, config)
     monkeypatch.setattr("vllm_safe.host.facts.read_host", lambda: Host(memory=GIB, cgroup2=True, controllers=frozenset({"memory"})))
     assert "the swapfile /swapfile is not on" in refused(capsys, config)
     monkeypatch.setattr("vllm_safe.host.facts.read_host", lambda: Host(memory=GIB))

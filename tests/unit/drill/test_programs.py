@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -45,6 +48,22 @@ def test_the_hog_ends_by_its_own_clock_and_counts() -> None:
     assert said[-1] > 0
 
 
+def test_a_hog_that_loses_a_process_ends() -> None:
+    """What kills one of a model's processes for memory has killed the model."""
+    process = start("hog.py", str(64 << 20), "2", "300")
+    assert process.stdout
+    process.stdout.readline()
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(children[0]), signal.SIGKILL)
+    ends(process)
+    assert process.returncode == 0
+
+
+def test_a_hog_without_memory_ends() -> None:
+    said = ends(start("hog.py", "0", "1", "300"))
+    assert set(said.split()) <= {"0"}
+
+
 def test_programs_of_the_drill_need_nothing_but_the_standard_library() -> None:
     for name in ("hog.py", "heartbeat.py", "probes.py"):
         loaded = "import sys, runpy; runpy.run_path(sys.argv[1], run_name='x'); print('click' in sys.modules, 'vllm_safe' in sys.modules)"
@@ -81,6 +100,18 @@ class TestWatch:
         count = len(watch.samples)
         assert all(sample.value >= 0 for sample in watch.samples)
         assert len(watch.samples) == count
+
+    def test_a_stall_has_the_time_that_it_is_of_and_the_last_one_counts(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(probes, "EVERY", 60.0)
+        totals = iter([1.0, 1.0, 1.0, 60.0, 60.0, 60.0])
+        monkeypatch.setattr(probes, "stalled", lambda _: next(totals))
+        start = time.monotonic()
+        with Watch({}) as watch:
+            while not watch._threads[-1].is_alive():
+                pass
+        stalls = [sample for sample in watch.samples if sample.what.startswith("stall:")]
+        assert [sample.value for sample in stalls] == [1.0] * 3
+        assert all(0 < sample.span <= sample.at - start for sample in stalls)
 
     def test_without_psi_there_is_no_stall(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(probes, "EVERY", 0.01)

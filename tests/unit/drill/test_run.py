@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import time
+from itertools import count
+
 import pytest
 
-from vllm_safe.decide.drill import Hog
+from vllm_safe.decide.drill import Hog, judge
 from vllm_safe.drill import probes, run
 from vllm_safe.errors import Failure
 
@@ -47,7 +50,8 @@ def test_it_measures_and_stops_the_hog() -> None:
     course, shown = drill(step)
     assert step.said == ["run", "stop"]
     assert (course.ram, course.swap, course.pages, course.ended) == (40, 20, 10.0, None)
-    assert course.pressed > 0.5
+    assert course.pressed.near > 0.5
+    assert course.pressed[1:] == (1.0, 20)
     assert course.idle.values(probes.LOGIN)
     assert course.drill.values(probes.LOGIN)
     assert course.recovered is not None
@@ -57,7 +61,40 @@ def test_it_measures_and_stops_the_hog() -> None:
 def test_a_hog_that_ends_by_itself_ends_the_drill() -> None:
     course, _ = drill(Pretend(ended=True), 300.0)
     assert course.ended is not None
-    assert course.pressed == 0.0
+    assert course.pressed[:2] == (0.0, 0.0)
+    assert "time that the hog lived" in [line.what for line in judge(course.idle, course.drill, course.pressed) if not line.met]
+
+
+def test_what_was_before_the_hog_pressed_is_no_part_of_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    start, looks = time.monotonic(), count()
+    monkeypatch.setattr(run, "memory", lambda: (40, 20 if next(looks) >= 10 else 0))
+    course, _ = drill(Pretend())
+    assert course.drill.since == course.since > start
+    assert course.until >= course.since + 0.5
+    assert 0 < len(course.drill.pressed(probes.LOGIN)) < len(course.drill.values(probes.LOGIN))
+    assert course.pressed.near > 0.5
+
+
+def test_a_hog_that_is_killed_while_it_presses_is_seen_by_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = count()
+    monkeypatch.setattr(run, "memory", lambda: (40, 20) if next(looks) < 10 else (0, 0))
+    course, _ = drill(Pretend(), 300.0)
+    assert course.ended is not None
+    assert 0 < course.pressed.lived < 0.1
+
+
+def test_a_hog_that_ended_during_the_last_tick_did_not_live(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "_TICK", 60.0)
+    step, sleep = Pretend(), time.sleep
+
+    def end(seconds: float) -> None:
+        sleep(seconds)
+        step.ended = True
+
+    monkeypatch.setattr(time, "sleep", end)
+    course, _ = drill(step)
+    assert course.ended is not None
+    assert course.pressed.lived == 0.0
 
 
 def test_a_model_that_is_started_ends_the_drill(monkeypatch: pytest.MonkeyPatch) -> None:
