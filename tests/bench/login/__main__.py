@@ -31,7 +31,8 @@ each hog runs for {seconds:.0f} s. Raw samples: {folder}.
 
 isol: share of ssh logins that take at most twice the idle p99, among people who log in at every moment. ssh, exec of a program not in the
 cache, gap of a 100 ms heartbeat: seconds (median of the rounds / worst of all). stalled: the slice of the OS that stood still longest
-for want of memory. killed: bystanders. back: seconds until a login is as when idle after the hog's end. hog/s: pages it touched or read;
+for want of memory. killed: bystanders. back: seconds until a login is as when idle after the hog's end. hog/s: pages it touched or read
+in the second half of its time;
 of plan: what that is of its figure under the installation plan's recipe. alive: rounds at whose end it still ran.
 
 {table}
@@ -90,7 +91,7 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--hogs", type=names, default=list(HOGS), help=f"some of {','.join(HOGS)}")
     parser.add_argument("--disk", type=lambda text: [int(part) for part in text.split(",")], default=[150, 50], help="IOPS")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=30.0, help="how long each hog runs")
+    parser.add_argument("--seconds", type=float, default=50.0, help="how long each hog runs")
     parser.add_argument("--memory", type=int, default=1024, help="MiB of the machine")
     parser.add_argument("--out", type=Path, default=HERE.parent, help="folder of RESULTS.md, login.svg and login-raw/")
     parser.add_argument("--fresh", action="store_true", help="throw away what was measured")

@@ -11,7 +11,7 @@ from tests.beds.machine import BedError
 from tests.beds.vm import Virtual
 from tests.bench.login.setups import GUEST, PROGRESS, Setup
 
-AFTER = 20.0  # seconds after the hog's end in which logins are still timed
+AFTER = 15.0  # seconds after the hog's end in which logins are still timed
 LONGEST = 120.0  # seconds; sshd's own LoginGraceTime
 BYSTANDERS = ("ssh.service", "systemd-journald.service", "systemd-logind.service", "dbus.service", "cron.service", "bystander.service")
 

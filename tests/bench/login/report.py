@@ -122,10 +122,13 @@ def _back(same: Sequence[Run], idle: float) -> str:
 
 
 def _pace(same: Sequence[Run]) -> float:
-    """Pages a second that the hog touched or read, from its first count to its end; one that was killed makes no more."""
+    """Pages a second that the hog touched or read in the second half of its time: the first is for filling what it then touches.
+
+    One that was killed makes no more.
+    """
     paces = []
     for run in same:
-        counts = [(at, value) for at, what, value in run.rows if what == "progress" and at < run.end]
+        counts = [(at, value) for at, what, value in run.rows if what == "progress" and run.end / 2 <= at < run.end]
         paces.append((counts[-1][1] - counts[0][1]) / (run.end - counts[0][0]) if counts else 0.0)
     return statistics.median(paces) if paces else 0.0
 

@@ -126,7 +126,7 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--hogs", type=lambda text: text.split(","), default=["anonymous"])
     parser.add_argument("--disk", type=lambda text: [int(part) for part in text.split(",")], default=[150], help="IOPS")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=30.0, help="how long each hog runs")
+    parser.add_argument("--seconds", type=float, default=50.0, help="how long each hog runs")
     parser.add_argument("--memory", type=int, default=1024, help="MiB of the machine")
     parser.add_argument("--out", type=Path, default=HERE.parent / "tuning")
     return parser.parse_args(words)

@@ -56,10 +56,10 @@ def test_the_picture_has_a_bar_for_each_login(runs: list[report.Run]) -> None:
 
 def test_progress_is_compared_with_the_plan(tmp_path: Path) -> None:
     for setup, done in {"plan": 200, "vllm-safe": 150}.items():
-        lines = ["0,progress,0", f"10,progress,{done}", "20,alive,1", "20,end,0"]
+        lines = ["0,progress,0", "10,progress,9000", f"15,progress,{9000 + done}", "20,alive,1", "20,end,0"]
         (tmp_path / f"{setup}.leak.150.1.csv").write_text("\n".join(lines))
     _, *rows = (dict(zip(report.HEAD, row, strict=True)) for row in report.table(report.load(tmp_path)))
-    assert {row["set-up"]: (row["hog/s"], row["of plan"]) for row in rows} == {"plan": ("10", "100%"), "vllm-safe": ("8", "75%")}
+    assert {row["set-up"]: (row["hog/s"], row["of plan"]) for row in rows} == {"plan": ("20", "100%"), "vllm-safe": ("15", "75%")}
 
 
 def test_the_picture_shows_the_middle_round_and_whether_the_model_lived(tmp_path: Path) -> None:
