@@ -169,7 +169,7 @@ class Lifecycle:
         if self.text:
             return []
         pause = format_span(self._launch.pause)
-        status = f"automatic restart {self._launch.restart} within the hour: waiting {pause} first; systemctl restart does not wait"
+        status = f"automatic restart {self._launch.restart}: waiting {pause} first; systemctl restart does not wait"
         return [Say(status), self._tell_status(status)]
 
     def _load_on(self, now: float, wall: float) -> list[Action]:

@@ -28,7 +28,8 @@ class Launch(NamedTuple):
     refusal: str | None = None  # one line: why this start cannot work
     hint: str = ""  # one line: the way out
     again: bool = False  # the refusal may not hold the next time: exit 1, and systemd tries again; else 2
-    restart: int = 0  # which automatic restart within the hour this is; 0: started by a person
+    gave_up: bool = False  # the refusal is that of one automatic restart too many
+    restart: int = 0  # which automatic restart this is, of those that count; 0: started by a person
     pause: float = 0.0  # to wait before the server is started; grows with `restart`
     argv: tuple[str, ...] = ()
     env: Mapping[str, str] | None = None  # the server's whole environment, less the key that comes from the credential `api-key`

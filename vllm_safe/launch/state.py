@@ -21,6 +21,7 @@ PHASES = ("waiting", "starting", "importing", "loading", "profiling", "compiling
 CAUSES = (
     "stopped",  # asked to, by systemd
     "refused",  # never started: the launch file says why
+    "gave-up",  # never started: one automatic restart too many
     "start-timeout",
     "stall",  # no progress of any kind while loading
     "hang",  # requests running and no token, health failing, a process stopped or gone

@@ -59,7 +59,7 @@ class Recording:
         else:
             self._store.start(self.start)
             restart = self.start.restart
-            self.note(Event(wall, "start", f"automatic restart {restart} within the hour" if restart else "started", {"restart": restart}))
+            self.note(Event(wall, "start", f"automatic restart {restart}" if restart else "started", {"restart": restart}))
 
     def look(self, now: float, wall: float, state: State | None, cards: Asked | None) -> None:
         """A second has passed. state: what the main process last said, if it did yet."""

@@ -60,7 +60,7 @@ class Start(NamedTuple):
     time: float
     boot: str  # /proc/sys/kernel/random/boot_id
     command: bool = False  # a `command:` server, not vLLM
-    restart: int = 0  # which automatic restart this is within the hour, 0: started by a person
+    restart: int = 0  # which automatic restart this is, of those that count, 0: started by a person
     health: str = ""
     limits: Mapping[str, int] = {}  # memory_max, swap_max, cpu_weight, ... by the setting's name
     host: Mapping[str, Any] = {}  # memory, swap, cpus, gpus, kernel, systemd

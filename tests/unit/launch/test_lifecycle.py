@@ -318,7 +318,7 @@ def test_a_hung_server_has_time_to_say_where_even_when_its_first_process_dies_of
 def test_a_restart_waits_its_pause_then_starts() -> None:
     life = Life(VLLM._replace(restart=2, pause=120.0))
     actions = life.tick(1000.0)
-    assert (_told(actions, "STATUS") or "").startswith("automatic restart 2 within the hour: waiting 2 min")
+    assert (_told(actions, "STATUS") or "").startswith("automatic restart 2: waiting 2 min")
     assert _told(actions, "EXTEND_TIMEOUT_USEC")
     assert Order.START not in life.run(1001, 1119)
     assert life.it.phase == "waiting"

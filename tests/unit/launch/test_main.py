@@ -215,6 +215,12 @@ def test_a_refusal_is_one_line_a_hint_and_exit_2(unit: Unit) -> None:
     assert (unit.state()["cause"], unit.state()["reason"]) == ("refused", unit.status())
 
 
+def test_one_restart_too_many_is_no_refusal_for_what_is_configured(unit: Unit) -> None:
+    unit.start(refusal="demo was restarted 3 times and ended again: it stays down", gave_up=True)
+    assert unit.wait() == 2
+    assert unit.state()["cause"] == "gave-up"
+
+
 def test_a_refusal_that_may_not_hold_the_next_time_is_tried_again(unit: Unit) -> None:
     unit.start(refusal="systemd did not answer", again=True)
     assert unit.wait() == 1
