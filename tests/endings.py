@@ -121,6 +121,20 @@ CASES: dict[str, Callable[[], Run]] = {
         seconds=1,
         log=(),
     ),
+    "gave-up": lambda: ended(
+        start={"run": "20261123T222130-2b3c4d5e"},
+        end={
+            "time": BEGUN + 43,
+            "cause": "gave-up",
+            "reason": "qwen72b was restarted 3 times within an hour and ended again: it stays down. vllm-safe why qwen72b says why it ended; "
+            "then: systemctl start vllm@qwen72b",
+            "result": "exit-code",
+            "exit_status": "2",
+        },
+        phases=("starting",),
+        seconds=1,
+        log=(),
+    ),
     "signal": lambda: served(
         end={"cause": "exited", "reason": "the server ended by itself after serving for 2 s (killed by SIGKILL)", "result": "exit-code"}
     ),
@@ -137,4 +151,13 @@ CASES: dict[str, Callable[[], Run]] = {
     "running": served,
     "exited": lambda: ended(end={"cause": "exited", "reason": "the server ended after 1 s, before it was ready (exit status 0)"}, log=()),
     "unknown": lambda: ended(end={"result": "success"}, log=("it said nothing of note",)),
+}
+# The run before, where the answer is about that.
+BEFORE: dict[str, Callable[[], Run]] = {
+    "gave-up": lambda: ended(
+        start={"restart": 3},
+        end=_KILLED | {"memory_events": _OOM, "swap_events": {"high": 0, "max": 80, "fail": 80}},
+        events=[_oom(limit=True)],
+        last={"swap": 115 * GIB, "memory": 12 * GIB},
+    ),
 }

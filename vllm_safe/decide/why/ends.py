@@ -68,6 +68,15 @@ def refused(case: Case) -> Verdict | None:
     return Verdict("refused", sentence, case.end.time, evidence=tuple(said_by_main(case)), hint=hint)
 
 
+def gave_up(case: Case) -> Verdict | None:
+    """It was never started: one automatic restart too many. Why it failed before, the run before it tells (see decide.py)."""
+    if case.end.cause != "gave-up":
+        return None
+    hint = f"vllm-safe why {case.name} --run 2   says why it ended before; then: systemctl start vllm@{case.name}"
+    sentence = f"{case.name} was not started once more: {case.end.reason}"
+    return Verdict("gave-up", sentence, case.end.time, evidence=tuple(said_by_main(case)), hint=hint)
+
+
 def stalled(case: Case) -> Verdict | None:
     """Nothing moved while it loaded."""
     if case.end.cause != "stall":

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.endings import CASES, ended
+from tests.endings import BEFORE, CASES, ended
 from tests.runs import BEGUN, BOOT, GIB, make_run, write_run
 from vllm_safe.cli import main, why
 from vllm_safe.config.reader import load
@@ -60,8 +60,10 @@ def test_golden(case: str, runs: Path, capsys: pytest.CaptureFixture[str]) -> No
     if "GOLDEN_UPDATE" in os.environ:
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(write_run(CASES[case](), runs), folder / "run")
-    run = folder / "run"
-    shutil.copytree(run, runs / "qwen72b" / json.loads((run / "start.json").read_text())["run"], dirs_exist_ok=True)
+        if case in BEFORE:
+            shutil.copytree(write_run(BEFORE[case](), runs), folder / "before")
+    for run in (folder / "run", *([folder / "before"] if case in BEFORE else [])):
+        shutil.copytree(run, runs / "qwen72b" / json.loads((run / "start.json").read_text())["run"], dirs_exist_ok=True)
     answers = {}
     for name, options in (("expected.txt", []), ("expected.json", ["--json"])):
         assert main.main(["why", "qwen72b", *options]) == 0
@@ -157,6 +159,22 @@ def test_older_runs(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert [run["code"] for run in json.loads(capsys.readouterr().out)] == ["running", "port-taken"]
     assert main.main(["why", "qwen72b", "--run", "3"]) == 2
     assert "--list" in capsys.readouterr().err
+
+
+def test_a_model_that_stays_down_tells_why_it_ended_everywhere(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The refusal of one restart too many is a run of its own, and says nothing of what is wrong."""
+    alone = write_run(CASES["gave-up"](), runs)
+    assert why.judge("qwen72b", alone.name)[1].code == "gave-up"
+    write_run(BEFORE["gave-up"](), runs)
+    for options in ([], ["--run", "1"], ["--run", alone.name]):
+        assert main.main(["why", "qwen72b", "--json", *options]) == 0
+        said = json.loads(capsys.readouterr().out)
+        assert (said["code"], said["run"], said["restart"]) == ("memory-limit-swap", BEFORE["gave-up"]().start.run, 3)
+        assert said["sentence"].startswith("qwen72b stays down after 3 automatic restarts: qwen72b was killed by the kernel at its memory")
+    assert main.main(["report", "qwen72b", "--text"]) == 0
+    assert "stays down after 3 automatic restarts" in " ".join(capsys.readouterr().out.split())
+    assert main.main(["why", "qwen72b", "--list", "--json"]) == 0
+    assert [run["code"] for run in json.loads(capsys.readouterr().out)] == ["gave-up", "memory-limit-swap"]
 
 
 def test_a_torn_run_is_listed(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
