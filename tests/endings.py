@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from tests.runs import BEGUN, GIB, make_run
+from tests import reasons
+from tests.runs import BEGUN, GIB, TIMES, make_run
+from vllm_safe.config.profiles import PCIE_RISER
 from vllm_safe.record.run import Event, Run
 
 _LOADING = ("starting", "importing", "loading")
@@ -41,6 +43,14 @@ _WATCHDOG = (
     "[rank3]:[E1123 22:20:57.71 ProcessGroupNCCL.cpp:607] [Rank 3] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=1, "
     "OpType=ALLREDUCE, NumelIn=1, NumelOut=1, Timeout(ms)=600000) ran for 600061 milliseconds before timing out."
 )
+_RPC = "(EngineCore pid=71) ERROR 11-23 22:20:57 [core.py:1510] TimeoutError: RPC call to sample_tokens timed out."
+_STEP = {"cause": "exited", "reason": "the server ended by itself after serving for 5 min (exit status 1)", "result": "exit-code"}
+_RISER = {
+    "profile": "pcie-riser",
+    "times": {key: getattr(PCIE_RISER, key) for key in TIMES},
+    "env": {"NCCL_P2P_DISABLE": "1", "VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS": "1800", "VLLM_USE_FLASHINFER_SAMPLER": "0"},
+    "args": {"max-model-len": 8192, "tensor-parallel-size": 8, "max-num-seqs": 64, "distributed-timeout-seconds": 7200},
+}
 _DIED = "RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {'EngineCore_DP0': 1}"
 
 CASES: dict[str, Callable[[], Run]] = {
@@ -72,16 +82,12 @@ CASES: dict[str, Callable[[], Run]] = {
         ],
     ),
     "kernel-oom": lambda: ended(end=_KILLED | {"memory_events": {"oom": 0, "oom_kill": 1}}, events=[_oom(limit=False)]),
-    "stall": lambda: ended(
-        end={"cause": "stall", "reason": "nothing has moved for 15 min (stall_timeout): no byte was read", "result": "exit-code"},
-        last={"io_pressure": 0.98, "disk_read": 0.0},
-    ),
-    "hang": lambda: served(
-        end={"cause": "hang", "reason": "1 request is running and no token came for 10 min (hang_timeout)", "result": "exit-code"}
-    ),
-    "start-timeout": lambda: ended(
-        end={"cause": "start-timeout", "reason": "not ready within 1 h (start_timeout): http://127.0.0.1:8000/health refuses connections"}
-    ),
+    "stall": lambda: ended(end=reasons.stall(), last={"io_pressure": 0.98, "disk_read": 0.0}),
+    "stall-on-risers": lambda: ended(end=reasons.stall(stall_timeout=1800.0), start=_RISER, last={"io_pressure": 0.98, "disk_read": 0.0}),
+    "hang": lambda: served(end=reasons.hang()),
+    "hang-process-gone": lambda: served(end=reasons.hang(left=())),
+    "hang-warming-up": lambda: make_run(end=reasons.hang_warming_up(), phases=(*_LOADING, "warming-up"), seconds=12),
+    "start-timeout": lambda: ended(end=reasons.start_timeout()),
     "watchdog": lambda: served(end={"result": "watchdog", "exit_code": "killed", "exit_status": "ABRT"}),
     "timeout": lambda: ended(end={"result": "timeout", "exit_code": "killed", "exit_status": "KILL"}),
     "engine-died": lambda: _said("(EngineCore pid=71) ERROR 11-23 22:20:57 [core.py:1512] KeyError: 'layers.3.weight'", _DIED),
@@ -112,7 +118,11 @@ CASES: dict[str, Callable[[], Run]] = {
     "gated": lambda: _said("OSError: You are trying to access a gated repo."),
     "disk-full": lambda: _said("OSError: [Errno 28] No space left on device: '/var/cache/vllm-safe/x'"),
     "nccl-timeout": lambda: _said(_WATCHDOG, _DIED),
+    "nccl-timeout-on-risers": lambda: _said(_WATCHDOG, _DIED, **_RISER),
     "no-nvcc": lambda: _said("RuntimeError: Could not find nvcc and default cuda_home='/usr/local/cuda' doesn't exist", _DIED),
+    "no-nvcc-for-the-sampler": lambda: _said("RuntimeError: Could not find nvcc and default cuda_home='/x' doesn't exist", _DIED, env={}),
+    "step-timeout": lambda: served(end=_STEP, log=[_RPC]),
+    "step-timeout-on-risers": lambda: served(end=_STEP, log=[_RPC], start=_RISER),
     "no-compiler": lambda: _said("RuntimeError: Failed to find C compiler. Please specify via CC environment variable", _DIED),
     "bad-argument": lambda: _said("vllm serve: error: unrecognized arguments: --swap-space", status=2),
     "refused": lambda: ended(

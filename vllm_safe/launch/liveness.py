@@ -120,13 +120,15 @@ class Liveness:
                 del self._wrong["token"]
                 self.asked_for_token()
         elif self.running:
-            self._since("tokens", self._launch.hang_timeout, f"{self.running} requests run and no token counter moves")
+            what = "1 request runs" if self.running == 1 else f"{self.running} requests run"
+            self._since("tokens", self._launch.hang_timeout, f"{what} and no token counter moves")
 
     def verdict(self) -> str:
         """Why it counts as hung, or ""."""
         for lasted, limit, text, since in self._wrong.values():
             if lasted >= limit:
-                return f"{text}, for {format_span(lasted)} since {time.strftime('%H:%M:%S', time.localtime(since))} (hang_timeout)"
+                setting = " (hang_timeout)" if limit == self._launch.hang_timeout else ""  # else it was SURELY, which nobody can set
+                return f"{text}, for {format_span(lasted)} since {time.strftime('%H:%M:%S', time.localtime(since))}{setting}"
         return ""
 
     def _since(self, what: str, limit: float, text: str) -> None:

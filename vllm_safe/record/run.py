@@ -66,6 +66,9 @@ class Start(NamedTuple):
     host: Mapping[str, Any] = {}  # memory, swap, cpus, gpus, kernel, systemd
     versions: Mapping[str, str] = {}  # vllm-safe, engine
     args: Mapping[str, Any] = {}  # the options of `vllm serve`, secrets left out
+    profile: str = ""
+    times: Mapping[str, float] = {}  # seconds: start_timeout, stall_timeout, hang_timeout, stop_grace
+    env: Mapping[str, str] = {}  # of the server: what `why` may suggest to change, by name
 
 
 class End(NamedTuple):

@@ -311,6 +311,8 @@ def test_what_a_run_begins_with(tmp_path: Path) -> None:
         "a": {"auth_token": "s3cret", "b": 1},
     }
     launch = {"serve_file": "/run/x", "serve_args": args, "health": "http://x/health", "restart": 2, "oom_score_adj": 1000}
+    launch |= {"profile": "pcie-riser", "stall_timeout": 1800.0, "hang_timeout": "soon"}
+    launch |= {"env": {"NCCL_P2P_DISABLE": "1", "VLLM_USE_FLASHINFER_SAMPLER": "0", "HOME": "/x", "HF_TOKEN": "s3cret"}}
     (tmp_path / "run/vllm-safe/launch").mkdir(parents=True)
     (tmp_path / "run/vllm-safe/launch/demo.json").write_text(json.dumps(launch))
     (tmp_path / "var/lib/vllm-safe/engine").mkdir(parents=True)
@@ -320,3 +322,5 @@ def test_what_a_run_begins_with(tmp_path: Path) -> None:
     assert start.args == {"max-num-batched-tokens": 2048, "tokenizer": "x", "a": {"b": 1}}
     assert (start.command, start.restart, start.health) == (False, 2, "http://x/health")
     assert start.versions["engine"] == "vllm-0.32.0"
+    assert (start.profile, start.times) == ("pcie-riser", {"stall_timeout": 1800.0})
+    assert start.env == {"NCCL_P2P_DISABLE": "1", "VLLM_USE_FLASHINFER_SAMPLER": "0"}

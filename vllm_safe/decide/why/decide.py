@@ -45,7 +45,7 @@ def decide_why(run: Run, boot: str, now: float) -> Verdict:
     return verdict._replace(
         sentence=_line(verdict.sentence),
         evidence=tuple(fact._replace(text=_line(fact.text)) for fact in evidence),
-        changes=tuple(Change(*map(_line, change)) for change in verdict.changes),
+        changes=tuple(Change(*map(_line, change)) for change in verdict.changes if _plain(change.old) != _plain(change.new)),
         hint=_line(verdict.hint),
     )
 
@@ -60,6 +60,15 @@ def decide_why_down(refused: Verdict, run: Run, verdict: Verdict) -> Verdict:
         evidence=_in_order([*verdict.evidence, Evidence(refused.when, "it was not started once more: it stays down")]),
         hint=f"{verdict.hint} {again}" if verdict.hint else again,
     )
+
+
+def _plain(value: str) -> str:
+    """As it is compared: what is so already is not suggested, however it is spelled."""
+    word = value.strip("\"' ").lower()
+    try:
+        return f"{float(word):g}"
+    except ValueError:
+        return word
 
 
 def _in_order(told: Iterable[Evidence]) -> tuple[Evidence, ...]:

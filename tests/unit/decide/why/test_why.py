@@ -27,6 +27,7 @@ from vllm_safe.errors import ConfigError, printable
 from vllm_safe.launch.messages import PATTERNS
 from vllm_safe.launch.state import CAUSES
 from vllm_safe.record import read
+from vllm_safe.sizes import parse_span
 from vllm_safe.record.run import End, Event, Gpu, Run, Sample, Start
 
 GOLDEN = Path(__file__).parents[3] / "golden/why"
@@ -78,8 +79,15 @@ def test_golden(case: str, runs: Path, capsys: pytest.CaptureFixture[str]) -> No
 def test_the_verdict_is_the_case(case: str) -> None:
     """The golden files could be wrong together: each case is known by its own code, says one sentence, and proves it."""
     verdict = decide_why(CASES[case](), BOOT, NOW)
-    wanted = {"memory-limit-machine-swap": "memory-limit-swap", "memory-limit-no-swap": "memory-limit-ram", "signal-to-main": "signal"}
-    assert verdict.code == wanted.get(case, case)
+    wanted = {
+        "memory-limit-machine-swap": "memory-limit-swap",
+        "memory-limit-no-swap": "memory-limit-ram",
+        "signal-to-main": "signal",
+        "no-nvcc-for-the-sampler": "no-nvcc",
+        "hang-process-gone": "hang",
+        "hang-warming-up": "hang",
+    }
+    assert verdict.code == wanted.get(case, case.removesuffix("-on-risers"))
     assert verdict.evidence or case == "unknown"
     assert verdict.sentence.startswith(("qwen72b ", "It is not known"))
 
@@ -101,6 +109,26 @@ def test_each_suggestion_is_a_setting(tmp_path: Path) -> None:
             except ConfigError as error:
                 refused.append(f"{case}: {error}")
     assert refused == []
+
+
+def test_nothing_is_suggested_that_is_so_already_or_less() -> None:
+    """Each old value is one that was recorded, and times only grow."""
+    for case, build in CASES.items():
+        run = build()
+        for change in decide_why(run, BOOT, NOW).changes:
+            *_, section, key = change.path.split(".")
+            assert change.old.lower() != change.new.strip('"').lower(), (case, change)
+            if key in run.start.times:
+                assert parse_span(change.old) == run.start.times[key] < parse_span(change.new), (case, change)
+            if section == "env" and key != "VLLM_CPU_KVCACHE_SPACE":
+                assert change.old == run.start.env.get(key, "unset"), (case, change)
+
+
+def test_times_that_are_not_recorded_are_not_guessed() -> None:
+    run = CASES["hang"]()
+    assert [change.path for change in decide_why(run._replace(start=run.start._replace(times={})), BOOT, NOW).changes] == [
+        "models.qwen72b.profile"
+    ]
 
 
 @pytest.mark.parametrize("cause", [cause for cause in CAUSES if cause != "exited"])
@@ -250,7 +278,19 @@ _WORDS = [line for build in CASES.values() for line in build().log]
 _runs = st.builds(
     Run,
     st.builds(
-        Start, name=_text, run=_text, time=_time, boot=_text, command=st.booleans(), health=_text, limits=_count, host=_data, args=_data
+        Start,
+        name=_text,
+        run=_text,
+        time=_time,
+        boot=_text,
+        command=st.booleans(),
+        health=_text,
+        limits=_count,
+        host=_data,
+        args=_data,
+        profile=_text,
+        times=st.dictionaries(st.sampled_from(["start_timeout", "stall_timeout", "hang_timeout"]), st.floats(-1e18, 1e18)),
+        env=st.dictionaries(st.sampled_from(["VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS", "VLLM_USE_FLASHINFER_SAMPLER"]), _text | st.text("0123456789")),
     ),
     st.lists(
         st.builds(
