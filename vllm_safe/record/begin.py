@@ -46,7 +46,7 @@ def read_start(name: str, run: str, wall: float, cgroup: str, root: str = "") ->
         name=name,
         run=run,
         time=wall,
-        boot=_boot(root),
+        boot=boot_id(root),
         command=bool(launch) and not launch.get("serve_file"),
         restart=integer(launch.get("restart")) or 0,
         health=text(launch.get("health")),
@@ -60,7 +60,7 @@ def read_start(name: str, run: str, wall: float, cgroup: str, root: str = "") ->
     )
 
 
-def _boot(root: str) -> str:
+def boot_id(root: str) -> str:
     """The id of this boot, as the kernel writes it: the unit's Environment= has it without the dashes."""
     given = os.environ.get("BOOT_ID", "")
     if len(given) == 32:

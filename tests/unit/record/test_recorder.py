@@ -211,6 +211,20 @@ def test_what_ended_while_there_was_no_recorder_has_its_end(world: World) -> Non
     assert len(list_runs("demo", world.runs)) == 1
 
 
+def test_in_a_container_the_boot_is_what_systemd_says(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel's own file is the machine's there, or hidden."""
+    monkeypatch.setenv("BOOT_ID", "0123456789abcdef" * 2)
+    world.put("proc/sys/kernel/random/boot_id", "the-machine-s\n")
+    world.invoke(ONE)
+    world.pass_seconds(3)
+    world.end(cause="exited")
+    world.invoke("")
+    world.begin_again()
+    world.recorder.catch_up(world.now, world.wall)
+    assert world.recorded().end is not None
+    assert world.recorded().start.boot == "01234567-89ab-cdef-0123-456789abcdef"
+
+
 @pytest.mark.parametrize("asked_to_end", [False, True], ids=["it goes on", "it is asked to end"])
 def test_a_start_that_was_over_before_it_was_seen_is_a_run(world: World, monkeypatch: pytest.MonkeyPatch, *, asked_to_end: bool) -> None:
     monkeypatch.setattr(recorder, "properties", lambda *_: {"SubState": "failed", "InvocationID": ONE})
