@@ -131,6 +131,12 @@ CASES: dict[str, Callable[[], Run]] = {
         seconds=1,
         log=(),
     ),
+    "no-start": lambda: ended(
+        end={"cause": "no-start", "reason": "the server could not be started: Resource temporarily unavailable", "result": "exit-code"},
+        phases=("starting",),
+        seconds=1,
+        log=(),
+    ),
     "gave-up": lambda: ended(
         start={"run": "20261123T222130-2b3c4d5e"},
         end={
@@ -164,6 +170,12 @@ CASES: dict[str, Callable[[], Run]] = {
 }
 # The run before, where the answer is about that.
 BEFORE: dict[str, Callable[[], Run]] = {
+    "no-start": lambda: ended(
+        end={"cause": "no-start", "reason": "the server could not be started: Resource temporarily unavailable", "result": "exit-code"},
+        phases=("starting",),
+        seconds=1,
+        log=(),
+    ),
     "gave-up": lambda: ended(
         start={"restart": 3},
         end=_KILLED | {"memory_events": _OOM, "swap_events": {"high": 0, "max": 80, "fail": 80}},

@@ -26,6 +26,7 @@ STATUS_EVERY = 5.0
 # What systemd is to wait on for more, again and again. Long, since a guard may freeze us and swapping slow us: what stands still is ended
 # by ourselves, and this ends only ourselves. TimeoutStartSec= in vllm@.service is the first of these spans.
 EXTEND_EVERY, EXTEND_BY = 30.0, 600.0
+_ITS_FAULT, _NOT_IMPLEMENTED = 500, 501  # status of HTTP: from the first on the server failed; the second is for ever
 
 
 class Lifecycle:
@@ -43,8 +44,10 @@ class Lifecycle:
         self._loading = Loading(now, wall, sizes)
         self._heard = Answer("was not asked yet")
         self._interval = POLL_FIRST
-        self._warm_at: float | None = None  # a token was asked for; seconds since then that count
+        self._warm_at: float | None = None  # it should make its first token; seconds since then that count
         self._warming = 0.0
+        self._asked = False  # for that token, and is not answered yet
+        self._token_text = ""
         self._ending: Ending | None = None
         self._exited = False
         self._code = 0  # to quit with, once ending
@@ -98,7 +101,7 @@ class Lifecycle:
             self._warm_at = now
             if self._warming >= self._launch.hang_timeout:
                 what = f"it answers its health URL, but has not made one token within {format_span(self._warming)} (hang_timeout)"
-                return self._end_hung(now, wall, "hang", what)
+                return self._end_hung(now, wall, "hang", what + self._token_text)
         if self._loading.still >= self._launch.stall_timeout:
             return self._end_hung(now, wall, "stall", self._loading.stall(self.phase))
         return []
@@ -119,13 +122,14 @@ class Lifecycle:
         self._heard = answer
         self._timers["health"] = now + self._interval
         self._interval = min(2 * self._interval, POLL_LONGEST)
-        if not answer.healthy or self._warm_at is not None:
+        if not answer.healthy or self._asked:
             return []
         if not self._launch.completions:
             return self._ready(now, wall)
         self._loading.follow.go("warming-up", now)
         self._go("warming-up", wall)
-        self._warm_at = now
+        self._warm_at = now if self._warm_at is None else self._warm_at
+        self._asked = True
         return [Ask("token")]
 
     def asked_to_stop(self, now: float, wall: float) -> list[Action]:
@@ -157,6 +161,12 @@ class Lifecycle:
         )
         self.cause, self.reason = "exited", f"{what} {said}"
         self._code = EXIT_MISUSE if never and not self.alive else EXIT_FAILED
+        return [Say(self.reason, level=3), self._tell_status(self.reason), *self._quit(wall)]
+
+    def not_started(self, wall: float, why: str) -> list[Action]:
+        """The server could not be started: the kernel had no process or no memory for it."""
+        self.cause, self.reason = "no-start", f"the server could not be started: {why}"
+        self._code = EXIT_FAILED
         return [Say(self.reason, level=3), self._tell_status(self.reason), *self._quit(wall)]
 
     def _wait_on(self, now: float, wall: float) -> list[Action]:
@@ -197,10 +207,15 @@ class Lifecycle:
         if self.alive:
             self.alive.got_token()
             return []
+        self._asked = False
         if not answer.status:  # it broke off: the health URL is asked again, and then for a token
             self._warm_at = None
             return []
-        said = [] if answer.healthy else [Say(f"the first request, for one token, {answer.text}: not every model makes tokens", level=5)]
+        first = f"the first request, for one token, {answer.text}"
+        if answer.status >= _ITS_FAULT and answer.status != _NOT_IMPLEMENTED:  # it is asked again, and the time runs on
+            before, self._token_text = self._token_text, f"; the last {answer.text}"
+            return [Say(f"{first}: asking again", level=4)] if before != self._token_text else []
+        said = [] if answer.healthy else [Say(f"{first}: not every model makes tokens", level=5)]
         return [*said, *self._ready(now, wall)]
 
     def _ready(self, now: float, wall: float) -> list[Action]:
@@ -231,7 +246,8 @@ class Lifecycle:
         actions = ending.tick(now)
         if actions is None:
             return [Say("the server does not die of SIGKILL: it hangs in the kernel or a driver", level=3), *self._quit(None)]
-        return [*actions, *self._quit(None)] if self._exited else actions
+        # It has exited while the others still print where they stand: they have until it is time to kill.
+        return [*actions, *self._quit(None)] if self._exited and Order.KILL in actions else actions
 
     def _quit(self, wall: float | None) -> list[Action]:
         self._go("ended", self.since if wall is None else wall)

@@ -5,6 +5,7 @@ Each thing that is wrong has a limit and a clock, which runs while it lasts and 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 
@@ -41,9 +42,11 @@ class Figures:
         for line in lines:
             if line.startswith(b"vllm:") and (name := _NAMES.get(line.partition(b"{")[0].partition(b" ")[0])):
                 try:
-                    self.values[name] = self.values.get(name, 0.0) + float(line.rpartition(b" ")[2])
+                    value = float(line.rpartition(b" ")[2])
                 except ValueError:
                     continue
+                if math.isfinite(value):  # NaN differs from itself: it would move for ever, and is no number of requests
+                    self.values[name] = self.values.get(name, 0.0) + value
 
 
 class Liveness:

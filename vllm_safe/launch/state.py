@@ -22,6 +22,7 @@ CAUSES = (
     "stopped",  # asked to, by systemd
     "refused",  # never started: the launch file says why
     "gave-up",  # never started: one automatic restart too many
+    "no-start",  # the kernel had no process or no memory for it
     "start-timeout",
     "stall",  # no progress of any kind while loading
     "hang",  # requests running and no token, health failing, a process stopped or gone

@@ -113,8 +113,12 @@ class _Supervisor:
                     {Order.START: self._start, Order.LOOK: self._look, Order.DUMP: self._dump, Order.KILL: self._kill}[action]()
 
     def _start(self) -> None:
-        self._server = Server(self._launch.argv, self._env, self._launch.oom_score_adj)
-        self._output.read_from(self._server.output)
+        try:
+            self._server = Server(self._launch.argv, self._env, self._launch.oom_score_adj)
+        except OSError as error:  # EAGAIN at limits.tasks_max, ENOMEM at the memory limit
+            self._do(self._life.not_started(time.time(), error.strerror or str(error)))
+        else:
+            self._output.read_from(self._server.output)
 
     def _look(self) -> None:
         self._do(self._life.looked(time.monotonic(), time.time(), self._processes()))

@@ -144,6 +144,7 @@ def test_figures_are_found_in_a_long_answer_cut_anywhere(size: int) -> None:
         b"HTTP/1.0 200 OK\r\n\r\n# HELP vllm:num_requests_running Number\n"
         b'vllm:num_requests_running{engine="0",model_name="a} b"} 2.0\nvllm:num_requests_running{engine="1"} 1.0\n'
         b'vllm:num_requests_waiting_by_reason{reason="capacity"} 9.0\nvllm:generation_tokens_total{engine="0"} 1.5e+06\n'
+        b'vllm:num_requests_waiting{engine="1"} NaN\nvllm:generation_tokens_total{engine="1"} +Inf\n'
         b'vllm:generation_tokens_created{engine="0"} 1.7e+09\nvllm:num_requests_waiting{engine="0"} x\n' + b"y" * 10_000 + b"\n"
     )
     figures = Figures()

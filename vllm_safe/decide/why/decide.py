@@ -20,6 +20,7 @@ RULES: tuple[Rule, ...] = (
     ends.stopped,
     ends.refused,
     ends.gave_up,
+    ends.no_start,
     kills.by_guard,
     kills.at_memory_limit,
     kills.by_earlyoom,

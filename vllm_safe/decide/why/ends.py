@@ -75,6 +75,14 @@ def gave_up(case: Case) -> Verdict | None:
     return Verdict("gave-up", sentence, case.end.time, evidence=tuple(said_by_main(case)), hint=hint)
 
 
+def no_start(case: Case) -> Verdict | None:
+    """The kernel did not even begin it."""
+    if case.end.cause != "no-start":
+        return None
+    hint = f"limits.tasks_max and limits.memory_max of vllm@{case.name}, or the whole machine is out of processes or memory."
+    return Verdict("no-start", f"{case.name} was not begun: {case.end.reason}", case.end.time, evidence=tuple(said_by_main(case)), hint=hint)
+
+
 def stalled(case: Case) -> Verdict | None:
     """Nothing moved while it loaded."""
     if case.end.cause != "stall":
