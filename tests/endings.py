@@ -8,6 +8,7 @@ from functools import partial
 from tests import reasons
 from tests.runs import BEGUN, GIB, TIMES, make_run
 from vllm_safe.config.profiles import PCIE_RISER
+from vllm_safe.record.evidence import UNREAD
 from vllm_safe.record.run import Event, Run
 
 _LOADING = ("starting", "importing", "loading")
@@ -18,9 +19,10 @@ _KILLED = {"result": "oom-kill", "exit_code": "killed", "exit_status": "KILL"}
 _OOM = {"low": 0, "max": 4711, "oom": 3, "oom_kill": 1}
 
 
-def _oom(*, limit: bool) -> Event:
+def _oom(*, limit: bool, memcg: str = "/vllm.slice/vllm@qwen72b.service") -> Event:
     where = "at a memory limit" if limit else "because the machine was out of memory"
-    return Event(_AT, "kernel-oom", f"the kernel killed process 71 (VLLM::Worker_TP) {where}", {"pid": 71, "limit": limit})
+    data = {"pid": 71, "limit": limit, "oom_memcg": memcg if limit else ""}
+    return Event(_AT, "kernel-oom", f"the kernel killed process 71 (VLLM::Worker_TP) {where}", data)
 
 
 def _said(*lines: str, status: int = 1, **start: object) -> Run:
@@ -30,6 +32,7 @@ def _said(*lines: str, status: int = 1, **start: object) -> Run:
     return ended(end=end, start=start, log=["INFO 11-23 22:20:50 [launcher.py:380] vLLM API server version 0.32.0", *lines])
 
 
+_UNREAD = Event(BEGUN + 13, "unread", UNREAD)
 _KV = (
     "(EngineCore pid=71) ERROR 11-23 22:20:57 [core.py:1510] ValueError: To serve at least one request with the model's max seq "
     "len (32768), (10.0 GiB KV cache is needed, which is larger than the available KV cache memory (4.56 GiB). Based on "
@@ -67,6 +70,11 @@ CASES: dict[str, Callable[[], Run]] = {
         end=_KILLED | {"memory_events": _OOM},
         last={"swap": 0, "swap_free": 0, "memory": 12 * GIB},
     ),
+    "memory-limit-shared": lambda: ended(
+        end=_KILLED | {"memory_events": {"oom": 0, "oom_kill": 1}},
+        events=[_oom(limit=True, memcg="/vllm.slice")],
+        last={"swap": 60 * GIB, "memory": 6 * GIB},
+    ),
     "memory-limit-ram": lambda: ended(end=_KILLED | {"memory_events": _OOM}, last={"swap": GIB, "shmem": 11 * GIB}),
     "guard": lambda: ended(
         end={"cause": "exited", "reason": "the server ended after 9 s, before it was ready (killed by SIGKILL)"},
@@ -81,6 +89,7 @@ CASES: dict[str, Callable[[], Run]] = {
             Event(_AT, "earlyoom", "earlyoom sent SIGTERM to process 71 (VLLM::Worker_TP)", {"low": "low memory! mem 4.90 %, swap 4.10 %"})
         ],
     ),
+    "kernel-oom-unread": lambda: ended(end=_KILLED | {"memory_events": {"oom": 0, "oom_kill": 1}}, events=[_UNREAD]),
     "kernel-oom": lambda: ended(end=_KILLED | {"memory_events": {"oom": 0, "oom_kill": 1}}, events=[_oom(limit=False)]),
     "stall": lambda: ended(end=reasons.stall(), last={"io_pressure": 0.98, "disk_read": 0.0}),
     "stall-on-risers": lambda: ended(end=reasons.stall(stall_timeout=1800.0), start=_RISER, last={"io_pressure": 0.98, "disk_read": 0.0}),
@@ -153,6 +162,9 @@ CASES: dict[str, Callable[[], Run]] = {
     ),
     "signal": lambda: served(
         end={"cause": "exited", "reason": "the server ended by itself after serving for 2 s (killed by SIGKILL)", "result": "exit-code"}
+    ),
+    "signal-unread": lambda: served(
+        end={"cause": "exited", "reason": "the server ended by itself after serving for 2 s (killed by SIGKILL)"}, events=[_UNREAD]
     ),
     "signal-to-main": lambda: served(end={"result": "signal", "exit_code": "killed", "exit_status": "KILL"}),
     "crashed": lambda: served(

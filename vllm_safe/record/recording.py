@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Protocol
 
@@ -83,12 +84,12 @@ class Recording:
     def finish(self, end: End | None, now: float, wall: float) -> None:
         """It is over. end: what user vllm's own process said about it, if it could."""
         self._take_guard()
-        since = max(self._begun, now - evidence.WINDOW)
-        for event in evidence.find_deaths(evidence.read_journal(), since, f"vllm@{self._name}.service", self._pids):
+        composed = self._compose(end or End(wall), wall)
+        for event in self._deaths(composed, now, wall):
             self._store.event(event)
         if self._state:
             self._store.log(self._state.log)
-        self._store.end(self._compose(end or End(wall), wall))
+        self._store.end(composed)
         self.close()
 
     def close(self) -> None:
@@ -96,6 +97,18 @@ class Recording:
         self._tell(self._store.close())
         if self._textfile:
             metrics.withdraw(self._textfile, self._name)
+
+    def _deaths(self, end: End, now: float, wall: float) -> list[Event]:
+        """Who killed its processes; of a kill that nobody had written down yet, the journal is asked twice."""
+        since, unit = max(self._begun, now - evidence.WINDOW), f"vllm@{self._name}.service"
+        lines, whole = evidence.read_journal(wall - (now - since) - 1)
+        found = evidence.find_deaths(lines, since, unit, self._pids)
+        killed = end.exit_code == "killed" or "killed by SIG" in end.reason or end.memory_events.get("oom_kill", 0) > 0
+        if not found and (killed or not whole):
+            time.sleep(evidence.AGAIN)
+            lines, whole = evidence.read_journal(wall - (now - since) - 1)
+            found = evidence.find_deaths(lines, since, unit, self._pids)
+        return found if found or whole else [Event(wall, "unread", evidence.UNREAD)]
 
     def _go_on(self, place: str, now: float, wall: float) -> None:
         """A recorder before us began with it."""

@@ -44,7 +44,7 @@ class Sample(NamedTuple):
 
 
 class Event(NamedTuple):
-    """Something that happened. kind: start, phase, guard, kernel-oom, earlyoom, stall, hang, stopping, killing, restart."""
+    """Something that happened. kind: start, phase, guard, kernel-oom, earlyoom, unread (the journal), stall, hang, stopping."""
 
     time: float
     kind: str

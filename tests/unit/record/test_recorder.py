@@ -63,7 +63,8 @@ class World:
 
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
-    monkeypatch.setattr(evidence, "read_journal", lambda: iter(()))
+    monkeypatch.setattr(evidence, "read_journal", lambda _: ([], True))
+    monkeypatch.setattr(evidence, "AGAIN", 0.0)
     for module in (recorder, recording):
         monkeypatch.setattr(module, "properties", lambda *_: {})
     return World(tmp_path)
@@ -209,6 +210,43 @@ def test_what_ended_while_there_was_no_recorder_has_its_end(world: World) -> Non
     assert end is not None
     assert end.cause == "exited"
     assert len(list_runs("demo", world.runs)) == 1
+
+
+SUMMARY = "oom-kill:constraint=CONSTRAINT_MEMCG,oom_memcg=/vllm.slice,task_memcg=/vllm.slice/vllm@demo.service,task=x,pid=7,uid=998"
+KILLED = "Memory cgroup out of memory: Killed process 7 (x) total-vm:9kB, anon-rss:7kB"
+
+
+@pytest.mark.parametrize(
+    ("reason", "readings", "kinds"),
+    [
+        ("it ended (exit status 1)", [True], []),
+        ("it ended (killed by SIGKILL)", [True, True], []),
+        ("it ended (killed by SIGKILL)", [True, "late"], ["kernel-oom"]),
+        ("it ended (killed by SIGKILL)", ["late"], ["kernel-oom"]),
+        ("it ended (exit status 1)", [False, True], []),
+        ("it ended (exit status 1)", [False, False], ["unread"]),
+    ],
+)
+def test_a_journal_that_is_slow_is_read_twice_and_what_was_not_read_is_not_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch, reason: str, readings: list[object], kinds: list[str]
+) -> None:
+    asked: list[float] = []
+
+    def read(since: float) -> tuple[list[evidence.Line], bool]:
+        asked.append(since)
+        reading = readings[len(asked) - 1]
+        lines = [evidence.Line(world.wall, world.now, kernel=True, text=text) for text in (SUMMARY, KILLED)] if reading == "late" else []
+        return lines, bool(reading)
+
+    monkeypatch.setattr(evidence, "read_journal", read)
+    world.invoke(ONE)
+    world.pass_seconds(3)
+    world.end(cause="exited", reason=reason)
+    world.invoke("")
+    world.pass_seconds(10)
+    assert len(asked) == len(readings)
+    assert all(WALL - 5 <= since <= world.wall for since in asked)
+    assert [event.kind for event in world.recorded().events if event.kind in {"kernel-oom", "unread"}] == kinds
 
 
 def test_in_a_container_the_boot_is_what_systemd_says(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,8 +41,8 @@ def decide_why(run: Run, boot: str, now: float) -> Verdict:
     """Why the run stopped. boot: the id of the present boot; now: Unix seconds."""
     case = Case(run, boot, now)
     verdict = next((found for rule in RULES if (found := rule(case))), None) or ends.unknown(case)
-    guard = [Evidence(event.time, event.text) for event in case.late("guard")[-4:]] if verdict.code != "running" else []
-    evidence = _in_order(dict.fromkeys((*verdict.evidence, *guard)))
+    others = [*case.late("guard")[-4:], *case.of("unread")] if verdict.code != "running" else []
+    evidence = _in_order(dict.fromkeys((*verdict.evidence, *(Evidence(event.time, event.text) for event in others))))
     return verdict._replace(
         sentence=_line(verdict.sentence),
         evidence=tuple(fact._replace(text=_line(fact.text)) for fact in evidence),

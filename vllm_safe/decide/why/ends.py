@@ -147,6 +147,10 @@ def signalled(case: Case) -> Verdict | None:
     nobody = "the kernel's OOM killer, earlyoom and vllm-safe's guard recorded no kill"
     sentence = f"{case.name} was killed by {name}, sent by a person or another program: {nobody}."
     evidence = (*said_by_main(case), *memory_figures(case))
+    if case.of("unread"):
+        sentence = f"{case.name} was killed by {name}, and it is not known by whom: the journal could not be read in time."
+        hint = "journalctl -k -g 'Killed process'; journalctl -u earlyoom   may still say it."
+        return Verdict("signal", sentence, case.end.time, evidence=evidence, hint=hint)
     return Verdict("signal", sentence, case.end.time, evidence=evidence, hint="journalctl --since=-1h _COMM=sudo   may say who ran kill.")
 
 

@@ -85,6 +85,8 @@ def test_the_verdict_is_the_case(case: str) -> None:
         "signal-to-main": "signal",
         "no-nvcc-for-the-sampler": "no-nvcc",
         "hang-process-gone": "hang",
+        "kernel-oom-unread": "kernel-oom",
+        "signal-unread": "signal",
         "hang-warming-up": "hang",
     }
     assert verdict.code == wanted.get(case, case.removesuffix("-on-risers"))
@@ -169,6 +171,16 @@ def test_more_memory_is_suggested_where_there_is_more() -> None:
     assert [(change.path, change.old, change.new) for change in decide_why(run, BOOT, NOW).changes] == [
         ("models.qwen72b.limits.memory_max", "4G", "5G")
     ]
+
+
+def test_a_model_alone_reaches_the_limit_of_all_and_it_is_its_own() -> None:
+    """The slice is as large as the one model in it, and has what an earlier start left: the kernel names the slice."""
+    run = CASES["memory-limit-shared"]()
+    full = run._replace(samples=tuple(sample._replace(memory=int(11.5 * GIB)) for sample in run.samples))
+    assert decide_why(full, BOOT, NOW).code.startswith("memory-limit-ram")
+    (kill,) = (event for event in run.events if event.kind == "kernel-oom")
+    fast = [kill._replace(data={**kill.data, "anon": int(11.5 * GIB)}) if event == kill else event for event in run.events]
+    assert decide_why(run._replace(events=tuple(fast)), BOOT, NOW).code.startswith("memory-limit-ram")
 
 
 def test_older_runs(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
