@@ -151,8 +151,8 @@ CASES: dict[str, Callable[[], Run]] = {
         end={
             "time": BEGUN + 43,
             "cause": "gave-up",
-            "reason": "qwen72b was restarted 3 times within an hour and ended again: it stays down. vllm-safe why qwen72b says why it ended; "
-            "then: systemctl start vllm@qwen72b",
+            "reason": "qwen72b was restarted 3 times within an hour and ended again: it stays down. "
+            "vllm-safe why qwen72b says why it ended; then: systemctl start vllm@qwen72b",
             "result": "exit-code",
             "exit_status": "2",
         },

@@ -88,14 +88,14 @@ class Lifecycle:
         if (loading := self.loading) and loading.follow.hear(chunk, now) and self._launch.metrics and self.phase != "waiting":
             self._go(loading.follow.phase, wall)
 
-    def looked(self, now: float, wall: float, processes: Sequence[Process]) -> list[Action]:
-        """The processes of the server were read."""
+    def looked(self, now: float, wall: float, processes: Sequence[Process], gpu: int = 0) -> list[Action]:
+        """The processes of the server were read; gpu: bytes of all cards that are in use."""
         if self._ending or self.phase == "ended":
             return []
         if self.alive:
             self.alive.looked(processes)
             return []
-        self._loading.look(now, wall, processes)
+        self._loading.look(now, wall, processes, gpu)
         if self._warm_at is not None:
             self._warming += min(now - self._warm_at, LONGEST_TICK)
             self._warm_at = now

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Protocol
 
-from vllm_safe.launch.state import State
+from vllm_safe.launch.state import State, gpu_file
 from vllm_safe.record import begin, evidence, metrics
 from vllm_safe.record.encode import from_line, mapping, number, text, unpack_event
-from vllm_safe.record.files import read_regular
+from vllm_safe.record.files import read_regular, remove, write_whole
 from vllm_safe.record.follow import Pace
 from vllm_safe.record.heard import read_object
 from vllm_safe.record.lines import read_lines
@@ -95,6 +96,7 @@ class Recording:
     def close(self) -> None:
         """What is in memory goes to the disk: the run has its end, or goes on without us."""
         self._tell(self._store.close())
+        remove(f"{self._root}{gpu_file(self._name)}")
         if self._textfile:
             metrics.withdraw(self._textfile, self._name)
 
@@ -122,7 +124,10 @@ class Recording:
         self._events_from = max((event.time for event in told if event and event.kind == "guard"), default=self.start.time - 1.0)
 
     def _sample(self, now: float, wall: float, cards: Asked | None) -> None:
-        sample = self._sampler.read(now, wall, self._state, cards.ask(now) if cards else ())
+        gpus = cards.ask(now) if cards else ()
+        sample = self._sampler.read(now, wall, self._state, gpus)
+        if gpus:
+            self._tell_main(sum(gpu.used for gpu in gpus))
         self._store.sample(sample)
         if found := self._sampler.events("memory.events"):
             self._events = (found, self._sampler.events("memory.swap.events"))
@@ -135,6 +140,11 @@ class Recording:
                 self.start = start
                 self._store.start(start)
         self._publish(now, sample)
+
+    def _tell_main(self, used: int) -> None:
+        """A start that takes memory of the cards gets on. Without the file it is known by all else that it does."""
+        with suppress(OSError):
+            write_whole(f"{self._root}{gpu_file(self._name)}", f"{used}\n".encode(), 0o644, sync=False)
 
     def _publish(self, now: float, sample: Sample) -> None:
         if not self._textfile or now < self._publish_due:

@@ -14,7 +14,7 @@ from vllm_safe.record import evidence, recorder, recording
 from vllm_safe.record.begin import read_start
 from vllm_safe.record.read import list_runs, read_run
 from vllm_safe.record.recorder import Recorder
-from vllm_safe.record.run import Run
+from vllm_safe.record.run import Gpu, Run
 
 ONE, TWO = "1a2b3c4d" * 4, "5e6f7a8b" * 4
 WALL = 1_795_472_448.0
@@ -276,6 +276,25 @@ def test_a_start_that_was_over_before_it_was_seen_is_a_run(world: World, monkeyp
     assert len(list_runs("demo", world.runs)) == 1
     assert run.end is not None
     assert (run.end.cause, run.log, run.start.run[-8:]) == ("refused", ("port 8000 is taken",), ONE[:8])
+
+
+def test_the_main_process_is_told_how_much_of_the_cards_is_in_use(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Cards:
+        def ask(self, _now: float) -> tuple[Gpu, ...]:
+            return () if world.now > 1003 else (Gpu(5 << 30, 11 << 30, 0.5), Gpu(1 << 30, 11 << 30, 0.0))
+
+    monkeypatch.setattr("vllm_safe.record.gpus.Cards", Cards)
+    (world.root / "proc/driver/nvidia/gpus/0000:01:00.0").mkdir(parents=True)
+    told = world.root / "run/vllm-safe/gpus/demo"
+    world.invoke(ONE)
+    world.pass_seconds(2)  # without the folder
+    told.parent.mkdir()
+    world.pass_seconds(3)
+    assert (told.read_text(), told.stat().st_mode & 0o777) == (f"{6 << 30}\n", 0o644)  # what does not answer changes nothing
+    world.end()
+    world.invoke("")
+    world.pass_seconds(9)
+    assert not told.exists()
 
 
 @pytest.mark.parametrize("found", ["systemd knows of another", "it was there when the recorder began"])

@@ -80,7 +80,9 @@ def no_start(case: Case) -> Verdict | None:
     if case.end.cause != "no-start":
         return None
     hint = f"limits.tasks_max and limits.memory_max of vllm@{case.name}, or the whole machine is out of processes or memory."
-    return Verdict("no-start", f"{case.name} was not begun: {case.end.reason}", case.end.time, evidence=tuple(said_by_main(case)), hint=hint)
+    return Verdict(
+        "no-start", f"{case.name} was not begun: {case.end.reason}", case.end.time, evidence=tuple(said_by_main(case)), hint=hint
+    )
 
 
 def stalled(case: Case) -> Verdict | None:

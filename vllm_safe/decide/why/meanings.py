@@ -155,7 +155,9 @@ def _step(case: Case, _message: Message) -> Explained:
 def _nvcc(case: Case, _message: Message) -> Explained:
     name = "VLLM_USE_FLASHINFER_SAMPLER"
     if case.env(name) == "0":
-        return Explained("it wanted to compile a kernel, and there is no nvcc", hint="A CUDA toolkit has it: apt install nvidia-cuda-toolkit")
+        return Explained(
+            "it wanted to compile a kernel, and there is no nvcc", hint="A CUDA toolkit has it: apt install nvidia-cuda-toolkit"
+        )
     change = Change(case.path(f"env.{name}"), case.env(name), '"0"', "then nothing is compiled with nvcc (vllm issue 49497)")
     return Explained("it wanted to compile a kernel, and there is no nvcc", (change,))
 

@@ -27,8 +27,8 @@ from vllm_safe.errors import ConfigError, printable
 from vllm_safe.launch.messages import PATTERNS
 from vllm_safe.launch.state import CAUSES
 from vllm_safe.record import read
-from vllm_safe.sizes import parse_span
 from vllm_safe.record.run import End, Event, Gpu, Run, Sample, Start
+from vllm_safe.sizes import parse_span
 
 GOLDEN = Path(__file__).parents[3] / "golden/why"
 NOW = BEGUN + 20
@@ -302,7 +302,9 @@ _runs = st.builds(
         args=_data,
         profile=_text,
         times=st.dictionaries(st.sampled_from(["start_timeout", "stall_timeout", "hang_timeout"]), st.floats(-1e18, 1e18)),
-        env=st.dictionaries(st.sampled_from(["VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS", "VLLM_USE_FLASHINFER_SAMPLER"]), _text | st.text("0123456789")),
+        env=st.dictionaries(
+            st.sampled_from(["VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS", "VLLM_USE_FLASHINFER_SAMPLER"]), _text | st.text("0123456789")
+        ),
     ),
     st.lists(
         st.builds(
