@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from vllm_safe.errors import EXIT_FAILED, EXIT_MISUSE
 from vllm_safe.launch.actions import Action, Ask, Order, Quit, Say, Tell, more_time
 from vllm_safe.launch.ending import Ending, explain
+from vllm_safe.launch.first_token import FirstToken
 from vllm_safe.launch.liveness import Liveness
 from vllm_safe.launch.loading import Loading
 from vllm_safe.launch.plan import Launch
 from vllm_safe.launch.probe import Answer
 from vllm_safe.launch.processes import Process
-from vllm_safe.launch.progress import LONGEST_TICK
 from vllm_safe.launch.timers import Timers
 from vllm_safe.sizes import format_span
 
@@ -26,7 +26,6 @@ STATUS_EVERY = 5.0
 # What systemd is to wait on for more, again and again. Long, since a guard may freeze us and swapping slow us: what stands still is ended
 # by ourselves, and this ends only ourselves. TimeoutStartSec= in vllm@.service is the first of these spans.
 EXTEND_EVERY, EXTEND_BY = 30.0, 600.0
-_ITS_FAULT, _NOT_IMPLEMENTED = 500, 501  # status of HTTP: from the first on the server failed; the second is for ever
 
 
 class Lifecycle:
@@ -44,10 +43,7 @@ class Lifecycle:
         self._loading = Loading(now, wall, sizes)
         self._heard = Answer("was not asked yet")
         self._interval = POLL_FIRST
-        self._warm_at: float | None = None  # it should make its first token; seconds since then that count
-        self._warming = 0.0
-        self._asked = False  # for that token, and is not answered yet
-        self._token_text = ""
+        self._first = FirstToken()
         self._ending: Ending | None = None
         self._exited = False
         self._code = 0  # to quit with, once ending
@@ -96,12 +92,9 @@ class Lifecycle:
             self.alive.looked(processes)
             return []
         self._loading.look(now, wall, processes, gpu)
-        if self._warm_at is not None:
-            self._warming += min(now - self._warm_at, LONGEST_TICK)
-            self._warm_at = now
-            if self._warming >= self._launch.hang_timeout:
-                what = f"it answers its health URL, but has not made one token within {format_span(self._warming)} (hang_timeout)"
-                return self._end_hung(now, wall, "hang", what + self._token_text)
+        self._first.pass_time(now)
+        if wrong := self._first.overdue(self._launch.hang_timeout):
+            return self._end_hung(now, wall, "hang", wrong)
         if self._loading.still >= self._launch.stall_timeout:
             return self._end_hung(now, wall, "stall", self._loading.stall(self.phase))
         return []
@@ -122,14 +115,13 @@ class Lifecycle:
         self._heard = answer
         self._timers["health"] = now + self._interval
         self._interval = min(2 * self._interval, POLL_LONGEST)
-        if not answer.healthy or self._asked:
+        if not answer.healthy or self._first.asked:
             return []
         if not self._launch.completions:
             return self._ready(now, wall)
         self._loading.follow.go("warming-up", now)
         self._go("warming-up", wall)
-        self._warm_at = now if self._warm_at is None else self._warm_at
-        self._asked = True
+        self._first.ask(now)
         return [Ask("token")]
 
     def asked_to_stop(self, now: float, wall: float) -> list[Action]:
@@ -207,16 +199,8 @@ class Lifecycle:
         if self.alive:
             self.alive.got_token()
             return []
-        self._asked = False
-        if not answer.status:  # it broke off: the health URL is asked again, and then for a token
-            self._warm_at = None
-            return []
-        first = f"the first request, for one token, {answer.text}"
-        if answer.status >= _ITS_FAULT and answer.status != _NOT_IMPLEMENTED:  # it is asked again, and the time runs on
-            before, self._token_text = self._token_text, f"; the last {answer.text}"
-            return [Say(f"{first}: asking again", level=4)] if before != self._token_text else []
-        said = [] if answer.healthy else [Say(f"{first}: not every model makes tokens", level=5)]
-        return [*said, *self._ready(now, wall)]
+        ready, said = self._first.answered(answer)
+        return [*said, *self._ready(now, wall)] if ready else said
 
     def _ready(self, now: float, wall: float) -> list[Action]:
         took, self._started = format_span(now - self._started), now
