@@ -244,6 +244,8 @@ def test_retries_wait_ever_longer_and_then_it_stays_down(bed: Nspawn) -> None:
         shown = _shown(bed, "quits")
         assert shown["ExecMainStatus"] == "2"
         assert "restarted 3 times within an hour" in shown["StatusText"]
+        told = ("quits stays down after ", "was killed by SIGKILL")  # what ended it, not that it was refused
+        bed.wait_for("why says it", lambda: all(words in bed.run("vllm-safe why quits", check=False).stdout for words in told))
         start = time.monotonic()
         bed.run("systemctl start --no-block vllm@quits")  # a person does not wait
         bed.wait_for("it was tried at once", lambda: "the engine has died" in _shown(bed, "quits")["StatusText"], timeout=20)
