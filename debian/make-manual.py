@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -22,6 +23,9 @@ from vllm_safe.config import kinds
 from vllm_safe.config.profiles import PROFILES, Profile
 from vllm_safe.config.settings import SECTIONS, Model, ModelLimits, Setting, settings_of
 from vllm_safe.decide.serve import TIMEOUTS
+from vllm_safe.record.metrics import render
+from vllm_safe.record.run import Gpu, Sample, Start
+from vllm_safe.record.store import MOST_RUNS
 
 # What groff would otherwise take for markup or make typographic: what is in a manual is pasted into a shell.
 _LITERAL = {"\\": r"\e", "-": r"\-", "'": r"\(aq", '"': r"\(dq", "`": r"\(ga", "^": r"\(ha", "~": r"\(ti"}
@@ -62,6 +66,10 @@ vllm-safe install
 vllm-safe fetch qwen72b
 systemctl start vllm@qwen72b"""
 
+_METRICS = """\
+With `metrics.textfile: FOLDER` the recorder of each model that runs writes `vllm-safe-NAME.prom` there every 15 seconds, for the textfile
+collector of Prometheus's node_exporter. Each has the label `model`, and those that are named here besides."""
+
 _EXITS = {
     "0": "Done; of `check`: nothing failed.",
     "1": "Failed; of `check`: something is not as it should be.",
@@ -72,6 +80,8 @@ _FILES = {
     "/etc/vllm-safe/config.yaml": "The configuration.",
     "/var/lib/vllm-safe/engine": "vLLM: `current`, and `previous` to go back to.",
     "/var/lib/vllm-safe/models": "What `fetch` brought. A purge of the package keeps it.",
+    "/var/lib/vllm-safe/runs": f"The flight recorder's: a folder for each start of a model, the last {MOST_RUNS} of each, of at most 5 MB. "
+    "`why` and `report` read it. What models printed is in it, so that only root and the group adm may. A purge deletes it.",
     "/swapfile": "The swapfile, where `swap.file` says nothing else.",
     "/usr/share/doc/vllm-safe/README.md": "What it protects from, what not, and what to look at when something is wrong.",
 }
@@ -129,6 +139,20 @@ def commands() -> Iterator[tuple[str, click.Command]]:
             yield name, command
 
 
+def metrics() -> Iterator[tuple[str, str]]:
+    """Every name that the recorder writes, with its labels and what it is: as it writes a start of which all is known."""
+    known: dict[str, Any] = dict.fromkeys(Sample._fields[2:], 0)
+    text = render(
+        Start("x", "x", 0.0, "", limits={"memory_max": 0, "swap_max": 0}), Sample(0.0, "ready", **known | {"gpus": (Gpu(0, 0, 0.0),)})
+    )
+    for name, doc in re.findall(r"^# HELP (\S+) (.*)$", text, re.MULTILINE):
+        values: dict[str, list[str]] = {}
+        for label, value in re.findall(r',(\w+)="([^"]*)"', "\n".join(re.findall(rf"^{name}{{.*$", text, re.MULTILINE))):
+            values.setdefault(label, []).append(value)
+        labels = (f" `{label}`: {'its number' if label == 'gpu' else ', '.join(found)}." for label, found in values.items())
+        yield name, doc + "".join(labels)
+
+
 def _options(command: click.Command) -> Iterator[tuple[str, str]]:
     for option in command.params:
         if isinstance(option, click.Option):
@@ -160,6 +184,7 @@ def commands_page() -> str:
         yield from (".SH OPTIONS", "Options of more than one command:", *items([*common, *general]))
         yield from (".SH EXIT STATUS", *items(_EXITS.items()))
         yield from (".SH FILES", *items(_FILES.items()))
+        yield from (".SH METRICS", *prose(_METRICS), *items(metrics()))
         yield from (".SH EXAMPLES", "The first model, from an empty machine:", *code(_FIRST_MODEL))
         yield from (".PP", "What it does then is in the journal:", *code("journalctl -u vllm@qwen72b"))
         yield from _see_also("vllm-safe.yaml(5)", "vllm@.service(8)", "earlyoom(1)", "systemd.resource-control(5)")

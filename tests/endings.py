@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from tests.runs import BEGUN, GIB, make_run
+from tests import reasons
+from tests.runs import BEGUN, GIB, TIMES, make_run
+from vllm_safe.config.profiles import PCIE_RISER
+from vllm_safe.record.evidence import UNREAD
 from vllm_safe.record.run import Event, Run
 
 _LOADING = ("starting", "importing", "loading")
@@ -16,9 +19,10 @@ _KILLED = {"result": "oom-kill", "exit_code": "killed", "exit_status": "KILL"}
 _OOM = {"low": 0, "max": 4711, "oom": 3, "oom_kill": 1}
 
 
-def _oom(*, limit: bool) -> Event:
+def _oom(*, limit: bool, memcg: str = "/vllm.slice/vllm@qwen72b.service") -> Event:
     where = "at a memory limit" if limit else "because the machine was out of memory"
-    return Event(_AT, "kernel-oom", f"the kernel killed process 71 (VLLM::Worker_TP) {where}", {"pid": 71, "limit": limit})
+    data = {"pid": 71, "limit": limit, "oom_memcg": memcg if limit else ""}
+    return Event(_AT, "kernel-oom", f"the kernel killed process 71 (VLLM::Worker_TP) {where}", data)
 
 
 def _said(*lines: str, status: int = 1, **start: object) -> Run:
@@ -28,6 +32,7 @@ def _said(*lines: str, status: int = 1, **start: object) -> Run:
     return ended(end=end, start=start, log=["INFO 11-23 22:20:50 [launcher.py:380] vLLM API server version 0.32.0", *lines])
 
 
+_UNREAD = Event(BEGUN + 13, "unread", UNREAD)
 _KV = (
     "(EngineCore pid=71) ERROR 11-23 22:20:57 [core.py:1510] ValueError: To serve at least one request with the model's max seq "
     "len (32768), (10.0 GiB KV cache is needed, which is larger than the available KV cache memory (4.56 GiB). Based on "
@@ -41,6 +46,14 @@ _WATCHDOG = (
     "[rank3]:[E1123 22:20:57.71 ProcessGroupNCCL.cpp:607] [Rank 3] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=1, "
     "OpType=ALLREDUCE, NumelIn=1, NumelOut=1, Timeout(ms)=600000) ran for 600061 milliseconds before timing out."
 )
+_RPC = "(EngineCore pid=71) ERROR 11-23 22:20:57 [core.py:1510] TimeoutError: RPC call to sample_tokens timed out."
+_STEP = {"cause": "exited", "reason": "the server ended by itself after serving for 5 min (exit status 1)", "result": "exit-code"}
+_RISER = {
+    "profile": "pcie-riser",
+    "times": {key: getattr(PCIE_RISER, key) for key in TIMES},
+    "env": {"NCCL_P2P_DISABLE": "1", "VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS": "1800", "VLLM_USE_FLASHINFER_SAMPLER": "0"},
+    "args": {"max-model-len": 8192, "tensor-parallel-size": 8, "max-num-seqs": 64, "distributed-timeout-seconds": 7200},
+}
 _DIED = "RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {'EngineCore_DP0': 1}"
 
 CASES: dict[str, Callable[[], Run]] = {
@@ -57,6 +70,11 @@ CASES: dict[str, Callable[[], Run]] = {
         end=_KILLED | {"memory_events": _OOM},
         last={"swap": 0, "swap_free": 0, "memory": 12 * GIB},
     ),
+    "memory-limit-shared": lambda: ended(
+        end=_KILLED | {"memory_events": {"oom": 0, "oom_kill": 1}},
+        events=[_oom(limit=True, memcg="/vllm.slice")],
+        last={"swap": 60 * GIB, "memory": 6 * GIB},
+    ),
     "memory-limit-ram": lambda: ended(end=_KILLED | {"memory_events": _OOM}, last={"swap": GIB, "shmem": 11 * GIB}),
     "guard": lambda: ended(
         end={"cause": "exited", "reason": "the server ended after 9 s, before it was ready (killed by SIGKILL)"},
@@ -71,17 +89,14 @@ CASES: dict[str, Callable[[], Run]] = {
             Event(_AT, "earlyoom", "earlyoom sent SIGTERM to process 71 (VLLM::Worker_TP)", {"low": "low memory! mem 4.90 %, swap 4.10 %"})
         ],
     ),
+    "kernel-oom-unread": lambda: ended(end=_KILLED | {"memory_events": {"oom": 0, "oom_kill": 1}}, events=[_UNREAD]),
     "kernel-oom": lambda: ended(end=_KILLED | {"memory_events": {"oom": 0, "oom_kill": 1}}, events=[_oom(limit=False)]),
-    "stall": lambda: ended(
-        end={"cause": "stall", "reason": "nothing has moved for 15 min (stall_timeout): no byte was read", "result": "exit-code"},
-        last={"io_pressure": 0.98, "disk_read": 0.0},
-    ),
-    "hang": lambda: served(
-        end={"cause": "hang", "reason": "1 request is running and no token came for 10 min (hang_timeout)", "result": "exit-code"}
-    ),
-    "start-timeout": lambda: ended(
-        end={"cause": "start-timeout", "reason": "not ready within 1 h (start_timeout): http://127.0.0.1:8000/health refuses connections"}
-    ),
+    "stall": lambda: ended(end=reasons.stall(), last={"io_pressure": 0.98, "disk_read": 0.0}),
+    "stall-on-risers": lambda: ended(end=reasons.stall(stall_timeout=1800.0), start=_RISER, last={"io_pressure": 0.98, "disk_read": 0.0}),
+    "hang": lambda: served(end=reasons.hang()),
+    "hang-process-gone": lambda: served(end=reasons.hang(left=())),
+    "hang-warming-up": lambda: make_run(end=reasons.hang_warming_up(), phases=(*_LOADING, "warming-up"), seconds=12),
+    "start-timeout": lambda: ended(end=reasons.start_timeout()),
     "watchdog": lambda: served(end={"result": "watchdog", "exit_code": "killed", "exit_status": "ABRT"}),
     "timeout": lambda: ended(end={"result": "timeout", "exit_code": "killed", "exit_status": "KILL"}),
     "engine-died": lambda: _said("(EngineCore pid=71) ERROR 11-23 22:20:57 [core.py:1512] KeyError: 'layers.3.weight'", _DIED),
@@ -112,7 +127,11 @@ CASES: dict[str, Callable[[], Run]] = {
     "gated": lambda: _said("OSError: You are trying to access a gated repo."),
     "disk-full": lambda: _said("OSError: [Errno 28] No space left on device: '/var/cache/vllm-safe/x'"),
     "nccl-timeout": lambda: _said(_WATCHDOG, _DIED),
+    "nccl-timeout-on-risers": lambda: _said(_WATCHDOG, _DIED, **_RISER),
     "no-nvcc": lambda: _said("RuntimeError: Could not find nvcc and default cuda_home='/usr/local/cuda' doesn't exist", _DIED),
+    "no-nvcc-for-the-sampler": lambda: _said("RuntimeError: Could not find nvcc and default cuda_home='/x' doesn't exist", _DIED, env={}),
+    "step-timeout": lambda: served(end=_STEP, log=[_RPC]),
+    "step-timeout-on-risers": lambda: served(end=_STEP, log=[_RPC], start=_RISER),
     "no-compiler": lambda: _said("RuntimeError: Failed to find C compiler. Please specify via CC environment variable", _DIED),
     "bad-argument": lambda: _said("vllm serve: error: unrecognized arguments: --swap-space", status=2),
     "refused": lambda: ended(
@@ -121,8 +140,31 @@ CASES: dict[str, Callable[[], Run]] = {
         seconds=1,
         log=(),
     ),
+    "no-start": lambda: ended(
+        end={"cause": "no-start", "reason": "the server could not be started: Resource temporarily unavailable", "result": "exit-code"},
+        phases=("starting",),
+        seconds=1,
+        log=(),
+    ),
+    "gave-up": lambda: ended(
+        start={"run": "20261123T222130-2b3c4d5e"},
+        end={
+            "time": BEGUN + 43,
+            "cause": "gave-up",
+            "reason": "qwen72b was restarted 3 times within an hour and ended again: it stays down. "
+            "vllm-safe why qwen72b says why it ended; then: systemctl start vllm@qwen72b",
+            "result": "exit-code",
+            "exit_status": "2",
+        },
+        phases=("starting",),
+        seconds=1,
+        log=(),
+    ),
     "signal": lambda: served(
         end={"cause": "exited", "reason": "the server ended by itself after serving for 2 s (killed by SIGKILL)", "result": "exit-code"}
+    ),
+    "signal-unread": lambda: served(
+        end={"cause": "exited", "reason": "the server ended by itself after serving for 2 s (killed by SIGKILL)"}, events=[_UNREAD]
     ),
     "signal-to-main": lambda: served(end={"result": "signal", "exit_code": "killed", "exit_status": "KILL"}),
     "crashed": lambda: served(
@@ -137,4 +179,19 @@ CASES: dict[str, Callable[[], Run]] = {
     "running": served,
     "exited": lambda: ended(end={"cause": "exited", "reason": "the server ended after 1 s, before it was ready (exit status 0)"}, log=()),
     "unknown": lambda: ended(end={"result": "success"}, log=("it said nothing of note",)),
+}
+# The run before, where the answer is about that.
+BEFORE: dict[str, Callable[[], Run]] = {
+    "no-start": lambda: ended(
+        end={"cause": "no-start", "reason": "the server could not be started: Resource temporarily unavailable", "result": "exit-code"},
+        phases=("starting",),
+        seconds=1,
+        log=(),
+    ),
+    "gave-up": lambda: ended(
+        start={"restart": 3},
+        end=_KILLED | {"memory_events": _OOM, "swap_events": {"high": 0, "max": 80, "fail": 80}},
+        events=[_oom(limit=True)],
+        last={"swap": 115 * GIB, "memory": 12 * GIB},
+    ),
 }

@@ -16,6 +16,7 @@ BEGUN = 1795472448.0  # 2026-11-23 22:20:48 UTC
 RUN = "20261123T222048-1a2b3c4d"
 BOOT = "6f1c2d7e-0b5a-4c39-9d2e-8a7b6c5d4e3f"
 LIMITS = {"memory_max": 12 * GIB, "swap_max": 115 * GIB, "cpu_weight": 10, "io_weight": 1, "tasks_max": 4096}
+TIMES = {"start_timeout": 14400.0, "stall_timeout": 900.0, "hang_timeout": 600.0, "stop_grace": 30.0}
 HOST = {"memory": 16 * GIB, "swap": 128 * GIB, "cpus": 4, "gpus": 8, "kernel": "6.1.0-28-amd64", "systemd": "252"}
 PHASES = ("starting", "importing", "loading", "profiling", "compiling", "warming-up", "ready")
 
@@ -48,6 +49,9 @@ def make_run(  # noqa: PLR0913 - each is another field of a run
         host=HOST,
         versions={"vllm-safe": "0.1.0", "engine": "vllm-0.32.0"},
         args={"max-model-len": 8192, "tensor-parallel-size": 8},
+        profile="default",
+        times=TIMES,
+        env={"VLLM_USE_FLASHINFER_SAMPLER": "0"},
     )._replace(**(start or {}))
     samples = [_sample(number, count, phases[number * len(phases) // count], gpus) for number in range(count)]
     samples[-5:] = [sample._replace(**(last or {})) for sample in samples[-5:]]

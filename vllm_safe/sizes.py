@@ -68,6 +68,14 @@ def format_exact(size: int) -> str:
     return str(size)
 
 
+def format_exact_span(seconds: float) -> str:
+    """The shortest spelling that parse_span reads back as the same time: "4h", "15min", "90s"."""
+    for unit, letter in ((3600, "h"), (60, "min")):
+        if seconds and seconds % unit == 0:
+            return f"{int(seconds // unit)}{letter}"
+    return f"{seconds:g}s"
+
+
 def format_span(seconds: float) -> str:
     """For a person: the two largest units, whole: "45 s", "3 min 20 s", "1 h 5 min", "2 d 3 h"."""
     left = int(seconds)

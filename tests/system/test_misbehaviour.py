@@ -36,7 +36,7 @@ LITTER = "touch /dev/shm/psm_litter /tmp/vllm_dist_litter /run/vllm/$0/socket; e
 
 ENDS = [  # name, the cause in its state, and what STATUS= and the journal say; seconds until it is over at the latest
     ("never", "start-timeout", "not ready within 6 s", 6 + 2 + 15),
-    ("asleep", "stall", "no byte read", 4 + 2 + 20),
+    ("asleep", "stall", "nothing new printed since", 4 + 2 + 20),
     ("unwell", "start-timeout", "answers 503", 6 + 2 + 15),
     ("mute", "start-timeout", "does not answer within", 8 + 2 + 15),
     ("silent", "hang", "does not answer within 30 s", 3 + 30 + 6 + 2 + 20),  # health has 30 s to answer, as slow machines need

@@ -77,6 +77,7 @@ class TestInstalled:
             "/var/lib/vllm-safe/runs root:adm 2750",
             "/var/cache/vllm-safe vllm:vllm 750",
             "/run/vllm-safe/credentials root:root 700",
+            "/run/vllm-safe/gpus root:root 755",
             "/run/vllm-safe/launch root:vllm 750",
             "/run/vllm-safe/starts root:root 755",
             "/run/vllm-safe/state vllm:vllm 755",

@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 import pytest
 
+from tests.runs import make_run
 from vllm_safe.cli.entry import COMMANDS
 from vllm_safe.cli.main import cli
 from vllm_safe.config.profiles import PROFILES
@@ -20,6 +21,11 @@ from vllm_safe.guard.blame import AFTER_THAW
 from vllm_safe.guard.readings import SCARCE
 from vllm_safe.guard.watch import LOW
 from vllm_safe.launch.ending import LOADING_GRACE
+from vllm_safe.launch.progress import RATES, STEPS
+from vllm_safe.paths import RUNS
+from vllm_safe.record.metrics import render
+from vllm_safe.record.store import MOST_RUNS
+from vllm_safe.sizes import MIB
 
 ROOT = Path(__file__).parents[2]
 PAGES = ("vllm-safe.1", "vllm-safe.yaml.5", "vllm@.service.8", "vllm-safe-guard.8")
@@ -87,6 +93,25 @@ def test_every_profile_is_there_with_all_that_it_sets(manual: Path) -> None:
             assert name in text
 
 
+def test_every_metric_is_there_and_where_it_is_recorded(manual: Path) -> None:
+    text = plain(manual / "vllm-safe.1")
+    run = make_run(gpus=2)
+    names = set(re.findall(r"^(\w+)\{", render(run.start, run.samples[-1]), re.MULTILINE))
+    assert len(names) > 10
+    assert names <= set(re.findall(r"^vllm_safe_model_\w+$", text, re.MULTILINE))
+    assert f"the last {MOST_RUNS} of each" in text
+    assert f"{RUNS}\n" in text
+
+
+def test_what_moves_is_what_the_page_says(manual: Path) -> None:
+    text = " ".join(plain(manual / "vllm@.service.8").split())
+    assert (STEPS.read, STEPS.mapped, STEPS.resident, STEPS.gpu, STEPS.cpu) == (MIB, 4 * MIB, 4 * MIB, 16 * MIB, 0.5)
+    assert {RATES.read, RATES.mapped, RATES.resident, RATES.gpu} == {64 << 10}
+    assert RATES.cpu == 0.03
+    for said in ("more than 1 MiB, and 64 KiB more", "more than 4 MiB, and", "more than 16 MiB, and", "half a second, and 3 % of a core"):
+        assert said in text
+
+
 def test_the_unit_does_what_its_page_says(manual: Path) -> None:
     text = " ".join(plain(manual / "vllm@.service.8").split())
     unit = (ROOT / "systemd/vllm@.service").read_text()
@@ -96,7 +121,7 @@ def test_the_unit_does_what_its_page_says(manual: Path) -> None:
     assert "\nRestartPreventExitStatus=2\n" in unit
     assert "(OOMPolicy=kill)" in text
     assert "\nOOMPolicy=kill\n" in unit
-    assert "three automatic restarts within an hour" in text
+    assert "After three automatic restarts the model stays down: three within an hour," in text
     assert (RESTARTS, WINDOW) == (3, 3600)
     assert f"at most {LOADING_GRACE:.0f} seconds" in text
 

@@ -15,6 +15,7 @@ import pytest
 from tests.conftest import tier_of
 from vllm_safe import __version__, paths
 from vllm_safe.host.swapfile import LABEL
+from vllm_safe.launch.state import GPU_FOLDER, STATE_FOLDER
 
 ROOT = Path(__file__).parents[2]
 DEBIAN = ROOT / "debian"
@@ -122,6 +123,8 @@ def test_tmpfiles_make_the_folders_that_the_code_names() -> None:
         paths.RUN,
         paths.CREDENTIALS,
         paths.STARTS,
+        STATE_FOLDER,
+        GPU_FOLDER,
     }
 
 

@@ -99,12 +99,12 @@ def _refuse_for_now(name: str, what: str, do_next: str) -> tuple[Step, ...]:
     from vllm_safe.apply.prepare import refusal_steps
     from vllm_safe.decide.limits import unit_of
     from vllm_safe.decide.prepare import count_restart
-    from vllm_safe.host.start import boot_clock, read_starts
+    from vllm_safe.host.start import boot_clock, read_starts, time_asleep
     from vllm_safe.host.systemd import show
     from vllm_safe.paths import starts_file
 
-    shown = show([unit_of(name)], ("Id", "NRestarts"))
-    starts, too_many = count_restart(read_starts(starts_file(name)), shown, boot_clock(), name)
+    shown = show([unit_of(name)], ("Id", "NRestarts", "ActiveEnterTimestampMonotonic"))
+    starts, too_many = count_restart(read_starts(starts_file(name)), shown, boot_clock(), time_asleep(), name)
     return refusal_steps(name, what, do_next, again=not too_many, starts=starts)
 
 

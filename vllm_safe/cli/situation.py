@@ -13,7 +13,8 @@ from vllm_safe.host.facts import Host
 from vllm_safe.host.start import read_ground
 from vllm_safe.host.systemd import show
 
-_SHOWN = ("Id", *dict.fromkeys(name for names in PROPERTIES.values() for name in names), "NRestarts", "StatusText")
+_SET = dict.fromkeys(name for names in PROPERTIES.values() for name in names)
+_SHOWN = ("Id", *_SET, "NRestarts", "ActiveEnterTimestampMonotonic", "StatusText")
 
 
 def read_units(config: Config, host: Host, *more: str) -> dict[str, Mapping[str, str]]:

@@ -92,7 +92,19 @@ def choose(name: str, runs: tuple[str, ...], which: str) -> str:
 
 
 def judge(name: str, chosen: str) -> tuple[Run, Verdict]:
-    """A recorded run, and why it stopped."""
+    """A recorded run, and why it stopped. Of one that was only refused as one restart too many: the run that ended before it."""
+    from vllm_safe.decide.why.decide import decide_why_down
+    from vllm_safe.record.read import list_runs
+
+    run, verdict = _judge_alone(name, chosen)
+    if verdict.code == "gave-up":
+        before = next((_try_judge(name, older) for older in list_runs(name) if older < chosen), None)
+        if before and before[1].code not in {"gave-up", "running"}:
+            return before[0], decide_why_down(verdict, *before)
+    return run, verdict
+
+
+def _judge_alone(name: str, chosen: str) -> tuple[Run, Verdict]:
     from vllm_safe.decide.why.decide import decide_why
     from vllm_safe.record.read import read_run
 
@@ -101,8 +113,9 @@ def judge(name: str, chosen: str) -> tuple[Run, Verdict]:
 
 
 def _try_judge(name: str, chosen: str) -> tuple[Run, Verdict] | None:
+    """A run by itself, if it can be read."""
     try:
-        return judge(name, chosen)
+        return _judge_alone(name, chosen)
     except Failure:
         return None
 
@@ -135,7 +148,7 @@ def _show(run: Run, verdict: Verdict) -> None:
     colour = {"bad": "red", "good": "green"}.get(verdict.tone)
     click.echo(click.style(verdict.sentence, bold=True, fg=colour))
     started = f"started {date_time(run.start.time)}"
-    restart = f", automatic restart {run.start.restart} within the hour" if run.start.restart else ""
+    restart = f", automatic restart {run.start.restart}" if run.start.restart else ""
     ended = "" if verdict.code == "running" else f", ended {date_time(verdict.when)}, after {_lasted(run, verdict)}"
     click.echo(f"  {started}{ended}{restart}")
     if verdict.evidence:

@@ -15,7 +15,7 @@ from vllm_safe.config.document import Node, Scalar
 from vllm_safe.config.flaw import Flaw, Flawed, is_nothing, misfit, text_of
 from vllm_safe.config.profiles import PROFILES
 from vllm_safe.guard.plan import MOST_FREEZE
-from vllm_safe.sizes import MIB, TIB, Amount, format_exact, parse_amount, parse_size, parse_span
+from vllm_safe.sizes import MIB, TIB, Amount, format_exact, format_exact_span, parse_amount, parse_size, parse_span
 
 MOST_BYTES = 1024 * TIB
 _DAY = 86400
@@ -123,13 +123,6 @@ def _amount(node: Node) -> Amount:
     return amount
 
 
-def _span_text(seconds: float) -> str:
-    for unit, letter in ((3600, "h"), (60, "min")):
-        if seconds and seconds % unit == 0:
-            return f"{int(seconds // unit)}{letter}"
-    return f"{seconds:g}s"
-
-
 def _span(low: float, high: float = 30 * _DAY) -> Callable[[Node], float]:
     def read(node: Node) -> float:
         text = text_of(node)
@@ -173,10 +166,10 @@ PERCENT = Kind("a percentage above 0%, to 100%", _percent, lambda value: f"{valu
 SIZE_OR_NONE = _or("none", Kind("a size from 1M to 1024T, such as 128G", _size, format_exact))
 AMOUNT = Kind("a size such as 12G, or a percentage such as 90%", _amount)
 AMOUNT_OR_AUTO = _or("auto", AMOUNT)
-SPAN = Kind("a time from 1s to 30d, such as 90s, 15min or 2h", _span(1), _span_text)
-GRACE = Kind("a time from 0s to 30d, such as 90s, 15min or 2h", _span(0), _span_text)
-WINDOW = Kind("a time from 1s to 10min", _span(1, 600), _span_text)
-FREEZE = Kind(f"a time from 1s to {MOST_FREEZE:g}s", _span(1, MOST_FREEZE), _span_text)
+SPAN = Kind("a time from 1s to 30d, such as 90s, 15min or 2h", _span(1), format_exact_span)
+GRACE = Kind("a time from 0s to 30d, such as 90s, 15min or 2h", _span(0), format_exact_span)
+WINDOW = Kind("a time from 1s to 10min", _span(1, 600), format_exact_span)
+FREEZE = Kind(f"a time from 1s to {MOST_FREEZE:g}s", _span(1, MOST_FREEZE), format_exact_span)
 PORT = integer(1024, 65535, "a port")  # those below need root, and a model has none
 HOST = Kind("an address such as 127.0.0.1, or the name of this machine", texts.read_host)
 ABSOLUTE_PATH = Kind("a path that begins with / and has no .. in it", texts.read_path)

@@ -222,7 +222,7 @@ class Model:
         kinds.HTTP_URL_OR_NONE, None, "The URL that answers 200 as soon as it serves.", example="http://127.0.0.1:8000/health"
     )
     start_timeout: float | None = _setting(
-        kinds.SPAN, None, "The longest that a start may take. Unset, it is the profile's, else 1h.", example="1h"
+        kinds.SPAN, None, "The longest that a start may take. Unset, it is the profile's, else 4h.", example="4h"
     )
     stall_timeout: float | None = _setting(
         kinds.SPAN,

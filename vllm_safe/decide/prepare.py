@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from vllm_safe.host.facts import Host
 
 SWAP_SERVICE = "vllm-safe-swap.service"
-WINDOW = 3600.0  # seconds; starts by a person are not counted
-# Seconds that each automatic restart within it waits, on top of RestartSec= in vllm@.service; after as many the model stays down.
+WINDOW = 3600.0  # seconds in which restarts of a model that has served since are counted; starts by a person are not
+# Seconds that each automatic restart waits, on top of RestartSec= in vllm@.service; after as many the model stays down.
 PAUSES = (0.0, 120.0, 600.0)
 RESTARTS = len(PAUSES)
 
@@ -150,24 +150,30 @@ def check_admin_earlyoom(config: Config, admin: str | None) -> Finding | None:
     return warned(f"EARLYOOM_ARGS={admin} in /etc/default/earlyoom is overridden by vllm-safe", way_out)
 
 
-def limit_restarts(starts: Starts, counted: int, now: float, name: str) -> tuple[Starts, Finding | None]:
-    """The log after this start, and a finding if it is one automatic restart too many.
+def limit_restarts(starts: Starts, counted: int, served: float | None, now: float, name: str) -> tuple[Starts, Finding | None]:
+    """The log after this start, and a finding if it is one automatic restart too many. served: when the model was last ready, if ever.
 
     systemd's own limit (StartLimitBurst=) counts a person's starts too, and refuses them. NRestarts (`counted`) grows with automatic
     restarts only, and goes back to 0 in the middle of a start by a person, after this is asked: so such a start is recorded as 0.
+    A restart after which the model was never ready counts whatever its age: a load that fails after 40 minutes would else go on for ever.
     """
     if counted <= starts.counted:
         return Starts(), None
-    recent = tuple(moment for moment in starts.at if now - WINDOW < moment <= now)
-    if len(recent) < RESTARTS:
-        return Starts(counted, (*recent, now)), None
-    what = f"{name} was restarted {RESTARTS} times within an hour and ended again: it stays down"
-    return Starts(counted, recent), failed(what, f"journalctl -u {unit_of(name)} says why; then: systemctl start {unit_of(name)}")
+    kept = tuple(moment for moment in starts.at if moment <= now and (now - WINDOW < moment or served is None or served < moment))
+    if len(kept) < RESTARTS:
+        return Starts(counted, (*kept, now)), None
+    within = " within an hour" if now - WINDOW < kept[0] else ""
+    what = f"{name} was restarted {RESTARTS} times{within} and ended again: it stays down"
+    return Starts(counted, kept), failed(what, f"vllm-safe why {name} says why it ended; then: systemctl start {unit_of(name)}")
 
 
-def count_restart(starts: Starts, units: Mapping[str, Mapping[str, str]], now: float, name: str) -> tuple[Starts, Finding | None]:
-    """limit_restarts, with what systemctl shows of the model's unit."""
-    return limit_restarts(starts, int(units.get(unit_of(name), {}).get("NRestarts") or 0), now, name)
+def count_restart(
+    starts: Starts, units: Mapping[str, Mapping[str, str]], now: float, asleep: float, name: str
+) -> tuple[Starts, Finding | None]:
+    """limit_restarts, with what systemctl shows of the model's unit. asleep: how much of the seconds since boot, `now`."""
+    unit = units.get(unit_of(name), {})
+    ready = int(unit.get("ActiveEnterTimestampMonotonic") or 0) / 1e6  # of a Type=notify service: READY=1; 0 if never
+    return limit_restarts(starts, int(unit.get("NRestarts") or 0), ready + asleep if ready else None, now, name)
 
 
 @dataclass(frozen=True)
@@ -209,12 +215,13 @@ def decide_preparation(at: Situation) -> Preparation:
     """Everything before one start, which may be a refusal: then the limits are set all the same, and nothing is started."""
     common = decide_protection_of_all(at.config, at.host)
     found = findings(at)
-    starts, too_many = count_restart(at.ground.starts, at.ground.units, at.ground.now, at.name)
+    starts, too_many = count_restart(at.ground.starts, at.ground.units, at.ground.now, at.ground.asleep, at.name)
     bad = [finding for finding in (*found, too_many) if finding and finding.level is Level.FAIL]
+    refusal = Launch(at.name, bad[0].what, bad[0].do_next, gave_up=bad[0] is too_many) if bad else None
     return Preparation(
         units={unit_of(at.name): decide_limits(at.config, at.host, at.name).properties, **common.units},
         earlyoom=common.earlyoom,
-        launch=Launch(at.name, bad[0].what, bad[0].do_next) if bad else _launch(at, found, restart=len(starts.at)),
+        launch=refusal or _launch(at, found, restart=len(starts.at)),
         key=at.ground.key.text if at.ground.key and not bad else None,
         old_key=at.ground.old_key,
         starts=starts,

@@ -130,6 +130,7 @@ def decide_launch(config: Config, host: Host, name: str) -> Launch:
     serve_file = str(paths.SERVICE_RUN / name / "serve.yaml") if own_engine else ""
     return Launch(
         name=name,
+        profile=model.profile,
         # A space between --config and the file: `--config=FILE` is ignored without a word, and another model served.
         argv=model.command or (server_program(model), "serve", "--config", serve_file),
         env={key: sourced.value for key, sourced in decide_environment(config, name).items()},

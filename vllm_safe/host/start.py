@@ -31,7 +31,7 @@ class Key:
 
 @dataclass(frozen=True)
 class Starts:
-    """What earlier starts left behind. `at`: automatic restarts, in seconds since boot; `counted`: systemd's NRestarts at the last."""
+    """What earlier starts left behind. `at`: restarts that count, in seconds since boot; `counted`: systemd's NRestarts at the last."""
 
     counted: int = 0
     at: tuple[float, ...] = ()
@@ -45,7 +45,8 @@ class Starts:
 class Ground:
     """What the start of one model stands on."""
 
-    now: float = 0.0  # seconds since boot
+    now: float = 0.0  # seconds since boot ...
+    asleep: float = 0.0  # ... and how many of them systemd's monotonic times leave out
     server: bool = False  # there is a program to run
     model: ModelFiles | None = None  # None for a `command:` server
     swap_file: str = ""  # `swap.file` as /proc/swaps has it: without links
@@ -99,6 +100,11 @@ def boot_clock() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
+def time_asleep() -> float:
+    """How much of it the monotonic clock, which is that of systemd's times, leaves out."""
+    return max(0.0, boot_clock() - time.monotonic())
+
+
 def read_starts(path: Path) -> Starts:
     """The log of automatic restarts; empty if there is none, or none that can be read."""
     try:
@@ -122,6 +128,7 @@ def read_ground(  # noqa: PLR0913 - each is a fact about another thing
     """The facts for the start of `name`. `server`: the program, sought in `path`; `model`: hub id, path or None."""
     return Ground(
         now=boot_clock(),
+        asleep=time_asleep(),
         server=any(os.access(Path(folder, server), os.X_OK) for folder in path.split(":")),  # an absolute one replaces the folder
         model=read_model(model) if model else None,
         swap_file=os.path.realpath(swap_file),

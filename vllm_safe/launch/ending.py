@@ -54,9 +54,12 @@ class Ending:
 
 def explain(status: int, lines: Sequence[str], last_words: str) -> tuple[str, bool]:
     """What a server's wait status and last lines say, "(exit status 1): ValueError: ..."; and whether it can never work as it is."""
-    from vllm_safe.launch.messages import classify  # noqa: PLC0415 - 200 kB of patterns that only an end needs
+    try:
+        from vllm_safe.launch.messages import classify  # noqa: PLC0415 - 200 kB of patterns that only an end needs
 
-    message = classify(lines)
+        message = classify(lines)
+    except Exception:  # noqa: BLE001 - the package may have been replaced meanwhile: any error is less than the end that is to be told
+        message = None
     words = message.line[:_SHOWN] if message else last_words
     never = os.waitstatus_to_exitcode(status) in _NEVER_CAN_WORK or (message is not None and message.never_can_work)
     return f"({describe_ending(status)})" + (f": {words}" if words else ""), never

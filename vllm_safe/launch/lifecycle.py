@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from vllm_safe.errors import EXIT_FAILED, EXIT_MISUSE
 from vllm_safe.launch.actions import Action, Ask, Order, Quit, Say, Tell, more_time
 from vllm_safe.launch.ending import Ending, explain
+from vllm_safe.launch.first_token import FirstToken
 from vllm_safe.launch.liveness import Liveness
 from vllm_safe.launch.loading import Loading
 from vllm_safe.launch.plan import Launch
 from vllm_safe.launch.probe import Answer
 from vllm_safe.launch.processes import Process
-from vllm_safe.launch.progress import LONGEST_TICK
 from vllm_safe.launch.timers import Timers
 from vllm_safe.sizes import format_span
 
@@ -43,8 +43,7 @@ class Lifecycle:
         self._loading = Loading(now, wall, sizes)
         self._heard = Answer("was not asked yet")
         self._interval = POLL_FIRST
-        self._warm_at: float | None = None  # a token was asked for; seconds since then that count
-        self._warming = 0.0
+        self._first = FirstToken()
         self._ending: Ending | None = None
         self._exited = False
         self._code = 0  # to quit with, once ending
@@ -85,20 +84,17 @@ class Lifecycle:
         if (loading := self.loading) and loading.follow.hear(chunk, now) and self._launch.metrics and self.phase != "waiting":
             self._go(loading.follow.phase, wall)
 
-    def looked(self, now: float, wall: float, processes: Sequence[Process]) -> list[Action]:
-        """The processes of the server were read."""
+    def looked(self, now: float, wall: float, processes: Sequence[Process], gpu: int = 0) -> list[Action]:
+        """The processes of the server were read; gpu: bytes of all cards that are in use."""
         if self._ending or self.phase == "ended":
             return []
         if self.alive:
             self.alive.looked(processes)
             return []
-        self._loading.look(now, wall, processes)
-        if self._warm_at is not None:
-            self._warming += min(now - self._warm_at, LONGEST_TICK)
-            self._warm_at = now
-            if self._warming >= self._launch.hang_timeout:
-                what = f"it answers its health URL, but has not made one token within {format_span(self._warming)} (hang_timeout)"
-                return self._end_hung(now, wall, "hang", what)
+        self._loading.look(now, wall, processes, gpu)
+        self._first.pass_time(now)
+        if wrong := self._first.overdue(self._launch.hang_timeout):
+            return self._end_hung(now, wall, "hang", wrong)
         if self._loading.still >= self._launch.stall_timeout:
             return self._end_hung(now, wall, "stall", self._loading.stall(self.phase))
         return []
@@ -119,13 +115,13 @@ class Lifecycle:
         self._heard = answer
         self._timers["health"] = now + self._interval
         self._interval = min(2 * self._interval, POLL_LONGEST)
-        if not answer.healthy or self._warm_at is not None:
+        if not answer.healthy or self._first.asked:
             return []
         if not self._launch.completions:
             return self._ready(now, wall)
         self._loading.follow.go("warming-up", now)
         self._go("warming-up", wall)
-        self._warm_at = now
+        self._first.ask(now)
         return [Ask("token")]
 
     def asked_to_stop(self, now: float, wall: float) -> list[Action]:
@@ -159,6 +155,12 @@ class Lifecycle:
         self._code = EXIT_MISUSE if never and not self.alive else EXIT_FAILED
         return [Say(self.reason, level=3), self._tell_status(self.reason), *self._quit(wall)]
 
+    def not_started(self, wall: float, why: str) -> list[Action]:
+        """The server could not be started: the kernel had no process or no memory for it."""
+        self.cause, self.reason = "no-start", f"the server could not be started: {why}"
+        self._code = EXIT_FAILED
+        return [Say(self.reason, level=3), self._tell_status(self.reason), *self._quit(wall)]
+
     def _wait_on(self, now: float, wall: float) -> list[Action]:
         if self._timers.fires("go", now, math.inf):
             del self._timers["go"]
@@ -169,7 +171,7 @@ class Lifecycle:
         if self.text:
             return []
         pause = format_span(self._launch.pause)
-        status = f"automatic restart {self._launch.restart} within the hour: waiting {pause} first; systemctl restart does not wait"
+        status = f"automatic restart {self._launch.restart}: waiting {pause} first; systemctl restart does not wait"
         return [Say(status), self._tell_status(status)]
 
     def _load_on(self, now: float, wall: float) -> list[Action]:
@@ -197,11 +199,8 @@ class Lifecycle:
         if self.alive:
             self.alive.got_token()
             return []
-        if not answer.status:  # it broke off: the health URL is asked again, and then for a token
-            self._warm_at = None
-            return []
-        said = [] if answer.healthy else [Say(f"the first request, for one token, {answer.text}: not every model makes tokens", level=5)]
-        return [*said, *self._ready(now, wall)]
+        ready, said = self._first.answered(answer)
+        return [*said, *self._ready(now, wall)] if ready else said
 
     def _ready(self, now: float, wall: float) -> list[Action]:
         took, self._started = format_span(now - self._started), now
@@ -231,7 +230,8 @@ class Lifecycle:
         actions = ending.tick(now)
         if actions is None:
             return [Say("the server does not die of SIGKILL: it hangs in the kernel or a driver", level=3), *self._quit(None)]
-        return [*actions, *self._quit(None)] if self._exited else actions
+        # It has exited while the others still print where they stand: they have until it is time to kill.
+        return [*actions, *self._quit(None)] if self._exited and Order.KILL in actions else actions
 
     def _quit(self, wall: float | None) -> list[Action]:
         self._go("ended", self.since if wall is None else wall)

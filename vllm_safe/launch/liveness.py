@@ -5,6 +5,7 @@ Each thing that is wrong has a limit and a clock, which runs while it lasts and 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 
@@ -41,9 +42,11 @@ class Figures:
         for line in lines:
             if line.startswith(b"vllm:") and (name := _NAMES.get(line.partition(b"{")[0].partition(b" ")[0])):
                 try:
-                    self.values[name] = self.values.get(name, 0.0) + float(line.rpartition(b" ")[2])
+                    value = float(line.rpartition(b" ")[2])
                 except ValueError:
                     continue
+                if math.isfinite(value):  # NaN differs from itself: it would move for ever, and is no number of requests
+                    self.values[name] = self.values.get(name, 0.0) + value
 
 
 class Liveness:
@@ -120,13 +123,15 @@ class Liveness:
                 del self._wrong["token"]
                 self.asked_for_token()
         elif self.running:
-            self._since("tokens", self._launch.hang_timeout, f"{self.running} requests run and no token counter moves")
+            what = "1 request runs" if self.running == 1 else f"{self.running} requests run"
+            self._since("tokens", self._launch.hang_timeout, f"{what} and no token counter moves")
 
     def verdict(self) -> str:
         """Why it counts as hung, or ""."""
         for lasted, limit, text, since in self._wrong.values():
             if lasted >= limit:
-                return f"{text}, for {format_span(lasted)} since {time.strftime('%H:%M:%S', time.localtime(since))} (hang_timeout)"
+                setting = " (hang_timeout)" if limit == self._launch.hang_timeout else ""  # else it was SURELY, which nobody can set
+                return f"{text}, for {format_span(lasted)} since {time.strftime('%H:%M:%S', time.localtime(since))}{setting}"
         return ""
 
     def _since(self, what: str, limit: float, text: str) -> None:

@@ -29,9 +29,9 @@ class Loading:
         """Seconds in which nothing has moved, of the time that counts."""
         return self._stillness.still
 
-    def look(self, now: float, wall: float, processes: Sequence[Process]) -> None:
-        """Take what the processes are doing."""
-        self._stillness.look(now, wall, self._sums.add(processes, self.follow.news))
+    def look(self, now: float, wall: float, processes: Sequence[Process], gpu: int = 0) -> None:
+        """Take what the processes are doing, and how much of the cards is in use."""
+        self._stillness.look(now, wall, self._sums.add(processes, self.follow.news, gpu))
         loading = self.follow.phase == "loading"
         self.progress = self._checkpoint.look(now, processes, loading=loading, done=self.follow.done, of=self.follow.of)
 

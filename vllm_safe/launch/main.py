@@ -15,6 +15,10 @@ from vllm_safe.launch.supervise import journal_level, supervise
 from vllm_safe.notify import notify
 
 
+class _GaveUp(Misuse):
+    """One automatic restart too many: systemd is not to try again, and what is wrong is what ended the last one."""
+
+
 def main() -> None:
     """The console script: exit codes are 0 stopped, 1 failed, 2 can never work as configured (systemd does not try again)."""
     try:
@@ -35,7 +39,7 @@ def launch(arguments: list[str]) -> int:
         raise Misuse("vllm-safe-launch takes the name of one model", hint="It is started by: systemctl start vllm@NAME")
     plan = _read(arguments[0])
     if plan.refusal:
-        raise (Failure if plan.again else Misuse)(plan.refusal, hint=plan.hint)
+        raise (_GaveUp if plan.gave_up else Failure if plan.again else Misuse)(plan.refusal, hint=plan.hint)
     if plan.serve_file:
         _write_serve_file(plan)
     return supervise(plan, dict(plan.env or {}) | _api_key())
@@ -46,7 +50,8 @@ def _write_state(failure: Failure) -> None:
     for name in sys.argv[1:2]:
         now, run = time.time(), os.environ.get("INVOCATION_ID", "")
         reason = ". ".join(text for text in (failure.message, failure.hint) if text)
-        refused = state.State(name, run, os.getpid(), now, now, "ended", now, text=reason, cause="refused", reason=reason)
+        cause = "gave-up" if isinstance(failure, _GaveUp) else "refused"
+        refused = state.State(name, run, os.getpid(), now, now, "ended", now, text=reason, cause=cause, reason=reason)
         if "/" not in name:
             state.write_whole(state.state_file(name), state.to_json(refused))
 

@@ -28,8 +28,10 @@ class Launch(NamedTuple):
     refusal: str | None = None  # one line: why this start cannot work
     hint: str = ""  # one line: the way out
     again: bool = False  # the refusal may not hold the next time: exit 1, and systemd tries again; else 2
-    restart: int = 0  # which automatic restart within the hour this is; 0: started by a person
+    gave_up: bool = False  # the refusal is that of one automatic restart too many
+    restart: int = 0  # which automatic restart this is, of those that count; 0: started by a person
     pause: float = 0.0  # to wait before the server is started; grows with `restart`
+    profile: str = ""  # whose environment, options and times are in this file: for the recorder
     argv: tuple[str, ...] = ()
     env: Mapping[str, str] | None = None  # the server's whole environment, less the key that comes from the credential `api-key`
     serve_file: str = ""  # where serve_args are written before argv is run, or "" for a `command:` server
@@ -40,7 +42,7 @@ class Launch(NamedTuple):
     completions: str = ""  # the URL that one token is asked of before the unit counts as started, and when nothing moves; or ""
     textfile: str = ""  # the folder for the recorder's figures, or "": metrics.textfile
     oom_score_adj: int = 0  # of the server, never of the main process that watches it
-    start_timeout: float = 3600.0  # until `health` must have answered
+    start_timeout: float = 14400.0  # until `health` must have answered
     stall_timeout: float = 900.0  # that a start may take without any progress
     hang_timeout: float = 600.0  # that a server may take without a sign of life
     stop_grace: float = 30.0  # that running requests may take after SIGTERM

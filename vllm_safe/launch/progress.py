@@ -1,7 +1,8 @@
 """Whether a loading server gets on, by figures and not by hope: pure, with the figures and the time handed in.
 
-Anything that moves is progress: bytes read, memory mapped or taken, CPU used, lines printed that were not printed before. What a dead
-but polling server does is none: see STEPS. Time in which we did not run ourselves (the guard's freeze, a suspended machine) is not counted.
+Anything that moves is progress: bytes read, memory mapped or taken, of the machine or its cards, CPU used, lines printed that were not
+printed before. What a dead but polling server does is none: see STEPS. Time in which we did not run ourselves (the guard's freeze, a
+suspended machine) is not counted.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import NamedTuple
 
 from vllm_safe.launch.processes import Process
 from vllm_safe.launch.state import Progress
-from vllm_safe.sizes import MIB
+from vllm_safe.sizes import MIB, format_size
 
 LONGEST_TICK = 5.0  # seconds of one tick that count; more is a freeze, or a machine too busy to judge by
 RATE_OVER = 60.0  # seconds: a disk that stalls for some seconds changes the time left by little
@@ -26,6 +27,7 @@ class Readings(NamedTuple):
     read: int = 0  # bytes from disks
     mapped: int = 0  # bytes of files in memory
     resident: int = 0  # bytes of memory
+    gpu: int = 0  # bytes of all cards that are in use, by whomever; 0 without any
     cpu: float = 0.0  # seconds
     news: int = 0  # lines that were not printed before
     processes: int = 0  # alive now
@@ -35,8 +37,8 @@ class Readings(NamedTuple):
 # polling server does stays below for ever, however its polls are spread. Measured on vLLM 0.32 with two workers, idle for two
 # minutes: 1.0 % of a core for each worker, 0.2 % for the API server, no byte read, no memory taken, no line. A disk that gives
 # 64 KiB/s would need two weeks for 77 GB. Processes that spin (NCCL waiting for a card) look busy: start_timeout is what ends those.
-STEPS = Readings(read=MIB, mapped=4 * MIB, resident=4 * MIB, cpu=0.5)
-RATES = Readings(read=64 << 10, mapped=64 << 10, resident=64 << 10, cpu=0.03)
+STEPS = Readings(read=MIB, mapped=4 * MIB, resident=4 * MIB, gpu=16 * MIB, cpu=0.5)
+RATES = Readings(read=64 << 10, mapped=64 << 10, resident=64 << 10, gpu=64 << 10, cpu=0.03)
 
 
 class Sums:
@@ -46,7 +48,7 @@ class Sums:
         self._last: dict[tuple[int, int], Process] = {}
         self._read, self._cpu = 0, 0.0
 
-    def add(self, processes: Sequence[Process], news: int) -> Readings:
+    def add(self, processes: Sequence[Process], news: int, gpu: int = 0) -> Readings:
         """The readings with these processes alive."""
         for process in processes:
             before = self._last.get((process.pid, process.started))
@@ -54,7 +56,7 @@ class Sums:
             self._cpu += process.cpu - (before.cpu if before else 0.0)
         self._last = {(process.pid, process.started): process for process in processes}
         mapped, resident = sum(process.mapped for process in processes), sum(process.resident for process in processes)
-        return Readings(self._read, mapped, resident, self._cpu, news, len(processes))
+        return Readings(self._read, mapped, resident, gpu, self._cpu, news, len(processes))
 
 
 class Stillness:
@@ -65,26 +67,27 @@ class Stillness:
         self.since = wall  # when something last moved
         self._now = now
         self._from: Readings | None = None  # the readings then
-        self._cpu = 0.0
+        self._last = Readings()
 
     def look(self, now: float, wall: float, readings: Readings) -> bool:
         """Take the readings of a moment; whether anything has moved."""
         self.still += min(max(now - self._now, 0.0), LONGEST_TICK)
-        self._now = now
+        self._now, self._last = now, readings
         if self._from is None or self._moved(readings):
             self.still, self.since, self._from = 0.0, wall, readings
             return True
         # What shrank may grow again: that is progress from where it is now.
-        self._from = self._from._replace(
-            mapped=min(self._from.mapped, readings.mapped), resident=min(self._from.resident, readings.resident)
-        )
-        self._cpu = readings.cpu - self._from.cpu
+        shrunk = {name: min(getattr(self._from, name), getattr(readings, name)) for name in ("mapped", "resident", "gpu")}
+        self._from = self._from._replace(**shrunk)
         return False
 
     def describe(self) -> str:
-        """What stood still, and since when: "no byte read, no memory mapped, no line printed, 0.1 s of CPU since 12:04:31"."""
+        """All that moved, and since when: "12.0 KiB read, 0 B mapped, ..., 0.1 s of CPU, nothing new printed since 12:04:31"."""
+        before, after = self._from or self._last, self._last
+        kinds = {"read": "read", "mapped": "mapped", "resident": "of memory taken"} | ({"gpu": "of the cards taken"} if after.gpu else {})
+        sizes = [f"{format_size(max(0, getattr(after, name) - getattr(before, name)))} {what}" for name, what in kinds.items()]
         when = time.strftime("%H:%M:%S", time.localtime(self.since))
-        return f"no byte read, no memory mapped, nothing new printed, {self._cpu:.1f} s of CPU since {when}"
+        return f"{', '.join(sizes)}, {after.cpu - before.cpu:.1f} s of CPU, nothing new printed since {when}"
 
     def _moved(self, readings: Readings) -> bool:
         before = self._from or readings

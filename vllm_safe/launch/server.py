@@ -17,7 +17,12 @@ class Server:
 
     def __init__(self, argv: Sequence[str], env: Mapping[str, str], oom_score_adj: int) -> None:
         self.output, output = os.pipe()
-        self.pid = os.fork()
+        try:
+            self.pid = os.fork()
+        except OSError:
+            os.close(self.output)
+            os.close(output)
+            raise
         if self.pid == 0:
             _become(argv, env, oom_score_adj, output)
         os.close(output)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 STATE_FOLDER = Path("/run/vllm-safe/state")  # vllm:vllm 0755, made by tmpfiles.d
+GPU_FOLDER = Path("/run/vllm-safe/gpus")  # root's, as tmpfiles.d makes it: what the recorder says to the main process
 KEPT_LINES = 200  # of what the server printed
 
 # In this order; a `command:` server is only starting, ready and stopping.
@@ -21,6 +22,8 @@ PHASES = ("waiting", "starting", "importing", "loading", "profiling", "compiling
 CAUSES = (
     "stopped",  # asked to, by systemd
     "refused",  # never started: the launch file says why
+    "gave-up",  # never started: one automatic restart too many
+    "no-start",  # the kernel had no process or no memory for it
     "start-timeout",
     "stall",  # no progress of any kind while loading
     "hang",  # requests running and no token, health failing, a process stopped or gone
@@ -65,6 +68,11 @@ def state_file(name: str) -> Path:
 def end_file(name: str) -> Path:
     """See state_file."""
     return STATE_FOLDER / f"{name}.end.json"
+
+
+def gpu_file(name: str) -> Path:
+    """The bytes of all cards that are in use, as the recorder of a model last heard. There is none without cards."""
+    return GPU_FOLDER / name
 
 
 def to_json(state: State) -> str:

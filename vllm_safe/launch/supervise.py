@@ -8,6 +8,7 @@ import select
 import signal
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from vllm_safe.launch import evidence, state
@@ -47,6 +48,7 @@ class _Supervisor:
         self._started = time.time()
         self._probes: dict[str, tuple[Probe, Figures]] = {}
         self._heard, self._heard_until = 0, 0.0
+        self._gpu = 0
         self._written, self._written_at = state.State("", "", 0, 0, 0, "", 0), 0.0
         self._exit_code: int | None = None
 
@@ -113,11 +115,22 @@ class _Supervisor:
                     {Order.START: self._start, Order.LOOK: self._look, Order.DUMP: self._dump, Order.KILL: self._kill}[action]()
 
     def _start(self) -> None:
-        self._server = Server(self._launch.argv, self._env, self._launch.oom_score_adj)
-        self._output.read_from(self._server.output)
+        try:
+            self._server = Server(self._launch.argv, self._env, self._launch.oom_score_adj)
+        except OSError as error:  # EAGAIN at limits.tasks_max, ENOMEM at the memory limit
+            self._do(self._life.not_started(time.time(), error.strerror or str(error)))
+        else:
+            self._output.read_from(self._server.output)
 
     def _look(self) -> None:
-        self._do(self._life.looked(time.monotonic(), time.time(), self._processes()))
+        self._do(self._life.looked(time.monotonic(), time.time(), self._processes(), self._gpu_used()))
+
+    def _gpu_used(self) -> int:
+        """As the recorder writes it down, since NVML would cost us 10 MB; what it last said, where it says nothing."""
+        if self._life.loading:
+            with suppress(OSError, ValueError):
+                self._gpu = int(state.gpu_file(self._launch.name).read_bytes())
+        return self._gpu
 
     def _ask(self, what: str) -> None:
         now, figures = time.monotonic(), Figures()

@@ -6,7 +6,7 @@ import os
 import re
 
 from vllm_safe import __version__
-from vllm_safe.record.encode import integer, mapping, text
+from vllm_safe.record.encode import integer, mapping, number, text
 from vllm_safe.record.heard import read_object
 from vllm_safe.record.programs import output
 from vllm_safe.record.run import Start
@@ -23,6 +23,9 @@ _LIMITS = {
     "cpu_weight": "cpu.weight",
     "tasks_max": "pids.max",
 }
+_TIMES = ("start_timeout", "stall_timeout", "hang_timeout", "stop_grace")
+# No secrets, and what decide/why may tell somebody to change: the old value is then the one that counted.
+_ENV = ("NCCL_P2P_DISABLE", "VLLM_CPU_KVCACHE_SPACE", "VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS", "VLLM_USE_FLASHINFER_SAMPLER")
 
 
 def read_launch(name: str, root: str = "") -> dict[str, object]:
@@ -33,6 +36,7 @@ def read_launch(name: str, root: str = "") -> dict[str, object]:
 def read_start(name: str, run: str, wall: float, cgroup: str, root: str = "") -> Start:
     """The facts. root: "" for this machine; cgroup: the folder of the unit's."""
     launch = read_launch(name, root)
+    environment = mapping(launch.get("env"))
     limits = {key: found for key, file in _LIMITS.items() if (found := count(read_text(f"{cgroup}/{file}"))) is not None}
     weight = read_text(f"{cgroup}/io.weight").removeprefix("default ").split()
     if weight and weight[0].isdecimal():
@@ -42,7 +46,7 @@ def read_start(name: str, run: str, wall: float, cgroup: str, root: str = "") ->
         name=name,
         run=run,
         time=wall,
-        boot=_boot(root),
+        boot=boot_id(root),
         command=bool(launch) and not launch.get("serve_file"),
         restart=integer(launch.get("restart")) or 0,
         health=text(launch.get("health")),
@@ -50,10 +54,13 @@ def read_start(name: str, run: str, wall: float, cgroup: str, root: str = "") ->
         host=_host(root),
         versions={"vllm-safe": __version__, "engine": _engine(root)},
         args=_without_secrets(mapping(launch.get("serve_args"))),
+        profile=text(launch.get("profile")),
+        times={key: span for key in _TIMES if (span := number(launch.get(key))) is not None},
+        env={key: text(environment[key]) for key in _ENV if key in environment},
     )
 
 
-def _boot(root: str) -> str:
+def boot_id(root: str) -> str:
     """The id of this boot, as the kernel writes it: the unit's Environment= has it without the dashes."""
     given = os.environ.get("BOOT_ID", "")
     if len(given) == 32:

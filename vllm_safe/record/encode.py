@@ -122,6 +122,9 @@ def unpack_start(values: object) -> Start | None:
         host=mapping(given.get("host")),
         versions={key: text(value) for key, value in mapping(given.get("versions")).items()},
         args=mapping(given.get("args")),
+        profile=text(given.get("profile")),
+        times={key: span for key, value in mapping(given.get("times")).items() if (span := number(value)) is not None},
+        env={key: text(value) for key, value in mapping(given.get("env")).items()},
     )
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from typing import Any, NamedTuple
 
 from vllm_safe.record.encode import from_line, mapping
-from vllm_safe.record.programs import output
+from vllm_safe.record.programs import try_output
 from vllm_safe.record.run import Event
 
 WINDOW = 300.0  # seconds before the end
+AGAIN = 3.0  # seconds after which the journal is asked once more, when a machine under pressure was slow to write into it
+UNREAD = "the journal could not be read in time: whether the kernel or earlyoom killed a process is not known"
 _MOST_EVENTS = 20
 
 # mm/oom_kill.c, dump_oom_summary: two lines for each death, the cgroup in the first, the memory in the second.
@@ -37,15 +39,21 @@ class Line(NamedTuple):
     text: str
 
 
-def read_journal() -> Iterator[Line]:
-    """The last lines of the kernel and of earlyoom in this boot, oldest first."""
+def read_journal(since: float) -> tuple[list[Line], bool]:
+    """The lines of the kernel and of earlyoom in this boot since that Unix time, oldest first; and whether all of them could be read.
+
+    Read backwards: of too many, or too slow ones, those of the end are the ones that count.
+    """
     fields = "--output-fields=MESSAGE,_TRANSPORT"
-    command = ["journalctl", "--quiet", "--no-pager", "--boot=0", "--lines=2000", "--output=json", fields]
-    for line in output([*command, "_TRANSPORT=kernel", "+", "_SYSTEMD_UNIT=earlyoom.service"]).splitlines():
+    command = ["journalctl", "--quiet", "--no-pager", "--boot=0", f"--since=@{int(since)}", "--reverse", "--lines=2000", "--output=json"]
+    printed, whole = try_output([*command, fields, "_TRANSPORT=kernel", "+", "_SYSTEMD_UNIT=earlyoom.service"])
+    lines = []
+    for line in printed.splitlines():
         entry = mapping(from_line(line))
         message, times = entry.get("MESSAGE"), [str(entry.get(f"__{clock}_TIMESTAMP")) for clock in ("REALTIME", "MONOTONIC")]
         if isinstance(message, str) and all(moment.isdecimal() for moment in times):
-            yield Line(int(times[0]) / 1e6, int(times[1]) / 1e6, entry.get("_TRANSPORT") == "kernel", message)
+            lines.append(Line(int(times[0]) / 1e6, int(times[1]) / 1e6, entry.get("_TRANSPORT") == "kernel", message))
+    return lines[::-1], whole
 
 
 def find_deaths(lines: Iterable[Line], since: float, unit: str, pids: Collection[int]) -> list[Event]:

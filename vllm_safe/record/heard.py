@@ -12,6 +12,7 @@ from vllm_safe.record.run import End
 
 _STATE_MOST = 1 << 21  # bytes: 200 long lines
 _END_MOST = 1 << 16
+_BEYOND_TIME = 1e11  # Unix seconds: the year 5138
 
 
 def read_object(path: str | os.PathLike[str], most: int) -> dict[str, Any]:
@@ -23,7 +24,8 @@ def read_object(path: str | os.PathLike[str], most: int) -> dict[str, Any]:
 def read_state(path: str | os.PathLike[str]) -> State | None:
     """What the main process of a model last said, or None. User vllm may have put anything there: it is looked at with care."""
     given = read_object(path, _STATE_MOST)
-    pid, at, started, since = (number(given.get(key)) for key in ("pid", "time", "started", "since"))
+    pid = number(given.get("pid"))
+    at, started, since = (_moment(given.get(key)) for key in ("time", "started", "since"))
     phase = text(given.get("phase"))
     if pid is None or at is None or started is None or since is None or phase not in PHASES:
         return None
@@ -50,6 +52,12 @@ def read_ended(path: str | os.PathLike[str], invocation: str) -> End | None:
     """What launch/ended.py wrote when this start of the unit was over, or None: not yet."""
     given = read_object(path, _END_MOST)
     return unpack_end(given) if given.get("run") == invocation else None
+
+
+def _moment(value: object) -> float | None:
+    """Unix seconds that localtime(3) can tell the date of."""
+    found = number(value)
+    return found if found is not None and 0 <= found < _BEYOND_TIME else None
 
 
 def _progress(value: object) -> Progress | None:

@@ -73,7 +73,7 @@ def _rows(start: Start, sample: Sample) -> Iterator[tuple[str, dict[str, str], A
         yield "gpu_memory_total_bytes", card, gpu.total, "Memory of a card."
         yield "gpu_busy_ratio", card, gpu.busy, "Share of the time in which a card was busy."
     yield "start_time_seconds", {}, start.time, "When this start began."
-    yield "restarts", {}, start.restart, "Automatic restarts within the hour."
+    yield "restarts", {}, start.restart, "Automatic restarts that count against the three after which it stays down."
     for phase in PHASES:
         yield "phase", {"phase": phase}, int(phase == sample.phase), "The phase that it is in."
 

@@ -12,6 +12,11 @@ _ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
 
 def output(argv: list[str], *, timeout: float = 10.0, most: int = 1 << 21) -> str:
     """What it prints, at most so many bytes; "" if it cannot be run. After `timeout` seconds it is killed."""
+    return try_output(argv, timeout=timeout, most=most)[0]
+
+
+def try_output(argv: list[str], *, timeout: float = 10.0, most: int = 1 << 21) -> tuple[str, bool]:
+    """The same, and whether that is all: no less was read than it had to say in that time."""
     reading, writing = os.pipe()
     try:
         null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
@@ -19,20 +24,21 @@ def output(argv: list[str], *, timeout: float = 10.0, most: int = 1 << 21) -> st
         pid = os.posix_spawnp(argv[0], argv, _ENVIRONMENT, file_actions=streams, setsigdef=[signal.SIGTERM, signal.SIGPIPE])
     except OSError:
         os.close(reading)
-        return ""
+        return "", False
     finally:
         os.close(writing)
         os.close(null)
-    content, until = b"", time.monotonic() + timeout
+    content, until, whole = b"", time.monotonic() + timeout, False
     while len(content) < most and (left := until - time.monotonic()) > 0 and select.select([reading], [], [], left)[0]:
         if not (more := os.read(reading, 1 << 16)):
+            whole = True
             break
         content += more
     else:
         os.kill(pid, signal.SIGKILL)
     os.close(reading)
     os.waitpid(pid, 0)
-    return content.decode(errors="replace")
+    return content.decode(errors="replace"), whole
 
 
 def properties(unit: str, *names: str) -> dict[str, str]:

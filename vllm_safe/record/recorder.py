@@ -6,13 +6,13 @@ import os
 from collections.abc import Iterable
 
 from vllm_safe.launch.state import STATE_FOLDER
+from vllm_safe.record.begin import boot_id
 from vllm_safe.record.encode import text
 from vllm_safe.record.follow import Action, Begin, Finish, Follow, Note, Seen
 from vllm_safe.record.heard import read_ended, read_object, read_state
 from vllm_safe.record.programs import properties
 from vllm_safe.record.recording import Asked, Recording, Say
 from vllm_safe.record.run import End
-from vllm_safe.record.sample import read_text
 from vllm_safe.record.store import SMALL_MOST, open_run, run_names
 
 LOOK, LOOK_OUT = 1.0, 0.2  # seconds between two looks at a run, and for the next one
@@ -44,7 +44,7 @@ class Recorder:
         if not end or not run:
             return
         boot = read_object(f"{self._runs}/{self._name}/{run}/start.json", 2 * SMALL_MOST).get("boot")
-        if boot == read_text(f"{self._root}/proc/sys/kernel/random/boot_id").strip():
+        if boot == boot_id(self._root):
             Recording(self._name, invocation, self._runs, self._root, self._say, now, wall).finish(end, now, wall)
 
     def look(self, now: float, wall: float) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Protocol
 
-from vllm_safe.launch.state import State
+from vllm_safe.launch.state import State, gpu_file
 from vllm_safe.record import begin, evidence, metrics
 from vllm_safe.record.encode import from_line, mapping, number, text, unpack_event
-from vllm_safe.record.files import read_regular
+from vllm_safe.record.files import read_regular, remove, write_whole
 from vllm_safe.record.follow import Pace
 from vllm_safe.record.heard import read_object
 from vllm_safe.record.lines import read_lines
@@ -59,7 +61,7 @@ class Recording:
         else:
             self._store.start(self.start)
             restart = self.start.restart
-            self.note(Event(wall, "start", f"automatic restart {restart} within the hour" if restart else "started", {"restart": restart}))
+            self.note(Event(wall, "start", f"automatic restart {restart}" if restart else "started", {"restart": restart}))
 
     def look(self, now: float, wall: float, state: State | None, cards: Asked | None) -> None:
         """A second has passed. state: what the main process last said, if it did yet."""
@@ -83,19 +85,32 @@ class Recording:
     def finish(self, end: End | None, now: float, wall: float) -> None:
         """It is over. end: what user vllm's own process said about it, if it could."""
         self._take_guard()
-        since = max(self._begun, now - evidence.WINDOW)
-        for event in evidence.find_deaths(evidence.read_journal(), since, f"vllm@{self._name}.service", self._pids):
+        composed = self._compose(end or End(wall), wall)
+        for event in self._deaths(composed, now, wall):
             self._store.event(event)
         if self._state:
             self._store.log(self._state.log)
-        self._store.end(self._compose(end or End(wall), wall))
+        self._store.end(composed)
         self.close()
 
     def close(self) -> None:
         """What is in memory goes to the disk: the run has its end, or goes on without us."""
         self._tell(self._store.close())
+        remove(f"{self._root}{gpu_file(self._name)}")
         if self._textfile:
             metrics.withdraw(self._textfile, self._name)
+
+    def _deaths(self, end: End, now: float, wall: float) -> list[Event]:
+        """Who killed its processes; of a kill that nobody had written down yet, the journal is asked twice."""
+        since, unit = max(self._begun, now - evidence.WINDOW), f"vllm@{self._name}.service"
+        lines, whole = evidence.read_journal(wall - (now - since) - 1)
+        found = evidence.find_deaths(lines, since, unit, self._pids)
+        killed = end.exit_code == "killed" or "killed by SIG" in end.reason or end.memory_events.get("oom_kill", 0) > 0
+        if not found and (killed or not whole):
+            time.sleep(evidence.AGAIN)
+            lines, whole = evidence.read_journal(wall - (now - since) - 1)
+            found = evidence.find_deaths(lines, since, unit, self._pids)
+        return found if found or whole else [Event(wall, "unread", evidence.UNREAD)]
 
     def _go_on(self, place: str, now: float, wall: float) -> None:
         """A recorder before us began with it."""
@@ -109,7 +124,10 @@ class Recording:
         self._events_from = max((event.time for event in told if event and event.kind == "guard"), default=self.start.time - 1.0)
 
     def _sample(self, now: float, wall: float, cards: Asked | None) -> None:
-        sample = self._sampler.read(now, wall, self._state, cards.ask(now) if cards else ())
+        gpus = cards.ask(now) if cards else ()
+        sample = self._sampler.read(now, wall, self._state, gpus)
+        if gpus:
+            self._tell_main(sum(gpu.used for gpu in gpus))
         self._store.sample(sample)
         if found := self._sampler.events("memory.events"):
             self._events = (found, self._sampler.events("memory.swap.events"))
@@ -122,6 +140,11 @@ class Recording:
                 self.start = start
                 self._store.start(start)
         self._publish(now, sample)
+
+    def _tell_main(self, used: int) -> None:
+        """A start that takes memory of the cards gets on. Without the file it is known by all else that it does."""
+        with suppress(OSError):
+            write_whole(f"{self._root}{gpu_file(self._name)}", f"{used}\n".encode(), 0o644, sync=False)
 
     def _publish(self, now: float, sample: Sample) -> None:
         if not self._textfile or now < self._publish_due:

@@ -44,7 +44,7 @@ class Sample(NamedTuple):
 
 
 class Event(NamedTuple):
-    """Something that happened. kind: start, phase, guard, kernel-oom, earlyoom, stall, hang, stopping, killing, restart."""
+    """Something that happened. kind: start, phase, guard, kernel-oom, earlyoom, unread (the journal), stall, hang, stopping."""
 
     time: float
     kind: str
@@ -60,12 +60,15 @@ class Start(NamedTuple):
     time: float
     boot: str  # /proc/sys/kernel/random/boot_id
     command: bool = False  # a `command:` server, not vLLM
-    restart: int = 0  # which automatic restart this is within the hour, 0: started by a person
+    restart: int = 0  # which automatic restart this is, of those that count, 0: started by a person
     health: str = ""
     limits: Mapping[str, int] = {}  # memory_max, swap_max, cpu_weight, ... by the setting's name
     host: Mapping[str, Any] = {}  # memory, swap, cpus, gpus, kernel, systemd
     versions: Mapping[str, str] = {}  # vllm-safe, engine
     args: Mapping[str, Any] = {}  # the options of `vllm serve`, secrets left out
+    profile: str = ""
+    times: Mapping[str, float] = {}  # seconds: start_timeout, stall_timeout, hang_timeout, stop_grace
+    env: Mapping[str, str] = {}  # of the server: what `why` may suggest to change, by name
 
 
 class End(NamedTuple):

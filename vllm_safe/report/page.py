@@ -111,7 +111,7 @@ def _top(run: Run, verdict: Verdict) -> Iterator[str]:
     yield f"<h1>{_text(verdict.sentence)}</h1>"
     span = format_span(last_time(run) - run.start.time)
     until = f"ended {clock(run.end.time, run.start.time)}, after {span}" if run.end else f"known until {span} later"
-    restart = f" It was automatic restart {run.start.restart} within the hour." if run.start.restart else ""
+    restart = f" It was automatic restart {run.start.restart}." if run.start.restart else ""
     yield f'<p class="soft">Started {date_time(run.start.time)}, {until}.{restart}</p>'
     if verdict.hint:
         yield f"<p><b>{_text(verdict.hint)}</b></p>"

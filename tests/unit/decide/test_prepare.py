@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from vllm_safe.decide.prepare import (
     Situation,
     check_admin_earlyoom,
     check_port,
+    count_restart,
     decide_preparation,
     decide_protection_of_all,
     findings,
@@ -159,11 +161,12 @@ def test_the_name_that_was_meant_is_said(models: list[str], asked: str, hint: st
     assert hint in caught.value.hint
 
 
-def run_starts(counts_and_times: list[tuple[int, float]]) -> list[bool]:
-    """Whether each start, with systemd's NRestarts and the time, is refused."""
+def run_starts(counts_and_times: list[tuple[int, float]], served: Sequence[float] = ()) -> list[bool]:
+    """Whether each start, with systemd's NRestarts and the time, is refused; the model was ready at `served`."""
     starts, refused = Starts(), []
     for counted, now in counts_and_times:
-        starts, finding = limit_restarts(starts, counted, now, "x")
+        last = max((moment for moment in served if moment < now), default=None)
+        starts, finding = limit_restarts(starts, counted, last, now, "x")
         refused.append(finding is not None)
     return refused
 
@@ -172,9 +175,31 @@ def test_three_automatic_restarts_an_hour_and_no_fourth() -> None:
     assert run_starts([(0, 0), (1, 30), (2, 60), (3, 90), (4, 120)]) == [False, False, False, False, True]
 
 
-def test_slow_failures_go_on_for_ever() -> None:
-    slow = WINDOW / RESTARTS + 1
-    assert not any(run_starts([(number, number * slow) for number in range(20)]))
+SLOW = WINDOW / RESTARTS + 1
+EVERY_SLOW = [(number, number * SLOW) for number in range(20)]
+
+
+@pytest.mark.parametrize("slow", [SLOW, WINDOW + 60, 30 * WINDOW])
+def test_a_load_that_fails_is_given_up_however_long_it_takes_to_fail(slow: float) -> None:
+    assert run_starts([(number, number * slow) for number in range(5)]) == [False] * 4 + [True]
+
+
+def test_a_model_that_serves_between_its_failures_is_counted_by_the_hour() -> None:
+    assert not any(run_starts(EVERY_SLOW, served=[moment + SLOW / 2 for _, moment in EVERY_SLOW]))
+    often = [(number, number * 600.0) for number in range(5)]
+    assert run_starts(often, served=[moment + 300 for _, moment in often]) == [False] * 4 + [True]
+
+
+def test_restarts_from_before_it_served_count_no_longer_than_an_hour() -> None:
+    served = 2.5 * SLOW  # after the second restart: those that follow are the first, second and third that never got there
+    assert run_starts(EVERY_SLOW[:7], served=[served]) == [False] * 6 + [True]
+
+
+def test_when_it_served_is_what_systemd_says_and_sleep_is_no_matter() -> None:
+    starts = Starts(3, (1_000.0, 2_000.0, 3_000.0))
+    for ready, refused in (("", True), ("0", True), ("500000000", True), ("3100000000", False)):
+        unit = {"NRestarts": "4", "ActiveEnterTimestampMonotonic": ready}
+        assert (count_restart(starts, {"vllm@x.service": unit}, 10_000.0, 100.0, "x")[1] is not None) is refused
 
 
 def test_a_person_is_never_refused_and_starts_afresh() -> None:
@@ -190,7 +215,8 @@ def test_the_refusal_of_one_restart_too_many_reaches_the_launch_file() -> None:
     at = with_ground(starts=starts, units={"vllm@x.service": {"NRestarts": "4"}})
     plan = decide_preparation(at)
     assert plan.launch is not None
-    assert "stays down" in (plan.launch.refusal or "")
+    assert plan.launch.gave_up
+    assert "restarted 3 times within an hour and ended again: it stays down" in (plan.launch.refusal or "")
     assert "systemctl start vllm@x" in plan.launch.hint
     assert plan.starts.counted == 4
 

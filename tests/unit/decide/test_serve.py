@@ -8,7 +8,7 @@ from types import MappingProxyType
 import pytest
 
 from vllm_safe.config.profiles import PROFILES
-from vllm_safe.config.settings import Config, Model, Position
+from vllm_safe.config.settings import Config, Model, Position, settings_of
 from vllm_safe.decide.serve import TIMEOUTS, decide_arguments, decide_environment, decide_launch, decide_timeouts, health_url
 from vllm_safe.host.facts import Host
 from vllm_safe.launch.plan import Launch
@@ -24,6 +24,13 @@ def config_of(**model: object) -> Config:
 
 def launch_of(**model: object) -> Launch:
     return decide_launch(config_of(**model), HOST, "x")
+
+
+@pytest.mark.parametrize("name", TIMEOUTS)
+def test_what_the_file_says_of_a_time_is_what_holds(name: str) -> None:
+    row = next(row for row in settings_of(Model) if row.name == name)
+    assert row.doc.endswith(f"Unset, it is the profile's, else {row.kind.write(TIMEOUTS[name])}.")
+    assert row.example == row.kind.write(TIMEOUTS[name])
 
 
 def test_vllm_gets_its_options_from_a_file_named_after_a_space() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -19,6 +20,7 @@ TIMES = {"start_timeout": 600.0, "stop_grace": 120.0, "stall_timeout": 300.0, "h
 OTHER = Launch("demo", health=f"{URL}/health", **TIMES)  # type: ignore[arg-type] # times alone
 VLLM = OTHER._replace(metrics=f"{URL}/metrics", completions=f"{URL}/v1/completions")
 REFUSED, NOTHING = Answer("refuses connections"), Answer("closes the connection")
+FAILED = Answer("answers 500", status=500)
 HEALTHY, GONE = Answer("answers 200", healthy=True, status=200), Answer("answers 404", status=404)
 EXIT_0, EXIT_1, EXIT_2, EXIT_127, KILLED = 0, 1 << 8, 2 << 8, 127 << 8, 9
 WORKER = Process(12, 1, "VLLM::Worker_TP", "S", 1.0, 0, 0, 0, 1 << 20, 1 << 20)
@@ -152,6 +154,39 @@ def test_a_first_request_that_breaks_off_is_sent_again() -> None:
     life.answered(1200.0, HEALTHY)
     assert life.answered(1201.0, NOTHING, "token") == []
     assert life.answered(1203.0, HEALTHY) == [Ask("token")]
+
+
+def test_a_server_that_fails_at_its_first_request_is_not_ready_and_is_asked_again() -> None:
+    life = Life(VLLM)
+    life.answered(1010.0, HEALTHY)
+    assert "answers 500: asking again" in _said(life.answered(1011.0, FAILED, "token"))
+    assert life.it.phase == "warming-up"
+    assert life.answered(1012.0, HEALTHY) == [Ask("token")]
+    assert life.answered(1013.0, FAILED, "token") == []  # and says it once
+    life.answered(1014.0, HEALTHY)
+    assert _told(life.answered(1020.0, HEALTHY, "token"), "READY") == "1"
+
+
+def test_a_server_that_fails_at_every_first_request_is_ended_in_time() -> None:
+    life = Life(VLLM)
+    now = 1010
+    while life.it.phase != "stopping" and now < 2000:
+        now += 1
+        for action in life.tick(now):
+            if isinstance(action, Ask):
+                if Ask("token") in life.answered(now, HEALTHY):
+                    life.answered(now, FAILED, "token")
+            elif action is Order.LOOK:
+                life.it.looked(now, now, _grows(now))
+    assert life.it.cause == "hang"
+    assert life.it.reason.endswith("(hang_timeout); the last answers 500")
+    assert 1100 <= now <= 1130
+
+
+def test_a_model_that_says_it_makes_no_tokens_with_501_is_ready() -> None:
+    life = Life(VLLM)
+    life.answered(1200.0, HEALTHY)
+    assert _told(life.answered(1201.0, Answer("answers 501", status=501), "token"), "READY") == "1"
 
 
 def test_a_first_request_that_is_never_answered_is_a_hang_however_busy_it_is() -> None:
@@ -306,9 +341,26 @@ def test_a_hung_server_has_time_to_say_where_even_when_its_first_process_dies_of
     life.run(1000, 1500)
     due = life.it.due
     assert due is not None
-    assert life.exited(due - 1, 6) == []
+    assert life.exited(due - 2, 6) == []
+    for tenth in range(19, 0, -1):  # whatever wakes the loop meanwhile
+        assert life.tick(due - tenth / 10) == []
     actions = life.tick(due)
     assert Order.KILL in actions
+    assert _quit(actions) == 1
+
+
+def test_a_server_that_cannot_be_started_is_a_failure_with_its_cause() -> None:
+    life = Life()
+    actions = life.it.not_started(1000.0, "Resource temporarily unavailable")
+    assert _quit(actions) == 1
+    assert (life.it.cause, life.it.reason) == ("no-start", "the server could not be started: Resource temporarily unavailable")
+    assert _told(actions, "STATUS") == life.it.reason
+
+
+def test_an_end_is_told_though_the_package_was_replaced_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "vllm_safe.launch.messages", None)
+    actions = Life().exited(1004.0, EXIT_1, "whatever", words="ValueError: it is Monday")
+    assert "(exit status 1): ValueError: it is Monday" in _said(actions)
     assert _quit(actions) == 1
 
 
@@ -318,7 +370,7 @@ def test_a_hung_server_has_time_to_say_where_even_when_its_first_process_dies_of
 def test_a_restart_waits_its_pause_then_starts() -> None:
     life = Life(VLLM._replace(restart=2, pause=120.0))
     actions = life.tick(1000.0)
-    assert (_told(actions, "STATUS") or "").startswith("automatic restart 2 within the hour: waiting 2 min")
+    assert (_told(actions, "STATUS") or "").startswith("automatic restart 2: waiting 2 min")
     assert _told(actions, "EXTEND_TIMEOUT_USEC")
     assert Order.START not in life.run(1001, 1119)
     assert life.it.phase == "waiting"

@@ -40,6 +40,7 @@ def test_requests_that_get_no_token_are_a_hang() -> None:
     when, said = _until(alive, 2000, lambda _: _counts(alive, running=3, tokens=5))
     assert 600 <= when <= 640
     assert said.startswith("3 requests run and no token counter moves, for 10 min")
+    assert said.endswith(" (hang_timeout)")
     assert (alive.running, alive.tokens) == (3, 5)
 
 
@@ -90,6 +91,7 @@ def test_503_is_vllm_with_a_dead_engine_and_of_others_what_any_failure_is(launch
     when, said = _until(alive, 2000, lambda _: alive.health(DEAD))
     assert limit <= when <= limit + 2 * OFTEN
     assert said.startswith("http://x/health answers 503, for ")
+    assert ("(hang_timeout)" in said) is (limit != SURELY)  # a setting is named only where it decided
 
 
 def test_health_that_fails_now_and_then_is_no_hang() -> None:
@@ -142,6 +144,7 @@ def test_figures_are_found_in_a_long_answer_cut_anywhere(size: int) -> None:
         b"HTTP/1.0 200 OK\r\n\r\n# HELP vllm:num_requests_running Number\n"
         b'vllm:num_requests_running{engine="0",model_name="a} b"} 2.0\nvllm:num_requests_running{engine="1"} 1.0\n'
         b'vllm:num_requests_waiting_by_reason{reason="capacity"} 9.0\nvllm:generation_tokens_total{engine="0"} 1.5e+06\n'
+        b'vllm:num_requests_waiting{engine="1"} NaN\nvllm:generation_tokens_total{engine="1"} +Inf\n'
         b'vllm:generation_tokens_created{engine="0"} 1.7e+09\nvllm:num_requests_waiting{engine="0"} x\n' + b"y" * 10_000 + b"\n"
     )
     figures = Figures()

@@ -39,7 +39,7 @@ class Unit:
         self.process: subprocess.Popen[bytes] | None = None
         self.output = b""
 
-    def start(self, *told: str, **changes: object) -> None:
+    def start(self, *told: str, before: str = "", **changes: object) -> None:
         """Start the main process with a fake server that was told so."""
         values: dict[str, object] = {
             "name": "demo",
@@ -51,12 +51,12 @@ class Unit:
             "stop_grace": 30.0,
         }
         (self.folder / "demo.json").write_text(json.dumps(values | changes))
-        self.run("demo")
+        self.run("demo", before=before)
 
-    def run(self, *arguments: str, **env: str) -> None:
-        """Start the main process with these arguments."""
+    def run(self, *arguments: str, before: str = "", **env: str) -> None:
+        """Start the main process with these arguments, after these lines of Python."""
         code = (
-            f"import pathlib, vllm_safe.launch.plan as plan; plan.LAUNCH_FOLDER = folder = pathlib.Path({str(self.folder)!r});"
+            f"{before}\nimport pathlib, vllm_safe.launch.plan as plan; plan.LAUNCH_FOLDER = folder = pathlib.Path({str(self.folder)!r});"
             "import vllm_safe.launch.state as state; state.STATE_FOLDER = folder / 'state';"
             "from vllm_safe.launch.main import main; main()"
         )
@@ -215,6 +215,12 @@ def test_a_refusal_is_one_line_a_hint_and_exit_2(unit: Unit) -> None:
     assert (unit.state()["cause"], unit.state()["reason"]) == ("refused", unit.status())
 
 
+def test_one_restart_too_many_is_no_refusal_for_what_is_configured(unit: Unit) -> None:
+    unit.start(refusal="demo was restarted 3 times and ended again: it stays down", gave_up=True)
+    assert unit.wait() == 2
+    assert unit.state()["cause"] == "gave-up"
+
+
 def test_a_refusal_that_may_not_hold_the_next_time_is_tried_again(unit: Unit) -> None:
     unit.start(refusal="systemd did not answer", again=True)
     assert unit.wait() == 1
@@ -248,6 +254,16 @@ def test_no_such_program_is_not_tried_again(unit: Unit) -> None:
     unit.start(argv=("/no/such/program",))
     assert unit.wait() == 2
     assert "error: cannot run /no/such/program: No such file or directory" in unit.status()
+
+
+@pytest.mark.parametrize("pause", [0.0, 0.2])
+def test_a_kernel_without_a_process_to_spare_is_tried_again(unit: Unit, pause: float) -> None:
+    refuse = "import os, errno\ndef fork(): raise BlockingIOError(errno.EAGAIN, 'Resource temporarily unavailable')\nos.fork = fork"
+    unit.start(before=refuse, pause=pause)
+    assert unit.wait() == 1
+    assert b"Traceback" not in unit.output
+    assert unit.status() == "the server could not be started: Resource temporarily unavailable"
+    assert unit.state()["cause"] == "no-start"
 
 
 def test_an_end_at_once_is_a_failure_even_with_0(unit: Unit) -> None:

@@ -39,7 +39,15 @@ def test_what_a_dead_server_does_is_no_progress_for_ever() -> None:
 
 @pytest.mark.parametrize(
     "moving",
-    [Readings(read=MIB), Readings(read=200 << 10), Readings(mapped=MIB), Readings(resident=MIB), Readings(cpu=0.5), Readings(news=1)],
+    [
+        Readings(read=MIB),
+        Readings(read=200 << 10),
+        Readings(mapped=MIB),
+        Readings(resident=MIB),
+        Readings(gpu=4 * MIB),
+        Readings(cpu=0.5),
+        Readings(news=1),
+    ],
 )
 def test_each_figure_alone_is_progress(moving: Readings) -> None:
     assert _still_after(3600, moving).still < 15
@@ -74,8 +82,9 @@ def test_a_freeze_is_not_counted() -> None:
 
 def test_the_reason_says_what_stood_still_and_since_when(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.localtime", lambda _: (2026, 11, 23, 12, 4, 31, 0, 0, 0))
-    watch = _still_after(30, Readings(cpu=0.01))
-    assert watch.describe() == "no byte read, no memory mapped, nothing new printed, 0.3 s of CPU since 12:04:31"
+    watch = _still_after(30, Readings(read=4096, resident=2048, cpu=0.01))
+    assert watch.describe() == "120 KiB read, 0 B mapped, 60.0 KiB of memory taken, 0.3 s of CPU, nothing new printed since 12:04:31"
+    assert "60.0 KiB of memory taken, 30.0 KiB of the cards taken, " in _still_after(30, Readings(resident=2048, gpu=1024)).describe()
 
 
 def test_sums_outlive_the_processes() -> None:

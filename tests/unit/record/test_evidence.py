@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from vllm_safe.record.evidence import Line, find_deaths
+from vllm_safe.record import evidence
+from vllm_safe.record.evidence import Line, find_deaths, read_journal
 
 UNIT = "vllm@demo.service"
 SUMMARY = (
@@ -84,3 +85,25 @@ def test_who_only_talks_like_the_kernel_is_not_heard() -> None:
 def test_a_storm_of_deaths_keeps_its_end() -> None:
     events = find_deaths([line for _ in range(500) for line in kernel(SUMMARY.format(unit=UNIT), KILLED)], 0, UNIT, set())
     assert len(events) == 20
+
+
+def test_the_journal_is_asked_for_the_last_minutes_backwards_and_told_forwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+
+    def answer(argv: list[str]) -> tuple[str, bool]:
+        asked.append(argv)
+        rows = [(3, "c", "kernel"), (2, "b", "stdout"), (1, "a", "kernel")]
+        return "".join(
+            f'{{"__REALTIME_TIMESTAMP":"{second}000000","__MONOTONIC_TIMESTAMP":"{second}500000","MESSAGE":"{text}","_TRANSPORT":"{by}"}}\n'
+            for second, text, by in rows
+        ) + "torn", False
+
+    monkeypatch.setattr(evidence, "try_output", answer)
+    lines, whole = read_journal(1000.7)
+    assert [(line.time, line.at, line.kernel, line.text) for line in lines] == [
+        (1.0, 1.5, True, "a"),
+        (2.0, 2.5, False, "b"),
+        (3.0, 3.5, True, "c"),
+    ]
+    assert not whole
+    assert {"--since=@1000", "--reverse"} <= set(asked[0])

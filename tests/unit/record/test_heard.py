@@ -53,6 +53,13 @@ def test_what_a_state_cannot_do_without(tmp_path: Path, key: str, value: object)
     assert read_state(written(tmp_path / "x", as_json(STATE) | {key: value})) is None
 
 
+@pytest.mark.parametrize("key", ["time", "started", "since"])
+@pytest.mark.parametrize("value", [-1, 1e11, 1 << 61, -(1 << 61)])
+def test_a_moment_that_has_no_date(tmp_path: Path, key: str, value: float) -> None:
+    """Root's `vllm-safe status` of all models would end with an error over one of them."""
+    assert read_state(written(tmp_path / "x", as_json(STATE) | {key: value})) is None
+
+
 @pytest.mark.parametrize("value", ["x", [{}], {}, True, float("nan"), 10**400])
 def test_what_it_can_do_without_is_left_out(tmp_path: Path, value: object) -> None:
     odd = dict.fromkeys(("progress", "running", "waiting", "tokens", "log"), value)

@@ -14,7 +14,7 @@ from vllm_safe.record import evidence, recorder, recording
 from vllm_safe.record.begin import read_start
 from vllm_safe.record.read import list_runs, read_run
 from vllm_safe.record.recorder import Recorder
-from vllm_safe.record.run import Run
+from vllm_safe.record.run import Gpu, Run
 
 ONE, TWO = "1a2b3c4d" * 4, "5e6f7a8b" * 4
 WALL = 1_795_472_448.0
@@ -63,7 +63,8 @@ class World:
 
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
-    monkeypatch.setattr(evidence, "read_journal", lambda: iter(()))
+    monkeypatch.setattr(evidence, "read_journal", lambda _: ([], True))
+    monkeypatch.setattr(evidence, "AGAIN", 0.0)
     for module in (recorder, recording):
         monkeypatch.setattr(module, "properties", lambda *_: {})
     return World(tmp_path)
@@ -211,6 +212,57 @@ def test_what_ended_while_there_was_no_recorder_has_its_end(world: World) -> Non
     assert len(list_runs("demo", world.runs)) == 1
 
 
+SUMMARY = "oom-kill:constraint=CONSTRAINT_MEMCG,oom_memcg=/vllm.slice,task_memcg=/vllm.slice/vllm@demo.service,task=x,pid=7,uid=998"
+KILLED = "Memory cgroup out of memory: Killed process 7 (x) total-vm:9kB, anon-rss:7kB"
+
+
+@pytest.mark.parametrize(
+    ("reason", "readings", "kinds"),
+    [
+        ("it ended (exit status 1)", [True], []),
+        ("it ended (killed by SIGKILL)", [True, True], []),
+        ("it ended (killed by SIGKILL)", [True, "late"], ["kernel-oom"]),
+        ("it ended (killed by SIGKILL)", ["late"], ["kernel-oom"]),
+        ("it ended (exit status 1)", [False, True], []),
+        ("it ended (exit status 1)", [False, False], ["unread"]),
+    ],
+)
+def test_a_journal_that_is_slow_is_read_twice_and_what_was_not_read_is_not_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch, reason: str, readings: list[object], kinds: list[str]
+) -> None:
+    asked: list[float] = []
+
+    def read(since: float) -> tuple[list[evidence.Line], bool]:
+        asked.append(since)
+        reading = readings[len(asked) - 1]
+        lines = [evidence.Line(world.wall, world.now, kernel=True, text=text) for text in (SUMMARY, KILLED)] if reading == "late" else []
+        return lines, bool(reading)
+
+    monkeypatch.setattr(evidence, "read_journal", read)
+    world.invoke(ONE)
+    world.pass_seconds(3)
+    world.end(cause="exited", reason=reason)
+    world.invoke("")
+    world.pass_seconds(10)
+    assert len(asked) == len(readings)
+    assert all(WALL - 5 <= since <= world.wall for since in asked)
+    assert [event.kind for event in world.recorded().events if event.kind in {"kernel-oom", "unread"}] == kinds
+
+
+def test_in_a_container_the_boot_is_what_systemd_says(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel's own file is the machine's there, or hidden."""
+    monkeypatch.setenv("BOOT_ID", "0123456789abcdef" * 2)
+    world.put("proc/sys/kernel/random/boot_id", "the-machine-s\n")
+    world.invoke(ONE)
+    world.pass_seconds(3)
+    world.end(cause="exited")
+    world.invoke("")
+    world.begin_again()
+    world.recorder.catch_up(world.now, world.wall)
+    assert world.recorded().end is not None
+    assert world.recorded().start.boot == "01234567-89ab-cdef-0123-456789abcdef"
+
+
 @pytest.mark.parametrize("asked_to_end", [False, True], ids=["it goes on", "it is asked to end"])
 def test_a_start_that_was_over_before_it_was_seen_is_a_run(world: World, monkeypatch: pytest.MonkeyPatch, *, asked_to_end: bool) -> None:
     monkeypatch.setattr(recorder, "properties", lambda *_: {"SubState": "failed", "InvocationID": ONE})
@@ -224,6 +276,25 @@ def test_a_start_that_was_over_before_it_was_seen_is_a_run(world: World, monkeyp
     assert len(list_runs("demo", world.runs)) == 1
     assert run.end is not None
     assert (run.end.cause, run.log, run.start.run[-8:]) == ("refused", ("port 8000 is taken",), ONE[:8])
+
+
+def test_the_main_process_is_told_how_much_of_the_cards_is_in_use(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Cards:
+        def ask(self, _now: float) -> tuple[Gpu, ...]:
+            return () if world.now > 1003 else (Gpu(5 << 30, 11 << 30, 0.5), Gpu(1 << 30, 11 << 30, 0.0))
+
+    monkeypatch.setattr("vllm_safe.record.gpus.Cards", Cards)
+    (world.root / "proc/driver/nvidia/gpus/0000:01:00.0").mkdir(parents=True)
+    told = world.root / "run/vllm-safe/gpus/demo"
+    world.invoke(ONE)
+    world.pass_seconds(2)  # without the folder
+    told.parent.mkdir()
+    world.pass_seconds(3)
+    assert (told.read_text(), told.stat().st_mode & 0o777) == (f"{6 << 30}\n", 0o644)  # what does not answer changes nothing
+    world.end()
+    world.invoke("")
+    world.pass_seconds(9)
+    assert not told.exists()
 
 
 @pytest.mark.parametrize("found", ["systemd knows of another", "it was there when the recorder began"])
@@ -311,6 +382,8 @@ def test_what_a_run_begins_with(tmp_path: Path) -> None:
         "a": {"auth_token": "s3cret", "b": 1},
     }
     launch = {"serve_file": "/run/x", "serve_args": args, "health": "http://x/health", "restart": 2, "oom_score_adj": 1000}
+    launch |= {"profile": "pcie-riser", "stall_timeout": 1800.0, "hang_timeout": "soon"}
+    launch |= {"env": {"NCCL_P2P_DISABLE": "1", "VLLM_USE_FLASHINFER_SAMPLER": "0", "HOME": "/x", "HF_TOKEN": "s3cret"}}
     (tmp_path / "run/vllm-safe/launch").mkdir(parents=True)
     (tmp_path / "run/vllm-safe/launch/demo.json").write_text(json.dumps(launch))
     (tmp_path / "var/lib/vllm-safe/engine").mkdir(parents=True)
@@ -320,3 +393,5 @@ def test_what_a_run_begins_with(tmp_path: Path) -> None:
     assert start.args == {"max-num-batched-tokens": 2048, "tokenizer": "x", "a": {"b": 1}}
     assert (start.command, start.restart, start.health) == (False, 2, "http://x/health")
     assert start.versions["engine"] == "vllm-0.32.0"
+    assert (start.profile, start.times) == ("pcie-riser", {"stall_timeout": 1800.0})
+    assert start.env == {"NCCL_P2P_DISABLE": "1", "VLLM_USE_FLASHINFER_SAMPLER": "0"}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 
 from vllm_safe.decide.why import ends, kills, words
 from vllm_safe.decide.why.verdict import Case, Change, Evidence, Verdict
@@ -18,6 +19,8 @@ RULES: tuple[Rule, ...] = (
     ends.record_broke_off,
     ends.stopped,
     ends.refused,
+    ends.gave_up,
+    ends.no_start,
     kills.by_guard,
     kills.at_memory_limit,
     kills.by_earlyoom,
@@ -38,16 +41,40 @@ def decide_why(run: Run, boot: str, now: float) -> Verdict:
     """Why the run stopped. boot: the id of the present boot; now: Unix seconds."""
     case = Case(run, boot, now)
     verdict = next((found for rule in RULES if (found := rule(case))), None) or ends.unknown(case)
-    guard = [Evidence(event.time, event.text) for event in case.late("guard")[-4:]] if verdict.code != "running" else []
-    told = tuple(dict.fromkeys((*verdict.evidence, *guard)))
-    timed = sorted((fact for fact in told if fact.time is not None), key=lambda fact: fact.time or 0.0)
-    evidence = (*timed, *(fact for fact in told if fact.time is None))
+    others = [*case.late("guard")[-4:], *case.of("unread")] if verdict.code != "running" else []
+    evidence = _in_order(dict.fromkeys((*verdict.evidence, *(Evidence(event.time, event.text) for event in others))))
     return verdict._replace(
         sentence=_line(verdict.sentence),
         evidence=tuple(fact._replace(text=_line(fact.text)) for fact in evidence),
-        changes=tuple(Change(*map(_line, change)) for change in verdict.changes),
+        changes=tuple(Change(*map(_line, change)) for change in verdict.changes if _plain(change.old) != _plain(change.new)),
         hint=_line(verdict.hint),
     )
+
+
+def decide_why_down(refused: Verdict, run: Run, verdict: Verdict) -> Verdict:
+    """Why a model stays down: `verdict` on the last `run` before the start that was `refused` as one restart too many."""
+    name, restarts = run.start.name, run.start.restart
+    after = f" after {restarts} automatic restart{'s' if restarts > 1 else ''}" if restarts else ""
+    again = f"Then: systemctl start vllm@{name}"
+    return verdict._replace(
+        sentence=f"{name} stays down{after}: {verdict.sentence}",
+        evidence=_in_order([*verdict.evidence, Evidence(refused.when, "it was not started once more: it stays down")]),
+        hint=f"{verdict.hint} {again}" if verdict.hint else again,
+    )
+
+
+def _plain(value: str) -> str:
+    """As it is compared: what is so already is not suggested, however it is spelled."""
+    word = value.strip("\"' ").lower()
+    try:
+        return f"{float(word):g}"
+    except ValueError:
+        return word
+
+
+def _in_order(told: Iterable[Evidence]) -> tuple[Evidence, ...]:
+    """By their times; those of the whole run last."""
+    return tuple(sorted(told, key=lambda fact: math.inf if fact.time is None else fact.time))
 
 
 def _line(text: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 
 from vllm_safe.decide.why.kills import memory_figures
@@ -11,7 +10,6 @@ from vllm_safe.decide.why.words import last_lines, own_error, said_by_main
 from vllm_safe.sizes import format_size, format_span
 
 _KILLED = re.compile(r"killed by (SIG\w+|signal \d+)")
-_QUARTER = 900.0  # seconds: what a suggested time is a multiple of
 _BY_ITSELF = {"SIGSEGV", "SIGABRT", "SIGBUS", "SIGILL", "SIGFPE", "SIGTRAP", "SIGSYS"}  # a process does that to itself
 
 
@@ -68,6 +66,25 @@ def refused(case: Case) -> Verdict | None:
     return Verdict("refused", sentence, case.end.time, evidence=tuple(said_by_main(case)), hint=hint)
 
 
+def gave_up(case: Case) -> Verdict | None:
+    """It was never started: one automatic restart too many. Why it failed before, the run before it tells (see decide.py)."""
+    if case.end.cause != "gave-up":
+        return None
+    hint = f"vllm-safe why {case.name} --run 2   says why it ended before; then: systemctl start vllm@{case.name}"
+    sentence = f"{case.name} was not started once more: {case.end.reason}"
+    return Verdict("gave-up", sentence, case.end.time, evidence=tuple(said_by_main(case)), hint=hint)
+
+
+def no_start(case: Case) -> Verdict | None:
+    """The kernel did not even begin it."""
+    if case.end.cause != "no-start":
+        return None
+    hint = f"limits.tasks_max and limits.memory_max of vllm@{case.name}, or the whole machine is out of processes or memory."
+    return Verdict(
+        "no-start", f"{case.name} was not begun: {case.end.reason}", case.end.time, evidence=tuple(said_by_main(case)), hint=hint
+    )
+
+
 def stalled(case: Case) -> Verdict | None:
     """Nothing moved while it loaded."""
     if case.end.cause != "stall":
@@ -76,25 +93,25 @@ def stalled(case: Case) -> Verdict | None:
 
 
 def hung(case: Case) -> Verdict | None:
-    """It served, and then did not."""
+    """It served, or was about to, and then did not."""
     if case.end.cause != "hang":
         return None
-    return _stuck(case, f"{case.name} hung while it served, and was ended: {case.end.reason}", "hang_timeout")
+    when = "while it served" if case.was_ready else "while it warmed up"
+    return _stuck(case, f"{case.name} hung {when}, and was ended: {case.end.reason}", "hang_timeout")
 
 
 def start_timeout(case: Case) -> Verdict | None:
     """It went on loading for too long."""
     if case.end.cause != "start-timeout":
         return None
-    read, took = case.peak("read"), case.end.time - case.run.start.time
+    read = case.peak("read")
     far = [Evidence(case.last.time, f"it had read {format_size(read)} of its model")] if read else []
-    change = _longer(case, "start_timeout", took)
     return Verdict(
         "start-timeout",
         f"{case.name} was ended because it was not ready in time: {case.end.reason}",
         case.end.time,
         evidence=(*said_by_main(case), *far, *_pressure(case), *last_lines(case)),
-        changes=(change,),
+        changes=_longer(case, "start_timeout"),
     )
 
 
@@ -132,6 +149,10 @@ def signalled(case: Case) -> Verdict | None:
     nobody = "the kernel's OOM killer, earlyoom and vllm-safe's guard recorded no kill"
     sentence = f"{case.name} was killed by {name}, sent by a person or another program: {nobody}."
     evidence = (*said_by_main(case), *memory_figures(case))
+    if case.of("unread"):
+        sentence = f"{case.name} was killed by {name}, and it is not known by whom: the journal could not be read in time."
+        hint = "journalctl -k -g 'Killed process'; journalctl -u earlyoom   may still say it."
+        return Verdict("signal", sentence, case.end.time, evidence=evidence, hint=hint)
     return Verdict("signal", sentence, case.end.time, evidence=evidence, hint="journalctl --since=-1h _COMM=sudo   may say who ran kill.")
 
 
@@ -161,16 +182,15 @@ def _stuck(case: Case, sentence: str, setting: str) -> Verdict:
     told = [Evidence(event.time, event.text) for event in case.of(case.end.cause) if event.text != case.end.reason]
     message = case.message
     said = [Evidence(None, f"it said: {message.line[:300]}")] if message else []
-    changes = [_longer(case, setting, _waited(case.end.reason))]
-    if _cards(case) > 1:
-        reason = "cards on risers hang when they talk to each other directly: NCCL_P2P_DISABLE=1"
-        changes.insert(0, Change(case.path("profile"), "", "pcie-riser", reason))
+    # What is gone for good has a limit of its own (launch/liveness.py): more of another changes nothing.
+    reason = "cards on risers hang when they talk to each other directly: NCCL_P2P_DISABLE=1"
+    riser = (Change(case.path("profile"), case.run.start.profile, "pcie-riser", reason),) if _cards(case) > 1 else ()
+    changes = (*riser, *(_longer(case, setting) if f"({setting})" in case.end.reason else ()))
     evidence = (*told, *said_by_main(case), *said, *_pressure(case), *memory_figures(case), *last_lines(case))
     code = "stall" if setting == "stall_timeout" else "hang"
-    hint = (
-        f"journalctl -u vllm@{case.name} has the stacks of its threads, where they could be had; a longer time helps only if it was slow."
-    )
-    return Verdict(code, sentence, case.end.time, evidence=evidence, changes=tuple(changes), hint=hint)
+    slow = "; a longer time helps only if it was slow" if len(changes) > len(riser) else ""
+    hint = f"journalctl -u vllm@{case.name} has the stacks of its threads, where they could be had{slow}."
+    return Verdict(code, sentence, case.end.time, evidence=evidence, changes=changes, hint=hint)
 
 
 def _pressure(case: Case) -> list[Evidence]:
@@ -185,16 +205,5 @@ def _cards(case: Case) -> int:
     return int(size) if size.isdecimal() and len(size) < 6 else 1
 
 
-def _waited(reason: str) -> float:
-    """The first span of time in a reason, as format_span wrote it; 0 if there is none."""
-    units = {"d": 86400, "h": 3600, "min": 60, "s": 1}
-    found = re.search(r"\b\d+ (?:d|h|min|s)\b(?: \d+ (?:h|min|s)\b)?", reason)
-    return float(sum(int(count) * units[unit] for count, unit in re.findall(r"(\d{1,9}) (d|h|min|s)", found[0]))) if found else 0.0
-
-
-def _longer(case: Case, setting: str, waited: float) -> Change:
-    known = _waited(case.end.reason) or waited
-    minutes = math.ceil(2 * min(known, 1e7) / _QUARTER) * 15 or 30
-    new = f"{minutes // 60}h" if minutes % 60 == 0 else f"{minutes}min"
-    reason = f"twice the {format_span(known)} that were not enough" if known else "if it is only slow"
-    return Change(case.path(setting), f"{int(known)}s" if known else "", new, reason)
+def _longer(case: Case, setting: str) -> tuple[Change, ...]:
+    return case.longer(setting, f"twice the {format_span(case.run.start.times.get(setting, 0.0))} that were not enough")

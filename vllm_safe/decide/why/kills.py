@@ -8,6 +8,8 @@ from vllm_safe.decide.why.verdict import Case, Change, Evidence, Verdict
 from vllm_safe.record.run import Event
 from vllm_safe.sizes import GIB, MIB, format_exact, format_size
 
+_SHARED = "/vllm.slice"  # what the path of the cgroup of all models ends in
+_NEAR = 0.9  # of its own limit: a model alone may reach the shared one first, which is as large and counts what earlier starts left
 _USED_UP = 0.97  # share of a limit
 _MOST = 0.9  # share of RAM that a limit may be raised to
 
@@ -31,6 +33,8 @@ def by_guard(case: Case) -> Verdict | None:
 def at_memory_limit(case: Case) -> Verdict | None:
     """The kernel killed it at memory.max: of its own cgroup, or of the slice of all models, which is as large."""
     killed = [event for event in case.late("kernel-oom") if event.data.get("limit") is True]
+    if killed and str(killed[-1].data.get("oom_memcg")).endswith(_SHARED) and _held(case, killed) < _NEAR * (case.limit("memory_max") or 0):
+        return _at_shared_limit(case, killed)
     events, swap_events = case.end.memory_events, case.end.swap_events
     counted = events.get("oom_kill", 0) > 0 and events.get("oom", 0) > 0
     if not killed and not counted:
@@ -61,6 +65,24 @@ def at_memory_limit(case: Case) -> Verdict | None:
     return Verdict(code, sentence, when, evidence=tuple(evidence), changes=changes)
 
 
+def _held(case: Case, killed: list[Event]) -> int:
+    """Bytes of RAM at the end: as sampled, or by the kernel's word on what it killed, if it grew faster than that."""
+    sizes = (event.data.get(kind) for event in killed for kind in ("anon", "shmem", "file"))
+    return max(case.fullest.memory or 0, sum(size for size in sizes if isinstance(size, int)))
+
+
+def _at_shared_limit(case: Case, killed: list[Event]) -> Verdict:
+    """It was within its own limits, and all models together were not: the kernel took the one with the highest score."""
+    return Verdict(
+        "memory-limit-shared",
+        f"{case.name} was killed by the kernel at the limit that all models share; it was within its own.",
+        killed[-1].time,
+        evidence=(*(_told(event) for event in killed), *memory_figures(case)),
+        changes=(*_more_swap(case), *_less_memory(case)),
+        hint="vllm-safe status   shows what the others hold: stop one, or give each a limits.memory_max with which all fit together.",
+    )
+
+
 def by_earlyoom(case: Case) -> Verdict | None:
     """Earlyoom sent a signal to one of its processes."""
     sent = case.late("earlyoom")
@@ -84,9 +106,11 @@ def by_kernel_outside(case: Case) -> Verdict | None:
     if not killed and not counted and case.end.result != "oom-kill":
         return None
     counts = [Evidence(None, f"memory.events: oom_kill {events['oom_kill']}, oom {events.get('oom', 0)}")] if counted else []
+    # The counters of its own cgroup do not tell the two apart, only the kernel's lines do.
+    what = "the whole machine was out of memory" if killed else "the whole machine was out of memory, or all models together"
     return Verdict(
         "kernel-oom",
-        f"{case.name} was killed by the kernel because the whole machine was out of memory; it was within its own limits.",
+        f"{case.name} was killed by the kernel because {what}; it was within its own limits.",
         killed[-1].time if killed else case.end.time,
         evidence=(*(_told(event) for event in killed), *counts, *memory_figures(case)),
         changes=(*_more_swap(case), *_less_memory(case)),

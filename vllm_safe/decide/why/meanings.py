@@ -80,7 +80,7 @@ def _gpu_taken(case: Case, message: Message) -> Explained:
 def _cuda_memory(case: Case, message: Message) -> Explained:
     old = case.arg("gpu-memory-utilization")
     try:
-        share = max(0.5, float(old) - 0.05)
+        share = max(min(0.5, float(old)), float(old) - 0.05)
     except ValueError:
         share = 0.87  # vLLM's default is 0.92
     seqs, length = case.arg("max-num-seqs"), case.arg("max-model-len")
@@ -130,9 +130,10 @@ def _heads(case: Case, message: Message) -> Explained:
 
 def _nccl(case: Case, message: Message) -> Explained:
     old = case.arg("distributed-timeout-seconds")
-    allowed = int(_figure(message, "allowed") / 1000) or (int(old) if old.isdecimal() else 600)
+    allowed = max(int(_figure(message, "allowed") / 1000), int(old) if old.isdecimal() else 0) or 600
+    p2p = "cards on risers hang when they talk to each other directly: NCCL_P2P_DISABLE=1"
     changes = (
-        Change(case.path("profile"), "", "pcie-riser", "cards on risers hang when they talk to each other directly: NCCL_P2P_DISABLE=1"),
+        Change(case.path("profile"), case.run.start.profile, "pcie-riser", p2p),
         Change(case.path("args.distributed-timeout-seconds"), old, str(max(7200, 2 * allowed)), f"{allowed} s were not enough"),
     )
     hint = "A riser or its cable: journalctl -k -g 'NVRM|AER|pcieport' shows link errors; a slower link (Gen1 in the BIOS) is a steady one."
@@ -140,15 +141,24 @@ def _nccl(case: Case, message: Message) -> Explained:
 
 
 def _step(case: Case, _message: Message) -> Explained:
-    path = case.path("env.VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS")
-    change = Change(path, "", "1800", "300 s by default; a step over a x1 riser takes minutes")
-    return Explained(
-        "one step of the model took longer than vLLM allows", (change,), "profile: pcie-riser sets it, with what else risers need."
-    )
+    name = "VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS"
+    old = case.env(name)
+    seconds = max(1800, 2 * int(old)) if old.isdecimal() and len(old) < 7 else 1800
+    changes = [Change(case.path(f"env.{name}"), old, str(seconds), "300 s by default; a step over a x1 riser takes minutes")]
+    if case.run.start.times.get("hang_timeout", 0.0) <= seconds:
+        changes += case.longer("hang_timeout", "else it is ended before vLLM can say what hangs", least=seconds)
+    riser = case.run.start.profile == "pcie-riser"
+    hint = "" if riser else "profile: pcie-riser sets both, with what else risers need."
+    return Explained("one step of the model took longer than vLLM allows", tuple(changes), hint)
 
 
 def _nvcc(case: Case, _message: Message) -> Explained:
-    change = Change(case.path("env.VLLM_USE_FLASHINFER_SAMPLER"), "", '"0"', "then nothing is compiled with nvcc (vllm issue 49497)")
+    name = "VLLM_USE_FLASHINFER_SAMPLER"
+    if case.env(name) == "0":
+        return Explained(
+            "it wanted to compile a kernel, and there is no nvcc", hint="A CUDA toolkit has it: apt install nvidia-cuda-toolkit"
+        )
+    change = Change(case.path(f"env.{name}"), case.env(name), '"0"', "then nothing is compiled with nvcc (vllm issue 49497)")
     return Explained("it wanted to compile a kernel, and there is no nvcc", (change,))
 
 

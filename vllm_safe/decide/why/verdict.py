@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,9 +10,12 @@ from typing import Any, NamedTuple
 
 from vllm_safe.launch.messages import Message, classify
 from vllm_safe.record.run import End, Event, Run, Sample
+from vllm_safe.sizes import format_exact_span
 
 MOMENTS = 15.0  # seconds, a recorder's slowest interval and a death that takes its time
 SHORTLY = 120.0  # seconds before the end in which what happened may have caused it
+_QUARTER = 900.0  # seconds: what a suggested time is a multiple of
+_LONGEST = 30 * 86400.0  # seconds that a setting takes
 _SILENT = 120.0  # seconds without a line of the recorder, which writes one each ten, until it counts as gone
 
 
@@ -126,6 +130,18 @@ class Case:
         """An option of `vllm serve` as it was written, or "unset"."""
         args: Mapping[str, Any] = self.run.start.args
         return str(args[name]) if name in args else "unset"
+
+    def env(self, name: str) -> str:
+        """A variable of the server's environment, or "unset"; begin.py says which ones are recorded."""
+        return self.run.start.env.get(name, "unset")
+
+    def longer(self, setting: str, reason: str, *, least: float = 0.0) -> tuple[Change, ...]:
+        """Twice one of its times, and more than `least` seconds; () where that is not known, or cannot be set."""
+        old = self.run.start.times.get(setting, 0.0)
+        new = math.ceil(max(2 * old, least + 1) / _QUARTER) * _QUARTER
+        if not 0 < old < new <= _LONGEST:
+            return ()
+        return (Change(self.path(setting), format_exact_span(old), format_exact_span(new), reason),)
 
     def path(self, rest: str) -> str:
         """A setting of this model."""

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.endings import CASES, ended
+from tests.endings import BEFORE, CASES, ended
 from tests.runs import BEGUN, BOOT, GIB, make_run, write_run
 from vllm_safe.cli import main, why
 from vllm_safe.config.reader import load
@@ -28,6 +28,7 @@ from vllm_safe.launch.messages import PATTERNS
 from vllm_safe.launch.state import CAUSES
 from vllm_safe.record import read
 from vllm_safe.record.run import End, Event, Gpu, Run, Sample, Start
+from vllm_safe.sizes import parse_span
 
 GOLDEN = Path(__file__).parents[3] / "golden/why"
 NOW = BEGUN + 20
@@ -60,8 +61,10 @@ def test_golden(case: str, runs: Path, capsys: pytest.CaptureFixture[str]) -> No
     if "GOLDEN_UPDATE" in os.environ:
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(write_run(CASES[case](), runs), folder / "run")
-    run = folder / "run"
-    shutil.copytree(run, runs / "qwen72b" / json.loads((run / "start.json").read_text())["run"], dirs_exist_ok=True)
+        if case in BEFORE:
+            shutil.copytree(write_run(BEFORE[case](), runs), folder / "before")
+    for run in (folder / "run", *([folder / "before"] if case in BEFORE else [])):
+        shutil.copytree(run, runs / "qwen72b" / json.loads((run / "start.json").read_text())["run"], dirs_exist_ok=True)
     answers = {}
     for name, options in (("expected.txt", []), ("expected.json", ["--json"])):
         assert main.main(["why", "qwen72b", *options]) == 0
@@ -76,8 +79,17 @@ def test_golden(case: str, runs: Path, capsys: pytest.CaptureFixture[str]) -> No
 def test_the_verdict_is_the_case(case: str) -> None:
     """The golden files could be wrong together: each case is known by its own code, says one sentence, and proves it."""
     verdict = decide_why(CASES[case](), BOOT, NOW)
-    wanted = {"memory-limit-machine-swap": "memory-limit-swap", "memory-limit-no-swap": "memory-limit-ram", "signal-to-main": "signal"}
-    assert verdict.code == wanted.get(case, case)
+    wanted = {
+        "memory-limit-machine-swap": "memory-limit-swap",
+        "memory-limit-no-swap": "memory-limit-ram",
+        "signal-to-main": "signal",
+        "no-nvcc-for-the-sampler": "no-nvcc",
+        "hang-process-gone": "hang",
+        "kernel-oom-unread": "kernel-oom",
+        "signal-unread": "signal",
+        "hang-warming-up": "hang",
+    }
+    assert verdict.code == wanted.get(case, case.removesuffix("-on-risers"))
     assert verdict.evidence or case == "unknown"
     assert verdict.sentence.startswith(("qwen72b ", "It is not known"))
 
@@ -99,6 +111,26 @@ def test_each_suggestion_is_a_setting(tmp_path: Path) -> None:
             except ConfigError as error:
                 refused.append(f"{case}: {error}")
     assert refused == []
+
+
+def test_nothing_is_suggested_that_is_so_already_or_less() -> None:
+    """Each old value is one that was recorded, and times only grow."""
+    for case, build in CASES.items():
+        run = build()
+        for change in decide_why(run, BOOT, NOW).changes:
+            *_, section, key = change.path.split(".")
+            assert change.old.lower() != change.new.strip('"').lower(), (case, change)
+            if key in run.start.times:
+                assert parse_span(change.old) == run.start.times[key] < parse_span(change.new), (case, change)
+            if section == "env" and key != "VLLM_CPU_KVCACHE_SPACE":
+                assert change.old == run.start.env.get(key, "unset"), (case, change)
+
+
+def test_times_that_are_not_recorded_are_not_guessed() -> None:
+    run = CASES["hang"]()
+    assert [change.path for change in decide_why(run._replace(start=run.start._replace(times={})), BOOT, NOW).changes] == [
+        "models.qwen72b.profile"
+    ]
 
 
 @pytest.mark.parametrize("cause", [cause for cause in CAUSES if cause != "exited"])
@@ -141,6 +173,16 @@ def test_more_memory_is_suggested_where_there_is_more() -> None:
     ]
 
 
+def test_a_model_alone_reaches_the_limit_of_all_and_it_is_its_own() -> None:
+    """The slice is as large as the one model in it, and has what an earlier start left: the kernel names the slice."""
+    run = CASES["memory-limit-shared"]()
+    full = run._replace(samples=tuple(sample._replace(memory=int(11.5 * GIB)) for sample in run.samples))
+    assert decide_why(full, BOOT, NOW).code.startswith("memory-limit-ram")
+    (kill,) = (event for event in run.events if event.kind == "kernel-oom")
+    fast = [kill._replace(data={**kill.data, "anon": int(11.5 * GIB)}) if event == kill else event for event in run.events]
+    assert decide_why(run._replace(events=tuple(fast)), BOOT, NOW).code.startswith("memory-limit-ram")
+
+
 def test_older_runs(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """--run counts back, or names one; while it runs, the answer has why it stopped before."""
     write_run(CASES["port-taken"](), runs)
@@ -157,6 +199,22 @@ def test_older_runs(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert [run["code"] for run in json.loads(capsys.readouterr().out)] == ["running", "port-taken"]
     assert main.main(["why", "qwen72b", "--run", "3"]) == 2
     assert "--list" in capsys.readouterr().err
+
+
+def test_a_model_that_stays_down_tells_why_it_ended_everywhere(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The refusal of one restart too many is a run of its own, and says nothing of what is wrong."""
+    alone = write_run(CASES["gave-up"](), runs)
+    assert why.judge("qwen72b", alone.name)[1].code == "gave-up"
+    write_run(BEFORE["gave-up"](), runs)
+    for options in ([], ["--run", "1"], ["--run", alone.name]):
+        assert main.main(["why", "qwen72b", "--json", *options]) == 0
+        said = json.loads(capsys.readouterr().out)
+        assert (said["code"], said["run"], said["restart"]) == ("memory-limit-swap", BEFORE["gave-up"]().start.run, 3)
+        assert said["sentence"].startswith("qwen72b stays down after 3 automatic restarts: qwen72b was killed by the kernel at its memory")
+    assert main.main(["report", "qwen72b", "--text"]) == 0
+    assert "stays down after 3 automatic restarts" in " ".join(capsys.readouterr().out.split())
+    assert main.main(["why", "qwen72b", "--list", "--json"]) == 0
+    assert [run["code"] for run in json.loads(capsys.readouterr().out)] == ["gave-up", "memory-limit-swap"]
 
 
 def test_a_torn_run_is_listed(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -232,7 +290,21 @@ _WORDS = [line for build in CASES.values() for line in build().log]
 _runs = st.builds(
     Run,
     st.builds(
-        Start, name=_text, run=_text, time=_time, boot=_text, command=st.booleans(), health=_text, limits=_count, host=_data, args=_data
+        Start,
+        name=_text,
+        run=_text,
+        time=_time,
+        boot=_text,
+        command=st.booleans(),
+        health=_text,
+        limits=_count,
+        host=_data,
+        args=_data,
+        profile=_text,
+        times=st.dictionaries(st.sampled_from(["start_timeout", "stall_timeout", "hang_timeout"]), st.floats(-1e18, 1e18)),
+        env=st.dictionaries(
+            st.sampled_from(["VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS", "VLLM_USE_FLASHINFER_SAMPLER"]), _text | st.text("0123456789")
+        ),
     ),
     st.lists(
         st.builds(
