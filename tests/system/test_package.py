@@ -182,7 +182,7 @@ def test_a_removal_stops_models_and_undoes_what_was_applied(serving: Nspawn) -> 
 def test_interrupted_anywhere_the_scripts_can_be_run_again(serving: Nspawn) -> None:
     script = "/var/lib/dpkg/info/vllm-safe"
     serving.run("dpkg --unpack /root/vllm-safe.deb && dpkg --configure --pending")
-    for step in ("postinst configure 0.1.0", "prerm upgrade 0.2.0", "postinst abort-upgrade 0.2.0"):
+    for step in ("postinst configure 0.1.0", "prerm upgrade 0.3.0", "postinst abort-upgrade 0.3.0"):
         serving.run(f"{script}.{step} && {script}.{step}")
     assert serving.properties("vllm@web", "ActiveState") == {"ActiveState": "active"}
     for step in ("prerm remove", "postinst abort-remove"):
