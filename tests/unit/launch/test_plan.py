@@ -1,0 +1,64 @@
+"""The launch file: whatever was decided arrives as it was, and anything else is refused."""
+
+from __future__ import annotations
+
+import json
+from types import MappingProxyType
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vllm_safe.launch.plan import Launch
+
+texts = st.one_of(
+    st.sampled_from(["", "$(reboot)", "; id", "%n", "a\nb", "'", '"', "\\", "\\n", "\u2028", "\x85", "\x1b[2J"]),
+    st.text(st.characters(exclude_categories=["Cs"])),
+)
+tuples = st.lists(texts, max_size=4).map(tuple)
+seconds = st.floats(min_value=0, max_value=1e9)
+scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | texts
+values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3), max_leaves=8)
+FIELDS = {
+    "name": texts,
+    "refusal": st.none() | texts,
+    "hint": texts,
+    "again": st.booleans(),
+    "restart": st.integers(0, 3),
+    "pause": seconds,
+    "argv": tuples,
+    "env": st.none() | st.dictionaries(texts, texts, max_size=4).map(MappingProxyType),
+    "serve_file": texts,
+    "serve_args": st.none() | st.dictionaries(texts, values, max_size=4),
+    "checkpoint": texts,
+    "health": texts,
+    "metrics": texts,
+    "completions": texts,
+    "textfile": texts,
+    "oom_score_adj": st.integers(-1000, 1000),
+    "start_timeout": seconds,
+    "stall_timeout": seconds,
+    "hang_timeout": seconds,
+    "stop_grace": seconds,
+    "summary": tuples,
+}
+
+
+def test_every_field_is_tried() -> None:
+    assert set(FIELDS) == set(Launch._fields)
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.fixed_dictionaries(FIELDS))
+def test_what_was_decided_arrives_as_it_was(fields: dict[str, object]) -> None:
+    launch = Launch(**fields)  # type: ignore[arg-type]
+    again = Launch.from_json(launch.to_json().encode().decode())  # through a file
+    assert again == launch._replace(env=None if launch.env is None else dict(launch.env))
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.text() | (values | st.dictionaries(st.sampled_from([*FIELDS, "else"][1:]), scalars)).map(json.dumps))
+def test_anything_else_is_refused(text: str) -> None:
+    """Any text, any JSON, and a launch without a name or with what no version knows."""
+    with pytest.raises(ValueError, match="."):
+        Launch.from_json(text)
