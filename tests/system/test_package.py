@@ -22,6 +22,11 @@ models:
 """
 NEXT_STEPS = "vllm-safe install && vllm-safe fetch qwen72b"
 COPYRIGHT = "/usr/share/doc/vllm-safe/copyright"
+COMPLETION = {
+    "bash": "bash-completion/completions/vllm-safe",
+    "zsh": "zsh/vendor-completions/_vllm-safe",
+    "fish": "fish/vendor_completions.d/vllm-safe.fish",
+}
 FOREIGN = "/var/lib/vllm-safe/engine/link"  # user vllm owns the folder, and plants a link in it
 # What an installation of any package changes, and what goes on by itself.
 NOT_OURS = re.compile(r"/(var/(log|tmp|cache|lib/(dpkg|apt|systemd|private))|root|tmp|etc/(passwd|group|g?shadow)-?)(/|$)")
@@ -116,6 +121,11 @@ class TestInstalled:
         assert "Commands:" in nspawn_installed.out([*nobody, "--help"])
         refused = nspawn_installed.run([*nobody, "apply"], check=False)
         assert (refused.returncode, refused.stderr) == (2, "vllm-safe: only root can do this\n  sudo vllm-safe apply ...\n")
+
+    def test_completion_is_where_the_shells_look_for_it(self, nspawn_installed: Nspawn) -> None:
+        for shell, path in COMPLETION.items():
+            assert f"_VLLM_SAFE_COMPLETE={shell}_complete" in nspawn_installed.read(f"/usr/share/{path}")
+        nspawn_installed.run(["bash", "-n", f"/usr/share/{COMPLETION['bash']}"])
 
     def test_modules_of_others_do_not_get_in(self, nspawn_installed: Nspawn) -> None:
         nspawn_installed.write("/srv/evil/sitecustomize.py", "open('/srv/evil/got-in', 'w')")
