@@ -10,7 +10,7 @@ import pytest
 from tests.beds import engine
 from tests.beds.nspawn import Nspawn
 
-pytestmark = pytest.mark.nspawn
+pytestmark = [pytest.mark.nspawn, pytest.mark.engine]
 
 README = Path(__file__).parents[2] / "README.md"
 
