@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from vllm_safe.host.below import LOOK, open_below
 from vllm_safe.paths import ENGINES
 
 SERVER = Path("bin/vllm")  # the server program, below an engine's folder
@@ -67,13 +68,21 @@ def _linked(engines: Path, link: str) -> Installed | None:
     except OSError:
         return None
     match = _FOLDER.fullmatch(folder)
-    return Installed(folder, match[1], match[2], is_program(engines / folder / SERVER)) if match else None
+    return Installed(folder, match[1], match[2], is_program(engines, Path(folder) / SERVER)) if match else None
 
 
-def is_program(path: Path) -> bool:
-    """Whether an executable file is there; a link does not count."""
+def is_program(engines: Path, program: Path) -> bool:
+    """Whether an executable file is there, below the folder of engines; a link does not count, nor what is behind one."""
     try:
-        mode = path.lstat().st_mode
+        top = os.open(engines, LOOK | os.O_DIRECTORY)
+        try:
+            folder = open_below(top, program.parts[:-1])
+        finally:
+            os.close(top)
+        try:
+            mode = os.stat(program.name, dir_fd=folder, follow_symlinks=False).st_mode
+        finally:
+            os.close(folder)
     except OSError:
         return False
     return stat.S_ISREG(mode) and bool(mode & stat.S_IXUSR)

@@ -13,17 +13,17 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from vllm_safe import paths
+from vllm_safe.host.below import LOOK, open_below
 
 MANIFEST = ".vllm-safe.json"  # written by apply/as_engine/hub_download/store.py
 _INDEX = "model.safetensors.index.json"
-_LOOK = os.O_PATH | os.O_CLOEXEC  # without opening anything
 _LARGEST = 16 << 20  # bytes of JSON that are read; the largest index there is has 10 MB, and 16 MB may become 400 MB of values
 
 
@@ -73,11 +73,11 @@ class _Folder:
     def look(self, name: str) -> int:
         """A descriptor of the file, the caller's to close; OSError or ValueError if there is none. No device or pipe is touched."""
         if self.follow:
-            return os.open(name, _LOOK, dir_fd=self.handle)
+            return os.open(name, LOOK, dir_fd=self.handle)
         *folders, last = PurePosixPath(name).parts or (".",)
-        folder = _walk(self.handle, folders)
+        folder = open_below(self.handle, folders)
         try:
-            return os.open(last, _LOOK | os.O_NOFOLLOW, dir_fd=folder)
+            return os.open(last, LOOK | os.O_NOFOLLOW, dir_fd=folder)
         finally:
             os.close(folder)
 
@@ -123,9 +123,9 @@ class _Folder:
 def _opened(models: Path, model: str) -> Iterator[_Folder]:
     """The folder of a model. OSError if it is not there; ELOOP if a link stands where user vllm could have put it."""
     is_path = model.startswith("/")
-    top = os.open(model if is_path else models, _LOOK | os.O_DIRECTORY)
+    top = os.open(model if is_path else models, LOOK | os.O_DIRECTORY)
     try:
-        handle = top if is_path else _walk(top, model.split("/"))
+        handle = top if is_path else open_below(top, model.split("/"))
     except OSError:
         os.close(top)
         raise
@@ -134,23 +134,6 @@ def _opened(models: Path, model: str) -> Iterator[_Folder]:
     finally:
         for descriptor in {top, handle}:
             os.close(descriptor)
-
-
-def _walk(top: int, names: Iterable[str]) -> int:
-    """A descriptor, the caller's to close, of a folder some levels below `top`. OSError if it is not there, ELOOP if a link is."""
-    here = os.dup(top)
-    for name in names:
-        try:
-            below = os.open(name, _LOOK | os.O_NOFOLLOW, dir_fd=here)
-        finally:
-            os.close(here)
-        here = below
-        mode = os.fstat(here).st_mode
-        if not stat.S_ISDIR(mode):
-            os.close(here)
-            code = errno.ELOOP if stat.S_ISLNK(mode) else errno.ENOTDIR
-            raise OSError(code, os.strerror(code), name)
-    return here
 
 
 def _judge(place: _Folder, files: ModelFiles) -> ModelFiles:
