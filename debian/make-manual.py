@@ -157,13 +157,14 @@ def _options(command: click.Command) -> Iterator[tuple[str, str]]:
     for option in command.params:
         if isinstance(option, click.Option):
             default = " Default: `/etc/vllm-safe/config.yaml`." if option.name == "config_path" else ""
-            yield f"{option.opts[0]} {option.metavar or ''}".strip(), f"{option.help}{default}"
+            yield f"{', '.join(option.opts)} {option.metavar or ''}".strip(), f"{option.help}{default}"
 
 
 def _usage(name: str, command: click.Command) -> str:
     given = [argument for argument in command.params if isinstance(argument, click.Argument)]
     arguments = [f"{argument.name}".upper() if argument.required else f"[{argument.name}]".upper() for argument in given]
-    return " ".join([bold(f"vllm-safe {name}"), *(literal(f"[{tag}]").replace(" ", r"\ ") for tag, _ in _options(command)), *arguments])
+    options = [f"[{tag.replace(', ', '|')}]" for tag, _ in _options(command)]
+    return " ".join([bold(f"vllm-safe {name}"), *(literal(option).replace(" ", r"\ ") for option in options), *arguments])
 
 
 def commands_page() -> str:

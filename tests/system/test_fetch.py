@@ -13,7 +13,7 @@ from tests.beds import engine
 from tests.beds.machine import Completed
 from tests.beds.nspawn import Bind, Nspawn
 
-pytestmark = pytest.mark.nspawn
+pytestmark = [pytest.mark.nspawn, pytest.mark.engine]
 
 FAKES = Path(__file__).parents[1] / "fakes"
 REPO = "acme/tiny"

@@ -12,7 +12,7 @@ import pytest
 from tests.beds import engine, tiny_model
 from tests.beds.nspawn import Nspawn
 
-pytestmark = pytest.mark.nspawn
+pytestmark = [pytest.mark.nspawn, pytest.mark.engine]
 
 CONFIG_FILE = "/etc/vllm-safe/config.yaml"
 MIB = 1 << 20

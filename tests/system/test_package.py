@@ -22,6 +22,11 @@ models:
 """
 NEXT_STEPS = "vllm-safe install && vllm-safe fetch qwen72b"
 COPYRIGHT = "/usr/share/doc/vllm-safe/copyright"
+COMPLETION = {
+    "bash": "bash-completion/completions/vllm-safe",
+    "zsh": "zsh/vendor-completions/_vllm-safe",
+    "fish": "fish/vendor_completions.d/vllm-safe.fish",
+}
 FOREIGN = "/var/lib/vllm-safe/engine/link"  # user vllm owns the folder, and plants a link in it
 # What an installation of any package changes, and what goes on by itself.
 NOT_OURS = re.compile(r"/(var/(log|tmp|cache|lib/(dpkg|apt|systemd|private))|root|tmp|etc/(passwd|group|g?shadow)-?)(/|$)")
@@ -118,6 +123,11 @@ class TestInstalled:
         refused = nspawn_installed.run([*nobody, "apply"], check=False)
         assert (refused.returncode, refused.stderr) == (2, "vllm-safe: only root can do this\n  sudo vllm-safe apply ...\n")
 
+    def test_completion_is_where_the_shells_look_for_it(self, nspawn_installed: Nspawn) -> None:
+        for shell, path in COMPLETION.items():
+            assert f"_VLLM_SAFE_COMPLETE={shell}_complete" in nspawn_installed.read(f"/usr/share/{path}")
+        nspawn_installed.run(["bash", "-n", f"/usr/share/{COMPLETION['bash']}"])
+
     def test_modules_of_others_do_not_get_in(self, nspawn_installed: Nspawn) -> None:
         nspawn_installed.write("/srv/evil/sitecustomize.py", "open('/srv/evil/got-in', 'w')")
         nspawn_installed.write("/srv/evil/click.py", "open('/srv/evil/got-in', 'w')")
@@ -183,7 +193,7 @@ def test_a_removal_stops_models_and_undoes_what_was_applied(serving: Nspawn) -> 
 def test_interrupted_anywhere_the_scripts_can_be_run_again(serving: Nspawn) -> None:
     script = "/var/lib/dpkg/info/vllm-safe"
     serving.run("dpkg --unpack /root/vllm-safe.deb && dpkg --configure --pending")
-    for step in ("postinst configure 0.1.0", "prerm upgrade 0.2.0", "postinst abort-upgrade 0.2.0"):
+    for step in ("postinst configure 0.1.0", "prerm upgrade 0.3.0", "postinst abort-upgrade 0.3.0"):
         serving.run(f"{script}.{step} && {script}.{step}")
     assert serving.properties("vllm@web", "ActiveState") == {"ActiveState": "active"}
     for step in ("prerm remove", "postinst abort-remove"):

@@ -17,8 +17,7 @@ ROWS = re.findall(r"^\| `(vllm[\w@-]*?)(NAME)?` \|.*\| (\d+\.\d) \|$", README.re
 
 def test_every_unit_of_ours_that_runs_something_is_in_the_table(nspawn_installed: Nspawn) -> None:
     services = nspawn_installed.out("dpkg -L vllm-safe | sed -n 's,.*/systemd/system/\\(vllm[^/]*\\)\\.service$,\\1,p'").split()
-    # nvidia: two commands of the driver's own package; without the driver it never runs, and systemd skips it.
-    assert {name for name, _, _ in ROWS} == set(services) - {"vllm-safe-nvidia"}
+    assert {name for name, _, _ in ROWS} == set(services)
 
 
 @pytest.mark.parametrize(("unit", "instance", "exposure"), ROWS)

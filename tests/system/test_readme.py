@@ -1,16 +1,20 @@
-"""The first model of README.md, typed as it stands there: with the real vLLM, already downloaded, and the tiny model."""
+"""What README.md begins with: the demo, and the first model, typed as it stands there. With the real vLLM, already downloaded."""
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.beds import engine
 from tests.beds.nspawn import Nspawn
+from tests.demo.__main__ import ANSWER
 
-pytestmark = pytest.mark.nspawn
+pytestmark = [pytest.mark.nspawn, pytest.mark.engine]
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -21,6 +25,16 @@ def _block(title: str) -> list[str]:
     found = re.search(r"```\n(.*?)```", chapter, re.DOTALL)
     assert found
     return [line.partition("    #")[0].rstrip() for line in found[1].splitlines()]
+
+
+def test_the_demo_ends_with_the_right_answer() -> None:
+    """`make demo`, less what it installs on this machine before. As if typed by a person: no make around it hands down its jobs."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    command = [sys.executable, "-m", "tests.demo"]
+    done = subprocess.run(command, cwd=engine.REPOSITORY, env=environment, capture_output=True, text=True, timeout=900, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert ANSWER.strip() in " ".join(done.stdout.split())
+    assert done.stdout.endswith("the throwaway Debian is gone\n")
 
 
 def test_the_first_model_is_served_by_the_commands_of_the_readme(nspawn_serving: Nspawn) -> None:

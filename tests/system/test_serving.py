@@ -13,7 +13,7 @@ import pytest
 from tests.beds import engine, tiny_model
 from tests.beds.nspawn import Nspawn
 
-pytestmark = pytest.mark.nspawn
+pytestmark = [pytest.mark.nspawn, pytest.mark.engine]
 
 # Model -> which of its processes it loses: the child of our main process, which is the API server, or one by the name it gives itself.
 VICTIMS = {"api": "", "core": "VLLM::EngineCor", "worker": "VLLM::Worker"}

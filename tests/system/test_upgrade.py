@@ -25,6 +25,7 @@ models:
 """
 CONFIG_FILE = "/etc/vllm-safe/config.yaml"
 KEEP = "--force-confold"  # what a person answers who wants to keep the edited file
+BESIDE = {"vllm-safe-guard.service", "vllm-safe-record@web.service"}  # what runs beside a model since 0.2.0
 MARK = "Description=Model %i of another version"
 # Each script begins with this: told to, it ends dpkg as a power cut does, or itself as a mistake does; once.
 SABOTAGE = """\
@@ -95,6 +96,7 @@ def test_an_upgrade_from_the_last_release_stops_nothing(bed: Nspawn) -> None:
 
 def test_an_upgrade_stops_neither_the_model_nor_what_watches_it(bed: Nspawn) -> None:
     before = running(bed)
+    assert before.keys() >= {"vllm@web.service", *BESIDE}
     bed.run(f"dpkg {KEEP} --install /root/next.deb")
     assert running(bed) == before
     assert bed.properties("vllm@web", "Description") == {"Description": MARK.partition("=")[2].replace("%i", "web")}

@@ -67,11 +67,13 @@ def test_every_command_is_there_with_each_of_its_options(manual: Path) -> None:
         usage = re.search(rf"^{name}(?: .*)?$", text, re.MULTILINE)
         assert usage, name
         assert (command.help or "").split("\n")[0].replace("`", "") in text
-        for option in command.params:
-            word = option.opts[0] if isinstance(option, click.Option) else (option.name or "").upper()
-            assert re.search(rf"[\[ ]{word}\b", usage[0]), f"{name} {word}"
-            if isinstance(option, click.Option):
-                assert f"\n{f'{word} {option.metavar or str()}'.strip()}\n{option.help}" in text, f"{name} {word}"
+        for parameter in command.params:
+            words = parameter.opts if isinstance(parameter, click.Option) else [(parameter.name or "").upper()]
+            for word in words:
+                assert re.search(rf"[\[ |]{word}(?![\w-])", usage[0]), f"{name} {word}"
+            if isinstance(parameter, click.Option):
+                tag = " ".join(filter(None, [", ".join(words), parameter.metavar]))
+                assert f"\n{tag}\n{parameter.help}" in text, f"{name} {tag}"
 
 
 def test_every_setting_is_there_with_its_explanation_and_its_default(manual: Path) -> None:

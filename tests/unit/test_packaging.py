@@ -82,15 +82,17 @@ def test_postrm_leaves_an_upgrade_alone(action: str) -> None:
     assert traced.stderr.splitlines() == ["+ set -e"]
 
 
-def test_a_purge_outlives_a_disk_that_is_mounted_in_our_folders() -> None:
-    """`rm` and `find` cannot remove a mount point: they fail here with it, and the function goes on to its end."""
+def test_a_purge_outlives_a_disk_that_is_mounted_in_our_folders(tmp_path: Path) -> None:
+    """`rm`, `find` and `rmdir` cannot remove a mount point: they fail here with it, and the function goes on to its end."""
     body = re.search(r"^delete_state\(\) \{\n.*?^\}\n", (DEBIAN / "postrm").read_text(), re.MULTILINE | re.DOTALL)
     assert body is not None
-    stubs = "rm() { case $* in *-rf*) return 1 ;; esac; }\nfind() { return 1; }\nrmdir() { :; }\n"
-    script = f"set -e\n{stubs}{body[0].replace('/var/', '/nowhere/')}delete_state\necho done\n"
+    stubs = "rm() { case $* in *-rf*) return 1 ;; esac; }\nfind() { return 1; }\nrmdir() { echo busy >&2; return 1; }\n"
+    (tmp_path / "lib/vllm-safe").mkdir(parents=True)
+    script = f"set -e\n{stubs}{body[0].replace('/var/', f'{tmp_path}/')}delete_state\necho done\n"
     outcome = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True)
     assert outcome.stdout == "done\n"
     assert "not everything" in outcome.stderr
+    assert outcome.stderr.endswith("busy\n")
 
 
 def test_the_scripts_name_the_places_that_the_code_names() -> None:

@@ -93,6 +93,28 @@ def test_the_root_units_write_where_they_must_and_nowhere_else() -> None:
         assert set(re.findall(r"^ReadWritePaths=(.*)$", text, re.MULTILINE)) <= {"/run/vllm-safe /var/lib/vllm-safe", "/var/lib/vllm-safe"}
 
 
+def test_the_driver_may_be_loaded_and_its_nodes_made() -> None:
+    """No machine with a card has tried it: these would forbid what the unit is for, the last two by the devices that they imply."""
+    text = (UNITS / "vllm-safe-nvidia.service").read_text()
+    for forbidding in ("ProtectKernelModules", "PrivateDevices", "DevicePolicy", "DeviceAllow", "ProtectClock"):
+        assert f"\n{forbidding}=" not in text, forbidding
+    assert {"CAP_SYS_MODULE", "CAP_MKNOD"} <= set(
+        re.findall(r"CAP_\w+", re.findall(r"^CapabilityBoundingSet=(.*)$", text, re.MULTILINE)[0])
+    )
+    assert "@module" in re.findall(r"^SystemCallFilter=(.*)$", text, re.MULTILINE)[0]
+
+
+def test_every_service_has_a_sandbox_and_a_row_in_the_readme() -> None:
+    """tests/system/test_permissions.py compares the figures with a real systemd."""
+    readme = (UNITS.parent / "README.md").read_text()
+    for path in UNITS.glob("*.service"):
+        text = path.read_text()
+        for setting in ("CapabilityBoundingSet", "NoNewPrivileges", "SystemCallFilter", "RestrictAddressFamilies", "RestrictNamespaces"):
+            assert f"\n{setting}=" in text, f"{path.name}: {setting}"
+        powers = " ".join(re.findall(r"^CapabilityBoundingSet=(.*)$", text, re.MULTILINE)).strip() or "none"
+        assert re.search(rf"^\| `{path.stem}(NAME)?` \|.*\| {powers} \| \d\.\d \|$", readme, re.MULTILINE), path.name
+
+
 def test_what_runs_before_each_start_is_never_refused_for_having_run_often() -> None:
     for name in ("vllm@.service", "vllm-safe-prepare@.service", "vllm-safe-swap.service", "vllm-safe-nvidia.service"):
         assert "\nStartLimitIntervalSec=0\n" in (UNITS / name).read_text(), name

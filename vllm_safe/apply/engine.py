@@ -80,10 +80,11 @@ def read_place(facts: EngineFacts, find_links: str | None) -> Place:
 
 def install_steps(installation: Installation, facts: EngineFacts, uv: Lock) -> tuple[EngineStep, ...]:
     """Fetch uv, build the engine beside the others, try it, and only then switch to it."""
-    program = facts.engines / f".uv-{uv.version_of('uv')}" / "bin/uv"
+    own = Path(f".uv-{uv.version_of('uv')}", "bin/uv")
+    program = facts.engines / own
     staging = facts.engines / STAGING
     wheels = installation.lock or staging / "lock.txt"
-    steps = [] if is_program(program) else _fetch_uv(installation, facts, uv, program.parent.parent)
+    steps = [] if is_program(facts.engines, own) else _fetch_uv(installation, facts, uv, program.parent.parent)
     environment = (
         "--clear",
         "--force",

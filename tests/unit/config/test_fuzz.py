@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import string
 from pathlib import Path
 
 import pytest
@@ -120,6 +122,28 @@ def test_data_comes_through_unchanged(words: list[str], variable: str, option: s
     assert outcome.models["command"].command == ("prog", *words)
     assert outcome.models["command"].env == {"A": variable}
     assert outcome.models["vllm"].args == {"x": option, "y": [option], "z": {option: option}}
+
+
+names = st.one_of(
+    st.from_regex(r"[A-Za-z0-9._-]{1,70}", fullmatch=True),
+    st.tuples(st.text(max_size=4), st.sampled_from([*HOSTILE, "/", ";", "@", ":", "\0", "\x1b"]), st.text(max_size=4)).map("".join),
+    st.text(st.characters(exclude_categories=["Cs"])),
+)
+
+
+@fuzz
+@given(name=names)
+def test_a_name_that_is_taken_is_one_that_systemd_and_a_shell_take_as_it_is(name: str, tmp_path: Path) -> None:
+    """No character of it is special to a unit's name or specifiers, to a path, a shell or an environment file."""
+    outcome = result(json.dumps({"models": {name: {"model": "a/b"}}}).encode(), tmp_path)
+    safe = set(string.ascii_letters + string.digits + "._-")
+    if isinstance(outcome, ConfigError):
+        assert not set(name) <= safe or not 0 < len(name) <= 64 or name[0] in "._-"
+        return
+    assert list(outcome.models) == [name]
+    assert set(name) <= safe
+    assert name[0].isalnum()
+    assert shlex.quote(name) == name
 
 
 @pytest.mark.parametrize("name", [*HOSTILE, "../x", "a/b", "a@b", ".", "..", "-x", "x" * 65, "a\\x2db", "ä", "a:b"])

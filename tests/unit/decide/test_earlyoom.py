@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from vllm_safe.config.settings import Config, Earlyoom
@@ -34,6 +34,30 @@ def split_as_systemd_does(text: str) -> tuple[str, ...]:
         else:
             word, pending = word + character, True
     return (*words, word) if pending else tuple(words)
+
+
+def read_as_systemd_does(text: str) -> dict[str, str]:
+    """parse_env_file_internal(), as far as values go that are quoted as ours are; what it would take differently fails here."""
+    found: dict[str, str] = {}
+    characters = iter(text)
+    for character in characters:
+        if character == "#":
+            assert "\\" not in "".join(iter(lambda: next(characters), "\n")), "the line after a comment would be one too"
+            continue
+        key = character + "".join(iter(lambda: next(characters), "="))
+        assert re.fullmatch(r"[A-Z_]+", key)
+        assert next(characters) == '"'
+        value = ""
+        for inside in iter(lambda: next(characters), '"'):
+            if inside != "\\":
+                value += inside
+            elif (escaped := next(characters)) in '"\\`$':
+                value += escaped
+            elif escaped != "\n":
+                value += "\\" + escaped
+        assert next(characters) == "\n"
+        found[key] = value
+    return found
 
 
 def test_the_plans_semantics_and_only_options_that_every_version_has() -> None:
@@ -72,6 +96,23 @@ def test_the_file_is_one_assignment_below_a_comment() -> None:
     assert rest == ""
     inside = re.sub(r'\\(["\\`$])', r"\1", assignment.removeprefix('EARLYOOM_ARGS="').removesuffix('"'))
     assert split_as_systemd_does(inside) == decide_arguments(Config())
+
+
+# More than config.yaml takes: printable ASCII (config/texts.py).
+patterns = st.text(st.characters(codec="utf-8", exclude_characters="\0\n\r"), max_size=30)
+
+
+@settings(deadline=None)
+@given(prefer=patterns, avoid=patterns, memory=st.floats(0.01, 99), swap=st.floats(0.01, 100))
+@example(prefer="' $(reboot) `id` ${HOME} $$ %n \" \\", avoid="\\", memory=5, swap=5)
+@example(prefer='\\"', avoid="\\'", memory=5, swap=5)
+def test_any_pattern_is_one_word_of_what_earlyoom_gets(prefer: str, avoid: str, memory: float, swap: float) -> None:
+    config = Config(earlyoom=Earlyoom(prefer=prefer, avoid=avoid, memory=memory, swap=swap))
+    text = decide_environment_file(config)
+    assert text is not None
+    words = split_as_systemd_does(read_as_systemd_does(text)["EARLYOOM_ARGS"])
+    assert words == decide_arguments(config)
+    assert words[-4:] == ("--prefer", prefer, "--avoid", avoid)
 
 
 @given(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0\n\r"), max_size=20), max_size=6))

@@ -51,13 +51,26 @@ def test_an_engine_without_its_server_program_is_not_whole(tmp_path: Path) -> No
 
 def test_a_program_is_an_executable_file_and_no_link(tmp_path: Path) -> None:
     build(tmp_path, "vllm-0.32.0")
-    program = tmp_path / "vllm-0.32.0/bin/vllm"
-    assert is_program(program)
-    (tmp_path / "link").symlink_to(program)
-    assert not is_program(tmp_path / "link")
-    assert not is_program(tmp_path)
-    program.chmod(0o644)
-    assert not is_program(program)
+    program = Path("vllm-0.32.0/bin/vllm")
+    assert is_program(tmp_path, program)
+    (tmp_path / "link").symlink_to(tmp_path / program)
+    (tmp_path / "elsewhere").symlink_to(tmp_path / program.parts[0])
+    assert not is_program(tmp_path, Path("link"))
+    assert not is_program(tmp_path, Path("elsewhere/bin/vllm"))
+    assert not is_program(tmp_path, program.parent)
+    (tmp_path / program).chmod(0o644)
+    assert not is_program(tmp_path, program)
+
+
+def test_an_engine_that_is_reached_by_a_link_is_not_whole(tmp_path: Path) -> None:
+    engines = tmp_path / "engines"
+    build(tmp_path, "vllm-0.32.0")
+    engines.mkdir()
+    (engines / "vllm-0.32.0").symlink_to(tmp_path / "vllm-0.32.0")
+    (engines / "current").symlink_to("vllm-0.32.0")
+    facts = read_engine(engines)
+    assert facts.current
+    assert not facts.ok
 
 
 def test_only_what_no_engine_has_counts_as_left_by_an_interrupted_installation(tmp_path: Path) -> None:
@@ -70,3 +83,28 @@ def test_only_what_no_engine_has_counts_as_left_by_an_interrupted_installation(t
     os.link(tmp_path / CACHE / "staged", tmp_path / STAGING / "staged")
     (tmp_path / CACHE / "elsewhere").symlink_to("/usr/bin")
     assert 4096 * 11 <= reusable_bytes(tmp_path) < 4096 * 20
+
+
+@pytest.mark.parametrize("top", [CACHE, STAGING])
+def test_what_user_vllm_plants_is_neither_followed_nor_waited_for(tmp_path: Path, top: str) -> None:
+    """A pipe that is opened to be read waits for a writer: the test would not end."""
+    elsewhere, engines = tmp_path / "elsewhere", tmp_path / "engines"
+    elsewhere.mkdir()
+    (elsewhere / "big").write_bytes(b"x" * 1_000_000)
+    engines.mkdir()
+    (engines / top).symlink_to(elsewhere)
+    assert reusable_bytes(engines) == 0
+    (engines / top).unlink()
+    os.mkfifo(engines / top)
+    assert reusable_bytes(engines) == 0
+    (engines / top).unlink()
+    (engines / top).mkdir()
+    (engines / top / "folder").symlink_to(elsewhere)
+    os.mkfifo(engines / top / "pipe")
+    assert reusable_bytes(engines) < 100_000
+
+
+def test_folders_without_end_are_no_reason_to_fail(tmp_path: Path) -> None:
+    deep = Path(CACHE, *["d"] * 500)
+    (tmp_path / deep).mkdir(parents=True)
+    assert reusable_bytes(tmp_path) == 0

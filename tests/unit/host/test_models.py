@@ -113,6 +113,64 @@ def test_a_list_of_monstrous_size_is_not_read(fetched: Path, tmp_path: Path) -> 
     assert read_model("acme/m", tmp_path).commit == ""
 
 
+def replace_by_link(path: Path, target: Path) -> None:
+    """Move it to `target`, and put a link to there in its place."""
+    path.rename(target)
+    path.symlink_to(target)
+
+
+def test_the_list_behind_a_link_is_not_read(fetched: Path, tmp_path: Path) -> None:
+    """Root could be led to any file of the machine, or to a network mount that hangs."""
+    replace_by_link(fetched / ".vllm-safe.json", tmp_path / "elsewhere.json")
+    facts = read_model("acme/m", tmp_path)
+    assert (facts.present, facts.commit, facts.count) == (True, "", 0)
+
+
+@pytest.mark.parametrize("folder", ["acme", "acme/m"])
+def test_a_link_in_place_of_a_folder_is_not_followed(fetched: Path, tmp_path: Path, folder: str) -> None:
+    assert fetched.is_relative_to(tmp_path / folder)
+    replace_by_link(tmp_path / folder, tmp_path / "elsewhere")
+    facts = read_model("acme/m", tmp_path)
+    assert (facts.present, facts.complete, facts.commit) == (True, False, "")
+    assert "a link leads there" in facts.problem
+
+
+def test_a_file_behind_a_folder_that_is_a_link_is_missing(fetched: Path, tmp_path: Path) -> None:
+    replace_by_link(fetched / "sub", tmp_path / "elsewhere")
+    assert read_model("acme/m", tmp_path).problem == "1 of its 2 files are missing or cut short, 'sub/m.safetensors' for one"
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json"])
+def test_a_folder_that_somebody_copied_there_may_not_lead_elsewhere(fetched: Path, tmp_path: Path, name: str) -> None:
+    (fetched / ".vllm-safe.json").unlink()
+    (fetched / "model.safetensors.index.json").write_text('{"weight_map": {"a": "gone"}}')
+    assert "files of weights are missing, 'gone'" in read_model("acme/m", tmp_path).problem
+    replace_by_link(fetched / name, tmp_path / "elsewhere.json")
+    assert read_model("acme/m", tmp_path).problem == ("it has no config.json" if name == "config.json" else "")
+
+
+def test_a_fetch_behind_a_link_is_not_counted(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/git-0").write_bytes(bytes(10))
+    (tmp_path / ".partial/acme--m").mkdir(parents=True)
+    (tmp_path / ".partial/acme--m/blobs").symlink_to(tmp_path / "elsewhere")
+    assert read_model("acme/m", tmp_path).partial == 0
+
+
+def test_the_folder_of_models_itself_may_be_a_link(fetched: Path, tmp_path: Path) -> None:
+    """It is in a folder of root's: an admin put it there."""
+    (tmp_path / "link").symlink_to(tmp_path)
+    assert read_model("acme/m", tmp_path / "link").complete
+    assert fetched.is_dir()
+
+
+def test_no_descriptor_is_left_open(fetched: Path, tmp_path: Path) -> None:
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for model in ("acme/m", "acme/none", "none/m", str(fetched), str(tmp_path / "none"), "acme/m/config.json"):
+        read_model(model, tmp_path)
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
 @pytest.fixture
 def own(tmp_path: Path) -> Path:
     """A folder that the config names, in two shards, as a hub's cache has it: of links."""
