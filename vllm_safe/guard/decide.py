@@ -17,7 +17,7 @@ from vllm_safe.guard.window import Window
 
 TICK = 0.25  # seconds between two readings while there is pressure
 WAKEFUL = 10.0  # seconds that such readings go on after it
-CALM = 30.0  # seconds without pressure after which a model gets its share back
+CALM = 20.0  # seconds in which the OS waits for less than half of what squeezes, after which a model gets its share back
 DYING = 10.0  # seconds after a kill in which a model is left alone: frozen it could not die, and its unit has something to write down
 REST = 2.0  # after a freeze the model runs for at least so many times as long: it stands still a third of the time at most
 THAW_EARLY = 1.0  # seconds of a freeze after which it ends as soon as the OS no longer waits
@@ -47,7 +47,7 @@ class Guard:
     """The state of the guard."""
 
     def __init__(self, plan: Plan) -> None:
-        self._now = self._pressed_at = float("-inf")
+        self._now = self._pressed_at = self._restless_at = float("-inf")
         self._raw: Mapping[str, float] = {}  # stalls as last read
         self._stalls: dict[str, float] = {}  # as they count: see MOST_CREDIT
         # The same, and the clock, for the kill: time in which a model is frozen is left out. A freeze that helps only while it lasts would
@@ -113,6 +113,8 @@ class Guard:
             del self._wards[unit]
         if self._worst(self._second)[1] >= self._plan.threshold / 2:
             self._pressed_at = reading.now
+        if self._worst(self._squeezing)[1] >= self._plan.squeeze.pressure / 2:  # not the last second: a single login is no unrest
+            self._restless_at = reading.now
 
     def _worst(self, window: Window, only: str = "") -> tuple[str, float]:
         """What the OS waited for most, and for which share of the window's span."""
@@ -176,7 +178,7 @@ class Guard:
         return acts
 
     def _restore(self, reading: Reading) -> list[Act]:
-        if self._plan.enabled and reading.now - self._pressed_at < CALM:
+        if self._plan.enabled and reading.now - self._restless_at < CALM:
             return []
         acts = []
         for unit, ward in self._wards.items():

@@ -12,7 +12,10 @@ from vllm_safe.guard.main import ESTIMATING
 from vllm_safe.guard.plan import Plan, Step
 from vllm_safe.guard.readings import Reading, Usage
 
-PLAN = Plan(kill=Step(0.8, 20.0))
+PLAN = Plan(squeeze=Step(0.2, 2.0), freeze=Step(0.4, 5.0), kill=Step(0.8, 20.0))
+# What system.slice waited for its disk in each two seconds of logins beside a hog, with limits alone, a disk of 150 requests a second and
+# every login as quick as when idle.
+LOGINS = (0.01, 0, 0.51, 0, 0.39, 0.06, 0, 0.01, 0, 0.59, 0.26, 0.06, 0, 0, 0, 0, 0.05)
 GIB = 1 << 30
 HOG, OTHER = "vllm@hog.service", "vllm@other.service"
 
@@ -72,6 +75,13 @@ def test_a_model_that_swaps_as_hard_as_it_can_is_left_alone_while_the_os_is_well
         assert story.go(0.25, memory=1.0, io=1.0, hog=100_000) + story.go(4.75, hog=100_000) == []
 
 
+def test_logins_that_wait_for_a_hard_disk_now_and_then_cost_no_model_its_share() -> None:
+    story = Story(Plan())
+    for share in LOGINS * 5:
+        assert story.go(2, io=share, hog=800) == []
+    assert story.go(4, io=1.0, hog=800) == ["squeeze"]
+
+
 def test_an_os_that_suffers_by_itself_blames_no_model() -> None:
     assert Story().go(60, io=1.0, system=1000, hog=10, other=5) == []
 
@@ -113,7 +123,7 @@ def test_calm_gives_the_share_back_once() -> None:
     story = Story()
     assert story.go(2, memory=0.5, hog=500) == ["squeeze"]
     assert story.go(CALM - 2, hog=500) == []
-    assert story.go(10, hog=500) == ["restore"]
+    assert story.go(10, memory=0.05, hog=500) == ["restore"]
     story.go(20)
     assert not story.guard.wakeful
 
@@ -207,7 +217,8 @@ def test_an_estimate_each_second_is_soon_enough() -> None:
         story.moved[HOG] += 500
         story.tick()
     assert story.acts[0][1].kind == "squeeze"
-    assert story.acts[0][0] - (1000.0 + 20 * ESTIMATING) <= 0.2 * 2.0 + 1.0
+    squeeze = Plan().squeeze
+    assert story.acts[0][0] - (1000.0 + 20 * ESTIMATING) <= squeeze.pressure * squeeze.after + 1.0
     assert story.guard.wakeful
 
 
