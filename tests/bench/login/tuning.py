@@ -1,6 +1,7 @@
 """`python -m tests.bench.login.tuning`: which of the kernel's own settings helps a login beside a hog under vllm-safe's limits.
 
 All on one machine, each switched on before its cell and off after it, in turn in each round: what changes on the host hits all of them.
+What came of it is in tests/bench/DISK.md.
 """
 
 from __future__ import annotations
@@ -18,13 +19,6 @@ from tests.bench.login.cell import Cell, measure
 from tests.bench.login.setups import SETUPS
 
 HERE = Path(__file__).parent
-WORDS = """# The kernel's own settings, beside vllm-safe's limits
-
-Made by `{command}`, each row on the same machine, in turn, switched on before its hog and off after it. {memory} MiB of RAM, 6 GiB of swap,
-2 processors; each hog ran for {seconds:.0f} s. Raw samples: {folder}/. The columns are those of RESULTS.md; `of plan` is not measured here.
-
-{table}
-"""
 SCHEDULER = "/sys/block/vda/queue/scheduler"
 DISK = "$(cat /sys/block/vda/dev)"
 GROUPS = "/sys/fs/cgroup"
@@ -102,11 +96,7 @@ def main() -> int:
         except BedError as error:
             print(f"{cell.file}: {error}", flush=True)
     runs = sorted(report.load(options.out), key=lambda run: ["idle", *TUNINGS].index(run.cell.setup))
-    command = f"python -m tests.bench.login.tuning --hogs {','.join(options.hogs)} --disk {','.join(map(str, options.disk))}"
-    shape = {"memory": options.memory, "seconds": options.seconds, "folder": options.out.name}
-    text = WORDS.format(command=command, table=report.markdown(report.table(runs)), **shape)
-    options.out.with_suffix(".md").write_text(text)
-    print(text)
+    print(report.markdown(report.table(runs)))
     return 0 if all((options.out / cell.file).exists() for cell in cells) else 1
 
 
