@@ -27,7 +27,7 @@ models:
 GROUP = "/sys/fs/cgroup/vllm.slice/vllm@hog.service"
 UNIT = "vllm@hog.service"
 ALIVE = ("ssh.service", "systemd-journald.service", "innocent.service")
-HOLD = 20.0  # seconds of pressing
+HOLD = 8.0  # seconds of pressing
 PATIENCE = 120  # seconds: emulated, with a slow disk, and other tests beside it
 Shell = subprocess.Popen[bytes]
 
@@ -39,7 +39,7 @@ def bed(installed_disk: Path) -> Iterator[Virtual]:
         machine.put(PROGRAM, "/opt/hog.py")
         configure(machine, KINDS[0])
         machine.run("vllm-safe swap create", timeout=300)
-        write = "dd if=/dev/zero of=/srv/hog/$i bs=1M count=400 status=none"
+        write = "dd if=/dev/zero of=/srv/hog/$i bs=1M count=300 status=none"
         machine.run(f"mkdir /srv/hog && for i in 1 2 3 4; do {write} || exit; done", timeout=600)
         machine.run("sync && echo 3 > /proc/sys/vm/drop_caches", timeout=300)
         machine.run("systemd-run --unit=innocent sleep infinity")
