@@ -287,7 +287,9 @@ def test_ended_at_any_moment_the_next_run_completes(bed: Virtual) -> None:
         configure(bed, "/mnt/btrfs/swapfile", f"{size}M")
         signal = moments.choice(["KILL", "INT"])
         done = bed.run(f"timeout --signal={signal} {moments.uniform(0.2, 6):.2f} vllm-safe swap create", check=False)
-        assert "Traceback" not in done.stderr
+        assert "Traceback" not in done.stderr or "/vllm_safe/" not in done.stderr, (
+            done.stderr
+        )  # Python has words of its own before it has us
         names = bed.out("cd /mnt/btrfs && for name in *; do blkid -p -o value -s LABEL $name; done").split()
         assert set(names) == {"vllm-safe"}
         assert areas(bed)

@@ -43,6 +43,9 @@ def main() -> None:
     elif sys.argv[1:] == ["--version"]:
         print(f"vllm-safe {__version__}")
     else:
-        from vllm_safe.cli.main import main as run
-
+        try:
+            from vllm_safe.cli.main import main as run
+        except KeyboardInterrupt:  # loading takes long on a machine that swaps; from here on it is for `run` to say
+            print("\nvllm-safe: interrupted", file=sys.stderr)
+            sys.exit(130)
         sys.exit(run(sys.argv[1:]))

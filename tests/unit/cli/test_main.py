@@ -134,6 +134,20 @@ def test_interrupted(command: Callable[..., int], capsys: pytest.CaptureFixture[
     assert capsys.readouterr().err.endswith("vllm-safe: interrupted\n")
 
 
+def test_interrupted_while_it_loads(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    class Impatient:
+        def find_spec(self, name: str, *_: object) -> None:
+            if name == "vllm_safe.cli.main":
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "argv", ["vllm-safe", "check"])
+    monkeypatch.setattr(sys, "meta_path", [Impatient(), *sys.meta_path])
+    monkeypatch.delitem(sys.modules, "vllm_safe.cli.main")
+    with pytest.raises(SystemExit, match="130"):
+        entry.main()
+    assert capsys.readouterr().err == "\nvllm-safe: interrupted\n"
+
+
 @pytest.mark.parametrize(("result", "code"), [(None, 0), (0, 0), (3, 3), ("text", 0)])
 def test_what_a_command_returns_is_the_exit_code(command: Callable[..., int], result: object, code: int) -> None:
     assert command(lambda: result) == code
