@@ -1,5 +1,6 @@
 # `make` alone lists what there is. As root on a bare Debian 12, each target installs what it needs (apt, PyPI) by itself.
 PYTHON := .venv/bin/python
+SYSTEM := $(PYTHON) -m pytest tests/system --durations=20
 
 .PHONY: help venv check deb beds test test-nspawn test-vm test-releases test-trixie test-sid demo bench bench-rows locks clean
 
@@ -13,7 +14,7 @@ check: venv ## Lint, types and unit tests: no root, no network, under a minute
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
 	tests/shellcheck
-	$(PYTHON) -m pytest -q
+	$(PYTHON) -m pytest -q --numprocesses=auto
 
 deb: ## The package: dist/vllm-safe.deb
 	tests/tools deb
@@ -21,17 +22,18 @@ deb: ## The package: dist/vllm-safe.deb
 
 test: check deb test-vm test-nspawn ## Everything in `check`, then the system tests in nspawn and QEMU; with --jobs=2 in half the time
 
+# Two machines at a time: a hard disk that is waited for keeps no processor busy.
 test-vm: venv deb beds
-	$(PYTHON) -m pytest tests/system -m vm
+	$(SYSTEM) -m vm --numprocesses=2 --dist=loadfile
 
 test-nspawn: venv deb beds
-	$(PYTHON) -m pytest tests/system -m "not vm and not os_upgrade"
+	$(SYSTEM) -m "not vm and not os_upgrade"
 
 test-releases: test-trixie test-sid ## The same package on trixie and sid, built there too, and an upgrade of bookworm to trixie
 
 # The real vLLM is that of bookworm's Python, and the beds have proven themselves.
 test-trixie test-sid: test-%: venv deb beds
-	VLLM_SAFE_RELEASE=$* $(PYTHON) -m pytest tests/system -m "nspawn and not engine$(if $(filter sid,$*), and not os_upgrade)" \
+	VLLM_SAFE_RELEASE=$* $(SYSTEM) -m "nspawn and not engine$(if $(filter sid,$*), and not os_upgrade)" \
 		--ignore=tests/system/test_nspawn_bed.py
 
 # Without root the tests that need the beds are skipped, and say so.

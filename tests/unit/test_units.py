@@ -6,6 +6,8 @@ import os
 import re
 import shutil
 import subprocess
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,14 +21,18 @@ EARLYOOM = "[Service]\nEnvironmentFile=-/etc/default/earlyoom\nExecStart=/usr/bi
 
 
 @pytest.fixture(scope="module")
-def dumped(tmp_path_factory: pytest.TempPathFactory) -> str:
+def folder() -> Iterator[Path]:
+    """Where anybody can read, since systemd reads as nobody: pytest's own folders are for us alone."""
+    with tempfile.TemporaryDirectory() as made:
+        Path(made).chmod(0o755)
+        yield Path(made)
+
+
+@pytest.fixture(scope="module")
+def dumped(folder: Path) -> str:
     """Everything that systemd parsed, and every complaint."""
     if not SYSTEMD.exists() or not shutil.which("setpriv"):
         pytest.skip("no systemd on this machine to parse the units")
-    folder = tmp_path_factory.mktemp("units")
-    folder.chmod(0o755)
-    for parent in folder.parents[:2]:  # pytest makes them for us alone, and systemd reads them as nobody
-        parent.chmod(0o755)
     shutil.copytree(UNITS, folder, dirs_exist_ok=True)
     (folder / "earlyoom.service").write_text(EARLYOOM)
     wants = [path.name.replace("@.", "@x.") for path in folder.glob("*.*") if path.is_file()]

@@ -103,6 +103,7 @@ def _inspect(config: Config) -> Inspection:
             if not (key and key.hidden):
                 served[name] = inspect.ask_models(server_url(model, "/v1/models"), key.text if key else "")
     return inspect.Inspection(
+        hard_disks=inspect.read_hard_disks(),
         units=units,
         earlyoom=inspect.earlyoom_arguments(int(units.get(EARLYOOM, {}).get("MainPID") or 0)),
         admin_earlyoom=admin_arguments(),

@@ -59,7 +59,7 @@ def command(seconds: float, name: str | None, config_path: Path, *, as_json: boo
         (name,) = config.models
     limits = decide_limits(config, host, name or "")
     hog = decide_hog(limits, host.cpus)
-    start = StartHog(hog, limits.properties, seconds)
+    start = StartHog(hog, {**limits.properties, "IOSchedulingClass": limits.io_scheduling_class.value}, seconds)
     # What a start of the model does first: the drill is of the configuration as it is now.
     common = prepare_steps(decide_protection_of_all(config, host), read_units(config, host), read_earlyoom_env())
     protect = (*common, *guard_steps(decide_guard(config)))

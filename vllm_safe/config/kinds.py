@@ -180,6 +180,7 @@ URL_OR_NONE = _or("none", Kind("a URL such as https://mirror.example/simple", te
 HTTP_URL_OR_NONE = _or("none", Kind("a URL such as http://127.0.0.1:8000/health", texts.read_http_url))
 LINKS_OR_NONE = _or("none", Kind("a URL, or a path that begins with /", texts.read_links))
 MODEL = Kind("a hub id such as Qwen/Qwen2.5-72B-Instruct-GPTQ-Int8, or a path that begins with /", texts.read_model)
+IO_CLASS = one_of("idle", "best-effort")  # not realtime: it would go before logins
 PROFILE = one_of(*PROFILES)
 ARGV = Kind("a list such as [/usr/bin/llama-server, --port, '8001']", arguments.read_command)
 ARGS = Kind("options of `vllm serve` such as max-model-len: 8192", arguments.read_args)

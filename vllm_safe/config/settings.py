@@ -111,7 +111,13 @@ class Limits:
         kinds.integer(-999, 1000), 1000, "Who dies first when the kernel itself runs out of memory: 1000 is the model, whatever its size."
     )
     cpu_weight: int = _setting(kinds.integer(1, 10000), 10, "Share of the CPUs when all are busy; logins and services have 100 each.")
-    io_weight: int = _setting(kinds.integer(1, 10000), 1, "Share of the disks, likewise; it needs the BFQ scheduler or io.cost.")
+    io_weight: int = _setting(kinds.integer(1, 10000), 1, "Share of the disks, likewise; it needs the scheduler BFQ or io.cost.")
+    io_scheduling_class: str = _setting(
+        kinds.IO_CLASS,
+        "idle",
+        "idle: it reads, writes and swaps while nobody else wants the same disk; best-effort: it waits its turn like all others. It needs "
+        "the scheduler that Debian gives hard disks (mq-deadline), or BFQ.",
+    )
     tasks_max: int = _setting(kinds.integer(64, 4194304), 4096, "Most processes and threads.")
 
 
@@ -180,6 +186,7 @@ class ModelLimits:
     oom_score_adjust: int | None = _setting(kinds.integer(-999, 1000), None, "")
     cpu_weight: int | None = _setting(kinds.integer(1, 10000), None, "")
     io_weight: int | None = _setting(kinds.integer(1, 10000), None, "")
+    io_scheduling_class: str | None = _setting(kinds.IO_CLASS, None, "")
     tasks_max: int | None = _setting(kinds.integer(64, 4194304), None, "")
 
 

@@ -23,6 +23,8 @@ _OTHER_NAMES = {
     "id": ("model",),
     "index_url": ("index",),
     "io": ("io_weight",),
+    "io_class": ("io_scheduling_class",),
+    "ionice": ("io_scheduling_class",),
     "key_file": ("api_key_file",),
     "listen": ("host",),
     "mem": ("memory", "memory_max"),

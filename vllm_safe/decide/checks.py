@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 EARLYOOM = "earlyoom.service"
 CGROUPS = Path("/sys/fs/cgroup")
 _NEVER_OVERCOMMIT = 2
+_KNOWS_CLASSES = frozenset({"mq-deadline", "bfq"})
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,17 @@ def check_earlyoom_override(at: Machine) -> Finding | None:
     return check_admin_earlyoom(at.config, at.seen.admin_earlyoom)
 
 
+def check_hard_disks(at: Machine) -> Finding | None:
+    """Whether the class that a model has at the disks means anything there."""
+    if at.config.limits.io_scheduling_class != "idle" or not at.seen.hard_disks:
+        return None
+    blind = [name for name, scheduler in at.seen.hard_disks.items() if scheduler not in _KNOWS_CLASSES]
+    if blind:
+        what = f"the scheduler {at.seen.hard_disks[blind[0]]} of the hard disk {blind[0]} lets a model's swap go before logins"
+        return warned(what, f"echo mq-deadline > /sys/block/{blind[0]}/queue/scheduler, and a udev rule to keep it")
+    return passed(f"logins go before a model at the hard disk: {', '.join(f'{name} has {s}' for name, s in at.seen.hard_disks.items())}")
+
+
 def check_overcommit(at: Machine) -> Finding | None:
     """CUDA maps 17-20 GB a process without using them, safetensors whole shards."""
     if at.seen.overcommit != _NEVER_OVERCOMMIT:
@@ -127,6 +139,7 @@ MACHINE: tuple[Callable[[Machine], Finding | None], ...] = (
     check_guard,
     check_earlyoom,
     check_earlyoom_override,
+    check_hard_disks,
     check_overcommit,
     check_compiler,
 )

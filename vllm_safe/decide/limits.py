@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from vllm_safe.decide.origin import Origin, origin_of
+from vllm_safe.decide.origin import Origin, Sourced, origin_of
 from vllm_safe.decide.protect import UNITS, Decided, decide_protection, whole_pages
 from vllm_safe.sizes import MIB, format_size
 
@@ -29,18 +29,19 @@ def unit_of(name: str) -> str:
 
 @dataclass(frozen=True)
 class ModelLimits:
-    """Field names are the settings', values the kernel's: bytes, weights, a count, an oom_score_adj."""
+    """Field names are the settings', values the kernel's: bytes, weights, a count, an oom_score_adj; and systemd's word for a class."""
 
     memory_max: Decided
     swap_max: Decided
     cpu_weight: Decided
     io_weight: Decided
     tasks_max: Decided
+    io_scheduling_class: Sourced
     oom_score_adj: Decided
 
     @property
     def properties(self) -> dict[str, int]:
-        """What `systemctl set-property` is told of the unit. oom_score_adj is none: it cannot be set on a loaded unit (see launch)."""
+        """What `systemctl set-property` is told of the unit. What is of a process, not of a cgroup, is none of it: see launch."""
         return {
             "MemoryMax": self.memory_max.value,
             "MemorySwapMax": self.swap_max.value,
@@ -67,6 +68,7 @@ def decide_limits(config: Config, host: Host, name: str) -> ModelLimits:
         cpu_weight=plain("cpu_weight"),
         io_weight=plain("io_weight"),
         tasks_max=plain("tasks_max"),
+        io_scheduling_class=Sourced(*_asked(config, name, "io_scheduling_class")),
         oom_score_adj=plain("oom_score_adjust"),
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vllm_safe.config.settings import Config
@@ -18,6 +18,14 @@ class Origin:
 
     def __str__(self) -> str:
         return f"{self.source} ({self.note})" if self.note else self.source
+
+
+@dataclass(frozen=True)
+class Sourced:
+    """A value of any kind, and where it came from."""
+
+    value: Any
+    origin: Origin
 
 
 def origin_of(config: Config, *paths: str) -> Origin:

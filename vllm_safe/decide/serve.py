@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vllm_safe import paths
 from vllm_safe.config.profiles import PROFILES
 from vllm_safe.decide.limits import decide_limits
-from vllm_safe.decide.origin import Origin, origin_of
+from vllm_safe.decide.origin import Origin, Sourced, origin_of
 from vllm_safe.launch.plan import Launch
 from vllm_safe.sizes import format_size
 
@@ -28,14 +27,6 @@ TIMEOUTS = {
     "hang_timeout": 600.0,  # vLLM itself gives a step of several cards 300 s (VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS)
     "stop_grace": 30.0,
 }
-
-
-@dataclass(frozen=True)
-class Sourced:
-    """A value of any kind, and where it came from."""
-
-    value: Any
-    origin: Origin
 
 
 def _base_environment(name: str, *, own_engine: bool) -> dict[str, tuple[str, str]]:
@@ -143,6 +134,7 @@ def decide_launch(config: Config, host: Host, name: str) -> Launch:
         completions=server_url(model, "/v1/completions") if own_engine and model.warm_up and not arguments.get("enable-sleep-mode") else "",
         textfile=str(config.metrics.textfile or ""),
         oom_score_adj=limits.oom_score_adj.value,
+        io_scheduling_class=limits.io_scheduling_class.value,
         **{key: timeout.value for key, timeout in decide_timeouts(config, name).items()},
         summary=tuple(_summary(limits, model)),
     )

@@ -8,10 +8,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from vllm_safe.decide.limits import SHARED, SLICE, decide_limits, decide_units
-from vllm_safe.decide.origin import Origin, origin_of
+from vllm_safe.decide.origin import Origin, Sourced, origin_of
 from vllm_safe.decide.protect import UNITS, Decided, decide_protection
 from vllm_safe.decide.serve import (
-    Sourced,
     decide_arguments,
     decide_environment,
     decide_launch,
@@ -73,7 +72,10 @@ def decide_show(config: Config, host: Host, name: str) -> tuple[Part, ...]:
 
 def _limits(config: Config, host: Host, name: str) -> tuple[Row, ...]:
     limits = decide_limits(config, host, name)
-    return tuple(_number(key, decided, in_bytes=key in _BYTES) for key, decided in vars(limits).items())
+    return tuple(
+        _row(key, decided) if isinstance(decided, Sourced) else _number(key, decided, in_bytes=key in _BYTES)
+        for key, decided in vars(limits).items()
+    )
 
 
 def _slice(config: Config, host: Host) -> tuple[Row, ...]:

@@ -42,7 +42,7 @@ _OWN = {
 class StartHog:
     """Start the hog. It ends with `stop`, when this process ends in any way, or by its own clock, or systemd's a little later."""
 
-    def __init__(self, hog: Hog, properties: Mapping[str, int], seconds: float) -> None:
+    def __init__(self, hog: Hog, properties: Mapping[str, object], seconds: float) -> None:
         self.touched: list[int] = []  # pages since the start, each second
         self._process: subprocess.Popen[str] | None = None
         own = {**_OWN, "RuntimeMaxSec": f"{FILL + seconds + GRACE:.0f}"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sysconfig
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.client import HTTPException
 from pathlib import Path
@@ -34,6 +35,7 @@ class Inspection:
     overcommit: int = 0  # vm.overcommit_memory
     compiler: bool = True  # there is one for C++
     headers: bool = True  # there is a Python.h
+    hard_disks: Mapping[str, str] = field(default_factory=dict)  # by name, the I/O scheduler
     served: Mapping[str, Served] = field(default_factory=dict)
 
 
@@ -75,6 +77,19 @@ def read_overcommit(root: Path = Path("/")) -> int:
         return int((root / "proc/sys/vm/overcommit_memory").read_text())
     except (OSError, ValueError):
         return 0
+
+
+def read_hard_disks(root: Path = Path("/")) -> dict[str, str]:
+    """The disks that turn, by name, and the I/O scheduler of each: "mq-deadline", "bfq", "kyber", "none"."""
+    found = {}
+    for disk in sorted((root / "sys/block").glob("*")):
+        if not (disk / "device").exists():  # a loop device, LVM, RAID: what is below it schedules
+            continue
+        with suppress(OSError, ValueError):
+            if int((disk / "queue/rotational").read_text()):
+                text = (disk / "queue/scheduler").read_text()
+                found[disk.name] = text.partition("[")[2].partition("]")[0] or text.strip()
+    return found
 
 
 def has_compiler() -> bool:

@@ -42,6 +42,7 @@ class Launch(NamedTuple):
     completions: str = ""  # the URL that one token is asked of before the unit counts as started, and when nothing moves; or ""
     textfile: str = ""  # the folder for the recorder's figures, or "": metrics.textfile
     oom_score_adj: int = 0  # of the server, never of the main process that watches it
+    io_scheduling_class: str = ""  # likewise, in systemd's words; "": as the main process
     start_timeout: float = 14400.0  # until `health` must have answered
     stall_timeout: float = 900.0  # that a start may take without any progress
     hang_timeout: float = 600.0  # that a server may take without a sign of life

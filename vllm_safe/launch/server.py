@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
+from vllm_safe.launch.plan import Launch
+
+IO_CLASSES = {"idle": "IDLE", "best-effort": "BE"}  # systemd's words, psutil's names
 CANNOT_RUN = 127  # what a shell exits with when there is no such program
 
 
 class Server:
     """A running child. `output` is the reading end of the pipe that its stdout and stderr are."""
 
-    def __init__(self, argv: Sequence[str], env: Mapping[str, str], oom_score_adj: int) -> None:
+    def __init__(self, launch: Launch, env: Mapping[str, str]) -> None:
         self.output, output = os.pipe()
         try:
             self.pid = os.fork()
@@ -24,7 +27,7 @@ class Server:
             os.close(output)
             raise
         if self.pid == 0:
-            _become(argv, env, oom_score_adj, output)
+            _become(launch, env, output)
         os.close(output)
 
     def send(self, number: signal.Signals) -> None:
@@ -49,7 +52,7 @@ def describe_ending(status: int) -> str:
         return f"killed by signal {-code}"
 
 
-def _become(argv: Sequence[str], env: Mapping[str, str], oom_score_adj: int, output: int) -> NoReturn:
+def _become(launch: Launch, env: Mapping[str, str], output: int) -> NoReturn:
     """Turn the forked child into the server. Says on its output what went wrong, then exits as a shell would."""
     try:
         signal.set_wakeup_fd(-1)
@@ -58,17 +61,29 @@ def _become(argv: Sequence[str], env: Mapping[str, str], oom_score_adj: int, out
         os.setsid()
         os.dup2(output, 1)
         os.dup2(output, 2)
-        _set_oom_score_adj(oom_score_adj)
-        os.execvpe(argv[0], list(argv), dict(env))  # noqa: S606 - no shell is the point
+        # Here and not in the unit: the main process must outlive the server, and read what it needs, to say why it died.
+        _set_oom_score_adj(launch.oom_score_adj)
+        _set_io_scheduling_class(launch.io_scheduling_class)
+        os.execvpe(launch.argv[0], list(launch.argv), dict(env))  # noqa: S606 - no shell is the point
     except OSError as error:
-        os.write(2, f"vllm-safe: error: cannot run {argv[0]}: {error.strerror}\n".encode(errors="replace"))
+        os.write(2, f"vllm-safe: error: cannot run {launch.argv[0]}: {error.strerror}\n".encode(errors="replace"))
     finally:
         os._exit(CANNOT_RUN)
 
 
 def _set_oom_score_adj(score: int) -> None:
-    # Here and not as OOMScoreAdjust= of the unit: the main process must outlive the server, to say why it died.
     try:
         Path("/proc/self/oom_score_adj").write_text(str(score), encoding="ascii")
     except OSError:  # below 0: that is for root to give
         os.write(2, f"vllm-safe: oom_score_adj {score} is refused by the kernel; it stays as it was\n".encode())
+
+
+def _set_io_scheduling_class(name: str) -> None:
+    if not name:
+        return
+    import psutil  # noqa: PLC0415 - in the child alone, which is another program at once
+
+    try:
+        psutil.Process().ionice(getattr(psutil, f"IOPRIO_CLASS_{IO_CLASSES[name]}"))
+    except (OSError, psutil.Error) as error:
+        os.write(2, f"vllm-safe: I/O scheduling class {name} is refused by the kernel: {error}\n".encode(errors="replace"))

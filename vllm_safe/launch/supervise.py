@@ -116,7 +116,7 @@ class _Supervisor:
 
     def _start(self) -> None:
         try:
-            self._server = Server(self._launch.argv, self._env, self._launch.oom_score_adj)
+            self._server = Server(self._launch, self._env)
         except OSError as error:  # EAGAIN at limits.tasks_max, ENOMEM at the memory limit
             self._do(self._life.not_started(time.time(), error.strerror or str(error)))
         else:

@@ -50,6 +50,11 @@ def _of_the_hog(*lines: str) -> Tuning:
     )
 
 
+def _of_the_disk(name: str, value: int) -> Tuning:
+    path, before = f"/sys/block/vda/queue/{name}", f"/run/{name.replace('/', '-')}"
+    return Tuning(f"cat {path} > {before} && echo {value} > {path}", f"cat {before} > {path}")
+
+
 TUNINGS = {
     "shipped": Tuning(),
     "no-guard": Tuning("systemctl mask --runtime --now vllm-safe-guard", "systemctl unmask --runtime vllm-safe-guard"),
@@ -63,6 +68,13 @@ TUNINGS = {
     ),
     "io-max-75": _of_the_hog("IOReadIOPSMax=/dev/vda 75", "IOWriteIOPSMax=/dev/vda 75"),
     "io-max-reads-75": _of_the_hog("IOReadIOPSMax=/dev/vda 75"),
+    # Weights mean nothing to mq-deadline, classes do: it takes what waits of one while nothing of a higher one does, or after 10 s.
+    "io-idle": _of_the_hog("IOSchedulingClass=idle"),
+    "nr-requests-1024": _of_the_disk("nr_requests", 1024),
+    "async-depth-4": _of_the_disk("iosched/async_depth", 4),
+    "fifo-batch-1": _of_the_disk("iosched/fifo_batch", 1),
+    "writes-starved-8": _of_the_disk("iosched/writes_starved", 8),
+    "no-wbt": _of_the_disk("wbt_lat_usec", 0),
     "zswap": Tuning(f"echo zsmalloc > {ZSWAP}/zpool; echo Y > {ZSWAP}/enabled", f"echo N > {ZSWAP}/enabled"),
     "page-cluster-0": _sysctl("vm.page-cluster", 0, 3),
     "swappiness-10": _sysctl("vm.swappiness", 10, 60),
@@ -95,24 +107,28 @@ def main() -> int:
                     print(cell.file, flush=True)
         except BedError as error:
             print(f"{cell.file}: {error}", flush=True)
-    runs = sorted(report.load(options.out), key=lambda run: ["idle", *TUNINGS].index(run.cell.setup))
+    runs = sorted(report.load(options.out), key=lambda run: [["idle", *TUNINGS].index(name) for name in run.cell.setup.split("+")])
     print(report.markdown(report.table(runs)))
     return 0 if all((options.out / cell.file).exists() for cell in cells) else 1
 
 
 def _measure(bed: Virtual, cell: Cell, options: argparse.Namespace) -> None:
     setup = SETUPS["vllm-safe"]
-    tuning = TUNINGS.get(cell.setup, Tuning())
-    bed.run(tuning.on)
+    tunings = [TUNINGS[name] for name in cell.setup.split("+") if cell.hog != "-"]
+    for tuning in tunings:
+        bed.run(tuning.on)
     try:
         measure(bed, setup if cell.hog != "-" else replace(setup, hog=False), cell, options.seconds, options.out)
     finally:
-        bed.run(tuning.off, timeout=300)
+        for tuning in tunings:
+            bed.run(tuning.off, timeout=300)
 
 
 def _parse(words: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.login.tuning", description=__doc__)
-    parser.add_argument("--tunings", type=lambda text: text.split(","), default=list(TUNINGS), help=f"some of {','.join(TUNINGS)}")
+    parser.add_argument(
+        "--tunings", type=lambda text: text.split(","), default=list(TUNINGS), help=f"some of {','.join(TUNINGS)}; A+B is both"
+    )
     parser.add_argument("--hogs", type=lambda text: text.split(","), default=["anonymous"])
     parser.add_argument("--disk", type=lambda text: [int(part) for part in text.split(",")], default=[150], help="IOPS")
     parser.add_argument("--rounds", type=int, default=3)

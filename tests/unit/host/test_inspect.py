@@ -70,8 +70,11 @@ def test_nobody_there() -> None:
 
 
 def test_arguments_of_a_process() -> None:
-    with subprocess.Popen([sys.executable, "-c", "input()", "-m", "5"], stdin=subprocess.PIPE) as process:
-        assert inspect.earlyoom_arguments(process.pid) == ("-c", "input()", "-m", "5")
+    pipe, program = subprocess.PIPE, "print(flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", program, "-m", "5"], stdin=pipe, stdout=pipe) as process:
+        assert process.stdout
+        process.stdout.readline()  # in the middle of exec it has no arguments yet
+        assert inspect.earlyoom_arguments(process.pid) == ("-c", program, "-m", "5")
         process.communicate(b"\n")
     assert inspect.earlyoom_arguments(0) == ()
     assert inspect.earlyoom_arguments(2**22 + 1) == ()
@@ -86,3 +89,15 @@ def test_overcommit(tmp_path: Path) -> None:
 
 def test_active_units() -> None:
     assert inspect.active({"a": {"ActiveState": "active"}, "b": {"ActiveState": "failed"}}, ["a", "b", "c"]) == ("a",)
+
+
+def test_only_real_disks_that_turn_have_a_scheduler_that_counts(tmp_path: Path) -> None:
+    disks = {"sda": ("1", "none [mq-deadline] bfq"), "nvme0n1": ("0", "[none] mq-deadline"), "loop0": ("1", "none"), "sdb": ("1", "none")}
+    for name, (rotational, scheduler) in disks.items():
+        (tmp_path / "sys/block" / name / "queue").mkdir(parents=True)
+        (tmp_path / "sys/block" / name / "queue/rotational").write_text(f"{rotational}\n")
+        (tmp_path / "sys/block" / name / "queue/scheduler").write_text(f"{scheduler}\n")
+        if name != "loop0":
+            (tmp_path / "sys/block" / name / "device").mkdir()
+    assert inspect.read_hard_disks(tmp_path) == {"sda": "mq-deadline", "sdb": "none"}
+    assert inspect.read_hard_disks(tmp_path / "empty") == {}

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 from vllm_safe.launch.plan import Launch
@@ -143,12 +144,14 @@ def test_ready_then_stopped(unit: Unit) -> None:
     assert not _is_alive(child)
 
 
-def test_the_server_alone_has_the_oom_score(unit: Unit) -> None:
-    unit.start(oom_score_adj=777)
+def test_the_server_alone_has_the_oom_score_and_the_class_at_the_disks(unit: Unit) -> None:
+    unit.start(oom_score_adj=777, io_scheduling_class="idle")
     unit.wait_for("READY=1")
     assert unit.process
     assert Path(f"/proc/{_child(unit)}/oom_score_adj").read_text() == "777\n"
     assert Path(f"/proc/{unit.process.pid}/oom_score_adj").read_text() == Path("/proc/self/oom_score_adj").read_text()
+    assert psutil.Process(_child(unit)).ionice().ioclass == psutil.IOPRIO_CLASS_IDLE
+    assert psutil.Process(unit.process.pid).ionice() == psutil.Process().ionice()
     unit.stop()
 
 
