@@ -22,9 +22,8 @@ deb: ## The package: dist/vllm-safe.deb
 
 test: check deb test-vm test-nspawn ## Everything in `check`, then the system tests in nspawn and QEMU; with --jobs=2 in half the time
 
-# Two machines at a time: a hard disk that is waited for keeps no processor busy.
 test-vm: venv deb beds
-	$(SYSTEM) -m vm --numprocesses=2 --dist=loadfile
+	$(SYSTEM) -m vm
 
 test-nspawn: venv deb beds
 	$(SYSTEM) -m "not vm and not os_upgrade"

@@ -15,6 +15,9 @@ _RENAME_NOREPLACE = 1  # linux/fs.h
 _MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4  # asm-generic/mman.h
 _FS_IOC_GETFLAGS, _FS_IOC_SETFLAGS = 0x80086601, 0x40086602  # linux/fs.h, where a long has 64 bits
 _REG_EXTENDED, _REG_NOSUB = 1, 1 << 3  # regex.h
+# By machine: the numbers of ioprio_set and ioprio_get, which glibc has no functions for (asm/unistd.h).
+_IOPRIO_CALLS = {"x86_64": (251, 252), "aarch64": (30, 31), "riscv64": (30, 31), "ppc64le": (273, 274), "s390x": (282, 283)}
+_IOPRIO_WHO_PROCESS = 1  # linux/ioprio.h; it means a thread
 _FS_COMPR_FL, _FS_NOCOW_FL = 0x00000004, 0x00800000
 
 
@@ -76,3 +79,23 @@ def regex_error(pattern: str) -> str | None:
 def lock_memory() -> None:
     """Keep every page of this process in RAM from when it is first touched (mlockall(2)): now, and what is mapped later."""
     _call("mlockall", _MCL_CURRENT | _MCL_FUTURE | _MCL_ONFAULT)
+
+
+def set_io_priority(thread: int, priority: int) -> None:
+    """Class and level at the disks of one thread (ioprio_set(2)): class << 13 | level, where class 2 is best-effort and 3 idle."""
+    _io_priority_call(0, _IOPRIO_WHO_PROCESS, thread, priority)
+
+
+def io_priority(thread: int) -> int:
+    """The same, as it is (ioprio_get(2))."""
+    return _io_priority_call(1, _IOPRIO_WHO_PROCESS, thread)
+
+
+def _io_priority_call(which: int, *arguments: int) -> int:
+    numbers = _IOPRIO_CALLS.get(os.uname().machine)
+    if numbers is None:
+        raise OSError(errno.ENOSYS, "this kind of machine is not known to have I/O priorities")
+    if (answer := _libc.syscall(numbers[which], *arguments)) == -1:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return int(answer)

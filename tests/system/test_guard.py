@@ -90,6 +90,12 @@ def value(bed: Virtual, path: str) -> str:
     return bed.read(path).strip()
 
 
+def classes(bed: Virtual) -> set[str]:
+    """The I/O classes of the model's processes."""
+    text = bed.out(f"for process in $(cat {GROUP}/cgroup.procs); do ionice -p $process; done")
+    return {line.partition(":")[0] for line in text.splitlines()}
+
+
 def suffer(bed: Virtual) -> None:
     bed.run(
         "systemctl is-active -q victim || systemd-run --collect --unit=victim -p MemoryHigh=30M python3 /opt/victim.py",
@@ -126,13 +132,25 @@ def test_a_model_that_swaps_while_the_os_is_well_is_left_alone(bed: Virtual) -> 
     assert acts(bed) == []
 
 
+def test_a_jump_of_the_clock_and_a_suspend_are_no_pressure(bed: Virtual) -> None:
+    before = bed.properties(GUARD, "MainPID", "NRestarts")
+    now = int(bed.out("date +%s"))
+    bed.run(f"date -s @{now + 86400} && sleep 3 && date -s @{now - 86400} && sleep 3 && date -s @{now + 6}")
+    bed.run("rtcwake --mode mem --seconds 8", timeout=120)
+    slept = "import time; print(time.clock_gettime(time.CLOCK_BOOTTIME) - time.monotonic())"
+    assert float(bed.out(["python3", "-c", slept])) > 5  # else nothing was shown
+    bed.run("sleep 12")  # a slow look of the guard's
+    assert (bed.properties(GUARD, "MainPID", "NRestarts"), status_text(bed)) == (before, "watching")
+    assert acts(bed) == []
+
+
 def test_the_least_step_first_and_shown_where_a_person_looks(bed: Virtual) -> None:
     configure(bed, SQUEEZE)
     bed.wait_for("the guard knows", lambda: "new settings" in bed.journal(GUARD), timeout=60, pause=1)
     suffer(bed)
     bed.wait_for("the model is squeezed", lambda: "squeeze" in acts(bed), timeout=120, pause=1)
     assert [value(bed, f"{folder}/cpu.weight") for folder in (GROUP, "/sys/fs/cgroup/vllm.slice")] == ["1", "1"]
-    assert "riops=" in value(bed, f"{GROUP}/io.max")
+    assert classes(bed) == {"idle"}
     assert "squeezed to the least share" in bed.out("systemctl status --no-pager -n 200 vllm@hog")
     event = next(event for event in events(bed) if event["act"] == "squeeze")
     assert max(event["readings"].values()) > 0  # of memory or of the disk
@@ -164,7 +182,7 @@ def test_killed_while_it_holds_a_model_it_comes_back_and_lets_go(bed: Virtual) -
     bed.wait_for("the model runs", lambda: value(bed, f"{GROUP}/cgroup.freeze") == "0", timeout=60)
     bed.wait_for("it has its share", lambda: value(bed, f"{GROUP}/cpu.weight") == "10", timeout=60)
     assert value(bed, "/sys/fs/cgroup/vllm.slice/cpu.weight") == "12"
-    assert "riops" not in value(bed, f"{GROUP}/io.max")
+    assert "idle" not in classes(bed)
 
 
 def test_a_freeze_is_short_and_the_machine_is_alive(bed: Virtual) -> None:
@@ -225,3 +243,17 @@ def test_without_pressure_files_it_goes_by_faults_and_says_so(installed_disk: Pa
         bed.wait_for("the model is squeezed", lambda: "squeeze" in acts(bed), timeout=240, pause=2)
         (event, *_) = events(bed)
         assert "faults" in event["text"]
+
+
+def test_with_cgroups_of_version_1_it_refuses_and_says_what_to_do(installed_disk: Path) -> None:
+    with Virtual(Shape(kernel_arguments="systemd.unified_cgroup_hierarchy=0"), disk=installed_disk) as bed:
+        prepare(bed)
+        bed.write("/etc/vllm-safe/config.yaml", CONFIG.format(guard=LEAVE))
+        way_out = "systemd.unified_cgroup_hierarchy=1"
+        bed.run(f"systemctl start {GUARD}", check=False, timeout=200)
+        bed.wait_for("it gave up", lambda: bed.properties(GUARD, "ActiveState")["ActiveState"] == "failed", timeout=60)
+        assert way_out in status_text(bed)
+        assert bed.properties(GUARD, "ExecMainStatus", "NRestarts") == {"ExecMainStatus": "78", "NRestarts": "0"}
+        assert bed.run("systemctl start vllm@hog", check=False, timeout=200).returncode != 0
+        assert "cgroup v2" in bed.properties("vllm@hog.service", "StatusText")["StatusText"]
+        assert way_out in bed.run("vllm-safe check", check=False).stdout

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
 from pathlib import Path
 
+import psutil
 import pytest
 
 from vllm_safe import kernel
@@ -60,3 +62,18 @@ def test_a_pattern_that_regcomp_compiles_has_no_error(pattern: str) -> None:
 @pytest.mark.parametrize(("pattern", "error"), [("(a", "Unmatched"), ("a{40000}", "too big"), ("[z-a]", "range"), ("a{2,1}", "content")])
 def test_what_regcomp_has_against_a_pattern_is_said_in_its_words(pattern: str, error: str) -> None:
     assert error in (kernel.regex_error(pattern) or "")
+
+
+def test_the_priority_of_a_thread_at_the_disks() -> None:
+    with subprocess.Popen(["sleep", "60"]) as process:
+        kernel.set_io_priority(process.pid, 3 << 13)
+        assert kernel.io_priority(process.pid) >> 13 == psutil.Process(process.pid).ionice().ioclass == psutil.IOPRIO_CLASS_IDLE
+        process.kill()
+    with pytest.raises(ProcessLookupError):
+        kernel.io_priority(2**22 + 1)
+
+
+def test_a_machine_whose_system_calls_are_not_known_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel, "_IOPRIO_CALLS", {})
+    with pytest.raises(OSError, match="not known"):
+        kernel.io_priority(0)

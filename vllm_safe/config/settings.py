@@ -114,9 +114,9 @@ class Limits:
     io_weight: int = _setting(kinds.integer(1, 10000), 1, "Share of the disks, likewise; it needs the scheduler BFQ or io.cost.")
     io_scheduling_class: str = _setting(
         kinds.IO_CLASS,
-        "idle",
-        "idle: it reads, writes and swaps while nobody else wants the same disk; best-effort: it waits its turn like all others. It needs "
-        "the scheduler that Debian gives hard disks (mq-deadline), or BFQ.",
+        "best-effort",
+        "best-effort: it waits its turn at a disk like all others, unless the guard squeezes it; idle: it reads, writes and swaps only "
+        "while nobody else wants the disk, which may be never beside a backup. Needs mq-deadline (Debian's for hard disks) or BFQ.",
     )
     tasks_max: int = _setting(kinds.integer(64, 4194304), 4096, "Most processes and threads.")
 

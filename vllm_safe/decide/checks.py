@@ -103,14 +103,15 @@ def check_earlyoom_override(at: Machine) -> Finding | None:
 
 
 def check_hard_disks(at: Machine) -> Finding | None:
-    """Whether the class that a model has at the disks means anything there."""
-    if at.config.limits.io_scheduling_class != "idle" or not at.seen.hard_disks:
+    """Whether the class that the guard gives a model at the disks means anything there."""
+    if not at.seen.hard_disks:
         return None
     blind = [name for name, scheduler in at.seen.hard_disks.items() if scheduler not in _KNOWS_CLASSES]
     if blind:
         what = f"the scheduler {at.seen.hard_disks[blind[0]]} of the hard disk {blind[0]} lets a model's swap go before logins"
         return warned(what, f"echo mq-deadline > /sys/block/{blind[0]}/queue/scheduler, and a udev rule to keep it")
-    return passed(f"logins go before a model at the hard disk: {', '.join(f'{name} has {s}' for name, s in at.seen.hard_disks.items())}")
+    known = ", ".join(f"{name} has {scheduler}" for name, scheduler in at.seen.hard_disks.items())
+    return passed(f"logins can go before a model at the hard disk: {known}")
 
 
 def check_overcommit(at: Machine) -> Finding | None:

@@ -10,12 +10,14 @@ import os
 from collections.abc import Mapping
 from contextlib import suppress
 
+from vllm_safe import kernel
 from vllm_safe.guard.decide import Act
 from vllm_safe.guard.watch import CGROUPS, SLICE, read_text
 
-MARK = "user.vllm-safe.guard"  # of a cgroup: "cpu.weight=10 io.weight=1 io.max:254:0=max frozen=1", as it was before
-LEAST = {"cpu.weight": "1", "io.weight": "1", "io.bfq.weight": "1"}
-_READ_LIMIT = "io.max:"  # and the disk
+MARK = "user.vllm-safe.guard"  # of a cgroup: "cpu.weight=10 io.weight=1 ioprio=0 frozen=1", as it was before
+_MOST_READ = 1 << 16  # bytes
+_PRIORITY = "ioprio"  # no file, but of each thread: weights mean nothing to mq-deadline, Debian's scheduler for hard disks, and classes do
+LEAST = {"cpu.weight": "1", "io.weight": "1", "io.bfq.weight": "1", _PRIORITY: str(3 << 13)}  # the class idle
 
 
 class Hands:
@@ -32,9 +34,8 @@ class Hands:
             return f"{act.unit} is no unit of {SLICE}"
         try:
             if act.kind == "squeeze":
-                limits = {f"{_READ_LIMIT}{disk}": str(count) for disk, count in act.reads.items()}
                 # Against the OS it is the slice's share that counts, among the models each one's own.
-                trouble = [*self._hold_at(SLICE, LEAST), *self._hold_at(group, LEAST | limits)]
+                trouble = [*self._hold_at(SLICE, LEAST), *self._hold_at(group, LEAST)]
                 if trouble and os.path.isdir(f"{self._root}/{group}"):  # noqa: PTH112 - pathlib is 2 MB
                     return f"{act.unit} fully: {'; '.join(trouble)}"
             elif act.kind == "freeze":
@@ -88,7 +89,7 @@ class Hands:
         for key in there:
             try:
                 self._set(group, key, wanted[key])
-            except OSError as error:  # a disk that is gone, or that io.max does not take
+            except OSError as error:  # what this kernel, or the sandbox, does not allow
                 del held[key]
                 failed.append(f"{key}: {error}")
         return failed
@@ -102,7 +103,7 @@ class Hands:
     def _restore(self, group: str) -> None:
         before = {key: value for key, value in self._marked(group).items() if key != "frozen"}
         for key, value in before.items():
-            with suppress(OSError):  # one that cannot be restored (its disk is gone) keeps none of the others
+            with suppress(OSError, ValueError):  # one that cannot be restored keeps none of the others
                 self._set(group, key, value)
         self._mark(group, {key: value for key, value in self._marked(group).items() if key == "frozen"})
         self._held.pop(group, None)
@@ -114,20 +115,32 @@ class Hands:
             self._restore(SLICE)
 
     def _now(self, group: str, key: str) -> str:
-        """What is in force; "" where this kernel has no such file."""
-        if key.startswith(_READ_LIMIT):
-            disk = key[len(_READ_LIMIT) :]
-            if not os.path.exists(f"{self._root}/{group}/io.max"):  # noqa: PTH110 - pathlib is 2 MB
-                return ""
-            lines = (line.split() for line in read_text(f"{self._root}/{group}/io.max").splitlines())
-            return next((word[6:] for words in lines if words[0] == disk for word in words if word.startswith("riops=")), "max")
+        """What is in force; "" where there is no such thing: a file that this kernel has not, threads that have ended."""
+        if key == _PRIORITY:
+            with suppress(OSError):  # of the youngest, which is the server's or has it from the server
+                return str(kernel.io_priority(max(self._threads(group), default=-1)))
+            return ""
         return read_text(f"{self._root}/{group}/{key}").partition("\n")[0].rpartition(" ")[2]
 
     def _set(self, group: str, key: str, value: str) -> None:
-        if key.startswith(_READ_LIMIT):
-            self._write(group, "io.max", f"{key[len(_READ_LIMIT) :]} riops={value}")
+        if key == _PRIORITY:
+            for thread in self._threads(group):
+                with suppress(ProcessLookupError):  # it has ended
+                    kernel.set_io_priority(thread, int(value))
         else:
             self._write(group, key, value)
+
+    def _threads(self, group: str) -> list[int]:
+        """Thread ids; none of a slice, which has units instead."""
+        text = b""
+        with suppress(OSError):
+            file = os.open(f"{self._root}/{group}/cgroup.threads", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                while more := os.read(file, _MOST_READ):  # the kernel hands out a page at a time
+                    text += more
+            finally:
+                os.close(file)
+        return [int(line) for line in text.split()]
 
     def _write(self, group: str, name: str, text: str) -> None:
         file = os.open(f"{self._root}/{group}/{name}", os.O_WRONLY | os.O_CLOEXEC)

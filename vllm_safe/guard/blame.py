@@ -14,12 +14,11 @@ AFTER_THAW = 3.0  # seconds in which a model that was frozen shows again what it
 FEWEST_PAGES = 16.0  # a second; who moves less keeps nobody waiting
 FAIR_PART = 0.2  # of all pages that models, OS and downloads move
 LARGE = 0.5  # of RAM
-FEWEST_READS = 10  # a second, that a squeezed model may do on each disk
 _SHORTEST = 0.25  # seconds: what was compared over less says nothing of a second
 
 
 class Blame:
-    """Pages and reads of the last seconds."""
+    """Pages of the last seconds."""
 
     def __init__(self) -> None:
         self._moves = Window(SPAN)
@@ -59,14 +58,9 @@ class Blame:
         enough = pages >= max(FEWEST_PAGES * self._moves.length(reading.now), FAIR_PART * total)
         return most if pages > 0 and enough else None
 
-    def rate(self, what: str, reading: Reading) -> float:
-        """Pages that a model moves a second; of "UNIT DISK", its reads."""
-        return self._moves.grown(_moves(reading)).get(what, 0.0) / max(self._moves.length(reading.now), _SHORTEST)
-
-    def fewer_reads(self, unit: str, reading: Reading) -> dict[str, int]:
-        """A quarter of the reads that it does now: weights mean nothing to Debian's own I/O scheduler, mq-deadline."""
-        rates = {disk: self.rate(f"{unit} {disk}", reading) for disk in reading.models[unit].reads}
-        return {disk: max(FEWEST_READS, round(rate / 4)) for disk, rate in rates.items() if rate > FEWEST_READS}
+    def rate(self, unit: str, reading: Reading) -> float:
+        """Pages that a model moves a second."""
+        return self._moves.grown(_moves(reading)).get(unit, 0.0) / max(self._moves.length(reading.now), _SHORTEST)
 
 
 def largest(reading: Reading) -> str | None:
@@ -79,9 +73,5 @@ def largest(reading: Reading) -> str | None:
 
 
 def _moves(reading: Reading) -> dict[str, float]:
-    """Pages moved by unit ("" is all that is no model), and reads by unit and disk."""
-    moves: dict[str, float] = {"": reading.others}
-    for unit, usage in reading.models.items():
-        moves[unit] = usage.moved
-        moves.update((f"{unit} {disk}", count) for disk, count in usage.reads.items())
-    return moves
+    """Pages moved by unit; "" is all that is no model."""
+    return {"": reading.others, **{unit: usage.moved for unit, usage in reading.models.items()}}

@@ -25,13 +25,12 @@ MOST_CREDIT = 2.0  # seconds of stall that one reading counts: what a suspend or
 
 
 class Act(NamedTuple):
-    """kind: squeeze, freeze, thaw, kill or restore; readings: the figures that led to it; reads: operations per second, by disk."""
+    """kind: squeeze, freeze, thaw, kill or restore; readings: the figures that led to it."""
 
     kind: str
     unit: str
     text: str
     readings: Mapping[str, float] = {}
-    reads: Mapping[str, int] = {}
 
 
 class Ward:
@@ -155,7 +154,7 @@ class Guard:
                 return []
             ward.squeezed = True
             text = f"squeezed to the least share of CPUs and disks: {why}"
-            return [Act("squeeze", cause, text, self._figures(reading, cause), self._blame.fewer_reads(cause, reading))]
+            return [Act("squeeze", cause, text, self._figures(reading, cause))]
         if ward.frozen_at is None and reading.now >= ward.rests_until and (why := self._due(plan.freeze, self._freezing)):
             ward.frozen_at = reading.now
             self._blame.froze(cause)

@@ -13,7 +13,6 @@ class Usage(NamedTuple):
 
     moved: int  # pages swapped in, read, written, or gained
     held: int = 0  # bytes of RAM now
-    reads: Mapping[str, int] = {}  # by disk (MAJOR:MINOR): read operations
 
 
 class Reading(NamedTuple):

@@ -16,7 +16,13 @@ from vllm_safe.guard.readings import Reading, Usage
 from vllm_safe.guard.watch import SLICE
 
 _UNIT = "rehearsal.service"
-_FILES = {"cpu.weight": "100\n", "io.weight": "default 100\n", "io.max": "", "cgroup.freeze": "0\n", "cgroup.kill": ""}
+_FILES = {
+    "cpu.weight": "100\n",
+    "io.weight": "default 100\n",
+    "cgroup.threads": f"{os.getpid()}\n",
+    "cgroup.freeze": "0\n",
+    "cgroup.kill": "",
+}
 _STALL = 2 * Plan().kill.after  # seconds; frozen again and again, a model is killed somewhat later than after kill.after
 
 
@@ -36,7 +42,7 @@ def _play(hands: Hands, journal: Journal) -> set[str]:
     guard, done = Guard(Plan()), set[str]()
     for step in range(int((_STALL + 2 * CALM) / TICK)):
         now = step * TICK
-        usage = Usage(step * 1000, 1 << 30, {"0:0": step * 100})
+        usage = Usage(step * 1000, 1 << 30)
         reading = Reading(now, {"system.slice memory full": min(now, _STALL)}, {_UNIT: usage}, step, 1 << 30, 1 << 20, 0)
         for act in guard.tick(reading):
             hands.do(act)

@@ -168,9 +168,9 @@ class Watch:
         before, gained = self._gained.get(group, (pages, 0))
         gained += max(0, pages - before)
         self._gained[group] = (pages, gained)
-        reads, through = _disks(read_text(f"{self._root}/{group}/io.stat"))
+        through = _through_disks(read_text(f"{self._root}/{group}/io.stat"))
         refaults = stat.get("workingset_refault_anon", 0) + stat.get("workingset_refault_file", 0)
-        return Usage(refaults + gained + through // _PAGE, held, reads)
+        return Usage(refaults + gained + through // _PAGE, held)
 
 
 def _short(memory: Mapping[str, int]) -> bool:
@@ -178,18 +178,10 @@ def _short(memory: Mapping[str, int]) -> bool:
     return memory.get("MemAvailable", ram) < LOW * ram and memory.get("SwapFree", 0) <= LOW * swap
 
 
-def _disks(text: str) -> tuple[dict[str, int], int]:
-    """Read operations by disk, and all bytes read and written, from io.stat.
-
-    Some kernels begin a line with the names of disks that did nothing. A disk without a number cannot be named in io.max.
-    """
-    reads, through = {}, 0
+def _through_disks(text: str) -> int:
+    """All bytes read and written, from io.stat. Some kernels begin a line with the names of disks that did nothing."""
+    through = 0
     for line in text.splitlines():
-        words = [word.partition("=") for word in line.split()]
-        disk = next((name for name, equals, _ in reversed(words) if not equals), "")
-        counts = {key: int(value) for key, _, value in words if value.isdecimal()}
-        if "rios" in counts:
-            through += counts["rbytes"] + counts["wbytes"]
-            if all(number.isdecimal() for number in disk.split(":")) and disk.count(":") == 1:
-                reads[disk] = counts["rios"]
-    return reads, through
+        counts = {key: int(value) for key, _, value in (word.partition("=") for word in line.split()) if value.isdecimal()}
+        through += counts.get("rbytes", 0) + counts.get("wbytes", 0)
+    return through

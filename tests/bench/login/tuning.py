@@ -23,8 +23,8 @@ SCHEDULER = "/sys/block/vda/queue/scheduler"
 DISK = "$(cat /sys/block/vda/dev)"
 GROUPS = "/sys/fs/cgroup"
 LRU = "/sys/kernel/mm/lru_gen"
-BLAME = "/usr/lib/vllm-safe/lib/python3/site-packages/vllm_safe/guard/blame.py"
-READS = ("rate > FEWEST_READS", "False")
+OURS = "/usr/lib/vllm-safe/lib/python3/site-packages/vllm_safe"
+BLAME, SERVER = f"{OURS}/guard/blame.py", f"{OURS}/launch/server.py"
 ZSWAP = "/sys/module/zswap/parameters"
 DROP_IN = "/run/systemd/system/vllm@hog.service.d/tuning.conf"
 LINEAR = "rbps=125829120 rseqiops=150 rrandiops=150 wbps=125829120 wseqiops=150 wrandiops=150"
@@ -50,6 +50,10 @@ def _of_the_hog(*lines: str) -> Tuning:
     )
 
 
+def _patch(file: str, before: str, after: str) -> Tuning:
+    return Tuning(f"grep -q '{before}' {file} && sed -i 's/{before}/{after}/' {file}", f"sed -i 's/{after}/{before}/' {file}")
+
+
 def _of_the_disk(name: str, value: int) -> Tuning:
     path, before = f"/sys/block/vda/queue/{name}", f"/run/{name.replace('/', '-')}"
     return Tuning(f"cat {path} > {before} && echo {value} > {path}", f"cat {before} > {path}")
@@ -58,9 +62,7 @@ def _of_the_disk(name: str, value: int) -> Tuning:
 TUNINGS = {
     "shipped": Tuning(),
     "no-guard": Tuning("systemctl mask --runtime --now vllm-safe-guard", "systemctl unmask --runtime vllm-safe-guard"),
-    "guard-no-io-max": Tuning(
-        f"sed -i 's/if rate > FEWEST_READS/if False/' {BLAME}", f"sed -i 's/if False/if rate > FEWEST_READS/' {BLAME}"
-    ),
+    "guard-no-io-max": _patch(BLAME, "if rate > FEWEST_READS", "if False"),
     "bfq": Tuning(f"modprobe bfq && echo bfq > {SCHEDULER}", f"echo mq-deadline > {SCHEDULER}"),
     "io-cost": Tuning(
         f'echo "{DISK} ctrl=user model=linear {LINEAR}" > {GROUPS}/io.cost.model && echo "{DISK} enable=1" > {GROUPS}/io.cost.qos',
@@ -68,8 +70,7 @@ TUNINGS = {
     ),
     "io-max-75": _of_the_hog("IOReadIOPSMax=/dev/vda 75", "IOWriteIOPSMax=/dev/vda 75"),
     "io-max-reads-75": _of_the_hog("IOReadIOPSMax=/dev/vda 75"),
-    # Weights mean nothing to mq-deadline, classes do: it takes what waits of one while nothing of a higher one does, or after 10 s.
-    "io-idle": _of_the_hog("IOSchedulingClass=idle"),
+    "io-best-effort": _patch(SERVER, "if not name:", "if True:"),
     "nr-requests-1024": _of_the_disk("nr_requests", 1024),
     "async-depth-4": _of_the_disk("iosched/async_depth", 4),
     "fifo-batch-1": _of_the_disk("iosched/fifo_batch", 1),

@@ -141,7 +141,7 @@ def test_only_root_may_and_anybody_may_ask_what_would_be_done(
     assert said.startswith("would run systemd-run ")
     assert all(
         word in said
-        for word in (f"MemoryMax={GIB} ", "IOSchedulingClass=idle ", "OOMScoreAdjust=1000 ", "User=vllm ", "RuntimeMaxSec=210 ")
+        for word in (f"MemoryMax={GIB} ", "IOSchedulingClass=best-effort ", "OOMScoreAdjust=1000 ", "User=vllm ", "RuntimeMaxSec=210 ")
     )
     assert all(f"{word}=vllm-safe-guard.service " in said for word in ("Wants", "After"))
 

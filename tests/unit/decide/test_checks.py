@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from vllm_safe.config.settings import Config, Earlyoom, Engine, Limits, Model
+from vllm_safe.config.settings import Config, Earlyoom, Engine, Model
 from vllm_safe.decide import checks
 from vllm_safe.decide.earlyoom import decide_arguments
 from vllm_safe.decide.limits import decide_units
@@ -76,14 +76,12 @@ def test_earlyoom_left_to_the_admin_is_no_trouble() -> None:
     assert "fail" not in levels(checks.Machine(config, HOST, seen)).values()
 
 
-def test_hard_disks_that_know_classes_are_well_and_count_only_while_the_class_does() -> None:
+def test_hard_disks_that_know_classes_are_well_and_none_is_no_trouble() -> None:
     seen = replace(SEEN, hard_disks={"sda": "mq-deadline", "sdb": "bfq"})
     finding = checks.check_hard_disks(checks.Machine(CONFIG, HOST, seen))
     assert finding is not None
     assert (str(finding.level), "sda has mq-deadline, sdb has bfq" in finding.what) == ("pass", True)
     assert checks.check_hard_disks(checks.Machine(CONFIG, HOST, SEEN)) is None
-    config = replace(CONFIG, limits=Limits(io_scheduling_class="best-effort"))
-    assert checks.check_hard_disks(checks.Machine(config, HOST, replace(SEEN, hard_disks={"sda": "none"}))) is None
 
 
 def test_other_servers_need_no_compiler() -> None:

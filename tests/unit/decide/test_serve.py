@@ -92,7 +92,7 @@ def test_any_other_server_gets_the_same_protection_and_none_of_vllms_variables()
     assert (launch.serve_file, launch.serve_args) == ("", None)
     assert launch.health == "http://127.0.0.1:8001/health"
     assert launch.oom_score_adj == 1000
-    assert launch.io_scheduling_class == "idle"
+    assert launch.io_scheduling_class == "best-effort"
     assert launch.env is not None
     assert not [name for name in launch.env if name.startswith("VLLM")]
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
 
+from vllm_safe import kernel
 from vllm_safe.guard.act import MARK, Hands
 from vllm_safe.guard.decide import Act
 
 UNIT = "vllm@hog.service"
+BEST_EFFORT = 2 << 13
 
 
 @pytest.fixture
@@ -99,20 +102,35 @@ def test_a_cgroup_that_is_gone_is_no_mistake(root: Path) -> None:
     assert value(root, "cpu.weight", "vllm.slice") == "1" or not marked(root)
 
 
-def test_a_limit_that_cannot_be_written_is_told_once_and_keeps_none_of_the_others(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write, tried = os.write, []
+def test_every_thread_gets_the_class_idle_and_what_it_had_comes_back(root: Path) -> None:
+    with subprocess.Popen(["sleep", "60"]) as one, subprocess.Popen(["sleep", "60"]) as two:
+        kernel.set_io_priority(one.pid, BEST_EFFORT | 6)
+        kernel.set_io_priority(two.pid, BEST_EFFORT | 6)
+        (root / "vllm.slice" / UNIT / "cgroup.threads").write_text(f"{one.pid}\n{two.pid}\n")
+        hands = Hands(str(root))
+        assert hands.do(Act("squeeze", UNIT, "")) == ""
+        assert [kernel.io_priority(process.pid) >> 13 for process in (one, two)] == [3, 3]
+        kernel.set_io_priority(two.pid, BEST_EFFORT | 2)
+        hands.hold()
+        assert kernel.io_priority(max(one.pid, two.pid)) >> 13 == 3
+        assert Hands(str(root)).recover() == ["vllm.slice", UNIT]
+        assert all(kernel.io_priority(process.pid) >> 13 == 2 for process in (one, two))
+        one.kill()
+        two.kill()
+    assert not marked(root)
 
-    def kernel_write(file: int, data: bytes) -> int:
-        if data.startswith(b"8:0 riops="):
-            tried.append(data)
-            raise OSError(errno.ENODEV, "No such device")
-        return write(file, data)
 
-    (root / "vllm.slice" / UNIT / "io.max").write_text("")
-    monkeypatch.setattr(os, "write", kernel_write)
+def test_a_limit_that_cannot_be_set_is_told_once_and_keeps_none_of_the_others(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+
+    def refused(*arguments: int) -> None:
+        tried.append(arguments)
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    (root / "vllm.slice" / UNIT / "cgroup.threads").write_text(f"{os.getpid()}\n")
+    monkeypatch.setattr(kernel, "set_io_priority", refused)
     hands = Hands(str(root))
-    assert "io.max:8:0: [Errno 19] No such device" in hands.do(Act("squeeze", UNIT, "", reads={"8:0": 10, "8:16": 12}))
-    assert (root / "vllm.slice" / UNIT / "io.max").read_text() == "8:16 riops=12"
+    assert "ioprio: [Errno 1] Operation not permitted" in hands.do(Act("squeeze", UNIT, ""))
     for _ in range(3):
         hands.hold()
     assert len(tried) == 1

@@ -12,7 +12,7 @@ ONE, TWO = "vllm@one.service", "vllm@two.service"
 
 def reading(now: float, one: float, two: float, others: float = 0) -> Reading:
     """At these rates of pages a second since the beginning."""
-    models = {ONE: Usage(round(one * now), 60, {"8:0": round(one * now)}), TWO: Usage(round(two * now), 20)}
+    models = {ONE: Usage(round(one * now), 60), TWO: Usage(round(two * now), 20)}
     return Reading(now, {}, models, round(others * now), 100, 5)
 
 
@@ -44,13 +44,6 @@ def test_the_blame_of_who_was_frozen_goes_once_it_could_have_shown_itself() -> N
     for second in range(101, 110):
         blame.add(reading(second, 0, 500))
         assert blame.cause(reading(second, 0, 500)) == (ONE if second < 100 + AFTER_THAW else TWO)
-
-
-def test_a_squeezed_model_may_do_a_quarter_of_its_reads() -> None:
-    blame = Blame()
-    blame.add(reading(0, 400, 0))
-    assert blame.fewer_reads(ONE, reading(2, 400, 0)) == {"8:0": 100}
-    assert blame.fewer_reads(ONE, reading(2, 5, 0)) == {}
 
 
 def test_who_holds_half_of_the_ram_is_meant_only_while_ram_is_scarce() -> None:
