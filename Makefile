@@ -9,12 +9,13 @@ help: ## This list
 
 venv: .venv/ready ## The virtual environment for working on the code
 
+# Four at a time on any machine: a part of their time is waiting.
 check: venv ## Lint, types and unit tests: no root, no network, under a minute
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
 	tests/shellcheck
-	$(PYTHON) -m pytest -q --numprocesses=auto
+	$(PYTHON) -m pytest -q --numprocesses=4 --dist=worksteal
 
 deb: ## The package: dist/vllm-safe.deb
 	tests/tools deb

@@ -24,7 +24,6 @@ DISK = "$(cat /sys/block/vda/dev)"
 GROUPS = "/sys/fs/cgroup"
 LRU = "/sys/kernel/mm/lru_gen"
 OURS = "/usr/lib/vllm-safe/lib/python3/site-packages/vllm_safe"
-BLAME, SERVER = f"{OURS}/guard/blame.py", f"{OURS}/launch/server.py"
 ZSWAP = "/sys/module/zswap/parameters"
 DROP_IN = "/run/systemd/system/vllm@hog.service.d/tuning.conf"
 LINEAR = "rbps=125829120 rseqiops=150 rrandiops=150 wbps=125829120 wseqiops=150 wrandiops=150"
@@ -62,7 +61,6 @@ def _of_the_disk(name: str, value: int) -> Tuning:
 TUNINGS = {
     "shipped": Tuning(),
     "no-guard": Tuning("systemctl mask --runtime --now vllm-safe-guard", "systemctl unmask --runtime vllm-safe-guard"),
-    "guard-no-io-max": _patch(BLAME, "if rate > FEWEST_READS", "if False"),
     "bfq": Tuning(f"modprobe bfq && echo bfq > {SCHEDULER}", f"echo mq-deadline > {SCHEDULER}"),
     "io-cost": Tuning(
         f'echo "{DISK} ctrl=user model=linear {LINEAR}" > {GROUPS}/io.cost.model && echo "{DISK} enable=1" > {GROUPS}/io.cost.qos',
@@ -70,7 +68,8 @@ TUNINGS = {
     ),
     "io-max-75": _of_the_hog("IOReadIOPSMax=/dev/vda 75", "IOWriteIOPSMax=/dev/vda 75"),
     "io-max-reads-75": _of_the_hog("IOReadIOPSMax=/dev/vda 75"),
-    "io-best-effort": _patch(SERVER, "if not name:", "if True:"),
+    "guard-no-class": _patch(f"{OURS}/guard/act.py", "str(3 << 13)", "str(2 << 13)"),
+    "io-idle": _patch(f"{OURS}/config/settings.py", '"best-effort",', '"idle",'),
     "nr-requests-1024": _of_the_disk("nr_requests", 1024),
     "async-depth-4": _of_the_disk("iosched/async_depth", 4),
     "fifo-batch-1": _of_the_disk("iosched/fifo_batch", 1),
