@@ -128,10 +128,10 @@ class Guard:
     enabled: bool = _setting(kinds.BOOLEAN, default=True, doc="false: the limits alone have to do.")
     squeeze_pressure: float = _setting(
         kinds.PERCENT,
-        30.0,
+        20.0,
         "1. Give it the least share of CPUs and disks when the system stood still for memory or disks (PSI, full) for this share ...",
     )
-    squeeze_after: float = _setting(kinds.WINDOW, 10.0, "... of the last so many seconds.")
+    squeeze_after: float = _setting(kinds.WINDOW, 2.0, "... of the last so many seconds.")
     freeze_pressure: float = _setting(kinds.PERCENT, 50.0, "2. Freeze it, when that was not enough and the share is this ...")
     freeze_after: float = _setting(kinds.WINDOW, 10.0, "... of so many seconds.")
     freeze_time: float = _setting(kinds.FREEZE, 3.0, "The longest that it is frozen; then it runs for at least twice as long.")

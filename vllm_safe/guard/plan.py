@@ -29,7 +29,7 @@ class Plan(NamedTuple):
 
     enabled: bool = True
     # Logins beside a hog that swaps to a hard disk wait for it now and then, up to two seconds of ten: they are as quick as when idle.
-    squeeze: Step = Step(0.3, 10.0)
+    squeeze: Step = Step(0.2, 2.0)
     freeze: Step = Step(0.5, 10.0)
     freeze_time: float = 3.0  # seconds, at most MOST_FREEZE
     kill: Step = Step(0.8, 60.0)
