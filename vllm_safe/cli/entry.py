@@ -1,5 +1,6 @@
 """The console script. It answers --help and --version itself: importing click would triple their time."""
 
+import os
 import sys
 
 from vllm_safe import __version__
@@ -39,9 +40,9 @@ HELP = "\n".join(
 def main() -> None:
     """Run the command line of this process and exit with its code."""
     if sys.argv[1:] in (["--help"], ["-h"]):
-        print(HELP)
+        _say(HELP)
     elif sys.argv[1:] == ["--version"]:
-        print(f"vllm-safe {__version__}")
+        _say(f"vllm-safe {__version__}")
     else:
         try:
             from vllm_safe.cli.main import main as run
@@ -49,3 +50,10 @@ def main() -> None:
             print("\nvllm-safe: interrupted", file=sys.stderr)
             sys.exit(130)
         sys.exit(run(sys.argv[1:]))
+
+
+def _say(text: str) -> None:
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # `| head`: who reads has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's own flush at the end

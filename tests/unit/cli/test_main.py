@@ -171,6 +171,21 @@ def test_need_root(command: Callable[..., int], capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().err == "vllm-safe: only root can do this\n  sudo vllm-safe body ...\n"
 
 
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["check", "--help"], ["show", "x"]])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_who_reads_no_further_sees_no_traceback(words: list[str], unbuffered: str) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    code = "from vllm_safe.cli.entry import main; main()"
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], stdout=writing, stderr=subprocess.PIPE, text=True, env=environment, check=False
+    )
+    os.close(writing)
+    assert "Traceback" not in done.stderr
+    assert "BrokenPipe" not in done.stderr
+
+
 @pytest.mark.parametrize(("words", "offered"), [("vllm-safe ", set(entry.COMMANDS)), ("vllm-safe sh", {"show"})])
 def test_tab_offers_the_commands(words: str, offered: set[str]) -> None:
     shown = run_program(_VLLM_SAFE_COMPLETE="bash_complete", COMP_WORDS=words, COMP_CWORD="1")
