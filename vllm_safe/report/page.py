@@ -201,9 +201,9 @@ def _log(run: Run) -> Iterator[str]:
 
 def _facts(run: Run) -> Iterator[str]:
     yield '<div class="pair" id="facts"><section><h2>Machine and versions</h2>'
-    yield from _pairs({**run.start.host, **run.start.versions})
+    yield from _pairs(run.start.host, run.start.versions)
     yield "</section><section><h2>Limits and options</h2>"
-    yield from _pairs({**run.start.limits, **run.start.args})
+    yield from _pairs(run.start.limits, run.start.args)
     yield "</section></div>"
     if run.end:
         end = {
@@ -221,9 +221,10 @@ def _facts(run: Run) -> Iterator[str]:
 _SIZES = frozenset({"memory", "swap", "memory_max", "swap_max"})
 
 
-def _pairs(values: Mapping[str, Any]) -> Iterator[str]:
+def _pairs(*parts: Mapping[str, Any]) -> Iterator[str]:
+    """One table of all parts: an option of vLLM with the name of a limit must not hide it."""
     yield "<table><tbody>"
-    for key, value in values.items():
+    for key, value in (pair for part in parts for pair in part.items()):
         shown = format_exact(value) if key in _SIZES and isinstance(value, int) else value
         plain = shown if isinstance(shown, str) else json.dumps(shown, ensure_ascii=False)
         # The name goes with the value through the filter: it is what tells that api-key is a secret.

@@ -130,6 +130,12 @@ def test_it_needs_nothing_from_elsewhere_and_runs_no_script_but_its_own() -> Non
     assert (policy or "").startswith("default-src 'none';")
 
 
+def test_an_option_with_the_name_of_a_limit_hides_neither() -> None:
+    run = make_run()
+    run = run._replace(start=run.start._replace(limits={"tasks_max": 4096}, args={"tasks_max": 17}))
+    assert {"4096", "17"} <= set(Seen(page_of(run, Verdict("x", "x", BEGUN, "ok"))).words)
+
+
 HOSTILE = (
     "</script><script>alert(1)</script>",
     "<!--<script>",
@@ -160,7 +166,7 @@ def check_harmless(text: str) -> None:
     assert "\x1b" not in written
 
 
-@pytest.mark.parametrize("text", [text for text in HOSTILE if text != "\ud800"])
+@pytest.mark.parametrize("text", [text for text in (*HOSTILE, "engine") if text != "\ud800"])
 def test_what_a_run_says_cannot_be_markup(text: str) -> None:
     check_harmless(text)
 
