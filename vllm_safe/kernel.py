@@ -17,6 +17,7 @@ _FS_IOC_GETFLAGS, _FS_IOC_SETFLAGS = 0x80086601, 0x40086602  # linux/fs.h, where
 _REG_EXTENDED, _REG_NOSUB = 1, 1 << 3  # regex.h
 # By machine: the numbers of ioprio_set and ioprio_get, which glibc has no functions for (asm/unistd.h).
 _IOPRIO_CALLS = {"x86_64": (251, 252), "aarch64": (30, 31), "riscv64": (30, 31), "ppc64le": (273, 274), "s390x": (282, 283)}
+IO_CLASSES = {"best-effort": 2 << 13 | 4, "idle": 3 << 13}  # systemd's words: class << 13 | level, of which 4 is the usual one
 _IOPRIO_WHO_PROCESS = 1  # linux/ioprio.h; it means a thread
 _FS_COMPR_FL, _FS_NOCOW_FL = 0x00000004, 0x00800000
 
@@ -82,7 +83,7 @@ def lock_memory() -> None:
 
 
 def set_io_priority(thread: int, priority: int) -> None:
-    """Class and level at the disks of one thread (ioprio_set(2)): class << 13 | level, where class 2 is best-effort and 3 idle."""
+    """Whose turn it is at the disks (ioprio_set(2)): class and level of one thread, 0 for the own one, as IO_CLASSES has them."""
     _io_priority_call(0, _IOPRIO_WHO_PROCESS, thread, priority)
 
 

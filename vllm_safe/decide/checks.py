@@ -108,7 +108,7 @@ def check_hard_disks(at: Machine) -> Finding | None:
         return None
     blind = [name for name, scheduler in at.seen.hard_disks.items() if scheduler not in _KNOWS_CLASSES]
     if blind:
-        what = f"the scheduler {at.seen.hard_disks[blind[0]]} of the hard disk {blind[0]} lets a model's swap go before logins"
+        what = f"the scheduler {at.seen.hard_disks[blind[0]]} of the hard disk {blind[0]} has logins wait behind a model's swap"
         return warned(what, f"echo mq-deadline > /sys/block/{blind[0]}/queue/scheduler, and a udev rule to keep it")
     known = ", ".join(f"{name} has {scheduler}" for name, scheduler in at.seen.hard_disks.items())
     return passed(f"logins can go before a model at the hard disk: {known}")

@@ -17,7 +17,7 @@ from vllm_safe.guard.watch import CGROUPS, SLICE, read_text
 MARK = "user.vllm-safe.guard"  # of a cgroup: "cpu.weight=10 io.weight=1 ioprio=0 frozen=1", as it was before
 _MOST_READ = 1 << 16  # bytes
 _PRIORITY = "ioprio"  # no file, but of each thread: weights mean nothing to mq-deadline, Debian's scheduler for hard disks, and classes do
-LEAST = {"cpu.weight": "1", "io.weight": "1", "io.bfq.weight": "1", _PRIORITY: str(3 << 13)}  # the class idle
+LEAST = {"cpu.weight": "1", "io.weight": "1", "io.bfq.weight": "1", _PRIORITY: str(kernel.IO_CLASSES["idle"])}
 
 
 class Hands:

@@ -11,7 +11,6 @@ from typing import NoReturn
 
 from vllm_safe.launch.plan import Launch
 
-IO_CLASSES = {"idle": "IDLE", "best-effort": "BE"}  # systemd's words, psutil's names
 CANNOT_RUN = 127  # what a shell exits with when there is no such program
 
 
@@ -81,9 +80,9 @@ def _set_oom_score_adj(score: int) -> None:
 def _set_io_scheduling_class(name: str) -> None:
     if not name:
         return
-    import psutil  # noqa: PLC0415 - in the child alone, which is another program at once
+    from vllm_safe import kernel  # noqa: PLC0415 - in the child alone, which is another program at once
 
     try:
-        psutil.Process().ionice(getattr(psutil, f"IOPRIO_CLASS_{IO_CLASSES[name]}"))
-    except (OSError, psutil.Error) as error:
-        os.write(2, f"vllm-safe: I/O scheduling class {name} is refused by the kernel: {error}\n".encode(errors="replace"))
+        kernel.set_io_priority(0, kernel.IO_CLASSES[name])
+    except OSError as error:
+        os.write(2, f"vllm-safe: I/O scheduling class {name} is refused by the kernel: {error.strerror}\n".encode(errors="replace"))

@@ -68,7 +68,7 @@ TUNINGS = {
     ),
     "io-max-75": _of_the_hog("IOReadIOPSMax=/dev/vda 75", "IOWriteIOPSMax=/dev/vda 75"),
     "io-max-reads-75": _of_the_hog("IOReadIOPSMax=/dev/vda 75"),
-    "guard-no-class": _patch(f"{OURS}/guard/act.py", "str(3 << 13)", "str(2 << 13)"),
+    "guard-no-class": _patch(f"{OURS}/guard/act.py", '"idle"', '"best-effort"'),
     "io-idle": _patch(f"{OURS}/config/settings.py", '"best-effort",', '"idle",'),
     "nr-requests-1024": _of_the_disk("nr_requests", 1024),
     "async-depth-4": _of_the_disk("iosched/async_depth", 4),
