@@ -12,7 +12,7 @@ import pytest
 from tests.beds import engine, here
 from tests.beds.machine import Machine
 from tests.beds.nspawn import Nspawn
-from tests.beds.vm import Virtual
+from tests.beds.vm import Saved, Virtual
 
 DEB = Path(__file__).parents[2] / "dist/vllm-safe.deb"
 PROGRAMS = {
@@ -89,16 +89,15 @@ def vm_bed() -> Iterator[Virtual]:
 
 
 @pytest.fixture(scope="session")
-def installed_disk(deb: Path) -> Iterator[Path]:
-    """The disk of a machine on which apt has installed our package: emulated, that takes as long as a boot."""
+def installed(deb: Path) -> Iterator[Saved]:
+    """A machine on which apt has installed our package: emulated, that and a boot take minutes."""
     with Virtual() as bed:
         bed.install(deb)
-        bed.shut_down()
-        yield bed.disk
+        yield bed.save()
 
 
 @pytest.fixture(scope="module")
-def vm_installed(installed_disk: Path) -> Iterator[Virtual]:
+def vm_installed(installed: Saved) -> Iterator[Virtual]:
     """A fresh machine of 1 GiB for each module of tests, with our package."""
-    with Virtual(disk=installed_disk) as bed:
+    with Virtual(saved=installed) as bed:
         yield bed

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.beds.vm import Shape, Virtual
+from tests.beds.vm import Saved, Shape, Virtual
 
 pytestmark = pytest.mark.vm
 
@@ -67,9 +67,9 @@ def prepare(bed: Virtual) -> None:
 
 
 @pytest.fixture(scope="module")
-def bed(installed_disk: Path) -> Iterator[Virtual]:
+def bed(installed: Saved) -> Iterator[Virtual]:
     """A model that swaps, and a disk as slow as a hard disk."""
-    with Virtual(disk=installed_disk) as machine:
+    with Virtual(saved=installed) as machine:
         prepare(machine)
         configure(machine, LEAVE)
         machine.run("systemctl start vllm@hog", timeout=300)
@@ -236,8 +236,8 @@ def test_it_ends_with_the_last_model(bed: Virtual) -> None:
     bed.wait_for("it ended", lambda: bed.properties(GUARD, "ActiveState")["ActiveState"] == "inactive", timeout=60)
 
 
-def test_without_pressure_files_it_goes_by_faults_and_says_so(installed_disk: Path) -> None:
-    with Virtual(Shape(kernel_arguments="psi=0"), disk=installed_disk) as bed:
+def test_without_pressure_files_it_goes_by_faults_and_says_so(installed: Saved) -> None:
+    with Virtual(Shape(kernel_arguments="psi=0"), disk=installed.disk) as bed:
         prepare(bed)
         configure(bed, f"squeeze_pressure: 1%, {NEVER}")
         bed.run("systemctl start vllm@hog", timeout=300)
@@ -248,8 +248,8 @@ def test_without_pressure_files_it_goes_by_faults_and_says_so(installed_disk: Pa
         assert "faults" in event["text"]
 
 
-def test_with_cgroups_of_version_1_it_refuses_and_says_what_to_do(installed_disk: Path) -> None:
-    with Virtual(Shape(kernel_arguments="systemd.unified_cgroup_hierarchy=0"), disk=installed_disk) as bed:
+def test_with_cgroups_of_version_1_it_refuses_and_says_what_to_do(installed: Saved) -> None:
+    with Virtual(Shape(kernel_arguments="systemd.unified_cgroup_hierarchy=0"), disk=installed.disk) as bed:
         prepare(bed)
         bed.write("/etc/vllm-safe/config.yaml", CONFIG.format(guard=LEAVE))
         way_out = "systemd.unified_cgroup_hierarchy=1"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.beds.vm import Virtual
+from tests.beds.vm import Saved, Virtual
 
 pytestmark = pytest.mark.vm
 
@@ -33,9 +33,9 @@ Shell = subprocess.Popen[bytes]
 
 
 @pytest.fixture(scope="module")
-def bed(installed_disk: Path) -> Iterator[Virtual]:
+def bed(installed: Saved) -> Iterator[Virtual]:
     """1 GiB of RAM, 6 GiB of swap, and files that do not fit into the RAM, for the reader: none of them is in the cache."""
-    with Virtual(disk=installed_disk) as machine:
+    with Virtual(saved=installed) as machine:
         machine.put(PROGRAM, "/opt/hog.py")
         configure(machine, KINDS[0])
         machine.run("vllm-safe swap create", timeout=300)

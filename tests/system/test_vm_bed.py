@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 import subprocess
+import time
 
 import pytest
 
 from tests.beds.machine import BedError
-from tests.beds.vm import Virtual
+from tests.beds.vm import Saved, Virtual
 
 pytestmark = pytest.mark.vm
 
@@ -67,6 +68,15 @@ def test_the_disk_is_as_slow_as_asked(vm_bed: Virtual) -> None:
 def test_the_shared_folder_is_there(vm_bed: Virtual) -> None:
     (vm_bed.share / "from-host").write_text("hello")
     assert vm_bed.read("/bed/from-host") == "hello"
+
+
+def test_a_machine_goes_on_from_where_another_was_saved(installed: Saved) -> None:
+    with Virtual(saved=installed) as one, Virtual(saved=installed) as other:
+        one.run("echo mine > /root/mine")
+        assert not other.exists("/root/mine")
+        assert other.out("dpkg-query --show --showformat='${db:Status-Status}' vllm-safe") == "installed"
+        assert abs(float(other.out("date +%s.%N")) - time.time()) < 60  # emulated, a command takes its time
+        assert other.failed_units() == ""
 
 
 def test_a_reboot_keeps_everything_and_a_power_cut_what_was_synced(vm_bed: Virtual) -> None:

@@ -81,3 +81,20 @@ def test_the_folder_of_a_living_owner_stays_and_that_of_a_dead_one_goes(root: Pa
         assert folder.path.exists()
         folder.remove()
         assert not folder.path.exists()
+
+
+def test_a_machines_disk_is_in_memory_where_there_is_enough_and_nobody_else_can_write(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shm = tmp_path / "shm"
+    monkeypatch.setattr(cache, "IN_MEMORY", shm)
+    monkeypatch.setattr(cache, "SPARE", 1 << 60)
+    assert cache.fast_root() == root
+    monkeypatch.setattr(cache, "SPARE", 0)
+    for _ in range(2):
+        assert cache.fast_root() == shm
+    shm.chmod(0o777)
+    assert cache.fast_root() == root
+    shm.rmdir()
+    shm.symlink_to(tmp_path)
+    assert cache.fast_root() == root
