@@ -89,9 +89,11 @@ class Recorder:
         last = self._last_ended()
         if len(last) != 32 or last == self._refuted or self._follow.knows(last):
             return ""
-        if properties(f"vllm@{self._name}.service", "InvocationID").get("InvocationID") == last:
+        known = properties(f"vllm@{self._name}.service", "InvocationID").get("InvocationID")
+        if known == last:
             return last
-        self._refuted = last
+        if known is not None:  # no answer refutes nothing
+            self._refuted = last
         return ""
 
     def _last_ended(self) -> str:

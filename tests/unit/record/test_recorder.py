@@ -278,6 +278,16 @@ def test_a_start_that_was_over_before_it_was_seen_is_a_run(world: World, monkeyp
     assert (run.end.cause, run.log, run.start.run[-8:]) == ("refused", ("port 8000 is taken",), ONE[:8])
 
 
+def test_without_an_answer_of_systemd_it_asks_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers: list[dict[str, str]] = [{}, {"SubState": "failed", "InvocationID": ONE}]
+    monkeypatch.setattr(recorder, "properties", lambda *_: answers[0] if len(answers) == 1 else answers.pop(0))
+    world.end(cause="refused", reason="port 8000 is taken")
+    world.pass_seconds(8)
+    end = world.recorded().end
+    assert end is not None
+    assert end.cause == "refused"
+
+
 def test_the_main_process_is_told_how_much_of_the_cards_is_in_use(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     class Cards:
         def ask(self, _now: float) -> tuple[Gpu, ...]:
