@@ -16,7 +16,7 @@ from vllm_safe.drill.probes import SSH_COMMAND
 ON = "swap: {size: 6G}\nmodels: {}\n"
 OFF = """
 swap: {size: 6G}
-protect: {system: 0, user: 0, init: 0}
+protect: {system: 0, user: 0, init: 0, kernel: 0}
 limits: {memory_max: 100%, swap_max: 100%, cpu_weight: 100, io_weight: 100, io_scheduling_class: best-effort}
 guard: {enabled: false}
 models: {}

@@ -256,7 +256,7 @@ def test_deaths_by_memory_and_power(vm_installed: Virtual) -> None:
     bed.run("rm -f /opt/eat-*")
 
     config = bed.read("/etc/vllm-safe/config.yaml").replace("memory_max: 200M, swap_max: 96M", "memory_max: 90%, swap_max: 100%")
-    tight = "protect: {system: 40M, user: 20M, init: 8M, per_gpu: 0}\n"
+    tight = "protect: {system: 40M, user: 20M, init: 8M, kernel: 0, per_gpu: 0}\n"
     bed.write("/etc/vllm-safe/config.yaml", config + tight)
     # What others hold cannot be taken from them, and the hog is far from its limit when nothing is left.
     bed.run("swapoff /swap; mount -t tmpfs -o size=900M press /mnt; head -c 560M /dev/zero > /mnt/x", timeout=120)

@@ -92,6 +92,12 @@ class Protect:
         kinds.AMOUNT_OR_AUTO, None, "For user.slice: login shells and what runs in them. auto: 6 % of RAM, at most 768M."
     )
     init: Amount | None = _setting(kinds.AMOUNT_OR_AUTO, None, "For init.scope: systemd itself. auto: 2 % of RAM, at most 64M.")
+    kernel: Amount | None = _setting(
+        kinds.AMOUNT_OR_AUTO,
+        None,
+        "For the kernel, whose memory no limit counts; without it a login has to wait until something of the model is swapped out. "
+        "auto: 3 % of RAM, at most 384M, and what it always keeps free (vm.min_free_kbytes).",
+    )
     per_gpu: Amount = _setting(
         kinds.AMOUNT, Amount(150 * MIB), "What the NVIDIA driver takes for each card, in memory that no limit counts."
     )

@@ -98,9 +98,11 @@ def _memory_max(config: Config, host: Host, name: str) -> Decided:
     if ceiling <= room:
         return Decided(whole_pages(ceiling), Origin(origin.source, _of_all(amount, host.memory, "RAM")))
     parts = [f"{format_size(sum(part.value for part in protection.units.values()))} for the system (protect)"]
+    if protection.kernel.value:
+        parts.append(f"{format_size(protection.kernel.value)} for the kernel (protect.kernel)")
     if protection.cards.value:
         parts.append(f"{format_size(protection.cards.value)} for the driver of {host.gpus} GPUs (protect.per_gpu)")
-    note = f"{format_size(host.memory)} RAM less {' and '.join(parts)}; memory_max would be {format_size(ceiling)}"
+    note = f"{format_size(host.memory)} RAM less {', '.join(parts)}; memory_max would be {format_size(ceiling)}"
     return Decided(whole_pages(room), Origin("this machine", note))
 
 

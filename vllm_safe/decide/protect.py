@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from vllm_safe.decide.origin import Origin, origin_of
-from vllm_safe.sizes import MIB
+from vllm_safe.sizes import MIB, format_size
 
 if TYPE_CHECKING:
     from vllm_safe.config.settings import Config
@@ -41,6 +41,10 @@ class Share:
 # services and 16M for init.scope, Fedora's uresourced 10 % of RAM for the user.
 AUTO: Mapping[str, Share] = MappingProxyType({"system": Share(15, 1536 * MIB), "user": Share(6, 768 * MIB), "init": Share(2, 64 * MIB)})
 
+# Beside what it keeps free. On the testbed's 1 GiB it holds 20M to 30M that no cgroup has; a swap of 128 GiB is 128M of tables more.
+# Without this share the slices and the model add up to all of RAM, and each login begins with swapping out: tests/bench/DISK.md.
+KERNEL = Share(3, 384 * MIB)
+
 # MemoryMin= of a unit below a slice is worth nothing without the slice's own, and flows down from it (memory_recursiveprot):
 # sshd is in system.slice, the login shell in user.slice, systemd itself in init.scope. Each needs its own.
 UNITS: Mapping[str, str] = MappingProxyType({"system": "system.slice", "user": "user.slice", "init": "init.scope"})
@@ -48,15 +52,16 @@ UNITS: Mapping[str, str] = MappingProxyType({"system": "system.slice", "user": "
 
 @dataclass(frozen=True)
 class Protection:
-    """Bytes kept for each of UNITS' keys, and bytes that the cards' driver takes where no limit sees them."""
+    """Bytes kept for each of UNITS' keys, and bytes that the kernel and the cards' driver take where no limit sees them."""
 
     units: Mapping[str, Decided]
+    kernel: Decided
     cards: Decided
 
     @property
     def total(self) -> int:
         """All that a model cannot have."""
-        return sum(kept.value for kept in self.units.values()) + self.cards.value
+        return sum(kept.value for kept in self.units.values()) + self.kernel.value + self.cards.value
 
 
 def decide_protection(config: Config, host: Host) -> Protection:
@@ -66,7 +71,17 @@ def decide_protection(config: Config, host: Host) -> Protection:
     units = {key: _kept(config, host, key, amount) for key, amount in asked.items()}
     cards = host.gpus * protect.per_gpu.of(host.memory)
     origin = Origin(origin_of(config, "protect.per_gpu").source, f"{host.gpus} GPUs, {protect.per_gpu} each")
-    return Protection(units, Decided(cards, origin))
+    return Protection(units, _for_kernel(config, host), Decided(cards, origin))
+
+
+def _for_kernel(config: Config, host: Host) -> Decided:
+    source = origin_of(config, "protect.kernel").source
+    if (amount := config.protect.kernel) is not None:
+        return Decided(whole_pages(amount.of(host.memory)), Origin(source, str(amount)))
+    note = f"auto: {KERNEL.percent} % of RAM, at most {KERNEL.most // MIB}M"
+    if host.kept_free:
+        note += f", and {format_size(host.kept_free)} that it keeps free"
+    return Decided(whole_pages(KERNEL.of(host.memory) + host.kept_free), Origin(source, note))
 
 
 def _kept(config: Config, host: Host, key: str, amount: Amount | None) -> Decided:

@@ -87,7 +87,7 @@ def _slice(config: Config, host: Host) -> tuple[Row, ...]:
 def _protection(config: Config, host: Host) -> tuple[Row, ...]:
     protection = decide_protection(config, host)
     units = [_number(f"{UNITS[key]} MemoryMin", decided, in_bytes=True) for key, decided in protection.units.items()]
-    return (*units, _number("NVIDIA driver", protection.cards, in_bytes=True))
+    return (*units, _number("kernel", protection.kernel, in_bytes=True), _number("NVIDIA driver", protection.cards, in_bytes=True))
 
 
 def _number(name: str, decided: Decided, *, in_bytes: bool) -> Row:

@@ -36,6 +36,7 @@ class Host:
 
     memory: int = 0  # MemTotal
     memory_available: int = 0  # MemAvailable
+    kept_free: int = 0  # with less, the kernel takes back from everybody what is not protected
     swaps: tuple[Swap, ...] = ()
     mounts: tuple[Mount, ...] = ()
     gpus: int = 0  # NVIDIA cards that the driver has
@@ -76,6 +77,7 @@ def read_host(root: Path = Path("/"), *, behind: Path | None = None) -> Host:
     return Host(
         memory=_meminfo(root, "MemTotal"),
         memory_available=_meminfo(root, "MemAvailable"),
+        kept_free=_kept_free(root),
         swaps=read_swaps(root),
         mounts=_mounts(root),
         gpus=_count(root / "proc/driver/nvidia/gpus"),
@@ -105,6 +107,12 @@ def _count(folder: Path) -> int:
 def _meminfo(root: Path, key: str) -> int:
     match = re.search(rf"^{key}:\s+(\d+) kB", _text(root / "proc/meminfo"), re.MULTILINE)
     return int(match[1]) * 1024 if match else 0
+
+
+def _kept_free(root: Path) -> int:
+    """Bytes of the high watermarks of all zones (proc_zoneinfo(5)): with less free, the kernel swaps out, and a login may have to wait."""
+    pages = re.findall(r"^ +high +(\d+)$", _text(root / "proc/zoneinfo"), re.MULTILINE)
+    return sum(map(int, pages)) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _unescape(text: str) -> str:

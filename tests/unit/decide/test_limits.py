@@ -9,11 +9,11 @@ import pytest
 
 from vllm_safe.config.settings import Config, Limits, Model, ModelLimits, Position, Protect
 from vllm_safe.decide.limits import PROPERTIES, SLICE, decide_limits, decide_units, unit_of
-from vllm_safe.decide.protect import AUTO, UNITS, decide_protection
+from vllm_safe.decide.protect import AUTO, KERNEL, UNITS, decide_protection
 from vllm_safe.host.facts import Host, Swap
 from vllm_safe.sizes import GIB, MIB, TIB, Amount
 
-PLAN = Host(memory=int(15.6 * GIB), gpus=8, swaps=(Swap("/swapfile", "file", 128 * GIB, 0),), cgroup2=True)
+PLAN = Host(memory=int(15.6 * GIB), gpus=8, swaps=(Swap("/swapfile", "file", 128 * GIB, 0),), cgroup2=True, kept_free=99 * MIB)
 
 
 def config_of(own: ModelLimits | None = None, **sections: object) -> Config:
@@ -23,7 +23,10 @@ def config_of(own: ModelLimits | None = None, **sections: object) -> Config:
 
 def test_on_the_plans_machine_the_reserve_wins_over_90_percent() -> None:
     limits = decide_limits(config_of(), PLAN, "x")
-    assert limits.memory_max.value == pytest.approx(12.1 * GIB, rel=0.01)
+    assert limits.memory_max.value == pytest.approx(11.6 * GIB, rel=0.01)
+    kernel = decide_protection(config_of(), PLAN).kernel
+    assert (kernel.value, kernel.origin.note) == ((384 + 99) * MIB, "auto: 3 % of RAM, at most 384M, and 99.0 MiB that it keeps free")
+    assert "483 MiB for the kernel (protect.kernel)" in limits.memory_max.origin.note
     assert limits.memory_max.value + decide_protection(config_of(), PLAN).total == pytest.approx(PLAN.memory, abs=4096)
     assert limits.memory_max.origin.source == "this machine"
     assert "8 GPUs" in limits.memory_max.origin.note
@@ -96,7 +99,7 @@ def test_auto_is_a_share_on_small_machines_and_its_bound_on_large_ones() -> None
 
 def test_the_documentation_of_protect_has_the_numbers_of_auto() -> None:
     text = Path(__file__).parents[3].joinpath("vllm_safe/config/settings.py").read_text()
-    for share in AUTO.values():
+    for share in (*AUTO.values(), KERNEL):
         assert f"{share.percent} % of RAM, at most {share.most // MIB}M" in text
 
 
@@ -104,3 +107,11 @@ def test_everything_that_is_set_can_be_taken_back() -> None:
     config = config_of()
     every = {unit_of("*"): decide_limits(config, PLAN, "x").properties, **decide_units(config, PLAN)}
     assert {unit: set(names) for unit, names in PROPERTIES.items()} == {unit: set(properties) for unit, properties in every.items()}
+
+
+def test_the_kernels_share_may_be_set_and_is_small_on_a_small_machine() -> None:
+    asked = decide_protection(config_of(protect=Protect(kernel=Amount(5 * MIB))), PLAN).kernel
+    assert (asked.value, asked.origin.note) == (5 * MIB, "5M")
+    small = decide_protection(config_of(), Host(memory=GIB)).kernel
+    assert small.value == pytest.approx(GIB * 3 // 100, abs=4096)
+    assert small.origin.note == "auto: 3 % of RAM, at most 384M"

@@ -31,3 +31,11 @@ def test_the_folder_of_a_file_is_opened_before_the_mounts_are_read(tmp_path: Pat
 
 def test_a_folder_that_is_not_there_is_no_mistake(tmp_path: Path) -> None:
     assert read_host(tmp_path, behind=tmp_path / "gone/swapfile").mounts == ()
+
+
+def test_what_the_kernel_keeps_free_is_the_high_watermarks_of_all_zones(tmp_path: Path) -> None:
+    (tmp_path / "proc").mkdir()
+    zones = "Node 0, zone      DMA\n        low      81\n        high     97\nNode 0, zone   Normal\n        high     20433\n"
+    (tmp_path / "proc/zoneinfo").write_text(f"{zones}    pagesets\n    cpu: 0\n              high:  378\n")
+    assert read_host(tmp_path).kept_free == (97 + 20433) * os.sysconf("SC_PAGE_SIZE")
+    assert read_host(tmp_path / "nowhere").kept_free == 0
