@@ -23,7 +23,7 @@ from vllm_safe.sizes import format_span
 
 HERE = Path(__file__).parent
 HOGS = ("anonymous", "leak", "reader", "forkbomb", "mlock")
-BOOT, BETWEEN = 75.0, 37.0  # seconds, about: a machine with its set-up; around a cell
+BOOT, BETWEEN = 45.0, 15.0  # seconds, about: a machine with its set-up; around a cell, where nothing of it hangs
 WORDS = """# Logins while a model server misbehaves
 
 Made by `{command}`. A machine of {memory} MiB RAM with a swapfile of 6 GiB, 2 processors and a disk held to so many IOPS and 120 MiB/s;
@@ -36,7 +36,7 @@ in the second half of its time;
 of plan: what that is of its figure under the installation plan's recipe. alive: rounds at whose end it still ran.
 
 {table}
-
+{missed}
 ![Logins over time]({picture})
 """
 
@@ -124,12 +124,15 @@ def _measure(name: str, cells: Sequence[Cell], options: argparse.Namespace, raw:
                 while rest:
                     cell, begin = rest.pop(0), time.monotonic()
                     measure(bed, SETUPS[name], cell, options.seconds, raw)
+                    (raw / f"{cell.file}.missed").unlink(missing_ok=True)
                     print(f"{cell.file}: {time.monotonic() - begin:.0f} s", flush=True)
         except (BedError, subprocess.SubprocessError) as error:
             print(f"{cell.file}: {error}", flush=True)
             if cell in rest:  # no machine: the set-up is not what it says
                 return missed + len(rest)
-            missed += not (raw / cell.file).exists()
+            if not (raw / cell.file).exists():
+                missed += 1
+                (raw / f"{cell.file}.missed").write_text(f"{error}".partition("\n")[0] + "\n")
     return missed
 
 
@@ -139,9 +142,16 @@ def _write(options: argparse.Namespace, raw: Path) -> None:
     hogs = [run.cell for run in runs if run.cell.setup != "idle"]
     if hogs:
         (options.out / "login.svg").write_text(report.picture(runs, hogs[0].hog, max(cell.disk for cell in hogs)))
+    missed = sorted(raw.glob("*.missed"))
     command = f"python -m tests.bench.login --memory {options.memory} --seconds {options.seconds:.0f}"
     words = WORDS.format(
-        command=command, memory=options.memory, seconds=options.seconds, folder="login-raw/", table=text, picture="login.svg"
+        command=command,
+        memory=options.memory,
+        seconds=options.seconds,
+        folder="login-raw/",
+        table=text,
+        missed="".join(f"\nNot measured: {path.name.removesuffix('.csv.missed')}: {path.read_text()}" for path in missed),
+        picture="login.svg",
     )
     (options.out / "RESULTS.md").write_text(words)
 
