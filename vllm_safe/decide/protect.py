@@ -41,7 +41,7 @@ class Share:
 # services and 16M for init.scope, Fedora's uresourced 10 % of RAM for the user.
 AUTO: Mapping[str, Share] = MappingProxyType({"system": Share(15, 1536 * MIB), "user": Share(6, 768 * MIB), "init": Share(2, 64 * MIB)})
 
-# Beside what it keeps free. On the testbed's 1 GiB it holds 20M to 30M that no cgroup has; a swap of 128 GiB is 128M of tables more.
+# Beside what it keeps free. On the testbed's 1 GiB it holds about 20M that no cgroup has; a large swap needs tables, which grow with it.
 # Without this share the slices and the model add up to all of RAM, and each login begins with swapping out: tests/bench/DISK.md.
 KERNEL = Share(3, 384 * MIB)
 
@@ -68,29 +68,21 @@ def decide_protection(config: Config, host: Host) -> Protection:
     """What the configuration keeps for the operating system, on this machine."""
     protect = config.protect
     asked: Mapping[str, Amount | None] = {"system": protect.system, "user": protect.user, "init": protect.init}
-    units = {key: _kept(config, host, key, amount) for key, amount in asked.items()}
+    units = {key: _kept(config, host, key, amount, AUTO[key]) for key, amount in asked.items()}
     cards = host.gpus * protect.per_gpu.of(host.memory)
     origin = Origin(origin_of(config, "protect.per_gpu").source, f"{host.gpus} GPUs, {protect.per_gpu} each")
-    return Protection(units, _for_kernel(config, host), Decided(cards, origin))
+    kernel = _kept(config, host, "kernel", protect.kernel, KERNEL, host.kept_free)
+    return Protection(units, kernel, Decided(cards, origin))
 
 
-def _for_kernel(config: Config, host: Host) -> Decided:
-    source = origin_of(config, "protect.kernel").source
-    if (amount := config.protect.kernel) is not None:
-        return Decided(whole_pages(amount.of(host.memory)), Origin(source, str(amount)))
-    note = f"auto: {KERNEL.percent} % of RAM, at most {KERNEL.most // MIB}M"
-    if host.kept_free:
-        note += f", and {format_size(host.kept_free)} that it keeps free"
-    return Decided(whole_pages(KERNEL.of(host.memory) + host.kept_free), Origin(source, note))
-
-
-def _kept(config: Config, host: Host, key: str, amount: Amount | None) -> Decided:
+def _kept(config: Config, host: Host, key: str, amount: Amount | None, share: Share, kept_free: int = 0) -> Decided:
     source = origin_of(config, f"protect.{key}").source
     if amount is not None:
         return Decided(whole_pages(amount.of(host.memory)), Origin(source, str(amount)))
-    share = AUTO[key]
     note = f"auto: {share.percent} % of RAM, at most {share.most // MIB}M"
-    return Decided(whole_pages(share.of(host.memory)), Origin(source, note))
+    if kept_free:
+        note += f", and {format_size(kept_free)} that it keeps free"
+    return Decided(whole_pages(share.of(host.memory) + kept_free), Origin(source, note))
 
 
 def whole_pages(size: int) -> int:

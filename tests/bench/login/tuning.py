@@ -60,7 +60,7 @@ def _of_the_disk(name: str, value: int) -> Tuning:
 
 TUNINGS = {
     "shipped": Tuning(),
-    "no-kernel-share": _patch(f"{OURS}/decide/protect.py", "KERNEL.of(host.memory) + host.kept_free", "host.memory \\* 0"),
+    "no-kernel-share": _patch(f"{OURS}/decide/protect.py", "self.kernel.value + self.cards", "self.kernel.value \\* 0 + self.cards"),
     "no-guard": Tuning("systemctl mask --runtime --now vllm-safe-guard", "systemctl unmask --runtime vllm-safe-guard"),
     "bfq": Tuning(f"modprobe bfq && echo bfq > {SCHEDULER}", f"echo mq-deadline > {SCHEDULER}"),
     "io-cost": Tuning(
