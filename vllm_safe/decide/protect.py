@@ -66,16 +66,15 @@ class Protection:
 
 def decide_protection(config: Config, host: Host) -> Protection:
     """What the configuration keeps for the operating system, on this machine."""
-    protect = config.protect
-    asked: Mapping[str, Amount | None] = {"system": protect.system, "user": protect.user, "init": protect.init}
-    units = {key: _kept(config, host, key, amount, AUTO[key]) for key, amount in asked.items()}
-    cards = host.gpus * protect.per_gpu.of(host.memory)
-    origin = Origin(origin_of(config, "protect.per_gpu").source, f"{host.gpus} GPUs, {protect.per_gpu} each")
-    kernel = _kept(config, host, "kernel", protect.kernel, KERNEL, host.kept_free)
+    units = {key: _kept(config, host, key, AUTO[key]) for key in UNITS}
+    cards = host.gpus * config.protect.per_gpu.of(host.memory)
+    origin = Origin(origin_of(config, "protect.per_gpu").source, f"{host.gpus} GPUs, {config.protect.per_gpu} each")
+    kernel = _kept(config, host, "kernel", KERNEL, host.kept_free)
     return Protection(units, kernel, Decided(cards, origin))
 
 
-def _kept(config: Config, host: Host, key: str, amount: Amount | None, share: Share, kept_free: int = 0) -> Decided:
+def _kept(config: Config, host: Host, key: str, share: Share, kept_free: int = 0) -> Decided:
+    amount: Amount | None = getattr(config.protect, key)
     source = origin_of(config, f"protect.{key}").source
     if amount is not None:
         return Decided(whole_pages(amount.of(host.memory)), Origin(source, str(amount)))
