@@ -18,6 +18,7 @@ EARLYOOM_ENV = STATE / "earlyoom.env"  # read by earlyoom.service.d/50-vllm-safe
 RUN = Path("/run/vllm-safe")  # root:root, made by tmpfiles.d, with all that is below
 CREDENTIALS = RUN / "credentials"
 STARTS = RUN / "starts"
+TUNABLES = RUN / "tunables"  # what the kernel's tunables had before a model ran
 SERVICE_RUN = Path("/run/vllm")  # NAME below it is the RuntimeDirectory of vllm@NAME.service
 
 

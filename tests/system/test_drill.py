@@ -19,6 +19,7 @@ swap: {size: 6G}
 protect: {system: 0, user: 0, init: 0, kernel: 0}
 limits: {memory_max: 100%, swap_max: 100%, cpu_weight: 100, io_weight: 100, io_scheduling_class: best-effort}
 guard: {enabled: false}
+tunables: {lru_gen: false}
 models: {}
 """
 CONFIG = "/etc/vllm-safe/config.yaml"

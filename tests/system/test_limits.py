@@ -43,6 +43,9 @@ models:
 """
 OURS = "find /run/systemd/system.control /run/systemd/transient -name '50-*.conf' 2>/dev/null || true"
 SYSTEM = ("system.slice", "user.slice", "init.scope")
+EACH = ("system.slice/ssh.service", "system.slice/systemd-journald.service", "system.slice/cron.service")
+NEIGHBOUR = "vllm@neighbour.service"
+LRU_GEN = "/sys/kernel/mm/lru_gen/enabled"
 
 
 def configure(bed: Machine, *, swap: str = "none", hog: str = "160M", extra: str = "") -> None:
@@ -116,6 +119,20 @@ class TestSystemd:
         bed.run("systemctl start vllm@neighbour")
         now = [int(bed.properties(unit, "MemoryMin")["MemoryMin"]) >> 20 for unit in SYSTEM]
         assert now == [100, 50, 10]
+        version = int(bed.out("systemctl --version | head -n1").split()[1])
+        each = {"DefaultMemoryMin": str(10 << 20)} if version < 262 else {}  # later ones have it no more
+        assert bed.properties("system.slice", "DefaultMemoryMin") == each
+
+    def test_where_the_kernel_is_the_hosts_its_tunables_are_left_alone(self, nspawn_installed: Nspawn) -> None:
+        bed = nspawn_installed
+        bed.run("systemctl start vllm@hog")
+        assert bed.out("systemctl is-active vllm-safe-tunables") == "active"
+        assert not bed.exists("/run/vllm-safe/tunables")
+        bed.run("systemctl stop vllm@hog")
+        bed.wait_for(
+            "it goes with the last model", lambda: "inactive" in bed.run("systemctl is-active vllm-safe-tunables", check=False).stdout
+        )
+        assert "vllm-safe-tunables" not in bed.failed_units()
 
     def test_a_second_apply_has_nothing_to_do(self, nspawn_installed: Nspawn) -> None:
         nspawn_installed.run("vllm-safe apply")
@@ -249,6 +266,45 @@ class TestKernel:
         assert subprocess.run(bed.ssh("id", "-un"), check=True, capture_output=True, text=True, timeout=120).stdout == "root\n"
         assert hog["InvocationID"]
 
+    def test_every_service_has_a_share_of_its_own_and_no_model_has(self, bed: Virtual) -> None:
+        shares = {unit: int(bed.read(f"/sys/fs/cgroup/{unit}/memory.min")) >> 20 for unit in EACH}
+        assert shares == dict.fromkeys(EACH, 15)
+        assert bed.read(f"/sys/fs/cgroup/vllm.slice/{NEIGHBOUR}/memory.min").strip() == "0"
+
+    def test_the_tunables_hold_while_a_model_runs_and_are_then_as_before(self, bed: Virtual) -> None:
+        """Also where somebody switched it off meanwhile, and with a configuration that has become invalid."""
+        assert bed.read(LRU_GEN) == "0x0007\n"
+        assert bed.run("vllm-safe apply --tunables --dry-run").stdout == "nothing to do: everything is so already\n"
+        assert "kernel tunables while a model runs" in bed.run("vllm-safe check", check=False).stdout
+        bed.run(f"echo n > {LRU_GEN}")
+        assert "systemctl restart vllm-safe-tunables" in bed.run("vllm-safe check", check=False).stdout
+        bed.run("systemctl restart vllm-safe-tunables", timeout=120)
+        bed.run("systemctl stop vllm@hog", timeout=120)
+        assert bed.read(LRU_GEN) == "0x0007\n"  # the neighbour runs
+        config = bed.read("/etc/vllm-safe/config.yaml")
+        bed.write("/etc/vllm-safe/config.yaml", "nonsense\n\t")
+        bed.run("systemctl stop vllm@neighbour", timeout=120)
+        bed.wait_for("all is as before", lambda: bed.read(LRU_GEN) == "0x0000\n", timeout=60)
+        bed.write("/etc/vllm-safe/config.yaml", config)
+        assert not bed.exists("/run/vllm-safe/tunables")
+        bed.run("systemctl start vllm@neighbour", timeout=300)
+        assert bed.read(LRU_GEN) == "0x0007\n"
+
+    def test_no_tunable_is_changed_while_a_containers_memory_is_taken_back(self, bed: Virtual) -> None:
+        """A kernel that switches its LRU then may kill the container."""
+        bed.run("systemctl stop 'vllm@*'", timeout=120)
+        bed.run("head -c 200M /dev/zero > /srv/file && sync && echo 3 > /proc/sys/vm/drop_caches", timeout=300)  # whose cache it is, pays
+        bed.run("systemd-run --unit=container --property=MemoryMax=30M sh -c 'while cat /srv/file; do :; done >/dev/null'")
+        try:
+            bed.run("systemctl start vllm@neighbour", timeout=300)
+            assert "has been short of memory" in bed.journal("vllm-safe-tunables.service")
+            assert bed.read(LRU_GEN) == "0x0000\n"
+            assert bed.properties("container", "ActiveState") == {"ActiveState": "active"}
+        finally:
+            bed.run("systemctl stop container")
+        bed.run("systemctl restart vllm-safe-tunables", timeout=120)
+        assert bed.read(LRU_GEN) == "0x0007\n"
+
     def test_everything_is_there_after_a_reboot_before_any_model(self, bed: Virtual) -> None:
         bed.run("systemctl stop 'vllm@*'", timeout=120)
         before = earlyoom_arguments(bed)
@@ -257,12 +313,15 @@ class TestKernel:
         assert before[:4] == ["-m", "5", "-s", "5"]
         kept = [int(bed.read(f"/sys/fs/cgroup/{unit}/memory.min")) >> 20 for unit in SYSTEM]
         assert kept == [150, 60, 20]
+        assert [int(bed.read(f"/sys/fs/cgroup/{unit}/memory.min")) >> 20 for unit in EACH] == [15] * len(EACH)
         protect, earlyoom = (
             int(bed.properties(unit, "ExecMainStartTimestampMonotonic")["ExecMainStartTimestampMonotonic"])
             for unit in ("vllm-safe-protect.service", "earlyoom.service")
         )
         assert protect < earlyoom
+        assert bed.read(LRU_GEN) == "0x0000\n"  # no model runs
 
     def test_undo_takes_it_from_the_kernel(self, bed: Virtual) -> None:
         bed.run("vllm-safe apply --undo", timeout=120)
         assert [int(bed.read(f"/sys/fs/cgroup/{unit}/memory.min")) for unit in SYSTEM] == [0, 0, 0]
+        assert [int(bed.read(f"/sys/fs/cgroup/{unit}/memory.min")) for unit in EACH] == [0] * len(EACH)

@@ -25,7 +25,7 @@ models:
 """
 CONFIG_FILE = "/etc/vllm-safe/config.yaml"
 KEEP = "--force-confold"  # what a person answers who wants to keep the edited file
-BESIDE = {"vllm-safe-guard.service", "vllm-safe-record@web.service"}  # what runs beside a model since 0.2.0
+BESIDE = {"vllm-safe-guard.service", "vllm-safe-record@web.service", "vllm-safe-tunables.service"}  # what runs beside a model since 0.2.0
 MARK = "Description=Model %i of another version"
 # Each script begins with this: told to, it ends dpkg as a power cut does, or itself as a mistake does; once.
 SABOTAGE = """\
@@ -70,10 +70,9 @@ def bed(packages: dict[str, Path]) -> Iterator[Nspawn]:
 
 
 def running(bed: Machine) -> dict[str, str]:
-    """The main process of each of our services that has one."""
+    """The run of each of our services that is active."""
     units = bed.out("systemctl list-units --plain --no-legend --state=active 'vllm*.service' | cut -d' ' -f1").split()
-    pids = {unit: bed.properties(unit, "MainPID")["MainPID"] for unit in units}
-    return {unit: pid for unit, pid in pids.items() if pid != "0"}
+    return {unit: bed.properties(unit, "InvocationID")["InvocationID"] for unit in units}
 
 
 def assert_in_order(bed: Machine) -> None:

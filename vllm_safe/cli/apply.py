@@ -19,16 +19,20 @@ if TYPE_CHECKING:
 @optional_name_argument
 @dry_run_option
 @click.option("--undo", is_flag=True, help="Take back what was applied; needs no configuration.")
+@click.option("--tunables", is_flag=True, help="Only the kernel tunables, which hold while a model runs.")
 @config_option
-def command(name: str | None, *, dry_run: bool, undo: bool, config_path: Path) -> None:
+def command(name: str | None, *, dry_run: bool, undo: bool, tunables: bool, config_path: Path) -> None:
     """Reserve RAM for the system, give earlyoom its arguments and, with NAME, prepare the start of that model.
 
     Nobody needs to run it: systemd does, at boot and before each start. It changes only what is not yet so.
     """
-    if undo and name:
-        raise Misuse("--undo takes back everything: it goes without a NAME")
+    if name and (undo or tunables):
+        raise Misuse("--undo and --tunables are of the whole machine: they go without a NAME")
     if not dry_run:
         need_root()
+    if tunables:
+        _carry_out(_undo_tunables() if undo else _tune(config_path), dry_run=dry_run)
+        return
     if name is not None:
         _prepare_or_refuse(name, config_path, dry_run=dry_run)
         return
@@ -53,7 +57,23 @@ def _undo() -> tuple[Step, ...]:
     from vllm_safe.decide.limits import PROPERTIES
     from vllm_safe.host.systemd import runtime_dropins
 
-    return (*undo_steps(runtime_dropins(PROPERTIES), read_earlyoom_env()), *undo_guard_steps())
+    return (*undo_steps(runtime_dropins(PROPERTIES), read_earlyoom_env()), *undo_guard_steps(), *_undo_tunables())
+
+
+def _undo_tunables() -> tuple[Step, ...]:
+    from vllm_safe.apply.tunables import undo_tunables_steps
+
+    return undo_tunables_steps()
+
+
+def _tune(config_path: Path) -> tuple[Step, ...]:
+    from vllm_safe.apply.tunables import tunables_steps
+    from vllm_safe.config.reader import load
+    from vllm_safe.decide.tunables import decide_tunables
+    from vllm_safe.host.facts import read_host
+
+    there = read_host().tunables
+    return tunables_steps(decide_tunables(load(config_path), there), there)
 
 
 def _protect(config_path: Path) -> tuple[tuple[Step, ...], ConfigError | None]:

@@ -83,7 +83,7 @@ def _swap_refused(config: Config, host: Host) -> Failure | None:
 
 def _inspect(config: Config) -> Inspection:
     from vllm_safe.decide.checks import EARLYOOM
-    from vllm_safe.decide.limits import unit_of
+    from vllm_safe.decide.limits import EACH_UNIT, unit_of
     from vllm_safe.decide.prepare import SWAP_SERVICE
     from vllm_safe.decide.protect import UNITS
     from vllm_safe.decide.serve import server_url
@@ -93,7 +93,7 @@ def _inspect(config: Config) -> Inspection:
     from vllm_safe.host.systemd import show
 
     names = {name: unit_of(name) for name in config.models}
-    properties = ("Id", "LoadState", "ActiveState", "MainPID", "StatusText", "MemoryMin", "NRestarts")
+    properties = ("Id", "LoadState", "ActiveState", "MainPID", "StatusText", "MemoryMin", EACH_UNIT, "NRestarts")
     units = show([EARLYOOM, SWAP_SERVICE, *UNITS.values(), *names.values()], properties)
     running = inspect.active(units, names.values())
     served = {}

@@ -92,6 +92,12 @@ class Protect:
         kinds.AMOUNT_OR_AUTO, None, "For user.slice: login shells and what runs in them. auto: 6 % of RAM, at most 768M."
     )
     init: Amount | None = _setting(kinds.AMOUNT_OR_AUTO, None, "For init.scope: systemd itself. auto: 2 % of RAM, at most 64M.")
+    each_unit: Amount | None = _setting(
+        kinds.AMOUNT_OR_AUTO,
+        None,
+        "Of that, for each service and session before any gets more, so that the page cache of one, which has copied a large file, does "
+        "not push out the pages of sshd. auto: a tenth of `system`.",
+    )
     kernel: Amount | None = _setting(
         kinds.AMOUNT_OR_AUTO,
         None,
@@ -143,6 +149,17 @@ class Guard:
     freeze_time: float = _setting(kinds.FREEZE, 3.0, "The longest that it is frozen; then it runs for at least twice as long.")
     kill_pressure: float = _setting(kinds.PERCENT, 80.0, "3. Kill it, as the last resort, when the share for memory alone is this ...")
     kill_after: float = _setting(kinds.WINDOW, 60.0, "... of so many seconds.")
+
+
+@dataclass(frozen=True)
+class Tunables:
+    """Kernel tunables that make swapping cheaper. They hold while a model runs; when the last one has ended, all are as before."""
+
+    lru_gen: bool = _setting(
+        kinds.BOOLEAN,
+        default=True,
+        doc="Switch on the multi-generational LRU (Linux 6.1), which takes back what was not used for longest. false: leave it alone.",
+    )
 
 
 @dataclass(frozen=True)
@@ -280,6 +297,7 @@ class Config:
     protect: Protect = Protect()
     limits: Limits = Limits()
     guard: Guard = Guard()
+    tunables: Tunables = Tunables()
     engine: Engine = Engine()
     metrics: Metrics = Metrics()
     models: Mapping[str, Model] = field(default_factory=lambda: _EMPTY)
@@ -288,5 +306,14 @@ class Config:
 
 
 SECTIONS: Mapping[str, type[Any]] = MappingProxyType(
-    {"swap": Swap, "earlyoom": Earlyoom, "protect": Protect, "limits": Limits, "guard": Guard, "engine": Engine, "metrics": Metrics}
+    {
+        "swap": Swap,
+        "earlyoom": Earlyoom,
+        "protect": Protect,
+        "limits": Limits,
+        "guard": Guard,
+        "tunables": Tunables,
+        "engine": Engine,
+        "metrics": Metrics,
+    }
 )

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 
 from vllm_safe.decide.earlyoom import decide_arguments as earlyoom_arguments
 from vllm_safe.decide.findings import Finding, failed, passed, warned
-from vllm_safe.decide.limits import SLICE, decide_units, unit_of
+from vllm_safe.decide.limits import EACH_UNIT, SLICE, decide_units, in_force, unit_of
 from vllm_safe.decide.prepare import CHECKS, Situation, check_admin_earlyoom, check_cgroups, check_key, check_port, check_swap
 from vllm_safe.decide.serve import decide_arguments
+from vllm_safe.decide.tunables import decide_tunables
+from vllm_safe.host.inspect import active
 from vllm_safe.sizes import format_size
 
 if TYPE_CHECKING:
@@ -64,6 +66,15 @@ def check_guard(at: Machine) -> Finding:
     )
 
 
+def check_tunables(at: Machine) -> Finding | None:
+    """Whether the kernel is as it should be beside a model that runs."""
+    there = at.host.tunables
+    other = [path for path, value in decide_tunables(at.config, there).items() if value != there[path]]
+    if other and active(at.seen.units, map(unit_of, at.config.models)):
+        return warned(f"a model runs, and config.yaml has other values for {', '.join(other)}", "systemctl restart vllm-safe-tunables")
+    return passed(f"kernel tunables while a model runs: {', '.join(there)}") if there else None
+
+
 def check_recursive(at: Machine) -> Finding | None:
     """Whether what is kept for a slice reaches the services in it."""
     mount = at.host.mount_of(CGROUPS)
@@ -75,11 +86,13 @@ def check_recursive(at: Machine) -> Finding | None:
 
 def check_protection(at: Machine) -> Finding:
     """Whether RAM is kept for the operating system now."""
-    wanted = {unit: properties["MemoryMin"] for unit, properties in decide_units(at.config, at.host).items() if unit != SLICE}
-    missing = [unit for unit, size in wanted.items() if at.seen.units.get(unit, {}).get("MemoryMin") != str(size)]
+    wanted = {unit: properties for unit, properties in decide_units(at.config, at.host).items() if unit != SLICE}
+    missing = [unit for unit, properties in wanted.items() if not in_force(properties, at.seen.units.get(unit, {}))]
     if missing:
         return warned(f"no RAM, or another amount, is kept for {', '.join(missing)}", "The next start sets it, or: vllm-safe apply")
-    return passed(f"{format_size(sum(wanted.values()))} of RAM are kept for logins, services and systemd")
+    total = sum(properties["MemoryMin"] for properties in wanted.values())
+    alike = "" if EACH_UNIT in at.seen.units.get("system.slice", {}) else "; none for each alone: this systemd has no DefaultMemoryMin="
+    return passed(f"{format_size(total)} of RAM are kept for logins, services and systemd{alike}")
 
 
 def check_earlyoom(at: Machine) -> Finding:
@@ -141,6 +154,7 @@ MACHINE: tuple[Callable[[Machine], Finding | None], ...] = (
     check_earlyoom,
     check_earlyoom_override,
     check_hard_disks,
+    check_tunables,
     check_overcommit,
     check_compiler,
 )

@@ -51,6 +51,10 @@ class ModelLimits:
         }
 
 
+# Of a slice: MemoryMin= of each unit in it that sets none itself. A unit that runs has it from systemd's next reload. systemd 262
+# knows it no more: it ignores it with a warning, and does not show it.
+EACH_UNIT = "DefaultMemoryMin"
+
 # What is added up by two models; the slice that holds both has the largest of each, so that they share it.
 SHARED = ("MemoryMax", "MemorySwapMax", "CPUWeight", "IOWeight")
 
@@ -76,17 +80,28 @@ def decide_limits(config: Config, host: Host, name: str) -> ModelLimits:
 def decide_units(config: Config, host: Host) -> dict[str, dict[str, int]]:
     """The properties of the units that hold all models and the operating system, by unit."""
     every = [decide_limits(config, host, name).properties for name in config.models or ("",)]
-    kept = decide_protection(config, host).units
+    kept = decide_protection(config, host)
+    values = {key: {"MemoryMin": decided.value, EACH_UNIT: kept.each_unit.value} for key, decided in kept.units.items()}
     return {
         SLICE: {key: max(properties[key] for properties in every) for key in SHARED},
-        **{unit: {"MemoryMin": kept[key].value} for key, unit in UNITS.items()},
+        **{unit: {name: values[key][name] for name in PROPERTIES[unit]} for key, unit in UNITS.items()},
     }
 
 
 # Every property that is ever set on a unit, by unit: what `apply --undo` takes back, and no more.
 PROPERTIES: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {unit_of("*"): (*SHARED, "TasksMax"), SLICE: SHARED, **dict.fromkeys(UNITS.values(), ("MemoryMin",))}
+    {
+        unit_of("*"): (*SHARED, "TasksMax"),
+        SLICE: SHARED,
+        **{unit: ("MemoryMin", EACH_UNIT) if unit.endswith(".slice") else ("MemoryMin",) for unit in UNITS.values()},
+    }
 )
+
+
+def in_force(properties: Mapping[str, int], shown: Mapping[str, str]) -> bool:
+    """Whether all of them are what `systemctl show` has, but for what this systemd does not know."""
+    unknown = {EACH_UNIT} if shown and EACH_UNIT not in shown else set()
+    return all(shown.get(name) == str(value) for name, value in properties.items() if name not in unknown)
 
 
 def _memory_max(config: Config, host: Host, name: str) -> Decided:

@@ -45,6 +45,10 @@ AUTO: Mapping[str, Share] = MappingProxyType({"system": Share(15, 1536 * MIB), "
 # Without this share the slices and the model add up to all of RAM, and each login begins with swapping out: tests/bench/DISK.md.
 KERNEL = Share(3, 384 * MIB)
 
+# Of `system`. Without a share of its own a unit has what is kept for its slice in proportion to all that it has, page cache included: where
+# one service had just written a large file, sshd lost most of its pages when a model took its RAM: tests/bench/DISK.md.
+EACH_UNIT = 10
+
 # MemoryMin= of a unit below a slice is worth nothing without the slice's own, and flows down from it (memory_recursiveprot):
 # sshd is in system.slice, the login shell in user.slice, systemd itself in init.scope. Each needs its own.
 UNITS: Mapping[str, str] = MappingProxyType({"system": "system.slice", "user": "user.slice", "init": "init.scope"})
@@ -52,9 +56,13 @@ UNITS: Mapping[str, str] = MappingProxyType({"system": "system.slice", "user": "
 
 @dataclass(frozen=True)
 class Protection:
-    """Bytes kept for each of UNITS' keys, and bytes that the kernel and the cards' driver take where no limit sees them."""
+    """Bytes kept for each of UNITS' keys, and bytes that the kernel and the cards' driver take where no limit sees them.
+
+    each_unit: of the first, what a single service or session has before the others.
+    """
 
     units: Mapping[str, Decided]
+    each_unit: Decided
     kernel: Decided
     cards: Decided
 
@@ -70,7 +78,7 @@ def decide_protection(config: Config, host: Host) -> Protection:
     cards = host.gpus * config.protect.per_gpu.of(host.memory)
     origin = Origin(origin_of(config, "protect.per_gpu").source, f"{host.gpus} GPUs, {config.protect.per_gpu} each")
     kernel = _kept(config, host, "kernel", KERNEL, host.kept_free)
-    return Protection(units, kernel, Decided(cards, origin))
+    return Protection(units, _each_unit(config, host, units["system"].value), kernel, Decided(cards, origin))
 
 
 def _kept(config: Config, host: Host, key: str, share: Share, kept_free: int = 0) -> Decided:
@@ -82,6 +90,13 @@ def _kept(config: Config, host: Host, key: str, share: Share, kept_free: int = 0
     if kept_free:
         note += f", and {format_size(kept_free)} that it keeps free"
     return Decided(whole_pages(share.of(host.memory) + kept_free), Origin(source, note))
+
+
+def _each_unit(config: Config, host: Host, system: int) -> Decided:
+    amount, source = config.protect.each_unit, origin_of(config, "protect.each_unit").source
+    if amount is not None:
+        return Decided(whole_pages(amount.of(host.memory)), Origin(source, str(amount)))
+    return Decided(whole_pages(system // EACH_UNIT), Origin(source, "auto: a tenth of protect.system"))
 
 
 def whole_pages(size: int) -> int:

@@ -7,7 +7,7 @@ import shlex
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from vllm_safe.decide.limits import SHARED, SLICE, decide_limits, decide_units
+from vllm_safe.decide.limits import EACH_UNIT, SHARED, SLICE, decide_limits, decide_units
 from vllm_safe.decide.origin import Origin, Sourced, origin_of
 from vllm_safe.decide.protect import UNITS, Decided, decide_protection
 from vllm_safe.decide.serve import (
@@ -17,6 +17,7 @@ from vllm_safe.decide.serve import (
     decide_timeouts,
     health_url,
 )
+from vllm_safe.decide.tunables import decide_tunables
 from vllm_safe.host.facts import Host, Swap
 from vllm_safe.sizes import format_size
 
@@ -64,6 +65,7 @@ def decide_show(config: Config, host: Host, name: str) -> tuple[Part, ...]:
         Part("Limits", _limits(config, host, name)),
         Part("All models together", _slice(config, host)),
         Part("Kept for the system", _protection(config, host)),
+        Part("Kernel tunables while a model runs", _tunables(config, host)),
         Part("Command", (command, health, *(Row(key, t.value, f"{t.value:g} s", str(t.origin)) for key, t in timeouts.items()))),
         Part("Arguments", tuple(_row(key, sourced) for key, sourced in decide_arguments(config, name).items())),
         Part("Environment", tuple(_row(key, sourced) for key, sourced in sorted(decide_environment(config, name).items()))),
@@ -87,7 +89,13 @@ def _slice(config: Config, host: Host) -> tuple[Row, ...]:
 def _protection(config: Config, host: Host) -> tuple[Row, ...]:
     protection = decide_protection(config, host)
     units = [_number(f"{UNITS[key]} MemoryMin", decided, in_bytes=True) for key, decided in protection.units.items()]
-    return (*units, _number("kernel", protection.kernel, in_bytes=True), _number("NVIDIA driver", protection.cards, in_bytes=True))
+    each = _number(f"each unit {EACH_UNIT}", protection.each_unit, in_bytes=True)
+    return (*units, each, _number("kernel", protection.kernel, in_bytes=True), _number("NVIDIA driver", protection.cards, in_bytes=True))
+
+
+def _tunables(config: Config, host: Host) -> tuple[Row, ...]:
+    origin = str(origin_of(config, "tunables.lru_gen"))
+    return tuple(Row(path, value, value, origin) for path, value in decide_tunables(config, host.tunables).items())
 
 
 def _number(name: str, decided: Decided, *, in_bytes: bool) -> Row:

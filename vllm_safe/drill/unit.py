@@ -34,8 +34,8 @@ _OWN = {
     "PrivateNetwork": "yes",
     "ProtectSystem": "strict",
     "ProtectHome": "read-only",
-    "Wants": "vllm-safe-guard.service",
-    "After": "vllm-safe-guard.service",
+    "Wants": "vllm-safe-guard.service vllm-safe-tunables.service",
+    "After": "vllm-safe-guard.service vllm-safe-tunables.service",
 }
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from vllm_safe.host.tunables import read_tunables
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class Host:
     cgroup2: bool = False  # the unified hierarchy is mounted at /sys/fs/cgroup
     controllers: frozenset[str] = frozenset()  # of the root cgroup
     pressure: bool = False  # PSI is compiled in and on
+    tunables: Mapping[str, str] = field(default_factory=dict)  # see read_tunables
 
     @property
     def swap(self) -> int:
@@ -87,6 +90,7 @@ def read_host(root: Path = Path("/"), *, behind: Path | None = None) -> Host:
         cgroup2=(root / "sys/fs/cgroup/cgroup.controllers").exists(),
         controllers=frozenset(_text(root / "sys/fs/cgroup/cgroup.controllers").split()),
         pressure=bool(_text(root / "proc/pressure/memory")),
+        tunables=read_tunables(root),
     )
 
 

@@ -8,9 +8,20 @@ from pathlib import Path
 
 def memory_pressure(root: Path = Path("/")) -> float | None:
     """The share of the last ten seconds in which something waited for memory; None where the kernel does not say."""
+    found = _some(root, "avg10")
+    return float(found) / 100 if found else None
+
+
+def memory_stalled(root: Path = Path("/")) -> int | None:
+    """Microseconds since boot in which something waited for memory or took some back, likewise."""
+    found = _some(root, "total")
+    return int(found) if found else None
+
+
+def _some(root: Path, what: str) -> str | None:
     try:
         text = (root / "proc/pressure/memory").read_text()
     except OSError:  # without CONFIG_PSI, or with psi=0
         return None
-    found = re.search(r"^some .*\bavg10=([\d.]+)", text, re.MULTILINE)
-    return float(found[1]) / 100 if found else None
+    found = re.search(rf"^some .*\b{what}=([\d.]+)", text, re.MULTILINE)
+    return found[1] if found else None

@@ -55,6 +55,19 @@ def test_only_what_differs_is_set() -> None:
     assert missing_properties(wanted, shown) == (SetProperties("b.slice", {"MemoryMin": 2}), SetProperties("c.slice", {"MemoryMin": 3}))
 
 
+def test_a_default_for_the_units_of_a_slice_reaches_those_that_run() -> None:
+    wanted = {"a.slice": {"MemoryMin": 9, "DefaultMemoryMin": 2}, "b.scope": {"MemoryMin": 3}}
+    default, rest = SetProperties("a.slice", {"DefaultMemoryMin": 2}), SetProperties("a.slice", {"MemoryMin": 9})
+    there = {"a.slice": {"MemoryMin": "9", "DefaultMemoryMin": "2"}, "b.scope": {"MemoryMin": "3"}}
+    assert missing_properties(wanted, there) == ()
+    assert missing_properties(wanted, there | {"b.scope": {}}) == (SetProperties("b.scope", {"MemoryMin": 3}),)
+    assert missing_properties(wanted, there | {"a.slice": {"MemoryMin": "9", "DefaultMemoryMin": "0"}}) == (default, DaemonReload())
+    assert missing_properties(wanted, there | {"a.slice": {"MemoryMin": "9"}}) == ()  # a systemd that does not know it
+    assert missing_properties(wanted, there | {"a.slice": {}}) == (default, DaemonReload(), rest)
+    broken_off = there | {"a.slice": {"DefaultMemoryMin": "2"}}  # after the first step: whether there was a reload, nobody knows
+    assert missing_properties(wanted, broken_off) == (DaemonReload(), rest)
+
+
 def test_dropins_are_taken_back_with_their_folders(told: Told, tmp_path: Path) -> None:
     ours, shared = tmp_path / "a.slice.d", tmp_path / "b.slice.d"
     for folder in (ours, shared):

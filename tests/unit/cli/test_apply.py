@@ -10,6 +10,7 @@ from vllm_safe.apply.prepare import WriteLaunch
 from vllm_safe.cli.main import main
 from vllm_safe.errors import Failure
 from vllm_safe.host.start import Starts, boot_clock
+from vllm_safe.host.tunables import LRU_GEN
 from vllm_safe.launch.plan import Launch
 
 NOT_ROOT = 65534
@@ -70,7 +71,7 @@ def test_at_boot_a_mistake_in_the_configuration_is_misuse_and_the_system_is_prot
     assert main(["apply", "--dry-run", "--config", str(path)]) == 2
     out, err = capsys.readouterr()
     assert "protekt" in err
-    assert out.count("MemoryMin=") == 3
+    assert out.count(" MemoryMin=") == 3
     assert "vllm.slice" not in out
 
 
@@ -90,10 +91,6 @@ def test_an_instance_that_is_no_name_of_a_model_is_refused_by_its_unit(name: str
 def test_undo_needs_no_configuration(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["apply", "--undo", "--dry-run", "--config", "/nowhere.yaml"]) == 0
     assert capsys.readouterr().out
-
-
-def test_undo_takes_no_name() -> None:
-    assert main(["apply", "x", "--undo", "--dry-run"]) == 2
 
 
 @pytest.mark.parametrize("error", [Failure("no bus", hint="wait"), ZeroDivisionError("a mistake of ours")])
@@ -140,3 +137,26 @@ def test_what_may_work_the_next_time_is_tried_no_more_often_than_any_other_start
     assert main(["apply", "x", "--dry-run", "--config", config]) == 0
     assert [launch.again for launch in launches] == [again]
     assert "would write /run/vllm-safe/starts/x" in capsys.readouterr().out
+
+
+def test_the_tunables_are_set_and_taken_back_by_themselves(
+    config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vllm_safe.host.facts.read_tunables", lambda *_: {LRU_GEN: "0x0000"})
+    assert main(["apply", "--tunables", "--dry-run", "--config", config]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "would wait until no memory is taken back, at most 30 s",
+        "would write /run/vllm-safe/tunables (root:root 0644)",
+        f"would set {LRU_GEN} to y",
+    ]
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("\t")
+    assert main(["apply", "--tunables", "--undo", "--dry-run", "--config", str(broken)]) == 0
+    assert capsys.readouterr().out == "nothing to do: everything is so already\n"
+    assert main(["apply", "--tunables", "--dry-run", "--config", str(broken)]) == 2
+
+
+@pytest.mark.parametrize("option", ["--undo", "--tunables"])
+def test_what_is_of_the_whole_machine_goes_without_a_name(option: str, config: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["apply", option, "--config", config, "x"]) == 2
+    assert "NAME" in capsys.readouterr().err

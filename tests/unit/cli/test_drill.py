@@ -143,7 +143,7 @@ def test_only_root_may_and_anybody_may_ask_what_would_be_done(
         word in said
         for word in (f"MemoryMax={GIB} ", "IOSchedulingClass=best-effort ", "OOMScoreAdjust=1000 ", "User=vllm ", "RuntimeMaxSec=210 ")
     )
-    assert all(f"{word}=vllm-safe-guard.service " in said for word in ("Wants", "After"))
+    assert all(f"{word}=vllm-safe-guard.service vllm-safe-tunables.service" in said for word in ("Wants", "After"))
 
 
 def test_what_keeps_a_drill_from_starting(

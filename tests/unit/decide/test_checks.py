@@ -12,13 +12,14 @@ import pytest
 from vllm_safe.config.settings import Config, Earlyoom, Engine, Model
 from vllm_safe.decide import checks
 from vllm_safe.decide.earlyoom import decide_arguments
-from vllm_safe.decide.limits import decide_units
+from vllm_safe.decide.limits import EACH_UNIT, decide_units
 from vllm_safe.decide.prepare import Situation, decide_preparation
 from vllm_safe.errors import Failure
 from vllm_safe.host.facts import Host, Mount, Swap
 from vllm_safe.host.inspect import Inspection, Served
 from vllm_safe.host.models import ModelFiles
 from vllm_safe.host.start import Ground, Key
+from vllm_safe.host.tunables import LRU_GEN
 from vllm_safe.sizes import GIB
 
 MODEL = Model(model="org/name", args=MappingProxyType({"tensor-parallel-size": 4, "pipeline-parallel-size": 2}))
@@ -26,13 +27,19 @@ CONFIG = Config(models=MappingProxyType({"big": MODEL}))
 SWAP = Swap("/swapfile", "file", 128 * GIB - 4096, 0)
 HOST = Host(memory=16 * GIB, gpus=8, swaps=(SWAP,), cgroup2=True, controllers=frozenset({"memory"}), pressure=True)
 EARLYOOM = {"LoadState": "loaded", "ActiveState": "active"}
-KEPT = {unit: {"MemoryMin": str(values["MemoryMin"])} for unit, values in decide_units(CONFIG, HOST).items() if "MemoryMin" in values}
+KEPT = {unit: {name: str(value) for name, value in values.items()} for unit, values in decide_units(CONFIG, HOST).items()}
 SEEN = Inspection(units={"earlyoom.service": EARLYOOM, **KEPT}, earlyoom=decide_arguments(CONFIG))
 GOOD = checks.Machine(CONFIG, HOST, SEEN)
 
 
 def levels(at: checks.Machine) -> dict[str, str]:
     return {finding.what: str(finding.level) for finding in checks.check_machine(at)}
+
+
+def test_a_systemd_without_a_share_for_each_unit_is_said_to_have_none() -> None:
+    without = {unit: {name: value for name, value in values.items() if name != EACH_UNIT} for unit, values in SEEN.units.items()}
+    found = checks.check_protection(replace(GOOD, seen=replace(SEEN, units=without)))
+    assert (found.level, found.what.rpartition(": ")[2]) == ("pass", "this systemd has no DefaultMemoryMin=")
 
 
 def test_a_good_machine_passes_every_line() -> None:
@@ -53,6 +60,7 @@ UNIFIED = Mount("/sys/fs/cgroup", "cgroup2", "cgroup2", ("rw",))
         ({"host": replace(HOST, swaps=())}, "warn", "asks for 128 GiB of swap"),
         ({"swap_refused": Failure("no room", hint="make room")}, "fail", "no room"),
         ({"seen": replace(SEEN, units={"earlyoom.service": EARLYOOM})}, "warn", "system.slice"),
+        ({"seen": replace(SEEN, units={**SEEN.units, "user.slice": {"MemoryMin": "1"}})}, "warn", "for user.slice"),
         ({"seen": replace(SEEN, units=KEPT)}, "warn", "earlyoom is not installed"),
         ({"seen": replace(SEEN, units=KEPT | {"earlyoom.service": EARLYOOM | {"ActiveState": "failed"}})}, "fail", "does not run"),
         ({"seen": replace(SEEN, earlyoom=("-r", "3600"))}, "fail", "other arguments"),
@@ -68,6 +76,15 @@ def test_each_trouble_is_one_line_with_a_way_out(changes: dict[str, Any], level:
     assert [str(finding.level) for finding in found] == [level]
     assert words in found[0].what
     assert found[0].do_next
+
+
+def test_tunables_that_are_not_in_force_matter_only_beside_a_model_that_runs() -> None:
+    idle = replace(GOOD, host=replace(HOST, tunables={LRU_GEN: "0x0000"}))
+    runs = replace(idle, seen=replace(SEEN, units={**SEEN.units, "vllm@big.service": {"ActiveState": "active"}}))
+    found = [checks.check_tunables(at) for at in (GOOD, idle, runs, replace(runs, host=replace(HOST, tunables={LRU_GEN: "0x0007"})))]
+    assert [finding and str(finding.level) for finding in found] == [None, "pass", "warn", "pass"]
+    assert found[2]
+    assert LRU_GEN in found[2].what
 
 
 def test_earlyoom_left_to_the_admin_is_no_trouble() -> None:

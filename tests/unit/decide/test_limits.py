@@ -109,6 +109,17 @@ def test_everything_that_is_set_can_be_taken_back() -> None:
     assert {unit: set(names) for unit, names in PROPERTIES.items()} == {unit: set(properties) for unit, properties in every.items()}
 
 
+def test_each_unit_of_the_system_has_a_share_that_others_do_not_count_against() -> None:
+    kept = decide_protection(config_of(), PLAN)
+    assert kept.each_unit.value == kept.units["system"].value // 10 // 4096 * 4096
+    assert decide_protection(config_of(protect=Protect(system=Amount(150 * MIB))), PLAN).each_unit.value == 15 * MIB
+    asked = decide_protection(config_of(protect=Protect(each_unit=Amount(9 * MIB))), PLAN)
+    assert asked.each_unit.value == 9 * MIB
+    assert asked.total == kept.total  # it is of what is kept anyway
+    units = decide_units(config_of(protect=Protect(each_unit=Amount(9 * MIB))), PLAN)
+    assert [units[unit].get("DefaultMemoryMin") for unit in UNITS.values()] == [9 * MIB, 9 * MIB, None]
+
+
 def test_the_kernels_share_may_be_set_and_is_small_on_a_small_machine() -> None:
     asked = decide_protection(config_of(protect=Protect(kernel=Amount(5 * MIB))), PLAN).kernel
     assert (asked.value, asked.origin.note) == (5 * MIB, "5M")
