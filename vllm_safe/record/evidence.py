@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from vllm_safe.record.encode import from_line, mapping
 from vllm_safe.record.programs import try_output
 from vllm_safe.record.run import Event
+from vllm_safe.sizes import format_size
 
 WINDOW = 300.0  # seconds before the end
 AGAIN = 3.0  # seconds after which the journal is asked once more, when a machine under pressure was slow to write into it
@@ -24,6 +25,9 @@ _KILLED = re.compile(
     r"(?P<scope>Memory cgroup out of memory|Out of memory[^:]*): Killed process (?P<pid>\d+) \((?P<task>.*?)\)(?P<rest>.*)"
 )
 _SIZES = re.compile(r"(anon-rss|shmem-rss|file-rss):(\d+)kB")
+# mm/memcontrol.c, mem_cgroup_print_oom_meminfo: before those two, of the cgroup whose limit it is.
+_SWAP = re.compile(r"swap: usage (?P<usage>\d+)kB, limit (?P<limit>\d+)kB")
+_NO_LIMIT = 1 << 60  # bytes, from which on the kernel means "max"
 
 # earlyoom's kill.c. 1.7: `badness 1300, VmRSS 12 MiB`; 1.8 and 1.9: `oom_score 1300, VmRSS 12 MiB, cmdline "..."`.
 _EARLYOOM = re.compile(r'sending (?P<signal>SIG\w+) to process (?P<pid>\d+)(?: uid (?P<uid>\d+))? "(?P<task>.*?)": (?P<rest>.*)')
@@ -59,16 +63,18 @@ def read_journal(since: float) -> tuple[list[Line], bool]:
 def find_deaths(lines: Iterable[Line], since: float, unit: str, pids: Collection[int]) -> list[Event]:
     """Deaths of the unit's processes. since: on the monotonic clock; pids: of the unit's processes."""
     events: list[Event] = []
-    summaries: dict[str, re.Match[str]] = {}
-    low = ""
+    reports: dict[str, tuple[re.Match[str], dict[str, int]]] = {}
+    low, swap = "", dict[str, int]()
     for line in lines:
         if line.at < since:
             continue
         if line.kernel:
-            if summary := _SUMMARY.search(line.text):
-                summaries[summary["pid"]] = summary
+            if held := _SWAP.match(line.text):
+                swap = {"swap": int(held["usage"]) * 1024, "swap_limit": int(held["limit"]) * 1024}
+            elif summary := _SUMMARY.search(line.text):
+                reports[summary["pid"]], swap = (summary, swap), {}
             elif killed := _KILLED.search(line.text):
-                events += _kernel(line.time, killed, summaries.get(killed["pid"]), unit, pids)
+                events += _kernel(line.time, killed, reports.get(killed["pid"]), unit, pids)
         elif sent := _EARLYOOM.search(line.text):
             events += _earlyoom(line.time, sent, low, pids)
         elif _LOW.match(line.text):
@@ -76,16 +82,22 @@ def find_deaths(lines: Iterable[Line], since: float, unit: str, pids: Collection
     return events[-_MOST_EVENTS:]
 
 
-def _kernel(time: float, killed: re.Match[str], summary: re.Match[str] | None, unit: str, pids: Collection[int]) -> list[Event]:
-    pid, memcg = int(killed["pid"]), summary["task_memcg"] if summary else ""
+def _kernel(
+    time: float, killed: re.Match[str], report: tuple[re.Match[str], dict[str, int]] | None, unit: str, pids: Collection[int]
+) -> list[Event]:
+    pid, memcg = int(killed["pid"]), report[0]["task_memcg"] if report else ""
     if unit not in memcg.split("/") and (memcg or pid not in pids):
         return []
     limit = killed["scope"].startswith("Memory cgroup")
     sizes = {key.replace("-rss", ""): int(size) * 1024 for key, size in _SIZES.findall(killed["rest"])}
     where = "at a memory limit" if limit else "because the machine was out of memory"
     data: dict[str, Any] = {"pid": pid, "process": killed["task"], "limit": limit, **sizes}
-    if summary:
+    if report:
+        summary, swap = report
         data |= {"constraint": summary["constraint"], "oom_memcg": summary["oom_memcg"] or "", "task_memcg": memcg}
+        if 0 < swap.get("swap_limit", 0) < _NO_LIMIT:
+            data |= swap
+            where += f", with {format_size(swap['swap'])} of {format_size(swap['swap_limit'])} of swap used"
     return [Event(time, "kernel-oom", f"the kernel killed process {pid} ({killed['task']}) {where}", data)]
 
 

@@ -37,6 +37,19 @@ def test_at_the_memory_limit() -> None:
     assert event.time == 1e9 + 1
 
 
+def test_the_swap_at_the_memory_limit() -> None:
+    """Of the cgroup at whose limit it was, as the kernel reports before the death; "max" is none, and each report is of one death."""
+    swap = "swap: usage 98068kB, limit {limit}kB, failcnt 0"
+    lines = kernel(swap.format(limit=98304), SUMMARY.format(unit=UNIT), KILLED)
+    (event,) = find_deaths(lines, 0, UNIT, set())
+    assert (event.data["swap"], event.data["swap_limit"]) == (98068 * 1024, 98304 * 1024)
+    assert event.text == "the kernel killed process 412 (VLLM::Worker_TP) at a memory limit, with 95.8 MiB of 96.0 MiB of swap used"
+    (event,) = find_deaths(kernel(swap.format(limit=9007199254740988), SUMMARY.format(unit=UNIT), KILLED), 0, UNIT, set())
+    assert "swap" not in event.data
+    *_, event = find_deaths([*lines, *kernel(SUMMARY.format(unit=UNIT), KILLED)], 0, UNIT, set())
+    assert "swap" not in event.data
+
+
 def test_outside_of_any_limit() -> None:
     (event,) = find_deaths(kernel(GLOBAL_SUMMARY, GLOBAL_KILLED), 0, UNIT, set())
     assert event.text == "the kernel killed process 500 (python3) because the machine was out of memory"

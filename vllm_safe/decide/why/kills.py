@@ -42,9 +42,9 @@ def at_memory_limit(case: Case) -> Verdict | None:
     limit, swap_limit = case.limit("memory_max"), case.limit("swap_max")
     said = f" of {format_size(limit)}" if limit else ""
     no_swap = swap_limit == 0 or (not case.host("swap") and "swap" in case.run.start.host)
-    swap_peak = case.peak("swap") or 0
     machine_empty = case.fullest.swap_free is not None and case.fullest.swap_free < (1 - _USED_UP) * case.host("swap")
-    at_swap_limit = swap_events.get("max", 0) > 0 or (swap_limit is not None and swap_peak >= _USED_UP * swap_limit)
+    at_swap_limit = swap_events.get("max", 0) > 0 or _used_up(case.peak("swap"), swap_limit)
+    at_swap_limit |= any(_used_up(event.data.get("swap"), event.data.get("swap_limit")) for event in killed)
     if no_swap:
         code, what = "memory-limit-ram", "and there was no swap"
     elif machine_empty:
@@ -63,6 +63,11 @@ def at_memory_limit(case: Case) -> Verdict | None:
     when = killed[-1].time if killed else case.end.time
     sentence = f"{case.name} was killed by the kernel at its memory limit{said}, {what}."
     return Verdict(code, sentence, when, evidence=tuple(evidence), changes=changes)
+
+
+def _used_up(swap: object, limit: object) -> bool:
+    """Of a swap limit. The kernel need not count a refusal: with MGLRU it stops 64 pages before, and asks for none."""
+    return isinstance(swap, int) and isinstance(limit, int) and swap >= _USED_UP * limit
 
 
 def _held(case: Case, killed: list[Event]) -> int:

@@ -173,6 +173,22 @@ def test_more_memory_is_suggested_where_there_is_more() -> None:
     ]
 
 
+@pytest.mark.parametrize(("swap", "code"), [(96, "memory-limit-swap"), (80, "memory-limit-ram")])
+def test_swap_that_was_used_up_since_the_last_sample_is_known_from_the_kernel(swap: int, code: str) -> None:
+    """With MGLRU nothing is refused: no count of memory.swap.events tells it."""
+    run = CASES["memory-limit-swap"]()
+    (kill,) = (event for event in run.events if event.kind == "kernel-oom")
+    kill = kill._replace(data={**kill.data, "swap": swap << 20, "swap_limit": 96 << 20})
+    assert run.end
+    run = run._replace(
+        start=run.start._replace(limits={**run.start.limits, "swap_max": 96 << 20}),
+        end=run.end._replace(swap_events={"high": 0, "max": 0, "fail": 0}),
+        samples=tuple(sample._replace(swap=70 << 20) for sample in run.samples),
+        events=(kill,),
+    )
+    assert decide_why(run, BOOT, NOW).code == code
+
+
 def test_a_model_alone_reaches_the_limit_of_all_and_it_is_its_own() -> None:
     """The slice is as large as the one model in it, and has what an earlier start left: the kernel names the slice."""
     run = CASES["memory-limit-shared"]()
