@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tests.beds.machine import BedError
 from tests.bench.login import report
-from tests.bench.login.cell import AFTER, Cell, measure
+from tests.bench.login.cell import AFTER, LONGEST, PATIENCE, Cell, measure
 from tests.bench.login.setups import SETUPS
 from vllm_safe.sizes import format_span
 
@@ -29,11 +29,13 @@ WORDS = """# Logins while a model server misbehaves
 Made by `{command}`. A machine of {memory} MiB RAM with a swapfile of 6 GiB, 2 processors and a disk held to so many IOPS and 120 MiB/s;
 each hog runs for {seconds:.0f} s. Raw samples: {folder}.
 
-isol: share of ssh logins that take at most twice the idle p99, among people who log in at every moment. ssh, exec of a program not in the
-cache, gap of a 100 ms heartbeat: seconds (median of the rounds / worst of all). stalled: the slice of the OS that stood still longest
-for want of memory. killed: bystanders. back: seconds until a login is as when idle after the hog's end. hog/s: pages it touched or read
-in the second half of its time;
-of plan: what that is of its figure under the installation plan's recipe. alive: rounds at whose end it still ran.
+isol: share of ssh logins that take at most twice the idle p99 of their round, among people who log in at every moment. ssh, exec of a
+program not in the cache, gap of a 100 ms heartbeat: seconds (median of the rounds / worst of all). stalled: the slice of the OS that stood
+still longest for want of memory. killed: bystanders. back: seconds until a login is as when idle, from when the machine is told to end the
+hog; `>`: not in the time that was measured. hog/s: pages it touched or read in the second half of its time; of plan: what that is of its
+figure under the installation plan's recipe. alive: rounds at whose end it still ran. stuck: where the machine could not be told to
+end the hog within {patience:.0f} s, and was switched off. A login that failed, or had not come through {patience:.0f} s after the hog's
+time, counts as {longest:.0f} s.
 
 {table}
 {missed}
@@ -56,7 +58,7 @@ def main() -> int:
     if options.plan:
         return 0
     missed = 0
-    for number in range(1, options.rounds + 1):
+    for number in options.rounds:
         for name in options.setups:
             missed += _measure(name, [cell for cell in cells if (cell.round, cell.setup) == (number, name)], options, raw)
             if any(raw.glob("[!.]*.csv")):
@@ -90,7 +92,9 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--setups", type=names, default=list(SETUPS), help=f"some of {','.join(SETUPS)}")
     parser.add_argument("--hogs", type=names, default=list(HOGS), help=f"some of {','.join(HOGS)}")
     parser.add_argument("--disk", type=lambda text: [int(part) for part in text.split(",")], default=[150, 50], help="IOPS")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--rounds", type=_rounds, default=range(1, 4), help="how many; 3-4: these, of a day whose own idle they are compared with"
+    )
     parser.add_argument("--seconds", type=float, default=50.0, help="how long each hog runs")
     parser.add_argument("--memory", type=int, default=1024, help="MiB of the machine")
     parser.add_argument("--out", type=Path, default=HERE.parent, help="folder of RESULTS.md, login.svg and login-raw/")
@@ -104,10 +108,15 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     return options
 
 
+def _rounds(text: str) -> range:
+    first, _, last = text.rpartition("-")
+    return range(int(first or 1), int(last) + 1)
+
+
 def _cells(options: argparse.Namespace) -> list[Cell]:
     return [
         Cell(name, hog, disk, number)
-        for number in range(1, options.rounds + 1)
+        for number in options.rounds
         for name in options.setups
         for disk in options.disk
         for hog in (options.hogs if SETUPS[name].hog else ["-"])
@@ -123,8 +132,8 @@ def _measure(name: str, cells: Sequence[Cell], options: argparse.Namespace, raw:
             with SETUPS[name].boot(options.memory, {cell.hog for cell in rest}) as bed:
                 while rest:
                     cell, begin = rest.pop(0), time.monotonic()
-                    measure(bed, SETUPS[name], cell, options.seconds, raw)
                     (raw / f"{cell.file}.missed").unlink(missing_ok=True)
+                    measure(bed, SETUPS[name], cell, options.seconds, raw)
                     print(f"{cell.file}: {time.monotonic() - begin:.0f} s", flush=True)
         except (BedError, subprocess.SubprocessError) as error:
             print(f"{cell.file}: {error}", flush=True)
@@ -148,6 +157,8 @@ def _write(options: argparse.Namespace, raw: Path) -> None:
         command=command,
         memory=options.memory,
         seconds=options.seconds,
+        patience=PATIENCE,
+        longest=LONGEST,
         folder="login-raw/",
         table=text,
         missed="".join(f"\nNot measured: {path.name.removesuffix('.csv.missed')}: {path.read_text()}" for path in missed),

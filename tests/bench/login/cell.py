@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from tests.beds.vm import Virtual
 from tests.bench.login.setups import GUEST, PROGRESS, Setup
 
 AFTER = 15.0  # seconds after the hog's end in which logins are still timed
+PATIENCE = 60.0  # seconds for the machine to obey when it is told to end the hog: then somebody drives over and presses the button
 LONGEST = 120.0  # seconds; sshd's own LoginGraceTime
 BYSTANDERS = ("ssh.service", "systemd-journald.service", "systemd-logind.service", "dbus.service", "cron.service", "bystander.service")
 
@@ -32,7 +35,10 @@ class Cell:
 
 
 def measure(bed: Virtual, setup: Setup, cell: Cell, seconds: float, folder: Path) -> None:
-    """Write the cell's file: lines `seconds since the hog's start,what,value`. It is there when it is whole."""
+    """Write the cell's file: lines `seconds since the hog's start,what,value`. It is there when it is whole.
+
+    Raises BedError where the machine is of no more use; if it is because of the hog, that is a result, and in the file.
+    """
     bed.throttle(iops=cell.disk, bytes_per_second=120 << 20)
     ram = int(bed.out("awk '/MemTotal/ {print $2}' /proc/meminfo")) << 10
     inside = bed.share / "inside.csv"
@@ -49,16 +55,21 @@ def measure(bed: Virtual, setup: Setup, cell: Cell, seconds: float, folder: Path
         setup.start(bed, cell.hog, ram, seconds)
         bed.wait_for("the hog runs", lambda: bed.exists(PROGRESS), timeout=120)
     start = time.time()
-    _log_in(ssh, start, start + seconds, lines)
-    lines.append((time.time() - start, "alive", float(_runs(bed, setup))))
-    if setup.hog:
-        setup.end(bed)
+    end = start + seconds
+    _log_in(ssh, start, lambda: time.time() < end, end + PATIENCE, lines)
     end = time.time()
     lines.append((end - start, "end", 0.0))
-    _log_in(ssh, start, end + AFTER, lines)
-    _try(bed, "kill $(cat /run/inside.pid)")
-    after = _alive(bed)
-    lines.append((time.time() - start, "bystanders", float(sum(before[unit] != after.get(unit) for unit in before))))
+    stuck = None
+    with ThreadPoolExecutor(1) as pool:  # people go on trying meanwhile
+        told = pool.submit(setup.end, bed, PATIENCE) if setup.hog else pool.submit(bool)
+        _log_in(ssh, start, lambda: time.time() < end + AFTER or not told.done(), end + PATIENCE, lines)
+    try:
+        lines.append((end - start, "alive", float(told.result())))
+        bed.run("kill $(cat /run/inside.pid)", check=False)
+        after = _alive(bed)
+        lines.append((time.time() - start, "bystanders", float(sum(before[unit] != after.get(unit) for unit in before))))
+    except BedError as error:
+        stuck = error
     for row in inside.read_text().splitlines():
         at, what, value = row.split(",")
         lines.append((float(at) - start, what, float(value)))
@@ -68,15 +79,17 @@ def measure(bed: Virtual, setup: Setup, cell: Cell, seconds: float, folder: Path
     partial = folder / f".{cell.file}"
     partial.write_text(text)
     partial.rename(folder / cell.file)
+    if stuck:
+        raise stuck
     _tidy(bed, setup)
 
 
-def _log_in(command: list[str], start: float, end: float, lines: list[tuple[float, str, float]]) -> None:
-    """One fresh login after the other, a second apart where they are quicker."""
-    while (begin := time.time()) < end:
-        quiet = subprocess.DEVNULL
+def _log_in(command: list[str], start: float, on: Callable[[], bool], last: float, lines: list[tuple[float, str, float]]) -> None:
+    """One fresh login after the other, a second apart where they are quicker, for as long as `on()`, and none of them beyond `last`."""
+    while on() and (begin := time.time()) < last:
+        quiet, longest = subprocess.DEVNULL, min(LONGEST, last - begin)
         try:
-            good = subprocess.run(command, stdin=quiet, stdout=quiet, stderr=quiet, timeout=LONGEST, check=False).returncode == 0
+            good = subprocess.run(command, stdin=quiet, stdout=quiet, stderr=quiet, timeout=longest, check=False).returncode == 0
         except subprocess.TimeoutExpired:
             good = False
         spent = time.time() - begin
@@ -94,23 +107,9 @@ def _alive(bed: Virtual) -> dict[str, str]:
     return found
 
 
-def _runs(bed: Virtual, setup: Setup) -> bool:
-    """Whether the hog's unit still runs, and was not started again."""
-    shown = bed.properties(setup.unit, "SubState", "NRestarts")
-    return shown["SubState"] in {"running", "start"} and shown.get("NRestarts", "0") == "0"
-
-
 def _tidy(bed: Virtual, setup: Setup) -> None:
     """Leave nothing of the hog to the next cell: no process, no count, nothing swapped out. Raises BedError where that fails."""
     bed.throttle()
-    _try(bed, "swapoff -a; swapon -a; swapon /swapfile")
+    bed.run("swapoff -a; swapon -a; swapon /swapfile", check=False, timeout=300)
     if setup.hog:
         setup.wait_gone(bed)
-
-
-def _try(bed: Virtual, command: str) -> None:
-    """A command that may take as long as the machine is slow."""
-    try:
-        bed.run(command, check=False, timeout=300)
-    except BedError as error:
-        print(f"  {error}", flush=True)

@@ -42,8 +42,12 @@ class Run:
 
     @property
     def end(self) -> float:
-        """When the hog was ended."""
+        """When the machine was told to end the hog."""
         return next((at for at, what, _ in self.rows if what == "end"), 0.0)
+
+    def answer(self, name: str) -> float | None:
+        """What the machine said once at the end; None of one that was stuck."""
+        return next((value for _, what, value in self.rows if what == name), None)
 
     def values(self, *names: str, after: bool = False) -> list[float]:
         """Values while the hog ran, or after its end. A login that failed lasted for ever."""
@@ -70,7 +74,7 @@ def table(runs: Sequence[Run]) -> list[tuple[str, ...]]:
             same = _of(runs, setup, hog, disk)
             if same:
                 rows.append(
-                    (hog, str(disk), setup, str(len(same)), *_figures(same, _idle(runs, disk), _pace(_of(runs, "plan", hog, disk))))
+                    (hog, str(disk), setup, str(len(same)), *_figures(same, _idle(runs, same), _pace(_of(runs, "plan", hog, disk))))
                 )
     return rows
 
@@ -85,38 +89,50 @@ def _of(runs: Iterable[Run], setup: str, hog: str, disk: int) -> list[Run]:
     return [run for run in runs if run.cell.setup == setup and run.cell.disk == disk and run.cell.hog in {hog, "-"}]
 
 
-def _idle(runs: Iterable[Run], disk: int) -> float:
-    """The 99th percentile of logins on the idle machine; 0.0 while it has not been measured."""
-    return percentile([value for run in runs if run.cell.setup == "idle" and run.cell.disk == disk for value in run.values("ssh")], 99)
+def _idle(runs: Iterable[Run], of: Iterable[Run]) -> list[float]:
+    """For each of them the 99th percentile of logins on the idle machine: of its round, for the host is not as fast in each; else of all.
+
+    0.0 while it has not been measured.
+    """
+    idle = [run for run in runs if run.cell.setup == "idle"]
+    bounds = []
+    for one in of:
+        same = [run for run in idle if run.cell.disk == one.cell.disk]
+        same = [run for run in same if run.cell.round == one.cell.round] or same
+        bounds.append(percentile([value for run in same for value in run.values("ssh")], 99))
+    return bounds
 
 
-def _figures(same: Sequence[Run], idle: float, plan: float) -> Iterable[str]:
+def _figures(same: Sequence[Run], idle: Sequence[float], plan: float) -> Iterable[str]:
     def worst(*names: str) -> str:
         each = [max(run.values(*names), default=0.0) for run in same]
         return f"{statistics.median(each):.1f}/{max(each):.1f}"
 
-    logins = [felt(run.values("ssh", "failed ssh"), max(EVERY, idle)) for run in same]
-    shares = [share for one in logins if (share := share_within(one, 2 * idle)) is not None]
-    yield f"{statistics.median(shares):.1%}" if shares and idle else "-"
+    logins = [felt(run.values("ssh", "failed ssh"), max(EVERY, usual)) for run, usual in zip(same, idle, strict=True)]
+    shares = [share for one, usual in zip(logins, idle, strict=True) if (share := share_within(one, 2 * usual)) is not None]
+    yield f"{statistics.median(shares):.1%}" if shares and all(idle) else "-"
     yield f"{statistics.median(percentile(one, 50) for one in logins):.1f}"
     yield worst("ssh", "failed ssh")
     yield worst("program", "failed program")
     yield worst("gap")
     yield f"{statistics.median(max(_mean(run.values(f'stall:{unit}')) for unit in SLICES) for run in same):.0%}"
-    yield f"{max(max(run.values('bystanders', after=True), default=0) for run in same):.0f}"
+    killed = [value for run in same if (value := run.answer("bystanders")) is not None]
+    yield f"{max(killed):.0f}" if killed else "-"
     yield _back(same, idle)
     pace = _pace(same)
     yield f"{pace:.0f}"
     yield f"{pace / plan:.0%}" if plan else "-"
-    yield f"{sum(bool(run.values('alive') and run.values('alive')[-1]) for run in same)}/{len(same)}"
+    alive = [value for run in same if (value := run.answer("alive")) is not None]
+    stuck = f"{len(same) - len(alive)} stuck" if len(same) > len(alive) else ""
+    yield f"{sum(alive):.0f}/{len(alive)} {stuck}".strip() if alive else stuck
 
 
-def _back(same: Sequence[Run], idle: float) -> str:
-    """Seconds from the hog's end until a login has been within twice the idle ones; `>` if none was."""
+def _back(same: Sequence[Run], idle: Sequence[float]) -> str:
+    """Seconds from when the machine is told to end the hog until a login has been within twice the idle ones; `>` if none was."""
     times = []
-    for run in same:
+    for run, usual in zip(same, idle, strict=True):
         late = [(at - run.end, value) for at, what, value in run.rows if what == "ssh" and at >= run.end]
-        times.append(next((at + value for at, value in late if value <= 2 * idle), float("inf")))
+        times.append(next((at + value for at, value in late if value <= 2 * usual), float("inf")))
     middle = statistics.median(times)
     return f"{middle:.0f}" if middle < float("inf") else ">"
 
@@ -139,7 +155,6 @@ def _mean(values: Sequence[float]) -> float:
 
 def picture(runs: Sequence[Run], hog: str, disk: int) -> str:
     """An SVG: below each other the set-ups, each login a bar from its beginning to its end, as high as it is long."""
-    idle = _idle(runs, disk)
     panels = _middle(run for run in runs if run.cell.disk == disk and run.cell.hog in {hog, "-"})
     span = max((run.end for run in panels.values()), default=60.0) + 10
     body = [
@@ -150,19 +165,18 @@ def picture(runs: Sequence[Run], hog: str, disk: int) -> str:
     for name in sorted(panels, key=list(dict.fromkeys(run.cell.setup for run in runs)).index):
         body.append(_text(8, top + HIGH * 0.7, name, 13))
         body.append(f'<line x1="{LEFT}" y1="{top + HIGH}" x2="{LEFT + WIDE}" y2="{top + HIGH}" stroke="#999"/>')
+        (usual,) = _idle(runs, [panels[name]])
         for at, what, value in panels[name].rows:
-            if what in {"ssh", "failed ssh"}:
+            if what in {"ssh", "failed ssh"} and at < span:
                 x, width, height = LEFT + at / span * WIDE, max(1.0, value / span * WIDE - 1), max(2.0, min(1.0, value / PEAK) * HIGH)
-                colour = COLOURS[what == "ssh" and value <= 2 * idle]
+                colour = COLOURS[what == "ssh" and value <= 2 * usual]
                 body.append(f'<rect x="{x:.1f}" y="{top + HIGH - height:.1f}" width="{width:.1f}" height="{height:.1f}" fill="{colour}"/>')
         body.append(_text(LEFT + WIDE + 8, top + HIGH * 0.7, _verdict(panels[name]), 13))
         end = LEFT + panels[name].end / span * WIDE
         body.append(f'<line x1="{end:.1f}" y1="{top}" x2="{end:.1f}" y2="{top + HIGH}" stroke="#555" stroke-dasharray="3"/>')
         top += HIGH + 14
     body += [_text(LEFT + second / span * WIDE - 6, top + 4, f"{second} s", 11) for second in range(0, int(span) + 1, 10)]
-    body.append(
-        _text(LEFT, top + 24, f"green: as when idle (at most {2 * idle:.1f} s); red: slower, or failed; dashed: the hog is ended", 12)
-    )
+    body.append(_text(LEFT, top + 24, "green: at most twice as long as when idle; red: longer, or failed; dashed: the hog is ended", 12))
     size = f'width="{LEFT + WIDE + RIGHT}" height="{top + 36}"'
     return f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif">\n' + "\n".join(body) + "\n</svg>\n"
 
@@ -182,7 +196,8 @@ def _worst(run: Run) -> float:
 def _verdict(run: Run) -> str:
     """The longest login, and what became of the model server."""
     words = f"longest {_worst(run):.0f} s"
-    return words if run.cell.hog == "-" else f"{words}, model {'runs' if any(run.values('alive')[-1:]) else 'killed'}"
+    fate = {None: "stuck", 1.0: "model runs", 0.0: "model killed"}[run.answer("alive")]
+    return words if run.cell.hog == "-" else f"{words}, {fate}"
 
 
 def _text(x: float, y: float, text: str, size: int) -> str:

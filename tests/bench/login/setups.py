@@ -132,9 +132,13 @@ class Setup:
         words = " ".join(f"--property={name}={value}" for name, value in {**same, **self.properties}.items())
         bed.run(f"systemd-run --quiet --collect --no-block --unit=hog {words} {command}", timeout=120)
 
-    def end(self, bed: Virtual) -> None:
-        """End the hog at once, without waiting."""
-        bed.run(f"systemctl kill --signal=KILL {self.unit}; systemctl stop --no-block {self.unit}", check=False, timeout=300)
+    def end(self, bed: Virtual, timeout: float = 300) -> bool:
+        """End the hog at once, without waiting. Whether it ran until then, and was not started again meanwhile."""
+        end = f"systemctl kill --signal=KILL {self.unit}; systemctl stop --no-block {self.unit}"
+        shown = bed.run(f"systemctl show --property=SubState,NRestarts {self.unit}; {end}", check=False, timeout=timeout).stdout.split()
+        return bool({"SubState=running", "SubState=start"} & set(shown)) and not any(
+            line.startswith("NRestarts=") and line != "NRestarts=0" for line in shown
+        )
 
     def wait_gone(self, bed: Virtual) -> None:
         """Return when nothing of the hog is left; BedError if something stays."""

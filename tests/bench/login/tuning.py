@@ -61,6 +61,10 @@ def _of_the_disk(name: str, value: int) -> Tuning:
 TUNINGS = {
     "shipped": Tuning(),
     "no-kernel-share": _patch(f"{OURS}/decide/protect.py", "self.kernel.value + self.cards", "self.kernel.value \\* 0 + self.cards"),
+    "no-each-unit": _patch(f"{OURS}/decide/protect.py", "system \\/\\/ EACH_UNIT", "system \\* 0"),
+    # What a download or a backup leaves: a page cache that is full, and not of sshd's.
+    "full-cache": Tuning("head -c 1000M /dev/zero > /srv/hog-cache && sync", "rm /srv/hog-cache"),
+    "calm-5": _patch(f"{OURS}/guard/decide.py", "CALM = 20.0", "CALM = 5.0"),
     "no-guard": Tuning("systemctl mask --runtime --now vllm-safe-guard", "systemctl unmask --runtime vllm-safe-guard"),
     "bfq": Tuning(f"modprobe bfq && echo bfq > {SCHEDULER}", f"echo mq-deadline > {SCHEDULER}"),
     "io-cost": Tuning(
@@ -81,8 +85,9 @@ TUNINGS = {
     "swappiness-10": _sysctl("vm.swappiness", 10, 60),
     "swappiness-150": _sysctl("vm.swappiness", 150, 60),
     "watermark-300": _sysctl("vm.watermark_scale_factor", 300, 10),
-    "mglru": Tuning(f"echo y > {LRU}/enabled", f"echo n > {LRU}/enabled"),
-    "min-ttl-1000": Tuning(f"echo y > {LRU}/enabled && echo 1000 > {LRU}/min_ttl_ms", f"echo 0 > {LRU}/min_ttl_ms; echo n > {LRU}/enabled"),
+    "mglru": Tuning(),  # shipped, since it was measured
+    "no-mglru": Tuning("systemctl mask --runtime --now vllm-safe-tunables", "systemctl unmask --runtime vllm-safe-tunables"),
+    "min-ttl-1000": Tuning(f"echo 1000 > {LRU}/min_ttl_ms", f"echo 0 > {LRU}/min_ttl_ms"),
     "memory-high-600": _of_the_hog("MemoryHigh=600M"),
 }
 

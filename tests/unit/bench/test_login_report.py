@@ -47,6 +47,26 @@ def test_a_login_that_failed_is_no_quick_one(runs: list[report.Run]) -> None:
     assert run.values("ssh", "failed ssh", after=True) == [4.0, 1.5, 120.0]
 
 
+def test_a_login_is_compared_with_idle_ones_of_its_own_round(tmp_path: Path) -> None:
+    for number, usual in ((1, 1.0), (2, 3.0)):
+        (tmp_path / f"idle.-.50.{number}.csv").write_text(f"0,ssh,{usual}\n10,end,0\n")
+    for number in (1, 2, 3):
+        (tmp_path / f"plan.leak.50.{number}.csv").write_text("0,ssh,5.0\n10,end,0\n11,ssh,1\n")
+    runs = report.load(tmp_path)
+    assert report._idle(runs, [run for run in runs if run.cell.setup == "plan"]) == [1.0, 3.0, 3.0]
+
+
+def test_a_machine_that_could_not_be_told_to_end_the_hog_is_a_result(tmp_path: Path) -> None:
+    (tmp_path / "idle.-.150.1.csv").write_text("0,ssh,1.0\n10,end,0\n10,alive,0\n11,bystanders,0\n")
+    (tmp_path / "plan.forkbomb.150.1.csv").write_text("0,ssh,1.0\n5,failed ssh,20.0\n30,end,0\n31,failed ssh,60\n")
+    (tmp_path / "plan.forkbomb.150.2.csv").write_text("0,ssh,1.0\n30,end,0\n30,alive,1\n31,ssh,1.0\n32,bystanders,3\n")
+    runs = report.load(tmp_path)
+    _, idle, plan = (dict(zip(report.HEAD, row, strict=True)) for row in report.table(runs))
+    assert (plan["alive"], plan["killed"], plan["back"], plan["ssh worst"]) == ("1/1 1 stuck", "3", ">", "60.5/120.0")
+    assert "stuck" in report.picture([run for run in runs if run.cell.round == 1], "forkbomb", 150)
+    assert idle["alive"] == "0/1"
+
+
 def test_the_picture_has_a_bar_for_each_login(runs: list[report.Run]) -> None:
     drawn = ET.fromstring(report.picture(runs, "anonymous", 150))  # noqa: S314 - our own
     bars = [bar.get("fill") for bar in drawn if bar.tag.endswith("rect")]
