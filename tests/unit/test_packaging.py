@@ -191,8 +191,9 @@ def test_nothing_is_tied_to_a_machine() -> None:
     """What the code asks of the kernel is by name, or numbered the same on amd64 and arm64 (linux/fs.h, where a long has 64 bits)."""
     assert "\nArchitecture: any\n" in (DEBIAN / "control").read_text()
     tied = re.compile(r"amd64|x86_64|aarch64|arm64|/lib64|linux-gnu")
-    # The first two choose vLLM's wheels by the machine that they are on, the last the number of a system call.
-    choosing = {ROOT / "vllm_safe/decide/engine.py", ROOT / "vllm_safe/decide/lock.py", ROOT / "vllm_safe/kernel.py"}
+    # The first two choose vLLM's wheels by the machine that they are on, the others the number of a system call.
+    names = ("decide/engine.py", "decide/lock.py", "kernel.py", "apply/as_engine/engine_folder.py")
+    choosing = {ROOT / "vllm_safe" / name for name in names}
     assert {path for path in (ROOT / "vllm_safe").rglob("*.py") if tied.search(path.read_text())} <= choosing
     for name in ("uv", "vllm"):  # the CPU build is for trying things out
         environments = (ROOT / f"vllm_safe/locks/{name}.txt").read_text().partition("\n")[0]

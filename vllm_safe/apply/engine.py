@@ -104,6 +104,7 @@ def install_steps(installation: Installation, facts: EngineFacts, uv: Lock) -> t
     if installation.package != "vllm":
         words = ("vllm", f"{installation.version.partition('+')[0]}+cpu", installation.package)
         steps.append(_folder(installation, facts, "name it as vLLM looks itself up", "alias", str(staging), *words))
+        steps.append(_folder(installation, facts, "let it use AMX", "amx", str(staging)))
     steps += _try(installation, staging)
     before = facts.current.folder if facts.ok and facts.current else ""
     switch = ("switch", str(facts.engines), str(staging), installation.folder, before)

@@ -202,6 +202,7 @@ PATTERNS: tuple[Pattern, ...] = (
         NEVER,
         "glibc: dl-load.c",
     ),
+    Pattern("illegal-instruction", r"Fatal Python error: Illegal instruction", NEVER, "CPython: Modules/faulthandler.c"),
     Pattern(
         "bad-setting",
         r"Value error, (?P<what>.+?)(?: \[type=\w+.*)?$|"

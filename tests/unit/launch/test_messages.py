@@ -98,6 +98,7 @@ LINES = {
         "MemoryError",
     ],
     "missing-library": ["ImportError: libnuma.so.1: cannot open shared object file: No such file or directory"],
+    "illegal-instruction": ["Fatal Python error: Illegal instruction"],
     "bad-setting": [
         "  Value error, max_num_seqs must be at least 1 [type=value_error, input_value=ArgsKwargs((), {}), input_type=ArgsKwargs]"
     ],

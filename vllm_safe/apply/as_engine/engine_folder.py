@@ -2,6 +2,7 @@
 
 want STAGING REQUIREMENT [LEFT_OUT...]  write what an untested version is resolved from
 alias STAGING NAME VERSION OTHER        let a distribution be found under another name too
+amx STAGING                             have each process of an engine ask the kernel for AMX when it starts
 place SOURCE TARGET                     rename a folder that is complete
 switch ENGINES STAGING FOLDER BEFORE    put a tried engine in place; BEFORE, if not "", becomes `previous`; sweep the rest
 exchange ENGINES                        swap `current` and `previous`
@@ -16,6 +17,10 @@ from pathlib import Path
 KEPT = {"current", "previous"}
 CACHE = ".uv-cache"
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
+# Linux lets a process use the AMX of its processor when it has asked (Documentation/arch/x86/xstate.rst), and forgets at exec. vLLM 0.32's
+# attention for the CPU uses it unasked, and is killed by SIGILL. arch_prctl (158 on amd64), ARCH_REQ_XCOMP_PERM, XTILEDATA; where there
+# is no AMX the kernel says no, and nobody minds.
+ASK_FOR_AMX = "import ctypes, os; os.uname().machine == 'x86_64' and ctypes.CDLL(None).syscall(158, 0x1023, 18)\n"
 
 
 def want(staging: Path, requirement: str, *left_out: str) -> None:
@@ -26,8 +31,7 @@ def want(staging: Path, requirement: str, *left_out: str) -> None:
 
 def alias(staging: Path, name: str, version: str, other: str) -> None:
     """Write the metadata of a distribution without files: vLLM looks itself up as `vllm`, and its CPU build is named otherwise."""
-    packages = next((staging / "lib").glob("python3*")) / "site-packages"
-    folder = packages / f"{name}-{version}.dist-info"
+    folder = _packages(staging) / f"{name}-{version}.dist-info"
     folder.mkdir()
     files = {
         "METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\nSummary: {other}, found as {name}\nRequires-Dist: {other}\n",
@@ -37,6 +41,11 @@ def alias(staging: Path, name: str, version: str, other: str) -> None:
     for file, text in files.items():
         (folder / file).write_text(text)
     (folder / "RECORD").write_text("".join(f"{folder.name}/{file},,\n" for file in (*files, "RECORD")))
+
+
+def amx(staging: Path) -> None:
+    """Write what Python runs at the start of each process of this environment: a line of a .pth file that begins with `import`."""
+    (_packages(staging) / "vllm_safe_amx.pth").write_text(ASK_FOR_AMX)
 
 
 def place(source: Path, target: Path) -> None:
@@ -61,6 +70,10 @@ def exchange(engines: Path) -> None:
     names = [os.fsencode(engines / name) for name in ("current", "previous")]
     if libc.renameat2(AT_FDCWD, names[0], AT_FDCWD, names[1], RENAME_EXCHANGE):
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(engines))
+
+
+def _packages(staging: Path) -> Path:
+    return next((staging / "lib").glob("python3*")) / "site-packages"
 
 
 def _link(link: Path, target: str) -> None:
@@ -96,6 +109,8 @@ def main() -> None:
         want(Path(words[0]), *words[1:])
     elif verb == "alias":
         alias(Path(words[0]), *words[1:])
+    elif verb == "amx":
+        amx(Path(words[0]))
     elif verb == "place":
         place(Path(words[0]), Path(words[1]))
     elif verb == "switch":

@@ -235,4 +235,8 @@ MEANINGS: dict[str, Callable[[Case, Message], Explained]] = {
     "disk-full": _disk,
     "no-host-memory": _said("the kernel refused it memory: {line}", "More swap (swap.size), or more limits.memory_max"),
     "missing-library": _said("a library is missing: {line}", "apt-file search NAME says which package has it"),
+    "illegal-instruction": _said(
+        "it used an instruction that this processor has not, or does not let it use",
+        "lscpu shows the processor's flags. vLLM's build for the CPU needs AVX2 at least; a newer build (engine.version) may do without.",
+    ),
 }

@@ -96,6 +96,18 @@ def test_an_alias_is_found_as_a_distribution(tmp_path: Path) -> None:
     ]
 
 
+def test_each_process_of_an_engine_may_use_the_processors_amx(tmp_path: Path) -> None:
+    packages = tmp_path / "lib/python3.11/site-packages"
+    packages.mkdir(parents=True)
+    engine_folder.amx(tmp_path)
+    ask = "import ctypes, site; mask = ctypes.c_ulong(); ask = lambda what: ctypes.CDLL(None).syscall(158, what, ctypes.byref(mask))"
+    tell = "print(-1 if ask(0x1021) else mask.value & 1 << 18, ask(0x1022) or mask.value & 1 << 18)"  # what there is; what is allowed
+    program = f"{ask}; site.addsitedir({str(packages)!r}); {tell}"
+    done = subprocess.run([sys.executable, "-I", "-c", program], check=True, capture_output=True, text=True)
+    there, allowed = done.stdout.split()
+    assert (allowed, done.stderr) == (there, "")
+
+
 def test_a_place_that_an_earlier_try_took_is_cleared(tmp_path: Path) -> None:
     for name in ("new", "old"):
         (tmp_path / name).mkdir()
