@@ -237,6 +237,6 @@ MEANINGS: dict[str, Callable[[Case, Message], Explained]] = {
     "missing-library": _said("a library is missing: {line}", "apt-file search NAME says which package has it"),
     "illegal-instruction": _said(
         "it used an instruction that this processor has not, or does not let it use",
-        "lscpu shows the processor's flags. vLLM's build for the CPU needs AVX2 at least; a newer build (engine.version) may do without.",
+        "lscpu shows the processor's flags: vLLM's CPU build needs AVX2 at least. If it has amx_tile: vllm-safe install --reinstall",
     ),
 }
