@@ -1,0 +1,135 @@
+"""Takes a server's end through the real path: the main process, the recorder, `vllm-safe why`. Runs in any checkout, by PYTHONPATH.
+
+python live.py < CASES.json > WHAT_WAS_SAID.json. It needs nothing of tests/, and of vllm_safe only what has stayed as it is since 0.2.0.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import socket
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from vllm_safe.cli import main as cli
+from vllm_safe.cli import why
+from vllm_safe.launch import ended, plan, state
+from vllm_safe.launch import main as launch
+from vllm_safe.record import evidence, read, recorder, recording
+
+FAKE = Path(__file__).parents[1] / "fakes/last_words.py"
+RUN = "1a2b3c4d" * 4
+QUIET_PORT = 7  # echo: of root's, and served nowhere
+MACHINE = "MemTotal: 16777216 kB\nMemAvailable: 8388608 kB\nSwapTotal: 134217728 kB\nSwapFree: 134217728 kB\n"
+
+
+def main() -> None:
+    """All cases, one after the other."""
+    evidence.read_journal = lambda _since: ([], True)
+    evidence.AGAIN = 0.0
+    recorder.properties = recording.properties = lambda *_: {}  # type: ignore[attr-defined] # what it imports
+    if hasattr(why, "properties"):
+        why.properties = lambda *_: {}
+    ended.own_cgroup = lambda: None  # type: ignore[attr-defined] # what it imports
+    json.dump({name: take(case) for name, case in json.load(sys.stdin).items()}, sys.stdout)
+
+
+def take(case: dict[str, Any]) -> dict[str, Any]:
+    """One case: what is said of it, where, and with which status the main process ends."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        place = _machine(root)
+        code, printed = _launch(root, place, case, _port() if case.get("ready") else QUIET_PORT)
+        said = _why(root)
+        last = json.loads((place / "state/m.json").read_text())
+        journal = [line for line in printed.splitlines() if line.startswith("vllm-safe: ")]
+        return {"code": code, "status": last["text"], "journal": journal[-1].removeprefix("vllm-safe: "), "why": said}
+
+
+def _machine(root: Path) -> Path:
+    place = root / "run/vllm-safe"
+    for name in ("launch", "state"):
+        (place / name).mkdir(parents=True)
+    (root / "run/systemd/units").mkdir(parents=True)
+    (root / "run/systemd/units/invocation:vllm@m.service").symlink_to(RUN)
+    cgroup = root / "sys/fs/cgroup/vllm.slice/vllm@m.service"
+    cgroup.mkdir(parents=True)
+    (cgroup / "pids.max").write_text("4096\n")
+    (root / "proc/sys/kernel/random").mkdir(parents=True)
+    (root / "proc/sys/kernel/random/boot_id").write_text("6f1c2d7e-0b5a-4c39-9d2e-8a7b6c5d4e3f\n")
+    (root / "proc/meminfo").write_text(MACHINE)
+    plan.LAUNCH_FOLDER, state.STATE_FOLDER = place / "launch", place / "state"
+    recorder.STATE_FOLDER = Path("/run/vllm-safe/state")
+    return place
+
+
+def _port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def _launch(root: Path, place: Path, case: dict[str, Any], port: int) -> tuple[int, str]:
+    """The main process and what systemd runs after it; the recorder looks before and after."""
+    end = ["--signal", str(case["signal"])] if "signal" in case else ["--status", str(case["status"])]
+    ready = ["--ready", str(place / "state/m.json")] if case.get("ready") else []
+    args = {"model": "/srv/models/m", **case.get("args", {})}
+    values = {
+        "name": "m",
+        "summary": (),
+        "argv": (sys.executable, "-S", str(FAKE), str(port), case["file"], *end, *ready),
+        "env": {"PATH": os.environ["PATH"], **case.get("env", {})},
+        "health": f"http://127.0.0.1:{port}/health",
+        "profile": "default",
+        **({} if case.get("command") else {"serve_file": str(root / "serve.yaml"), "serve_args": args}),
+        **case.get("launch", {}),
+    }
+    (place / "launch/m.json").write_text(json.dumps(values))
+    watch = recorder.Recorder("m", str(root / "runs"), str(root), lambda _text: None)
+    now, wall = time.monotonic(), time.time()
+    watch.look(now, wall)
+    code = _child(root / "printed", launch.main, INVOCATION_ID=RUN)
+    for second in range(1, 12):
+        if second == 2:
+            exit_code = {"SERVICE_RESULT": "exit-code", "EXIT_CODE": "exited", "EXIT_STATUS": str(code), "INVOCATION_ID": RUN}
+            _child(root / "ended", ended.main, **exit_code)
+        watch.look(now + second, wall + second)
+    return code, (root / "printed").read_text(errors="replace")
+
+
+def _child(output: Path, run: Any, **env: str) -> int:  # noqa: ANN401 - any function
+    """Run it in a process of its own; its exit status."""
+    pid = os.fork()
+    if pid == 0:
+        handle = os.open(output, os.O_WRONLY | os.O_CREAT)
+        os.dup2(handle, 1)
+        os.dup2(handle, 2)
+        os.environ.update(env)
+        os.environ.pop("JOURNAL_STREAM", None)
+        sys.argv = ["vllm-safe", "m"]
+        sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115 - until it exits
+        try:
+            run()
+        except SystemExit as error:
+            sys.stderr.flush()
+            os._exit(error.code if isinstance(error.code, int) else 1)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def _why(root: Path) -> dict[str, Any]:
+    why._BOOT = root / "proc/sys/kernel/random/boot_id"
+    read.list_runs.__defaults__ = read.read_run.__defaults__ = (root / "runs",)
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        cli.main(["why", "m", "--json"])
+    answer: dict[str, Any] = json.loads(printed.getvalue())
+    return {key: answer[key] for key in ("code", "sentence", "evidence", "changes", "hint")}
+
+
+if __name__ == "__main__":
+    main()
