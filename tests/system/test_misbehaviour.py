@@ -94,7 +94,7 @@ def test_it_ends_and_says_why_and_leaves_nothing(bed: Nspawn, name: str, cause: 
     assert said in bed.journal(f"vllm@{name}")
     state = _state(bed, name)
     assert (state["phase"], state["cause"]) == ("ended", cause)
-    assert said in state["reason"]
+    assert said in state["reason"] + state["text"]
     _nothing_is_left(bed)
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 _WIDE = 110  # characters of a sentence in a list
+_RECORDED = 6.0  # seconds after an end in which the recorder finds out who killed it, and writes it down
 
 
 @click.command(name="why")
@@ -35,7 +36,7 @@ def command(name: str, which: str, config_path: Path, *, as_list: bool, as_json:
         _list(name, runs, as_json=as_json)
         return
     chosen = choose(name, runs, which)
-    run, verdict = judge(name, chosen)
+    run, verdict = judge(name, chosen, wait=_RECORDED)
     before = None
     if verdict.code == "running" and which == "1" and len(runs) > 1:
         before = _try_judge(name, runs[1])
@@ -91,12 +92,15 @@ def choose(name: str, runs: tuple[str, ...], which: str) -> str:
     raise Misuse(f"{name} has no run {which}; {len(runs)} are recorded", hint=f"vllm-safe why {name} --list")
 
 
-def judge(name: str, chosen: str) -> tuple[Run, Verdict]:
-    """A recorded run, and why it stopped. Of one that was only refused as one restart too many: the run that ended before it."""
+def judge(name: str, chosen: str, *, wait: float = 0.0) -> tuple[Run, Verdict]:
+    """A recorded run, and why it stopped. Of one that was only refused as one restart too many: the run that ended before it.
+
+    wait: seconds for the recorder to write the end of one that is over.
+    """
     from vllm_safe.decide.why.decide import decide_why_down
     from vllm_safe.record.read import list_runs
 
-    run, verdict = _judge_alone(name, chosen)
+    run, verdict = _judge_alone(name, chosen, wait=wait)
     if verdict.code == "gave-up":
         before = next((_try_judge(name, older) for older in list_runs(name) if older < chosen), None)
         if before and before[1].code not in {"gave-up", "running"}:
@@ -104,12 +108,15 @@ def judge(name: str, chosen: str) -> tuple[Run, Verdict]:
     return run, verdict
 
 
-def _judge_alone(name: str, chosen: str) -> tuple[Run, Verdict]:
+def _judge_alone(name: str, chosen: str, *, wait: float = 0.0) -> tuple[Run, Verdict]:
     from vllm_safe.decide.why.decide import decide_why
-    from vllm_safe.record.read import read_run
+    from vllm_safe.record.read import read_run, with_end
 
-    run = read_run(name, chosen)
-    return run, decide_why(run, _BOOT.read_text(encoding="ascii").strip(), time.time())
+    run, boot, until = read_run(name, chosen), _BOOT.read_text(encoding="ascii").strip(), time.monotonic() + wait
+    while (ended := with_end(run, boot, time.time())) is not run and time.monotonic() < until:
+        time.sleep(0.2)
+        run = read_run(name, chosen)
+    return run, decide_why(ended, boot, time.time())
 
 
 def _try_judge(name: str, chosen: str) -> tuple[Run, Verdict] | None:

@@ -49,6 +49,8 @@ def _record(name: str) -> None:
         "run": run,
         "cause": cause,
         "reason": reason,
+        "error": str(last.get("error", "")) if mine else "",
+        "served": mine and last.get("served") is True,
         "result": result,
         "exit_code": env.get("EXIT_CODE", ""),
         "exit_status": status,

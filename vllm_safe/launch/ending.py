@@ -5,18 +5,19 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from vllm_safe.launch.actions import Action, Order, Say, Send
+from vllm_safe.launch.plan import Launch
 from vllm_safe.launch.server import CANNOT_RUN, describe_ending
 
 TERM_AGAIN = 2.0  # vLLM swallows the first SIGTERM while it loads (vllm/utils/network_utils.py); the second ends it
 LOADING_GRACE = 20.0  # nothing is being answered yet; vLLM needs 9 s after the second SIGTERM
 DUMPING = 3.0  # to print the stacks of all threads
 DYING = 2.0  # after SIGKILL; what does not die by then hangs in a driver, and systemd goes on trying
-_SHOWN = 300  # characters of a server's line that fit into a status
 
 # Before it ever served: a wrong option (argparse, and most others), or no such program. Tried again, it would say the same.
-_NEVER_CAN_WORK = (2, 126, CANNOT_RUN)
+NEVER_CAN_WORK = (2, 126, CANNOT_RUN)
 
 
 class Ending:
@@ -52,14 +53,31 @@ class Ending:
         return []
 
 
-def explain(status: int, lines: Sequence[str], last_words: str) -> tuple[str, bool]:
-    """What a server's wait status and last lines say, "(exit status 1): ValueError: ..."; and whether it can never work as it is."""
-    try:
-        from vllm_safe.launch.messages import classify  # noqa: PLC0415 - 200 kB of patterns that only an end needs
+class Ended(NamedTuple):
+    """How a server ended. head: the beginning of its trouble; tail: its last lines; before: see Lifecycle."""
 
-        message = classify(lines)
+    status: int  # as wait(2) has it
+    head: Sequence[str]
+    tail: Sequence[str]
+    served: bool  # it was ready
+    before: str = ""
+
+
+class Told(NamedTuple):
+    """What is said of an end. error: the cause in the server's own words, whole, or ""."""
+
+    sentence: str
+    error: str = ""
+    never: bool = False  # it can never work as it is
+    again: bool = False  # it ended of the same error as the start before
+
+
+def explain(launch: Launch, ended: Ended) -> Told:
+    """What a server's wait status and its lines say: see words.tell."""
+    try:
+        from vllm_safe.launch.words import tell  # noqa: PLC0415 - patterns and words that only an end needs
+
+        return tell(launch, ended)
     except Exception:  # noqa: BLE001 - the package may have been replaced meanwhile: any error is less than the end that is to be told
-        message = None
-    words = message.line[:_SHOWN] if message else last_words
-    never = os.waitstatus_to_exitcode(status) in _NEVER_CAN_WORK or (message is not None and message.never_can_work)
-    return f"({describe_ending(status)})" + (f": {words}" if words else ""), never
+        never = os.waitstatus_to_exitcode(ended.status) in NEVER_CAN_WORK
+        return Told(f"{launch.name} ended by itself ({describe_ending(ended.status)}).", never=never)

@@ -10,13 +10,14 @@ from collections.abc import Sequence
 
 from vllm_safe.errors import EXIT_FAILED, EXIT_MISUSE
 from vllm_safe.launch.actions import Action, Ask, Order, Quit, Say, Tell, more_time
-from vllm_safe.launch.ending import Ending, explain
+from vllm_safe.launch.ending import Ended, Ending, explain
 from vllm_safe.launch.first_token import FirstToken
 from vllm_safe.launch.liveness import Liveness
 from vllm_safe.launch.loading import Loading
 from vllm_safe.launch.plan import Launch
 from vllm_safe.launch.probe import Answer
 from vllm_safe.launch.processes import Process
+from vllm_safe.launch.server import describe_ending
 from vllm_safe.launch.timers import Timers
 from vllm_safe.sizes import format_span
 
@@ -29,7 +30,10 @@ EXTEND_EVERY, EXTEND_BY = 30.0, 600.0
 
 
 class Lifecycle:
-    """The state of one server. `now` is a monotonic clock's, `wall` Unix time; `watchdog`: seconds of WatchdogSec=, 0 for none."""
+    """The state of one server. `now` is a monotonic clock's, `wall` Unix time; `watchdog`: seconds of WatchdogSec=, 0 for none.
+
+    before: the error of the start before, where this one is an automatic restart and that one never served.
+    """
 
     def __init__(self, launch: Launch, now: float, wall: float, *, sizes: Sequence[int] = (), watchdog: float = 0.0) -> None:
         self.phase = "waiting" if launch.pause else "starting"
@@ -37,6 +41,9 @@ class Lifecycle:
         self.text = ""  # what STATUS= says
         self.cause = ""
         self.reason = ""
+        self.error = ""  # what it ended of, in the server's own words
+        self.before = ""  # the same of the start before this automatic restart, if that one never served
+        self.served = False
         self.alive: Liveness | None = None
         self._launch, self._sizes = launch, sizes
         self._started = now  # the server, or the wait for its start
@@ -137,23 +144,27 @@ class Lifecycle:
         self.cause, self.reason = "stopped", f"stopping: {why}"
         return [Say(self.reason), *self._begin_end(now, wall, code=0, hung=False)]
 
-    def exited(self, now: float, wall: float, status: int, lines: Sequence[str], last_words: str) -> list[Action]:
-        """The server has ended with this wait status, having printed these lines; `last_words`: what it said about it, or ""."""
-        said, never = explain(status, lines, last_words)
+    def exited(self, now: float, wall: float, status: int, head: Sequence[str], tail: Sequence[str]) -> list[Action]:
+        """The server has ended with this wait status. head: the beginning of its trouble; tail: the last lines that it printed."""
+        ending = f"({describe_ending(status)})"
         if self._ending:
             self._exited = True
             if self._ending.hung and now < self._ending.due:
                 return []  # others still print where they stand
-            return [Say(f"the server has ended {said.partition(':')[0]}"), *self._quit(wall)]
+            return [Say(f"the server has ended {ending}"), *self._quit(wall)]
+        told = explain(self._launch, Ended(status, head, tail, self.served, self.before))
         after = format_span(now - self._started)
-        what = (
-            f"the server ended by itself after serving for {after}"
-            if self.alive
-            else f"the server ended after {after}, before it was ready"
-        )
-        self.cause, self.reason = "exited", f"{what} {said}"
-        self._code = EXIT_MISUSE if never and not self.alive else EXIT_FAILED
-        return [Say(self.reason, level=3), self._tell_status(self.reason), *self._quit(wall)]
+        what = f"by itself after serving for {after}" if self.served else f"after {after}, before it was ready"
+        twice = "; the same as the time before: it is not tried again" if told.again and not told.never and not self.served else ""
+        self.cause, self.error = "exited", told.error
+        self.reason = f"the server ended {what} {ending}{twice}"
+        self._code = EXIT_MISUSE if (told.never or told.again) and not self.served else EXIT_FAILED
+        return [
+            Say(self.reason),
+            Say(told.sentence, level=3),
+            self._tell_status(told.sentence),
+            *self._quit(wall),
+        ]
 
     def not_started(self, wall: float, why: str) -> list[Action]:
         """The server could not be started: the kernel had no process or no memory for it."""
@@ -205,6 +216,7 @@ class Lifecycle:
     def _ready(self, now: float, wall: float) -> list[Action]:
         took, self._started = format_span(now - self._started), now
         self._go("ready", wall)
+        self.served = True
         self.alive = Liveness(self._launch, now)
         questions = ["health", "metrics"] if self._launch.metrics else ["health"]
         self._timers = Timers(dict.fromkeys(("look", *questions), now + self.alive.interval))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import select
 import time
 from collections.abc import Callable
@@ -11,12 +10,6 @@ from collections.abc import Callable
 _CHUNK = 1 << 16  # bytes: what a pipe holds
 _KEPT = 1 << 16  # bytes of the end that are remembered
 _LONGEST = 2000  # characters of a line that are kept for others
-_SHOWN = 300  # characters of a line that fit into a status
-
-# As Python ends a traceback ("ValueError: it is wrong"), argparse ("vllm serve: error: unrecognized"), pydantic ("Value error, it is").
-_ERROR = re.compile(r"(?:^|[\s:])((?:(?:[\w.]*(?:Error|Exception|Exit|Interrupt)|fatal|panic):|\w+ error,) \S.*)", re.IGNORECASE)
-_POINTS_ELSEWHERE = re.compile(r"See (?:root cause|stack trace)|leaked \w+ objects|multiprocessing/resource_tracker")
-_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class Output:
@@ -71,14 +64,6 @@ class Output:
             if not any(select.select(self.reading, self.writing, (), left if self.writing else 0)):
                 break
             self.advance()
-
-    def last_words(self) -> str:
-        """The last line that looks like an error and names it itself, else the last line at all as a quotation, else ""."""
-        lines = [_COLOUR.sub("", line).strip() for line in self.lines()]
-        for line in reversed(lines):
-            if (match := _ERROR.search(line)) and not _POINTS_ELSEWHERE.search(line):
-                return match[1][:_SHOWN]
-        return next((f'it last said "{line[:_SHOWN]}"' for line in reversed(lines) if line), "")
 
     def lines(self, most: int = _KEPT) -> list[str]:
         """The last lines, at most so many, each cut to a bound."""

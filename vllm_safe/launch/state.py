@@ -58,6 +58,8 @@ class State(NamedTuple):
     cause: str = ""  # one of CAUSES, once it ends
     reason: str = ""
     log: tuple[str, ...] = ()  # the last KEPT_LINES
+    error: str = ""  # what it ended of: the cause in the server's own words, whole
+    served: bool = False  # whether it was ever ready
 
 
 def state_file(name: str) -> Path:

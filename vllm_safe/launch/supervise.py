@@ -20,6 +20,7 @@ from vllm_safe.launch.plan import Launch
 from vllm_safe.launch.probe import TIMEOUT, Probe
 from vllm_safe.launch.processes import Process, checkpoint_sizes, own_cgroup, read_processes
 from vllm_safe.launch.server import Server
+from vllm_safe.launch.trouble import Trouble
 from vllm_safe.notify import notify
 
 DRAIN = 2.0  # seconds to pass on what an ended server left in its pipe
@@ -45,6 +46,8 @@ class _Supervisor:
         self._unit = _unit()
         sizes = checkpoint_sizes(Path(launch.checkpoint)) if launch.checkpoint else ()
         self._life = Lifecycle(launch, time.monotonic(), time.time(), sizes=sizes, watchdog=_watchdog())
+        self._life.before = _error_before(launch)
+        self._trouble = Trouble()
         self._started = time.time()
         self._probes: dict[str, tuple[Probe, Figures]] = {}
         self._heard, self._heard_until = 0, 0.0
@@ -87,8 +90,8 @@ class _Supervisor:
             self._do(self._life.asked_to_stop(time.monotonic(), time.time()))
         if signal.SIGCHLD in numbers and self._server and (status := self._server.reap()) is not None:
             self._output.finish(DRAIN)
-            words = self._output.last_words()
-            self._do(self._life.exited(time.monotonic(), time.time(), status, self._output.lines(state.KEPT_LINES), words))
+            lines = self._trouble.lines(), self._output.lines()
+            self._do(self._life.exited(time.monotonic(), time.time(), status, *lines))
 
     def _advance_probes(self) -> None:
         for what, (probe, figures) in list(self._probes.items()):
@@ -153,6 +156,7 @@ class _Supervisor:
         if self._heard < HEARD:
             self._heard += len(chunk)
             self._life.heard(chunk, now, time.time())
+            self._trouble.hear(chunk, now, serves=self._life.served)
 
     def _processes(self) -> tuple[Process, ...]:
         return read_processes(self._unit, os.getpid())
@@ -196,10 +200,23 @@ class _Supervisor:
             cause=life.cause,
             reason=life.reason,
             log=tuple(self._output.lines(state.KEPT_LINES)),
+            error=life.error,
+            served=life.served,
         )
         if last or new != self._written or now >= self._written_at + WRITE_STEADY:
             self._written, self._written_at = new._replace(time=time.time()), now
             state.write_whole(state.state_file(self._launch.name), state.to_json(self._written))
+
+
+def _error_before(launch: Launch) -> str:
+    """What the start before this one ended of, where this is an automatic restart and that one never served; or ""."""
+    if not launch.restart:
+        return ""
+    with suppress(OSError, ValueError, AttributeError):
+        before = json.loads(state.state_file(launch.name).read_text(encoding="utf-8"))
+        if before.get("cause") == "exited" and before.get("served") is False:
+            return str(before.get("error", ""))
+    return ""
 
 
 def journal_level(level: int) -> str:

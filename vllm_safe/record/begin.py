@@ -25,7 +25,14 @@ _LIMITS = {
 }
 _TIMES = ("start_timeout", "stall_timeout", "hang_timeout", "stop_grace")
 # No secrets, and what decide/why may tell somebody to change: the old value is then the one that counted.
-_ENV = ("NCCL_P2P_DISABLE", "VLLM_CPU_KVCACHE_SPACE", "VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS", "VLLM_USE_FLASHINFER_SAMPLER")
+_ENV = (
+    "NCCL_P2P_DISABLE",
+    "VLLM_ALLREDUCE_USE_FLASHINFER",
+    "VLLM_CPU_KVCACHE_SPACE",
+    "VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS",
+    "VLLM_USE_FLASHINFER_SAMPLER",
+    "VLLM_WORKER_MULTIPROC_METHOD",
+)
 
 
 def read_launch(name: str, root: str = "") -> dict[str, object]:

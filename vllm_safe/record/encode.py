@@ -134,5 +134,6 @@ def unpack_end(values: object) -> End | None:
     time = number(given.get("time"))
     if time is None:
         return None
-    words: Mapping[str, str] = {key: text(given.get(key)) for key in ("cause", "reason", "result", "exit_code", "exit_status")}
-    return End(time, **words, memory_events=integers(given.get("memory_events")), swap_events=integers(given.get("swap_events")))
+    words: Mapping[str, str] = {key: text(given.get(key)) for key in ("cause", "reason", "result", "exit_code", "exit_status", "error")}
+    memory, swap = (integers(given.get(key)) for key in ("memory_events", "swap_events"))
+    return End(time, **words, memory_events=memory, swap_events=swap, served=given.get("served") is True)

@@ -45,6 +45,8 @@ def read_state(path: str | os.PathLike[str]) -> State | None:
         cause=text(given.get("cause")),
         reason=text(given.get("reason")),
         log=texts(given.get("log"))[-KEPT_LINES:],
+        error=text(given.get("error")),
+        served=given.get("served") is True,
     )
 
 

@@ -8,15 +8,18 @@ from pathlib import Path
 from typing import TypeVar
 
 from vllm_safe.errors import Failure
+from vllm_safe.launch.state import end_file, state_file
 from vllm_safe.paths import RUNS
 from vllm_safe.record import store
 from vllm_safe.record.encode import from_line, unpack_end, unpack_event, unpack_sample, unpack_start
+from vllm_safe.record.evidence import UNREAD
 from vllm_safe.record.files import read_regular
-from vllm_safe.record.heard import read_object, read_state
+from vllm_safe.record.heard import read_ended, read_object, read_state
 from vllm_safe.record.lines import read_lines
-from vllm_safe.record.run import Run
+from vllm_safe.record.programs import properties
+from vllm_safe.record.run import End, Event, Run
 
-__all__ = ["list_runs", "read_run", "read_state"]
+__all__ = ["list_runs", "read_run", "read_state", "with_end"]
 
 _T = TypeVar("_T")
 _SMALL_MOST = 2 * store.SMALL_MOST  # bytes
@@ -55,6 +58,31 @@ def read_run(name: str, run: str, folder: Path = RUNS) -> Run:
         unpack_end(read_object(f"{place}/end.json", _SMALL_MOST)),
         tuple(log),
     )
+
+
+_GOES_ON = {"active", "activating", "reloading", "deactivating"}  # ActiveState of a unit that has not ended
+
+
+def with_end(run: Run, boot: str, now: float) -> Run:
+    """The run with an end, where systemd says that it is over and the recorder has not written so yet; else itself.
+
+    boot: the id of the present boot; now: Unix seconds. All there is then is what user vllm's own process wrote of its end: whether
+    something killed it is not known.
+    """
+    if run.end is not None or run.start.boot != boot:
+        return run
+    name = run.start.name
+    shown = properties(f"vllm@{name}.service", "ActiveState", "SubState", "InvocationID")
+    invocation = shown.get("InvocationID", "")
+    goes_on = shown.get("ActiveState") in _GOES_ON and shown.get("SubState") != "auto-restart"
+    if goes_on or not invocation or invocation[:8] != run.start.run[-8:]:
+        return run
+    state = read_state(state_file(name))
+    said = End(now)
+    if state and state.run == invocation:
+        said = End(now, state.cause, state.reason, error=state.error, served=state.served)
+        run = run._replace(log=state.log or run.log)
+    return run._replace(end=read_ended(end_file(name), invocation) or said, events=(*run.events, Event(now, "unread", UNREAD)))
 
 
 def _present(values: Iterable[_T | None]) -> list[_T]:

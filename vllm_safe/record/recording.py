@@ -177,6 +177,8 @@ class Recording:
             time=wall,
             cause=end.cause or state.cause,
             reason=end.reason or state.reason,
+            error=end.error or state.error,
+            served=end.served or state.served,
             memory_events=end.memory_events or self._events[0],
             swap_events=end.swap_events or self._events[1],
         )

@@ -82,6 +82,8 @@ class End(NamedTuple):
     exit_status: str = ""  # $EXIT_STATUS: a number, or a signal's name
     memory_events: Mapping[str, int] = {}  # memory.events of the unit's cgroup, oom_kill and the like
     swap_events: Mapping[str, int] = {}  # memory.swap.events
+    error: str = ""  # what the server ended of, in its own words, whole
+    served: bool = False  # whether it was ever ready
 
 
 class Run(NamedTuple):

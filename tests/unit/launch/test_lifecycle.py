@@ -41,8 +41,8 @@ class Life:
     def stop(self, now: float) -> list[Action]:
         return self.it.asked_to_stop(now, now)
 
-    def exited(self, now: float, status: int, *lines: str, words: str = "") -> list[Action]:
-        return self.it.exited(now, now, status, lines, words)
+    def exited(self, now: float, status: int, *lines: str) -> list[Action]:
+        return self.it.exited(now, now, status, (), lines)
 
     def run(self, start: float, end: float, processes: Callable[[float], tuple[Process, ...]] = lambda _: (WORKER,)) -> list[Action]:
         """Tick each second, and show these processes whenever it looks; all that it asked for until it began to end."""
@@ -242,25 +242,50 @@ def test_an_end_before_ready_is_tried_again_unless_it_never_can_work(status: int
 
 
 @pytest.mark.parametrize(
-    ("line", "code"),
+    ("line", "code", "said"),
     [
-        ("ValueError: No available memory for the cache blocks. Try increasing `gpu_memory_utilization`", 2),
-        ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.", 1),
+        ("ValueError: No available memory for the cache blocks. Try increasing", 2, "leave no memory for the KV cache"),
+        ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.", 1, "a card ran out of memory"),
+        ("ValueError: it is Monday", 2, "ValueError: it is Monday"),
+        ("RuntimeError: it is Monday", 1, "RuntimeError: it is Monday"),
     ],
 )
-def test_what_it_said_decides_whether_it_can_ever_work(line: str, code: int) -> None:
+def test_what_it_said_decides_whether_it_can_ever_work(line: str, code: int, said: str) -> None:
     actions = Life().exited(1004.0, EXIT_1, line, "RuntimeError: Engine core initialization failed. See root cause above.")
     assert _quit(actions) == code
-    assert line in _said(actions)
+    assert said in _said(actions)
+
+
+LOST = "RuntimeError: card 3 was lost after 12.5 s, process 4711, address 0x7fff3863c17, 3.2 GiB free"
+LOST_AGAIN = "RuntimeError: card 1 was lost after 9 s, process 815, address 0x7ffe0, 180 MiB free"
+
+
+@pytest.mark.parametrize(
+    ("before", "line", "code"),
+    [(LOST, LOST_AGAIN, 2), ("", LOST, 1), ("RuntimeError: another", LOST, 1), ("", "no error at all", 1), (LOST, "no error at all", 1)],
+)
+def test_the_same_error_twice_running_ends_the_tries(before: str, line: str, code: int) -> None:
+    """Whatever ids of processes, times, addresses and sizes are in it."""
+    life = Life()
+    life.it.before = before
+    assert _quit(life.exited(1004.0, EXIT_1, line)) == code
+    assert ("the same as the time before" in life.it.reason) == (code == 2)
+
+
+def test_one_that_served_is_tried_again_whatever_was_before() -> None:
+    life = _serving()
+    life.it.before = LOST
+    assert _quit(life.exited(4800.0, EXIT_1, LOST)) == 1
 
 
 def test_an_end_before_ready_says_what_the_server_said_last() -> None:
     life = Life()
-    actions = life.exited(1004.0, EXIT_1, words="ValueError: it is Monday")
-    expected = "the server ended after 4 s, before it was ready (exit status 1): ValueError: it is Monday"
-    assert _told(actions, "STATUS") == life.it.reason == expected
-    assert Say(expected, level=3) in actions
-    assert life.it.cause == "exited"
+    actions = life.exited(1004.0, EXIT_1, "ValueError: it is Monday")
+    expected = "demo ended by itself before it was ready (exit status 1): ValueError: it is Monday."
+    assert _told(actions, "STATUS") == expected
+    assert [action for action in actions if isinstance(action, Say)][-1] == Say(expected, level=3)
+    assert (life.it.cause, life.it.error) == ("exited", "ValueError: it is Monday")
+    assert life.it.reason == "the server ended after 4 s, before it was ready (exit status 1)"
 
 
 def test_whatever_the_server_left_is_killed_before_we_end() -> None:
@@ -272,7 +297,7 @@ def test_whatever_the_server_left_is_killed_before_we_end() -> None:
 def test_an_end_while_serving_is_always_a_failure_to_try_again(status: int) -> None:
     actions = _serving().exited(4800.0, status)
     assert _quit(actions) == 1
-    assert "ended by itself after serving for 1 h" in (_told(actions, "STATUS") or "")
+    assert "ended by itself after serving for 1 h" in _said(actions)
 
 
 def test_nothing_follows_the_end() -> None:
@@ -358,9 +383,9 @@ def test_a_server_that_cannot_be_started_is_a_failure_with_its_cause() -> None:
 
 
 def test_an_end_is_told_though_the_package_was_replaced_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "vllm_safe.launch.messages", None)
-    actions = Life().exited(1004.0, EXIT_1, "whatever", words="ValueError: it is Monday")
-    assert "(exit status 1): ValueError: it is Monday" in _said(actions)
+    monkeypatch.setitem(sys.modules, "vllm_safe.launch.words", None)
+    actions = Life().exited(1004.0, EXIT_1, "ValueError: it is Monday")
+    assert "ended by itself (exit status 1)." in _said(actions)
     assert _quit(actions) == 1
 
 

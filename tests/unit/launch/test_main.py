@@ -250,7 +250,7 @@ def test_wrong_usage(unit: Unit, arguments: tuple[str, ...]) -> None:
 def test_a_wrong_option_is_not_tried_again(unit: Unit) -> None:
     unit.start("--swap-space", "4")
     assert unit.wait() == 2
-    assert "before it was ready (exit status 2): fake: error: unrecognized arguments: --swap-space 4" in unit.status()
+    assert unit.status() == "demo ended by itself: an option of it is wrong: unrecognized arguments: --swap-space 4."
 
 
 def test_no_such_program_is_not_tried_again(unit: Unit) -> None:
@@ -270,16 +270,49 @@ def test_a_kernel_without_a_process_to_spare_is_tried_again(unit: Unit, pause: f
 
 
 def test_an_end_at_once_is_a_failure_even_with_0(unit: Unit) -> None:
-    unit.start("--exit", "0", "--say", "ValueError: it is Monday")
+    unit.start("--exit", "0", "--say", "RuntimeError: it is Monday")
     assert unit.wait() == 1
-    assert unit.status() == "the server ended after 0 s, before it was ready (exit status 0): ValueError: it is Monday"
+    assert unit.status() == "demo ended by itself before it was ready (exit status 0): RuntimeError: it is Monday."
+    assert unit.output.splitlines()[-1] == b"vllm-safe: " + unit.status().encode()
+
+
+def test_the_same_error_at_an_automatic_restart_is_the_last(unit: Unit) -> None:
+    """A person's start forgets it."""
+    codes = []
+    for restart, said in ((0, "RuntimeError: card 1 is gone"), (1, "RuntimeError: card 2 is gone"), (0, "RuntimeError: card 3 is gone")):
+        unit.start("--exit", "1", "--say", said, restart=restart)
+        codes.append(unit.wait())
+        assert unit.process
+        assert unit.process.stdout
+        unit.process.stdout.close()
+    assert codes == [1, 2, 1]
+
+
+@pytest.mark.parametrize("state", ["{", "[]", '{"cause": "exited", "served": false, "error": 7}', '{"cause": "exited", "served": true}'])
+def test_a_state_of_before_that_is_none_ends_nothing(unit: Unit, state: str) -> None:
+    (unit.folder / "state/demo.json").write_text(state)
+    unit.start("--exit", "1", "--say", "RuntimeError: card 2 is gone", restart=1)
+    assert unit.wait() == 1
+
+
+def test_the_cause_is_found_behind_any_amount_of_text(unit: Unit) -> None:
+    """More than is kept of the log: what torch prints of the other workers."""
+    frames = 'i=0; while [ $i -lt 4000 ]; do i=$((i+1)); echo "frame #$i: c10::f() + 0x4"; done'
+    script = f"echo 'RuntimeError: CUDA error: misaligned address'; {frames}; exit 1"
+    unit.start(argv=("sh", "-c", script))
+    assert unit.wait() == 1
+    assert "misaligned address" in unit.status()
+    assert unit.state()["error"] == "RuntimeError: CUDA error: misaligned address"
+    assert "misaligned" not in json.dumps(unit.state()["log"])
 
 
 def test_an_end_while_serving_is_a_failure_even_with_0(unit: Unit) -> None:
     unit.start("--serve", "1")
     assert unit.wait() == 1
     unit.wait_for("READY=1")
-    assert unit.status().startswith("the server ended by itself after serving for")
+    assert unit.status() == "demo ended by itself while it served (exit status 0), and named no error."
+    assert str(unit.state()["reason"]).startswith("the server ended by itself after serving for")
+    assert unit.state()["served"] is True
 
 
 def test_a_killed_server_is_named_so(unit: Unit) -> None:

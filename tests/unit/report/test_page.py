@@ -149,7 +149,7 @@ HOSTILE = (
 
 def poisoned(text: str) -> Run:
     """A run in which everything that is text is this one."""
-    run = make_run(phases=("starting", text or "x"), log=[text, f"ERROR {text}"], end=ENDED | {"reason": text, "result": text})
+    run = make_run(phases=("starting", text or "x"), log=[f"{text} Killed", f"ERROR {text}"], end=ENDED | {"reason": text, "result": text})
     start = run.start._replace(host={text: text}, versions={"engine": text}, args={text: [text, {text: text}]}, name=text, run=text)
     return run._replace(start=start, events=(Event(BEGUN + 1, text, text, {"act": text}), Event(BEGUN + 2, "guard", text)))
 

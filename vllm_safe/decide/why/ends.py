@@ -6,11 +6,11 @@ import re
 
 from vllm_safe.decide.why.kills import memory_figures
 from vllm_safe.decide.why.verdict import Case, Change, Evidence, Verdict
-from vllm_safe.decide.why.words import last_lines, own_error, said_by_main
+from vllm_safe.decide.why.words import error_of, last_lines, said_by_main, told
+from vllm_safe.launch.words import BY_ITSELF
 from vllm_safe.sizes import format_size, format_span
 
 _KILLED = re.compile(r"killed by (SIG\w+|signal \d+)")
-_BY_ITSELF = {"SIGSEGV", "SIGABRT", "SIGBUS", "SIGILL", "SIGFPE", "SIGTRAP", "SIGSYS"}  # a process does that to itself
 
 
 def running(case: Case) -> Verdict | None:
@@ -141,11 +141,11 @@ def signalled(case: Case) -> Verdict | None:
         name = f"SIG{case.end.exit_status.removeprefix('SIG')}" if case.end.exit_status else "a signal"
     if not name:
         return None
-    if name in _BY_ITSELF:
-        error = own_error(case.run.log)
-        sentence = f"{case.name} crashed ({name})" + (f": {error}." if error else ".")
+    if name in BY_ITSELF:
         hint = f"coredumpctl info   (if systemd-coredump is installed); journalctl -u vllm@{case.name}"
-        return Verdict("crashed", sentence, case.end.time, evidence=(*said_by_main(case), *last_lines(case)), hint=hint)
+        return Verdict(
+            "crashed", told(case, f"killed by {name}"), case.end.time, evidence=(*said_by_main(case), *last_lines(case)), hint=hint
+        )
     nobody = "the kernel's OOM killer, earlyoom and vllm-safe's guard recorded no kill"
     sentence = f"{case.name} was killed by {name}, sent by a person or another program: {nobody}."
     evidence = (*said_by_main(case), *memory_figures(case))
@@ -160,12 +160,9 @@ def ended_by_itself(case: Case) -> Verdict | None:
     """It exited, with an error of its own at most."""
     if case.end.cause != "exited":
         return None
-    error = own_error(case.run.log)
-    when = "while it served" if case.was_ready else "before it was ready"
-    what = f"; its last error: {error}" if error else ", and named no error"
     hint = f"journalctl -u vllm@{case.name} has all that it printed."
-    evidence = (*said_by_main(case), *last_lines(case))
-    return Verdict("exited", f"{case.name} ended by itself {when}{what}.", case.end.time, evidence=evidence, hint=hint)
+    evidence = (*error_of(case), *said_by_main(case), *last_lines(case))
+    return Verdict("exited", told(case), case.end.time, evidence=evidence, hint=hint)
 
 
 def unknown(case: Case) -> Verdict:
@@ -179,14 +176,12 @@ def unknown(case: Case) -> Verdict:
 
 
 def _stuck(case: Case, sentence: str, setting: str) -> Verdict:
-    told = [Evidence(event.time, event.text) for event in case.of(case.end.cause) if event.text != case.end.reason]
-    message = case.message
-    said = [Evidence(None, f"it said: {message.line[:300]}")] if message else []
+    events = [Evidence(event.time, event.text) for event in case.of(case.end.cause) if event.text != case.end.reason]
     # What is gone for good has a limit of its own (launch/liveness.py): more of another changes nothing.
     reason = "cards on risers hang when they talk to each other directly: NCCL_P2P_DISABLE=1"
     riser = (Change(case.path("profile"), case.run.start.profile, "pcie-riser", reason),) if _cards(case) > 1 else ()
     changes = (*riser, *(_longer(case, setting) if f"({setting})" in case.end.reason else ()))
-    evidence = (*told, *said_by_main(case), *said, *_pressure(case), *memory_figures(case), *last_lines(case))
+    evidence = (*events, *said_by_main(case), *error_of(case), *_pressure(case), *memory_figures(case), *last_lines(case))
     code = "stall" if setting == "stall_timeout" else "hang"
     slow = "; a longer time helps only if it was slow" if len(changes) > len(riser) else ""
     hint = f"journalctl -u vllm@{case.name} has the stacks of its threads, where they could be had{slow}."

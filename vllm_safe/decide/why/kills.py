@@ -59,7 +59,7 @@ def at_memory_limit(case: Case) -> Verdict | None:
     )
     counts += [f"memory.swap.events: max {swap_events.get('max', 0)}, fail {swap_events.get('fail', 0)}"] if swap_events else []
     evidence += [Evidence(None, text) for text in counts]
-    changes = _more_swap(case) if code == "memory-limit-swap" or no_swap else _more_memory(case) or _less_memory(case)
+    changes = more_swap(case) if code == "memory-limit-swap" or no_swap else _more_memory(case) or _less_memory(case)
     when = killed[-1].time if killed else case.end.time
     sentence = f"{case.name} was killed by the kernel at its memory limit{said}, {what}."
     return Verdict(code, sentence, when, evidence=tuple(evidence), changes=changes)
@@ -83,7 +83,7 @@ def _at_shared_limit(case: Case, killed: list[Event]) -> Verdict:
         f"{case.name} was killed by the kernel at the limit that all models share; it was within its own.",
         killed[-1].time,
         evidence=(*(_told(event) for event in killed), *memory_figures(case)),
-        changes=(*_more_swap(case), *_less_memory(case)),
+        changes=(*more_swap(case), *_less_memory(case)),
         hint="vllm-safe status   shows what the others hold: stop one, or give each a limits.memory_max with which all fit together.",
     )
 
@@ -99,7 +99,7 @@ def by_earlyoom(case: Case) -> Verdict | None:
         f"{case.name} was killed by earlyoom, since the machine had hardly any RAM and swap left.",
         sent[-1].time,
         evidence=(*lows, *(_told(event) for event in sent), *memory_figures(case)),
-        changes=(*_more_swap(case), *_less_memory(case)),
+        changes=(*more_swap(case), *_less_memory(case)),
     )
 
 
@@ -118,7 +118,7 @@ def by_kernel_outside(case: Case) -> Verdict | None:
         f"{case.name} was killed by the kernel because {what}; it was within its own limits.",
         killed[-1].time if killed else case.end.time,
         evidence=(*(_told(event) for event in killed), *counts, *memory_figures(case)),
-        changes=(*_more_swap(case), *_less_memory(case)),
+        changes=(*more_swap(case), *_less_memory(case)),
         hint="Something else took the memory: journalctl -k lists what ran then, with its size.",
     )
 
@@ -147,7 +147,8 @@ def _told(event: Event) -> Evidence:
     return Evidence(event.time, event.text)
 
 
-def _more_swap(case: Case) -> tuple[Change, ...]:
+def more_swap(case: Case) -> tuple[Change, ...]:
+    """Room for what does not fit into RAM, of the machine and of the model."""
     swap = -(-case.host("swap") // MIB) * MIB  # the kernel counts a swapfile without its header
     size = _whole(max(swap * 1.5, 16 * GIB))
     changes = [Change("swap.size", format_exact(swap) if swap else "none", size, "room for what does not fit into RAM")]

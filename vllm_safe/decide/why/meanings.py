@@ -1,242 +1,195 @@
-"""What a server's message means for a person: the end of a sentence, the setting to change, and its value from the figures."""
+"""What to do about an error that is known: the setting to change, its value from the figures, and what to do besides.
+
+What the error means is said in launch/words.py, for the main process too.
+"""
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Mapping
 
+from vllm_safe import paths
+from vllm_safe.decide.why.advice import Advice, Adviser, arg, do, env, figure
+from vllm_safe.decide.why.card_meanings import CARDS
+from vllm_safe.decide.why.kills import more_swap
 from vllm_safe.decide.why.verdict import Case, Change
 from vllm_safe.launch.messages import Message
-
-_SHOWN = 300  # characters of a line
-
-
-class Explained(NamedTuple):
-    """What a message means: the sentence's end, what to change, what to do besides."""
-
-    what: str
-    changes: tuple[Change, ...] = ()
-    hint: str = ""
+from vllm_safe.launch.words import library_of, port_of
 
 
-def _figure(message: Message, name: str) -> float:
-    """A figure of a message, or 0. vLLM prints digits and points only."""
-    try:
-        return float(message.figures.get(name, ""))
-    except ValueError:
-        return 0.0
+def advise(case: Case, message: Message) -> Advice:
+    """What to do. `args` are vLLM's: another server has its options in `command`."""
+    advice = ADVICE[message.kind](case, message)
+    if not case.run.start.command:
+        return advice
+    changes = tuple(change for change in advice.changes if ".args." not in change.path and not change.path.endswith((".profile", ".port")))
+    return Advice(changes, _COMMAND.get(message.kind, advice.hint).format(command=case.path("command")))
 
 
-def _kv_cache(case: Case, message: Message) -> Explained:
-    wanted, length, needed, free = (_figure(message, name) for name in ("wanted", "length", "needed", "free"))
-    if not length and needed:
-        length = wanted * free / needed
-    fitting = int(length) // 256 * 256 or int(length)
-    changes = [Change(case.path("args.max-model-len"), case.arg("max-model-len"), str(fitting), "the longest that vLLM says fits")]
-    gpu = [] if fitting else _more_gpu(case)
-    most = f"; the longest that fits is {int(length)} tokens" if length else ""
-    what = f"the KV cache is too small for max-model-len {int(wanted)}: {needed:g} GiB are needed and {free:g} GiB free{most}"
-    return Explained(what, tuple(changes if fitting else gpu))
+# Of a server that is not vLLM.
+_COMMAND = {
+    "cuda-memory": "Less of it on the card, by {command}: fewer layers (--n-gpu-layers), a smaller context. nvidia-smi shows who else is.",
+    "bad-argument": "See {command}.",
+    "no-model": "Does the path in {command} exist, and may user vllm read it? namei -l PATH",
+    "damaged-model": "Fetch the file that {command} names once more.",
+    "no-kernel-image": "A build of the program for this card: nvidia-smi --query-gpu=name,compute_cap --format=csv",
+    "unsupported-model": "A newer version of the program, or another file of the model, in {command}.",
+    "weights": "A newer version of the program, or another file of the model, in {command}.",
+    "peer-access": "An option of the program that keeps the cards from reaching each other's memory, in {command}.",
+    "no-module": "{command} runs a Python that has it not: name the one of its venv, by its path.",
+    "broken-engine": "Install the program in {command} anew.",
+    "port-taken": "One of the two must listen elsewhere: `port` and {command} name the same.",
+}
 
 
-def _more_gpu(case: Case) -> list[Change]:
-    share = case.arg("gpu-memory-utilization")
-    try:
-        old = float(share)
-    except ValueError:
-        old = 0.92  # vllm/config/cache.py:102
-    new = min(0.95, old + 0.03)
-    if new <= old:
-        return []
-    return [Change(case.path("args.gpu-memory-utilization"), share, f"{new:.2f}", "more of each card for the KV cache")]
-
-
-def _no_kv_cache(case: Case, _message: Message) -> Explained:
-    return Explained(
-        "the model's weights leave no memory for the KV cache",
-        tuple(_more_gpu(case)),
-        "Else: more cards (tensor-parallel-size), or a model with fewer bits.",
-    )
-
-
-def _longer_than_model(case: Case, message: Message) -> Explained:
-    length = str(int(_figure(message, "length")))
-    change = Change(case.path("args.max-model-len"), case.arg("max-model-len"), length, "what the model was made for")
-    return Explained(f"max-model-len {message.figures['wanted']} is more than the model's own {length}", (change,))
-
-
-def _gpu_taken(case: Case, message: Message) -> Explained:
-    free, total = _figure(message, "free"), _figure(message, "total")
-    share = math.floor(100 * free / total - 1) / 100 if total else 0.0
-    reason = f"{free:g} of {total:g} GiB were free"
-    change = Change(case.path("args.gpu-memory-utilization"), case.arg("gpu-memory-utilization"), f"{share:.2f}", reason)
-    device = message.figures.get("device", "").strip() or "a card"
-    what = f"{device} has too little free memory: {free:g} of {total:g} GiB, and {message.figures['wanted']} GiB are wanted"
-    return Explained(what, (change,) if share >= 0.1 else (), "nvidia-smi shows what holds the card: an old process, a desktop?")
-
-
-def _cuda_memory(case: Case, message: Message) -> Explained:
-    old = case.arg("gpu-memory-utilization")
-    try:
-        share = max(min(0.5, float(old)), float(old) - 0.05)
-    except ValueError:
-        share = 0.87  # vLLM's default is 0.92
-    seqs, length = case.arg("max-num-seqs"), case.arg("max-model-len")
-    changes = [
-        Change(case.path("args.gpu-memory-utilization"), old, f"{share:.2f}", "leaves more for what vLLM does not plan"),
-        Change(case.path("args.max-num-seqs"), seqs, str(max(1, int(seqs) // 2)) if seqs.isdecimal() else "16", "fewer requests at once"),
-    ]
-    if length.isdecimal() and int(length) > 2048:
-        changes.append(Change(case.path("args.max-model-len"), length, str(int(length) // 2), "shorter requests"))
-    figures = message.figures
-    more = f": {figures['wanted']} were wanted on card {figures['device']}, and {figures['free']} were free" if "wanted" in figures else ""
-    return Explained(f"CUDA ran out of memory{more}", tuple(changes))
-
-
-def _kv_space(case: Case, message: Message) -> Explained:
-    free, wanted = _figure(message, "free"), _figure(message, "wanted")
+def _kv_space(case: Case, message: Message) -> Advice:
+    free, wanted = figure(message, "free"), figure(message, "wanted")
     less = str(max(1, int(free * 0.7)))
     change = Change(case.path("env.VLLM_CPU_KVCACHE_SPACE"), f"{wanted:g}", less, f"{free:g} GiB of RAM were free")
-    return Explained(
-        f"{wanted:g} GiB of RAM are wanted for the KV cache, and {free:g} GiB were free", (change,) if float(less) < wanted else ()
-    )
+    return Advice((change,) if float(less) < wanted else ())
 
 
-def _port(case: Case, _message: Message) -> Explained:
-    port = re.search(r":(\d+)(?:/|$)", case.run.start.health)
-    number = int(port[1]) if port else 8000
-    change = Change(case.path("port"), str(number), str(number + 1 if number < 65535 else number - 1), "if both are to run")
-    return Explained(f"its port {number} is taken by another program", (change,), f"ss -ltnp 'sport = :{number}' says which.")
+def _longer_than_model(case: Case, message: Message) -> Advice:
+    return Advice((arg(case, "max-model-len", str(int(figure(message, "length"))), "what the model was made for"),))
 
 
-def _too_few_gpus(case: Case, message: Message) -> Explained:
-    gpus = message.figures["gpus"]
-    change = Change(case.path("args.tensor-parallel-size"), message.figures["wanted"], gpus, f"{gpus} cards answer")
-    return Explained(
-        f"{message.figures['wanted']} cards are wanted and {gpus} are there",
-        (change,) if gpus != "0" else (),
-        "If one is missing: nvidia-smi, journalctl -k -g NVRM",
-    )
+def _port(case: Case, message: Message) -> Advice:
+    own = port_of(case.run.start.health)
+    port = next((int(message.figures[name]) for name in ("port", "number", "after", "end") if name in message.figures), own)
+    change = Change(case.path("port"), str(own), str(own + 1 if own < 65535 else own - 1), "if both are to run")
+    return Advice((change,) if port == own else (), f"ss -ltnp 'sport = :{port}' says which.")
 
 
-def _heads(case: Case, message: Message) -> Explained:
-    heads, wanted = int(_figure(message, "heads")), int(_figure(message, "wanted"))
-    new = next((size for size in range(max(1, wanted - 1), 0, -1) if heads % size == 0), 1)
-    change = Change(case.path("args.tensor-parallel-size"), str(wanted), str(new), f"divides {heads}")
-    return Explained(f"its {heads} attention heads cannot be shared by {wanted} cards", (change,))
+def _privileged_port(case: Case, _message: Message) -> Advice:
+    own = port_of(case.run.start.health)
+    return Advice((Change(case.path("port"), str(own), "8000", "a port that needs no power"),) if own < 1024 else ())
 
 
-def _nccl(case: Case, message: Message) -> Explained:
-    old = case.arg("distributed-timeout-seconds")
-    allowed = max(int(_figure(message, "allowed") / 1000), int(old) if old.isdecimal() else 0) or 600
-    p2p = "cards on risers hang when they talk to each other directly: NCCL_P2P_DISABLE=1"
-    changes = (
-        Change(case.path("profile"), case.run.start.profile, "pcie-riser", p2p),
-        Change(case.path("args.distributed-timeout-seconds"), old, str(max(7200, 2 * allowed)), f"{allowed} s were not enough"),
-    )
-    hint = "A riser or its cable: journalctl -k -g 'NVRM|AER|pcieport' shows link errors; a slower link (Gen1 in the BIOS) is a steady one."
-    return Explained("its cards waited for each other in vain (NCCL timeout)", changes, hint)
+def _not_fetched(case: Case, message: Message) -> Advice:
+    other = message.figures.get("what", "")
+    if other and other not in case.arg("model"):
+        hint = f"`vllm-safe fetch` brings the model alone: fetch {other} into a folder, and name its path in {case.path('args')}"
+        return Advice(hint=f"{hint} (a draft model, a tokenizer, an adapter).")
+    return _model(case, message)
 
 
-def _step(case: Case, _message: Message) -> Explained:
-    name = "VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS"
-    old = case.env(name)
-    seconds = max(1800, 2 * int(old)) if old.isdecimal() and len(old) < 7 else 1800
-    changes = [Change(case.path(f"env.{name}"), old, str(seconds), "300 s by default; a step over a x1 riser takes minutes")]
-    if case.run.start.times.get("hang_timeout", 0.0) <= seconds:
-        changes += case.longer("hang_timeout", "else it is ended before vLLM can say what hangs", least=seconds)
-    riser = case.run.start.profile == "pcie-riser"
-    hint = "" if riser else "profile: pcie-riser sets both, with what else risers need."
-    return Explained("one step of the model took longer than vLLM allows", tuple(changes), hint)
+def _model(case: Case, _message: Message) -> Advice:
+    return Advice(hint=f"Is models.{case.name}.model right? Then: vllm-safe fetch {case.name}")
 
 
-def _nvcc(case: Case, _message: Message) -> Explained:
-    name = "VLLM_USE_FLASHINFER_SAMPLER"
-    if case.env(name) == "0":
-        return Explained(
-            "it wanted to compile a kernel, and there is no nvcc", hint="A CUDA toolkit has it: apt install nvidia-cuda-toolkit"
-        )
-    change = Change(case.path(f"env.{name}"), case.env(name), '"0"', "then nothing is compiled with nvcc (vllm issue 49497)")
-    return Explained("it wanted to compile a kernel, and there is no nvcc", (change,))
-
-
-def _compiler(case: Case, _message: Message) -> Explained:
-    change = Change(case.path("args.enforce-eager"), case.arg("enforce-eager"), "true", "less is compiled, and it is slower")
-    return Explained("it wanted to compile, and there is no compiler", (change,), "Better: apt install gcc g++ libc6-dev python3-dev")
-
-
-def _model(case: Case, _message: Message) -> Explained:
-    hint = f"Is models.{case.name}.model right? Then: vllm-safe fetch {case.name}"
-    return Explained("it did not find its model", hint=hint)
-
-
-def _gated(case: Case, _message: Message) -> Explained:
+def _gated(case: Case, _message: Message) -> Advice:
     change = Change("engine.hub_token_file", "", "/etc/vllm-safe/hub-token", "a file that only root reads, with a token of the hub")
-    hint = f"Accept the model's licence on its page on the hub; then: vllm-safe fetch {case.name}"
-    return Explained("its model is gated: the hub wants to know who asks", (change,), hint)
+    return Advice((change,), f"Accept the model's licence on its page on the hub; then: vllm-safe fetch {case.name}")
 
 
-def _damaged(case: Case, _message: Message) -> Explained:
-    return Explained("a file of its model is damaged or not whole", hint=f"vllm-safe fetch {case.name}   brings what is missing.")
+def _damaged(case: Case, _message: Message) -> Advice:
+    return Advice(hint=f"vllm-safe fetch {case.name}   brings what is missing, and a file of Git LFS in place of its pointer.")
 
 
-def _remote_code(case: Case, _message: Message) -> Explained:
-    change = Change(
-        case.path("args.trust-remote-code"), "unset", "true", "runs Python out of the model's folder: only if you trust who made it"
+def _remote_code(case: Case, _message: Message) -> Advice:
+    return Advice((arg(case, "trust-remote-code", "true", "runs Python out of the model's folder: only if you trust who made it"),))
+
+
+def _nvcc(case: Case, _message: Message) -> Advice:
+    changes = (
+        env(case, "VLLM_USE_FLASHINFER_SAMPLER", '"0"', "vLLM's own sampler, which needs no nvcc (vllm issue 49497)"),
+        env(case, "VLLM_ALLREDUCE_USE_FLASHINFER", '"0"', "NCCL's all-reduce, which needs no nvcc"),
     )
-    return Explained("its model brings code of its own, which is not trusted", (change,))
+    off = all(change.old == "0" for change in changes)
+    return Advice(changes, "Another args.attention-backend (TRITON_ATTN, FLASH_ATTN) may compile nothing with nvcc." if off else "")
 
 
-def _setting(case: Case, message: Message) -> Explained:
-    what = message.figures.get("what") or message.line[:_SHOWN]
-    return Explained(f"an option of it is wrong: {what.rstrip('.')}", hint=f"See models.{case.name}.args; vllm-safe show {case.name}")
+def _ninja(case: Case, message: Message) -> Advice:
+    return Advice(_nvcc(case, message).changes, "Or: apt install ninja-build; it must be on the PATH of the model (env.PATH).")
 
 
-def _disk(_case: Case, message: Message) -> Explained:
-    return Explained(f"the disk is full: {message.line[:_SHOWN].rstrip('.')}", hint="df -h; du -xh --max-depth=2 /var | sort -h | tail")
+def _compiler(case: Case, _message: Message) -> Advice:
+    change = arg(case, "enforce-eager", "true", "less is compiled, and it is slower")
+    return Advice((change,), "Better: apt install gcc g++ libc6-dev python3-dev")
 
 
-def _said(what: str, hint: str = "") -> Callable[[Case, Message], Explained]:
-    """A meaning without a setting."""
-    return lambda _case, message: Explained(what.format(line=message.line[:_SHOWN].rstrip(".")), hint=hint)
+# What vLLM itself says is to be set: "Re-run with --kv-cache-dtype bfloat16", "Please lower max_num_seqs to at most 95".
+_SAYS = re.compile(
+    r"--(?P<option>[a-z][a-z0-9-]+)[ =](?P<value>[\w.]+)|"
+    r"\b(?:lower|reduce|increase|decrease|raise|set) `?(?P<field>\w+_\w+)`? to (?:be )?(?:at (?:most|least) )?"
+    r"(?P<figure>[\d.]+|True|False)\b"
+)
 
 
-MEANINGS: dict[str, Callable[[Case, Message], Explained]] = {
-    "no-program": _said("there is no such program: {line}", "See its `command`, or run: vllm-safe install"),
+def _setting(case: Case, message: Message) -> Advice:
+    hint = f"See models.{case.name}.args; vllm-safe show {case.name}"
+    if not (says := _SAYS.search(message.text)):
+        return Advice(hint=hint)
+    option, value = says["option"] or says["field"].replace("_", "-"), (says["value"] or says["figure"]).rstrip(".")
+    value = value.lower() if value in {"True", "False"} else value
+    return Advice((arg(case, option, value, "what vLLM itself says"),), hint)
+
+
+def _threads(case: Case, _message: Message) -> Advice:
+    old = case.limit("tasks_max")
+    hint = "Fewer threads for each worker do as well: env.OMP_NUM_THREADS. Without a change it ends so again."
+    if not old:
+        return Advice(hint=f"limits.tasks_max of it, or the whole machine, has none left. {hint}")
+    return Advice((Change(case.path("limits.tasks_max"), str(old), str(2 * old), "threads count as processes do"),), hint)
+
+
+def _overcommit(case: Case, _message: Message) -> Advice:
+    hint = "Or: sysctl vm.overcommit_memory=1. It is no limit of the model's: limits.memory_max changes nothing."
+    return Advice(more_swap(case), hint)
+
+
+def _permission(case: Case, message: Message) -> Advice:
+    path = message.figures.get("path") or message.figures.get("file") or "PATH"
+    own = f"It may write below {paths.HOME} and {paths.CACHE} only: env.HOME, or the program's own variable ({case.path('env')})."
+    return Advice(hint=f"namei -l {path}   shows who refuses it: chmod o+rx, or setfacl -m u:{paths.USER}:rx. {own}")
+
+
+def _library(_case: Case, message: Message) -> Advice:
+    name = library_of(message.figures)
+    if name.startswith(("libcuda.so", "libnvidia")):
+        return Advice(hint="It is the NVIDIA driver's: apt install libcuda1 (of the driver's version), then ldconfig.")
+    return Advice(hint=f"apt-file search {name}   says which package has it.")
+
+
+def _no_module(case: Case, _message: Message) -> Advice:
+    return Advice(hint=f"vllm-safe install --reinstall   builds the engine anew. A package of your own is none of it: {case.path('args')}.")
+
+
+ADVICE: Mapping[str, Adviser] = {
+    **CARDS,
+    "no-program": do("See its `command`, or run: vllm-safe install"),
     "bad-argument": _setting,
     "bad-setting": _setting,
-    "kv-cache-too-small": _kv_cache,
-    "no-kv-cache": _no_kv_cache,
     "longer-than-model": _longer_than_model,
-    "gpu-taken": _gpu_taken,
-    "cuda-memory": _cuda_memory,
-    "kv-space": _kv_space,
-    "shm-full": _said("there is too little shared memory: {line}", "mount -o remount,size=50% /dev/shm"),
-    "too-few-gpus": _too_few_gpus,
-    "heads": _heads,
     "gated": _gated,
     "remote-code": _remote_code,
-    "not-fetched": _model,
+    "not-fetched": _not_fetched,
     "no-model": _model,
+    "no-tokenizer": _model,
     "damaged-model": _damaged,
-    "unsupported-model": _said("vLLM cannot serve this model here: {line}", "Another engine.version may; vllm-safe install brings it."),
+    "unsupported-model": do("Another engine.version may know it; vllm-safe install brings it."),
+    "weights": do("Another engine.version may know them (vllm-safe install), or another quantization of the model."),
     "no-nvcc": _nvcc,
+    "nvcc-failed": _nvcc,
+    "no-ninja": _ninja,
     "no-compiler": _compiler,
-    "nccl-timeout": _nccl,
-    "step-timeout": _step,
-    "nccl-error": _said(
-        "NCCL failed: {line}", "With `env: {{NCCL_DEBUG: INFO}}` it says more; profile: pcie-riser is for cards on risers."
-    ),
-    "no-gpu": _said("it found no usable card: {line}", "nvidia-smi; the driver must be loaded, and be new enough (R580)"),
-    "gpu-fault": _said("a card failed: {line}", "journalctl -k -g NVRM has the driver's own word (Xid): a riser, its power, or the card"),
+    "compile-cache": do(f"runuser -u {paths.USER} -- rm -r {paths.CACHE}/vllm/torch_compile_cache   then start it again: it is made anew."),
+    "no-threads": _threads,
+    "kv-space": _kv_space,
+    "no-host-memory": _overcommit,
+    "own-heap": do("Node: env.NODE_OPTIONS: --max-old-space-size=MEGABYTES. It is not limits.memory_max."),
     "port-taken": _port,
-    "disk-full": _disk,
-    "no-host-memory": _said("the kernel refused it memory: {line}", "More swap (swap.size), or more limits.memory_max"),
-    "missing-library": _said("a library is missing: {line}", "apt-file search NAME says which package has it"),
-    "illegal-instruction": _said(
-        "it used an instruction that this processor has not, or does not let it use",
-        "lscpu shows the processor's flags: vLLM's CPU build needs AVX2 at least. If it has amx_tile: vllm-safe install --reinstall",
+    "disk-full": do("df -h; du -xh --max-depth=2 /var | sort -h | tail"),
+    "too-many-files": do("The unit allows it 1048576 (LimitNOFILE=): something in it opens files and closes none."),
+    "privileged-port": _privileged_port,
+    "permission": _permission,
+    "missing-library": _library,
+    "no-file": do("Is the path right, in `args`, `env` or `command`? namei -l PATH shows how far it goes."),
+    "network": do("It starts without a network: what it fetches must be there before (vllm-safe fetch)."),
+    "illegal-instruction": do(
+        "lscpu shows the processor's flags: vLLM's CPU build needs AVX2 at least. If it has amx_tile: vllm-safe install --reinstall"
     ),
+    "no-module": _no_module,
+    "old-system": do("An older engine.version, or a newer Debian: its wheels need a newer glibc than this one has."),
+    "broken-engine": do("vllm-safe install --reinstall   builds the engine anew; else another engine.version."),
 }

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from vllm_safe.launch.cause import find
 from vllm_safe.launch.messages import Message, classify
 from vllm_safe.record.run import End, Event, Run, Sample
 from vllm_safe.sizes import format_exact_span
@@ -98,12 +99,16 @@ class Case:
     @property
     def was_ready(self) -> bool:
         """Whether it ever served."""
-        return any(line.phase == "ready" for line in self.run.samples) or any(line.text == "ready" for line in self.of("phase"))
+        return (
+            self.end.served
+            or any(line.phase == "ready" for line in self.run.samples)
+            or any(line.text == "ready" for line in self.of("phase"))
+        )
 
     @cached_property
     def message(self) -> Message | None:
-        """What the server itself said was wrong."""
-        return classify(self.run.log)
+        """What the server itself said was wrong: as its main process found it, or by the lines that were recorded."""
+        return classify(self.end.error) if self.end.error else find((), self.run.log, served=self.was_ready)
 
     def of(self, kind: str) -> list[Event]:
         """The events of a kind."""

@@ -1,60 +1,49 @@
-"""The server ended by itself and said what was wrong."""
+"""The server ended by itself and said what was wrong. What that means is said in launch/words.py, as in Status: and the journal."""
 
 from __future__ import annotations
 
 import re
 
-from vllm_safe.decide.why.meanings import MEANINGS
+from vllm_safe.decide.why.meanings import advise
 from vllm_safe.decide.why.verdict import Case, Evidence, Verdict
-from vllm_safe.launch.messages import bare_line
+from vllm_safe.launch.messages import FOLLOWS
+from vllm_safe.launch.words import About, quote, sentence
 
-_SHOWN = 300  # characters of a line
 _LAST_LINES = 5
-_ERROR = re.compile(r"(?:[\w.]+(?:Error|Exception)|Value error|fatal|panic)\b[:,]? ?\S*", re.IGNORECASE)
-_POINTS_ELSEWHERE = re.compile(r"See (?:root cause|stack trace)|initialization failed|encountered an issue|leaked \w+ objects")
+_ENDING = re.compile(r"\((exit status \d+|killed by \w+(?: \d+)?)\)")
 
 
 def by_its_words(case: Case) -> Verdict | None:
     """It said something that is known. Deaths that only follow from another are left to later rules."""
-    if case.end.cause not in {"exited", ""} or case.message is None or case.message.code not in MEANINGS:
-        return None
     message = case.message
-    meaning = MEANINGS[message.code](case, message)
-    return Verdict(
-        message.code,
-        f"{case.name} ended by itself: {meaning.what}.",
-        case.end.time,
-        evidence=(Evidence(None, f"it said: {message.line[:_SHOWN]}"), *said_by_main(case)),
-        changes=meaning.changes,
-        hint=meaning.hint,
-    )
+    if case.end.cause not in {"exited", ""} or message is None or not message.code or message.code in FOLLOWS:
+        return None
+    advice = advise(case, message)
+    evidence = (*error_of(case), *said_by_main(case))
+    return Verdict(message.code, told(case), case.end.time, evidence=evidence, changes=advice.changes, hint=advice.hint)
 
 
 def engine_died(case: Case) -> Verdict | None:
-    """A process of vLLM's died, or its engine could not start: with the last error that names itself."""
+    """A process of vLLM's died, or its engine could not start, and nothing says of what."""
     message = case.message
-    if case.end.cause not in {"exited", ""} or message is None or message.code not in {"worker-died", "engine-died"}:
+    if case.end.cause not in {"exited", ""} or message is None or message.code not in FOLLOWS:
         return None
-    error = own_error(case.run.log)
-    what = f": {error}" if error else ""
-    status = message.figures.get("status", "")
-    if status.startswith("-"):
-        what = f": its process {message.figures['process']} was killed by signal {status[1:]}" + (f"; {error}" if error else "")
-    return Verdict(
-        message.code,
-        f"{case.name} ended because its engine died{what}.",
-        case.end.time,
-        evidence=(Evidence(None, f"it said: {message.line[:_SHOWN]}"), *said_by_main(case), *last_lines(case)),
-        hint=f"journalctl -u vllm@{case.name} has all that it printed.",
-    )
+    hint = f"journalctl -u vllm@{case.name} has all that it printed."
+    evidence = (*error_of(case), *said_by_main(case), *last_lines(case))
+    return Verdict(message.code, told(case), case.end.time, evidence=evidence, hint=hint)
 
 
-def own_error(lines: tuple[str, ...]) -> str:
-    """The last error that names itself, and not another as its cause; or ""."""
-    for line in reversed([bare_line(line) for line in lines]):
-        if _ERROR.match(line) and not _POINTS_ELSEWHERE.search(line):
-            return line[:_SHOWN]
-    return ""
+def told(case: Case, ending: str = "") -> str:
+    """What the main process said of the end, in its words."""
+    found = _ENDING.search(case.end.reason)
+    how = ending or (found[1] if found else f"exit status {case.end.exit_status or '?'}")
+    about = About(case.name, case.was_ready, case.run.start.command, case.run.start.health)
+    return sentence(about, case.message, how, case.run.log)
+
+
+def error_of(case: Case) -> list[Evidence]:
+    """The cause in the server's own words."""
+    return [Evidence(None, f"it said: {quote(case.message.line, command=case.run.start.command)}")] if case.message else []
 
 
 def said_by_main(case: Case) -> list[Evidence]:
@@ -69,4 +58,4 @@ def said_by_main(case: Case) -> list[Evidence]:
 def last_lines(case: Case) -> list[Evidence]:
     """The end of what the server printed."""
     lines = [line.strip() for line in case.run.log if line.strip()]
-    return [Evidence(None, f"it printed: {line[:_SHOWN]}") for line in lines[-_LAST_LINES:]]
+    return [Evidence(None, f"it printed: {quote(line, command=case.run.start.command)}") for line in lines[-_LAST_LINES:]]

@@ -22,10 +22,12 @@ from tests.runs import BEGUN, BOOT, GIB, make_run, write_run
 from vllm_safe.cli import main, why
 from vllm_safe.config.reader import load
 from vllm_safe.decide.why.decide import decide_why
-from vllm_safe.decide.why.meanings import MEANINGS
+from vllm_safe.decide.why.meanings import ADVICE
 from vllm_safe.errors import ConfigError, printable
-from vllm_safe.launch.messages import PATTERNS
-from vllm_safe.launch.state import CAUSES
+from vllm_safe.launch import state
+from vllm_safe.launch.messages import FOLLOWS, PATTERNS
+from vllm_safe.launch.state import CAUSES, State, to_json
+from vllm_safe.launch.words import WORDS
 from vllm_safe.record import read
 from vllm_safe.record.run import End, Event, Gpu, Run, Sample, Start
 from vllm_safe.sizes import parse_span
@@ -51,6 +53,7 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(why, "_BOOT", tmp_path / "boot_id")
     monkeypatch.setattr(read.list_runs, "__defaults__", (tmp_path / "runs",))
     monkeypatch.setattr(read.read_run, "__defaults__", (tmp_path / "runs",))
+    monkeypatch.setattr(read, "properties", lambda *_: {})
     return tmp_path / "runs"
 
 
@@ -139,10 +142,10 @@ def test_each_cause_has_a_rule(cause: str) -> None:
     assert decide_why(ended(end={"cause": cause, "reason": "so it is"}), BOOT, NOW).code != "unknown"
 
 
-@pytest.mark.parametrize("code", [pattern.code for pattern in PATTERNS])
-def test_each_message_has_a_meaning(code: str) -> None:
-    """A row that is added to launch/messages.py is known here too."""
-    assert code in MEANINGS or code in {"worker-died", "engine-died"}
+def test_each_message_has_words_and_advice() -> None:
+    """A row that is added to a table of launch/ is known here too, and no words are left that nothing says."""
+    kinds = {pattern.kind or pattern.code for pattern in PATTERNS if pattern.code not in FOLLOWS}
+    assert kinds == set(WORDS) == set(ADVICE)
 
 
 def test_an_old_kill_is_not_the_cause() -> None:
@@ -231,6 +234,66 @@ def test_a_model_that_stays_down_tells_why_it_ended_everywhere(runs: Path, capsy
     assert "stays down after 3 automatic restarts" in " ".join(capsys.readouterr().out.split())
     assert main.main(["why", "qwen72b", "--list", "--json"]) == 0
     assert [run["code"] for run in json.loads(capsys.readouterr().out)] == ["gave-up", "memory-limit-swap"]
+
+
+UNIT = {"ActiveState": "failed", "SubState": "failed", "InvocationID": "1a2b3c4d" * 4}
+
+
+@pytest.fixture
+def states(runs: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What the main process wrote of a run that is over, whose recorder has not written its end; systemd answers UNIT."""
+    states = runs.parent / "state"
+    states.mkdir()
+    monkeypatch.setattr(state, "STATE_FOLDER", states)
+    monkeypatch.setattr(read, "properties", lambda *_: UNIT)
+    monkeypatch.setattr(why, "_RECORDED", 0.0)
+    ended = State("qwen72b", UNIT["InvocationID"], 7, NOW, BEGUN, "ended", NOW)
+    said = ended._replace(cause="exited", reason="x (exit status 1)", error="KeyError: 'x'")
+    (states / "qwen72b.json").write_text(to_json(said))
+    return states
+
+
+def _says(capsys: pytest.CaptureFixture[str]) -> str:
+    assert main.main(["why", "qwen72b"]) == 0
+    return capsys.readouterr().out.splitlines()[0]
+
+
+@pytest.mark.usefixtures("states")
+def test_one_that_is_over_does_not_run_though_its_end_is_not_recorded_yet(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In the second after the end systemd knows it, and the main process said why."""
+    write_run(make_run(seconds=10, phases=("starting", "loading")), runs)
+    assert _says(capsys) == "qwen72b ended by itself before it was ready (exit status 1): KeyError: 'x'."
+
+
+def test_the_end_file_says_it_too(runs: Path, states: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What ExecStopPost= wrote; and nothing at all is no reason to say that it runs."""
+    write_run(make_run(seconds=10), runs)
+    (states / "qwen72b.json").unlink()
+    assert _says(capsys).startswith("It is not known why qwen72b stopped")
+    end = {"time": NOW, "run": UNIT["InvocationID"], "cause": "exited", "reason": "x (killed by SIGKILL)", "result": "exit-code"}
+    (states / "qwen72b.end.json").write_text(json.dumps(end))
+    assert "was killed by SIGKILL, and it is not known by whom" in _says(capsys)
+
+
+@pytest.mark.usefixtures("states")
+@pytest.mark.parametrize(
+    "shown",
+    [{}, UNIT | {"ActiveState": "active", "SubState": "running"}, UNIT | {"InvocationID": ""}, UNIT | {"InvocationID": "5e6f7a8b" * 4}],
+)
+def test_one_that_runs_runs(shown: dict[str, str], runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Or is not known to systemd, which then proves nothing."""
+    monkeypatch.setattr(read, "properties", lambda *_: shown)
+    write_run(make_run(seconds=10), runs)
+    assert _says(capsys).startswith("qwen72b serves")
+
+
+@pytest.mark.usefixtures("states")
+def test_the_recorder_is_waited_for(runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """It knows more: who killed it."""
+    monkeypatch.setattr(why, "_RECORDED", 5.0)
+    monkeypatch.setattr(time, "sleep", lambda _: write_run(CASES["earlyoom"](), runs))
+    write_run(make_run(seconds=10), runs)
+    assert _says(capsys).startswith("qwen72b was killed by earlyoom")
 
 
 def test_a_torn_run_is_listed(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,42 @@
+"""What is said to do about an error: settings to change, and the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from vllm_safe.decide.why.verdict import Case, Change
+from vllm_safe.launch.messages import Message
+
+
+class Advice(NamedTuple):
+    """What to change, and what to do besides."""
+
+    changes: tuple[Change, ...] = ()
+    hint: str = ""
+
+
+Adviser = Callable[[Case, Message], Advice]
+
+
+def do(hint: str) -> Adviser:
+    """What to do, without a setting."""
+    return lambda _case, _message: Advice(hint=hint)
+
+
+def figure(message: Message, name: str) -> float:
+    """A figure of a message, or 0. vLLM prints digits and points only."""
+    try:
+        return float(message.figures.get(name, ""))
+    except ValueError:
+        return 0.0
+
+
+def arg(case: Case, name: str, new: str, reason: str) -> Change:
+    """A change of an option of vLLM."""
+    return Change(case.path(f"args.{name}"), case.arg(name), new, reason)
+
+
+def env(case: Case, name: str, new: str, reason: str) -> Change:
+    """A change of a variable."""
+    return Change(case.path(f"env.{name}"), case.env(name), new, reason)

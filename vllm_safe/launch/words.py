@@ -1,0 +1,292 @@
+"""What an end means, in one sentence, for Status:, the journal, `status` and `why`: the same words, made here."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+from vllm_safe.launch.cause import find, last_line
+from vllm_safe.launch.ending import NEVER_CAN_WORK, Ended, Told
+from vllm_safe.launch.messages import FOLLOWS, Message, without_figures
+from vllm_safe.launch.plan import Launch
+from vllm_safe.launch.server import CANNOT_RUN, describe_ending
+
+_SHOWN = 300  # characters of a server's own words
+
+_PANIC = re.compile(r"panic: |fatal error: ")  # of Go, which exits with 2 then
+BY_ITSELF = {"SIGSEGV", "SIGABRT", "SIGBUS", "SIGILL", "SIGFPE", "SIGTRAP", "SIGSYS"}  # a process does that to itself
+
+
+class About(NamedTuple):
+    """Whose end it was. command: another server than vLLM; health: its URL."""
+
+    name: str
+    served: bool
+    command: bool
+    health: str
+
+
+def tell(launch: Launch, ended: Ended) -> Told:
+    """What is said of an end, and whether a second start can help."""
+    message = find(ended.head, ended.tail, served=ended.served)
+    about = About(launch.name, ended.served, not launch.serve_file, launch.health)
+    error = message.text if message else ""
+    return Told(
+        sentence(about, message, describe_ending(ended.status), ended.tail),
+        error,
+        never=_can_never_work(os.waitstatus_to_exitcode(ended.status), message),
+        again=bool(ended.before) and without_figures(error) == without_figures(ended.before),
+    )
+
+
+def _can_never_work(code: int, message: Message | None) -> bool:
+    """What a server says goes before its exit status: some have one for everything."""
+    if code in {126, CANNOT_RUN}:
+        return True
+    if message and (message.code or _PANIC.match(message.text)):
+        return message.never_can_work
+    return code in NEVER_CAN_WORK or (message is not None and message.never_can_work)
+
+
+def sentence(about: About, message: Message | None, ending: str, tail: Sequence[str]) -> str:
+    """How a server ended, and of what. ending: "exit status 1", "killed by SIGKILL"."""
+    name = about.name
+    known, follows = bool(message and message.code), bool(message and message.code in FOLLOWS)
+    if message and known and not follows:
+        return f"{name} ended by itself: {what(about, message)}."
+    error = quote(message.line, command=about.command).rstrip(".") if message and not follows else ""
+    if ending.startswith("killed by "):
+        signal = ending.removeprefix("killed by ")
+        return (
+            f"{name} crashed ({signal})" + (f": {error}." if error else ".") if signal in BY_ITSELF else f"{name} was killed by {signal}."
+        )
+    if message and follows:
+        status = message.figures.get("status", "")
+        killed = f": its process {message.figures['process']} was killed by signal {status[1:]}" if status.startswith("-") else ""
+        return f"{name} ended because its engine died{killed}."
+    when = "while it served" if about.served else "before it was ready"
+    if error:
+        return f"{name} ended by itself {when} ({ending}): {error}."
+    said = quote(last_line(tail), command=about.command).rstrip(".")
+    return f"{name} ended by itself {when} ({ending}), and named no error" + (f'; it last said "{said}".' if said else ".")
+
+
+def what(about: About, message: Message) -> str:
+    """What an error that is known means: the end of a sentence, without its point."""
+    meaning = WORDS[message.kind]
+    if callable(meaning):
+        return meaning(message.figures, about.health)
+    return meaning.format(line=quote(message.figures.get("what") or message.line, command=about.command).rstrip("."))
+
+
+# --- in the server's own words
+
+# From here on servers give advice: of pip, of a home folder, of options as they spell them. What to change here is said by `why`.
+_ADVICE = re.compile(
+    r"(?:^|(?<=[.!;:]) ?|(?<=[,.]) )(?:(?:[Pp]lease|[Tt]ry|[Cc]onsider|[Uu]se|[Ss]et|[Rr]un|[Rr]e-?run|[Ii]ncrease|[Dd]ecrease|[Rr]educe|"
+    r"[Ll]ower|"
+    r"[Uu]pgrade|[Uu]pdate|[Ii]nstall|[Ss]ee|[Cc]heck|[Ee]nsure|[Mm]ake sure|[Aa]lternatively|[Aa]dd|[Ee]nable|[Dd]isable|[Rr]emove|"
+    r"[Rr]educing)\b|"
+    r"(?:[Yy]ou|[Ww]e) (?:can|should|may|must|need|might|recommend|could)\b|[Tt]o (?:fix|avoid|disable|enable|resolve|allow|use|get|"
+    r"debug)\b|"
+    r"If (?:this|you|it)\b|For (?:more|further|debugging|example|help)\b|[Dd]id you\b|In this case\b|This (?:could|may|might|happens)\b)|"
+    r"\bpip3? install|~/|\(run with |`?--?\w[\w-]*`? (?:flag|option)|\. However\b| - this (?:may|might|could|is)\b|\[type=\w+, input|"
+    r", try \w+ing\b"
+)
+_CLASS = re.compile(r"(?:[\w.]+\.)?(?P<name>\w+): (?=\S)")
+_INNER = re.compile(r"\bValue error, ")  # of pydantic
+_OPTION = re.compile(r"(?<![\w-])--([a-z][\w-]*)")
+
+
+def quote(text: str, *, command: bool) -> str:
+    """The beginning of an error in the server's words, in one line, cut before its advice; an option as config.yaml spells it."""
+    if inner := _INNER.search(text):
+        text = text[inner.end() :]
+    line = " ".join(text.split())[: 4 * _SHOWN]
+    first = _CLASS.match(line)
+    begin = first.end() if first else 0
+    if cut := next((match for match in _ADVICE.finditer(line, begin) if match.start() > begin), None):
+        line = line[: cut.start()]
+    if not command:
+        line = _OPTION.sub(r"args.\1", line)
+    if len(line) > _SHOWN:
+        line = f"{line[:_SHOWN].rpartition(' ')[0] or line[:_SHOWN]} ..."
+    return line.rstrip(" :,;(`")
+
+
+# --- what errors mean
+
+
+def _figure(figures: Mapping[str, str], name: str) -> float:
+    """A figure of a message, or 0. vLLM prints digits and points only."""
+    try:
+        return float(figures.get(name, ""))
+    except ValueError:
+        return 0.0
+
+
+def _kv_cache(figures: Mapping[str, str], _health: str) -> str:
+    wanted, length, needed, free = (_figure(figures, name) for name in ("wanted", "length", "needed", "free"))
+    if not length and needed:
+        length = wanted * free / needed
+    most = f"; the longest that fits is {int(length)} tokens" if length else ""
+    return f"the KV cache is too small for max-model-len {int(wanted)}: {needed:g} GiB are needed and {free:g} GiB free{most}"
+
+
+def _gpu_taken(figures: Mapping[str, str], _health: str) -> str:
+    device = figures.get("device", "").strip() or "a card"
+    free, total = _figure(figures, "free"), _figure(figures, "total")
+    return f"{device} has too little free memory: {free:g} of {total:g} GiB, and {figures['wanted']} GiB are wanted"
+
+
+def _cuda_memory(figures: Mapping[str, str], _health: str) -> str:
+    if "wanted" in figures:
+        return f"a card ran out of memory: {figures['wanted']} were wanted on card {figures['device']}, and {figures['free']} were free"
+    return f"a card ran out of memory: {figures['size']} were wanted at once" if "size" in figures else "a card ran out of memory"
+
+
+def _port(figures: Mapping[str, str], health: str) -> str:
+    own = port_of(health)
+    port = next((figures[name] for name in ("port", "number", "after", "end") if name in figures), str(own))
+    return f"its port {port} is taken by another program" if port == str(own) else f"port {port} is taken by another program"
+
+
+def port_of(url: str) -> int:
+    """The port of a URL."""
+    found = re.search(r":(\d+)(?:/|$)", url)
+    return int(found[1]) if found else 8000
+
+
+def _path(figures: Mapping[str, str]) -> str:
+    return figures.get("path") or figures.get("file") or ""
+
+
+def _permission(figures: Mapping[str, str], _health: str) -> str:
+    path = _path(figures)
+    return f"user vllm may not read or write {path}" if path else "user vllm may not do what it tried (permission denied)"
+
+
+def _no_file(figures: Mapping[str, str], _health: str) -> str:
+    path = _path(figures)
+    return f"{path} is not there, or is not what it was taken for" if path else "a file that it wants is not there"
+
+
+def _not_fetched(figures: Mapping[str, str], _health: str) -> str:
+    whose = f" of {figures['what']}" if "what" in figures else ""
+    return f"files{whose} are not on this machine, and it fetches none while it starts"
+
+
+def _weights(figures: Mapping[str, str], _health: str) -> str:
+    name = figures.get("weight") or figures.get("parameter") or figures.get("tensor")
+    which = f" {name}" if name else ""
+    return f"a weight{which} of its files does not fit the model as vLLM builds it, by name or by shape"
+
+
+def _resources(figures: Mapping[str, str], _health: str) -> str:
+    more = f": {figures['wanted']} of {figures['what']} where {figures['limit']} are there" if "wanted" in figures else ""
+    return f"a kernel needs more of a card's own resources than this card has{more}"
+
+
+def _unsupported(figures: Mapping[str, str], _health: str) -> str:
+    name = figures.get("type") or figures.get("architecture") or figures.get("name")
+    return f"it does not know this kind of model{f' ({name})' if name else ''}"
+
+
+def _quantization(figures: Mapping[str, str], _health: str) -> str:
+    def capability(name: str) -> str:
+        digits = figures.get(name, "")
+        return f"{digits[:-1]}.{digits[-1:]}" if len(digits) > 1 else digits
+
+    needs = f": it needs compute capability {capability('wanted')}, and the card has {capability('there')}" if "there" in figures else ""
+    return f"the quantization of its model is not for this card{needs}"
+
+
+def _module(figures: Mapping[str, str], _health: str) -> str:
+    return f"{figures.get('module') or figures.get('package')} is not installed where it looked"
+
+
+def _library(figures: Mapping[str, str], _health: str) -> str:
+    return f"the library {library_of(figures)} is missing"
+
+
+def library_of(figures: Mapping[str, str]) -> str:
+    """The file of a library that is missing."""
+    return f"lib{figures['linked']}.so" if "linked" in figures else next(iter(figures.values()), "")
+
+
+_Words = str | Callable[[Mapping[str, str], str], str]
+_COMPILE = "it wanted to compile a kernel"
+WORDS: dict[str, _Words] = {
+    "no-program": "there is no such program, or it cannot be run: {line}",
+    "bad-argument": "an option of it is wrong: {line}",
+    "bad-setting": "an option of it is wrong: {line}",
+    "kv-cache-too-small": _kv_cache,
+    "no-kv-cache": "the model's weights leave no memory for the KV cache",
+    "cache-blocks": lambda figures, _: f"max-num-seqs {figures['wanted']} is more than the {figures['blocks']} cache blocks that fit",
+    "longer-than-model": lambda figures, _: (
+        f"max-model-len {figures['wanted']} is more than the model's own {int(_figure(figures, 'length'))}"
+    ),
+    "too-few-gpus": lambda figures, _: f"{figures['wanted']} cards are wanted and {figures['gpus']} are there",
+    "device-ordinal": "it asked for a card that is not there: {line}",
+    "heads": lambda figures, _: f"its {figures['heads']} attention heads cannot be shared by {figures['wanted']} cards",
+    "shapes-by-cards": "its weights cannot be shared by so many cards: {line}",
+    "dtype": "this card cannot compute in bfloat16",
+    "gated": "its model is gated: the hub wants to know who asks",
+    "remote-code": "its model brings code of its own, which is not trusted",
+    "not-fetched": _not_fetched,
+    "no-model": "it did not find its model: {line}",
+    "no-tokenizer": "the tokenizer's files are missing in its model's folder, or are not whole",
+    "damaged-model": "a file of its model is damaged or not whole: {line}",
+    "unsupported-model": _unsupported,
+    "quantization": _quantization,
+    "weights": _weights,
+    "no-nvcc": f"{_COMPILE}, and there is no nvcc",
+    "nvcc-failed": f"{_COMPILE}, and nvcc could not",
+    "no-ninja": f"{_COMPILE}, and there is no ninja",
+    "no-compiler": f"{_COMPILE}, and there is no compiler",
+    "compile-cache": "the model could not be compiled, most likely since the cache of an earlier start is damaged",
+    "gpu-taken": _gpu_taken,
+    "profiling-race": "another program gave memory of a card back while vLLM measured it",
+    "gpu-busy": "a card is taken by another program, which has it for itself",
+    "cuda-memory": _cuda_memory,
+    "pinned-memory": "locked (pinned) memory of the machine was refused to CUDA: {line}",
+    "peer-access": "these cards cannot reach each other's memory, which vLLM's own all-reduce wants",
+    "no-kernel-image": "this build of vLLM or torch has no code for this card: {line}",
+    "kernel-resources": _resources,
+    "driver-too-old": "the NVIDIA driver is older than this engine needs (CUDA 13: R580)",
+    "driver-mismatch": "the NVIDIA driver's libraries and its loaded kernel module are of different versions, as after an upgrade",
+    "fabric-manager": "the cards' NVSwitch fabric is not ready: NVIDIA's fabric manager does not run, or is not of the driver's version",
+    "mps": "NVIDIA's MPS server did not let it onto the cards: {line}",
+    "uvm": "CUDA could not start: the kernel module nvidia_uvm is not loaded, or was lost in a suspend",
+    "no-gpu": "it found no usable card: {line}",
+    "cuda-fork": "CUDA was in use before a worker was forked, and does not outlive that",
+    "gpu-lost": "the driver has lost a card: it does not answer on the bus any more",
+    "ecc": "a card's memory failed: an ECC error that could not be corrected",
+    "gpu-assert": "a check in its code for the cards did not hold (device-side assert): of the model, its input, or the server",
+    "gpu-fault": "its code for the cards went wrong, by a fault of the server or of a card: {line}",
+    "duplicate-gpu": "two of its workers were given one card",
+    "nccl-timeout": "its cards waited for each other in vain (NCCL timeout)",
+    "step-timeout": "one step of the model took longer than vLLM allows",
+    "nccl-error": "NCCL failed: {line}",
+    "shm-full": "there is too little shared memory in its own /dev/shm: {line}",
+    "no-threads": "it may start no more threads or processes",
+    "kv-space": lambda figures, _: (
+        f"{_figure(figures, 'wanted'):g} GiB of RAM are wanted for the KV cache, and {_figure(figures, 'free'):g} GiB were free"
+    ),
+    "no-host-memory": "the kernel refused it memory, by its rule for overcommit: {line}",
+    "own-heap": "it reached a limit of memory that is its own: {line}",
+    "port-taken": _port,
+    "disk-full": "the disk is full: {line}",
+    "too-many-files": "it has more files open than it may: {line}",
+    "privileged-port": "it may not listen on a port below 1024",
+    "permission": _permission,
+    "missing-library": _library,
+    "no-file": _no_file,
+    "network": "something that it asked on the network did not answer: {line}",
+    "illegal-instruction": "it used an instruction that this processor has not, or does not let it use",
+    "no-module": _module,
+    "old-system": "this system's C or C++ library is older than what it was built for: {line}",
+    "broken-engine": "a part of the engine is missing or does not fit another: {line}",
+}
