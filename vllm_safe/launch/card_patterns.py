@@ -106,7 +106,7 @@ CARDS: tuple[Pattern, ...] = (
     Pattern(
         "gpu-fault",
         r"GPU is lost|fallen off the bus|NVMLError_GpuIsLost|CUDA_ERROR_DEVICE_UNAVAILABLE|Unable to determine the device handle for GPU",
-        MAYBE,
+        NEVER,  # until the machine was off
         "NVML_ERROR_GPU_IS_LOST; NVIDIA: Xid 79",
         "gpu-lost",
     ),
@@ -150,8 +150,8 @@ CARDS: tuple[Pattern, ...] = (
     Pattern(
         "shm-full",
         r"Insufficient space in /dev/shm for .*?: (?P<wanted>\d+) MiB required, (?P<free>\d+) MiB free|"
-        r"/dev/shm.*No space left on device|No space left on device.*/dev/shm|unable to (?:open|write|resize|"
-        r"allocate) .{0,40}shared memory|"
+        r"/dev/shm.*No space left on device|No space left on device.*/dev/shm|workers are out of shared memory|"
+        r"unable to (?:open|write|resize|allocate) .{0,40}(?:shared memory|</torch_)(?!.*Too many open files)|"
         r"[Cc]ould not (?:create|resize|allocate) .{0,20}shared memory|insufficient shared memory",
         MAYBE,
         "vllm/distributed/device_communicators/shm_broadcast.py:253; NCCL: misc/shmutils.cc; torch: MapAllocator.cpp",
@@ -162,6 +162,12 @@ CARDS: tuple[Pattern, ...] = (
         r"Timed out waiting \d+ms for (?:recv|send) operation|wait timeout after \d+ms",
         MAYBE,
         "torch: ProcessGroupNCCL.cpp (vllm issues 5484, 6042), gloo",
+    ),
+    Pattern(
+        "engine-timeout",
+        r"Timed out waiting for engine|VLLM_ENGINE_READY_TIMEOUT",
+        MAYBE,
+        "vllm/v1/engine/utils.py, core_client.py",
     ),
     Pattern("step-timeout", r"RPC call to (?P<method>\w+) timed out", MAYBE, "vllm/v1/executor/multiproc_executor.py:442"),
     Pattern(

@@ -15,15 +15,18 @@ from vllm_safe.launch.trouble import LONGEST, WELL
 
 _MOST_LINES, _MOST = 24, 3000  # lines and characters of one error
 
-# As vLLM writes it: (EngineCore pid=71) ERROR 11-23 22:10:48 [core.py:1512]; torch: [rank0]:[E1123 22:10:48.71 Some.cpp:607] [Rank 0];
-# uvicorn: "ERROR:    "; NCCL: "box:93:512 [0] enqueue.cc:43 NCCL WARN ".
-_HEADER = re.compile(
-    r"(?P<clock>\[?\d{4}[-/]\d\d[-/]\d\d[T ][\d:.,+-]+Z?(?: \w+)*\]?:? +|time=\S+ |\d+\.\d\d\.\d{3}\.\d{3} (?=[IWE] ))?"
-    r"(?P<process>(?:\([\w.:=/ -]*pid=\d+[^)]*\) ?)*)(?:(?:level=)?(?P<level>DEBUG|INFO|WARN(?:ING)?|ERROR|CRITICAL|"
-    r"[IWE](?= (?:\w+ )?\w+_|  ?\w+:))(?::\s+| [\d:., -]{8,}(?:\[?(?P<place>[\w./-]+:\d+)\] ?)?))?"
-    r"(?P<rank>(?:\[[\w ]*[Rr]ank ?\d+\]:? ?)?)(?:\[(?P<torch>[DIWEF])\d{4} [^\]]*\] ?)?(?:\[PG [^\]]*\] ?)?(?:\[[\w ]*[Rr]ank ?\d+\]:? ?)?"
-    r"(?:\S+:\d+:\d+ \[-?\d+\] (?:\S+:\d+ )?NCCL (?:(?P<nccl>INFO|TRACE)|WARN) )?"
+# What stands before a line: of sglang, Go's slog or llama.cpp a clock; of vLLM "(EngineCore pid=71) ERROR 11-23 22:10:48 [core.py:1512] ";
+# of uvicorn "ERROR:    "; of torch "[rank0]:[E1123 22:10:48.71 Some.cpp:607] [Rank 0] "; "box:93:512 [0] enqueue.cc:43 NCCL WARN ".
+_CLOCK = r"(?:\[?\d{4}[-/]\d\d[-/]\d\d[T ][\d:.,+-]+Z?(?: \w+)*\]?:? +|time=\S+ |\d+\.\d\d\.\d{3}\.\d{3} (?=[IWE] ))?"
+_PROCESS = r"(?P<process>(?:\([\w.:=/ -]*pid=\d+[^)]*\) ?)*)"
+_LEVEL = (
+    r"(?:(?:level=)?(?P<level>DEBUG|INFO|WARN(?:ING)?|ERROR|CRITICAL|[IWE](?= (?:\w+ )?\w+_|  ?\w+:))"
+    r"(?::\s+| [\d:., -]{8,}(?:\[?(?P<place>[\w./-]+:\d+)\] ?)?)?)?"
 )
+_RANK = r"(?:\[[\w ]*[Rr]ank ?\d+\]:? ?)?"
+_TORCH = rf"(?P<rank>{_RANK})(?:\[(?P<torch>[DIWEF])\d{{4}} [^\]]*\] ?)?(?:\[PG [^\]]*\] ?)?{_RANK}"
+_NCCL = r"(?:\S+:\d+:\d+ \[-?\d+\] (?:\S+:\d+ )?NCCL (?:(?P<nccl>INFO|TRACE)|WARN) )?"
+_HEADER = re.compile(_CLOCK + _PROCESS + _LEVEL + _TORCH + _NCCL)
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _GROUP = re.compile(r" {0,6}[|+](?: |-+ ?\d* ?-*)")  # before each line of an ExceptionGroup's traceback
 _HARMLESS = {"DEBUG", "INFO", "WARN", "WARNING", "D", "I", "W", "TRACE"}
@@ -37,20 +40,17 @@ _ERROR = re.compile(
 )
 _SOUNDS = re.compile(r"\b(?:error|failed|fatal|cannot|could ?n.t|unable to|denied)\b", re.IGNORECASE)
 _ECHO = re.compile(
-    r"[Ss]ee (?:the )?(?:root cause|stack ?trace)|EngineDeadError|Engine ?[Cc]ore (?:encountered|failed to start|hit|"
-    r"initialization failed|process)|"
-    r"WorkerProc (?:hit|failed|init)|[Ww]orker (?:proc )?\S+ (?:pid \d+ )?died|Got fatal signal|output_handler failed|Engine (?:loop|"
-    r"process) |"
+    r"[Ss]ee (?:the )?(?:root cause|stack ?trace)|EngineDeadError|"
+    r"Engine ?[Cc]ore (?:encountered|failed to start|hit|initialization failed|process)|Engine (?:loop|process) |"
+    r"WorkerProc (?:hit|failed|init)|[Ww]orker (?:proc )?\S+ (?:pid \d+ )?died|Got fatal signal|output_handler failed|"
     r"RuntimeError: cancelled|CancelledError|Connection (?:closed|reset) by peer|Broken ?[Pp]ipe|TCPStore|watchdog thread|"
-    r"leaked \w+ objects|"
-    r"resource_tracker|Exception ignored|^(?:SystemExit|KeyboardInterrupt)\b|exiting due to model loading error|"
+    r"leaked \w+ objects|resource_tracker|Exception ignored|^(?:SystemExit|KeyboardInterrupt)\b|exiting due to model loading error|"
     r"DistBackendError.*Rank \d+ is"
 )
 # What a client asked for, and did not get.
 _REQUEST = re.compile(
     r"Error in preprocessing prompt|maximum context length|Exception in ASGI|(?:VLLM|Request)ValidationError|"
-    r"Error in applying chat template|"
-    r"HTTP/1\.1\" 4\d\d"
+    r"Error in applying chat template|HTTP/1\.1\" 4\d\d"
 )
 # What torch adds to each error of CUDA.
 _BOILERPLATE = re.compile(

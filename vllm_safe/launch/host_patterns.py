@@ -33,8 +33,8 @@ HOST: tuple[Pattern, ...] = (
     ),
     Pattern(
         "port-taken",
-        r"(?:(?:\d|\]|\w):(?P<number>\d{2,5})\b.{0,80}?|\bport:? (?P<port>\d{2,5})\b.{0,80}?)?(?:\[Errno 98\]|\(98: ?|EADDRINUSE|"
-        r"[Aa]ddress (?:is )?already in use|os error 98\b|couldn't bind (?:HTTP server )?socket)"
+        r"(?:(?:\d|\]|\w):(?P<number>\d{2,5})\b.{0,80}?|', (?P<bound>\d{2,5})\).{0,80}?|\bport:? (?P<port>\d{2,5})\b.{0,80}?)?"
+        r"(?:\[Errno 98\]|\(98: ?|EADDRINUSE|[Aa]ddress (?:is )?already in use|os error 98\b|couldn't bind (?:HTTP server )?socket)"
         r"(?:.{0,80}?\bport:? (?P<after>\d{2,5})\b|.{0,80}?:(?P<end>\d{2,5})\b)?",
         MAYBE,
         "errno EADDRINUSE; vllm/entrypoints/launchers/launcher.py:348; llama.cpp: tools/server/server-http.cpp",
@@ -45,11 +45,12 @@ HOST: tuple[Pattern, ...] = (
         MAYBE,
         "errno ENOSPC, EDQUOT",
     ),
+    Pattern("io-error", r"[Ii]nput/output error|os error 5\b|\bEIO\b", MAYBE, "errno EIO"),
     Pattern("too-many-files", r"[Tt]oo many open files|os error 24\b|\bEMFILE\b|\bENFILE\b", MAYBE, "errno EMFILE, ENFILE"),
     Pattern(
         "permission",
-        r"(?:bind|listen).{0,80}(?:[Pp]ermission denied|EACCES|PermissionDenied)|(?:errno: 13|EACCES|"
-        r"[Pp]ermission denied).{0,80}\b(?:bind|listen)",
+        r"(?:bind|listen).{0,80}(?:[Pp]ermission denied|EACCES|PermissionDenied)|"
+        r"(?:errno: 13|EACCES|[Pp]ermission denied).{0,80}\b(?:bind|listen)",
         NEVER,
         "errno EACCES of bind(2)",
         "privileged-port",
@@ -63,8 +64,8 @@ HOST: tuple[Pattern, ...] = (
     Pattern(
         "permission",
         r"(?:(?:mkdir|open|create|stat|access|read|write|lstat|unlink|rename|directory)\w* ['\"<]?(?P<file>/[^'\">:\s]+).{0,40}?)?"
-        r"(?:[Pp]ermission denied|\bEACCES\b|PermissionDenied|os error 13\b|Operation not permitted|operation not permitted|\bEPERM\b)"
-        + _PATH,
+        r"(?:[Pp]ermission denied|\bEACCES\b|PermissionDenied|os error 13\b|[Oo]peration not permitted|\bEPERM\b|"
+        r"[Ii]nsufficient [Pp]ermissions)" + _PATH,
         NEVER,
         "errno EACCES, EPERM",
     ),

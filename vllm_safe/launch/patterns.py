@@ -110,9 +110,8 @@ SPECIFIC: tuple[Pattern, ...] = (
     ),
     Pattern(
         "no-model",
-        r"Couldn't instantiate the backend tokenizer|Can't load tokenizer for|Unable to load vocabulary from|[Tt]okenizer (?:file|"
-        r"class) .{0,80}"
-        r"(?:not found|does not exist)|Failed to load (?:the )?tokenizer",
+        r"Couldn't instantiate the backend tokenizer|Can't load tokenizer for|Unable to load vocabulary from|"
+        r"[Tt]okenizer (?:file|class) .{0,80}(?:not found|does not exist)|Failed to load (?:the )?tokenizer",
         NEVER,
         "transformers/tokenization_utils_tokenizers.py; vllm/tokenizers",
         "no-tokenizer",
@@ -122,13 +121,12 @@ SPECIFIC: tuple[Pattern, ...] = (
         r"Invalid repository ID or local directory specified:|\S+ is not a local folder and is not a valid model|"
         r"Cannot find any (?:safetensors )?model weights with|\S+ does not appear to have a file named (?P<file>\S+)\. |"
         r"Can't load (?:the )?(?:configuration|config|model|image processor|feature extractor|processor) (?:of|for)|"
-        r"^(?:[\w.]+\.)?(?:RepositoryNotFoundError|HFValidationError|EntryNotFoundError)\b|"
-        r"no file named .{0,80} found in directory|"
-        r"(?:No such file or directory|failed to open|cannot open).{0,40}?[\w./-]+\.(?:safetensors|gguf|bin|pt)\b|"
-        r"failed to open GGUF file|[\w./-]+\.(?:safetensors|gguf)['\"]?: No such file",
+        r"^(?:[\w.]+\.)?(?:RepositoryNotFoundError|HFValidationError|EntryNotFoundError)\b|no file named .{0,80} found in|"
+        r"(?:No such file or directory|failed to open|cannot open).{0,40}?[\w./-]+\.(?:safetensors|gguf|bin|pt)\b(?!.*ermission denied)|"
+        r"failed to open GGUF file(?!.*[Pp]ermission denied)|[\w./-]+\.(?:safetensors|gguf)['\"]?: No such file",
         NEVER,
-        "vllm/transformers_utils/config.py:849; vllm/model_executor/model_loader/default_loader.py:260; transformers/utils/hub.py:471, "
-        "570; llama.cpp: ggml/src/gguf.cpp",
+        "vllm/transformers_utils/config.py:849; vllm/model_executor/model_loader/default_loader.py:260; "
+        "transformers/utils/hub.py:471, 570; llama.cpp: ggml/src/gguf.cpp",
     ),
     Pattern(
         "damaged-model",
@@ -158,8 +156,7 @@ SPECIFIC: tuple[Pattern, ...] = (
     ),
     Pattern(
         "weights",
-        r"^KeyError: '(?P<weight>[^']*(?:layers\.\d+|blocks\.\d+|\.h\.\d+|lm_head|embed_tokens|\.weight|\.bias|_weight|weight_scale|"
-        r"g_idx)[^']*)'|"
+        r"^KeyError: '(?P<weight>[^']*(?:(?:layers|blocks|h)\.\d+|lm_head|embed_tokens|\.weight|\.bias|_weight|weight_scale|g_idx)[^']*)'|"
         r"There is no module or parameter named '(?P<parameter>[^']+)'|Attempted to load weight|size mismatch for|"
         r"Error\(s\) in loading state_dict|weights were not initialized from checkpoint|assert .*loaded_weight|"
         r"tensor '[^']+' has wrong shape|"
@@ -192,8 +189,8 @@ SPECIFIC: tuple[Pattern, ...] = (
     Pattern(
         "no-compiler",
         r"Failed to find C compiler|No working C\+\+ compiler found|Compiler: \S+ is not found|fatal error: Python\.h: No such file|"
-        r"\b(?:gcc|g\+\+|cc|c\+\+|clang|cmake): (?:command )?not found|No such file or directory: '(?:[\w./-]*/)?(?:gcc|g\+\+|cc|c\+\+|"
-        r"cmake)'|"
+        r"\b(?:gcc|g\+\+|cc|c\+\+|clang|cmake): (?:command )?not found|"
+        r"No such file or directory: '(?:[\w./-]*/)?(?:gcc|g\+\+|cc|c\+\+|cmake)'|"
         r"command '\S*(?:gcc|g\+\+|cc)' failed",
         NEVER,
         "triton/runtime/build.py:33; torch/_inductor/exc.py:88",
@@ -257,6 +254,20 @@ GENERAL: tuple[Pattern, ...] = (
         r"(?:lower|reduce|increase|decrease|set) `?\w+_\w+`? to ).*)",
         NEVER,
         "vllm/config, vllm/engine/arg_utils.py",
+    ),
+    Pattern(
+        "card-too-old",
+        r"only supported on (?:GPUs|devices) with compute capability|requires (?:a GPU with )?compute capability|fp8e4nv not supported|"
+        r"compute capability (?:>=|of at least)|requires SM ?\d|not supported on (?:this|the current) (?:GPU|device|architecture)",
+        NEVER,
+        "vllm/platforms, vllm/model_executor/layers/quantization; triton/language/semantic.py",
+    ),
+    Pattern(
+        "no-program",
+        r"^(?:[\w./]*sh: )(?:(?:line )?\d+: )?(?:exec: )?(?P<program>\S+?): (?:not found|command not found)",
+        NEVER,
+        "sh(1)",
+        "no-command",
     ),
     Pattern(
         "worker-died",

@@ -85,13 +85,11 @@ def what(about: About, message: Message) -> str:
 
 # From here on servers give advice: of pip, of a home folder, of options as they spell them. What to change here is said by `why`.
 _ADVICE = re.compile(
-    r"(?:^|(?<=[.!;:]) ?|(?<=[,.]) )(?:(?:[Pp]lease|[Tt]ry|[Cc]onsider|[Uu]se|[Ss]et|[Rr]un|[Rr]e-?run|[Ii]ncrease|[Dd]ecrease|[Rr]educe|"
-    r"[Ll]ower|"
-    r"[Uu]pgrade|[Uu]pdate|[Ii]nstall|[Ss]ee|[Cc]heck|[Ee]nsure|[Mm]ake sure|[Aa]lternatively|[Aa]dd|[Ee]nable|[Dd]isable|[Rr]emove|"
-    r"[Rr]educing)\b|"
-    r"(?:[Yy]ou|[Ww]e) (?:can|should|may|must|need|might|recommend|could)\b|[Tt]o (?:fix|avoid|disable|enable|resolve|allow|use|get|"
-    r"debug)\b|"
-    r"If (?:this|you|it)\b|For (?:more|further|debugging|example|help)\b|[Dd]id you\b|In this case\b|This (?:could|may|might|happens)\b)|"
+    r"(?:^|(?<=[.!;:]) ?|(?<=[,.]) )"
+    r"(?:(?i:please|try|consider|use|set|run|re-?run|increase|decrease|reduce|reducing|lower|upgrade|update|install|see|check|checkout|"
+    r"ensure|make sure|alternatively|add|enable|disable|remove|(?:you|we) (?:can|should|may|must|need|might|recommend|could)|did you|"
+    r"to (?:fix|avoid|disable|enable|resolve|allow|use|get|debug))\b|"
+    r"(?:If (?:this|you|it)|For (?:more|further|debugging|example|help)|In this case|This (?:could|may|might|happens))\b)|"
     r"\bpip3? install|~/|\(run with |`?--?\w[\w-]*`? (?:flag|option)|\. However\b| - this (?:may|might|could|is)\b|\[type=\w+, input|"
     r", try \w+ing\b"
 )
@@ -149,7 +147,7 @@ def _cuda_memory(figures: Mapping[str, str], _health: str) -> str:
 
 def _port(figures: Mapping[str, str], health: str) -> str:
     own = port_of(health)
-    port = next((figures[name] for name in ("port", "number", "after", "end") if name in figures), str(own))
+    port = next((figures[name] for name in ("port", "number", "bound", "after", "end") if name in figures), str(own))
     return f"its port {port} is taken by another program" if port == str(own) else f"port {port} is taken by another program"
 
 
@@ -220,6 +218,7 @@ _Words = str | Callable[[Mapping[str, str], str], str]
 _COMPILE = "it wanted to compile a kernel"
 WORDS: dict[str, _Words] = {
     "no-program": "there is no such program, or it cannot be run: {line}",
+    "no-command": lambda figures, _: f"there is no program {figures['program']}",
     "bad-argument": "an option of it is wrong: {line}",
     "bad-setting": "an option of it is wrong: {line}",
     "kv-cache-too-small": _kv_cache,
@@ -255,7 +254,7 @@ WORDS: dict[str, _Words] = {
     "peer-access": "these cards cannot reach each other's memory, which vLLM's own all-reduce wants",
     "no-kernel-image": "this build of vLLM or torch has no code for this card: {line}",
     "kernel-resources": _resources,
-    "driver-too-old": "the NVIDIA driver is older than this engine needs (CUDA 13: R580)",
+    "driver-too-old": "the NVIDIA driver is older than the CUDA that it was built with needs",
     "driver-mismatch": "the NVIDIA driver's libraries and its loaded kernel module are of different versions, as after an upgrade",
     "fabric-manager": "the cards' NVSwitch fabric is not ready: NVIDIA's fabric manager does not run, or is not of the driver's version",
     "mps": "NVIDIA's MPS server did not let it onto the cards: {line}",
@@ -268,6 +267,8 @@ WORDS: dict[str, _Words] = {
     "gpu-fault": "its code for the cards went wrong, by a fault of the server or of a card: {line}",
     "duplicate-gpu": "two of its workers were given one card",
     "nccl-timeout": "its cards waited for each other in vain (NCCL timeout)",
+    "card-too-old": "this card is too old for what was asked of it: {line}",
+    "engine-timeout": "its engine was not ready in the time that vLLM allows",
     "step-timeout": "one step of the model took longer than vLLM allows",
     "nccl-error": "NCCL failed: {line}",
     "shm-full": "there is too little shared memory in its own /dev/shm: {line}",
@@ -279,6 +280,7 @@ WORDS: dict[str, _Words] = {
     "own-heap": "it reached a limit of memory that is its own: {line}",
     "port-taken": _port,
     "disk-full": "the disk is full: {line}",
+    "io-error": "a disk could not be read or written: {line}",
     "too-many-files": "it has more files open than it may: {line}",
     "privileged-port": "it may not listen on a port below 1024",
     "permission": _permission,

@@ -110,6 +110,13 @@ def _step(case: Case, _message: Message) -> Advice:
     return Advice(tuple(changes), "" if riser else "profile: pcie-riser sets both, with what else risers need.")
 
 
+def _ready(case: Case, _message: Message) -> Advice:
+    name = "VLLM_ENGINE_READY_TIMEOUT_S"
+    old = case.env(name)
+    seconds = max(14400, 2 * int(old)) if old.isdecimal() and len(old) < 7 else 14400
+    return Advice((env(case, name, str(seconds), "600 s by default; a large model takes hours from a slow disk"),))
+
+
 def _dtype(case: Case, _message: Message) -> Advice:
     return Advice((arg(case, "dtype", "half", "float16, which older cards can do"),))
 
@@ -146,7 +153,9 @@ CARDS: Mapping[str, Adviser] = {
         "Another engine.version that has it: vllm-safe install. nvidia-smi --query-gpu=name,compute_cap --format=csv shows the card."
     ),
     "kernel-resources": do("Another args.attention-backend, another model, or another engine.version may fit."),
-    "driver-too-old": do("A newer driver (nvidia-driver of Debian's backports or NVIDIA's repository), or an engine.version for CUDA 12."),
+    "driver-too-old": do(
+        "CUDA 13 needs R580. A newer driver (nvidia-driver of Debian's backports or NVIDIA's repository), or an engine.version for CUDA 12."
+    ),
     "driver-mismatch": do("Reboot: until then each start ends so. dpkg -l 'nvidia*' shows the installed version."),
     "fabric-manager": do("systemctl status nvidia-fabricmanager; its package must be of the driver's very version."),
     "mps": do("Is nvidia-cuda-mps-control meant to run? It must be of the same user (vllm), or be stopped."),
@@ -159,6 +168,7 @@ CARDS: Mapping[str, Adviser] = {
     "gpu-fault": do(_CARD + " Where it says nothing, the server is at fault: another engine.version, args.enforce-eager."),
     "duplicate-gpu": do("One card for each worker: args.tensor-parallel-size and args.data-parallel-size against nvidia-smi -L."),
     "nccl-timeout": _nccl,
+    "engine-timeout": _ready,
     "step-timeout": _step,
     "nccl-error": do("With env.NCCL_DEBUG: INFO it says more; profile: pcie-riser is for cards on risers."),
     "shm-full": do(_SHM),

@@ -38,6 +38,8 @@ _COMMAND = {
     "peer-access": "An option of the program that keeps the cards from reaching each other's memory, in {command}.",
     "no-module": "{command} runs a Python that has it not: name the one of its venv, by its path.",
     "broken-engine": "Install the program in {command} anew.",
+    "driver-too-old": "A newer NVIDIA driver, or a build of the program for an older CUDA, in {command}.",
+    "card-too-old": "Another file of the model, or other options, in {command}.",
     "port-taken": "One of the two must listen elsewhere: `port` and {command} name the same.",
 }
 
@@ -55,7 +57,7 @@ def _longer_than_model(case: Case, message: Message) -> Advice:
 
 def _port(case: Case, message: Message) -> Advice:
     own = port_of(case.run.start.health)
-    port = next((int(message.figures[name]) for name in ("port", "number", "after", "end") if name in message.figures), own)
+    port = next((int(message.figures[name]) for name in ("port", "number", "bound", "after", "end") if name in message.figures), own)
     change = Change(case.path("port"), str(own), str(own + 1 if own < 65535 else own - 1), "if both are to run")
     return Advice((change,) if port == own else (), f"ss -ltnp 'sport = :{port}' says which.")
 
@@ -157,6 +159,7 @@ def _no_module(case: Case, _message: Message) -> Advice:
 
 ADVICE: Mapping[str, Adviser] = {
     **CARDS,
+    "no-command": do("See `command`: a path is safest, since the PATH of the unit is short (env.PATH)."),
     "no-program": do("See its `command`, or run: vllm-safe install"),
     "bad-argument": _setting,
     "bad-setting": _setting,
@@ -180,6 +183,8 @@ ADVICE: Mapping[str, Adviser] = {
     "own-heap": do("Node: env.NODE_OPTIONS: --max-old-space-size=MEGABYTES. It is not limits.memory_max."),
     "port-taken": _port,
     "disk-full": do("df -h; du -xh --max-depth=2 /var | sort -h | tail"),
+    "io-error": do("journalctl -k -g 'I/O error'   shows which disk; smartctl -a of it. A disk that fails now fails again."),
+    "card-too-old": _setting,
     "too-many-files": do("The unit allows it 1048576 (LimitNOFILE=): something in it opens files and closes none."),
     "privileged-port": _privileged_port,
     "permission": _permission,
