@@ -16,7 +16,20 @@ GPU_FOLDER = Path("/run/vllm-safe/gpus")  # root's, as tmpfiles.d makes it: what
 KEPT_LINES = 200  # of what the server printed
 
 # In this order; a `command:` server is only starting, ready and stopping.
-PHASES = ("waiting", "starting", "importing", "loading", "profiling", "compiling", "warming-up", "ready", "stopping", "ended")
+PHASES = (
+    "waiting",  # before an automatic restart
+    "starting",
+    "importing",
+    "initializing",  # CUDA, and the connections of the workers: NCCL, gloo
+    "loading",
+    "profiling",
+    "compiling",
+    "capturing",  # CUDA graphs
+    "warming-up",
+    "ready",
+    "stopping",
+    "ended",
+)
 
 # Why the main process ended the run, or saw it end.
 CAUSES = (
