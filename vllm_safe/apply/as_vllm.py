@@ -134,6 +134,7 @@ class AsVllm:
             *(f"BindReadOnlyPaths={_quoted(path)}" for path in self.readable),
             *(f"LoadCredential={name}:{path}" for name, path in self.credentials.items()),
             *([f"RuntimeMaxSec={self.time_limit}"] if self.time_limit else []),
+            *(["SupplementaryGroups=video"] if self.devices else []),  # whose the cards are in Debian, as in vllm@.service
         ]
         environment = {"HOME": str(HOME), "LANG": "C.UTF-8", "TERM": os.environ.get("TERM", "dumb"), **self.env}
         return (
