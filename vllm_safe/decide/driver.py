@@ -161,10 +161,10 @@ def _no_card(driver: Driver, _: Cuda) -> Finding | None:
 
 def _silent_cards(driver: Driver, _: Cuda) -> Finding | None:
     silent = sum(card.capability == (0, 0) for card in driver.nvml.cards)
-    missing = len([card for card in driver.pci if card.driver == "nvidia"]) - len(driver.nvml.cards)
-    if silent + max(0, missing) == 0:
+    silent += max(0, sum(card.driver == "nvidia" for card in driver.pci) - len(driver.nvml.cards))
+    if not silent:
         return None
-    what = f"{_cards(silent + max(0, missing))} of {max(len(driver.pci), len(driver.nvml.cards))} do not answer"
+    what = f"{_cards(silent)} of {max(len(driver.pci), len(driver.nvml.cards))} {'does' if silent == 1 else 'do'} not answer"
     return warned(
         what, "dmesg | grep -e NVRM -e Xid says why; a card that fell off the bus comes back when the machine is powered off and on."
     )

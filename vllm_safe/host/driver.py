@@ -96,6 +96,8 @@ def ask_nvml(command: tuple[str, ...] = (sys.executable, "-I", "-B", nvml.__file
         said, _ = child.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
         child.kill()
+        if child.stdout:
+            child.stdout.close()
         with suppress(subprocess.TimeoutExpired):
             child.wait(1.0)
         return Nvml(hung=True)
