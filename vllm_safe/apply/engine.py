@@ -110,11 +110,12 @@ def install_steps(installation: Installation, facts: EngineFacts, uv: Lock, now:
         steps.append(_folder(installation, facts, "name it as vLLM looks itself up", "alias", str(staging), *words))
         steps.append(_folder(installation, facts, "let it use AMX", "amx", str(staging)))
     steps += _try(installation, staging)
-    marking = _marking(facts, installation.folder, None if installation.tried else now)
     before = facts.current.folder if facts.ok and facts.current else ""
+    marks = {folder: moment for folder, moment in facts.marks_now.items() if folder == before}  # `switch` sweeps the others
+    marks |= {} if installation.tried else {installation.folder: now}
     switch = ("switch", str(facts.engines), str(staging), installation.folder, before)
     # The mark goes first: of an engine that is not there it says nothing.
-    return (*steps, *marking, _folder(installation, facts, f"switch to {installation}", *switch))
+    return (*steps, *_marking(facts, marks), _folder(installation, facts, f"switch to {installation}", *switch))
 
 
 def exchange_steps(previous: Installed, facts: EngineFacts, *, tried: bool) -> tuple[Step, ...]:
@@ -131,7 +132,7 @@ def try_steps(installed: Installed, facts: EngineFacts, *, tried: bool) -> tuple
 
 def mark_tried_steps(installed: Installed, facts: EngineFacts) -> tuple[Step, ...]:
     """Take the mark of an engine that was tried away."""
-    return _marking(facts, installed.folder, None)
+    return _marking(facts, {folder: moment for folder, moment in facts.marks_now.items() if folder != installed.folder})
 
 
 def works(installed: Installed, facts: EngineFacts, *, tried: bool) -> bool:
@@ -144,10 +145,7 @@ def _installed(installed: Installed, *, tried: bool) -> Installation:
     return Installation(installed.package, installed.version, installed.folder, None, sources, tried=tried)
 
 
-def _marking(facts: EngineFacts, folder: str, untried: float | None) -> tuple[Step, ...]:
-    """Mark an engine as untried since that moment, or as tried; and forget the marks that say nothing any more."""
-    marks = {other: moment for other, moment in facts.marks_now.items() if other != folder}
-    marks |= {folder: untried} if untried is not None else {}
+def _marking(facts: EngineFacts, marks: Mapping[str, float]) -> tuple[Step, ...]:
     return (mark_step(marks),) if marks != facts.marks else ()
 
 

@@ -107,6 +107,8 @@ def _steps(wish: _Wish, facts: EngineFacts, is_working: Callable[[Installed, boo
     installation = decide_install(wish.engine, version, facts, place, locks)
     if installation.lock is None:
         click.echo(f"{installation} is not what vllm-safe was tested with on this machine: its parts are resolved and hashed now.")
+    if not installation.tried:
+        click.echo(f"{installation} is put in place untried: no card answers.")
     return install_steps(installation, facts, locks["uv"], time.time())
 
 

@@ -45,11 +45,11 @@ def install_advice(driver: Driver, cuda: Cuda) -> str:
     there = _DEBIAN.get(driver.system, 0)
     if branch and there >= branch:
         return f"Add contrib and non-free to the components in /etc/apt, and: apt install nvidia-driver (it is {there}). Then reboot."
-    own = f"Debian's own nvidia-driver (non-free, backports too) is {there}. " if there else ""
+    own = f"Debian's own nvidia-driver (non-free, in backports too) is {there}, too old. " if there and branch else ""
     place = f"compute/cuda/repos/{driver.system}/" if driver.system in _REPOSITORIES else "compute/cuda/repos/"
     wanted = f" ({branch} or newer)" if branch else ""
     return (
-        f"{own}NVIDIA's repository has it: install cuda-keyring of https://developer.download.nvidia.com/{place}, "
+        f"{own}From NVIDIA's repository: install cuda-keyring of https://developer.download.nvidia.com/{place}, "
         f"and: apt update && apt install nvidia-open{wanted}. Then reboot."
     )
 

@@ -192,11 +192,12 @@ def test_only_a_trial_with_all_there_is_takes_a_mark_away() -> None:
     assert marked(engine.mark_tried_steps(USED, EngineFacts(current=USED))) is None
 
 
-def test_marks_of_others_stay_as_long_as_they_say_something() -> None:
-    marks = {"vllm-0.30.0": 1.0, "vllm-0.31.0": 2.0, "vllm-0.32.0": 3.0}
-    facts = EngineFacts(names=frozenset({"vllm-0.31.0"}), marks=marks, untried=frozenset(marks))
-    assert marked(engine.install_steps(CARDS, facts, UV, NOW)) == {"vllm-0.31.0": 2.0}
-    assert marked(engine.install_steps(replace(CARDS, tried=False), facts, UV, NOW)) == {"vllm-0.31.0": 2.0, "vllm-0.32.0": NOW}
+def test_of_the_marks_only_that_of_the_engine_that_becomes_the_previous_one_stays() -> None:
+    marks = {"vllm-0.30.0": 1.0, USED.folder: 2.0, "vllm-0.32.0": 3.0}
+    facts = EngineFacts(current=USED, names=frozenset(marks), marks=marks, untried=frozenset(marks))
+    assert marked(engine.install_steps(CARDS, facts, UV, NOW)) == {USED.folder: 2.0}
+    assert marked(engine.install_steps(replace(CARDS, tried=False), facts, UV, NOW)) == {USED.folder: 2.0, "vllm-0.32.0": NOW}
+    assert marked(engine.install_steps(CARDS, replace(facts, current=None), UV, NOW)) == {}
 
 
 def test_a_trial_may_use_the_cards_as_the_models_service_may() -> None:
