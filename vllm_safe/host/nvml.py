@@ -6,24 +6,23 @@ A process of its own, because a card that has hung can hold up a call for ever, 
 import ctypes
 import json
 import sys
+from contextlib import suppress
 
 LIBRARY = "libnvidia-ml.so.1"
 _LONGEST = 96  # bytes: NVML_DEVICE_NAME_V2_BUFFER_SIZE; a version has fewer
 
 
 def main() -> None:
-    """Print it. `error` is what nvmlInit returns, and null where there is no such library."""
-    try:
+    """Print it. `error` is what nvmlInit returns, and null where there is no such library; a call that an old one lacks is left out."""
+    answer: dict[str, object] = {"error": None}
+    with suppress(OSError, AttributeError):
         nvml = ctypes.CDLL(LIBRARY)
-        answer = {"error": nvml.nvmlInit_v2()}
-    except (OSError, AttributeError):  # there is none, or it is so old that it lacks the call
-        sys.stdout.write('{"error": null}\n')
-        return
-    answer["library"] = _text(nvml.nvmlSystemGetNVMLVersion).partition(".")[2]  # 13.580.159.04; it needs no driver
-    if not answer["error"]:
-        answer["driver"] = _text(nvml.nvmlSystemGetDriverVersion)
-        answer["cuda"] = _number(nvml.nvmlSystemGetCudaDriverVersion_v2)  # 13000 is 13.0
-        answer["cards"] = [_card(nvml, index) for index in range(_number(nvml.nvmlDeviceGetCount_v2))]
+        answer["error"] = nvml.nvmlInit_v2()
+        answer["library"] = _text(nvml.nvmlSystemGetNVMLVersion).partition(".")[2]  # 13.580.159.04; it needs no driver
+        if not answer["error"]:
+            answer["driver"] = _text(nvml.nvmlSystemGetDriverVersion)
+            answer["cuda"] = _number(nvml.nvmlSystemGetCudaDriverVersion_v2)  # libcuda.so.1's: 13000 is 13.0, 0 that there is none
+            answer["cards"] = [_card(nvml, index) for index in range(_number(nvml.nvmlDeviceGetCount_v2))]
     sys.stdout.write(json.dumps(answer) + "\n")
 
 

@@ -203,6 +203,15 @@ def test_the_program_that_asks(
     assert json.loads(capsys.readouterr().out) == answer
 
 
+def test_the_program_that_asks_a_library_from_before_cuda_had_a_version(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delattr(Library, "nvmlSystemGetCudaDriverVersion_v2")
+    monkeypatch.setattr(ctypes, "CDLL", lambda _name: Library())
+    nvml.main()
+    assert json.loads(capsys.readouterr().out) == {"error": 0, "library": "550.163.01", "driver": "550.163.01"}
+
+
 def test_the_program_that_asks_where_there_is_no_library(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(nvml, "LIBRARY", "libno-such-library.so.1")
     nvml.main()
