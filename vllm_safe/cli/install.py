@@ -85,7 +85,7 @@ class _Wish:
 def _steps(wish: _Wish, facts: EngineFacts, is_working: Callable[[Installed, bool], bool]) -> tuple[Step, ...]:
     """What there is to do; nothing if what is asked for is in use and works."""
     from vllm_safe.apply.engine import exchange_steps, install_steps, read_place
-    from vllm_safe.decide.engine import decide_install, is_wanted, previous_of
+    from vllm_safe.decide.engine import decide_install, is_wanted, previous_of, require_no_loss
     from vllm_safe.decide.lock import read_lock
 
     if wish.only_try:
@@ -101,6 +101,8 @@ def _steps(wish: _Wish, facts: EngineFacts, is_working: Callable[[Installed, boo
         click.echo(f"{facts.current} is installed, but does not work: building it again.", err=True)
         facts = replace(facts, current=None)  # not worth keeping as the previous one
     elif not wish.reinstall and facts.previous and is_wanted(facts.previous, wish.engine, version):
+        if facts.previous.folder in facts.untried:
+            require_no_loss(str(facts.previous), wish.engine, facts, trial)
         click.echo(f"{facts.previous} is there as the previous engine.")
         return exchange_steps(facts.previous, facts, tried=trial.possible)
     locks = {name: read_lock(name) for name in (wish.engine.package, "uv")}

