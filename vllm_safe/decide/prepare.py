@@ -94,8 +94,13 @@ def check_swap(at: Situation) -> Finding:
 def check_server(at: Situation) -> Finding:
     """Whether there is a program to run."""
     program = server_program(at.model)
+    engine = at.ground.engine
+    if at.ground.server and engine and engine.is_untried:
+        return warned(
+            f"{engine.current} is untried: no card answered when it was installed", "The next start tries it, or: vllm-safe install --try"
+        )
     if at.ground.server:
-        return passed(f"{program} is there")
+        return passed(f"{engine.current} is there" if engine and engine.current else f"{program} is there")
     if at.model.command is None:
         return failed(f"no engine is installed: there is no {program}", "Run: vllm-safe install")
     return failed(f"there is no program {program}", f"See models.{at.name}.command.")
@@ -186,6 +191,7 @@ class Preparation:
     key: str | None = field(default=None, repr=False)
     old_key: bool = False  # to be removed, if there is no new one
     starts: Starts = field(default_factory=Starts)
+    untried: Mapping[str, float] | None = None  # the marks of untried engines, where some have been tried since; None: they are right
 
 
 def decide_protection_of_all(config: Config, host: Host) -> Preparation:
@@ -225,6 +231,7 @@ def decide_preparation(at: Situation) -> Preparation:
         key=at.ground.key.text if at.ground.key and not bad else None,
         old_key=at.ground.old_key,
         starts=starts,
+        untried=at.ground.engine.marks_now if at.ground.engine and at.ground.engine.marks != at.ground.engine.marks_now else None,
     )
 
 

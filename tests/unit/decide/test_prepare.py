@@ -27,6 +27,7 @@ from vllm_safe.decide.prepare import (
     limit_restarts,
 )
 from vllm_safe.errors import Misuse
+from vllm_safe.host.engine import EngineFacts, Installed
 from vllm_safe.host.facts import Host
 from vllm_safe.host.facts import Swap as Area
 from vllm_safe.host.models import ModelFiles
@@ -93,6 +94,28 @@ def test_what_can_never_work_is_refused_with_one_reason_and_a_way_out(name: str)
     assert plan.launch.argv == ()
     assert plan.key is None
     assert unit_of("x") in plan.units  # limits hold all the same
+
+
+ENGINE = EngineFacts(
+    current=Installed("vllm-0.32.0", "vllm", "0.32.0", whole=True), names=frozenset({"vllm-0.32.0"}), marks={"vllm-0.32.0": 1.0}
+)
+
+
+def test_an_untried_engine_is_started_and_warned_of() -> None:
+    at = with_ground(engine=replace(ENGINE, untried=frozenset({"vllm-0.32.0"})))
+    plan = decide_preparation(at)
+    assert plan.launch is not None
+    assert plan.launch.refusal is None
+    assert [line for line in plan.launch.summary if "vllm 0.32.0 is untried" in line and "install --try" in line]
+    assert plan.untried is None
+
+
+def test_the_start_after_the_one_that_tried_it_takes_the_mark_away() -> None:
+    plan = decide_preparation(with_ground(engine=ENGINE))
+    assert plan.untried == {}
+    assert plan.launch is not None
+    assert not [line for line in plan.launch.summary if "untried" in line]
+    assert decide_preparation(with_ground(engine=replace(ENGINE, marks={}))).untried is None
 
 
 def test_the_swap_services_own_words_are_passed_on() -> None:
