@@ -65,6 +65,6 @@ class Launch(NamedTuple):
         """The launch that `to_json` wrote. ValueError if the text is anything else."""
         values = json.loads(text)
         try:
-            return cls(**values | {key: tuple(values[key]) for key in ("argv", "gpus", "summary") if key in values})
+            return cls(**values | {key: tuple(values[key]) for key in ("argv", "gpus", "summary")})
         except (TypeError, KeyError) as error:
             raise ValueError(str(error)) from error
