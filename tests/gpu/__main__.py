@@ -15,8 +15,8 @@ import traceback
 from collections.abc import Iterable
 from pathlib import Path
 
-from tests.gpu.box import Box, Wrong, cards, make_models, run
-from tests.gpu.scenarios import SCENARIOS, Figures, Scenario
+from tests.gpu.box import Box, Figures, Wrong, cards, make_models, run
+from tests.gpu.scenarios import Scenario, scenarios
 
 AT_ONCE = 5  # each has four processes, which import for ten seconds
 
@@ -30,22 +30,23 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="append a line of JSON for each")
     parser.add_argument("--seconds", type=float, default=3600.0, help="begin none after this time")
     given = parser.parse_args()
-    if given.list:
-        print("\n".join(scenario.name for scenario in SCENARIOS))
-        return 0
-    if unknown := set(given.scenarios) - {scenario.name for scenario in SCENARIOS}:
-        parser.error(f"no such scenario: {', '.join(sorted(unknown))}; --list shows them")
     if os.geteuid() != 0:
         parser.error("it starts and stops units: run it as root")
-    wanted = [scenario for scenario in SCENARIOS if not given.scenarios or scenario.name in given.scenarios]
-    return _Runner(wanted, dict(item.split("=", 1) for item in given.env), given.out, given.seconds).run()
+    there = len(cards())
+    known = scenarios(there)
+    if given.list:
+        print("\n".join(scenario.name for scenario in known))
+        return 0
+    if unknown := set(given.scenarios) - {scenario.name for scenario in known}:
+        parser.error(f"no such scenario: {', '.join(sorted(unknown))}; --list shows them")
+    wanted = [scenario for scenario in known if not given.scenarios or scenario.name in given.scenarios]
+    return _Runner(wanted, there, dict(item.split("=", 1) for item in given.env), given.out, given.seconds).run()
 
 
 class _Runner:
-    def __init__(self, scenarios: list[Scenario], env: dict[str, str], out: Path | None, seconds: float) -> None:
-        self._scenarios, self._env, self._out = scenarios, env, out
+    def __init__(self, wanted: list[Scenario], there: int, env: dict[str, str], out: Path | None, seconds: float) -> None:
+        self._scenarios, self._there, self._env, self._out = wanted, there, env, out
         self._until = time.monotonic() + seconds
-        self._there = len(cards())
         self._lock = threading.Lock()
         self._wrong = 0
 

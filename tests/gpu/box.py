@@ -25,6 +25,7 @@ MODELS = Path("/srv/models")
 TINY, LARGE = MODELS / "tiny", MODELS / "large"
 FIRST_PORT = 8100
 MIB = 1 << 20
+Figures = dict[str, object]  # what a scenario saw, by name
 FREE_AGAIN = 64 * MIB  # bytes on a card that a driver may keep for itself after a process has gone
 
 
