@@ -40,6 +40,16 @@ class Progress(NamedTuple):
     left: float | None = None
 
 
+class Cards(NamedTuple):
+    """What the recorder says of the cards."""
+
+    used: int = 0  # bytes of all of them, by whomever
+    busy: float | None = None  # of those that the model uses, the share of the last second in which the least busy one was; None: unknown
+
+
+NO_CARDS = Cards()
+
+
 class State(NamedTuple):
     """The file. Times are Unix seconds."""
 
@@ -71,8 +81,22 @@ def end_file(name: str) -> Path:
 
 
 def gpu_file(name: str) -> Path:
-    """The bytes of all cards that are in use, as the recorder of a model last heard. There is none without cards."""
+    """Cards, as the recorder of a model last heard of them: "USED BUSY", or "USED" where the share is not known. None without cards.
+
+    Words that follow are a newer recorder's.
+    """
     return GPU_FOLDER / name
+
+
+def cards_to_line(cards: Cards) -> str:
+    """The file's text."""
+    return f"{cards.used}\n" if cards.busy is None else f"{cards.used} {cards.busy:.2f}\n"
+
+
+def cards_from_line(line: str) -> Cards:
+    """What `cards_to_line` wrote. ValueError if the text is anything else."""
+    used, *rest = line.split() or [""]
+    return Cards(int(used), float(rest[0]) if rest else None)
 
 
 def to_json(state: State) -> str:

@@ -26,6 +26,7 @@ DRAIN = 2.0  # seconds to pass on what an ended server left in its pipe
 PATIENCE = 30.0  # seconds for an answer of one that serves, and may be busy
 HEARD = 1 << 18  # bytes a second of what is printed that are looked at: a flood has no news
 WRITE_EVERY, WRITE_STEADY = 1.0, 10.0  # seconds between two states that differ, and two that do not
+FRESH = 10.0  # seconds for which it is known how busy the cards are: the recorder writes each second
 SWEEPS = 10  # who is killed may have forked just before
 
 _STDOUT = 1
@@ -48,7 +49,7 @@ class _Supervisor:
         self._started = time.time()
         self._probes: dict[str, tuple[Probe, Figures]] = {}
         self._heard, self._heard_until = 0, 0.0
-        self._gpu = 0
+        self._cards = state.NO_CARDS
         self._written, self._written_at = state.State("", "", 0, 0, 0, "", 0), 0.0
         self._exit_code: int | None = None
 
@@ -123,14 +124,19 @@ class _Supervisor:
             self._output.read_from(self._server.output)
 
     def _look(self) -> None:
-        self._do(self._life.looked(time.monotonic(), time.time(), self._processes(), self._gpu_used()))
+        self._do(self._life.looked(time.monotonic(), time.time(), self._processes(), self._read_cards()))
 
-    def _gpu_used(self) -> int:
-        """As the recorder writes it down, since NVML would cost us 10 MB; what it last said, where it says nothing."""
-        if self._life.loading:
-            with suppress(OSError, ValueError):
-                self._gpu = int(state.gpu_file(self._launch.name).read_bytes())
-        return self._gpu
+    def _read_cards(self) -> state.Cards:
+        """As the recorder writes them down, since NVML would cost us 10 MB; what it last said of their memory, where it says nothing."""
+        if not self._life.loading:
+            return self._cards
+        busy = None
+        with suppress(OSError, ValueError):
+            file = state.gpu_file(self._launch.name)
+            age = time.time() - file.stat().st_mtime
+            self._cards = state.cards_from_line(file.read_text(encoding="ascii"))
+            busy = self._cards.busy if age < FRESH else None
+        return self._cards._replace(busy=busy)
 
     def _ask(self, what: str) -> None:
         now, figures = time.monotonic(), Figures()
