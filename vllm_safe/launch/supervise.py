@@ -8,7 +8,6 @@ import select
 import signal
 import time
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 
 from vllm_safe.launch import evidence, state
@@ -26,7 +25,6 @@ DRAIN = 2.0  # seconds to pass on what an ended server left in its pipe
 PATIENCE = 30.0  # seconds for an answer of one that serves, and may be busy
 HEARD = 1 << 18  # bytes a second of what is printed that are looked at: a flood has no news
 WRITE_EVERY, WRITE_STEADY = 1.0, 10.0  # seconds between two states that differ, and two that do not
-FRESH = 10.0  # seconds for which it is known how busy the cards are: the recorder writes each second
 SWEEPS = 10  # who is killed may have forked just before
 
 _STDOUT = 1
@@ -124,19 +122,9 @@ class _Supervisor:
             self._output.read_from(self._server.output)
 
     def _look(self) -> None:
-        self._do(self._life.looked(time.monotonic(), time.time(), self._processes(), self._read_cards()))
-
-    def _read_cards(self) -> state.Cards:
-        """As the recorder writes them down, since NVML would cost us 10 MB; what it last said of their memory, where it says nothing."""
-        if not self._life.loading:
-            return self._cards
-        busy = None
-        with suppress(OSError, ValueError):
-            file = state.gpu_file(self._launch.name)
-            age = time.time() - file.stat().st_mtime
-            self._cards = state.cards_from_line(file.read_text(encoding="ascii"))
-            busy = self._cards.busy if age < FRESH else None
-        return self._cards._replace(busy=busy)
+        if self._life.loading:
+            self._cards = state.read_cards(self._launch.name, self._cards)
+        self._do(self._life.looked(time.monotonic(), time.time(), self._processes(), self._cards))
 
     def _ask(self, what: str) -> None:
         now, figures = time.monotonic(), Figures()

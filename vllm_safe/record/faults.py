@@ -82,13 +82,18 @@ def _with_times(event: Event) -> Event:
 def _read(text: str, cards: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What a line says, or {}."""
     if match := _XID.search(text):
-        return {
-            "kind": "xid",
-            "xid": int(match["xid"]),
-            "pci": match["pci"].lower(),
-            "pid": int(match["pid"]) if match["pid"] else None,
-            "process": "" if match["process"] in {None, "<unknown>"} else match["process"],
-        } | ({"action": action["action"]} if (action := _ACTION.search(text)) else {})
+        mild = {"severity": "non-fatal"} if " Nonfatal " in text else {}  # of NVLink's, 144 to 150
+        return (
+            mild
+            | {
+                "kind": "xid",
+                "xid": int(match["xid"]),
+                "pci": match["pci"].lower(),
+                "pid": int(match["pid"]) if match["pid"] else None,
+                "process": "" if match["process"] in {None, "<unknown>"} else match["process"],
+            }
+            | ({"action": action["action"]} if (action := _ACTION.search(text)) else {})
+        )
     for kind, regex in _KINDS:
         if regex.search(text):
             return {"kind": kind} | _details(text)

@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 
 from vllm_safe.decide.why.verdict import SHORTLY, Case, Evidence, Verdict
 from vllm_safe.decide.why.words import last_lines, own_error, said_by_main
-from vllm_safe.decide.why.xids import AFTER, CARD, LOST, PROGRAM, WEAR, WHERE, Xid, demand, explain
+from vllm_safe.decide.why.xids import AFTER, CARD, LOST, PROGRAM, UNKNOWN, WEAR, WHERE, Xid, demand, explain
 from vllm_safe.record.run import Event
 from vllm_safe.sizes import MIB
 
 _WAITED = {"stall", "hang", "start-timeout"}  # causes that come long after what they come of
 _ENDED = {"exited", "", *_WAITED}
-_FIRST = ("lost", "xid", "uvm", "init", "link")  # what is more certain goes before
+_FIRST = ("xid", "lost", "uvm", "init", "link")  # what is more certain goes before
 _GROWN = 64 * MIB  # of a card that the model uses; CUDA alone takes more
 _OTHERS_GREW = 1024 * MIB
 
@@ -83,9 +83,15 @@ def failed(case: Case) -> Verdict | None:
     cards = list(dict.fromkeys(_card(case, fault) for fault in faults if (fault.kind, fault.meaning) == (root.kind, root.meaning)))
     xid = f" (Xid {root.data['xid']})" if root.kind == "xid" else ""
     wanted = next((text for fault in reversed(faults) if (text := demand(str(fault.data.get("action", ""))))), "")
-    todo = wanted if root.data.get("xid") == _ACTION else f"{root.meaning.todo} {wanted}".rstrip()
+    todo = (
+        wanted
+        if root.data.get("xid") == _ACTION
+        else root.meaning.todo
+        if root.meaning == LOST
+        else f"{root.meaning.todo} {wanted}".rstrip()
+    )
     sentence = f"{case.name} {_how(case)} because of {' and '.join(cards)}: {root.meaning.what}{xid}."
-    return Verdict("gpu-fault", sentence, root.event.time, evidence=_proof(case), hint=todo)
+    return Verdict("gpu-fault", sentence, case.end.time, evidence=_proof(case), hint=todo)
 
 
 def misused(case: Case) -> Verdict | None:
@@ -98,12 +104,12 @@ def misused(case: Case) -> Verdict | None:
         return None
     root = faults[0]
     sentence = f"{case.name} {_how(case)} by a fault of its program on {_card(case, root)}: {root.meaning.what} (Xid {root.data['xid']})."
-    return Verdict("gpu-program-fault", sentence, root.event.time, evidence=_proof(case), hint=root.meaning.todo)
+    return Verdict("gpu-program-fault", sentence, case.end.time, evidence=_proof(case), hint=root.meaning.todo)
 
 
 def told(case: Case) -> list[Evidence]:
     """What the kernel said of the cards that this model uses, each with its meaning."""
-    return [Evidence(fault.event.time, f"{fault.event.text}{_meaning(case, fault)}") for fault in _faults(case)]
+    return [Evidence(fault.event.time, f"{fault.event.text}{_meaning(fault)}") for fault in _faults(case)]
 
 
 _ACTION = 154  # the Xid that says what the driver wants
@@ -127,7 +133,7 @@ def _is_failure(fault: Fault) -> bool:
         return fault.data.get("severity") == "fatal"
     if fault.data.get("xid") == _ACTION:
         return bool(demand(str(fault.data.get("action", ""))))
-    return fault.meaning.of in {CARD, WEAR}
+    return fault.meaning.of in {CARD, WEAR} and fault.data.get("severity") != "non-fatal"
 
 
 def _may_have_ended(case: Case, fault: Fault) -> bool:
@@ -168,11 +174,11 @@ def _proof(case: Case) -> tuple[Evidence, ...]:
     return (*said_by_main(case), *said)
 
 
-def _meaning(case: Case, fault: Fault) -> str:
+def _meaning(fault: Fault) -> str:
     if fault.kind != "xid" or fault.data.get("xid") == _ACTION:
         return ""
-    after = "" if fault.meaning.of != AFTER else "; it proves nothing"
-    return f" - {_card(case, fault)}: {fault.meaning.what}{after}{'; ' + WHERE if fault.meaning.todo == WHERE else ''}"
+    more = {AFTER: "; it proves nothing", UNKNOWN: f"; {WHERE}"}.get(fault.meaning.of, "")
+    return f" - {fault.meaning.what}{more}"
 
 
 # --- which card

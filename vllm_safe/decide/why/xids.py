@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-WHERE = "https://docs.nvidia.com/deploy/xid-errors/analyzing-xid-catalog.html explains it."
+WHERE = "see https://docs.nvidia.com/deploy/xid-errors/analyzing-xid-catalog.html"
 
 CARD = "card"  # the card, its memory, its link or its firmware has failed, whoever used it
 WEAR = "wear"  # the card's memory wears: corrected, and seldom what ended anything
 PROGRAM = "program"  # what a process had the card do; a bug of it or of the driver, seldom the card
 AFTER = "after"  # follows from another fault, or from a process that was killed: proves nothing
 DRIVER = "driver"  # the driver's own trouble, which no process need notice
+UNKNOWN = "unknown"
 
 
 class Xid(NamedTuple):
@@ -23,7 +24,7 @@ class Xid(NamedTuple):
 
 LOST = Xid(
     CARD,
-    "it has fallen off the bus: it does not answer any more",
+    "it has fallen off the bus, and does not answer any more",
     "Waiting, starting it again or a reset cannot help: power the machine off and on. If it comes again: power supply, riser, heat.",
 )
 _RESET = (
@@ -38,7 +39,7 @@ _GSP = (
     "`options nvidia NVreg_EnableGpuFirmware=0` in a file of /etc/modprobe.d does without that firmware."
 )
 _NVLINK = "nvidia-smi nvlink --errorcounters shows which link. Reset the cards or reboot; reseat the bridge or the cards if it comes again."
-_BUG = "It is seldom the card. A newer engine.version or driver may mend it; the kernel's line belongs into a report to vLLM."
+_BUG = "It is seldom the card. A newer engine.version or driver may mend it; the kernel's line belongs in a report to vLLM."
 _EITHER = f"{_BUG} On a riser, bad transfers do it as well."
 _NOTHING = "It follows from what is beside it, and says nothing of the card."
 
@@ -51,7 +52,7 @@ XIDS: dict[int, Xid] = {
     43: Xid(AFTER, "the driver has ended what a process ran on it", _NOTHING),
     45: Xid(AFTER, "the driver has cleaned up after a process that was killed, or failed before", _NOTHING),
     46: Xid(CARD, "it stopped processing, and the driver could not make it go on", _RESET),
-    48: Xid(CARD, "an error of its memory that ECC could not correct (double bit)", _MEMORY),
+    48: Xid(CARD, "an error of two bits of its memory, which ECC could not correct", _MEMORY),
     54: Xid(CARD, "its auxiliary power is not connected", "Power the machine off, and look at the card's power cables."),
     56: Xid(DRIVER, "an error of its display engine, which no model uses", "It says nothing of a model."),
     61: Xid(CARD, "its power management unit stopped at a breakpoint (internal micro-controller)", _RESET),
@@ -96,7 +97,7 @@ DEMANDS = (
 
 def explain(number: int) -> Xid:
     """What a number means; of one that is not listed, where it is explained."""
-    return XIDS.get(number, Xid(DRIVER, "an error that is not known here", WHERE))
+    return XIDS.get(number, Xid(UNKNOWN, "not known here", WHERE))
 
 
 def demand(action: str) -> str:
