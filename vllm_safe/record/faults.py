@@ -9,7 +9,8 @@ from typing import Any
 from vllm_safe.record.evidence import Line
 from vllm_safe.record.run import Event
 
-GREP = "NVRM|nvidia|AER: |PCIe Bus Error|DPC: |pciehp: "  # what journalctl looks for; below it is looked at closely
+# What journalctl looks for; below it is looked at closely. A riser may say so much of its link that it would drown out the driver.
+GREPS = ("NVRM|nvidia", "AER: |PCIe Bus Error|DPC: |pciehp: ")
 _MOST_EVENTS = 40
 _SHOWN = 400  # characters of a line
 
@@ -17,7 +18,7 @@ _SHOWN = 400  # characters of a line
 # "pid='<unknown>', name=<unknown>". Drivers before 346 had no "PCI:", before 450 no pid.
 _XID = re.compile(
     r"NVRM: Xid \((?:PCI:)?(?P<pci>[0-9a-fA-F]{4,8}:[0-9a-fA-F]{2}:[0-9a-fA-F]{2})[^)]*\): (?P<xid>\d+)\b"
-    r"(?:, pid=(?:'<unknown>'|(?P<pid>\d+)))?(?:, name=(?P<process>.*?))?(?:, (?P<rest>.*))?$"
+    r"(?:, pid=(?:'<unknown>'|(?P<pid>\d+)))?(?:, name=(?P<process>.*?)(?=, |$))?"
 )
 _ACTION = re.compile(r"GPU recovery action changed from .*? to \w+ \((?P<action>[^)]*)\)")  # Xid 154
 _CLIENT = re.compile(r"the client '(?P<process>[^']*)' \(pid (?P<pid>\d+)\)")

@@ -122,8 +122,8 @@ class Recording:
             return []
         from vllm_safe.record import faults  # noqa: PLC0415 - patterns that only a machine with cards pays for
 
-        lines, _ = evidence.read_journal(wall - (now - self._begun) - 1, faults.GREP)
-        return faults.find_faults(lines, self._begun, self._pids, cards)
+        lines = [line for grep in faults.GREPS for line in evidence.read_journal(wall - (now - self._begun) - 1, grep)[0]]
+        return faults.find_faults(sorted(lines, key=lambda line: line.at), self._begun, self._pids, cards)
 
     def _go_on(self, place: str, now: float, wall: float) -> None:
         """A recorder before us began with it."""

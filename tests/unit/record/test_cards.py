@@ -12,8 +12,12 @@ from vllm_safe.record import cards
 from vllm_safe.record.cards import InUse, read_cards
 from vllm_safe.record.run import Gpu
 
-# Of driver 580.159.04; from there on the fields are others'.
-INFORMATION = "Model: \t\t {name}\nIRQ:   \t\t 16\nGPU UUID: \t GPU-????????-????-????-????-????????????\nBus Type: \t PCIe\n"
+# Of an H200, driver 580.159.04, but for its name.
+INFORMATION = (
+    "Model: \t\t {name}\nIRQ:   \t\t 41\nGPU UUID: \t GPU-0eb5a1f8-4e15-94d7-4ea2-259d628a7a5c\nVideo BIOS: \t 96.00.a5.00.1a\n"
+    "Bus Type: \t PCIe\nDMA Size: \t 52 bits\nDMA Mask: \t 0xfffffffffffff\nBus Location: \t 0000:00:06.0\nDevice Minor: \t 0\n"
+    "GPU Firmware: \t 580.159.04\nGPU Excluded:\t No\n"
+)
 GIB = 1 << 30
 
 

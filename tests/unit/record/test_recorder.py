@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -422,10 +423,12 @@ def test_what_the_kernel_said_of_the_cards_in_the_whole_run_is_evidence(
 ) -> None:
     """However long ago: a lost card may be missed hours later. Not of an end that was asked for, nor of a machine without cards."""
     greps: list[tuple[float, str]] = []
+    link = "pcieport 0000:00:02.0: AER: Correctable error message received from 0000:01:00.0"
 
     def read(since: float, grep: str = "") -> tuple[list[Line], bool]:
         greps.extend([(since, grep)] if grep else [])
-        return [Line(WALL + 5, 1005.0, kernel=True, text=XID)] if grep else [], True
+        lines = [Line(WALL + 5, 1005.0, kernel=True, text=XID), Line(WALL + 4, 1004.0, kernel=True, text=link)]
+        return [line for line in lines if grep and re.search(grep, line.text)], True
 
     monkeypatch.setattr(evidence, "read_journal", read)
     if cards:
@@ -436,8 +439,8 @@ def test_what_the_kernel_said_of_the_cards_in_the_whole_run_is_evidence(
     world.end(cause=cause)
     world.pass_seconds(4)
     run = world.recorded()
-    assert [event.data["xid"] for event in run.events if event.kind == "nvidia"] == [79] * asked
-    assert len(greps) == asked
+    assert [event.data["kind"] for event in run.events if event.kind == "nvidia"] == ["link", "xid"] * asked
+    assert len(greps) == 2 * asked
     assert all(since <= WALL for since, _ in greps)
     expected = [{"pci": "0000:01:00.0", "name": "NVIDIA GeForce RTX 3060", "bridges": []}] if cards else []
     assert (run.start.host["gpus"], run.start.host["cards"]) == (len(expected), expected)

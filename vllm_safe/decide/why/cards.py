@@ -96,8 +96,7 @@ def failed(case: Case) -> Verdict | None:
 
 def misused(case: Case) -> Verdict | None:
     """What the program had a card do was wrong, by the driver's word; nothing else is known of its end, or only that CUDA failed."""
-    message = case.message
-    if case.end.cause not in _ENDED or (message and message.code not in _VAGUE) or (not message and not _cuda(case)):
+    if case.end.cause not in _ENDED or not _is_vague(case):
         return None
     faults = [fault for fault in _faults(case) if fault.meaning.of == PROGRAM and _may_have_ended(case, fault)]
     if not faults:
@@ -161,8 +160,11 @@ def _how(case: Case) -> str:
     return "was not ready in time" if case.end.cause == "start-timeout" else "ended"
 
 
-def _cuda(case: Case) -> bool:
-    """Whether nothing else is known: it named no error, or one of CUDA's."""
+def _is_vague(case: Case) -> bool:
+    """Whether its own words say no more than that something of CUDA, or a process, has failed."""
+    message = case.message
+    if message:
+        return message.code in _VAGUE or ("CUDA error" in message.line and message.code != "cuda-memory")
     error = own_error(case.run.log)
     return not error or "CUDA" in error
 

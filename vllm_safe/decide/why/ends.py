@@ -9,14 +9,14 @@ from vllm_safe.decide.why.kills import memory_figures
 from vllm_safe.decide.why.verdict import Case, Change, Evidence, Verdict
 from vllm_safe.decide.why.words import last_lines, own_error, said_by_main
 from vllm_safe.launch.loading import IN_VAIN
+from vllm_safe.launch.phases import read_line
 from vllm_safe.launch.progress import WAITS
 from vllm_safe.sizes import format_size, format_span
 
 _KILLED = re.compile(r"killed by (SIG\w+|signal \d+)")
 _BY_ITSELF = {"SIGSEGV", "SIGABRT", "SIGBUS", "SIGILL", "SIGFPE", "SIGTRAP", "SIGSYS"}  # a process does that to itself
 
-# Of so many last lines, so many that say a worker does not answer, one a minute: else it may have been a slow step before the end.
-_LAST, _AGAIN = 10, 3
+_AGAIN = 3  # lines, one a minute, that a worker does not answer: fewer are a slow step
 _STOPPED = re.compile(r"its process .* is (?:stopped|gone)")  # in the words of launch/loading.py and launch/liveness.py
 
 
@@ -211,9 +211,15 @@ def _waited(case: Case, code: str) -> Verdict:
 
 
 def _in_vain(case: Case) -> bool:
-    """Whether its processes waited for each other, as the main process saw, or the last lines say; not for one that is stopped or gone."""
-    said = sum(WAITS.search(line) is not None for line in case.run.log[-_LAST:])
-    return (IN_VAIN in case.end.reason or said >= _AGAIN) and not _STOPPED.search(case.end.reason)
+    """Whether its processes waited for each other, as the main process saw, or its log says; not for one that is stopped or gone."""
+    return (IN_VAIN in case.end.reason or _says_in_vain(case.run.log)) and not _STOPPED.search(case.end.reason)
+
+
+def _says_in_vain(log: tuple[str, ...]) -> bool:
+    """Whether it said again and again, with little between, that a worker does not answer, and after that was no further."""
+    said = [number for number, line in enumerate(log) if WAITS.search(line)]
+    again = len(said) >= _AGAIN and said[-1] - said[-_AGAIN] < 2 * _AGAIN
+    return again and not any(read_line(line) for line in log[said[-1] :])
 
 
 def _when(case: Case) -> str:

@@ -251,7 +251,19 @@ def test_who_is_stopped_or_gone_is_the_reason_itself() -> None:
     assert "in vain" not in verdict.sentence
 
 
-def test_a_slow_step_some_time_before_the_end_is_not_it() -> None:
-    log = [WAITING.format(21), WAITING.format(22), *(f"INFO 11-23 22:3{minute}:00 [x.py:1] step {minute}" for minute in range(9))]
+FURTHER = "(Worker_TP0 pid=93) INFO 11-23 22:40:01 [gpu_worker.py:1] Available KV cache memory: 3.81 GiB"
+
+
+@pytest.mark.parametrize(
+    ("log", "code"),
+    [
+        ([WAITING.format(21), WAITING.format(22), "INFO step 1"], "start-timeout"),
+        ([*map(WAITING.format, range(21, 31)), FURTHER, "INFO step 1"], "start-timeout"),  # it compiled for ten minutes, and went on
+        ([FURTHER, *map(WAITING.format, range(21, 31))], "stall"),
+        ([*map(WAITING.format, range(21, 31)), "Traceback (most recent call last):", "  File x", "KeyboardInterrupt: terminated"], "stall"),
+    ],
+)
+def test_what_it_said_before_the_end_decides(log: list[str], code: str) -> None:
+    """What a server prints when it is told to end is no progress."""
     verdict = decide_why(loaded(start=START, end=reasons.start_timeout(), log=log), BOOT, NOW)
-    assert verdict.code == "start-timeout"
+    assert verdict.code == code
