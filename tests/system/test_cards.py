@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from pathlib import Path
+import time
 from typing import Any
 
 import pytest
@@ -16,47 +16,61 @@ from tests.beds.vm import Virtual
 
 pytestmark = pytest.mark.vm
 
-FAKE = Path(__file__).parents[1] / "fakes/server.py"
-CARDS = "/proc/driver/nvidia/gpus"
+DRIVER = "/opt/driver"  # in place of /proc/driver, where the recorder looks
+DROP_IN = "/etc/systemd/system/vllm-safe-record@.service.d/cards.conf"
+# Goes on until /opt/go is there, then ends as a server whose card fails.
+SERVER = """
+import os, sys, time
+while not os.path.exists("/opt/go"):
+    time.sleep(0.5)
+sys.exit("torch.AcceleratorError: CUDA error: unspecified launch failure")
+"""
 CONFIG = """\
 swap: {size: none}
 guard: {enabled: no}
 models:
   demo:
-    command: [/bin/sh, -c, "exec python3 /opt/fake.py 8001 --load 12 --say 'torch.AcceleratorError: CUDA error: unknown' --exit 1"]
+    command: [python3, /opt/server.py]
     port: 8001
 """
 
 
 @pytest.fixture(scope="module")
 def bed(vm_installed: Virtual) -> Virtual:
-    """A machine whose kernel lists two cards, and has no driver for them."""
-    vm_installed.write("/opt/fake.py", FAKE.read_text())
+    """A machine whose recorder sees two cards listed, and no driver for them."""
+    vm_installed.write("/opt/server.py", SERVER)
     vm_installed.write("/etc/vllm-safe/config.yaml", CONFIG)
-    vm_installed.run(f"mount -t tmpfs tmpfs /proc/driver && mkdir -p {CARDS}/0000:01:00.0 {CARDS}/0000:02:00.0")
     for card in ("0000:01:00.0", "0000:02:00.0"):
-        vm_installed.write(f"{CARDS}/{card}/information", "Model: \t\t NVIDIA GeForce RTX 3060\n")
+        vm_installed.write(f"{DRIVER}/nvidia/gpus/{card}/information", "Model: \t\t NVIDIA GeForce RTX 3060\n")
+    vm_installed.write(DROP_IN, f"[Service]\nBindReadOnlyPaths={DRIVER}:/proc/driver\n")
+    vm_installed.run("systemctl daemon-reload", timeout=120)
     return vm_installed
 
 
 def _ended(bed: Virtual, *said: str) -> dict[str, Any]:
-    """Why a start ended during which the kernel said this; "{pid}" is a process of the model."""
-    bed.run("systemctl start --no-block vllm@demo")
-    pids = "cat /sys/fs/cgroup/vllm.slice/vllm@demo.service/cgroup.procs"
-    bed.wait_for("the recorder has seen it", lambda: len(bed.run(pids, check=False).stdout.split()) >= 2, timeout=120)
-    pid = bed.out(pids).split()[-1]
-    bed.wait_for("a sample", lambda: '"code": "running"' in bed.run("vllm-safe why demo --json", check=False).stdout, timeout=60)
+    """Why a start ended during which the kernel said this; "{pid}" is the model's process."""
+    bed.run("rm -f /opt/go; systemctl start --no-block vllm@demo")
+    bed.wait_for("it runs", lambda: bed.run("pgrep -f /opt/server.py", check=False).returncode == 0, timeout=120)
+    pid = bed.out("pgrep -f /opt/server.py")
+    bed.wait_for("it is recorded", lambda: '"running"' in bed.run("vllm-safe why demo --json", check=False).stdout, timeout=60)
+    time.sleep(5)  # its processes are looked at each second
     for line in said:
         bed.run(f"echo {shlex.quote('kernel: ' + line.format(pid=pid))} > /dev/kmsg")
+    bed.run("touch /opt/go")
 
-    def verdict() -> dict[str, Any]:
-        return dict(json.loads(bed.run("vllm-safe why demo --json", check=False).stdout or "{}"))
+    def first() -> dict[str, Any]:
+        """The first of its runs since the test before, once it has ended."""
+        runs = json.loads(bed.run("vllm-safe why demo --list --json", check=False).stdout or "[]")
+        return next((run for run in reversed(runs) if run["run"] not in KNOWN and run["code"] != "running"), {})
 
-    bed.wait_for("its end", lambda: verdict().get("code", "running") != "running" or verdict().get("before"), timeout=180)
+    bed.wait_for("its end", lambda: bool(first()), timeout=180)
+    found = first()["run"]
     bed.run("systemctl stop vllm@demo; systemctl reset-failed 'vllm@*'", check=False)
-    runs = json.loads(bed.out("vllm-safe why demo --list --json"))
-    run = next(run["run"] for run in runs if run["code"] not in {"running", "stopped"})
-    return dict(json.loads(bed.out(["vllm-safe", "why", "demo", "--run", run, "--json"])))
+    KNOWN.update(run["run"] for run in json.loads(bed.out("vllm-safe why demo --list --json")))
+    return dict(json.loads(bed.out(["vllm-safe", "why", "demo", "--run", found, "--json"])))
+
+
+KNOWN: set[str] = set()  # runs of tests before
 
 
 def _texts(verdict: dict[str, Any]) -> str:

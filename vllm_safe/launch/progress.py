@@ -84,11 +84,13 @@ class Waits:
 
     def hear(self, chunk: bytes, now: float) -> None:
         """Take what the server printed, cut anywhere. A line that is not followed by another one is soon of no account."""
-        text = (self._torn + chunk).decode(errors="replace")
-        end = 0
-        for match in WAITS.finditer(text):
-            end, self._until = match.end(), now + 2 * int(match["seconds"]) + LONGEST_TICK
-        self._torn = text[end:].encode()[-_WAITS_TORN:]
+        data = self._torn + chunk
+        if b"block found in" in data:  # else nothing need be decoded
+            text = data.decode(errors="replace")
+            for match in WAITS.finditer(text):
+                self._until = now + 2 * int(match["seconds"]) + LONGEST_TICK
+                data = text[match.end() :].encode()
+        self._torn = data[-_WAITS_TORN:]
 
     def signs(self, now: float, busy: float | None) -> tuple[str, ...]:
         """What makes it seem so, () if nothing does. busy: the least of all cards in use, None where that is not known."""

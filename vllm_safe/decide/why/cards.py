@@ -77,6 +77,7 @@ def failed(case: Case) -> Verdict | None:
     if case.end.cause not in _ENDED:
         return None
     faults = [fault for fault in _faults(case) if _is_failure(fault) and _may_have_ended(case, fault)]
+    faults = [fault for fault in faults if fault.meaning.of != WEAR or _is_vague(case)]
     if not faults:
         return None
     root = min(faults, key=_certainty)

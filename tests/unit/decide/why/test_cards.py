@@ -94,6 +94,7 @@ def test_what_it_said_clearly_goes_before_what_its_program_did() -> None:
     memory = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 224.00 MiB."
     assert judge(xid(31), log=(memory,)).code == "cuda-memory"
     assert judge(xid(48), log=(memory,)).code == "gpu-fault", "a broken card goes before it"
+    assert judge(xid(63), log=(memory,)).code == "cuda-memory", "and one that wears does not"
     assert judge(xid(31), log=()).code == "gpu-program-fault"
 
 
