@@ -50,8 +50,8 @@ def bed(vm_installed: Virtual) -> Virtual:
 def _ended(bed: Virtual, *said: str) -> dict[str, Any]:
     """Why a start ended during which the kernel said this; "{pid}" is the model's process."""
     bed.run("rm -f /opt/go; systemctl start --no-block vllm@demo")
-    bed.wait_for("it runs", lambda: bed.run("pgrep -f /opt/server.py", check=False).returncode == 0, timeout=120)
-    pid = bed.out("pgrep -f /opt/server.py")
+    bed.wait_for("it runs", lambda: bed.run("pgrep --euid vllm --full /opt/server.py", check=False).returncode == 0, timeout=120)
+    pid = bed.out("pgrep --euid vllm --full /opt/server.py")
     bed.wait_for("it is recorded", lambda: '"running"' in bed.run("vllm-safe why demo --json", check=False).stdout, timeout=60)
     time.sleep(5)  # its processes are looked at each second
     for line in said:
