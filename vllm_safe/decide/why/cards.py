@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from vllm_safe.decide.why.verdict import SHORTLY, Case, Evidence, Verdict
+from vllm_safe.decide.why.verdict import MOMENTS, SHORTLY, Case, Evidence, Verdict
 from vllm_safe.decide.why.words import last_lines, own_error, said_by_main
 from vllm_safe.decide.why.xids import AFTER, CARD, LOST, PROGRAM, UNKNOWN, WEAR, WHERE, Xid, demand, explain
 from vllm_safe.record.run import Event
@@ -14,6 +15,8 @@ from vllm_safe.sizes import MIB
 _WAITED = {"stall", "hang", "start-timeout"}  # causes that come long after what they come of
 _ENDED = {"exited", "", *_WAITED}
 _FIRST = ("xid", "lost", "uvm", "init", "link")  # what is more certain goes before
+_ACTION = 154  # the Xid that says what the driver wants
+_OF_CARDS = re.compile(r"CUDA|NVML|NVIDIA|driver|device type|GPUs", re.IGNORECASE)
 _GROWN = 64 * MIB  # of a card that the model uses; CUDA alone takes more
 _OTHERS_GREW = 1024 * MIB
 
@@ -54,7 +57,7 @@ class Fault(NamedTuple):
 
 def mismatched(case: Case) -> Verdict | None:
     """The driver's libraries are not of the version of its module, or the module does not take the cards: CUDA cannot begin."""
-    if case.was_ready or case.end.cause not in _ENDED:
+    if case.was_ready or case.end.cause not in _ENDED or not _is_of_cards(case):
         return None
     found = [
         event for event in case.of("nvidia") if event.data.get("kind") in {"mismatch", "module"} and event.data.get("own") is not False
@@ -84,15 +87,8 @@ def failed(case: Case) -> Verdict | None:
     cards = list(dict.fromkeys(_card(case, fault) for fault in faults if (fault.kind, fault.meaning) == (root.kind, root.meaning)))
     xid = f" (Xid {root.data['xid']})" if root.kind == "xid" else ""
     wanted = next((text for fault in reversed(faults) if (text := demand(str(fault.data.get("action", ""))))), "")
-    todo = (
-        wanted
-        if root.data.get("xid") == _ACTION
-        else root.meaning.todo
-        if root.meaning == LOST
-        else f"{root.meaning.todo} {wanted}".rstrip()
-    )
     sentence = f"{case.name} {_how(case)} because of {' and '.join(cards)}: {root.meaning.what}{xid}."
-    return Verdict("gpu-fault", sentence, case.end.time, evidence=_proof(case), hint=todo)
+    return Verdict("gpu-fault", sentence, case.end.time, evidence=_proof(case), hint=_todo(root, wanted))
 
 
 def misused(case: Case) -> Verdict | None:
@@ -110,9 +106,6 @@ def misused(case: Case) -> Verdict | None:
 def told(case: Case) -> list[Evidence]:
     """What the kernel said of the cards that this model uses, each with its meaning."""
     return [Evidence(fault.event.time, f"{fault.event.text}{_meaning(fault)}") for fault in _faults(case)]
-
-
-_ACTION = 154  # the Xid that says what the driver wants
 
 
 def _faults(case: Case) -> list[Fault]:
@@ -137,11 +130,21 @@ def _is_failure(fault: Fault) -> bool:
 
 
 def _may_have_ended(case: Case, fault: Fault) -> bool:
-    """What is broken until somebody resets it has no time; else it was shortly before, or before what was waited for in vain."""
-    span = SHORTLY
-    if case.end.cause in _WAITED or (case.message and case.message.code in {"nccl-timeout", "step-timeout"}):
-        span = 2 * max(case.run.start.times.values(), default=SHORTLY) if not case.was_ready else _patience(case)
-    return fault.meaning == LOST or fault.kind in {"uvm", "init"} or case.end.time - fault.event.time < span
+    """Shortly before the end; or before what was waited for in vain; or at any time, of what is broken until somebody resets it."""
+    before = case.end.time - fault.event.time
+    if fault.kind == "init":
+        return not case.was_ready and _is_of_cards(case)
+    if before < SHORTLY:
+        return True
+    waited = case.end.cause in _WAITED or (case.message is not None and case.message.code in {"nccl-timeout", "step-timeout"})
+    stays = fault.meaning == LOST or fault.kind == "uvm" or (waited and (before < _patience(case) or not case.was_ready))
+    return stays and not _went_on(case, fault.event.time)
+
+
+def _went_on(case: Case, time: float) -> bool:
+    """Whether it made tokens after that moment: then it was another card, or no matter."""
+    tokens = [sample.tokens for sample in case.run.samples if sample.time > time + MOMENTS and sample.tokens is not None]
+    return bool(tokens) and tokens[-1] > tokens[0]
 
 
 def _patience(case: Case) -> float:
@@ -168,6 +171,18 @@ def _is_vague(case: Case) -> bool:
         return message.code in _VAGUE or ("CUDA error" in message.line and message.code != "cuda-memory")
     error = own_error(case.run.log)
     return not error or "CUDA" in error
+
+
+def _is_of_cards(case: Case) -> bool:
+    """Whether its own words are of cards at all, or say nothing."""
+    return _is_vague(case) or bool(case.message and _OF_CARDS.search(case.message.line))
+
+
+def _todo(root: Fault, wanted: str) -> str:
+    """What to do; wanted: what the driver asks for, which is not enough for a lost card."""
+    if root.meaning == LOST or not wanted:
+        return root.meaning.todo
+    return wanted if root.data.get("xid") == _ACTION else f"{root.meaning.todo} {wanted}"
 
 
 def _proof(case: Case) -> tuple[Evidence, ...]:

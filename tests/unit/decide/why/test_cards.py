@@ -32,6 +32,11 @@ def judge(*texts: str, log: tuple[str, ...] = (CUDA,), at: float = BEGUN + 12, r
     return decide_why(run._replace(events=(*run.events, *said(*texts, at=at))), BOOT, NOW)
 
 
+def idle(run: Run) -> Run:
+    """The same without a token."""
+    return run._replace(samples=tuple(sample._replace(tokens=0) for sample in run.samples))
+
+
 def xid(number: int, *, card: int = 3, rest: str = ", pid=71, name=VLLM::Worker_TP, Ch 00000008") -> str:
     return f"NVRM: Xid (PCI:0000:0{card}:00): {number}{rest}"
 
@@ -123,12 +128,13 @@ def test_the_first_fault_is_the_cause_and_what_the_driver_wants_is_told() -> Non
 )
 def test_what_was_long_before_is_not_the_cause(cause: str, before: float, code: str) -> None:
     end = reasons.hang() if cause == "hang" else {"cause": "exited", "reason": "the server ended (exit status 0)"}
-    run = served(start=START, end=end, log=())
+    run = idle(served(start=START, end=end, log=()))
     assert judge(xid(48), at=BEGUN + 14 - before, run=run).code == code
 
 
 def test_a_lost_card_is_the_cause_however_long_ago() -> None:
-    assert judge(LOST[1], at=BEGUN - 1e6, run=served(start=START, end=reasons.hang(), log=())).code == "gpu-fault"
+    run = idle(served(start=START, end=reasons.hang(), log=()))
+    assert judge(LOST[1], at=BEGUN - 1e6, run=run).code == "gpu-fault"
 
 
 @pytest.mark.parametrize(
@@ -186,9 +192,27 @@ def test_a_mild_error_of_a_link_is_evidence_and_no_verdict() -> None:
     ],
 )
 def test_a_driver_that_has_given_up_on_a_card(text: str, part: str) -> None:
-    verdict = judge(text)
+    end = {"cause": "exited", "reason": "the server ended after 9 s, before it was ready (exit status 1)"}
+    verdict = judge(text, run=loaded(start=START, end=end, log=(CUDA,)))
     assert verdict.code == "gpu-fault"
     assert part in verdict.sentence
+
+
+@pytest.mark.parametrize(("log", "code"), [((CUDA,), "gpu-fault"), (("OSError: [Errno 98] Address already in use",), "port-taken")])
+def test_a_card_that_never_comes_up_is_not_to_blame_for_all_else(log: tuple[str, ...], code: str) -> None:
+    """Each program that opens it has the kernel say so."""
+    dead = "NVRM: GPU 0000:02:00.0: RmInitAdapter failed! (0x24:0x65:1185)"
+    end = {"cause": "exited", "reason": "the server ended after 9 s, before it was ready (exit status 1)"}
+    assert judge(dead, run=loaded(start=START, end=end, log=log)).code == code
+    assert judge(*MISMATCH, run=loaded(start=START, end=end, log=log)).code == ("no-gpu" if code == "gpu-fault" else code)
+    assert "card" not in judge(dead, run=served(start=START, end={"cause": "exited"}, log=("INFO",))).sentence
+
+
+def test_who_went_on_to_serve_did_not_need_that_card() -> None:
+    """A card was lost an hour before; a token a second was made since."""
+    run = served(start=START, end={"cause": "exited", "reason": "the server ended (exit status 1)"}, log=(CUDA,), seconds=3600.0)
+    assert "bus" not in judge(LOST[1], at=BEGUN + 2000, run=run).sentence
+    assert "bus" in judge(LOST[1], at=BEGUN + 3590, run=run).sentence
 
 
 def test_a_driver_of_another_version_matters_only_to_a_start() -> None:
