@@ -182,7 +182,7 @@ def ended_by_itself(case: Case) -> Verdict | None:
 
 def unknown(case: Case) -> Verdict:
     """Nothing proves anything."""
-    others = [Evidence(event.time, event.text) for event in case.run.events[-8:]]
+    others = [Evidence(event.time, event.text) for event in case.run.events[-8:] if event.kind != "nvidia"]  # see decide.py for those
     evidence = (*said_by_main(case), *others, *memory_figures(case), *last_lines(case))
     hint = f"journalctl -u vllm@{case.name} has all that it printed."
     return Verdict(
