@@ -157,7 +157,6 @@ def decide_launch(config: Config, host: Host, name: str) -> Launch:
         # A space between --config and the file: `--config=FILE` is ignored without a word, and another model served.
         argv=model.command or (server_program(model), "serve", "--config", serve_file),
         env={key: sourced.value for key, sourced in decide_environment(config, name).items()},
-        gpus=model.gpus or (),
         serve_file=serve_file,
         serve_args=arguments or None,
         checkpoint=str(model_folder(model.model)) if model.model else "",

@@ -34,7 +34,6 @@ class Launch(NamedTuple):
     profile: str = ""  # whose environment, options and times are in this file: for the recorder
     argv: tuple[str, ...] = ()
     env: Mapping[str, str] | None = None  # the server's whole environment, less the key that comes from the credential `api-key`
-    gpus: tuple[int, ...] = ()  # the cards that it sees, as NVML numbers them: for the recorder; (): every card
     serve_file: str = ""  # where serve_args are written before argv is run, or "" for a `command:` server
     serve_args: Mapping[str, Any] | None = None  # the content of serve_file; JSON is YAML
     checkpoint: str = ""  # the folder of the model's files, or ""
@@ -65,6 +64,6 @@ class Launch(NamedTuple):
         """The launch that `to_json` wrote. ValueError if the text is anything else."""
         values = json.loads(text)
         try:
-            return cls(**values | {key: tuple(values[key]) for key in ("argv", "gpus", "summary")})
+            return cls(**values | {key: tuple(values[key]) for key in ("argv", "summary")})
         except (TypeError, KeyError) as error:
             raise ValueError(str(error)) from error

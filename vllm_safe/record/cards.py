@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import _thread
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from vllm_safe.launch.state import Cards
@@ -51,14 +51,27 @@ def _bridges(root: str, pci: str) -> list[str]:
     return [part for part in parts[:-1] if part.count(":") == 2 and "." in part]
 
 
-class InUse:
-    """What the main process is told of the cards of one run."""
+def visible_cards(env: Mapping[str, str], names: Collection[str]) -> frozenset[int] | None:
+    """The cards that a server with this environment sees, as nvidia-smi counts them; None: all of them, or not to be told.
 
-    def __init__(self) -> None:
+    names: of all cards. Where they differ, CUDA's own order is the fastest first.
+    """
+    seen = env.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    if all(part.strip().isdecimal() for part in seen) and (len(set(names)) == 1 or env.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID"):
+        return frozenset(map(int, seen))
+    return None
+
+
+class InUse:
+    """What the main process is told of the cards of one run. seen: those that the model sees; None: all."""
+
+    def __init__(self, seen: frozenset[int] | None) -> None:
+        self._seen = seen
         self._least: tuple[int, ...] = ()  # bytes of each card that were in use when fewest were
 
     def look(self, gpus: Sequence[Gpu]) -> Cards:
         """Take what the cards say now. One whose memory in use has grown since the run began counts as the model's."""
+        gpus = [gpu for index, gpu in enumerate(gpus) if self._seen is None or index in self._seen]
         used = tuple(gpu.used for gpu in gpus)
         self._least = tuple(map(min, used, self._least)) if len(used) == len(self._least) else used
         busy = [gpu.busy for gpu, least in zip(gpus, self._least, strict=True) if gpu.used - least >= _GROWN]

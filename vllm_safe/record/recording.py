@@ -9,7 +9,7 @@ from typing import Protocol
 
 from vllm_safe.launch.state import Cards, State, cards_to_line, gpu_file
 from vllm_safe.record import begin, evidence, metrics
-from vllm_safe.record.cards import InUse
+from vllm_safe.record.cards import InUse, visible_cards
 from vllm_safe.record.encode import from_line, mapping, number, text, unpack_event
 from vllm_safe.record.files import read_regular, remove, write_whole
 from vllm_safe.record.follow import Pace
@@ -50,7 +50,7 @@ class Recording:
         self._begun, self._events_from = now - 1.0, wall - 1.0  # it was not seen at once
         self._textfile = text(begin.read_launch(name, root).get("textfile")).rstrip("/")
         self._pace = Pace()
-        self._in_use = InUse()
+        self._in_use = InUse(visible_cards(self.start.env, [card["name"] for card in self.start.host.get("cards", ())]))
         self._state: State | None = None
         self._sync_due = self._log_due = self._publish_due = now
         self._log: tuple[str, ...] = ()

@@ -44,7 +44,6 @@ class Unit:
         """Start the main process with a fake server that was told so."""
         values: dict[str, object] = {
             "name": "demo",
-            "gpus": (),
             "summary": (),
             "argv": (sys.executable, "-S", str(FAKE), str(self.port), *told),
             "env": {"PATH": os.environ["PATH"]},

@@ -25,7 +25,6 @@ KINDS: dict[object, st.SearchStrategy[object]] = {
     float: st.floats(allow_nan=False),
     str: texts,
     str | None: st.none() | texts,
-    tuple[int, ...]: st.lists(st.integers(), max_size=4).map(tuple),
     tuple[str, ...]: st.lists(texts, max_size=4).map(tuple),
     Mapping[str, str] | None: st.none() | st.dictionaries(texts, texts, max_size=4).map(MappingProxyType),
     Mapping[str, Any] | None: st.none() | st.dictionaries(texts, values, max_size=4),

@@ -9,7 +9,7 @@ import pytest
 
 from vllm_safe.launch.state import Cards
 from vllm_safe.record import cards
-from vllm_safe.record.cards import InUse, read_cards
+from vllm_safe.record.cards import InUse, read_cards, visible_cards
 from vllm_safe.record.run import Gpu
 
 # Of an H200, driver 580.159.04, but for its name.
@@ -57,7 +57,7 @@ def test_a_driver_that_does_not_say_the_names_holds_nothing_up(tmp_path: Path, m
 
 def test_a_card_that_memory_was_taken_of_since_the_run_began_is_in_use() -> None:
     """Another program's card, and an idle one, say nothing of how busy the model is."""
-    in_use = InUse()
+    in_use = InUse(None)
 
     def look(*rows: tuple[int, float]) -> Cards:
         return in_use.look([Gpu(used, 12 * GIB, busy) for used, busy in rows])
@@ -69,3 +69,23 @@ def test_a_card_that_memory_was_taken_of_since_the_run_began_is_in_use() -> None
     assert look((GIB, 1.0), (0, 0.0), (0, 0.0)) == Cards(GIB, 1.0), "it has grown from what it was when least was in use"
     assert look((GIB, 1.0)) == Cards(GIB, None), "a card went: all is anew"
     assert look() == Cards(0, None)
+
+
+@pytest.mark.parametrize(
+    ("env", "names", "seen"),
+    [
+        ({}, ["A", "A"], None),
+        ({"CUDA_VISIBLE_DEVICES": "1,0"}, ["A", "A"], {0, 1}),
+        ({"CUDA_VISIBLE_DEVICES": "1"}, ["A", "B"], None),  # the fastest first: which that is, nobody knows here
+        ({"CUDA_VISIBLE_DEVICES": "1", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}, ["A", "B"], {1}),
+        ({"CUDA_VISIBLE_DEVICES": "GPU-8932f937", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}, ["A"], None),
+    ],
+)
+def test_the_cards_that_a_model_sees(env: dict[str, str], names: list[str], seen: set[int] | None) -> None:
+    assert visible_cards(env, names) == seen
+
+
+def test_what_another_model_does_on_its_own_card_is_nothing_to_this_one() -> None:
+    in_use = InUse(frozenset({1}))
+    in_use.look((Gpu(GIB, 8 * GIB, 0.1), Gpu(GIB, 8 * GIB, 0.0)))
+    assert in_use.look((Gpu(7 * GIB, 8 * GIB, 0.2), Gpu(2 * GIB, 8 * GIB, 1.0))) == Cards(2 * GIB, 1.0)

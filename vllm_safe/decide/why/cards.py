@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from vllm_safe.decide.why.verdict import MOMENTS, SHORTLY, Case, Evidence, Verdict
 from vllm_safe.decide.why.words import last_lines, own_error, said_by_main
 from vllm_safe.decide.why.xids import AFTER, CARD, LOST, PROGRAM, UNKNOWN, WEAR, WHERE, Xid, demand, explain
+from vllm_safe.record.cards import visible_cards
 from vllm_safe.record.run import Event
 from vllm_safe.sizes import MIB
 
@@ -227,10 +228,9 @@ def _uses(case: Case, pci: str) -> bool:
     index, cards = _index(case, pci), _cards(case)
     if index is None:
         return True
-    seen = case.env("CUDA_VISIBLE_DEVICES")
-    alike = len({card.get("name") for card in cards}) == 1
-    if all(part.strip().isdecimal() for part in seen.split(",")) and (alike or case.env("CUDA_DEVICE_ORDER") == "PCI_BUS_ID"):
-        return index in {int(part) for part in seen.split(",")}
+    seen = visible_cards(case.run.start.env, [str(card.get("name")) for card in cards])
+    if seen is not None:
+        return index in seen
     used = [[gpu.used for gpu in sample.gpus] for sample in case.run.samples if len(sample.gpus) == len(cards)]
     grown = [max(card) - card[0] for card in zip(*used, strict=True)]
     return not grown or grown[index] >= _GROWN or max(grown) < _OTHERS_GREW
