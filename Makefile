@@ -2,7 +2,7 @@
 PYTHON := .venv/bin/python
 SYSTEM := $(PYTHON) -m pytest tests/system --durations=20
 
-.PHONY: help venv check deb beds test test-nspawn test-vm test-releases test-trixie test-sid demo bench bench-rows locks clean
+.PHONY: help venv check deb beds test test-nspawn test-vm test-releases test-trixie test-sid test-gpu demo bench bench-rows locks clean
 
 help: ## This list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1\t/p' Makefile
@@ -35,6 +35,9 @@ test-releases: test-trixie test-sid ## The same package on trixie and sid, built
 test-trixie test-sid: test-%: venv deb beds
 	VLLM_SAFE_RELEASE=$* $(SYSTEM) -m "nspawn and not engine$(if $(filter sid,$*), and not os_upgrade)" \
 		--ignore=tests/system/test_nspawn_bed.py
+
+test-gpu: venv deb beds ## What only NVIDIA cards can show, on a machine that has them; elsewhere it says why not
+	$(PYTHON) -m tests.gpu.bed
 
 # Without root the tests that need the beds are skipped, and say so.
 beds:

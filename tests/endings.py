@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from tests import reasons
+from tests import card_endings, reasons
 from tests.runs import BEGUN, GIB, TIMES, make_run
 from vllm_safe.config.profiles import PCIE_RISER
 from vllm_safe.record.evidence import UNREAD
@@ -182,6 +182,7 @@ CASES: dict[str, Callable[[], Run]] = {
     "exited": lambda: ended(end={"cause": "exited", "reason": "the server ended after 1 s, before it was ready (exit status 0)"}, log=()),
     "unknown": lambda: ended(end={"result": "success"}, log=("it said nothing of note",)),
 }
+CASES |= card_endings.CASES
 # The run before, where the answer is about that.
 BEFORE: dict[str, Callable[[], Run]] = {
     "no-start": lambda: ended(

@@ -11,6 +11,7 @@ from vllm_safe.launch.liveness import RUNNING, TOKENS
 from vllm_safe.launch.plan import Launch
 from vllm_safe.launch.probe import Answer
 from vllm_safe.launch.processes import Process
+from vllm_safe.launch.state import NO_CARDS, Cards
 
 _URL = "http://127.0.0.1:8000"
 _VLLM = Launch("qwen72b", health=f"{_URL}/health", metrics=f"{_URL}/metrics", completions=f"{_URL}/v1/completions", **TIMES)  # type: ignore[arg-type] # times alone
@@ -18,11 +19,11 @@ _WORKER = Process(71, 1, "VLLM::Worker_TP", "S", 1.0, 0, 0, 0, 1 << 30, 1 << 30)
 _BUSY = Answer("answers 200", healthy=True, status=200, figures={RUNNING: 1.0, TOKENS: 7.0})
 
 
-def stall(**times: float) -> dict[str, Any]:
-    """Nothing moves while it loads."""
+def stall(*, said: str = "", cards: Cards = NO_CARDS, **times: float) -> dict[str, Any]:
+    """Nothing moves while it loads; said: but a line each minute; cards: as busy as these, and a process spins."""
     life = Lifecycle(_VLLM._replace(**times), 0.0, BEGUN)  # type: ignore[arg-type] # times alone
     life.heard(b"(Worker pid=7) INFO 11-23 22:10:48 [gpu_model_runner.py:1] Starting to load model /srv/tiny...\n", 0.0, BEGUN)
-    return _end(_until(life, [_WORKER]))
+    return _end(_until(life, [_WORKER], said=said, cards=cards))
 
 
 def hang(*, left: Sequence[Process] = (_WORKER,)) -> dict[str, Any]:
@@ -53,13 +54,16 @@ def _life() -> Lifecycle:
     return Lifecycle(_VLLM, 0.0, BEGUN)
 
 
-def _until(life: Lifecycle, processes: Sequence[Process]) -> Lifecycle:
+def _until(life: Lifecycle, processes: Sequence[Process], *, said: str = "", cards: Cards = NO_CARDS) -> Lifecycle:
     """As the loop does it, a second at a time."""
+    spins = bool(said or cards.busy)
     for second in range(1, 4000):
         now, wall = float(second), BEGUN + second
         life.tick(now, wall)
+        if said and second % 60 == 0:
+            life.heard(f"{said.format(second // 60)}\n".encode(), now, wall)
         if second % 2 == 0:
-            life.looked(now, wall, processes)
+            life.looked(now, wall, [process._replace(cpu=now) for process in processes] if spins else processes, cards)
             if life.alive:
                 life.answered(now, wall, "metrics", _BUSY)
         if life.cause:

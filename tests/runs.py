@@ -18,7 +18,7 @@ BOOT = "6f1c2d7e-0b5a-4c39-9d2e-8a7b6c5d4e3f"
 LIMITS = {"memory_max": 12 * GIB, "swap_max": 115 * GIB, "cpu_weight": 10, "io_weight": 1, "tasks_max": 4096}
 TIMES = {"start_timeout": 14400.0, "stall_timeout": 900.0, "hang_timeout": 600.0, "stop_grace": 30.0}
 HOST = {"memory": 16 * GIB, "swap": 128 * GIB, "cpus": 4, "gpus": 8, "kernel": "6.1.0-28-amd64", "systemd": "252"}
-PHASES = ("starting", "importing", "loading", "profiling", "compiling", "warming-up", "ready")
+PHASES = ("starting", "importing", "initializing", "loading", "profiling", "compiling", "capturing", "warming-up", "ready")
 
 
 def make_run(  # noqa: PLR0913 - each is another field of a run

@@ -11,6 +11,7 @@ CACHE = Path("/var/cache/vllm-safe")  # vllm:vllm
 HOME = STATE / "home"  # vllm:vllm 0700
 ENGINES = STATE / "engine"  # vllm:vllm; venvs, and the symlinks `current` and `previous`
 ENGINE = ENGINES / "current"
+UNTRIED = STATE / "untried"  # the engines that were put in place while no card answered: see host/trial.py
 MODELS = STATE / "models"  # vllm:vllm; ORG/NAME below it
 RUNS = STATE / "runs"  # root:adm 2750; NAME/RUN below it: see record/store.py
 EARLYOOM_ENV = STATE / "earlyoom.env"  # read by earlyoom.service.d/50-vllm-safe.conf

@@ -6,6 +6,7 @@ import hashlib
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from functools import cache as once
 from pathlib import Path
 
@@ -40,16 +41,17 @@ models:
 @once
 def wheels() -> Bind:
     """A folder with every wheel of the locks (0.9 GB), for `engine.find_links`: a bed installs the engine from it with no network."""
-    return Bind(cache.cached("wheels", _digest(LOCKS), _download), WHEELS)
+    return Bind(cache.cached("wheels", digest(LOCKS), _download), WHEELS)
 
 
 @once
 def layer(deb: Path) -> Path:
     """An installed engine and the tiny model, to put under a bed: `Nspawn(layers=[layer(deb)])`. Installed by the package `deb`, once."""
-    return cache.cached("engines", _digest(INSTALLER), lambda folder: _install(deb, folder))
+    return cache.cached("engines", digest(INSTALLER), lambda folder: _install(deb, folder))
 
 
-def _digest(files: tuple[Path, ...]) -> str:
+def digest(files: Iterable[Path]) -> str:
+    """A name for what is in these files."""
     digest = hashlib.sha256()
     for file in files:
         digest.update(file.read_bytes())

@@ -44,7 +44,10 @@ class Bind(NamedTuple):
 
 
 class Nspawn(Machine):
-    """A running container. `network` adds a way out through user-mode NAT; each bed has its own ports either way."""
+    """A running container. `network` adds a way out through user-mode NAT; each bed has its own ports either way.
+
+    leader: its PID 1, as the host sees it.
+    """
 
     def __init__(
         self, recipe: trees.Recipe = trees.CONTAINER, *, binds: Sequence[Bind] = (), layers: Sequence[Path] = (), network: bool = True
@@ -102,7 +105,7 @@ class Nspawn(Machine):
                     start_new_session=True,  # Ctrl-C is for us: we take the bed down in order
                 )
             )
-        self._leader = self._find_leader()
+        self.leader = self._find_leader()
         self.wait_for("systemd in the container has started everything", self._booted)
 
     def _find_leader(self) -> int:
@@ -129,7 +132,7 @@ class Nspawn(Machine):
             with (self._folder.path / "network").open("wb") as log:
                 self._processes.append(
                     subprocess.Popen(
-                        [*command, f"--ready-fd={told}", str(self._leader), "tap0"],
+                        [*command, f"--ready-fd={told}", str(self.leader), "tap0"],
                         pass_fds=(told,),
                         stdin=subprocess.DEVNULL,
                         stdout=log,
@@ -144,7 +147,7 @@ class Nspawn(Machine):
             os.close(ready)
 
     def _execute(self, command: Sequence[str], stdin: str, timeout: float) -> Completed:
-        with subprocess.Popen(self._argv(command), text=True, errors="replace", stdin=PIPE, stdout=PIPE, stderr=PIPE) as process:
+        with subprocess.Popen(self.argv(command), text=True, errors="replace", stdin=PIPE, stdout=PIPE, stderr=PIPE) as process:
             try:
                 out, err = process.communicate(stdin, timeout=timeout)
             except BaseException:
@@ -152,14 +155,15 @@ class Nspawn(Machine):
                 raise
         return subprocess.CompletedProcess(command, process.returncode, out, err)
 
-    def _argv(self, command: Sequence[str]) -> list[str]:
+    def argv(self, command: Sequence[str]) -> list[str]:
+        """The command as the host runs it, to have it in the bed."""
         environment = ["env", "-i", *(f"{name}={value}" for name, value in ENVIRONMENT.items())]
-        return ["nsenter", f"--target={self._leader}", "--all", "--wd", *environment, "sh", "-c", JOIN, "bed", *command]
+        return ["nsenter", f"--target={self.leader}", "--all", "--wd", *environment, "sh", "-c", JOIN, "bed", *command]
 
     def put(self, source: Path, target: str) -> None:
         """Copy a file of the host into the bed."""
         with source.open("rb") as file:
-            subprocess.run(self._argv(["sh", "-c", 'cat > "$0"', target]), stdin=file, check=True)
+            subprocess.run(self.argv(["sh", "-c", 'cat > "$0"', target]), stdin=file, check=True)
 
     def console(self) -> str:
         """What systemd wrote on the console."""

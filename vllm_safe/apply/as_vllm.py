@@ -134,6 +134,7 @@ class AsVllm:
             *(f"BindReadOnlyPaths={_quoted(path)}" for path in self.readable),
             *(f"LoadCredential={name}:{path}" for name, path in self.credentials.items()),
             *([f"RuntimeMaxSec={self.time_limit}"] if self.time_limit else []),
+            *(["SupplementaryGroups=video"] if self.devices else []),  # whose the cards are in Debian, as in vllm@.service
         ]
         environment = {"HOME": str(HOME), "LANG": "C.UTF-8", "TERM": os.environ.get("TERM", "dumb"), **self.env}
         return (
@@ -194,7 +195,10 @@ def _require_systemd_and_user() -> None:
     if os.geteuid() != 0:
         raise Failure("this needs root", hint="Run it with sudo.")
     if not Path("/run/systemd/system").is_dir():
-        raise Failure("systemd does not run here", hint="Programs are run under its limits; in a container, start one that boots systemd.")
+        raise Failure(
+            "systemd does not run here",
+            hint="Programs are run under its limits: boot the chroot or container, systemd-nspawn --boot --directory=FOLDER.",
+        )
     try:
         pwd.getpwnam(USER)
     except KeyError:

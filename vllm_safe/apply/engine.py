@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 import shutil
@@ -14,6 +15,8 @@ from pathlib import Path
 from vllm_safe import paths
 from vllm_safe.apply import as_engine
 from vllm_safe.apply.as_vllm import AsVllm, failure_of, network_environment
+from vllm_safe.apply.steps import Step
+from vllm_safe.apply.trial import mark_step
 from vllm_safe.decide.engine import Installation, Place, Sources
 from vllm_safe.decide.lock import LEFT_OUT, Lock
 from vllm_safe.decide.trouble import explain
@@ -64,22 +67,23 @@ class EngineStep:
 
 def read_place(facts: EngineFacts, find_links: str | None) -> Place:
     """What an installation depends on of this machine. Raises Failure if the folder `find_links` is not there."""
-    shown = subprocess.run(
-        [SYSTEM_PYTHON, "-I", "-S", "-c", "import sys; print(*sys.version_info[:2])"], capture_output=True, text=True, check=True
-    )
-    major, minor = map(int, shown.stdout.split())
+    ask = "import importlib.util, sys; print(*sys.version_info[:2], int(bool(importlib.util.find_spec('ensurepip'))))"
+    shown = subprocess.run([SYSTEM_PYTHON, "-I", "-S", "-c", ask], capture_output=True, text=True, check=True)
+    major, minor, venv = map(int, shown.stdout.split())
     return Place(
         python=(major, minor),
         machine=platform.machine(),
         free=shutil.disk_usage(facts.engines).free if facts.present else 0,
         reusable=reusable_bytes(facts.engines),
         compiler=any(map(shutil.which, ("cc", "gcc", "clang"))),
+        venv=bool(venv),
+        glibc=_glibc(),
         links=_files_in(find_links) if find_links and find_links.startswith("/") else None,
     )
 
 
-def install_steps(installation: Installation, facts: EngineFacts, uv: Lock) -> tuple[EngineStep, ...]:
-    """Fetch uv, build the engine beside the others, try it, and only then switch to it."""
+def install_steps(installation: Installation, facts: EngineFacts, uv: Lock, now: float) -> tuple[Step, ...]:
+    """Fetch uv, build the engine beside the others, try it, and only then switch to it. now: Unix seconds, for what stays untried."""
     own = Path(f".uv-{uv.version_of('uv')}", "bin/uv")
     program = facts.engines / own
     staging = facts.engines / STAGING
@@ -107,22 +111,51 @@ def install_steps(installation: Installation, facts: EngineFacts, uv: Lock) -> t
         steps.append(_folder(installation, facts, "let it use AMX", "amx", str(staging)))
     steps += _try(installation, staging)
     before = facts.current.folder if facts.ok and facts.current else ""
+    marks = {folder: moment for folder, moment in facts.marks_now.items() if folder == before}  # `switch` sweeps the others
+    marks |= {} if installation.tried else {installation.folder: now}
     switch = ("switch", str(facts.engines), str(staging), installation.folder, before)
-    steps.append(_folder(installation, facts, f"switch to {installation}", *switch))
-    return tuple(steps)
+    # The mark goes first: of an engine that is not there it says nothing.
+    return (*steps, *_marking(facts, marks), _folder(installation, facts, f"switch to {installation}", *switch))
 
 
-def exchange_steps(previous: Installed, facts: EngineFacts) -> tuple[EngineStep, ...]:
-    """Try the previous engine, and swap it with the current one."""
-    installation = Installation(previous.package, previous.version, previous.folder, None, Sources(None, None, offline=True))
-    swap = _folder(installation, facts, f"switch to {previous}", "exchange", str(facts.engines))
-    return (*_try(installation, facts.engines / previous.folder), swap)
+def exchange_steps(previous: Installed, facts: EngineFacts, *, tried: bool) -> tuple[Step, ...]:
+    """Try the previous engine, and swap it with the current one. tried: as Installation has it."""
+    swap = _folder(_installed(previous, tried=tried), facts, f"switch to {previous}", "exchange", str(facts.engines))
+    return (*try_steps(previous, facts, tried=tried), swap)
 
 
-def works(installed: Installed, facts: EngineFacts) -> bool:
-    """Whether an installed engine can be started."""
-    steps = exchange_steps(installed, facts)[:-1]
-    return all(step.task.outcome(quiet=True).ok for step in steps)
+def try_steps(installed: Installed, facts: EngineFacts, *, tried: bool) -> tuple[Step, ...]:
+    """Try an engine where it is, and take its mark away if that is its trial."""
+    marking = mark_tried_steps(installed, facts) if tried else ()
+    return (*_try(_installed(installed, tried=tried), facts.engines / installed.folder), *marking)
+
+
+def mark_tried_steps(installed: Installed, facts: EngineFacts) -> tuple[Step, ...]:
+    """Take the mark of an engine that was tried away."""
+    return _marking(facts, {folder: moment for folder, moment in facts.marks_now.items() if folder != installed.folder})
+
+
+def works(installed: Installed, facts: EngineFacts, *, tried: bool) -> bool:
+    """Whether an installed engine can be started, as far as it can be tried."""
+    return all(step.task.outcome(quiet=True).ok for step in _try(_installed(installed, tried=tried), facts.engines / installed.folder))
+
+
+def _installed(installed: Installed, *, tried: bool) -> Installation:
+    sources = Sources(None, None, offline=True)
+    return Installation(installed.package, installed.version, installed.folder, None, sources, tried=tried)
+
+
+def _marking(facts: EngineFacts, marks: Mapping[str, float]) -> tuple[Step, ...]:
+    return (mark_step(marks),) if marks != facts.marks else ()
+
+
+def _glibc() -> tuple[int, int]:
+    """The version of the C library; (0, 0) for another than glibc."""
+    try:
+        found = re.search(r"(\d+)\.(\d+)", os.confstr("CS_GNU_LIBC_VERSION") or "")
+    except ValueError:
+        return 0, 0
+    return (int(found[1]), int(found[2])) if found else (0, 0)
 
 
 def _files_in(folder: str) -> frozenset[str]:
@@ -213,16 +246,18 @@ def _folder(installation: Installation, facts: EngineFacts, purpose: str, *words
 
 
 def _try(installation: Installation, folder: Path) -> tuple[EngineStep, ...]:
-    """See that it starts, as the models' service would run it."""
+    """See that it starts, as the models' service would run it; where no card answers, that all of the server can be imported."""
     version = re.escape(installation.version.partition("+")[0])
-    calls = (
-        ((str(folder / SERVER), "--version"), rf"(?m)^{version}(\+\S+)?\s*$"),
-        ((str(folder / PYTHON), "-I", "-c", "import vllm; print('imported')"), "imported"),
+    python = (str(folder / PYTHON), "-I", "-c")
+    whole = (
+        ("vllm --version", (str(folder / SERVER), "--version"), rf"(?m)^{version}(\+\S+)?\s*$"),
+        ("import vllm", (*python, "import vllm; print('imported')"), "imported"),
     )
+    without = (("import the server", (*python, "import vllm.entrypoints.openai.api_server; print('imported')"), "imported"),)
     return tuple(
         EngineStep(
             AsVllm(
-                *(UNIT, argv, f"try {installation}: {' '.join((Path(argv[0]).name, argv[1])) if argv[1] != '-I' else 'import vllm'}"),
+                *(UNIT, argv, f"try {installation}: {what}"),
                 env=_TRY_ENVIRONMENT,
                 writable=(paths.CACHE, paths.HOME),
                 time_limit=TRY_TIME,
@@ -232,5 +267,5 @@ def _try(installation: Installation, folder: Path) -> tuple[EngineStep, ...]:
             installation,
             answer,
         )
-        for argv, answer in calls
+        for what, argv, answer in (whole if installation.tried else without)
     )

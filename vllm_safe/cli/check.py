@@ -83,11 +83,14 @@ def _swap_refused(config: Config, host: Host) -> Failure | None:
 
 def _inspect(config: Config) -> Inspection:
     from vllm_safe.decide.checks import EARLYOOM
+    from vllm_safe.decide.engine import cuda_of
     from vllm_safe.decide.limits import EACH_UNIT, unit_of
+    from vllm_safe.decide.lock import read_lock
     from vllm_safe.decide.prepare import SWAP_SERVICE
     from vllm_safe.decide.protect import UNITS
     from vllm_safe.decide.serve import server_url
     from vllm_safe.host import inspect
+    from vllm_safe.host.driver import read_driver
     from vllm_safe.host.earlyoom import admin_arguments
     from vllm_safe.host.start import read_key
     from vllm_safe.host.systemd import show
@@ -102,6 +105,7 @@ def _inspect(config: Config) -> Inspection:
             key = read_key(model.api_key_file) if model.api_key_file else None
             if not (key and key.hidden):
                 served[name] = inspect.ask_models(server_url(model, "/v1/models"), key.text if key else "")
+    needs_cards = config.engine.package == "vllm" and any(model.command is None for model in config.models.values())
     return inspect.Inspection(
         hard_disks=inspect.read_hard_disks(),
         units=units,
@@ -111,4 +115,6 @@ def _inspect(config: Config) -> Inspection:
         compiler=inspect.has_compiler(),
         headers=inspect.has_headers(),
         served=served,
+        driver=read_driver() if needs_cards else None,
+        cuda=cuda_of("vllm", config.engine.version, read_lock("vllm")) if needs_cards else None,
     )

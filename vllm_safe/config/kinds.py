@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vllm_safe.config import arguments, texts
-from vllm_safe.config.document import Node, Scalar
+from vllm_safe.config.document import Node, Scalar, Sequence
 from vllm_safe.config.flaw import Flaw, Flawed, is_nothing, misfit, text_of
 from vllm_safe.config.profiles import PROFILES
 from vllm_safe.guard.plan import MOST_FREEZE
@@ -139,6 +139,36 @@ def _span(low: float, high: float = 30 * _DAY) -> Callable[[Node], float]:
     return read
 
 
+# --- cards
+
+_MOST_CARDS = 64  # of one machine
+
+
+def _cards(node: Node) -> tuple[int, ...]:
+    """Numbers of cards, in the order in which the server is to see them."""
+    if isinstance(node, Scalar):
+        raise misfit(node, f"[{', '.join(re.findall(r'[0-9]+', node.text))}]" if re.fullmatch(r"[0-9][0-9, ]*", node.text) else "")
+    if not isinstance(node, Sequence):
+        raise misfit(node)
+    if not node.items:
+        raise Flawed(Flaw(node, "is empty", "at least one card, or `all`"))
+    card = integer(0, _MOST_CARDS - 1, "the number of a card")
+    found: dict[int, Node] = {}
+    flaws: list[Flaw] = []
+    for item in node.items:
+        try:
+            number = card.read(item)
+        except Flawed as error:
+            flaws += error.flaws
+            continue
+        if number in found:
+            flaws.append(Flaw(item, f"has card {number} twice", "each card once"))
+        found[number] = item
+    if flaws:
+        raise Flawed(*flaws)
+    return tuple(found)
+
+
 # --- words, and the kinds by name
 
 
@@ -185,4 +215,5 @@ PROFILE = one_of(*PROFILES)
 ARGV = Kind("a list such as [/usr/bin/llama-server, --port, '8001']", arguments.read_command)
 ARGS = Kind("options of `vllm serve` such as max-model-len: 8192", arguments.read_args)
 ENV = Kind("variables such as NCCL_DEBUG: INFO", arguments.read_env)
+GPUS_OR_ALL = _or("all", Kind("a list of cards such as [0, 1]", _cards, lambda value: f"[{', '.join(map(str, value))}]"))
 SECTION = Kind("a section: its settings in the lines below, indented", _section)

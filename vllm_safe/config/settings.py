@@ -242,6 +242,12 @@ class Model:
     env: Mapping[str, str] = _setting(
         kinds.ENV, _EMPTY, "Environment variables. No secrets: everybody can read this file.", example="{NCCL_DEBUG: INFO}"
     )
+    gpus: tuple[int, ...] | None = _setting(
+        kinds.GPUS_OR_ALL,
+        None,
+        "The cards that it sees, by their numbers in nvidia-smi. Unset, it is every card.",
+        example="[0, 1]",
+    )
     limits: ModelLimits = _setting(
         kinds.SECTION, ModelLimits(), "Limits of this model instead of those above.", example="{memory_max: 12G, swap_max: 64G}"
     )

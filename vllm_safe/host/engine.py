@@ -8,13 +8,13 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from vllm_safe.host.below import LOOK, open_below
-from vllm_safe.paths import ENGINES
+from vllm_safe.paths import ENGINES, RUNS, UNTRIED
 
 SERVER = Path("bin/vllm")  # the server program, below an engine's folder
 PYTHON = Path("bin/python")
@@ -46,20 +46,42 @@ class EngineFacts:
     previous: Installed | None = None
     names: frozenset[str] = frozenset()  # of everything in it
     present: bool = False  # the folder is there
+    marks: Mapping[str, float] = field(default_factory=dict)  # when what could not be tried was put in place, by folder
+    untried: frozenset[str] = frozenset()  # those of them that no start has tried since
 
     @property
     def ok(self) -> bool:
         """There is an engine to start."""
         return self.current is not None and self.current.whole
 
+    @property
+    def marks_now(self) -> dict[str, float]:
+        """The marks that still count: of engines that are there, and that no start has tried."""
+        return {folder: moment for folder, moment in self.marks.items() if folder in self.untried & self.names}
 
-def read_engine(engines: Path = ENGINES) -> EngineFacts:
-    """What the folder of engines holds."""
+    @property
+    def is_untried(self) -> bool:
+        """The engine in use was never started on a card."""
+        return self.current is not None and self.current.folder in self.untried
+
+
+def read_engine(engines: Path = ENGINES, marks: Path = UNTRIED, runs: Path = RUNS) -> EngineFacts:
+    """What the folder of engines holds, and what of it is untried."""
     try:
         names = frozenset(entry.name for entry in engines.iterdir())
     except OSError:
         return EngineFacts(engines)
-    return EngineFacts(engines, _linked(engines, "current"), _linked(engines, "previous"), names, present=True)
+    marked, untried = _untried(marks, runs) if os.path.lexists(marks) else ({}, frozenset[str]())
+    return EngineFacts(
+        engines, _linked(engines, "current"), _linked(engines, "previous"), names, present=True, marks=marked, untried=untried
+    )
+
+
+def _untried(marks: Path, runs: Path) -> tuple[dict[str, float], frozenset[str]]:
+    from vllm_safe.host.trial import read_marks, tried_since  # noqa: PLC0415 - 6 ms that only an untried engine costs each start
+
+    marked = read_marks(marks)
+    return marked, frozenset(marked) - tried_since(marked, runs)
 
 
 def _linked(engines: Path, link: str) -> Installed | None:

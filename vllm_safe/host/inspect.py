@@ -13,6 +13,8 @@ from shutil import which
 from urllib.error import HTTPError
 from urllib.request import HTTPRedirectHandler, ProxyHandler, Request, build_opener
 
+from vllm_safe.host.driver import Driver
+
 _ANSWER_TIMEOUT = 10.0  # seconds; a server that swaps may need some
 _LONGEST_ANSWER = 1 << 20
 
@@ -37,6 +39,8 @@ class Inspection:
     headers: bool = True  # there is a Python.h
     hard_disks: Mapping[str, str] = field(default_factory=dict)  # by name, the I/O scheduler
     served: Mapping[str, Served] = field(default_factory=dict)
+    driver: Driver | None = None  # NVIDIA's; None where no model needs a card
+    cuda: tuple[int, int] | None = None  # that the engine is made for, if that is known
 
 
 def earlyoom_arguments(pid: int) -> tuple[str, ...]:

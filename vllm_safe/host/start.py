@@ -12,6 +12,7 @@ from pathlib import Path
 
 from vllm_safe import paths
 from vllm_safe.errors import Failure
+from vllm_safe.host.engine import EngineFacts, read_engine
 from vllm_safe.host.models import ModelFiles, read_model
 from vllm_safe.host.trust import open_trusted_folder
 
@@ -48,6 +49,7 @@ class Ground:
     now: float = 0.0  # seconds since boot ...
     asleep: float = 0.0  # ... and how many of them systemd's monotonic times leave out
     server: bool = False  # there is a program to run
+    engine: EngineFacts | None = None  # None for a `command:` server
     model: ModelFiles | None = None  # None for a `command:` server
     swap_file: str = ""  # `swap.file` as /proc/swaps has it: without links
     key: Key | None = None  # None: none asked for
@@ -130,6 +132,7 @@ def read_ground(  # noqa: PLR0913 - each is a fact about another thing
         now=boot_clock(),
         asleep=time_asleep(),
         server=any(os.access(Path(folder, server), os.X_OK) for folder in path.split(":")),  # an absolute one replaces the folder
+        engine=read_engine() if model else None,
         model=read_model(model) if model else None,
         swap_file=os.path.realpath(swap_file),
         key=read_key(key_file) if key_file else None,

@@ -18,6 +18,7 @@ from vllm_safe.launch.plan import Launch
 from vllm_safe.launch.probe import Answer
 from vllm_safe.launch.processes import Process
 from vllm_safe.launch.server import describe_ending
+from vllm_safe.launch.state import NO_CARDS, Cards
 from vllm_safe.launch.timers import Timers
 from vllm_safe.sizes import format_span
 
@@ -88,17 +89,17 @@ class Lifecycle:
 
     def heard(self, chunk: bytes, now: float, wall: float) -> None:
         """The server printed something."""
-        if (loading := self.loading) and loading.follow.hear(chunk, now) and self._launch.metrics and self.phase != "waiting":
+        if (loading := self.loading) and loading.hear(chunk, now) and self._launch.metrics and self.phase != "waiting":
             self._go(loading.follow.phase, wall)
 
-    def looked(self, now: float, wall: float, processes: Sequence[Process], gpu: int = 0) -> list[Action]:
-        """The processes of the server were read; gpu: bytes of all cards that are in use."""
+    def looked(self, now: float, wall: float, processes: Sequence[Process], cards: Cards = NO_CARDS) -> list[Action]:
+        """The processes of the server were read, and what the recorder says of the cards."""
         if self._ending or self.phase == "ended":
             return []
         if self.alive:
             self.alive.looked(processes)
             return []
-        self._loading.look(now, wall, processes, gpu)
+        self._loading.look(now, wall, processes, cards)
         self._first.pass_time(now)
         if wrong := self._first.overdue(self._launch.hang_timeout):
             return self._end_hung(now, wall, "hang", wrong)
@@ -189,8 +190,11 @@ class Lifecycle:
         if now >= self._timers["start_timeout"]:
             allowed = format_span(self._launch.start_timeout)
             self.cause = "start-timeout"
-            self.reason = f"not ready within {allowed} (start_timeout): {self._launch.health} {self._heard.text}"
-            return [Say(self.reason, level=3), *self._begin_end(now, wall, code=EXIT_FAILED, hung=False)]
+            vain = self._loading.in_vain
+            self.reason = (
+                f"not ready within {allowed} (start_timeout): {self._launch.health} {self._heard.text}{'; ' if vain else ''}{vain}"
+            )
+            return [Say(self.reason, level=3), *self._begin_end(now, wall, code=EXIT_FAILED, hung=bool(vain))]
         if not self._timers.fires("status", now, STATUS_EVERY):
             return []
         # Refusing connections is what a loading server does: vLLM listens when it is ready. Anything else is worth knowing.

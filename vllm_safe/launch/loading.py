@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 from vllm_safe.launch.phases import Follow
 from vllm_safe.launch.processes import Process
-from vllm_safe.launch.progress import Checkpoint, Stillness, Sums
-from vllm_safe.launch.state import Progress
+from vllm_safe.launch.progress import Checkpoint, Stillness, Sums, Waits
+from vllm_safe.launch.state import NO_CARDS, Cards, Progress
 from vllm_safe.sizes import format_size, format_span
 
 _QUIET = 60.0  # seconds without a move that the status mentions
+IN_VAIN = "its processes wait for each other in vain"  # what `why` knows this end by
 
 
 class Loading:
@@ -21,6 +22,8 @@ class Loading:
         self.progress: Progress | None = None
         self._started = now
         self._sums = Sums()
+        self._waits = Waits()
+        self._signs: tuple[str, ...] = ()
         self._stillness = Stillness(now, wall)
         self._checkpoint = Checkpoint(sizes)
 
@@ -29,9 +32,21 @@ class Loading:
         """Seconds in which nothing has moved, of the time that counts."""
         return self._stillness.still
 
-    def look(self, now: float, wall: float, processes: Sequence[Process], gpu: int = 0) -> None:
-        """Take what the processes are doing, and how much of the cards is in use."""
-        self._stillness.look(now, wall, self._sums.add(processes, self.follow.news, gpu))
+    @property
+    def in_vain(self) -> str:
+        """That its processes wait for each other, and by what that is known, once nothing else has moved for a while; or ""."""
+        return self._vain() if self.still >= _QUIET else ""
+
+    def hear(self, chunk: bytes, now: float) -> bool:
+        """Take what the server printed, cut anywhere; whether the phase is another one now."""
+        self._waits.hear(chunk, now)
+        return self.follow.hear(chunk, now)
+
+    def look(self, now: float, wall: float, processes: Sequence[Process], cards: Cards = NO_CARDS) -> None:
+        """Take what the processes are doing, and the cards."""
+        stopped = [f"its process {process.comm} ({process.pid}) is stopped" for process in processes if process.state == "T"]
+        self._signs = (*stopped[:1], *self._waits.signs(now, cards.busy))
+        self._stillness.look(now, wall, self._sums.add(processes, self.follow.news, cards.used), waits=bool(self._signs))
         loading = self.follow.phase == "loading"
         self.progress = self._checkpoint.look(now, processes, loading=loading, done=self.follow.done, of=self.follow.of)
 
@@ -43,7 +58,11 @@ class Loading:
 
     def stall(self, phase: str) -> str:
         """Why it counts as hung."""
-        return f"no progress for {format_span(self.still)} while {phase} (stall_timeout): {self._stillness.describe()}"
+        vain = f"{self._vain()}; " if self._signs else ""
+        return f"no progress for {format_span(self.still)} while {phase} (stall_timeout): {vain}{self._stillness.describe()}"
+
+    def _vain(self) -> str:
+        return f"{IN_VAIN}, since {' and '.join(self._signs)}" if self._signs else ""
 
 
 def _describe(progress: Progress | None) -> list[str]:

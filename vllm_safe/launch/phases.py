@@ -1,7 +1,7 @@
 """What the server's log says of how far it is: pure, one line at a time. Each pattern with its place in the source of vLLM 0.32.
 
-The CPU build of 0.32.0 was run, and tests/unit/launch/test_phases.py has what it printed. What only cards print (captures, several workers)
-was read in the source and never seen, and a later vLLM may say it otherwise: a line that nobody knows moves no phase.
+tests/unit/launch/test_phases.py has what 0.32.0 printed on a CPU and on cards. A later vLLM may say it otherwise: a line that nobody knows
+moves no phase.
 
 tqdm ends its bars with a carriage return, and vLLM colours its lines where it is told to: both are taken off before anything is compared.
 """
@@ -32,8 +32,11 @@ _MARKS = (
     ("importing", r"vLLM server version |non-default args: "),
     # config/model.py; v1/engine/core.py, EngineCore.__init__
     ("importing", r"Resolved architecture: |Initializing a V1 LLM engine "),
-    # v1/worker/gpu_model_runner.py and cpu_model_runner.py, load_model; model_executor/model_loader/weight_utils.py, default_loader.py
-    ("loading", r"Starting to load model |Filesystem type for checkpoints: |Loading weights took "),
+    # distributed/parallel_state.py, init_distributed_environment: before the first context on a card and the first connection
+    ("initializing", r"world_size=\d+ rank=\d+ local_rank=\d+ distributed_init_method=\S+ backend=(?:(?P<nccl>nccl)|\w+)"),
+    # v1/worker/gpu_model_runner.py and cpu_model_runner.py, load_model; the same of v1/worker/gpu/model_runner.py, which cards get;
+    # model_executor/model_loader/weight_utils.py, default_loader.py
+    ("loading", r"Starting to load model |Loading model from scratch|Filesystem type for checkpoints: |Loading weights took "),
     # model_executor/model_loader/weight_utils.py, _BAR_FORMAT: "Loading safetensors checkpoint shards:  25% Completed | 1/4 [..."
     ("loading", r"(?:Multi-thread l|L)oading [\w ().]{,60}:\s+\d+% Completed \| (?P<shard>\d+)/(?P<shards>\d+)"),
     # v1/worker/gpu_model_runner.py and gpu/model_runner.py, load_model
@@ -45,9 +48,11 @@ _MARKS = (
     ("compiling", r"(?:\[\w+\] )?(?:Starting torch\.compile|Dynamo bytecode transform time|Using cache directory: )"),
     ("compiling", r"(?:\[\w+\] )?(?:Directly load (?:the compiled|AOT)|Compiling a graph for |torch\.compile t(?:akes|ook) )"),
     ("compiling", r"Warming up model for the compilation|Compile and warming up model for size "),
+    # model_executor/warmup/kernel_warmup.py and jit_warmup.py
+    ("compiling", r"JIT kernel warmup|Warming up FlashInfer "),
     # v1/worker/gpu_model_runner.py, _capture_cudagraphs; v1/worker/gpu/cudagraph_utils.py: a plain bar of tqdm
-    ("compiling", r"Capturing CUDA graphs(?: \([\w ,-]+\))?:\s+\d+%\|[^|]*\|\s*(?P<graph>\d+)/(?P<graphs>\d+)"),
-    ("compiling", r"Graph capturing finished in "),
+    ("capturing", r"Capturing CUDA graphs(?: \([\w ,-]+\))?:\s+\d+%\|[^|]*\|\s*(?P<graph>\d+)/(?P<graphs>\d+)"),
+    ("capturing", r"Graph capturing finished in "),
     # v1/engine/core.py, _initialize_kv_caches; entrypoints/launchers/api_server/entry.py; uvicorn/server.py
     ("warming-up", r"init engine \(profile, create kv cache, warmup model\) took |Starting vLLM (?:API )?server |Started server process "),
 )
@@ -73,18 +78,21 @@ def _message(line: str) -> str:
     return _PREFIX.sub("", plain, count=1)
 
 
+# What a mark says to a person, by the first of its groups.
+_TEXTS = {
+    "nccl": "CUDA and NCCL",
+    "shard": "shard {shard} of {shards}",
+    "graph": "graph {graph} of {graphs}",
+    "weights": "{weights} GiB of weights loaded",
+    "cache": "{cache} GiB for the KV cache",
+    "tokens": "a KV cache of {tokens} tokens",
+}
+
+
 def _mark(phase: str, found: dict[str, str]) -> Mark:
-    if "shard" in found:
-        return Mark(phase, f"shard {found['shard']} of {found['shards']}", int(found["shard"]), int(found["shards"]))
-    if "graph" in found:
-        return Mark(phase, f"graph {found['graph']} of {found['graphs']}", int(found["graph"]), int(found["graphs"]))
-    if "weights" in found:
-        return Mark(phase, f"{found['weights']} GiB of weights loaded")
-    if "cache" in found:
-        return Mark(phase, f"{found['cache']} GiB for the KV cache")
-    if "tokens" in found:
-        return Mark(phase, f"a KV cache of {found['tokens']} tokens")
-    return Mark(phase)
+    name = next(iter(found), "")
+    counted = (int(found[name]), int(found[f"{name}s"])) if f"{name}s" in found else ()
+    return Mark(phase, _TEXTS.get(name, "").format(**found), *counted)
 
 
 class Follow:

@@ -1,12 +1,14 @@
 """Whether a loading server gets on, by figures and not by hope: pure, with the figures and the time handed in.
 
 Anything that moves is progress: bytes read, memory mapped or taken, of the machine or its cards, CPU used, lines printed that were not
-printed before. What a dead but polling server does is none: see STEPS. Time in which we did not run ourselves (the guard's freeze, a
-suspended machine) is not counted.
+printed before. What a dead but polling server does is none: see STEPS. Nor is the CPU of processes that wait for each other: see Waits.
+Time in which we did not run ourselves (the guard's freeze, a suspended machine) is not counted.
 """
 
 from __future__ import annotations
 
+import math
+import re
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -29,16 +31,26 @@ class Readings(NamedTuple):
     resident: int = 0  # bytes of memory
     gpu: int = 0  # bytes of all cards that are in use, by whomever; 0 without any
     cpu: float = 0.0  # seconds
+    faults: int = 0  # page faults
     news: int = 0  # lines that were not printed before
     processes: int = 0  # alive now
 
 
-# A figure moves when it has grown by more than a step, plus a rate for each second of stillness (CPU: and process): then what a dead but
-# polling server does stays below for ever, however its polls are spread. Measured on vLLM 0.32 with two workers, idle for two
+# A figure moves when it has grown by more than a step, plus a rate for each second of stillness (CPU, faults: and process): then what a
+# dead but polling server does stays below for ever, however its polls are spread. Measured on vLLM 0.32 with two workers, idle for two
 # minutes: 1.0 % of a core for each worker, 0.2 % for the API server, no byte read, no memory taken, no line. A disk that gives
-# 64 KiB/s would need two weeks for 77 GB. Processes that spin (NCCL waiting for a card) look busy: start_timeout is what ends those.
-STEPS = Readings(read=MIB, mapped=4 * MIB, resident=4 * MIB, gpu=16 * MIB, cpu=0.5)
-RATES = Readings(read=64 << 10, mapped=64 << 10, resident=64 << 10, gpu=64 << 10, cpu=0.03)
+# 64 KiB/s would need two weeks for 77 GB. Of page faults, a process that waits for a kernel on an H200 takes none in nine seconds (with a
+# core, and the card 100 % busy), vLLM's loop of sched_yield one in a minute; torch.compile 5,000 to 60,000 a second with a few seconds of
+# none, and the card at 0 % but when it tries a kernel.
+STEPS = Readings(read=MIB, mapped=4 * MIB, resident=4 * MIB, gpu=16 * MIB, cpu=0.5, faults=2000)
+RATES = Readings(read=64 << 10, mapped=64 << 10, resident=64 << 10, gpu=64 << 10, cpu=0.03, faults=5)
+_EACH = frozenset({"cpu", "faults"})  # whose rate is that of one process
+
+# vllm/distributed/device_communicators/shm_broadcast.py:108, each VLLM_RINGBUFFER_WARNING_INTERVAL while a worker does not answer; the
+# shorter one is of vLLM before 0.11.
+WAITS = re.compile(r"No available (?:shared memory broadcast )?block found in (?P<seconds>\d+) second")
+_WAITS_TORN = 100  # bytes: more than what WAITS matches
+_BUSY = 0.95  # share of the time that a card is busy which waits in a kernel for another card: the driver counts 1.0
 
 
 class Sums:
@@ -46,7 +58,7 @@ class Sums:
 
     def __init__(self) -> None:
         self._last: dict[tuple[int, int], Process] = {}
-        self._read, self._cpu = 0, 0.0
+        self._read, self._cpu, self._faults = 0, 0.0, 0
 
     def add(self, processes: Sequence[Process], news: int, gpu: int = 0) -> Readings:
         """The readings with these processes alive."""
@@ -54,9 +66,37 @@ class Sums:
             before = self._last.get((process.pid, process.started))
             self._read += process.read - (before.read if before else 0)
             self._cpu += process.cpu - (before.cpu if before else 0.0)
+            self._faults += process.faults - (before.faults if before else 0)
         self._last = {(process.pid, process.started): process for process in processes}
         mapped, resident = sum(process.mapped for process in processes), sum(process.resident for process in processes)
-        return Readings(self._read, mapped, resident, gpu, self._cpu, news, len(processes))
+        return Readings(self._read, mapped, resident, gpu, self._cpu, self._faults, news, len(processes))
+
+
+class Waits:
+    """Whether the processes seem to wait for each other, as in NCCL or a custom all-reduce: they spin, and use a processor and a card each.
+
+    Then the CPU that they use is no progress, but page faults are: whoever compiles, loads or computes touches memory that is new to it.
+    """
+
+    def __init__(self) -> None:
+        self._torn = b""
+        self._until = -math.inf  # what was printed last holds until then
+
+    def hear(self, chunk: bytes, now: float) -> None:
+        """Take what the server printed, cut anywhere. A line that is not followed by another one is soon of no account."""
+        data = self._torn + chunk
+        if b"block found in" in data:  # else nothing need be decoded
+            text = data.decode(errors="replace")
+            for match in WAITS.finditer(text):
+                self._until = now + 2 * int(match["seconds"]) + LONGEST_TICK
+                data = text[match.end() :].encode()
+        self._torn = data[-_WAITS_TORN:]
+
+    def signs(self, now: float, busy: float | None) -> tuple[str, ...]:
+        """What makes it seem so, () if nothing does. busy: the least of all cards in use, None where that is not known."""
+        said = ("it says again and again that a worker does not answer (no shared memory broadcast block)",) if now < self._until else ()
+        seen = (f"every card in use is {busy:.0%} busy",) if busy is not None and busy >= _BUSY else ()
+        return said + seen
 
 
 class Stillness:
@@ -69,11 +109,11 @@ class Stillness:
         self._from: Readings | None = None  # the readings then
         self._last = Readings()
 
-    def look(self, now: float, wall: float, readings: Readings) -> bool:
-        """Take the readings of a moment; whether anything has moved."""
+    def look(self, now: float, wall: float, readings: Readings, *, waits: bool = False) -> bool:
+        """Take the readings of a moment; whether anything has moved. waits: CPU alone is none, see Waits."""
         self.still += min(max(now - self._now, 0.0), LONGEST_TICK)
         self._now, self._last = now, readings
-        if self._from is None or self._moved(readings):
+        if self._from is None or self._moved(readings, "cpu" if waits else "faults"):
             self.still, self.since, self._from = 0.0, wall, readings
             return True
         # What shrank may grow again: that is progress from where it is now.
@@ -89,10 +129,12 @@ class Stillness:
         when = time.strftime("%H:%M:%S", time.localtime(self.since))
         return f"{', '.join(sizes)}, {after.cpu - before.cpu:.1f} s of CPU, nothing new printed since {when}"
 
-    def _moved(self, readings: Readings) -> bool:
+    def _moved(self, readings: Readings, but: str) -> bool:
         before = self._from or readings
         for name in STEPS._fields[:-1]:
-            factor = readings.processes if name == "cpu" else 1
+            if name == but:
+                continue
+            factor = readings.processes if name in _EACH else 1
             allowed = getattr(STEPS, name) + getattr(RATES, name) * factor * self.still
             if getattr(readings, name) - getattr(before, name) > allowed:
                 return True

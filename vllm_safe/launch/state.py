@@ -7,16 +7,31 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 STATE_FOLDER = Path("/run/vllm-safe/state")  # vllm:vllm 0755, made by tmpfiles.d
 GPU_FOLDER = Path("/run/vllm-safe/gpus")  # root's, as tmpfiles.d makes it: what the recorder says to the main process
+FRESH = 10.0  # seconds for which what it says of how busy they are holds: it writes each second
 KEPT_LINES = 200  # of what the server printed
 
 # In this order; a `command:` server is only starting, ready and stopping.
-PHASES = ("waiting", "starting", "importing", "loading", "profiling", "compiling", "warming-up", "ready", "stopping", "ended")
+PHASES = (
+    "waiting",  # before an automatic restart
+    "starting",
+    "importing",
+    "initializing",  # CUDA, and the connections of the workers: NCCL, gloo
+    "loading",
+    "profiling",
+    "compiling",
+    "capturing",  # CUDA graphs
+    "warming-up",
+    "ready",
+    "stopping",
+    "ended",
+)
 
 # Why the main process ended the run, or saw it end.
 CAUSES = (
@@ -38,6 +53,16 @@ class Progress(NamedTuple):
     total: int | None = None
     rate: float | None = None
     left: float | None = None
+
+
+class Cards(NamedTuple):
+    """What the recorder says of the cards."""
+
+    used: int = 0  # bytes of all of them, by whomever
+    busy: float | None = None  # of those that the model uses, the share of the last second in which the least busy one was; None: unknown
+
+
+NO_CARDS = Cards()
 
 
 class State(NamedTuple):
@@ -73,8 +98,32 @@ def end_file(name: str) -> Path:
 
 
 def gpu_file(name: str) -> Path:
-    """The bytes of all cards that are in use, as the recorder of a model last heard. There is none without cards."""
+    """Cards, as the recorder of a model last heard of them: "USED BUSY", or "USED" where the share is not known. None without cards.
+
+    Words that follow are a newer recorder's.
+    """
     return GPU_FOLDER / name
+
+
+def cards_to_line(cards: Cards) -> str:
+    """The file's text."""
+    return f"{cards.used}\n" if cards.busy is None else f"{cards.used} {cards.busy:.2f}\n"
+
+
+def cards_from_line(line: str) -> Cards:
+    """What `cards_to_line` wrote. ValueError if the text is anything else."""
+    used, *rest = line.split() or [""]
+    return Cards(int(used), float(rest[0]) if rest else None)
+
+
+def read_cards(name: str, last: Cards) -> Cards:
+    """What the recorder says now, since NVML would cost us 10 MB: of memory what it `last` said, where it says nothing."""
+    with suppress(OSError, ValueError):
+        file = gpu_file(name)
+        age = time.time() - file.stat().st_mtime
+        last = cards_from_line(file.read_text(encoding="ascii"))
+        return last if age < FRESH else last._replace(busy=None)
+    return last._replace(busy=None)
 
 
 def to_json(state: State) -> str:

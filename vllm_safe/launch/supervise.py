@@ -51,7 +51,7 @@ class _Supervisor:
         self._started = time.time()
         self._probes: dict[str, tuple[Probe, Figures]] = {}
         self._heard, self._heard_until = 0, 0.0
-        self._gpu = 0
+        self._cards = state.NO_CARDS
         self._written, self._written_at = state.State("", "", 0, 0, 0, "", 0), 0.0
         self._exit_code: int | None = None
 
@@ -126,14 +126,9 @@ class _Supervisor:
             self._output.read_from(self._server.output)
 
     def _look(self) -> None:
-        self._do(self._life.looked(time.monotonic(), time.time(), self._processes(), self._gpu_used()))
-
-    def _gpu_used(self) -> int:
-        """As the recorder writes it down, since NVML would cost us 10 MB; what it last said, where it says nothing."""
         if self._life.loading:
-            with suppress(OSError, ValueError):
-                self._gpu = int(state.gpu_file(self._launch.name).read_bytes())
-        return self._gpu
+            self._cards = state.read_cards(self._launch.name, self._cards)
+        self._do(self._life.looked(time.monotonic(), time.time(), self._processes(), self._cards))
 
     def _ask(self, what: str) -> None:
         now, figures = time.monotonic(), Figures()

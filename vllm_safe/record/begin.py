@@ -6,6 +6,7 @@ import os
 import re
 
 from vllm_safe import __version__
+from vllm_safe.record.cards import read_cards
 from vllm_safe.record.encode import integer, mapping, number, text
 from vllm_safe.record.heard import read_object
 from vllm_safe.record.programs import output
@@ -24,8 +25,10 @@ _LIMITS = {
     "tasks_max": "pids.max",
 }
 _TIMES = ("start_timeout", "stall_timeout", "hang_timeout", "stop_grace")
-# No secrets, and what decide/why may tell somebody to change: the old value is then the one that counted.
+# No secrets: which cards it sees, and what decide/why may tell somebody to change: the old value is then the one that counted.
 _ENV = (
+    "CUDA_DEVICE_ORDER",
+    "CUDA_VISIBLE_DEVICES",
     "NCCL_P2P_DISABLE",
     "VLLM_ALLREDUCE_USE_FLASHINFER",
     "VLLM_CPU_KVCACHE_SPACE",
@@ -78,16 +81,14 @@ def boot_id(root: str) -> str:
 
 def _host(root: str) -> dict[str, object]:
     machine = meminfo(read_text(f"{root}/proc/meminfo"))
-    try:
-        gpus = len(os.listdir(f"{root}/proc/driver/nvidia/gpus"))
-    except OSError:
-        gpus = 0
+    cards = read_cards(root)
     systemd = output(["systemctl", "--version"]).split()
     return {
         "memory": machine.get("MemTotal", 0),
         "swap": machine.get("SwapTotal", 0),
         "cpus": os.cpu_count() or 1,
-        "gpus": gpus,
+        "gpus": len(cards),
+        "cards": cards,
         "kernel": os.uname().release,
         "systemd": systemd[1] if len(systemd) > 1 else "",
     }

@@ -43,14 +43,16 @@ class Line(NamedTuple):
     text: str
 
 
-def read_journal(since: float) -> tuple[list[Line], bool]:
+def read_journal(since: float, grep: str = "") -> tuple[list[Line], bool]:
     """The lines of the kernel and of earlyoom in this boot since that Unix time, oldest first; and whether all of them could be read.
 
-    Read backwards: of too many, or too slow ones, those of the end are the ones that count.
+    Read backwards: of too many, or too slow ones, those of the end are the ones that count. grep: the kernel's alone, that match it.
     """
     fields = "--output-fields=MESSAGE,_TRANSPORT"
     command = ["journalctl", "--quiet", "--no-pager", "--boot=0", f"--since=@{int(since)}", "--reverse", "--lines=2000", "--output=json"]
-    printed, whole = try_output([*command, fields, "_TRANSPORT=kernel", "+", "_SYSTEMD_UNIT=earlyoom.service"])
+    which = [f"--grep={grep}", "--case-sensitive=yes"] if grep else []
+    whose = ["_TRANSPORT=kernel", *([] if grep else ["+", "_SYSTEMD_UNIT=earlyoom.service"])]
+    printed, whole = try_output([*command, fields, *which, *whose])
     lines = []
     for line in printed.splitlines():
         entry = mapping(from_line(line))

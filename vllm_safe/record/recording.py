@@ -7,8 +7,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Protocol
 
-from vllm_safe.launch.state import State, gpu_file
+from vllm_safe.launch.state import Cards, State, cards_to_line, gpu_file
 from vllm_safe.record import begin, evidence, metrics
+from vllm_safe.record.cards import InUse, visible_cards
 from vllm_safe.record.encode import from_line, mapping, number, text, unpack_event
 from vllm_safe.record.files import read_regular, remove, write_whole
 from vllm_safe.record.follow import Pace
@@ -23,6 +24,7 @@ SYNC = 5.0  # seconds: what a power cut may take
 _LOG_RATE = 500  # bytes a second, on the average, for the last lines of the server ...
 _LOG_SOONEST = 10.0  # ... and the least between two times
 _GUARD_MOST = 1 << 20  # bytes
+_ORDERLY = {"stopped", "refused", "gave-up"}  # ends that no card is to blame for
 _MOST_PIDS = 10_000  # that are remembered: compilers come and go by the thousand
 
 Say = Callable[[str], None]
@@ -48,6 +50,7 @@ class Recording:
         self._begun, self._events_from = now - 1.0, wall - 1.0  # it was not seen at once
         self._textfile = text(begin.read_launch(name, root).get("textfile")).rstrip("/")
         self._pace = Pace()
+        self._in_use = InUse(visible_cards(self.start.env, [card["name"] for card in self.start.host.get("cards", ())]))
         self._state: State | None = None
         self._sync_due = self._log_due = self._publish_due = now
         self._log: tuple[str, ...] = ()
@@ -86,7 +89,7 @@ class Recording:
         """It is over. end: what user vllm's own process said about it, if it could."""
         self._take_guard()
         composed = self._compose(end or End(wall), wall)
-        for event in self._deaths(composed, now, wall):
+        for event in (*self._deaths(composed, now, wall), *self._faults(composed, now, wall)):
             self._store.event(event)
         if self._state:
             self._store.log(self._state.log)
@@ -112,6 +115,16 @@ class Recording:
             found = evidence.find_deaths(lines, since, unit, self._pids)
         return found if found or whole else [Event(wall, "unread", evidence.UNREAD)]
 
+    def _faults(self, end: End, now: float, wall: float) -> list[Event]:
+        """What the kernel said of the cards: in the whole run, since one that fell off the bus may be missed hours later."""
+        cards = self.start.host.get("cards")
+        if not cards or end.cause in _ORDERLY:
+            return []
+        from vllm_safe.record import faults  # noqa: PLC0415 - patterns that only a machine with cards pays for
+
+        lines = [line for grep in faults.GREPS for line in evidence.read_journal(wall - (now - self._begun) - 1, grep)[0]]
+        return faults.find_faults(sorted(lines, key=lambda line: line.at), self._begun, self._pids, cards)
+
     def _go_on(self, place: str, now: float, wall: float) -> None:
         """A recorder before us began with it."""
         began = number(read_object(f"{place}/start.json", 2 * SMALL_MOST).get("time"))
@@ -127,7 +140,7 @@ class Recording:
         gpus = cards.ask(now) if cards else ()
         sample = self._sampler.read(now, wall, self._state, gpus)
         if gpus:
-            self._tell_main(sum(gpu.used for gpu in gpus))
+            self._tell_main(self._in_use.look(gpus))
         self._store.sample(sample)
         if found := self._sampler.events("memory.events"):
             self._events = (found, self._sampler.events("memory.swap.events"))
@@ -141,10 +154,10 @@ class Recording:
                 self._store.start(start)
         self._publish(now, sample)
 
-    def _tell_main(self, used: int) -> None:
-        """A start that takes memory of the cards gets on. Without the file it is known by all else that it does."""
+    def _tell_main(self, cards: Cards) -> None:
+        """A start that takes memory of the cards gets on, one that keeps them all busy for nothing may not."""
         with suppress(OSError):
-            write_whole(f"{self._root}{gpu_file(self._name)}", f"{used}\n".encode(), 0o644, sync=False)
+            write_whole(f"{self._root}{gpu_file(self._name)}", cards_to_line(cards).encode(), 0o644, sync=False)
 
     def _publish(self, now: float, sample: Sample) -> None:
         if not self._textfile or now < self._publish_due:

@@ -44,7 +44,7 @@ class Sample(NamedTuple):
 
 
 class Event(NamedTuple):
-    """Something that happened. kind: start, phase, guard, kernel-oom, earlyoom, unread (the journal), stall, hang, stopping."""
+    """Something that happened. kind: start, phase, guard, kernel-oom, earlyoom, nvidia, unread (the journal), stall, hang, stopping."""
 
     time: float
     kind: str
@@ -63,7 +63,7 @@ class Start(NamedTuple):
     restart: int = 0  # which automatic restart this is, of those that count, 0: started by a person
     health: str = ""
     limits: Mapping[str, int] = {}  # memory_max, swap_max, cpu_weight, ... by the setting's name
-    host: Mapping[str, Any] = {}  # memory, swap, cpus, gpus, kernel, systemd
+    host: Mapping[str, Any] = {}  # memory, swap, cpus, gpus (how many), cards (each), kernel, systemd
     versions: Mapping[str, str] = {}  # vllm-safe, engine
     args: Mapping[str, Any] = {}  # the options of `vllm serve`, secrets left out
     profile: str = ""

@@ -25,7 +25,7 @@ from vllm_safe.report.times import clock, date_time, offset_at, zone_at
 from vllm_safe.sizes import format_exact, format_span
 
 MARK = "<!-- A report of vllm-safe -->"  # how an earlier one is known
-_BAD = frozenset({"kernel-oom", "earlyoom", "stall", "hang", "killing"})
+_BAD = frozenset({"kernel-oom", "earlyoom", "nvidia", "stall", "hang", "killing"})
 _IN_PHASES = frozenset({"start", "phase"})  # what the phases on the plots show already
 _ERROR = re.compile(r"\b(?:ERROR|CRITICAL|FATAL|Traceback|\w+Error|Killed|out of memory)\b")
 _MANY = 5  # lines of one plot, too many to tell the most of each: the figures have it

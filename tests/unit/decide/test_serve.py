@@ -160,3 +160,33 @@ def test_the_launch_file_holds_all_of_it() -> None:
 def test_anything_else_is_no_launch_file(text: str) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 - any of them
         Launch.from_json(text)
+
+
+LOOPBACK = {"VLLM_HOST_IP": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
+
+
+def test_the_processes_of_a_model_talk_over_loopback() -> None:
+    env = launch_of(args={"tensor-parallel-size": 2}).env or {}
+    assert {name: env[name] for name in LOOPBACK} == LOOPBACK
+    assert not LOOPBACK.keys() & (launch_of(command=("/bin/server",)).env or {}).keys()
+
+
+@pytest.mark.parametrize("args", [{"nnodes": 2, "node-rank": 1}, {"master-addr": "10.0.0.1"}, {"distributed-executor-backend": "ray"}])
+def test_a_model_on_several_machines_does_not(args: dict[str, object]) -> None:
+    assert not LOOPBACK.keys() & (launch_of(args=args).env or {}).keys()
+
+
+def test_nothing_is_compiled_with_nvcc_unless_it_is_asked_for() -> None:
+    env = launch_of(env={"VLLM_USE_FLASHINFER_SAMPLER": "1"}).env or {}
+    assert (env["VLLM_USE_FLASHINFER_SAMPLER"], env["VLLM_ALLREDUCE_USE_FLASHINFER"]) == ("1", "0")
+
+
+@pytest.mark.parametrize("what", [{}, {"command": ("/bin/server",)}])
+def test_the_cards_of_a_model_are_those_of_nvidia_smi(what: dict[str, object]) -> None:
+    env = launch_of(gpus=(3, 1), **what).env or {}
+    assert (env["CUDA_VISIBLE_DEVICES"], env["CUDA_DEVICE_ORDER"]) == ("3,1", "PCI_BUS_ID")
+
+
+@pytest.mark.parametrize("what", [{}, {"command": ("/bin/server",)}])
+def test_a_model_without_cards_of_its_own_sees_all(what: dict[str, object]) -> None:
+    assert "CUDA_VISIBLE_DEVICES" not in (launch_of(**what).env or {})

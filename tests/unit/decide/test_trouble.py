@@ -63,11 +63,18 @@ LIBRARY = """\
   File "/x/vllm/platforms/cpu.py", line 12, in <module>
 ImportError: libnuma.so.1: cannot open shared object file: No such file or directory
 """
+NO_CARD = """\
+  File "/x/vllm/config/device.py", line 55, in __post_init__
+    raise RuntimeError(
+RuntimeError: Failed to infer device type, please set the environment variable `VLLM_LOGGING_LEVEL=DEBUG` to turn on verbose logging to \
+help debug the issue.
+"""
 
 
 @pytest.mark.parametrize(
     ("said", "words", "way_out"),
     [
+        (NO_CARD, "vLLM finds no card, although NVIDIA's driver has one", "ls -l /dev/nvidia*"),
         (DNS, "https://mirror.example/simple cannot be reached, or broke off", "engine.find_links"),
         (BROKEN_OFF, "https://mirror.example/simple cannot be reached, or broke off", "what was downloaded is kept"),
         (PIP_NETWORK, "https://mirror.example/simple cannot be reached, or broke off", "https_proxy"),

@@ -14,6 +14,7 @@ from vllm_safe.launch.liveness import RUNNING, TOKENS
 from vllm_safe.launch.plan import Launch
 from vllm_safe.launch.probe import Answer
 from vllm_safe.launch.processes import Process
+from vllm_safe.launch.state import NO_CARDS, Cards
 
 URL = "http://127.0.0.1:8000"
 TIMES = {"start_timeout": 600.0, "stop_grace": 120.0, "stall_timeout": 300.0, "hang_timeout": 100.0}
@@ -223,6 +224,105 @@ def test_a_start_in_which_anything_moves_goes_on() -> None:
     life = Life()
     life.run(1000, 1590, _grows)
     assert life.it.phase == "starting"
+
+
+def _spins(now: float) -> tuple[Process, ...]:
+    return (WORKER._replace(cpu=now), WORKER._replace(pid=13, cpu=now))
+
+
+def _faults(now: float) -> tuple[Process, ...]:
+    return (WORKER._replace(cpu=now, faults=int(now) * 5000), WORKER._replace(pid=13, cpu=now))
+
+
+WAITING = b"No available shared memory broadcast block found in 60 seconds. This typically happens when some processes are hanging.\n"
+
+
+def _waiting(processes: Callable[[float], tuple[Process, ...]], *, cards: Cards = NO_CARDS, minutes: int = 9, says: bool = True) -> Life:
+    """A start of so many minutes, whose engine says each minute that a worker does not answer, if it does."""
+    life = Life(VLLM)
+    for now in range(1001, 1001 + minutes * 60):
+        if says and now % 60 == 0:
+            life.it.heard(WAITING, float(now), float(now))
+        life.tick(float(now))
+        life.it.looked(float(now), float(now), processes(float(now)), cards)
+        if life.it.phase == "stopping":
+            break
+    return life
+
+
+@pytest.mark.parametrize(("cards", "says"), [(NO_CARDS, True), (Cards(1 << 30, 1.0), False), (Cards(1 << 30, 0.99), True)])
+def test_a_start_that_spins_is_ended_and_says_by_what_that_is_known(cards: Cards, says: bool) -> None:  # noqa: FBT001 - a table
+    life = _waiting(_spins, cards=cards, says=says)
+    assert life.it.cause == "stall"
+    assert "its processes wait for each other in vain, since " in life.it.reason
+    assert ("again and again" in life.it.reason) == says
+    assert ("every card in use is" in life.it.reason) == (cards.busy is not None)
+    assert " s of CPU, nothing new printed since " in life.it.reason
+
+
+def test_the_stacks_of_those_who_spin_are_asked_for() -> None:
+    life = _waiting(_spins, minutes=5)
+    actions: list[Action] = []
+    for now in range(1300, 1500):
+        actions += [*life.tick(float(now)), *life.it.looked(float(now), float(now), _spins(float(now)))]
+        if now % 60 == 0:
+            life.it.heard(WAITING, float(now), float(now))
+    assert Order.DUMP in actions
+    assert actions.index(Order.DUMP) < actions.index(Order.KILL)
+
+
+@pytest.mark.parametrize(
+    ("processes", "cards", "says"),
+    [
+        (_spins, NO_CARDS, False),  # computes, or quantizes: nothing says that it waits
+        (_spins, Cards(1 << 30, 0.5), False),
+        (_faults, NO_CARDS, True),  # compiles
+        (_faults, Cards(1 << 30, 1.0), True),  # tunes kernels
+        (_grows, Cards(1 << 30, 1.0), True),
+    ],
+)
+def test_a_long_phase_that_gets_on_is_not_ended(processes: Callable[[float], tuple[Process, ...]], cards: Cards, says: bool) -> None:  # noqa: FBT001 - a table
+    assert _waiting(processes, cards=cards, says=says).it.cause == ""
+
+
+def test_a_slow_step_that_is_told_of_once_is_not_waited_for_in_vain() -> None:
+    life = Life(VLLM)
+    for now in range(1001, 1590):
+        if now % 300 == 0:
+            life.it.heard(WAITING, float(now), float(now))
+        life.it.looked(float(now), float(now), _spins(float(now)))
+    assert life.it.cause == ""
+
+
+def test_a_stopped_worker_whom_others_wait_for_is_named() -> None:
+    life = _waiting(lambda now: (WORKER._replace(cpu=now), WORKER._replace(pid=13, state="T")), says=False)
+    assert life.it.cause == "stall"
+    assert "its process VLLM::Worker_TP (13) is stopped" in life.it.reason
+
+
+def test_a_start_that_takes_too_long_and_spins_says_so_and_where() -> None:
+    """stall_timeout may be as long."""
+    life = Life(VLLM._replace(stall_timeout=1e6))
+    life.answered(1000.0, REFUSED)
+    actions: list[Action] = []
+    for now in range(1001, 1602):
+        if now % 60 == 0:
+            life.it.heard(WAITING, float(now), float(now))
+        actions += [*life.tick(float(now)), *life.it.looked(float(now), float(now), _spins(float(now)))]
+    assert life.it.cause == "start-timeout"
+    assert life.it.reason.startswith("not ready within 10 min (start_timeout): ")
+    assert "; its processes wait for each other in vain, since " in life.it.reason
+    assert Order.DUMP in actions
+
+
+def test_requests_without_a_token_are_a_hang_however_the_workers_spin() -> None:
+    life = _serving(VLLM)
+    life.answered(1201.0, HEALTHY._replace(figures={RUNNING: 1.0, TOKENS: 5.0}), "metrics")
+    for now in range(1202, 1400):
+        life.tick(float(now))
+        life.it.looked(float(now), float(now), _spins(float(now)))
+        life.answered(float(now), HEALTHY._replace(figures={RUNNING: 1.0, TOKENS: 5.0}), "metrics")
+    assert (life.it.cause, "no token counter moves" in life.it.reason) == ("hang", True)
 
 
 def test_a_freeze_does_not_count_as_a_stall() -> None:

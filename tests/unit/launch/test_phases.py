@@ -33,7 +33,16 @@ LOG = """\
 @pytest.mark.parametrize(
     ("line", "mark"),
     [
+        (
+            "[parallel_state.py:1906] world_size=2 rank=1 local_rank=1 distributed_init_method=file:///tmp/vllm_dist_24e4 backend=nccl",
+            Mark("initializing", "CUDA and NCCL"),
+        ),
+        (
+            "[parallel_state.py:1906] world_size=1 rank=0 local_rank=0 distributed_init_method=file:///tmp/vllm_dist_24e4 backend=gloo",
+            Mark("initializing"),
+        ),
         ("[cpu_model_runner.py:68] Starting to load model /m...", Mark("loading")),
+        ("[model_runner.py:392] Loading model from scratch...", Mark("loading")),
         (
             "[gpu_model_runner.py:5150] Model loading took 8.91 GiB memory and 1802.113000 seconds",
             Mark("profiling", "8.91 GiB of weights loaded"),
@@ -43,7 +52,7 @@ LOG = """\
         ("[backends.py:1167] Dynamo bytecode transform time: 5.10 s", Mark("compiling")),
         ("[monitor.py:62] torch.compile took 31.00 s in total", Mark("compiling")),
         ("[monitor.py:62] [backbone] torch.compile takes 31.00 s in total", Mark("compiling")),
-        ("[gpu_model_runner.py:6582] Graph capturing finished in 9 secs, took 0.30 GiB", Mark("compiling")),
+        ("[gpu_model_runner.py:6582] Graph capturing finished in 9 secs, took 0.30 GiB", Mark("capturing")),
         ("[core.py:402] init engine (profile, create kv cache, warmup model) took 2.92 s", Mark("warming-up")),
     ],
 )
@@ -58,8 +67,8 @@ def test_what_a_line_announces(line: str, mark: Mark) -> None:
         ("Loading safetensors checkpoint shards (eager):  50% Completed | 2/4 [", Mark("loading", "shard 2 of 4", 2, 4)),
         ("Loading pt checkpoint shards: 100% Completed | 3/3 [00:01<00:00]", Mark("loading", "shard 3 of 3", 3, 3)),
         ("Multi-thread loading shards:  10% Completed | 1/10 [", Mark("loading", "shard 1 of 10", 1, 10)),
-        ("Capturing CUDA graphs (decode, FULL):  43%|████▎     | 3/7 [00:01<00:01,  2.2it/s]", Mark("compiling", "graph 3 of 7", 3, 7)),
-        ("(Worker_TP0 pid=7) Capturing CUDA graphs:   0%|          | 0/7 [00:00<?, ?it/s]", Mark("compiling", "graph 0 of 7", 0, 7)),
+        ("Capturing CUDA graphs (decode, FULL):  43%|████▎     | 3/7 [00:01<00:01,  2.2it/s]", Mark("capturing", "graph 3 of 7", 3, 7)),
+        ("(Worker_TP0 pid=7) Capturing CUDA graphs:   0%|          | 0/7 [00:00<?, ?it/s]", Mark("capturing", "graph 0 of 7", 0, 7)),
     ],
 )
 def test_how_far_a_bar_is(bar: str, mark: Mark) -> None:
@@ -103,7 +112,7 @@ def test_phases_only_go_forward() -> None:
     follow = Follow(0.0)
     follow.hear(b"Capturing CUDA graphs (decode, FULL):  43%|x| 3/7 [\n", 1.0)
     assert not follow.hear(b"Starting to load model the drafter...\n", 2.0)
-    assert (follow.phase, follow.since, follow.text) == ("compiling", 1.0, "graph 3 of 7")
+    assert (follow.phase, follow.since, follow.text) == ("capturing", 1.0, "graph 3 of 7")
     assert not follow.go("loading", 3.0)
     assert follow.go("ready", 4.0)
     assert (follow.phase, follow.since, follow.text) == ("ready", 4.0, "")

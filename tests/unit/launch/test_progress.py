@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from vllm_safe.launch.processes import Process
-from vllm_safe.launch.progress import Checkpoint, Readings, Stillness, Sums
+from vllm_safe.launch.progress import Checkpoint, Readings, Stillness, Sums, Waits
 from vllm_safe.sizes import GIB, MIB
 
 
@@ -92,6 +92,86 @@ def test_sums_outlive_the_processes() -> None:
     assert sums.add([_process(1, read=10, cpu=1.0, resident=5), _process(2, read=5, resident=5)], 0).read == 15
     after = sums.add([_process(2, read=8, resident=6), _process(1, started=9, read=3)], 4)  # 1 ended, and its number is another's
     assert after == Readings(read=21, mapped=0, resident=6, cpu=1.0, news=4, processes=2)
+    assert sums.add([_process(2, read=8, faults=70), _process(3, faults=5)], 4).faults == 75
+
+
+# The log of vllm issue 51513; the words before vLLM 0.11.
+LINE = (
+    "(EngineCore pid=71) INFO 11-23 22:21:57 [shm_broadcast.py:705] No available shared memory broadcast block found in {} seconds. "
+    "This typically happens when some processes are hanging or doing some time-consuming work (e.g. compilation, weight/kv cache "
+    "quantization).\n"
+)
+OLD_LINE = "(EngineCore_0 pid=53) INFO 09-02 10:02:11 [shm_broadcast.py:466] No available block found in 60 second.\n"
+
+
+def _waited(each_second: Readings, seconds: int = 3600, *, waits: bool = True) -> float:
+    """How long nothing has counted as a movement, while the processes seem to wait for each other."""
+    watch = Stillness(0.0, 1000.0)
+    for now in range(seconds + 1):
+        watch.look(float(now), 1000.0 + now, _after(now, each_second), waits=waits)
+    return watch.still
+
+
+def test_the_cpu_of_those_who_wait_for_each_other_is_no_progress() -> None:
+    """Measured: a loop of sched_yield, as vLLM's, takes a core and one page fault in a minute."""
+    spinning = Readings(cpu=8.0, faults=0)
+    assert _waited(spinning) == 3600
+    assert _waited(spinning, waits=False) == 0
+
+
+@pytest.mark.parametrize(
+    "moving",
+    [
+        Readings(cpu=1.0, faults=10_000),  # torch.compile of small models: 5,000 to 22,000 a second, with seconds of next to none
+        Readings(cpu=1.0, read=200 << 10),
+        Readings(cpu=1.0, mapped=MIB),
+        Readings(cpu=1.0, resident=MIB),
+        Readings(cpu=1.0, gpu=4 * MIB),
+        Readings(cpu=1.0, news=1),
+    ],
+)
+def test_who_compiles_or_loads_while_another_waits_gets_on(moving: Readings) -> None:
+    assert _waited(moving) < 15
+
+
+def test_page_faults_alone_are_what_pollers_do_too() -> None:
+    assert _waited(Readings(faults=1000), waits=False) == 3600
+
+
+def test_cpu_counts_again_once_nobody_waits() -> None:
+    watch = Stillness(0.0, 0.0)
+    for now in range(100):
+        watch.look(float(now), 0.0, Readings(cpu=float(now), processes=1), waits=True)
+    assert watch.still == 99
+    assert watch.look(100.0, 0.0, Readings(cpu=100.0, processes=1))
+
+
+@pytest.mark.parametrize("line", [LINE.format(60), OLD_LINE])
+@pytest.mark.parametrize("cut", [1000, 100, 7, 1])
+def test_a_worker_that_does_not_answer_is_heard_of_however_the_line_is_cut(line: str, cut: int) -> None:
+    waits = Waits()
+    data = line.encode()
+    for at in range(0, len(data), cut):
+        waits.hear(data[at : at + cut], 100.0)
+    assert "again and again" in waits.signs(220.0, None)[0]
+    assert waits.signs(226.0, None) == (), "a minute later it should have been said again"
+    waits.hear(b"\n" * 300, 500.0)
+    assert waits.signs(501.0, None) == (), "a line is heard once"
+
+
+def test_a_shorter_interval_is_waited_for_less_long() -> None:
+    """VLLM_RINGBUFFER_WARNING_INTERVAL."""
+    waits = Waits()
+    waits.hear(LINE.format(5).encode(), 100.0)
+    assert waits.signs(114.0, None)
+    assert not waits.signs(116.0, None)
+
+
+def test_cards_that_are_all_busy_are_a_sign_while_that_is_known() -> None:
+    waits = Waits()
+    assert waits.signs(0.0, 1.0) == ("every card in use is 100% busy",)
+    assert waits.signs(0.0, 0.94) == ()
+    assert waits.signs(0.0, None) == ()
 
 
 SIZES = (400 * MIB, 300 * MIB, 300 * MIB)

@@ -119,4 +119,7 @@ def test_the_journal_is_asked_for_the_last_minutes_backwards_and_told_forwards(m
         (3.0, 3.5, True, "c"),
     ]
     assert not whole
-    assert {"--since=@1000", "--reverse"} <= set(asked[0])
+    assert {"--since=@1000", "--reverse", "_SYSTEMD_UNIT=earlyoom.service"} <= set(asked[0])
+    read_journal(1000.7, "NVRM|AER: ")
+    assert {"--grep=NVRM|AER: ", "--case-sensitive=yes", "_TRANSPORT=kernel"} <= set(asked[1])
+    assert "+" not in asked[1], "what earlyoom says is not asked for"

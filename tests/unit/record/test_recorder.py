@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from vllm_safe.launch.state import State
 from vllm_safe.record import evidence, recorder, recording
 from vllm_safe.record.begin import read_start
+from vllm_safe.record.evidence import Line
 from vllm_safe.record.read import list_runs, read_run
 from vllm_safe.record.recorder import Recorder
 from vllm_safe.record.run import Gpu, Run
@@ -63,7 +65,7 @@ class World:
 
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
-    monkeypatch.setattr(evidence, "read_journal", lambda _: ([], True))
+    monkeypatch.setattr(evidence, "read_journal", lambda *_: ([], True))
     monkeypatch.setattr(evidence, "AGAIN", 0.0)
     for module in (recorder, recording):
         monkeypatch.setattr(module, "properties", lambda *_: {})
@@ -291,7 +293,7 @@ def test_without_an_answer_of_systemd_it_asks_again(world: World, monkeypatch: p
 def test_the_main_process_is_told_how_much_of_the_cards_is_in_use(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     class Cards:
         def ask(self, _now: float) -> tuple[Gpu, ...]:
-            return () if world.now > 1003 else (Gpu(5 << 30, 11 << 30, 0.5), Gpu(1 << 30, 11 << 30, 0.0))
+            return () if world.now > 1005 else (Gpu(int(world.now - 1000) << 30, 11 << 30, 0.97), Gpu(1 << 30, 11 << 30, 0.0))
 
     monkeypatch.setattr("vllm_safe.record.gpus.Cards", Cards)
     (world.root / "proc/driver/nvidia/gpus/0000:01:00.0").mkdir(parents=True)
@@ -300,7 +302,8 @@ def test_the_main_process_is_told_how_much_of_the_cards_is_in_use(world: World, 
     world.pass_seconds(2)  # without the folder
     told.parent.mkdir()
     world.pass_seconds(3)
-    assert (told.read_text(), told.stat().st_mode & 0o777) == (f"{6 << 30}\n", 0o644)  # what does not answer changes nothing
+    # What does not answer changes nothing. The card that nothing is taken of is not the model's: that it is idle says nothing.
+    assert (told.read_text(), told.stat().st_mode & 0o777) == (f"{6 << 30} 0.97\n", 0o644)
     world.end()
     world.invoke("")
     world.pass_seconds(9)
@@ -405,3 +408,39 @@ def test_what_a_run_begins_with(tmp_path: Path) -> None:
     assert start.versions["engine"] == "vllm-0.32.0"
     assert (start.profile, start.times) == ("pcie-riser", {"stall_timeout": 1800.0})
     assert start.env == {"NCCL_P2P_DISABLE": "1", "VLLM_USE_FLASHINFER_SAMPLER": "0"}
+
+
+XID = "NVRM: Xid (PCI:0000:01:00): 79, pid='<unknown>', name=<unknown>, GPU has fallen off the bus."
+
+
+@pytest.mark.parametrize(("cards", "cause", "asked"), [(True, "hang", 1), (True, "stopped", 0), (False, "hang", 0)])
+def test_what_the_kernel_said_of_the_cards_in_the_whole_run_is_evidence(
+    world: World,
+    monkeypatch: pytest.MonkeyPatch,
+    cards: bool,  # noqa: FBT001 - a table
+    cause: str,
+    asked: int,
+) -> None:
+    """However long ago: a lost card may be missed hours later. Not of an end that was asked for, nor of a machine without cards."""
+    greps: list[tuple[float, str]] = []
+    link = "pcieport 0000:00:02.0: AER: Correctable error message received from 0000:01:00.0"
+
+    def read(since: float, grep: str = "") -> tuple[list[Line], bool]:
+        greps.extend([(since, grep)] if grep else [])
+        lines = [Line(WALL + 5, 1005.0, kernel=True, text=XID), Line(WALL + 4, 1004.0, kernel=True, text=link)]
+        return [line for line in lines if grep and re.search(grep, line.text)], True
+
+    monkeypatch.setattr(evidence, "read_journal", read)
+    if cards:
+        world.put("proc/driver/nvidia/gpus/0000:01:00.0/information", "Model: \t\t NVIDIA GeForce RTX 3060\n")
+        monkeypatch.setattr("vllm_safe.record.gpus.Cards", lambda: None)
+    world.invoke(ONE)
+    world.pass_seconds(4000)
+    world.end(cause=cause)
+    world.pass_seconds(4)
+    run = world.recorded()
+    assert [event.data["kind"] for event in run.events if event.kind == "nvidia"] == ["link", "xid"] * asked
+    assert len(greps) == 2 * asked
+    assert all(since <= WALL for since, _ in greps)
+    expected = [{"pci": "0000:01:00.0", "name": "NVIDIA GeForce RTX 3060", "bridges": []}] if cards else []
+    assert (run.start.host["gpus"], run.start.host["cards"]) == (len(expected), expected)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 
-from vllm_safe.decide.why import ends, kills, words
+from vllm_safe.decide.why import cards, ends, kills, words
 from vllm_safe.decide.why.verdict import Case, Change, Evidence, Verdict
 from vllm_safe.errors import printable
 from vllm_safe.record.run import Run
 
 Rule = Callable[[Case], Verdict | None]
 
-# Who killed it goes before what it said, since it says much while it dies; what it said goes before how it ended.
+# Who killed it goes before what it said, since it says much while it dies, and so does what the kernel said of the cards; what it said goes
+# before how it ended.
 RULES: tuple[Rule, ...] = (
     ends.running,
     ends.machine_went_down,
@@ -25,6 +26,9 @@ RULES: tuple[Rule, ...] = (
     kills.at_memory_limit,
     kills.by_earlyoom,
     kills.by_kernel_outside,
+    cards.failed,
+    cards.mismatched,
+    cards.misused,
     ends.stalled,
     ends.hung,
     ends.start_timeout,
@@ -42,7 +46,8 @@ def decide_why(run: Run, boot: str, now: float) -> Verdict:
     case = Case(run, boot, now)
     verdict = next((found for rule in RULES if (found := rule(case))), None) or ends.unknown(case)
     others = [*case.late("guard")[-4:], *case.of("unread")] if verdict.code != "running" else []
-    evidence = _in_order(dict.fromkeys((*verdict.evidence, *(Evidence(event.time, event.text) for event in others))))
+    told = [*(Evidence(event.time, event.text) for event in others), *cards.told(case)]
+    evidence = _in_order(dict.fromkeys((*verdict.evidence, *told)))
     return verdict._replace(
         sentence=_line(verdict.sentence),
         evidence=tuple(fact._replace(text=_line(fact.text)) for fact in evidence),

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 from vllm_safe.decide.why.kills import memory_figures
 from vllm_safe.decide.why.verdict import Case, Change, Evidence, Verdict
 from vllm_safe.decide.why.words import error_of, last_lines, said_by_main, told
+from vllm_safe.launch.loading import IN_VAIN
+from vllm_safe.launch.phases import read_line
+from vllm_safe.launch.progress import WAITS
 from vllm_safe.launch.words import BY_ITSELF
 from vllm_safe.sizes import format_size, format_span
 
 _KILLED = re.compile(r"killed by (SIG\w+|signal \d+)")
+
+_AGAIN = 3  # lines, one a minute, that a worker does not answer: fewer are a slow step
+_STOPPED = re.compile(r"its process .* is (?:stopped|gone)")  # in the words of launch/loading.py and launch/liveness.py
 
 
 def running(case: Case) -> Verdict | None:
@@ -89,6 +96,8 @@ def stalled(case: Case) -> Verdict | None:
     """Nothing moved while it loaded."""
     if case.end.cause != "stall":
         return None
+    if _in_vain(case):
+        return _waited(case, "stall")
     return _stuck(case, f"{case.name} hung while it loaded ({case.phase or 'starting'}), and was ended: {case.end.reason}", "stall_timeout")
 
 
@@ -96,14 +105,17 @@ def hung(case: Case) -> Verdict | None:
     """It served, or was about to, and then did not."""
     if case.end.cause != "hang":
         return None
-    when = "while it served" if case.was_ready else "while it warmed up"
-    return _stuck(case, f"{case.name} hung {when}, and was ended: {case.end.reason}", "hang_timeout")
+    if _in_vain(case):
+        return _waited(case, "hang")
+    return _stuck(case, f"{case.name} hung {_when(case)}, and was ended: {case.end.reason}", "hang_timeout")
 
 
 def start_timeout(case: Case) -> Verdict | None:
     """It went on loading for too long."""
     if case.end.cause != "start-timeout":
         return None
+    if _in_vain(case):
+        return _waited(case, "stall")
     read = case.peak("read")
     far = [Evidence(case.last.time, f"it had read {format_size(read)} of its model")] if read else []
     return Verdict(
@@ -167,7 +179,7 @@ def ended_by_itself(case: Case) -> Verdict | None:
 
 def unknown(case: Case) -> Verdict:
     """Nothing proves anything."""
-    others = [Evidence(event.time, event.text) for event in case.run.events[-8:]]
+    others = [Evidence(event.time, event.text) for event in case.run.events[-8:] if event.kind != "nvidia"]  # see decide.py for those
     evidence = (*said_by_main(case), *others, *memory_figures(case), *last_lines(case))
     hint = f"journalctl -u vllm@{case.name} has all that it printed."
     return Verdict(
@@ -176,16 +188,64 @@ def unknown(case: Case) -> Verdict:
 
 
 def _stuck(case: Case, sentence: str, setting: str) -> Verdict:
-    events = [Evidence(event.time, event.text) for event in case.of(case.end.cause) if event.text != case.end.reason]
     # What is gone for good has a limit of its own (launch/liveness.py): more of another changes nothing.
-    reason = "cards on risers hang when they talk to each other directly: NCCL_P2P_DISABLE=1"
-    riser = (Change(case.path("profile"), case.run.start.profile, "pcie-riser", reason),) if _cards(case) > 1 else ()
-    changes = (*riser, *(_longer(case, setting) if f"({setting})" in case.end.reason else ()))
-    evidence = (*events, *said_by_main(case), *error_of(case), *_pressure(case), *memory_figures(case), *last_lines(case))
+    longer = _longer(case, setting) if f"({setting})" in case.end.reason else ()
+    changes = (*(_riser(case) if _workers(case) > 1 else ()), *longer)
     code = "stall" if setting == "stall_timeout" else "hang"
-    slow = "; a longer time helps only if it was slow" if len(changes) > len(riser) else ""
-    hint = f"journalctl -u vllm@{case.name} has the stacks of its threads, where they could be had{slow}."
-    return Verdict(code, sentence, case.end.time, evidence=evidence, changes=changes, hint=hint)
+    slow = "; a longer time helps only if it was slow" if longer else ""
+    return Verdict(code, sentence, case.end.time, evidence=_signs(case), changes=changes, hint=f"{_stacks(case)}{slow}.")
+
+
+def _waited(case: Case, code: str) -> Verdict:
+    """Processes that wait for each other in vain: no time is long enough."""
+    several = _workers(case) > 1
+    who = "its workers waited for each other in vain" if several else "its engine waited for its worker in vain"
+    changes = _apart(case) if several else ()
+    way = "profile: pcie-riser sets both, and more" if len(changes) > 1 else "" if changes else "NCCL_DEBUG: INFO in its env may say more"
+    hint = f"A longer time cannot help{'; ' + way if way else ''}. {_stacks(case)}."
+    sentence = f"{case.name} hung {_when(case)}, and was ended: {who}."
+    return Verdict(code, sentence, case.end.time, evidence=_signs(case), changes=changes, hint=hint)
+
+
+def _in_vain(case: Case) -> bool:
+    """Whether its processes waited for each other, as the main process saw, or its log says; not for one that is stopped or gone."""
+    return (IN_VAIN in case.end.reason or _says_in_vain(case.run.log)) and not _STOPPED.search(case.end.reason)
+
+
+def _says_in_vain(log: tuple[str, ...]) -> bool:
+    """Whether it said again and again, with little between, that a worker does not answer, and after that was no further."""
+    said = [number for number, line in enumerate(log) if WAITS.search(line)]
+    again = len(said) >= _AGAIN and said[-1] - said[-_AGAIN] < 2 * _AGAIN
+    return again and not any(read_line(line) for line in log[said[-1] :])
+
+
+def _when(case: Case) -> str:
+    if case.was_ready:
+        return "while it served"
+    return "while it warmed up" if case.end.cause == "hang" else f"while it loaded ({case.phase or 'starting'})"
+
+
+def _signs(case: Case) -> tuple[Evidence, ...]:
+    events = [Evidence(event.time, event.text) for event in case.of(case.end.cause) if event.text != case.end.reason]
+    return (*events, *said_by_main(case), *error_of(case), *_pressure(case), *memory_figures(case), *last_lines(case))
+
+
+def _stacks(case: Case) -> str:
+    return f"journalctl -u vllm@{case.name} has the stacks of its threads, where they could be had"
+
+
+def _riser(case: Case) -> tuple[Change, ...]:
+    reason = "cards on risers hang when they talk to each other directly: NCCL_P2P_DISABLE=1"
+    return (Change(case.path("profile"), case.run.start.profile, "pcie-riser", reason),)
+
+
+def _apart(case: Case) -> tuple[Change, ...]:
+    """What has the cards talk through RAM, as far as it is not so."""
+    reduce, direct = case.arg("disable-custom-all-reduce"), case.env("NCCL_P2P_DISABLE")
+    reason = "it hangs where cards cannot reach each other's memory"
+    changes = [Change(case.path("args.disable-custom-all-reduce"), reduce, "true", reason)] if reduce.lower() != "true" else []
+    changes += [Change(case.path("env.NCCL_P2P_DISABLE"), direct, '"1"', "NCCL through RAM, for the same reason")] if direct != "1" else []
+    return tuple(changes)
 
 
 def _pressure(case: Case) -> list[Evidence]:
@@ -195,9 +255,9 @@ def _pressure(case: Case) -> list[Evidence]:
     return [Evidence(last.time, f"share of time that it waited for: {', '.join(parts)}{rate}")] if parts else []
 
 
-def _cards(case: Case) -> int:
-    size = case.arg("tensor-parallel-size")
-    return int(size) if size.isdecimal() and len(size) < 6 else 1
+def _workers(case: Case) -> int:
+    sizes = (case.arg(f"{kind}-parallel-size") for kind in ("tensor", "pipeline", "data"))
+    return math.prod(int(size) for size in sizes if size.isdecimal() and len(size) < 6)
 
 
 def _longer(case: Case, setting: str) -> tuple[Change, ...]:

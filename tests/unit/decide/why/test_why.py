@@ -91,6 +91,13 @@ def test_the_verdict_is_the_case(case: str) -> None:
         "kernel-oom-unread": "kernel-oom",
         "signal-unread": "signal",
         "hang-warming-up": "hang",
+        "hang-in-vain": "hang",
+        "stall-in-vain": "stall",
+        "stall-with-busy-cards": "stall",
+        "stall-until-start-timeout": "stall",
+        "gpu-fault-memory": "gpu-fault",
+        "gpu-fault-while-loading": "gpu-fault",
+        "no-gpu-driver-mismatch": "no-gpu",
     }
     assert verdict.code == wanted.get(case, case.removesuffix("-on-risers"))
     assert verdict.evidence or case == "unknown"

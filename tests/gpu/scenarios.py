@@ -1,0 +1,86 @@
+"""What is shown on real cards: the models of each scenario, and what is done to them."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from tests.gpu import beside, ends
+from tests.gpu.box import ENGINE, LARGE, MIB, Box, Figures, Model
+from tests.gpu.starts import side_by_side, spawn_and_fork, starts
+
+TP2: dict[str, Any] = {"tensor-parallel-size": 2}
+ONE: dict[str, Any] = {"distributed-executor-backend": "mp"}  # a worker of its own on one card, too
+EAGER: dict[str, Any] = {"enforce-eager": True}
+# A share of the cards that leaves room for others beside it, whose coming and going vLLM's profiling would not bear.
+SMALL: dict[str, Any] = {"kv-cache-memory-bytes": 256 * MIB, "gpu-memory-utilization": 0.05}
+SHORT: dict[str, Any] = {"max-model-len": 8192}
+SOON = {"stall_timeout": "20s", "hang_timeout": "20s", "stop_grace": "5s"}
+# Not vLLM's own choice, `mnnvl`: it needs NVLink multicast, which a machine that is shared may forbid.
+WITH_NVCC = {
+    "VLLM_ALLREDUCE_USE_FLASHINFER": "1",
+    "VLLM_FLASHINFER_ALLREDUCE_BACKEND": "trtllm",
+    "CUDA_HOME": f"{ENGINE}/lib/python3.11/site-packages/nvidia/cu13",
+}
+
+
+class Scenario(NamedTuple):
+    """It raises Wrong, or returns the figures for the table.
+
+    gpus: how many it needs; alone: nothing may run beside it; swap: that it needs, as `swap.size`.
+    """
+
+    name: str
+    models: tuple[Model, ...]
+    show: Callable[[Box], Figures]
+    gpus: int = 1
+    alone: bool = False
+    swap: str = ""
+
+
+def scenarios(there: int) -> tuple[Scenario, ...]:
+    """All of them, in the order in which they are run, on a machine with so many cards."""
+    split = TP2 if there > 1 else ONE
+    return (*_starting(split), *_falling_out(split), *_no_room(), *_beside(split, there - 1))
+
+
+def _starting(split: dict[str, Any]) -> Iterator[Scenario]:
+    yield Scenario("tp2", (Model("tp2", TP2),), starts("tp2", twice=True), gpus=2, alone=True)
+    pair = tuple(Model(name, {"gpu-memory-utilization": 0.3}, gpus=(card,)) for card, name in enumerate(("left", "right")))
+    yield Scenario("side-by-side", pair, side_by_side, gpus=2, alone=True)
+    yield Scenario("large", (Model("large", split | SHORT, path=LARGE),), starts("large", twice=True, pace=True), alone=True)
+    plan = {"VLLM_ENABLE_STARTUP_PLAN": "1"}
+    yield Scenario("large-startup-plan", (Model("planned", split | SHORT, plan, path=LARGE),), starts("planned", twice=True), alone=True)
+    yield Scenario("large-nvcc", (Model("nvcc", TP2 | SHORT, WITH_NVCC, path=LARGE),), starts("nvcc", pace=True), gpus=2, alone=True)
+    yield Scenario("tp2-eager", (Model("tp2-eager", TP2 | EAGER | SMALL),), starts("tp2-eager"), gpus=2)
+    yield Scenario("tp2-riser", (Model("riser", TP2 | SMALL, profile="pcie-riser"),), starts("riser"), gpus=2)
+    yield Scenario("tp2-riser-eager", (Model("riser-eager", TP2 | EAGER | SMALL, profile="pcie-riser"),), starts("riser-eager"), gpus=2)
+    yield Scenario("pp2", (Model("pp2", {"pipeline-parallel-size": 2} | SMALL),), starts("pp2"), gpus=2)
+    ways = (("spawn", "0-1"), ("fork", "2-3"))
+    both = tuple(Model(name, split | EAGER | SMALL, {"VLLM_WORKER_MULTIPROC_METHOD": name}, cpus=cpus) for name, cpus in ways)
+    yield Scenario("spawn-and-fork", both, spawn_and_fork)
+
+
+def _falling_out(split: dict[str, Any]) -> Iterator[Scenario]:
+    for loading in (True, False):
+        for who, number in (("worker", signal.SIGKILL), ("worker", signal.SIGSTOP), ("core", signal.SIGKILL), ("api", signal.SIGKILL)):
+            name = f"{who}-{number.name[3:].lower()}-{'loading' if loading else 'serving'}"
+            show = ends.falls_out(name, who, number, loading=loading, again=who == "worker" and not loading)
+            yield Scenario(name, (Model(name, split | EAGER | SMALL, times=SOON),), show)
+
+
+def _no_room() -> Iterator[Scenario]:
+    yield Scenario("card-taken", (Model("taken", EAGER | {"gpu-memory-utilization": 0.5}, gpus=(0,)),), ends.taken, alone=True)
+    served = Model("served", EAGER | {"gpu-memory-utilization": 0.2, "max-model-len": 16384}, path=LARGE, gpus=(0,))
+    yield Scenario("cuda-memory-while-serving", (served,), ends.memory_while_serving, alone=True)
+    short = Model("short", EAGER | {"kv-cache-memory-bytes": MIB}, gpus=(0,))
+    yield Scenario("kv-cache-too-small", (short,), ends.cache_too_small)
+
+
+def _beside(split: dict[str, Any], last: int) -> Iterator[Scenario]:
+    yield Scenario("recorder", (Model("seen", EAGER | SMALL, gpus=(last,)),), beside.recorded, alone=True)
+    yield Scenario("guard", (Model("guarded", split | EAGER | SMALL),), beside.guarded)
+    yield Scenario("drill", (), beside.drill, alone=True)
+    little = Model("little", split | EAGER | SHORT, path=LARGE, limits={"memory_max": "4G"})
+    yield Scenario("little-ram", (little,), beside.little_ram, alone=True, swap="24G")
