@@ -118,12 +118,12 @@ SPECIFIC: tuple[Pattern, ...] = (
     ),
     Pattern(
         "no-model",
-        r"Invalid repository ID or local directory specified:|\S+ is not a local folder and is not a valid model|"
-        r"Cannot find any (?:safetensors )?model weights with|\S+ does not appear to have a file named (?P<file>\S+)\. |"
+        r"Invalid repository ID or local directory specified:| is not a local folder and is not a valid model|"
+        r"Cannot find any (?:safetensors )?model weights with| does not appear to have a file named (?P<file>\S+)\. |"
         r"Can't load (?:the )?(?:configuration|config|model|image processor|feature extractor|processor) (?:of|for)|"
         r"^(?:[\w.]+\.)?(?:RepositoryNotFoundError|HFValidationError|EntryNotFoundError)\b|no file named .{0,80} found in|"
         r"(?:No such file or directory|failed to open|cannot open).{0,40}?[\w./-]+\.(?:safetensors|gguf|bin|pt)\b(?!.*ermission denied)|"
-        r"failed to open GGUF file(?!.*[Pp]ermission denied)|[\w./-]+\.(?:safetensors|gguf)['\"]?: No such file",
+        r"failed to open GGUF file(?!.*[Pp]ermission denied)|\.(?:safetensors|gguf)['\"]?: No such file",
         NEVER,
         "vllm/transformers_utils/config.py:849; vllm/model_executor/model_loader/default_loader.py:260; "
         "transformers/utils/hub.py:471, 570; llama.cpp: ggml/src/gguf.cpp",
