@@ -22,16 +22,26 @@ def advise(case: Case, message: Message) -> Advice:
     advice = ADVICE[message.kind](case, message)
     if not case.run.start.command:
         return advice
-    changes = tuple(change for change in advice.changes if ".args." not in change.path and not change.path.endswith((".profile", ".port")))
+    changes = tuple(change for change in advice.changes if not _VLLMS.search(change.path))
     return Advice(changes, _COMMAND.get(message.kind, advice.hint).format(command=case.path("command")))
 
 
+_VLLMS = re.compile(r"\.args\.|\.env\.VLLM_|\.profile$|\.port$")  # settings that mean nothing to another server
 # Of a server that is not vLLM.
 _COMMAND = {
     "cuda-memory": "Less of it on the card, by {command}: fewer layers (--n-gpu-layers), a smaller context. nvidia-smi shows who else is.",
     "bad-argument": "See {command}.",
     "no-model": "Does the path in {command} exist, and may user vllm read it? namei -l PATH",
     "damaged-model": "Fetch the file that {command} names once more.",
+    "gpu-fault": "journalctl -k -g NVRM   shows what the driver says of it (Xid). Where it says nothing, the program is at fault.",
+    "no-ninja": "apt install ninja-build; it must be on the PATH of the model (env.PATH).",
+    "gpu-assert": "The lines before it name the check. A damaged model, or a fault of the program: a newer one, in {command}?",
+    "pinned-memory": "It counts against limits.memory_max and cannot be swapped. Leave it more RAM, or have it lock less, in {command}.",
+    "kernel-resources": "A newer version of the program, or other options, in {command}.",
+    "quantization": "Another file of the model, in {command}.",
+    "no-tokenizer": "Is the model that {command} names whole?",
+    "illegal-instruction": "A build of the program for this processor, in {command}: lscpu shows its flags.",
+    "network": "What {command} asked for there must be here before it starts, or be left out.",
     "no-kernel-image": "A build of the program for this card: nvidia-smi --query-gpu=name,compute_cap --format=csv",
     "unsupported-model": "A newer version of the program, or another file of the model, in {command}.",
     "weights": "A newer version of the program, or another file of the model, in {command}.",
@@ -110,19 +120,26 @@ def _compiler(case: Case, _message: Message) -> Advice:
     return Advice((change,), "Better: apt install gcc g++ libc6-dev python3-dev")
 
 
-# What vLLM itself says is to be set: "Re-run with --kv-cache-dtype bfloat16", "Please lower max_num_seqs to at most 95".
+# What vLLM itself says is to be set: "Re-run with --kv-cache-dtype bfloat16", "try --enforce-eager", "lower max_num_seqs to at most 95".
 _SAYS = re.compile(
-    r"--(?P<option>[a-z][a-z0-9-]+)[ =](?P<value>[\w.]+)|"
-    r"\b(?:lower|reduce|increase|decrease|raise|set) `?(?P<field>\w+_\w+)`? to (?:be )?(?:at (?:most|least) )?"
+    r"\b(?i:with|use|try|set|pass|specify|add|example:) `?--(?P<option>[a-z][a-z0-9-]+)(?:(?P<sign>[ =])(?P<value>[\w.]+))?|"
+    r"\b(?i:lower|reduce|increase|decrease|raise|set) `?(?P<field>\w+_\w+)`? to (?:be )?(?:at (?:most|least) )?"
     r"(?P<figure>[\d.]+|True|False)\b"
 )
+_NO_VALUE = {"to", "or", "and", "if", "when", "in", "for", "instead", "as", "is", "with", "flag", "option", "argument"}  # words that go on
+
+
+def _wrong(case: Case, _message: Message) -> Advice:
+    return Advice(hint=f"See models.{case.name}.args; vllm-safe show {case.name}")
 
 
 def _setting(case: Case, message: Message) -> Advice:
-    hint = f"See models.{case.name}.args; vllm-safe show {case.name}"
+    hint = _wrong(case, message).hint
     if not (says := _SAYS.search(message.text)):
         return Advice(hint=hint)
-    option, value = says["option"] or says["field"].replace("_", "-"), (says["value"] or says["figure"]).rstrip(".")
+    option, value = says["option"] or says["field"].replace("_", "-"), (says["value"] or says["figure"] or "").rstrip(".")
+    if says["sign"] != "=" and (not value or value in _NO_VALUE):
+        value = "true"
     value = value.lower() if value in {"True", "False"} else value
     return Advice((arg(case, option, value, "what vLLM itself says"),), hint)
 
@@ -161,7 +178,7 @@ ADVICE: Mapping[str, Adviser] = {
     **CARDS,
     "no-command": do("See `command`: a path is safest, since the PATH of the unit is short (env.PATH)."),
     "no-program": do("See its `command`, or run: vllm-safe install"),
-    "bad-argument": _setting,
+    "bad-argument": _wrong,
     "bad-setting": _setting,
     "longer-than-model": _longer_than_model,
     "gated": _gated,

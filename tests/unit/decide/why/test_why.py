@@ -155,6 +155,24 @@ def test_each_message_has_words_and_advice() -> None:
     assert kinds == set(WORDS) == set(ADVICE)
 
 
+@pytest.mark.parametrize(
+    ("line", "changes"),
+    [
+        ("ValueError: no. Re-run with --kv-cache-dtype bfloat16.", [("kv-cache-dtype", "bfloat16")]),
+        ("ValueError: no. Please try --enforce-eager to go on", [("enforce-eager", "true")]),
+        ("ValueError: no, for example: --dtype=half.", [("dtype", "half")]),
+        ("ValueError: no. Please lower max_num_seqs to at most 95.", [("max-num-seqs", "95")]),
+        ("ValueError: --foo is not a valid choice", []),
+        ("vllm serve: error: unrecognized arguments: --swap-space 4", []),
+    ],
+)
+def test_what_vllm_says_is_to_be_set_is_a_change(line: str, changes: list[tuple[str, str]]) -> None:
+    """And what it does not know is none."""
+    verdict = decide_why(ended(end={"cause": "exited", "reason": "x (exit status 1)"}, log=[line]), BOOT, NOW)
+    assert verdict.code in {"bad-setting", "bad-argument"}
+    assert [(change.path.removeprefix("models.qwen72b.args."), change.new) for change in verdict.changes] == changes
+
+
 def test_an_old_kill_is_not_the_cause() -> None:
     """A process that the kernel killed an hour before the end did not end it."""
     old = Event(BEGUN - 3600, "kernel-oom", "the kernel killed process 1 (cc1plus) at a memory limit", {"limit": True})
