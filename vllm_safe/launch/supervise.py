@@ -26,6 +26,7 @@ from vllm_safe.notify import notify
 DRAIN = 2.0  # seconds to pass on what an ended server left in its pipe
 PATIENCE = 30.0  # seconds for an answer of one that serves, and may be busy
 HEARD = 1 << 18  # bytes a second of what is printed that are looked at: a flood has no news
+SIFTED = 1 << 20  # and that are looked through for trouble: eight workers print their stacks at once
 WRITE_EVERY, WRITE_STEADY = 1.0, 10.0  # seconds between two states that differ, and two that do not
 SWEEPS = 10  # who is killed may have forked just before
 
@@ -149,8 +150,9 @@ class _Supervisor:
         if now >= self._heard_until:
             self._heard, self._heard_until = 0, now + 1
         if self._heard < HEARD:
-            self._heard += len(chunk)
             self._life.heard(chunk, now, time.time())
+        if self._heard < SIFTED:
+            self._heard += len(chunk)
             self._trouble.hear(chunk, now, serves=self._life.served)
 
     def _processes(self) -> tuple[Process, ...]:

@@ -297,8 +297,9 @@ def test_a_state_of_before_that_is_none_ends_nothing(unit: Unit, state: str) -> 
 
 def test_the_cause_is_found_behind_any_amount_of_text(unit: Unit) -> None:
     """More than is kept of the log: what torch prints of the other workers."""
-    frames = 'i=0; while [ $i -lt 4000 ]; do i=$((i+1)); echo "frame #$i: c10::f() + 0x4"; done'
-    script = f"echo 'RuntimeError: CUDA error: misaligned address'; {frames}; exit 1"
+    stacks = "yes '  File \"/opt/engine/lib/python3.11/site-packages/vllm/x.py\", line 7, in run' | head -c 400000"
+    frames = "yes 'frame #7: c10::f() + 0x4' | head -c 100000"
+    script = f"{stacks}; echo; echo 'RuntimeError: CUDA error: misaligned address'; {frames}; exit 1"
     unit.start(argv=("sh", "-c", script))
     assert unit.wait() == 1
     assert "misaligned address" in unit.status()

@@ -67,10 +67,10 @@ def test_any_bytes_are_kept_within_bounds(chunks: list[bytes]) -> None:
 
 
 def test_a_flood_is_kept_within_bounds_and_costs_little() -> None:
-    """A megabyte, which is more than is looked at in four seconds (HEARD), takes a small part of that."""
+    """A megabyte, as much as is looked through in a second (SIFTED), takes a small part of that."""
     trouble = Trouble()
     begun = time.process_time()
     for _ in range(16):
         trouble.hear(b"x" * 3000 + b"\n" + b"an error, again and again\n" * 2400, 0.0, serves=False)
-    assert time.process_time() - begun < 1
+    assert time.process_time() - begun < 0.5
     assert sum(map(len, trouble.lines())) <= KEPT + LONGEST
