@@ -142,9 +142,15 @@ class Box:
         start = self.start(name, timeout)
         if not start.ok:
             raise Wrong(f"{name} did not start: {start.status}")
-        if self._models[name].path == TINY and (said := self.ask(name, SENTENCE[:15], 20)) != SENTENCE[15:35]:
-            raise Wrong(f"{name} answers {said!r} and not {SENTENCE[15:35]!r}")
+        if self._models[name].path == TINY:
+            self.must_answer(name)
         return start
+
+    def must_answer(self, name: str) -> str:
+        """Ask the tiny model for what it knows; the unit's status."""
+        if (said := self.ask(name, SENTENCE[:15], 20)) != SENTENCE[15:35]:
+            raise Wrong(f"{name} answers {said!r} and not {SENTENCE[15:35]!r}")
+        return self.shown(name)["StatusText"]
 
     def must_fail(self, name: str, timeout: float = 300) -> dict[str, Any]:
         """Start one that cannot; what `vllm-safe why --json` says of it."""

@@ -46,13 +46,17 @@ def scenarios(there: int) -> tuple[Scenario, ...]:
 
 
 def _starting(split: dict[str, Any]) -> Iterator[Scenario]:
-    yield Scenario("tp2", (Model("tp2", TP2),), starts("tp2", twice=True), gpus=2, alone=True)
+    yield Scenario("tp2", (Model("tp2", TP2),), starts("tp2", twice=True, alone=True), gpus=2, alone=True)
     pair = tuple(Model(name, {"gpu-memory-utilization": 0.3}, gpus=(card,)) for card, name in enumerate(("left", "right")))
     yield Scenario("side-by-side", pair, side_by_side, gpus=2, alone=True)
-    yield Scenario("large", (Model("large", split | SHORT, path=LARGE),), starts("large", twice=True, pace=True), alone=True)
+    yield Scenario("large", (Model("large", split | SHORT, path=LARGE),), starts("large", twice=True, pace=True, alone=True), alone=True)
     plan = {"VLLM_ENABLE_STARTUP_PLAN": "1"}
-    yield Scenario("large-startup-plan", (Model("planned", split | SHORT, plan, path=LARGE),), starts("planned", twice=True), alone=True)
-    yield Scenario("large-nvcc", (Model("nvcc", TP2 | SHORT, WITH_NVCC, path=LARGE),), starts("nvcc", pace=True), gpus=2, alone=True)
+    yield Scenario(
+        "large-startup-plan", (Model("planned", split | SHORT, plan, path=LARGE),), starts("planned", twice=True, alone=True), alone=True
+    )
+    yield Scenario(
+        "large-nvcc", (Model("nvcc", TP2 | SHORT, WITH_NVCC, path=LARGE),), starts("nvcc", pace=True, alone=True), gpus=2, alone=True
+    )
     yield Scenario("tp2-eager", (Model("tp2-eager", TP2 | EAGER | SMALL),), starts("tp2-eager"), gpus=2)
     yield Scenario("tp2-riser", (Model("riser", TP2 | SMALL, profile="pcie-riser"),), starts("riser"), gpus=2)
     yield Scenario("tp2-riser-eager", (Model("riser-eager", TP2 | EAGER | SMALL, profile="pcie-riser"),), starts("riser-eager"), gpus=2)

@@ -16,8 +16,17 @@ LIBRARY = "libnvidia-ml.so.1"
 _STALE = 5.0  # seconds after which what was heard says nothing of now
 
 
-class _Memory(ctypes.Structure):  # nvml.h, nvmlMemory_t
-    _fields_ = (("total", ctypes.c_ulonglong), ("free", ctypes.c_ulonglong), ("used", ctypes.c_ulonglong))
+class _Memory(ctypes.Structure):  # nvml.h, nvmlMemory_v2_t: the first one counted what the driver keeps of a card as used
+    _fields_ = (
+        ("version", ctypes.c_uint),
+        ("total", ctypes.c_ulonglong),
+        ("reserved", ctypes.c_ulonglong),
+        ("free", ctypes.c_ulonglong),
+        ("used", ctypes.c_ulonglong),
+    )
+
+
+_MEMORY_V2 = ctypes.sizeof(_Memory) | 2 << 24  # NVML_STRUCT_VERSION(Memory, 2)
 
 
 class _Utilization(ctypes.Structure):  # nvmlUtilization_t
@@ -56,10 +65,10 @@ class Cards:
         return tuple(self._card(index) for index in range(number.value))
 
     def _card(self, index: int) -> Gpu:
-        device, memory, busy = ctypes.c_void_p(), _Memory(), _Utilization()
+        device, memory, busy = ctypes.c_void_p(), _Memory(version=_MEMORY_V2), _Utilization()
         if self._nvml.nvmlDeviceGetHandleByIndex_v2(index, ctypes.byref(device)):
             return Gpu(0, 0, 0.0)
-        if self._nvml.nvmlDeviceGetMemoryInfo(device, ctypes.byref(memory)):
+        if self._nvml.nvmlDeviceGetMemoryInfo_v2(device, ctypes.byref(memory)):
             memory = _Memory()
         if self._nvml.nvmlDeviceGetUtilizationRates(device, ctypes.byref(busy)):
             busy = _Utilization()

@@ -83,7 +83,7 @@ class Nvml:
         device._obj.value = 100 + index
         return 0
 
-    def nvmlDeviceGetMemoryInfo(self, device: ctypes.c_void_p, memory: Any) -> int:  # noqa: ANN401, N802
+    def nvmlDeviceGetMemoryInfo_v2(self, device: ctypes.c_void_p, memory: Any) -> int:  # noqa: ANN401, N802
         if device.value == 101:
             return 15  # NVML_ERROR_GPU_IS_LOST
         memory._obj.total, memory._obj.used = 11 << 30, 3 << 30
