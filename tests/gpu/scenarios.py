@@ -49,7 +49,8 @@ def _starting(split: dict[str, Any]) -> Iterator[Scenario]:
     yield Scenario("tp2", (Model("tp2", TP2),), starts("tp2", twice=True, alone=True), gpus=2, alone=True)
     pair = tuple(Model(name, {"gpu-memory-utilization": 0.3}, gpus=(card,)) for card, name in enumerate(("left", "right")))
     yield Scenario("side-by-side", pair, side_by_side, gpus=2, alone=True)
-    yield Scenario("large", (Model("large", split | SHORT, path=LARGE),), starts("large", twice=True, pace=True, alone=True), alone=True)
+    large = split | SHORT
+    yield Scenario("large", (Model("large", large, path=LARGE),), starts("large", pace=True, alone=True), alone=True)
     plan = {"VLLM_ENABLE_STARTUP_PLAN": "1"}
     yield Scenario(
         "large-startup-plan", (Model("planned", split | SHORT, plan, path=LARGE),), starts("planned", twice=True, alone=True), alone=True
