@@ -28,7 +28,7 @@ def read_situation(config: Config, host: Host, name: str) -> Situation:
     ground = read_ground(
         name,
         server=server_program(model),
-        path=decide_environment(config, name)["PATH"].value,
+        path=decide_environment(config, host, name)["PATH"].value,
         model=model.model,
         swap_file=config.swap.file,
         key_file=model.api_key_file,

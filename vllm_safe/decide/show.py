@@ -68,7 +68,7 @@ def decide_show(config: Config, host: Host, name: str) -> tuple[Part, ...]:
         Part("Kernel tunables while a model runs", _tunables(config, host)),
         Part("Command", (command, health, *(Row(key, t.value, f"{t.value:g} s", str(t.origin)) for key, t in timeouts.items()))),
         Part("Arguments", tuple(_row(key, sourced) for key, sourced in decide_arguments(config, name).items())),
-        Part("Environment", tuple(_row(key, sourced) for key, sourced in sorted(decide_environment(config, name).items()))),
+        Part("Environment", tuple(_row(key, sourced) for key, sourced in sorted(decide_environment(config, host, name).items()))),
     )
 
 

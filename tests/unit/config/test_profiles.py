@@ -22,6 +22,7 @@ def test_risers_get_the_plans_step_3_and_vllms_own_timeouts() -> None:
         "NCCL_ASYNC_ERROR_HANDLING": "1",
         "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1",
         "VLLM_ENGINE_READY_TIMEOUT_S": "14400",
+        "VLLM_WORKER_MULTIPROC_METHOD": "fork",
         "VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS": "1800",
     }
     assert PCIE_RISER.args == {

@@ -58,7 +58,7 @@ def test_the_models_own_option_goes_before_the_profiles() -> None:
 
 def test_the_models_own_variable_goes_before_the_profiles_and_ours() -> None:
     config = config_of(profile="pcie-riser", env={"NCCL_P2P_DISABLE": "0", "MAX_JOBS": "2"})
-    environment = decide_environment(config, "x")
+    environment = decide_environment(config, HOST, "x")
     assert environment["NCCL_P2P_DISABLE"].value == "0"
     assert environment["MAX_JOBS"].value == "2"
     assert environment["NCCL_IB_DISABLE"].origin.source == "profile pcie-riser"
@@ -68,7 +68,7 @@ def test_a_value_knows_its_place_in_the_file() -> None:
     places = {"models.x.args.dtype": Position("c.yaml", 5, 7), "models.x.env.A": Position("c.yaml", 6, 7)}
     config = Config(models={"x": Model(model="a/b", args={"dtype": "half"}, env={"A": "1"})}, positions=places)
     assert str(decide_arguments(config, "x")["dtype"].origin) == "c.yaml:5"
-    assert str(decide_environment(config, "x")["A"].origin) == "c.yaml:6"
+    assert str(decide_environment(config, HOST, "x")["A"].origin) == "c.yaml:6"
 
 
 def test_telemetry_is_off_and_no_variable_is_named_like_ours() -> None:
@@ -190,3 +190,27 @@ def test_the_cards_of_a_model_are_those_of_nvidia_smi(what: dict[str, object]) -
 @pytest.mark.parametrize("what", [{}, {"command": ("/bin/server",)}])
 def test_a_model_without_cards_of_its_own_sees_all(what: dict[str, object]) -> None:
     assert "CUDA_VISIBLE_DEVICES" not in (launch_of(**what).env or {})
+
+
+@pytest.mark.parametrize(
+    ("host", "args", "method"),
+    [
+        (Host(memory=16 * GIB, cpus=2), {"tensor-parallel-size": 8}, "fork"),
+        (Host(memory=128 * GIB, cpus=4), {"pipeline-parallel-size": 2}, "fork"),
+        (Host(memory=16 * GIB, cpus=32), {"tensor-parallel-size": 2}, "fork"),
+        (Host(memory=128 * GIB, cpus=32), {"tensor-parallel-size": 8}, None),  # vLLM's own choice
+        (Host(memory=16 * GIB, cpus=2), {}, None),
+        (Host(memory=16 * GIB, cpus=2), {"tensor-parallel-size": 8, "nnodes": 2}, None),
+    ],
+)
+def test_workers_are_forked_where_there_is_little_room(host: Host, args: dict[str, object], method: str | None) -> None:
+    environment = decide_environment(config_of(args=args), host, "x")
+    found = environment.get("VLLM_WORKER_MULTIPROC_METHOD")
+    assert (found and found.value) == method
+
+
+def test_risers_mean_a_small_machine() -> None:
+    environment = decide_environment(
+        config_of(profile="pcie-riser", args={"tensor-parallel-size": 8}), Host(memory=256 * GIB, cpus=64), "x"
+    )
+    assert environment["VLLM_WORKER_MULTIPROC_METHOD"].value == "fork"
