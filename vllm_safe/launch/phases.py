@@ -49,7 +49,7 @@ _MARKS = (
     ("compiling", r"(?:\[\w+\] )?(?:Directly load (?:the compiled|AOT)|Compiling a graph for |torch\.compile t(?:akes|ook) )"),
     ("compiling", r"Warming up model for the compilation|Compile and warming up model for size "),
     # model_executor/warmup/kernel_warmup.py and jit_warmup.py
-    ("compiling", r"JIT kernel warmup|Warming up FlashInfer "),
+    ("compiling", r"(?P<kernels>JIT kernel warmup|Warming up FlashInfer )"),
     # v1/worker/gpu_model_runner.py, _capture_cudagraphs; v1/worker/gpu/cudagraph_utils.py: a plain bar of tqdm
     ("capturing", r"Capturing CUDA graphs(?: \([\w ,-]+\))?:\s+\d+%\|[^|]*\|\s*(?P<graph>\d+)/(?P<graphs>\d+)"),
     ("capturing", r"Graph capturing finished in "),
@@ -78,6 +78,7 @@ def _message(line: str) -> str:
     return _PREFIX.sub("", plain, count=1)
 
 
+_CACHE = "a KV cache of"
 # What a mark says to a person, by the first of its groups.
 _TEXTS = {
     "nccl": "CUDA and NCCL",
@@ -85,7 +86,8 @@ _TEXTS = {
     "graph": "graph {graph} of {graphs}",
     "weights": "{weights} GiB of weights loaded",
     "cache": "{cache} GiB for the KV cache",
-    "tokens": "a KV cache of {tokens} tokens",
+    "tokens": f"{_CACHE} {{tokens}} tokens",
+    "kernels": "kernels",
 }
 
 
@@ -106,6 +108,7 @@ class Follow:
         self.news = 0  # lines so far that were not said before: what a poller repeats moves nothing
         self._known: dict[int, None] = {}  # hashes of the last different lines
         self._torn = b""
+        self._has_cache = False  # the KV cache has its size
 
     def hear(self, chunk: bytes, now: float) -> bool:
         """Take what the server printed, cut anywhere; whether the phase is another one now."""
@@ -133,6 +136,9 @@ class Follow:
         if len(self._known) > _REMEMBERED:
             del self._known[next(iter(self._known))]
         if PHASES.index(self.phase) < _READY and (mark := read_line(line)):
+            self._has_cache |= mark.text.startswith(_CACHE)
+            if mark.phase == "capturing" and not self._has_cache:
+                return  # v1/worker/gpu/model_runner.py, profile_cudagraph_memory: to see what graphs take, before kernels are compiled
             self.go(mark.phase, now)
             if mark.phase == self.phase and mark.text:
                 self.text = mark.text

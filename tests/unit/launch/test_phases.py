@@ -30,6 +30,26 @@ LOG = """\
 """
 
 
+# Printed by vLLM 0.32.0 at the first start of 14 GB on two H200s, with its times; some left out, and lines that are long cut.
+CARDS = """\
+(APIServer pid=1021) INFO 11-28 11:18:51 [model.py:733] Resolved architecture: Qwen2ForCausalLM
+(EngineCore pid=1046) INFO 11-28 11:18:59 [core.py:133] Initializing a V1 LLM engine (v0.32.0) with config: model='/srv/models/large'
+(Worker pid=1064) INFO 11-28 11:19:09 [parallel_state.py:1906] world_size=2 rank=0 local_rank=0 distributed_init_method=file:///x backend=nccl
+(Worker pid=1064) INFO 11-28 11:19:10 [pynccl.py:148] vLLM is using nccl==2.29.7
+(Worker_TP0 pid=1064) INFO 11-28 11:19:11 [model_runner.py:392] Loading model from scratch...
+(Worker_TP0 pid=1064) INFO 11-28 11:19:15 [default_loader.py:501] Loading weights took 3.12 seconds
+(Worker_TP0 pid=1064) INFO 11-28 11:19:17 [model_runner.py:424] Model loading took 7.16 GiB memory and 5.931616 seconds
+(Worker_TP0 pid=1064) INFO 11-28 11:19:18 [monitor.py:40] [backbone] Starting torch.compile
+(Worker_TP0 pid=1064) INFO 11-28 11:19:43 [monitor.py:62] [backbone] torch.compile took 24.49 s in total
+(Worker_TP0 pid=1064) INFO 11-28 11:19:53 [model_runner.py:1127] Graph capturing finished in 7 secs, took 0.43 GiB
+(Worker_TP0 pid=1064) INFO 11-28 11:19:53 [gpu_worker.py:759] Available KV cache memory: 119.2 GiB
+(EngineCore pid=1046) INFO 11-28 11:19:53 [kv_cache_utils.py:2327] GPU KV cache size: 4,463,888 tokens, Maximum concurrency for 8,192 tokens
+(Worker_TP0 pid=1064) INFO 11-28 11:19:54 [kernel_warmup.py:176] JIT kernel warmup starting.
+(Worker_TP0 pid=1064) INFO 11-28 11:20:28 [model_runner.py:1127] Graph capturing finished in 8 secs, took 0.29 GiB
+(EngineCore pid=1046) INFO 11-28 11:20:29 [core.py:395] init engine (profile, create kv cache, warmup model) took 71.19 s
+"""
+
+
 @pytest.mark.parametrize(
     ("line", "mark"),
     [
@@ -108,8 +128,28 @@ def test_the_phases_of_a_real_log_in_order_however_it_is_cut(size: int) -> None:
     assert follow.phase == "warming-up"
 
 
+def test_the_phases_of_a_real_log_of_cards() -> None:
+    """The first capture is an estimate: kernels are compiled after it, for half a minute."""
+    follow, seen = Follow(0.0, "starting"), {}
+    for line in CARDS.splitlines():
+        if follow.hear(f"{line}\n".encode(), 0.0):
+            seen[follow.phase] = line.split()[4]
+        if "JIT" in line:
+            assert (follow.phase, follow.text) == ("compiling", "kernels")
+    assert seen == {
+        "importing": "11:18:51",
+        "initializing": "11:19:09",
+        "loading": "11:19:11",
+        "profiling": "11:19:17",
+        "compiling": "11:19:18",
+        "capturing": "11:20:28",
+        "warming-up": "11:20:29",
+    }
+
+
 def test_phases_only_go_forward() -> None:
     follow = Follow(0.0)
+    follow.hear(b"(EngineCore pid=9) INFO 11-28 11:19:53 [kv_cache_utils.py:2327] GPU KV cache size: 41,600 tokens, Maximum\n", 0.5)
     follow.hear(b"Capturing CUDA graphs (decode, FULL):  43%|x| 3/7 [\n", 1.0)
     assert not follow.hear(b"Starting to load model the drafter...\n", 2.0)
     assert (follow.phase, follow.since, follow.text) == ("capturing", 1.0, "graph 3 of 7")
