@@ -24,7 +24,7 @@ def little_ram(box: Box) -> Figures:
     return {
         "ready": start.seconds,
         "phases": start.phases,
-        "memory": memory,
+        "memory GiB": memory,
         "events": dict(zip(events[::2], events[1::2], strict=True)),
         "tokens/s": pace,
     }

@@ -180,7 +180,7 @@ class Box:
     def pace(self, name: str, tokens: int = 256, at_once: int = 1) -> float:
         """Tokens per second of one request, or several."""
         start = time.monotonic()
-        self.ask(name, "a", tokens, n=at_once, ignore_eos=True)
+        self.ask(name, "a", tokens, n=at_once, temperature=1, ignore_eos=True)  # at 0 all would be the same, and vLLM refuses that
         return round(at_once * tokens / (time.monotonic() - start), 1)
 
     def shown(self, name: str) -> dict[str, str]:

@@ -15,7 +15,7 @@ def _serves(box: Box, name: str, *, pace: bool = False) -> Figures:
     figures: Figures = {
         "ready": start.seconds,
         "phases": start.phases,
-        "memory": box.memory(name),
+        "memory GiB": box.memory(name),
         "cards MiB": [used // MIB for used in cards()],
     }
     if pace:
@@ -58,7 +58,7 @@ def spawn_and_fork(box: Box) -> Figures:
 
     def measure(name: str) -> None:
         start = box.must_start(name, 590)
-        figures[name] = {"ready": start.seconds, "phases": start.phases, "memory": box.memory(name), "processes": len(box.pids(name))}
+        figures[name] = {"ready": start.seconds, "phases": start.phases, "memory GiB": box.memory(name), "processes": len(box.pids(name))}
 
     with ThreadPoolExecutor() as pool:
         list(pool.map(measure, ("spawn", "fork")))

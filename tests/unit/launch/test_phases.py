@@ -34,7 +34,7 @@ LOG = """\
 CARDS = """\
 (APIServer pid=1021) INFO 11-28 11:18:51 [model.py:733] Resolved architecture: Qwen2ForCausalLM
 (EngineCore pid=1046) INFO 11-28 11:18:59 [core.py:133] Initializing a V1 LLM engine (v0.32.0) with config: model='/srv/models/large'
-(Worker pid=1064) INFO 11-28 11:19:09 [parallel_state.py:1906] world_size=2 rank=0 local_rank=0 distributed_init_method=file:///x backend=nccl
+(Worker pid=64) INFO 11-28 11:19:09 [parallel_state.py:1906] world_size=2 rank=0 local_rank=0 distributed_init_method=file:///x backend=nccl
 (Worker pid=1064) INFO 11-28 11:19:10 [pynccl.py:148] vLLM is using nccl==2.29.7
 (Worker_TP0 pid=1064) INFO 11-28 11:19:11 [model_runner.py:392] Loading model from scratch...
 (Worker_TP0 pid=1064) INFO 11-28 11:19:15 [default_loader.py:501] Loading weights took 3.12 seconds
