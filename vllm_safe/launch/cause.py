@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from vllm_safe.launch.messages import FOLLOWS, Message, classify
+from vllm_safe.launch.terminal import ESCAPES
 from vllm_safe.launch.trouble import LONGEST, WELL
 
 _MOST_LINES, _MOST = 24, 3000  # lines and characters of one error
@@ -27,7 +28,6 @@ _RANK = r"(?:\[[\w ]*[Rr]ank ?\d+\]:? ?)?"
 _TORCH = rf"(?P<rank>{_RANK})(?:\[(?P<torch>[DIWEF])\d{{4}} [^\]]*\] ?)?(?:\[PG [^\]]*\] ?)?{_RANK}"
 _NCCL = r"(?:\S+:\d+:\d+ \[-?\d+\] (?:\S+:\d+ )?NCCL (?:(?P<nccl>INFO|TRACE)|WARN) )?"
 _HEADER = re.compile(_CLOCK + _PROCESS + _LEVEL + _TORCH + _NCCL)
-_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _GROUP = re.compile(r" {0,6}[|+](?: |-+ ?\d* ?-*)")  # before each line of an ExceptionGroup's traceback
 _HARMLESS = {"DEBUG", "INFO", "WARN", "WARNING", "D", "I", "W", "TRACE"}
 _TRACEBACK = "Traceback (most recent call last):"
@@ -88,7 +88,7 @@ def find(head: Sequence[str], tail: Sequence[str], *, served: bool) -> Message |
 
 def last_line(tail: Sequence[str]) -> str:
     """The last line that is not empty, or ""."""
-    return next((line for line in (_COLOUR.sub("", line).strip() for line in reversed(tail)) if line), "")
+    return next((line for line in (ESCAPES.sub("", line).strip() for line in reversed(tail)) if line), "")
 
 
 def _after_well(lines: Sequence[str]) -> int:
@@ -183,7 +183,7 @@ def _read(lines: Iterable[str]) -> list[_Said]:
     readers: dict[str, _Reader] = {}
     said: list[_Said] = []
     for number, line in enumerate(lines):
-        plain = _COLOUR.sub("", line[:LONGEST]).rstrip()
+        plain = ESCAPES.sub("", line[:LONGEST]).rstrip()
         if not (header := _HEADER.match(plain)):
             continue
         process = header["process"].strip() or header["rank"].strip()

@@ -12,6 +12,7 @@ import re
 from typing import NamedTuple
 
 from vllm_safe.launch.state import PHASES
+from vllm_safe.launch.terminal import ESCAPES
 
 _LONGEST = 1000  # bytes of a line that are looked at; what announces a phase is shorter
 _REMEMBERED = 256  # different lines: what a poller repeats is no news
@@ -57,7 +58,6 @@ _MARKS = (
     ("warming-up", r"init engine \(profile, create kv cache, warmup model\) took |Starting vLLM (?:API )?server |Started server process "),
 )
 _ANY = re.compile("|".join(f"(?P<_{number}>{pattern})" for number, (_, pattern) in enumerate(_MARKS)))
-_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 # logger.py, _FORMAT: "(EngineCore pid=12) INFO 11-23 22:10:48 [core.py:134] message"; uvicorn and tqdm have less of it
 _PREFIX = re.compile(r"^\s*(?:\(\w+ pid=\d+\)\s+)?(?:(?:DEBUG|INFO|WARNING|ERROR|CRITICAL):?\s+(?:[\d-]+ [\d:]+ \[[^\]]*\]\s+)?)?")
 _TIMES = re.compile(r"\d+(?:[:-]\d+)+(?:[.,]\d+)?")
@@ -74,7 +74,7 @@ def read_line(line: str) -> Mark | None:
 
 
 def _message(line: str) -> str:
-    plain = _COLOUR.sub("", line) if "\x1b" in line else line
+    plain = ESCAPES.sub("", line) if "\x1b" in line else line
     return _PREFIX.sub("", plain, count=1)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
+from vllm_safe.errors import printable
 from vllm_safe.launch import evidence, state
 from vllm_safe.launch.actions import Action, Ask, Order, Quit, Say, Send, Tell
 from vllm_safe.launch.lifecycle import Lifecycle
@@ -174,7 +175,7 @@ class _Supervisor:
             time.sleep(0.01)
 
     def _say(self, line: Say) -> None:
-        self._output.say(f"vllm-safe: {line.text}", prefix=journal_level(line.level))
+        self._output.say(f"vllm-safe: {printable(line.text)}", prefix=journal_level(line.level))
 
     def _write_state(self, *, last: bool = False) -> None:
         now, life = time.monotonic(), self._life

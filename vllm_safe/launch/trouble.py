@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 
+from vllm_safe.launch.terminal import ESCAPES_IN_BYTES
+
 KEPT = 1 << 15  # bytes
 LONGEST = 2000  # bytes of a line
 QUIET = 600.0  # seconds without a word of trouble, after which what comes is another one
@@ -27,7 +29,6 @@ WELL = re.compile(
     rb"Available KV cache memory: |Graph capturing finished|init engine \(profile|Starting vLLM (?:API )?server |"
     rb"Application startup complete"
 )
-_COLOUR = re.compile(rb"\x1b\[[0-9;]*m")
 
 
 class Trouble:
@@ -47,7 +48,7 @@ class Trouble:
         lines = (self._torn + chunk).replace(b"\r", b"\n").split(b"\n")
         self._torn = lines.pop()[:LONGEST]
         for line in lines:
-            self._hear_line(_COLOUR.sub(b"", line[:LONGEST]) if b"\x1b" in line else line[:LONGEST], now, serves=serves)
+            self._hear_line(ESCAPES_IN_BYTES.sub(b"", line[:LONGEST]) if b"\x1b" in line else line[:LONGEST], now, serves=serves)
 
     def lines(self) -> list[str]:
         """All of it."""

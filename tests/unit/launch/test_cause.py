@@ -59,6 +59,8 @@ def cause(*lines: str, head: tuple[str, ...] = (), served: bool = False) -> str:
         (["thread 'main' panicked at src/main.rs:3:5:", "it is Monday"], "thread 'main' panicked at src/main.rs:3:5:\nit is Monday"),
         (["Error: it is Monday", "    at run (x.js:1:1)", "", "Node.js v20.1.0"], "Error: it is Monday\nat run (x.js:1:1)"),
         (["\x1b[31mfatal: it is Monday\x1b[0m", "bye"], "fatal: it is Monday"),
+        (["\x1b]0;a title\x07\x1b[2K\x1b[1A\x1b(Bfatal: it is Monday\x1b[?25h", "bye"], "fatal: it is Monday"),
+        (["fatal: it is Monday\x1b]0;a title without an end", "bye"], "fatal: it is Monday\x1b]0;a title without an end"),
         (["2026/11/23 22:10:48 main.go:7: Error: it is Monday"], None),
         (["0 errors: fine", "bye"], ""),
     ],

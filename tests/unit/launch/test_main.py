@@ -307,6 +307,15 @@ def test_the_cause_is_found_behind_any_amount_of_text(unit: Unit) -> None:
     assert "misaligned" not in json.dumps(unit.state()["log"])
 
 
+def test_what_steers_a_terminal_is_in_no_word_of_ours(unit: Unit) -> None:
+    """Of a line with a control character journalctl shows no more than "blob data"."""
+    unit.start(argv=("sh", "-c", r"printf 'fatal: it is \033[31mMon\001day\033]0;a title\n'; exit 1"))
+    assert unit.wait() == 1
+    sentence = "demo ended by itself before it was ready (exit status 1): fatal: it is Mon?day?]0;a title."
+    assert unit.status() == sentence
+    assert f"vllm-safe: {sentence}\n".encode() in unit.output
+
+
 def test_an_end_while_serving_is_a_failure_even_with_0(unit: Unit) -> None:
     unit.start("--serve", "1")
     assert unit.wait() == 1

@@ -22,6 +22,10 @@ def test_all_from_the_first_word_of_trouble_on_is_kept() -> None:
     assert kept(b"fine\nRuntimeError: x\nand\n", b"more\n") == ["RuntimeError: x", "and", "more"]
 
 
+def test_what_steers_a_terminal_is_left_out() -> None:
+    assert kept(b"\x1b]0;title\x1b\\\x1b[2K\x1b[1;31mRuntimeError: x\x1b[0m\n") == ["RuntimeError: x"]
+
+
 def test_where_chunks_are_cut_does_not_matter() -> None:
     text = b"fine\nRuntimeError: x\nmore"
     for at in range(len(text)):
