@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from vllm_safe.config import arguments, texts
@@ -159,7 +159,7 @@ def _cards(node: Node) -> tuple[int, ...]:
         try:
             number = card.read(item)
         except Flawed as error:
-            flaws += error.flaws
+            flaws += (replace(flaw, expected=flaw.expected or card.expected) for flaw in error.flaws)
             continue
         if number in found:
             flaws.append(Flaw(item, f"has card {number} twice", "each card once"))

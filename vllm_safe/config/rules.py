@@ -19,7 +19,8 @@ class Breach:
 
 def breaches(config: Config, broken: Collection[str] = ()) -> Iterator[Breach]:
     """Everything in the settings that cannot be together. Settings at the paths `broken` are left out of it."""
-    alone = [_shares(config), *(_program(f"models.{name}", model) for name, model in config.models.items())]
+    own = (rule(f"models.{name}", model) for name, model in config.models.items() for rule in (_program, _cards))
+    alone = [_shares(config), *own]
     yield from (breach for breach in chain.from_iterable(alone) if not any(path in broken for path in breach.paths))
     yield from _ports(config, broken)
 
@@ -44,6 +45,12 @@ def _program(path: str, model: Model) -> Iterator[Breach]:
     elif model.command is not None and model.args:
         text = f"{path}.args are options of `vllm serve`, and `command` is another server; expected them in `command`"
         yield Breach((f"{path}.args", *both), text)
+
+
+def _cards(path: str, model: Model) -> Iterator[Breach]:
+    both = (f"{path}.env.CUDA_VISIBLE_DEVICES", f"{path}.gpus", f"{path}.env")
+    if model.gpus is not None and "CUDA_VISIBLE_DEVICES" in model.env:
+        yield Breach(both, f"{path} has both `gpus` and CUDA_VISIBLE_DEVICES in `env`; expected one: `gpus`, by which it is judged too")
 
 
 def _ports(config: Config, broken: Collection[str]) -> Iterator[Breach]:
