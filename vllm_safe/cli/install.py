@@ -33,9 +33,9 @@ def command(  # noqa: PLR0913 -- each is an option
 ) -> None:
     """Install vLLM. The one in use stays until the new one works, and is kept beside it.
 
-    What can never work is said before anything is fetched: a driver older than the wheels' CUDA, or cards too old for it. Where no
-    card answers yet, vLLM is put in place untried, if no vLLM that works would go for it; its trial is the first start that gets
-    ready, or `--try`.
+    What can never work is said before anything is downloaded: a driver older than the wheels' CUDA, or cards too old for it. Where
+    no card answers yet, vLLM is put in place untried, unless a vLLM that works would have to make room for it. The first start that
+    gets ready is its trial, or `--try`.
     """
     from vllm_safe.apply.as_vllm import alone
     from vllm_safe.apply.engine import UNIT, works

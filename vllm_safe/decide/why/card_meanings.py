@@ -103,7 +103,7 @@ def _step(case: Case, _message: Message) -> Advice:
     name = "VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS"
     old = case.env(name)
     seconds = max(1800, 2 * int(old)) if old.isdecimal() and len(old) < 7 else 1800
-    changes = [env(case, name, str(seconds), "300 s by default; a step over a x1 riser takes minutes")]
+    changes = [env(case, name, str(seconds), "300 s by default; a step over an x1 riser takes minutes")]
     if case.run.start.times.get("hang_timeout", 0.0) <= seconds:
         changes += case.longer("hang_timeout", "else it is ended before vLLM can say what hangs", least=seconds)
     riser = case.run.start.profile == "pcie-riser"
@@ -159,7 +159,7 @@ CARDS: Mapping[str, Adviser] = {
     "driver-mismatch": do("Reboot: until then each start ends so. dpkg -l 'nvidia*' shows the installed version."),
     "fabric-manager": do("systemctl status nvidia-fabricmanager; its package must be of the driver's very version."),
     "mps": do("Is nvidia-cuda-mps-control meant to run? It must be of the same user (vllm), or be stopped."),
-    "uvm": do("modprobe -r nvidia_uvm; modprobe nvidia_uvm   or reboot. systemctl status vllm-safe-nvidia loads it at a boot."),
+    "uvm": do("modprobe -r nvidia_uvm; modprobe nvidia_uvm   or reboot. systemctl status vllm-safe-nvidia   shows how its load at boot went."),
     "no-gpu": do("nvidia-smi; the driver must be loaded, and be new enough (R580). vllm-safe check says more."),
     "cuda-fork": _fork,
     "gpu-lost": do("Waiting does not help: power the machine off and on. Then the card's power, heat and riser. " + _CARD),
