@@ -11,10 +11,10 @@ from vllm_safe.launch.cause import find, last_line
 from vllm_safe.launch.ending import NEVER_CAN_WORK, Ended, Told
 from vllm_safe.launch.messages import FOLLOWS, Message, without_figures
 from vllm_safe.launch.plan import Launch
+from vllm_safe.launch.quote import quote
 from vllm_safe.launch.server import CANNOT_RUN, describe_ending
 
-_SHOWN = 300  # characters of a server's own words
-
+_MOST = 1e15  # of a figure: tokens, GiB, cards
 _PANIC = re.compile(r"panic: |fatal error: ")  # of Go, which exits with 2 then
 BY_ITSELF = {"SIGSEGV", "SIGABRT", "SIGBUS", "SIGILL", "SIGFPE", "SIGTRAP", "SIGSYS"}  # a process does that to itself
 
@@ -81,61 +81,34 @@ def what(about: About, message: Message) -> str:
     return meaning.format(line=quote(message.figures.get("what") or message.line, command=about.command).rstrip("."))
 
 
-# --- in the server's own words
-
-# From here on servers give advice: of pip, of a home folder, of options as they spell them. What to change here is said by `why`.
-_ADVICE = re.compile(
-    r"(?:^|(?<=[.!;:]) ?|(?<=[,.]) )"
-    r"(?:(?i:please|try|consider|use|set|run|re-?run|increase|decrease|reduce|reducing|lower|upgrade|update|install|see|check|checkout|"
-    r"ensure|make sure|alternatively|add|enable|disable|remove|(?:you|we) (?:can|should|may|must|need|might|recommend|could)|did you|"
-    r"to (?:fix|avoid|disable|enable|resolve|allow|use|get|debug))\b|"
-    r"(?:If (?:this|you|it)|For (?:more|further|debugging|example|help)|In this case|This (?:could|may|might|happens))\b)|"
-    r"\bpip3? install|~/|\(run with |`?--?\w[\w-]*`? (?:flag|option)|\. However\b| - this (?:may|might|could|is)\b|\[type=\w+, input|"
-    r", try \w+ing\b"
-)
-_CLASS = re.compile(r"(?:[\w.]+\.)?(?P<name>\w+): (?=\S)")
-_INNER = re.compile(r"\bValue error, ")  # of pydantic
-_OPTION = re.compile(r"(?<![\w-])--([a-z][\w-]*)")
-
-
-def quote(text: str, *, command: bool) -> str:
-    """The beginning of an error in the server's words, in one line, cut before its advice; an option as config.yaml spells it."""
-    if inner := _INNER.search(text):
-        text = text[inner.end() :]
-    line = " ".join(text.split())[: 4 * _SHOWN]
-    first = _CLASS.match(line)
-    begin = first.end() if first else 0
-    if cut := next((match for match in _ADVICE.finditer(line, begin) if match.start() > begin), None):
-        line = line[: cut.start()]
-    if not command:
-        line = _OPTION.sub(r"args.\1", line)
-    if len(line) > _SHOWN:
-        line = f"{line[:_SHOWN].rpartition(' ')[0] or line[:_SHOWN]} ..."
-    return line.rstrip(" :,;(`")
-
-
 # --- what errors mean
 
 
-def _figure(figures: Mapping[str, str], name: str) -> float:
-    """A figure of a message, or 0. vLLM prints digits and points only."""
+def figure(figures: Mapping[str, str], name: str) -> float:
+    """A figure of a message, or 0: digits and points are no number yet, and anybody may have printed them."""
     try:
-        return float(figures.get(name, ""))
+        found = float(figures.get(name, ""))
     except ValueError:
         return 0.0
+    return found if found < _MOST else 0.0
+
+
+def fitting_length(figures: Mapping[str, str]) -> int:
+    """The max-model-len for which the KV cache is large enough: vLLM's own estimate, else by proportion; 0 where neither is known."""
+    wanted, length, needed, free = (figure(figures, name) for name in ("wanted", "length", "needed", "free"))
+    return int(length or (wanted * free / needed if needed else 0))
 
 
 def _kv_cache(figures: Mapping[str, str], _health: str) -> str:
-    wanted, length, needed, free = (_figure(figures, name) for name in ("wanted", "length", "needed", "free"))
-    if not length and needed:
-        length = wanted * free / needed
-    most = f"; the longest that fits is {int(length)} tokens" if length else ""
+    wanted, needed, free = (figure(figures, name) for name in ("wanted", "needed", "free"))
+    length = fitting_length(figures)
+    most = f"; the longest that fits is {length} tokens" if length else ""
     return f"the KV cache is too small for max-model-len {int(wanted)}: {needed:g} GiB are needed and {free:g} GiB free{most}"
 
 
 def _gpu_taken(figures: Mapping[str, str], _health: str) -> str:
     device = figures.get("device", "").strip() or "a card"
-    free, total = _figure(figures, "free"), _figure(figures, "total")
+    free, total = figure(figures, "free"), figure(figures, "total")
     return f"{device} has too little free memory: {free:g} of {total:g} GiB, and {figures['wanted']} GiB are wanted"
 
 
@@ -146,9 +119,13 @@ def _cuda_memory(figures: Mapping[str, str], _health: str) -> str:
 
 
 def _port(figures: Mapping[str, str], health: str) -> str:
-    own = port_of(health)
-    port = next((figures[name] for name in ("port", "number", "bound", "after", "end") if name in figures), str(own))
-    return f"its port {port} is taken by another program" if port == str(own) else f"port {port} is taken by another program"
+    port = wanted_port(figures, health)
+    return f"{'its ' if port == port_of(health) else ''}port {port} is taken by another program"
+
+
+def wanted_port(figures: Mapping[str, str], health: str) -> int:
+    """The port that an error names, else the one of the health URL."""
+    return next((int(figures[name]) for name in ("port", "number", "bound", "after", "end") if name in figures), port_of(health))
 
 
 def port_of(url: str) -> int:
@@ -157,17 +134,18 @@ def port_of(url: str) -> int:
     return int(found[1]) if found else 8000
 
 
-def _path(figures: Mapping[str, str]) -> str:
+def path_of(figures: Mapping[str, str]) -> str:
+    """The file or folder that an error names, or ""."""
     return figures.get("path") or figures.get("file") or ""
 
 
 def _permission(figures: Mapping[str, str], _health: str) -> str:
-    path = _path(figures)
+    path = path_of(figures)
     return f"user vllm may not read or write {path}" if path else "user vllm may not do what it tried (permission denied)"
 
 
 def _no_file(figures: Mapping[str, str], _health: str) -> str:
-    path = _path(figures)
+    path = path_of(figures)
     return f"{path} is not there, or is not what it was taken for" if path else "a file that it wants is not there"
 
 
@@ -225,7 +203,7 @@ WORDS: dict[str, _Words] = {
     "no-kv-cache": "the model's weights leave no memory for the KV cache",
     "cache-blocks": lambda figures, _: f"max-num-seqs {figures['wanted']} is more than the {figures['blocks']} cache blocks that fit",
     "longer-than-model": lambda figures, _: (
-        f"max-model-len {figures['wanted']} is more than the model's own {int(_figure(figures, 'length'))}"
+        f"max-model-len {figures['wanted']} is more than the model's own {int(figure(figures, 'length'))}"
     ),
     "too-few-gpus": lambda figures, _: f"{figures['wanted']} cards are wanted and {figures['gpus']} are there",
     "device-ordinal": "it asked for a card that is not there: {line}",
@@ -274,7 +252,7 @@ WORDS: dict[str, _Words] = {
     "shm-full": "there is too little shared memory in its own /dev/shm: {line}",
     "no-threads": "it may start no more threads or processes",
     "kv-space": lambda figures, _: (
-        f"{_figure(figures, 'wanted'):g} GiB of RAM are wanted for the KV cache, and {_figure(figures, 'free'):g} GiB were free"
+        f"{figure(figures, 'wanted'):g} GiB of RAM are wanted for the KV cache, and {figure(figures, 'free'):g} GiB were free"
     ),
     "no-host-memory": "the kernel refused it memory, by its rule for overcommit: {line}",
     "own-heap": "it reached a limit of memory that is its own: {line}",

@@ -24,14 +24,6 @@ def do(hint: str) -> Adviser:
     return lambda _case, _message: Advice(hint=hint)
 
 
-def figure(message: Message, name: str) -> float:
-    """A figure of a message, or 0. vLLM prints digits and points only."""
-    try:
-        return float(message.figures.get(name, ""))
-    except ValueError:
-        return 0.0
-
-
 def arg(case: Case, name: str, new: str, reason: str) -> Change:
     """A change of an option of vLLM."""
     return Change(case.path(f"args.{name}"), case.arg(name), new, reason)
@@ -40,3 +32,9 @@ def arg(case: Case, name: str, new: str, reason: str) -> Change:
 def env(case: Case, name: str, new: str, reason: str) -> Change:
     """A change of a variable."""
     return Change(case.path(f"env.{name}"), case.env(name), new, reason)
+
+
+def riser(case: Case) -> Change:
+    """The profile for cards on risers."""
+    reason = "cards on risers hang when they talk to each other directly: NCCL_P2P_DISABLE=1"
+    return Change(case.path("profile"), case.run.start.profile, "pcie-riser", reason)

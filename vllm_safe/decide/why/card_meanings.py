@@ -5,19 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from vllm_safe.decide.why.advice import Advice, Adviser, arg, do, env, figure
+from vllm_safe.decide.why.advice import Advice, Adviser, arg, do, env, riser
 from vllm_safe.decide.why.verdict import Case, Change
 from vllm_safe.launch.messages import Message
+from vllm_safe.launch.words import figure, fitting_length
 
 
 def _kv_cache(case: Case, message: Message) -> Advice:
-    wanted, length, needed, free = (figure(message, name) for name in ("wanted", "length", "needed", "free"))
-    if not length and needed:
-        length = wanted * free / needed
-    fitting = int(length) // 256 * 256 or int(length)
-    if not fitting:
-        return Advice(tuple(_more_gpu(case)))
-    return Advice((arg(case, "max-model-len", str(fitting), "the longest that vLLM says fits"),))
+    length = fitting_length(message.figures)
+    change = [arg(case, "max-model-len", str(length), "the longest that vLLM says fits")] if length else _more_gpu(case)
+    return Advice(tuple(change))
 
 
 def _more_gpu(case: Case) -> list[Change]:
@@ -38,7 +35,7 @@ def _cache_blocks(case: Case, message: Message) -> Advice:
 
 
 def _gpu_taken(case: Case, message: Message) -> Advice:
-    free, total = figure(message, "free"), figure(message, "total")
+    free, total = figure(message.figures, "free"), figure(message.figures, "total")
     share = math.floor(100 * free / total - 1) / 100 if total else 0.0
     change = arg(case, "gpu-memory-utilization", f"{share:.2f}", f"{free:g} of {total:g} GiB were free")
     return Advice((change,) if share >= 0.1 else (), "nvidia-smi shows what holds the card: an old process, a desktop?")
@@ -67,7 +64,7 @@ def _too_few_gpus(case: Case, message: Message) -> Advice:
 
 
 def _heads(case: Case, message: Message) -> Advice:
-    heads, wanted = int(figure(message, "heads")), int(figure(message, "wanted"))
+    heads, wanted = int(figure(message.figures, "heads")), int(figure(message.figures, "wanted"))
     new = next((size for size in range(max(1, wanted - 1), 0, -1) if heads % size == 0), 1)
     return Advice((Change(case.path("args.tensor-parallel-size"), str(wanted), str(new), f"divides {heads}"),))
 
@@ -80,18 +77,13 @@ def _fewer_cards(case: Case, _message: Message) -> Advice:
 
 def _nccl(case: Case, message: Message) -> Advice:
     old = case.arg("distributed-timeout-seconds")
-    allowed = max(int(figure(message, "allowed") / 1000), int(old) if old.isdecimal() else 0) or 600
+    allowed = max(int(figure(message.figures, "allowed") / 1000), int(old) if old.isdecimal() else 0) or 600
     changes = (
-        _riser(case),
+        riser(case),
         arg(case, "distributed-timeout-seconds", str(max(7200, 2 * allowed)), f"{allowed} s were not enough"),
     )
     hint = "A riser or its cable: journalctl -k -g 'NVRM|AER|pcieport' shows link errors; a slower link (Gen1 in the BIOS) is a steady one."
     return Advice(changes, hint)
-
-
-def _riser(case: Case) -> Change:
-    reason = "cards on risers hang when they talk to each other directly: NCCL_P2P_DISABLE=1"
-    return Change(case.path("profile"), case.run.start.profile, "pcie-riser", reason)
 
 
 def _peer_access(case: Case, _message: Message) -> Advice:
@@ -159,7 +151,9 @@ CARDS: Mapping[str, Adviser] = {
     "driver-mismatch": do("Reboot: until then each start ends so. dpkg -l 'nvidia*' shows the installed version."),
     "fabric-manager": do("systemctl status nvidia-fabricmanager; its package must be of the driver's very version."),
     "mps": do("Is nvidia-cuda-mps-control meant to run? It must be of the same user (vllm), or be stopped."),
-    "uvm": do("modprobe -r nvidia_uvm; modprobe nvidia_uvm   or reboot. systemctl status vllm-safe-nvidia   shows how its load at boot went."),
+    "uvm": do(
+        "modprobe -r nvidia_uvm; modprobe nvidia_uvm   or reboot. systemctl status vllm-safe-nvidia   shows how its load at boot went."
+    ),
     "no-gpu": do("nvidia-smi; the driver must be loaded, and be new enough (R580). vllm-safe check says more."),
     "cuda-fork": _fork,
     "gpu-lost": do("Waiting does not help: power the machine off and on. Then the card's power, heat and riser. " + _CARD),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 
+from vllm_safe.decide.why.advice import riser
 from vllm_safe.decide.why.kills import memory_figures
 from vllm_safe.decide.why.verdict import Case, Change, Evidence, Verdict
 from vllm_safe.decide.why.words import error_of, last_lines, said_by_main, told
@@ -190,7 +191,7 @@ def unknown(case: Case) -> Verdict:
 def _stuck(case: Case, sentence: str, setting: str) -> Verdict:
     # What is gone for good has a limit of its own (launch/liveness.py): more of another changes nothing.
     longer = _longer(case, setting) if f"({setting})" in case.end.reason else ()
-    changes = (*(_riser(case) if _workers(case) > 1 else ()), *longer)
+    changes = (*((riser(case),) if _workers(case) > 1 else ()), *longer)
     code = "stall" if setting == "stall_timeout" else "hang"
     slow = "; a longer time helps only if it was slow" if longer else ""
     return Verdict(code, sentence, case.end.time, evidence=_signs(case), changes=changes, hint=f"{_stacks(case)}{slow}.")
@@ -232,11 +233,6 @@ def _signs(case: Case) -> tuple[Evidence, ...]:
 
 def _stacks(case: Case) -> str:
     return f"journalctl -u vllm@{case.name} has the stacks of its threads, where they could be had"
-
-
-def _riser(case: Case) -> tuple[Change, ...]:
-    reason = "cards on risers hang when they talk to each other directly: NCCL_P2P_DISABLE=1"
-    return (Change(case.path("profile"), case.run.start.profile, "pcie-riser", reason),)
 
 
 def _apart(case: Case) -> tuple[Change, ...]:

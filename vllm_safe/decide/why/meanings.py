@@ -9,12 +9,12 @@ import re
 from collections.abc import Mapping
 
 from vllm_safe import paths
-from vllm_safe.decide.why.advice import Advice, Adviser, arg, do, env, figure
+from vllm_safe.decide.why.advice import Advice, Adviser, arg, do, env
 from vllm_safe.decide.why.card_meanings import CARDS
 from vllm_safe.decide.why.kills import more_swap
 from vllm_safe.decide.why.verdict import Case, Change
 from vllm_safe.launch.messages import Message
-from vllm_safe.launch.words import library_of, port_of
+from vllm_safe.launch.words import figure, library_of, path_of, port_of, wanted_port
 
 
 def advise(case: Case, message: Message) -> Advice:
@@ -55,19 +55,18 @@ _COMMAND = {
 
 
 def _kv_space(case: Case, message: Message) -> Advice:
-    free, wanted = figure(message, "free"), figure(message, "wanted")
+    free, wanted = figure(message.figures, "free"), figure(message.figures, "wanted")
     less = str(max(1, int(free * 0.7)))
     change = Change(case.path("env.VLLM_CPU_KVCACHE_SPACE"), f"{wanted:g}", less, f"{free:g} GiB of RAM were free")
     return Advice((change,) if float(less) < wanted else ())
 
 
 def _longer_than_model(case: Case, message: Message) -> Advice:
-    return Advice((arg(case, "max-model-len", str(int(figure(message, "length"))), "what the model was made for"),))
+    return Advice((arg(case, "max-model-len", str(int(figure(message.figures, "length"))), "what the model was made for"),))
 
 
 def _port(case: Case, message: Message) -> Advice:
-    own = port_of(case.run.start.health)
-    port = next((int(message.figures[name]) for name in ("port", "number", "bound", "after", "end") if name in message.figures), own)
+    own, port = port_of(case.run.start.health), wanted_port(message.figures, case.run.start.health)
     change = Change(case.path("port"), str(own), str(own + 1 if own < 65535 else own - 1), "if both are to run")
     return Advice((change,) if port == own else (), f"ss -ltnp 'sport = :{port}' says which.")
 
@@ -158,7 +157,7 @@ def _overcommit(case: Case, _message: Message) -> Advice:
 
 
 def _permission(case: Case, message: Message) -> Advice:
-    path = message.figures.get("path") or message.figures.get("file") or "PATH"
+    path = path_of(message.figures) or "PATH"
     own = f"It may write below {paths.HOME} and {paths.CACHE} only: env.HOME, or the program's own variable ({case.path('env')})."
     return Advice(hint=f"namei -l {path}   shows who refuses it: chmod o+rx, or setfacl -m u:{paths.USER}:rx. {own}")
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,7 @@ from hypothesis import strategies as st
 
 from tests.endings import BEFORE, CASES, ended
 from tests.runs import BEGUN, BOOT, GIB, make_run, write_run
+from tests.unit.launch.test_messages import LINES
 from vllm_safe.cli import main, why
 from vllm_safe.config.reader import load
 from vllm_safe.decide.why.decide import decide_why
@@ -171,6 +174,14 @@ def test_what_vllm_says_is_to_be_set_is_a_change(line: str, changes: list[tuple[
     verdict = decide_why(ended(end={"cause": "exited", "reason": "x (exit status 1)"}, log=[line]), BOOT, NOW)
     assert verdict.code in {"bad-setting", "bad-argument"}
     assert [(change.path.removeprefix("models.qwen72b.args."), change.new) for change in verdict.changes] == changes
+
+
+@pytest.mark.parametrize("digits", ["0", "9" * 400])
+def test_figures_that_cannot_be_are_no_traceback(digits: str) -> None:
+    """Whatever number a server prints where an error has one."""
+    for line in chain.from_iterable(LINES.values()):
+        run = ended(end={"cause": "exited", "reason": "x (exit status 1)", "error": re.sub(r"[0-9]+", digits, line)})
+        assert decide_why(run, BOOT, NOW).sentence
 
 
 def test_an_old_kill_is_not_the_cause() -> None:
