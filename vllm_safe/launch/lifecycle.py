@@ -33,20 +33,21 @@ EXTEND_EVERY, EXTEND_BY = 30.0, 600.0
 class Lifecycle:
     """The state of one server. `now` is a monotonic clock's, `wall` Unix time; `watchdog`: seconds of WatchdogSec=, 0 for none.
 
-    before: the error of the start before, where this one is an automatic restart and that one never served.
+    before: what the start before ended of, where this one is an automatic restart and that one never served.
     """
 
-    def __init__(self, launch: Launch, now: float, wall: float, *, sizes: Sequence[int] = (), watchdog: float = 0.0) -> None:
+    def __init__(  # noqa: PLR0913 - each is a fact of another source
+        self, launch: Launch, now: float, wall: float, *, sizes: Sequence[int] = (), watchdog: float = 0.0, before: str = ""
+    ) -> None:
         self.phase = "waiting" if launch.pause else "starting"
         self.since = wall  # when the phase began
         self.text = ""  # what STATUS= says
         self.cause = ""
         self.reason = ""
         self.error = ""  # what it ended of, in the server's own words
-        self.before = ""  # the same of the start before this automatic restart, if that one never served
         self.served = False
         self.alive: Liveness | None = None
-        self._launch, self._sizes = launch, sizes
+        self._launch, self._sizes, self._before = launch, sizes, before
         self._started = now  # the server, or the wait for its start
         self._loading = Loading(now, wall, sizes)
         self._heard = Answer("was not asked yet")
@@ -153,7 +154,7 @@ class Lifecycle:
             if self._ending.hung and now < self._ending.due:
                 return []  # others still print where they stand
             return [Say(f"the server has ended {ending}"), *self._quit(wall)]
-        told = explain(self._launch, Ended(status, head, tail, self.served, self.before))
+        told = explain(self._launch, Ended(status, head, tail, self.served, self._before))
         after = format_span(now - self._started)
         what = f"by itself after serving for {after}" if self.served else f"after {after}, before it was ready"
         twice = "; the same as the time before: it is not tried again" if told.again and not told.never and not self.served else ""

@@ -47,8 +47,8 @@ class _Supervisor:
         self._output = Output(_STDOUT, self._hear)
         self._unit = _unit()
         sizes = checkpoint_sizes(Path(launch.checkpoint)) if launch.checkpoint else ()
-        self._life = Lifecycle(launch, time.monotonic(), time.time(), sizes=sizes, watchdog=_watchdog())
-        self._life.before = _error_before(launch)
+        before = _error_before(launch)
+        self._life = Lifecycle(launch, time.monotonic(), time.time(), sizes=sizes, watchdog=_watchdog(), before=before)
         self._trouble = Trouble()
         self._started = time.time()
         self._probes: dict[str, tuple[Probe, Figures]] = {}

@@ -30,8 +30,8 @@ WORKER = Process(12, 1, "VLLM::Worker_TP", "S", 1.0, 0, 0, 0, 1 << 20, 1 << 20)
 class Life:
     """A lifecycle whose clocks agree, and what it asked for."""
 
-    def __init__(self, launch: Launch = OTHER, watchdog: float = 0.0) -> None:
-        self.it = Lifecycle(launch, 1000.0, 1000.0, watchdog=watchdog)
+    def __init__(self, launch: Launch = OTHER, watchdog: float = 0.0, before: str = "") -> None:
+        self.it = Lifecycle(launch, 1000.0, 1000.0, watchdog=watchdog, before=before)
 
     def tick(self, now: float) -> list[Action]:
         return self.it.tick(now, now)
@@ -58,8 +58,8 @@ class Life:
         return done
 
 
-def _serving(launch: Launch = OTHER) -> Life:
-    life = Life(launch)
+def _serving(launch: Launch = OTHER, before: str = "") -> Life:
+    life = Life(launch, before=before)
     life.answered(1200.0, HEALTHY)
     if launch.completions:
         life.answered(1200.0, HEALTHY, "token")
@@ -366,15 +366,13 @@ LOST_AGAIN = "RuntimeError: card 1 was lost after 9 s, process 815, address 0x7f
 )
 def test_the_same_error_twice_running_ends_the_tries(before: str, line: str, code: int) -> None:
     """Whatever ids of processes, times, addresses and sizes are in it."""
-    life = Life()
-    life.it.before = before
+    life = Life(before=before)
     assert _quit(life.exited(1004.0, EXIT_1, line)) == code
     assert ("the same as the time before" in life.it.reason) == (code == 2)
 
 
 def test_one_that_served_is_tried_again_whatever_was_before() -> None:
-    life = _serving()
-    life.it.before = LOST
+    life = _serving(before=LOST)
     assert _quit(life.exited(4800.0, EXIT_1, LOST)) == 1
 
 
