@@ -17,7 +17,7 @@ from vllm_safe.config.settings import SECTIONS, Config, Model, settings_of
 from vllm_safe.errors import ConfigError
 
 # One file for all examples of a test, which is what hypothesis warns of.
-fuzz = settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+fuzz = settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 KEYS = [*SECTIONS, "models", *(row.name for section in (*SECTIONS.values(), Model) for row in settings_of(section))]
 HOSTILE = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from vllm_safe.config.settings import Config, Earlyoom
@@ -102,7 +102,6 @@ def test_the_file_is_one_assignment_below_a_comment() -> None:
 patterns = st.text(st.characters(codec="utf-8", exclude_characters="\0\n\r"), max_size=30)
 
 
-@settings(deadline=None)
 @given(prefer=patterns, avoid=patterns, memory=st.floats(0.01, 99), swap=st.floats(0.01, 100))
 @example(prefer="' $(reboot) `id` ${HOME} $$ %n \" \\", avoid="\\", memory=5, swap=5)
 @example(prefer='\\"', avoid="\\'", memory=5, swap=5)

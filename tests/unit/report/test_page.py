@@ -172,7 +172,7 @@ def test_what_a_run_says_cannot_be_markup(text: str) -> None:
     check_harmless(text)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from("<>&\"'/!-`\\"), min_size=1, max_size=40))
 def test_nothing_that_a_run_says_can_be_markup(text: str) -> None:
     assume(text not in PHASES)  # that is another run, with another page

@@ -455,7 +455,7 @@ _runs = st.builds(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(_runs, _text, _time)
 def test_any_run_has_a_verdict(run: Run, boot: str, now: float) -> None:
     """Whatever was recorded, there is one line that steers no terminal, and facts in the order of their times."""
