@@ -7,6 +7,8 @@ import select
 import time
 from collections.abc import Callable
 
+from vllm_safe.launch.terminal import ESCAPES
+
 _CHUNK = 1 << 16  # bytes: what a pipe holds
 _KEPT = 1 << 16  # bytes of the end that are remembered
 _LONGEST = 2000  # characters of a line that are kept for others
@@ -66,8 +68,8 @@ class Output:
             self.advance()
 
     def lines(self, most: int = _KEPT) -> list[str]:
-        """The last lines, at most so many, each cut to a bound."""
-        return [line[:_LONGEST] for line in self._end.decode(errors="replace").splitlines()[-most:]]
+        """The last lines, at most so many, each cut to a bound, without what steers a terminal."""
+        return [line[:_LONGEST] for line in ESCAPES.sub("", self._end.decode(errors="replace")).splitlines()[-most:]]
 
     def _take(self, chunk: bytes) -> None:
         if not chunk and self._source is not None:  # every process that held the other end has gone

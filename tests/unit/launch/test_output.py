@@ -105,3 +105,11 @@ def test_hands_on_what_comes_and_keeps_the_last_lines_within_bounds() -> None:
     assert b"".join(heard).startswith(b"one\ntwo\n")
     assert output.lines(2) == ["two", "x" * 2000]
     assert output.lines(1) == ["x" * 2000]
+
+
+def test_the_last_lines_steer_no_terminal_and_the_journal_gets_all() -> None:
+    printed = b"\x1b]0;title\x07\x1b[1;31mone\x1b[0m\n\x1b[2K\x1b[1Atwo\n"
+    output, reader = _pipes(printed)
+    output.finish(1.0)
+    assert output.lines() == ["one", "two"]
+    assert os.read(reader, 1000) == printed
