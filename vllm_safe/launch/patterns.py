@@ -148,11 +148,18 @@ SPECIFIC: tuple[Pattern, ...] = (
     ),
     Pattern(
         "unsupported-model",
-        r"Quantization scheme is not supported(?!.*Min capability)|quantization method \S+ is not supported|Unknown quantization method|"
-        r"Min(?:imum)? capability: (?P<wanted>\d+)\. Current capability: (?P<there>\d+)|Unsupported quantization",
+        r"Quantization scheme is not supported(?!.*Min capability)|quantization method \S+ is not supported|"
+        r"Min(?:imum)? capability: (?P<wanted>\d+)\. Current capability: (?P<there>\d+)",
         NEVER,
-        "vllm/config/vllm.py:903; vllm/config/model.py:1454; compressed_tensors.py",
+        "vllm/config/vllm.py:903; compressed_tensors.py",
         "quantization",
+    ),
+    Pattern(
+        "unsupported-model",
+        r"(?:[Uu]nknown|[Ii]nvalid|[Uu]nsupported) quantization|does not match the quantization method specified",
+        NEVER,
+        "vllm/config/model.py:1446, 1454; vllm/model_executor/layers/quantization",
+        "quantization-method",
     ),
     Pattern(
         "weights",

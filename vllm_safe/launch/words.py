@@ -218,6 +218,7 @@ WORDS: dict[str, _Words] = {
     "damaged-model": "a file of its model is damaged or not whole: {line}",
     "unsupported-model": _unsupported,
     "quantization": _quantization,
+    "quantization-method": "vLLM does not know the quantization, or the model's files have another one: {line}",
     "weights": _weights,
     "no-nvcc": f"{_COMPILE}, and there is no nvcc",
     "nvcc-failed": f"{_COMPILE}, and nvcc could not",

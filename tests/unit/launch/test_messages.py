@@ -127,7 +127,12 @@ LINES: dict[str, list[str]] = {
     ],
     "quantization": [
         "RuntimeError: Quantization scheme is not supported for the current GPU. Min capability: 80. Current capability: 75.",
-        "ValueError: Unknown quantization method: foo. Must be one of",
+        "ValueError: The quantization method awq is not supported for the current GPU. Minimum capability: 75. Current capability: 70.",
+    ],
+    "quantization-method": [
+        "ValueError: Unknown quantization method: foo. Must be one of ['awq', 'fp8'].",
+        "ValueError: Quantization method specified in the model config (gptq) does not match the quantization method specified in the `x`",
+        "ValueError: Unsupported quantization config: bits=3, sym=True",
     ],
     "weights": [
         "KeyError: 'model.layers.3.mlp.gate_up_proj.qweight'",

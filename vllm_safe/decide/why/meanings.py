@@ -39,6 +39,7 @@ _COMMAND = {
     "pinned-memory": "It counts against limits.memory_max and cannot be swapped. Leave it more RAM, or have it lock less, in {command}.",
     "kernel-resources": "A newer version of the program, or other options, in {command}.",
     "quantization": "Another file of the model, in {command}.",
+    "quantization-method": "Another file of the model, or another option, in {command}.",
     "no-tokenizer": "Is the model that {command} names whole?",
     "illegal-instruction": "A build of the program for this processor, in {command}: lscpu shows its flags.",
     "network": "What {command} asked for there must be here before it starts, or be left out.",
@@ -143,6 +144,12 @@ def _setting(case: Case, message: Message) -> Advice:
     return Advice((arg(case, option, value, "what vLLM itself says"),), hint)
 
 
+def _quantization(case: Case, _message: Message) -> Advice:
+    if case.arg("quantization") != "unset":
+        return Advice(hint=f"Leave out {case.path('args.quantization')}: the model's own files say which one they have.")
+    return Advice(hint="Another engine.version may know it (vllm-safe install), or take another quantization of the model.")
+
+
 def _threads(case: Case, _message: Message) -> Advice:
     old = case.limit("tasks_max")
     hint = "Fewer threads for each worker do as well: env.OMP_NUM_THREADS. Without a change it ends so again."
@@ -187,6 +194,7 @@ ADVICE: Mapping[str, Adviser] = {
     "no-tokenizer": _model,
     "damaged-model": _damaged,
     "unsupported-model": do("Another engine.version may know it; vllm-safe install brings it."),
+    "quantization-method": _quantization,
     "weights": do("Another engine.version may know them (vllm-safe install), or another quantization of the model."),
     "no-nvcc": _nvcc,
     "nvcc-failed": _nvcc,

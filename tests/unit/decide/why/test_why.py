@@ -176,6 +176,18 @@ def test_what_vllm_says_is_to_be_set_is_a_change(line: str, changes: list[tuple[
     assert [(change.path.removeprefix("models.qwen72b.args."), change.new) for change in verdict.changes] == changes
 
 
+@pytest.mark.parametrize(
+    ("args", "hint"), [({"quantization": "foo"}, "Leave out models.qwen72b.args.quantization"), ({}, "Another engine")]
+)
+def test_an_unknown_quantization_is_no_fault_of_the_card(args: dict[str, str], hint: str) -> None:
+    run = ended(
+        end={"cause": "exited", "reason": "x (exit status 1)"}, log=["ValueError: Unknown quantization method: foo. Must be one of"]
+    )
+    verdict = decide_why(run._replace(start=run.start._replace(args=args)), BOOT, NOW)
+    assert "card" not in verdict.sentence
+    assert verdict.hint.startswith(hint)
+
+
 @pytest.mark.parametrize("digits", ["0", "9" * 400])
 def test_figures_that_cannot_be_are_no_traceback(digits: str) -> None:
     """Whatever number a server prints where an error has one."""
