@@ -35,9 +35,13 @@ class Message(NamedTuple):
         return self.code in _OF_FAILING_CARDS
 
 
+# pydantic has the name of a setting on one line, and what is wrong with it on the next.
+_FIELD = re.compile(r"^([A-Za-z][\w.]*)\n *(?!Value error, )(?=.+ \[type=\w+, input)", re.MULTILINE)
+
+
 def classify(text: str) -> Message:
     """What an error says is wrong. Its lines are asked in order, each pattern in turn."""
-    lines = [line[:_LONGEST] for line in text.splitlines()]
+    lines = [line[:_LONGEST] for line in _FIELD.sub(r"\1: ", text).splitlines()]
     for pattern in PATTERNS:
         regex = re.compile(pattern.regex)
         for line in lines:

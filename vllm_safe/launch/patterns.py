@@ -247,6 +247,7 @@ GENERAL: tuple[Pattern, ...] = (
         NEVER,
         "pydantic, as vllm/config uses it",
     ),
+    Pattern("bad-setting", r"^(?P<what>[A-Za-z][\w.]*: .+?) \[type=\w+, input", NEVER, "pydantic, as vllm/config uses it"),
     Pattern(
         "bad-setting",
         r"^(?:[\w.]*)ValidationError: \d+ validation errors? for (?P<section>\w+)",

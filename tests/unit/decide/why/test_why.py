@@ -188,6 +188,21 @@ def test_an_unknown_quantization_is_no_fault_of_the_card(args: dict[str, str], h
     assert verdict.hint.startswith(hint)
 
 
+def test_of_a_setting_that_pydantic_refuses_both_lines_are_told() -> None:
+    """As vLLM 0.32.0 prints it for max-model-len: -5."""
+    log = [
+        "Traceback (most recent call last):",
+        "    s.__pydantic_validator__.validate_python(ArgsKwargs(args, kwargs), self_instance=s)",
+        "pydantic_core._pydantic_core.ValidationError: 1 validation error for ModelConfig",
+        "max_model_len",
+        "  Input should be greater than or equal to -1 [type=greater_than_equal, input_value=-5, input_type=int]",
+        "    For further information visit https://errors.pydantic.dev/2.14/v/greater_than_equal",
+    ]
+    verdict = decide_why(ended(end={"cause": "exited", "reason": "x (exit status 1)"}, log=log), BOOT, NOW)
+    assert verdict.code == "bad-setting"
+    assert verdict.sentence.endswith(": an option of it is wrong: max_model_len: Input should be greater than or equal to -1.")
+
+
 @pytest.mark.parametrize("digits", ["0", "9" * 400])
 def test_figures_that_cannot_be_are_no_traceback(digits: str) -> None:
     """Whatever number a server prints where an error has one."""
