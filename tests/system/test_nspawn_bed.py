@@ -21,7 +21,7 @@ UNTIL_KILLED = """
 import time
 from tests.beds.nspawn import Nspawn
 bed = Nspawn()
-print(bed._folder.path.name, bed._leader, flush=True)
+print(bed._folder.path.name, bed.leader, flush=True)
 time.sleep(600)
 """
 
