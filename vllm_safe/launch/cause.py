@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+from vllm_safe.launch.death_patterns import signal_of
 from vllm_safe.launch.messages import FOLLOWS, Message, classify
 from vllm_safe.launch.trouble import LONGEST, WELL
 
@@ -74,16 +75,18 @@ class _Said(NamedTuple):
 def find(head: Sequence[str], tail: Sequence[str], *, served: bool) -> Message | None:
     """The error that a server ended of, if it named one. head: the beginning of its trouble (launch/trouble.py); tail: its last lines."""
     parts = [_read(lines) for lines in (head, tail[_after_well(tail) :], tail)]
-    own = [[one for one in said if not (_ECHO.search(one.text.partition("\n")[0]) or (served and one.request))] for said in parts]
+    own = [[one for one in said if not (_is_echo(one.text) or (served and one.request))] for said in parts]
     engines = [[one for one in said if not (served and one.process.startswith("(APIServer "))] for said in own]
     for said in (*engines, *own[:2]):
         if root := _root(said):
             return root
+    deaths = [message for said in parts for one in said if (message := classify(one.text)).code in FOLLOWS]
+    if told := next((message for message in deaths if signal_of(message.figures)), None):
+        return told
     for said in (own[1], own[0]):
         if said:
             return classify(next((one for one in reversed(said) if _ERROR.match(one.text)), said[-1]).text)
-    follows = [message for said in parts for one in said if (message := classify(one.text)).code in FOLLOWS]
-    return next((message for message in follows if message.code == "worker-died"), follows[0] if follows else None)
+    return next((message for message in deaths if message.code == "worker-died"), deaths[0] if deaths else None)
 
 
 def last_line(tail: Sequence[str]) -> str:
@@ -95,13 +98,17 @@ def _after_well(lines: Sequence[str]) -> int:
     return max((number for number, line in enumerate(lines, 1) if WELL.search(line[:LONGEST].encode(errors="replace"))), default=0)
 
 
+def _is_echo(text: str) -> bool:
+    return bool(_ECHO.search(text.partition("\n")[0])) or classify(text).code in FOLLOWS
+
+
 def _root(said: Sequence[_Said]) -> Message | None:
     """The first error that has a traceback or is known, and of its chain the one that says most."""
     for number, one in enumerate(said):
         if one.traceback:
             return _of_chain(list(_chain(said, number)))
         message = classify(one.text)
-        if message.code and message.code not in FOLLOWS:
+        if message.code:
             return message
     return None
 

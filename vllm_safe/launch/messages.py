@@ -7,12 +7,15 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from vllm_safe.launch.card_patterns import CARDS
+from vllm_safe.launch.death_patterns import DEATHS
 from vllm_safe.launch.host_patterns import HOST
 from vllm_safe.launch.patterns import GENERAL, SPECIFIC, Pattern
 
-PATTERNS: tuple[Pattern, ...] = (*SPECIFIC, *CARDS, *HOST, *GENERAL)  # what is specific stands before what is general
+PATTERNS: tuple[Pattern, ...] = (*SPECIFIC, *CARDS, *HOST, *GENERAL, *DEATHS)  # what is specific stands before what is general
 FOLLOWS = frozenset({"worker-died", "engine-died"})  # deaths that only follow from another
 _OF_FAILING_CARDS = frozenset({"gpu-fault", "gpu-assert", "no-gpu", "nccl-error", "nccl-timeout", "step-timeout"})
+# pydantic's field and what is wrong with it, NCCL's "Last error:" and the error: one line each.
+_TWO_LINES = re.compile(r"^(?P<first>[\w.\[\]-]+)\n\s*(?=.+ \[type=\w+)|^(?P<last>Last error):\n\s*(?=\S)", re.MULTILINE)
 _LONGEST = 2000  # characters of a line that are looked at: a server may print a megabyte without an end
 
 
@@ -37,7 +40,7 @@ class Message(NamedTuple):
 
 def classify(text: str) -> Message:
     """What an error says is wrong. Its lines are asked in order, each pattern in turn."""
-    lines = [line[:_LONGEST] for line in text.splitlines()]
+    lines = [line[:_LONGEST] for line in _TWO_LINES.sub(lambda match: f"{match['first'] or match['last']}: ", text).splitlines()]
     for pattern in PATTERNS:
         regex = re.compile(pattern.regex)
         for line in lines:
@@ -57,6 +60,7 @@ _FOR_GOOD = re.compile(
 )
 # Of any other class, those words.
 _WORDS_FOR_GOOD = re.compile(
+    r"(?:long|larg|small|great)er than|too (?:long|large|small)|out of range|"
     r"not supported|unsupported|not implemented|must be|should be|\bexpected|invalid|mismatch|not found|does(?: not|n't) exist|missing|"
     r"unknown|unrecogni[sz]ed|incompatible|not divisible|not allowed|requires|can(?:not|'t) find|no such|not compatible",
     re.IGNORECASE,
@@ -78,7 +82,7 @@ def _is_for_good(text: str) -> bool:
         return False
     if _FOR_GOOD.fullmatch(match[1]):
         return True
-    return match[1] in {"RuntimeError", "Exception", "OSError"} and bool(_WORDS_FOR_GOOD.search(line)) and not _OF_CARDS.search(line)
+    return match[1].endswith(("Error", "Exception")) and bool(_WORDS_FOR_GOOD.search(line)) and not _OF_CARDS.search(line)
 
 
 _FIGURE = re.compile(r"0x[0-9a-fA-F]+|\d+(?:[.,:-]\d+)*(?: ?(?:[KMGT]i?B|bytes)\b)?")

@@ -269,18 +269,4 @@ GENERAL: tuple[Pattern, ...] = (
         "sh(1)",
         "no-command",
     ),
-    Pattern(
-        "worker-died",
-        r"Worker proc (?P<process>\S+) died unexpectedly \(exit code: (?P<status>-?\d+)\)|"
-        r"Engine core process (?P<engine>\S+) died unexpectedly",
-        MAYBE,
-        "vllm/v1/executor/multiproc_executor.py:316; vllm/v1/utils.py:592",
-    ),
-    Pattern(
-        "engine-died",
-        r"Engine core initialization failed|EngineCore encountered a(?:n issue| fatal error)|EngineCore failed to start|"
-        r"WorkerProc (?:initialization )?failed",
-        MAYBE,
-        "vllm/v1/engine/utils.py:1432; vllm/v1/engine/exceptions.py:16; vllm/v1/engine/core.py:1512",
-    ),
 )

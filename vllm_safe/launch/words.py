@@ -8,15 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from vllm_safe.launch.cause import find, last_line
+from vllm_safe.launch.death_patterns import BY_ITSELF, death
 from vllm_safe.launch.ending import NEVER_CAN_WORK, Ended, Told
 from vllm_safe.launch.messages import FOLLOWS, Message, without_figures
 from vllm_safe.launch.plan import Launch
+from vllm_safe.launch.quote import quote, stop, unstopped
 from vllm_safe.launch.server import CANNOT_RUN, describe_ending
 
-_SHOWN = 300  # characters of a server's own words
-
 _PANIC = re.compile(r"panic: |fatal error: ")  # of Go, which exits with 2 then
-BY_ITSELF = {"SIGSEGV", "SIGABRT", "SIGBUS", "SIGILL", "SIGFPE", "SIGTRAP", "SIGSYS"}  # a process does that to itself
 
 
 class About(NamedTuple):
@@ -53,23 +52,21 @@ def _can_never_work(code: int, message: Message | None) -> bool:
 def sentence(about: About, message: Message | None, ending: str, tail: Sequence[str]) -> str:
     """How a server ended, and of what. ending: "exit status 1", "killed by SIGKILL"."""
     name = about.name
-    known, follows = bool(message and message.code), bool(message and message.code in FOLLOWS)
-    if message and known and not follows:
-        return f"{name} ended by itself: {what(about, message)}."
-    error = quote(message.line, command=about.command).rstrip(".") if message and not follows else ""
+    follows = message is not None and message.code in FOLLOWS
+    if message and message.code and not follows:
+        return stop(f"{name} ended by itself: {what(about, message)}")
+    error = quote(message.line, command=about.command) if message and not follows else ""
     if ending.startswith("killed by "):
         signal = ending.removeprefix("killed by ")
-        return (
-            f"{name} crashed ({signal})" + (f": {error}." if error else ".") if signal in BY_ITSELF else f"{name} was killed by {signal}."
-        )
+        if signal not in BY_ITSELF:
+            return f"{name} was killed by {signal}."
+        return stop(f"{name} crashed ({signal})" + (f": {error}" if error else ""))
     if message and follows:
-        status = message.figures.get("status", "")
-        killed = f": its process {message.figures['process']} was killed by signal {status[1:]}" if status.startswith("-") else ""
-        return f"{name} ended because its engine died{killed}."
+        return f"{name} ended because {death(message.kind, message.figures)}."
     when = "while it served" if about.served else "before it was ready"
     if error:
-        return f"{name} ended by itself {when} ({ending}): {error}."
-    said = quote(last_line(tail), command=about.command).rstrip(".")
+        return stop(f"{name} ended by itself {when} ({ending}): {error}")
+    said = unstopped(quote(last_line(tail), command=about.command))
     return f"{name} ended by itself {when} ({ending}), and named no error" + (f'; it last said "{said}".' if said else ".")
 
 
@@ -78,40 +75,7 @@ def what(about: About, message: Message) -> str:
     meaning = WORDS[message.kind]
     if callable(meaning):
         return meaning(message.figures, about.health)
-    return meaning.format(line=quote(message.figures.get("what") or message.line, command=about.command).rstrip("."))
-
-
-# --- in the server's own words
-
-# From here on servers give advice: of pip, of a home folder, of options as they spell them. What to change here is said by `why`.
-_ADVICE = re.compile(
-    r"(?:^|(?<=[.!;:]) ?|(?<=[,.]) )"
-    r"(?:(?i:please|try|consider|use|set|run|re-?run|increase|decrease|reduce|reducing|lower|upgrade|update|install|see|check|checkout|"
-    r"ensure|make sure|alternatively|add|enable|disable|remove|(?:you|we) (?:can|should|may|must|need|might|recommend|could)|did you|"
-    r"to (?:fix|avoid|disable|enable|resolve|allow|use|get|debug))\b|"
-    r"(?:If (?:this|you|it)|For (?:more|further|debugging|example|help)|In this case|This (?:could|may|might|happens))\b)|"
-    r"\bpip3? install|~/|\(run with |`?--?\w[\w-]*`? (?:flag|option)|\. However\b| - this (?:may|might|could|is)\b|\[type=\w+, input|"
-    r", try \w+ing\b"
-)
-_CLASS = re.compile(r"(?:[\w.]+\.)?(?P<name>\w+): (?=\S)")
-_INNER = re.compile(r"\bValue error, ")  # of pydantic
-_OPTION = re.compile(r"(?<![\w-])--([a-z][\w-]*)")
-
-
-def quote(text: str, *, command: bool) -> str:
-    """The beginning of an error in the server's words, in one line, cut before its advice; an option as config.yaml spells it."""
-    if inner := _INNER.search(text):
-        text = text[inner.end() :]
-    line = " ".join(text.split())[: 4 * _SHOWN]
-    first = _CLASS.match(line)
-    begin = first.end() if first else 0
-    if cut := next((match for match in _ADVICE.finditer(line, begin) if match.start() > begin), None):
-        line = line[: cut.start()]
-    if not command:
-        line = _OPTION.sub(r"args.\1", line)
-    if len(line) > _SHOWN:
-        line = f"{line[:_SHOWN].rpartition(' ')[0] or line[:_SHOWN]} ..."
-    return line.rstrip(" :,;(`")
+    return meaning.format(line=quote(message.figures.get("what") or message.line, command=about.command))
 
 
 # --- what errors mean
@@ -129,8 +93,10 @@ def _kv_cache(figures: Mapping[str, str], _health: str) -> str:
     wanted, length, needed, free = (_figure(figures, name) for name in ("wanted", "length", "needed", "free"))
     if not length and needed:
         length = wanted * free / needed
-    most = f"; the longest that fits is {int(length)} tokens" if length else ""
-    return f"the KV cache is too small for max-model-len {int(wanted)}: {needed:g} GiB are needed and {free:g} GiB free{most}"
+    most = f"the longest that fits is {int(length)} tokens" if length else ""
+    space = f"{needed:g} GiB are needed and {free:g} GiB free" if needed and free else ""  # a tiny model's are rounded to 0
+    figured = "; ".join(part for part in (space, most) if part)
+    return f"the KV cache is too small for max-model-len {int(wanted)}" + (f": {figured}" if figured else "")
 
 
 def _gpu_taken(figures: Mapping[str, str], _health: str) -> str:

@@ -14,10 +14,9 @@ def _kv_cache(case: Case, message: Message) -> Advice:
     wanted, length, needed, free = (figure(message, name) for name in ("wanted", "length", "needed", "free"))
     if not length and needed:
         length = wanted * free / needed
-    fitting = int(length) // 256 * 256 or int(length)
-    if not fitting:
+    if not int(length):
         return Advice(tuple(_more_gpu(case)))
-    return Advice((arg(case, "max-model-len", str(fitting), "the longest that vLLM says fits"),))
+    return Advice((arg(case, "max-model-len", str(int(length)), "the longest that vLLM says fits"),))
 
 
 def _more_gpu(case: Case) -> list[Change]:

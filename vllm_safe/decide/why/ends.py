@@ -8,10 +8,10 @@ import re
 from vllm_safe.decide.why.kills import memory_figures
 from vllm_safe.decide.why.verdict import Case, Change, Evidence, Verdict
 from vllm_safe.decide.why.words import error_of, last_lines, said_by_main, told
+from vllm_safe.launch.death_patterns import BY_ITSELF
 from vllm_safe.launch.loading import IN_VAIN
 from vllm_safe.launch.phases import read_line
 from vllm_safe.launch.progress import WAITS
-from vllm_safe.launch.words import BY_ITSELF
 from vllm_safe.sizes import format_size, format_span
 
 _KILLED = re.compile(r"killed by (SIG\w+|signal \d+)")

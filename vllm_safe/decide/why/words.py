@@ -7,7 +7,8 @@ import re
 from vllm_safe.decide.why.meanings import advise
 from vllm_safe.decide.why.verdict import Case, Evidence, Verdict
 from vllm_safe.launch.messages import FOLLOWS
-from vllm_safe.launch.words import About, quote, sentence
+from vllm_safe.launch.quote import quote
+from vllm_safe.launch.words import About, sentence
 
 _LAST_LINES = 5
 _ENDING = re.compile(r"\((exit status \d+|killed by \w+(?: \d+)?)\)")
