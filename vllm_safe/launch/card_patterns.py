@@ -45,7 +45,7 @@ CARDS: tuple[Pattern, ...] = (
     Pattern(
         "pinned-memory",
         r"OS call failed or operation not supported on this OS|cudaErrorOperatingSystem|CUDA_ERROR_OPERATING_SYSTEM|cudaHostAlloc|"
-        r"cudaMallocHost|cudaHostRegister|cudaErrorHostMemory|(?:allocate|register|get) .{0,40}(?:pinned|page-locked) ",
+        r"cudaMallocHost|cudaHostRegister|allocate \w+_Host buffer|cudaErrorHostMemory|(?:allocate|register|get) .{0,40}(?:pinned|page-locked) ",
         MAYBE,
         "cudaErrorOperatingSystem; vllm issue 43473",
     ),
@@ -170,11 +170,26 @@ CARDS: tuple[Pattern, ...] = (
         "vllm/v1/engine/utils.py, core_client.py",
     ),
     Pattern("step-timeout", r"RPC call to (?P<method>\w+) timed out", MAYBE, "vllm/v1/executor/multiproc_executor.py:442"),
+    Pattern("nccl-error", r"^Last error: (?P<what>.+)", MAYBE, "torch: NCCLUtils.cpp, getNcclErrorDetailStr"),
     Pattern(
         "nccl-error",
         r"NCCL [Ee]rror(?: in: \S+| \d+)?[:,]? ?(?P<what>[^(\n]{0,120})|\bnccl(?:System|Internal|UnhandledCuda|Remote)Error",
         MAYBE,
         "vllm/distributed/device_communicators/pynccl_wrapper.py:448; torch: NCCLUtils.hpp",
+    ),
+    Pattern(
+        "gpu-fault",
+        r"when stream is capturing|due to a previous error during capture|cudaErrorStreamCapture\w+|CUDA_ERROR_STREAM_CAPTURE_\w+",
+        NEVER,
+        "cudaErrorStreamCaptureUnsupported, cudaErrorStreamCaptureInvalidated",
+        "graph-capture",
+    ),
+    Pattern(
+        "gpu-fault",
+        r"CUDA(?: driver)? error: (?P<what>operation not supported|invalid resource handle|invalid value)",
+        NEVER,
+        "cudaErrorNotSupported, cudaErrorInvalidResourceHandle",
+        "cuda-refused",
     ),
     Pattern(
         "gpu-fault",

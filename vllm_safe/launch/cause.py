@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from vllm_safe.launch.death_patterns import signal_of
 from vllm_safe.launch.messages import FOLLOWS, Message, classify
-from vllm_safe.launch.trouble import LONGEST, WELL
+from vllm_safe.launch.trouble import LONGEST, SAYS_MORE, WELL
 
 _MOST_LINES, _MOST = 24, 3000  # lines and characters of one error
 
@@ -57,7 +57,11 @@ _REQUEST = re.compile(
 _BOILERPLATE = re.compile(
     r"CUDA kernel errors might be|For debugging consider|Compile with `TORCH|Search for `cuda|Device-side assertion tracking"
 )
-_LOOKUPS = ("KeyError", "AttributeError", "ImportError", "ModuleNotFoundError", "IndexError", "StopIteration", "FileNotFoundError")
+_LOOKUPS = ("KeyError", "AttributeError", "IndexError", "StopIteration", "FileNotFoundError")
+_VAGUE = "damaged-file"  # which one it was, whoever read it says
+# Errors that say nothing of what was tried: the line of the program that raised them does.
+_BARE = re.compile(r"[\w.]+:?|BlockingIOError: \[Errno 11\] Resource temporarily unavailable")
+_SAYS_MORE = re.compile(SAYS_MORE)
 _QUOTED = re.compile(r"\A\w+: Worker failed with error '(?P<inner>.*?)(?:\n?', please check .*)?\Z", re.DOTALL)
 
 
@@ -125,8 +129,9 @@ def _chain(said: Sequence[_Said], first: int) -> Iterator[_Said]:
 def _of_chain(chain: Sequence[_Said]) -> Message:
     """The first one that is known, else the first; but for a lookup that failed, and which a handler has put into words."""
     messages = [classify(one.text) for one in chain]
-    if known := next((message for message in messages if message.code), None):
-        return known
+    known = [message for message in messages if message.code]
+    if known:
+        return next((message for message in known if message.code != _VAGUE), known[0])
     return messages[1] if len(chain) > 1 and chain[0].text.startswith(_LOOKUPS) else messages[0]
 
 
@@ -139,7 +144,7 @@ class _Reader:
         self._lines: list[str] = []
         self._mark = ""  # where the logger says that the lines of the error are from
         self._in_traceback = self._of_traceback = self._request = False
-        self._link = self._next_link = self._assertion = ""
+        self._link = self._next_link = self._standing = ""
 
     def take(self, number: int, body: str, mark: str) -> Iterator[_Said]:
         """One line more."""
@@ -150,9 +155,9 @@ class _Reader:
             yield from self.close(keep_link=True)
             self._in_traceback, self._next_link = not chain, chain or self._next_link
         elif self._in_traceback and (not stripped or body[0].isspace()):
-            self._assertion = stripped if stripped.startswith("assert ") else self._assertion
+            self._standing = stripped if _SAYS_MORE.match(body) else self._standing
         elif self._in_traceback and _EXCEPTION.match(body):
-            context = f" ({self._assertion})" if self._assertion and re.fullmatch(r"[\w.]+:?", stripped) else ""
+            context = f" ({self._standing})" if self._standing and _BARE.fullmatch(stripped) else ""
             self._open(number, stripped + context, mark, of_traceback=True)
         elif self._lines and mark == self._mark and self._goes_on(body, stripped):
             self._lines += [] if _BOILERPLATE.match(stripped) else [stripped]
@@ -170,7 +175,7 @@ class _Reader:
             yield _Said(self._line, text, self._process, self._of_traceback, self._link, request=self._request)
             if not keep_link:
                 self._request = False
-        self._lines, self._assertion = [], ""
+        self._lines, self._standing = [], ""
 
     def _open(self, number: int, text: str, mark: str, *, of_traceback: bool) -> None:
         self._line, self._lines, self._mark, self._of_traceback, self._in_traceback = number, [text], mark, of_traceback, False

@@ -37,6 +37,7 @@ DEATHS: tuple[Pattern, ...] = (
     ),
 )
 BY_ITSELF = frozenset({"SIGSEGV", "SIGABRT", "SIGBUS", "SIGILL", "SIGFPE", "SIGTRAP", "SIGSYS"})  # a process does that to itself
+_ASKED = {"SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT"}  # others were told to end, since one had ended
 _WORDS = {
     "killed": "SIGKILL",
     "segmentation fault": "SIGSEGV",
@@ -60,10 +61,11 @@ def death(kind: str, figures: Mapping[str, str]) -> str:
 def signal_of(figures: Mapping[str, str]) -> str:
     """The signal that a process died of, as "SIGKILL", or "" where none is told."""
     said = next((figures[name] for name in ("number", "signal", "negative", "word", "name", "shell") if name in figures), "")
-    if not said.isdecimal():
-        return _WORDS.get(said, said)
-    number = int(said) - 128 if "shell" in figures else int(said)
-    try:
-        return signal.Signals(number).name
-    except ValueError:  # a real-time signal
-        return f"signal {number}"
+    name = _WORDS.get(said, said)
+    if said.isdecimal():
+        number = int(said) - 128 if "shell" in figures else int(said)
+        try:
+            name = signal.Signals(number).name
+        except ValueError:  # a real-time signal
+            name = f"signal {number}"
+    return "" if name in _ASKED else name

@@ -4,16 +4,27 @@ from __future__ import annotations
 
 from vllm_safe.launch.patterns import MAYBE, NEVER, Pattern
 
+# EAGAIN is what sockets and locks say as well: it is of threads and processes only where one is to be started.
+_STARTS = r"(?:\bv?fork|\bclone\b|\bexec|[Tt]hread|\bspawn|_spawn)"
+_AGAIN = r"(?:[Rr]esource temporarily unavailable|os error 11\b|\bEAGAIN\b)"
 _PATH = r"(?:.{0,200}?['\"<` ](?P<path>/[^'\">`\s:,]+))?"
 
 HOST: tuple[Pattern, ...] = (
     Pattern(
         "no-threads",
-        r"can't start new thread|pthread_create(?:\(\))? failed|Thread creation failed|[Rr]esource temporarily unavailable|"
-        r"failed to create new OS thread|newosproc|blas_thread_init|OMP: Error #34|[Uu]nable to create (?:a )?(?:new )?(?:native )?thread|"
-        r"failed to spawn thread|os error 11\b|\bEAGAIN\b",
+        r"can't start new thread|pthread_create(?:\(\))? failed|Thread creation failed|failed to create new OS thread|newosproc|"
+        r"blas_thread_init|OMP: Error #34|[Uu]nable to create (?:a )?(?:new )?(?:native )?thread|failed to spawn thread|"
+        rf"{_STARTS}.{{0,120}}{_AGAIN}|{_AGAIN}.{{0,120}}{_STARTS}",
         NEVER,
         "errno EAGAIN of clone(2) and fork(2); libgomp, OpenBLAS, CPython, Go, Rust",
+    ),
+    Pattern(
+        "locked",
+        r"(?:[Uu]nable|[Cc]ould not|[Cc]ouldn't|[Cc]annot|[Ff]ailed) to? ?(?:lock|(?:get|acquire|obtain|take) .{0,30}\block)\b|"
+        r"\b(?:\w*\.)?(?:lock|LOCK)(?:file| file)?\b.{0,120}(?:[Rr]esource temporarily unavailable|held by|already locked)|\bflock\b|"
+        r"database is locked|[Aa]nother (?:instance|process) (?:is|has|of)\b",
+        MAYBE,
+        "errno EAGAIN of fcntl(2) and flock(2); SQLite, HDF5, RocksDB",
     ),
     Pattern(
         "kv-space",
@@ -45,7 +56,19 @@ HOST: tuple[Pattern, ...] = (
         MAYBE,
         "errno ENOSPC, EDQUOT",
     ),
-    Pattern("io-error", r"[Ii]nput/output error|os error 5\b|\bEIO\b", MAYBE, "errno EIO"),
+    Pattern(
+        "no-address",
+        r"\[Errno 99\]|[Cc]annot assign requested address|EADDRNOTAVAIL|os error 99\b",
+        MAYBE,  # an interface that comes late
+        "errno EADDRNOTAVAIL of bind(2)",
+    ),
+    Pattern(
+        "io-error",
+        r"[Ii]nput/output error|os error 5\b|\bEIO\b|Stale file handle|\bESTALE\b|Structure needs cleaning|"
+        r"[Tt]ransport endpoint is not connected",
+        MAYBE,
+        "errno EIO, ESTALE, EUCLEAN, ENOTCONN",
+    ),
     Pattern("too-many-files", r"[Tt]oo many open files|os error 24\b|\bEMFILE\b|\bENFILE\b", MAYBE, "errno EMFILE, ENFILE"),
     Pattern(
         "permission",

@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 from vllm_safe.launch.card_patterns import CARDS
 from vllm_safe.launch.death_patterns import DEATHS
+from vllm_safe.launch.general_patterns import GENERAL
 from vllm_safe.launch.host_patterns import HOST
-from vllm_safe.launch.patterns import GENERAL, SPECIFIC, Pattern
+from vllm_safe.launch.patterns import SPECIFIC, Pattern
 
 PATTERNS: tuple[Pattern, ...] = (*SPECIFIC, *CARDS, *HOST, *GENERAL, *DEATHS)  # what is specific stands before what is general
 FOLLOWS = frozenset({"worker-died", "engine-died"})  # deaths that only follow from another
@@ -72,10 +73,12 @@ _GIVEN_BACK = re.compile(
     re.IGNORECASE,
 )
 _OF_CARDS = re.compile(r"cuda|nccl|gloo|nvml|driver|\brank\b|socket|\bdevice\b", re.IGNORECASE)
+_PATH = re.compile(r"(?<!\w)/[^\s'\",:]+")  # a name says nothing of what is wrong
 _CLASS = re.compile(r"(?:[\w.]+\.)?(\w+)(?:: |:?$|:? \()")
 
 
 def _is_for_good(text: str) -> bool:
+    text = _PATH.sub("", text)
     line = text.partition("\n")[0]
     match = _CLASS.match(line)
     if not match or _GIVEN_BACK.search(text):

@@ -75,7 +75,7 @@ def what(about: About, message: Message) -> str:
     meaning = WORDS[message.kind]
     if callable(meaning):
         return meaning(message.figures, about.health)
-    return meaning.format(line=quote(message.figures.get("what") or message.line, command=about.command))
+    return meaning.format(line=quote(next((message.figures[name] for name in ("what", "field") if name in message.figures), message.line), command=about.command))
 
 
 # --- what errors mean
@@ -154,7 +154,7 @@ def _resources(figures: Mapping[str, str], _health: str) -> str:
 
 
 def _unsupported(figures: Mapping[str, str], _health: str) -> str:
-    name = figures.get("type") or figures.get("architecture") or figures.get("name")
+    name = next((figures[name] for name in ("type", "architecture", "name", "kind") if name in figures), "")
     return f"it does not know this kind of model{f' ({name})' if name else ''}"
 
 
@@ -171,6 +171,10 @@ def _module(figures: Mapping[str, str], _health: str) -> str:
     return f"{figures.get('module') or figures.get('package')} is not installed where it looked"
 
 
+def _package(figures: Mapping[str, str], _health: str) -> str:
+    return f"it wants {next(iter(figures.values()))}, which is not installed where it looked, or not in a version that it can use"
+
+
 def _library(figures: Mapping[str, str], _health: str) -> str:
     return f"the library {library_of(figures)} is missing"
 
@@ -184,6 +188,7 @@ _Words = str | Callable[[Mapping[str, str], str], str]
 _COMPILE = "it wanted to compile a kernel"
 WORDS: dict[str, _Words] = {
     "no-program": "there is no such program, or it cannot be run: {line}",
+    "wrong-machine": "a program of it was built for another kind of machine: {line}",
     "no-command": lambda figures, _: f"there is no program {figures['program']}",
     "bad-argument": "an option of it is wrong: {line}",
     "bad-setting": "an option of it is wrong: {line}",
@@ -196,7 +201,7 @@ WORDS: dict[str, _Words] = {
     "too-few-gpus": lambda figures, _: f"{figures['wanted']} cards are wanted and {figures['gpus']} are there",
     "device-ordinal": "it asked for a card that is not there: {line}",
     "heads": lambda figures, _: f"its {figures['heads']} attention heads cannot be shared by {figures['wanted']} cards",
-    "shapes-by-cards": "its weights cannot be shared by so many cards: {line}",
+    "shapes-by-cards": "the shapes of its weights do not suit so many cards, or the kernel: {line}",
     "dtype": "this card cannot compute in bfloat16",
     "gated": "its model is gated: the hub wants to know who asks",
     "remote-code": "its model brings code of its own, which is not trusted",
@@ -204,11 +209,14 @@ WORDS: dict[str, _Words] = {
     "no-model": "it did not find its model: {line}",
     "no-tokenizer": "the tokenizer's files are missing in its model's folder, or are not whole",
     "damaged-model": "a file of its model is damaged or not whole: {line}",
+    "damaged-file": "something that it read is not whole, or not of the format that it takes it for: {line}",
     "unsupported-model": _unsupported,
+    "unloadable": "it cannot load its model's file: {line}",
     "quantization": _quantization,
     "weights": _weights,
     "no-nvcc": f"{_COMPILE}, and there is no nvcc",
     "nvcc-failed": f"{_COMPILE}, and nvcc could not",
+    "flashinfer-cards": "FlashInfer was to compile a kernel and finds no card that it can compile for: {line}",
     "no-ninja": f"{_COMPILE}, and there is no ninja",
     "no-compiler": f"{_COMPILE}, and there is no compiler",
     "compile-cache": "the model could not be compiled, most likely since the cache of an earlier start is damaged",
@@ -216,6 +224,7 @@ WORDS: dict[str, _Words] = {
     "profiling-race": "another program gave memory of a card back while vLLM measured it",
     "gpu-busy": "a card is taken by another program, which has it for itself",
     "cuda-memory": _cuda_memory,
+    "buffers": "it got no memory for its buffers, most likely of a card: {line}",
     "pinned-memory": "locked (pinned) memory of the machine was refused to CUDA: {line}",
     "peer-access": "these cards cannot reach each other's memory, which vLLM's own all-reduce wants",
     "no-kernel-image": "this build of vLLM or torch has no code for this card: {line}",
@@ -231,6 +240,8 @@ WORDS: dict[str, _Words] = {
     "ecc": "a card's memory failed: an ECC error that could not be corrected",
     "gpu-assert": "a check in its code for the cards did not hold (device-side assert): of the model, its input, or the server",
     "gpu-fault": "its code for the cards went wrong, by a fault of the server or of a card: {line}",
+    "graph-capture": "a step of the model cannot be captured in a CUDA graph: {line}",
+    "cuda-refused": "CUDA or the driver refuses what it asked for: {line}",
     "duplicate-gpu": "two of its workers were given one card",
     "nccl-timeout": "its cards waited for each other in vain (NCCL timeout)",
     "card-too-old": "this card is too old for what was asked of it: {line}",
@@ -245,6 +256,8 @@ WORDS: dict[str, _Words] = {
     "no-host-memory": "the kernel refused it memory, by its rule for overcommit: {line}",
     "own-heap": "it reached a limit of memory that is its own: {line}",
     "port-taken": _port,
+    "no-address": "the address that it is to listen on is not this machine's: {line}",
+    "locked": "another program has locked a file that it wants: {line}",
     "disk-full": "the disk is full: {line}",
     "io-error": "a disk could not be read or written: {line}",
     "too-many-files": "it has more files open than it may: {line}",
@@ -255,6 +268,7 @@ WORDS: dict[str, _Words] = {
     "network": "something that it asked on the network did not answer: {line}",
     "illegal-instruction": "it used an instruction that this processor has not, or does not let it use",
     "no-module": _module,
+    "package": _package,
     "old-system": "this system's C or C++ library is older than what it was built for: {line}",
     "broken-engine": "a part of the engine is missing or does not fit another: {line}",
 }
