@@ -39,6 +39,7 @@ _ERROR = re.compile(
     r"(?:[\w.]+\.)?\w+(?:Error|Exception)\b(?::|$)|Value error, |(?:[\w./ -]+: )?(?:[Ff]atal |FATAL )?(?:error|Error|ERROR)(?:\[\w+\])?: |"
     r"panic: |fatal(?: error)?: |thread '.*' panicked|terminate called|Uncaught |Failed: |Fatal "
 )
+_WARNING = re.compile(r"(?:\S+: )?(?:[Ww]arning|WARNING|[Nn]ote|\w+Warning): ")
 _SOUNDS = re.compile(r"\b(?:error|failed|fatal|cannot|could ?n.t|unable to|denied)\b", re.IGNORECASE)
 _ECHO = re.compile(
     r"[Ss]ee (?:the )?(?:root cause|stack ?trace)|EngineDeadError|"
@@ -163,7 +164,7 @@ class _Reader:
             self._lines += [] if _BOILERPLATE.match(stripped) else [stripped]
         else:
             yield from self.close()
-            if stripped and (mark or _ERROR.match(stripped) or _SOUNDS.search(stripped) or classify(stripped).code):
+            if stripped and not _WARNING.match(stripped) and (mark or _ERROR.match(stripped) or _SOUNDS.search(stripped) or classify(stripped).code):
                 self._open(number, stripped, mark, of_traceback=False)
 
     def close(self, *, keep_link: bool = False) -> Iterator[_Said]:

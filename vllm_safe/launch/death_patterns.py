@@ -23,9 +23,11 @@ DEATHS: tuple[Pattern, ...] = (
     ),
     Pattern(
         "worker-died",
-        r"WorkerProc (?:initialization )?failed|^RuntimeError: Executor failed|^EOFError:?$|terminated abruptly while the future",
+        r"WorkerProc (?:initialization )?failed|^RuntimeError: Executor failed|^EOFError:?$|terminated abruptly while the future|"
+        r"^(?:[\w.]+\.)?ChildFailedError\b",
         MAYBE,
-        "vllm/v1/executor/multiproc_executor.py:399, 790; vllm/v1/engine/core.py:1702; CPython: concurrent/futures/process.py",
+        "vllm/v1/executor/multiproc_executor.py:399, 790; vllm/v1/engine/core.py:1702; "
+        "CPython: concurrent/futures/process.py; torch: distributed/elastic",
         "silent",
     ),
     Pattern(

@@ -66,7 +66,7 @@ GENERAL: tuple[Pattern, ...] = (
     ),
     Pattern(
         "card-too-old",
-        r"only supported on (?:GPUs|devices) with compute capability|requires (?:a GPU with )?compute capability|fp8e4nv not supported|"
+        r"only supports? \w+ (?:GPUs|cards|devices) or (?:newer|later)|only supported on (?:GPUs|devices) with compute capability|requires (?:a GPU with )?compute capability|fp8e4nv not supported|"
         r"compute capability (?:>=|of at least)|requires SM ?\d|not supported on (?:this|the current) (?:GPU|device|architecture)",
         NEVER,
         "vllm/platforms, vllm/model_executor/layers/quantization; triton/language/semantic.py",

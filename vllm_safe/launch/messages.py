@@ -17,6 +17,8 @@ FOLLOWS = frozenset({"worker-died", "engine-died"})  # deaths that only follow f
 _OF_FAILING_CARDS = frozenset({"gpu-fault", "gpu-assert", "no-gpu", "nccl-error", "nccl-timeout", "step-timeout"})
 # pydantic's field and what is wrong with it, NCCL's "Last error:" and the error: one line each.
 _TWO_LINES = re.compile(r"^(?P<first>[\w.\[\]-]+)\n\s*(?=.+ \[type=\w+)|^(?P<last>Last error):\n\s*(?=\S)", re.MULTILINE)
+# "torch._inductor.exc.InductorError: OSError: ...": what was wrapped is what is wrong.
+_WRAPPER = re.compile(r"\A(?:[\w.]+(?:Error|Exception|Failed)(?:: backend='\w+' raised)?:\s+)+(?=[\w.]*\w(?:Error|Exception)\b)")
 _LONGEST = 2000  # characters of a line that are looked at: a server may print a megabyte without an end
 
 
@@ -41,6 +43,7 @@ class Message(NamedTuple):
 
 def classify(text: str) -> Message:
     """What an error says is wrong. Its lines are asked in order, each pattern in turn."""
+    text = _WRAPPER.sub("", text)
     lines = [line[:_LONGEST] for line in _TWO_LINES.sub(lambda match: f"{match['first'] or match['last']}: ", text).splitlines()]
     for pattern in PATTERNS:
         regex = re.compile(pattern.regex)
@@ -62,10 +65,12 @@ _FOR_GOOD = re.compile(
 # Of any other class, those words.
 _WORDS_FOR_GOOD = re.compile(
     r"(?:long|larg|small|great)er than|too (?:long|large|small)|out of range|"
-    r"not supported|unsupported|not implemented|must be|should be|\bexpected|invalid|mismatch|not found|does(?: not|n't) exist|missing|"
+    r"not implemented|(?:not|n't) match|must be|should be|\bexpected|invalid|mismatch|not found|does(?: not|n't) exist|missing|"
     r"unknown|unrecogni[sz]ed|incompatible|not divisible|not allowed|requires|can(?:not|'t) find|no such|not compatible",
     re.IGNORECASE,
 )
+# Of cards too, those.
+_UNSUPPORTED = re.compile(r"(?:not|n't) (?:\w+ )?support|unsupported|only supports? ", re.IGNORECASE)
 # What other programs, cards, memory or a network may give back.
 _GIVEN_BACK = re.compile(
     r"out of memory|not enough (?:\w+ )*memory|timed? ?out|connection (?:refused|reset|aborted|closed|error)|in use|busy|"
@@ -84,6 +89,8 @@ def _is_for_good(text: str) -> bool:
     if not match or _GIVEN_BACK.search(text):
         return False
     if _FOR_GOOD.fullmatch(match[1]):
+        return True
+    if _UNSUPPORTED.search(line):
         return True
     return match[1].endswith(("Error", "Exception")) and bool(_WORDS_FOR_GOOD.search(line)) and not _OF_CARDS.search(line)
 

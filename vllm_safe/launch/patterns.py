@@ -161,10 +161,11 @@ SPECIFIC: tuple[Pattern, ...] = (
         r"^KeyError: '(?P<weight>[^']*(?:(?:layers|blocks|h)\.\d+|lm_head|embed_tokens|\.weight|\.bias|_weight|weight_scale|g_idx)[^']*)'|"
         r"There is no module or parameter named '(?P<parameter>[^']+)'|Attempted to load weight|size mismatch for|"
         r"Error\(s\) in loading state_dict|weights were not initialized from checkpoint|assert .*loaded_weight|"
-        r"tensor '[^']+' has wrong shape|"
+        r"tensor '[^']+' has wrong shape|\b[Ww]eight (?P<name>[\w.]+\.\w+) (?:does not exist|not found|is missing)|"
         r"missing tensor '(?P<tensor>[^']+)'",
         NEVER,
-        "vllm/model_executor/models/*.py, load_weights; torch: nn/modules/module.py; llama.cpp: src/llama-model-loader.cpp",
+        "vllm/model_executor/models/*.py, load_weights; torch: nn/modules/module.py; llama.cpp: src/llama-model-loader.cpp; "
+        "text-generation-inference: utils/weights.py",
     ),
     Pattern(
         "no-nvcc",

@@ -143,7 +143,7 @@ def _not_fetched(figures: Mapping[str, str], _health: str) -> str:
 
 
 def _weights(figures: Mapping[str, str], _health: str) -> str:
-    name = figures.get("weight") or figures.get("parameter") or figures.get("tensor")
+    name = next(iter(figures.values()), "")
     which = f" {name}" if name else ""
     return f"a weight{which} of its files does not fit the model as vLLM builds it, by name or by shape"
 
