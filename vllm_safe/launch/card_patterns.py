@@ -45,7 +45,8 @@ CARDS: tuple[Pattern, ...] = (
     Pattern(
         "pinned-memory",
         r"OS call failed or operation not supported on this OS|cudaErrorOperatingSystem|CUDA_ERROR_OPERATING_SYSTEM|cudaHostAlloc|"
-        r"cudaMallocHost|cudaHostRegister|allocate \w+_Host buffer|cudaErrorHostMemory|(?:allocate|register|get) .{0,40}(?:pinned|page-locked) ",
+        r"cudaMallocHost|cudaHostRegister|allocate \w+_Host buffer|cudaErrorHostMemory|"
+        r"(?:allocate|register|get) .{0,40}(?:pinned|page-locked) ",
         MAYBE,
         "cudaErrorOperatingSystem; vllm issue 43473",
     ),

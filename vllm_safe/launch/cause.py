@@ -164,7 +164,11 @@ class _Reader:
             self._lines += [] if _BOILERPLATE.match(stripped) else [stripped]
         else:
             yield from self.close()
-            if stripped and not _WARNING.match(stripped) and (mark or _ERROR.match(stripped) or _SOUNDS.search(stripped) or classify(stripped).code):
+            if (
+                stripped
+                and not _WARNING.match(stripped)
+                and (mark or _ERROR.match(stripped) or _SOUNDS.search(stripped) or classify(stripped).code)
+            ):
                 self._open(number, stripped, mark, of_traceback=False)
 
     def close(self, *, keep_link: bool = False) -> Iterator[_Said]:

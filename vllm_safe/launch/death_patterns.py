@@ -1,4 +1,4 @@
-"""Deaths that only follow from another: of a process of the server's, as the others tell it. Each is looked for after all that says more."""
+"""Deaths that only follow from another: of a process of the server's, as the others tell it. All that says more goes before them."""
 
 from __future__ import annotations
 

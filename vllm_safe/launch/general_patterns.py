@@ -7,7 +7,8 @@ from vllm_safe.launch.patterns import MAYBE, NEVER, Pattern
 GENERAL: tuple[Pattern, ...] = (
     Pattern(
         "cuda-memory",
-        r"(?:[Nn]ot enough|[Ii]nsufficient|[Rr](?:an|uns?|unning) out of|[Oo]ut of) (?:free )?(?:GPU |device |video )?(?:memory|VRAM)\b",
+        r"(?:[Nn]ot enough|[Ii]nsufficient|[Rr](?:an|uns?|unning) out of|[Oo]ut of) "
+        r"(?:free )?(?:GPU |device |video )?(?:memory|VRAM)\b(?!\?)",
         MAYBE,
         "sglang: model_runner.py, schedule_batch.py; text-generation-inference: warmup; exllama",
     ),
@@ -21,7 +22,8 @@ GENERAL: tuple[Pattern, ...] = (
     Pattern(
         "no-module",
         r"^(?:[\w.]+\.)?(?:Import|ModuleNotFound)Error: (?:[Pp]lease |[Tt]ry )?(?:pip3? )?install(?:ing)? [`'\"]?(?P<wanted>[\w.-]+)|"
-        r"requires the (?P<library>[\w.-]+) library but it was not found|packages that were not found in your environment: (?P<packages>\S+)",
+        r"requires the (?P<library>[\w.-]+) library but it was not found|"
+        r"packages that were not found in your environment: (?P<packages>\S+)",
         NEVER,
         "vllm; transformers/utils/import_utils.py, dynamic_module_utils.py",
         "package",
@@ -38,10 +40,11 @@ GENERAL: tuple[Pattern, ...] = (
     ),
     Pattern(
         "bad-setting",
-        r"(?:^|: )Value error, (?P<what>.+?)(?: \[type=\w+.*)?$|^(?P<field>.+: .+?) \[type=\w+, input",
+        r"(?:^|: )Value error, (?P<what>.+?)(?: \[type=\w+.*)?$",
         NEVER,
         "pydantic, as vllm/config uses it",
     ),
+    Pattern("bad-setting", r"^(?P<what>.+: .+?) \[type=\w+, input", NEVER, "pydantic, of a field"),
     Pattern(
         "bad-setting",
         r"^(?:[\w.]*)ValidationError: \d+ validation errors? for (?P<section>\w+)",
@@ -66,7 +69,8 @@ GENERAL: tuple[Pattern, ...] = (
     ),
     Pattern(
         "card-too-old",
-        r"only supports? \w+ (?:GPUs|cards|devices) or (?:newer|later)|only supported on (?:GPUs|devices) with compute capability|requires (?:a GPU with )?compute capability|fp8e4nv not supported|"
+        r"only supports? \w+ (?:GPUs|cards|devices) or (?:newer|later)|only supported on (?:GPUs|devices) with compute capability|"
+        r"requires (?:a GPU with )?compute capability|fp8e4nv not supported|"
         r"compute capability (?:>=|of at least)|requires SM ?\d|not supported on (?:this|the current) (?:GPU|device|architecture)",
         NEVER,
         "vllm/platforms, vllm/model_executor/layers/quantization; triton/language/semantic.py",
@@ -79,7 +83,11 @@ GENERAL: tuple[Pattern, ...] = (
         "no-command",
     ),
     Pattern(
-        "no-program", r"Exec format error|cannot execute binary file|\bENOEXEC\b", NEVER, "errno ENOEXEC: of another machine", "wrong-machine"
+        "no-program",
+        r"Exec format error|cannot execute binary file|\bENOEXEC\b",
+        NEVER,
+        "errno ENOEXEC: of another machine",
+        "wrong-machine",
     ),
     Pattern(
         "cuda-memory",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from vllm_safe.launch.patterns import MAYBE, NEVER, Pattern
 
 # EAGAIN is what sockets and locks say as well: it is of threads and processes only where one is to be started.
-_STARTS = r"(?:\bv?fork|\bclone\b|\bexec|[Tt]hread|\bspawn|_spawn)"
+_STARTS = r"(?:(?:\b|_)v?fork|\bclone\b|\bexec|[Tt]hread|(?:\b|_)spawn)"
 _AGAIN = r"(?:[Rr]esource temporarily unavailable|os error 11\b|\bEAGAIN\b)"
 _PATH = r"(?:.{0,200}?['\"<` ](?P<path>/[^'\">`\s:,]+))?"
 

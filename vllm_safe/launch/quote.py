@@ -12,7 +12,8 @@ _ADVICE = re.compile(
     r"(?:(?i:please|try|consider|use|set|run|re-?run|increase|decrease|reduce|reducing|lower|upgrade|update|install|see|check|checkout|"
     r"ensure|make sure|alternatively|add|enable|disable|remove|(?:you|we) (?:can|should|may|must|need|might|recommend|could)|did you|"
     r"to (?:fix|avoid|disable|enable|resolve|allow|use|get|debug))\b|"
-    r"(?:If (?:this|you|it|exit)|More information|For (?:more|further|debugging|example|help)|In this case|This (?:could|may|might|happens))\b)|"
+    r"(?:If (?:this|you|it|exit)|More information|"
+    r"For (?:more|further|debugging|example|help)|In this case|This (?:could|may|might|happens))\b)|"
     r"\bpip3? install|~/|\(run with |`?--?\w[\w-]*`? (?:flag|option)|\. However\b| - this (?:may|might|could|is)\b|\[type=\w+, input|"
     r", try \w+ing\b| - please\b|\(Request ID: "
 )

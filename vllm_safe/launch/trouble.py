@@ -19,7 +19,7 @@ _WORDS = re.compile(
 )
 # The level that a logger gave to a line: vLLM's own, and its processes' prefix before it.
 _LEVEL = re.compile(rb"(?:\([\w.:= -]*pid=\d+\) )?(DEBUG|INFO|WARNING|ERROR|CRITICAL)\b")
-# What an `assert` compared, or what refused to fork or to lock, is all that some errors have to say: lines of a program, as Python shows them.
+# What an `assert` compared, or what could not fork or lock, is all that some errors have to say: lines of a program, in a traceback.
 SAYS_MORE = r" {4,}(?:assert |.*\b(?:os\.fork|_fork_exec|flock|lockf)\()"
 # Where Python, C++, Rust, Go and Node stood, line by line.
 _FRAME = re.compile(

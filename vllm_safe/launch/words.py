@@ -75,7 +75,7 @@ def what(about: About, message: Message) -> str:
     meaning = WORDS[message.kind]
     if callable(meaning):
         return meaning(message.figures, about.health)
-    return meaning.format(line=quote(next((message.figures[name] for name in ("what", "field") if name in message.figures), message.line), command=about.command))
+    return meaning.format(line=quote(message.figures.get("what") or message.line, command=about.command))
 
 
 # --- what errors mean
@@ -244,7 +244,7 @@ WORDS: dict[str, _Words] = {
     "cuda-refused": "CUDA or the driver refuses what it asked for: {line}",
     "duplicate-gpu": "two of its workers were given one card",
     "nccl-timeout": "its cards waited for each other in vain (NCCL timeout)",
-    "card-too-old": "this card is too old for what was asked of it: {line}",
+    "card-too-old": "this card cannot do what was asked of it: {line}",
     "engine-timeout": "its engine was not ready in the time that vLLM allows",
     "step-timeout": "one step of the model took longer than vLLM allows",
     "nccl-error": "NCCL failed: {line}",

@@ -144,7 +144,8 @@ def _wrong(case: Case, _message: Message) -> Advice:
 # "LoRA rank 64 is greater than max_lora_rank 16", "max_num_batched_tokens (512) must be greater than or equal to max_num_seqs (1024)".
 _TOO_SMALL = re.compile(
     r"\b(?P<wanted>\d+)\)? is (?:great|larg)er than (?:the )?`?(?P<upper>max_(?!model_len)\w+)`?(?: \(|=| )\d|"
-    r"\b(?P<lower>max_(?!model_len)\w+)`? ?\(?=?\d+\)? (?:is smaller than|must be (?:greater|larger) than or equal to) (?:the )?`?\w+`? ?\(?=?"
+    r"\b(?P<lower>max_(?!model_len)\w+)`? ?\(?=?\d+\)? (?:is smaller than|must be (?:greater|larger) than or equal to) "
+    r"(?:the )?`?\w+`? ?\(?=?"
     r"(?P<least>\d+)"
 )
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what max_lora_rank may be: vllm/config/lora.py:23
@@ -192,7 +193,9 @@ def _library(case: Case, message: Message) -> Advice:
     name = library_of(message.figures)
     if _CUDAS.match(name):
         if case.run.start.command:
-            return Advice(hint=f"It is CUDA's, in the version of its number: another build of the program, or LD_LIBRARY_PATH ({case.path('env')}).")
+            return Advice(
+                hint=f"It is CUDA's, in the version of its number: another build of the program, or LD_LIBRARY_PATH ({case.path('env')})."
+            )
         return Advice(hint="It is one of the engine's own: vllm-safe install --reinstall   builds it anew.")
     if name.startswith(("libcuda.so", "libnvidia")):
         return Advice(hint="It is the NVIDIA driver's: apt install libcuda1 (of the driver's version), then ldconfig.")

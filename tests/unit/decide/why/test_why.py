@@ -155,6 +155,25 @@ def test_each_message_has_words_and_advice() -> None:
     assert kinds == set(WORDS) == set(ADVICE)
 
 
+def test_figures_that_are_rounded_to_none_are_not_said() -> None:
+    """A tiny model's KV cache is 0.0 GiB, of 0.0 that are free; the length is vLLM's own, to the token."""
+    line = (
+        "ValueError: To serve at least one request with the model's max seq len (2048), (0.0 GiB KV cache is needed, which is larger than "
+        "the available KV cache memory (0.0 GiB). Based on the available memory, the estimated maximum model length is 1008. Try"
+    )
+    verdict = decide_why(ended(end={"cause": "exited", "reason": "x (exit status 1)"}, log=[line]), BOOT, NOW)
+    assert verdict.sentence.endswith("is too small for max-model-len 2048: the longest that fits is 1008 tokens.")
+    assert [change.new for change in verdict.changes] == ["1008"]
+
+
+@pytest.mark.parametrize("by", ["-9", "-11"])
+def test_who_killed_a_process_is_asked(by: str) -> None:
+    """None of those who kill for memory did, or it is not known; a process that crashed did it to itself."""
+    line = f"ERROR 11-23 22:10:48 [x.py:1] Worker proc VllmWorker-3 died unexpectedly (exit code: {by}), shutting down"
+    verdict = decide_why(ended(end={"cause": "exited", "reason": "x (exit status 1)"}, log=[line]), BOOT, NOW)
+    assert ("recorded no kill" in verdict.hint) == (by == "-9")
+
+
 @pytest.mark.parametrize(
     ("line", "changes"),
     [
@@ -162,6 +181,15 @@ def test_each_message_has_words_and_advice() -> None:
         ("ValueError: no. Please try --enforce-eager to go on", [("enforce-eager", "true")]),
         ("ValueError: no, for example: --dtype=half.", [("dtype", "half")]),
         ("ValueError: no. Please lower max_num_seqs to at most 95.", [("max-num-seqs", "95")]),
+        ("ValueError: LoRA rank 48 is greater than max_lora_rank 16.", [("max-lora-rank", "64")]),
+        (
+            "ValueError: no: max_tokens_per_mm_item (2496) is larger than max_num_batched_tokens (2048).",
+            [("max-num-batched-tokens", "2496")],
+        ),
+        (
+            "  Value error, max_num_batched_tokens (512) must be greater than or equal to max_num_seqs (1024). [type=value_error, input=A]",
+            [("max-num-batched-tokens", "1024")],
+        ),
         ("ValueError: --foo is not a valid choice", []),
         ("vllm serve: error: unrecognized arguments: --swap-space 4", []),
     ],
