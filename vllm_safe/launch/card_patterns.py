@@ -187,14 +187,15 @@ CARDS: tuple[Pattern, ...] = (
     ),
     Pattern(
         "gpu-fault",
-        r"CUDA(?: driver)? error: (?P<what>operation not supported|invalid resource handle|invalid value)",
+        r"CUDA(?: driver)? error: (?P<what>operation not supported|invalid resource handle|invalid value)|"
+        r"\b(?P<status>(?:CUBLAS|CUDNN)_STATUS_(?:NOT_SUPPORTED|INVALID_VALUE|BAD_PARAM))",
         NEVER,
         "cudaErrorNotSupported, cudaErrorInvalidResourceHandle",
         "cuda-refused",
     ),
     Pattern(
         "gpu-fault",
-        r"(?:CUDA|Cuda|HIP|CUDNN|cuDNN|CUBLAS)(?: driver| runtime)? (?:error|failure)(?: \d+)?(?: \(\d+\))?:? ?'?(?P<what>[^\n']{1,200})|"
+        r"(?:CUDA|Cuda|HIP|CUDNN|cuDNN|CUBLAS)(?: driver| runtime)? (?:error|failure)(?: \d+)?(?: \(\d+\))?:? ?'?(?P<what>[^\n']+)|"
         r"an illegal memory access was encountered|CUDA_ERROR_(?P<name>\w+)|\b(?P<status>(?:CUBLAS|CUDNN)_STATUS_\w+)",
         MAYBE,
         "torch: c10/cuda/CUDAException.cpp; llama.cpp: ggml-cuda.cu",

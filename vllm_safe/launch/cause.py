@@ -46,7 +46,8 @@ _ECHO = re.compile(
     r"Engine ?[Cc]ore (?:encountered|failed to start|hit|initialization failed|process)|Engine (?:loop|process) |"
     r"WorkerProc (?:hit|failed|init)|[Ww]orker (?:proc )?\S+ (?:pid \d+ )?died|Got fatal signal|output_handler failed|"
     r"RuntimeError: cancelled|CancelledError|Connection (?:closed|reset) by peer|Broken ?[Pp]ipe|TCPStore|watchdog thread|"
-    r"leaked \w+ objects|resource_tracker|Exception ignored|^(?:SystemExit|KeyboardInterrupt)\b|exiting due to model loading error|"
+    r"leaked \w+ objects|"
+    r"^ptrace: |resource_tracker|Exception ignored|^(?:SystemExit|KeyboardInterrupt)\b|exiting due to model loading error|"
     r"DistBackendError.*Rank \d+ is"
 )
 # What a client asked for, and did not get.

@@ -13,7 +13,7 @@ DEATHS: tuple[Pattern, ...] = (
         r"Worker proc (?P<process>\S+) died unexpectedly \(exit code: (?:-(?P<number>\d+)|(?P<status>\d+))\)|"
         r"Failed core proc\(s\): \{'(?P<engine>[\w-]+)': -(?P<signal>\d+)|"
         r"(?:[Ee]xit ?code)[:=]? ?\(?-(?P<negative>[1-9]\d?)\b|"
-        r"\bsignal:? ?\(?(?P<word>\d+|SIG[A-Z]+|killed|segmentation fault|illegal instruction|aborted|bus error)\b|"
+        r"(?<!\[)\bsignal:? ?\(?(?P<word>\d+|SIG[A-Z]+|killed|segmentation fault|illegal instruction|aborted|bus error)\b|"
         r"(?:sent|[Kk]illed by|died (?:of|from|with)) (?P<name>SIG[A-Z]+)|"
         r"exit(?:ed)?(?: with)? (?:exit )?(?:code|status):? (?P<shell>13[2-9])\b",
         MAYBE,

@@ -102,6 +102,7 @@ HOST: tuple[Pattern, ...] = (
     ),
     Pattern(
         "no-file",
+        r"Cannot find module '(?P<script>/[^']+)'|"
         r"(?:(?:open|stat|access|lstat|directory|scandir|file) ['\"<]?(?P<file>/[^'\">:\s]+).{0,40}?)?(?:[Nn]o such file or directory|"
         r"\bENOENT\b|"
         r"os error 2\b|Is a directory|is a directory|Not a directory|not a directory|\bEISDIR\b|\bENOTDIR\b)" + _PATH,

@@ -124,7 +124,7 @@ def port_of(url: str) -> int:
 
 
 def _path(figures: Mapping[str, str]) -> str:
-    return figures.get("path") or figures.get("file") or ""
+    return next((figures[name] for name in ("path", "file", "script") if name in figures), "")
 
 
 def _permission(figures: Mapping[str, str], _health: str) -> str:

@@ -26,7 +26,7 @@ def advise(case: Case, message: Message) -> Advice:
     return Advice(changes, _COMMAND.get(message.kind, advice.hint).format(command=case.path("command")))
 
 
-_VLLMS = re.compile(r"\.args\.|\.env\.VLLM_|\.profile$|\.port$")  # settings that mean nothing to another server
+_VLLMS = re.compile(r"^engine\.|\.args\.|\.env\.VLLM_|\.profile$|\.port$")  # settings that mean nothing to another server
 # Of a server that is not vLLM.
 _COMMAND = {
     "cuda-memory": "Less of it on the card, by {command}: fewer layers (--n-gpu-layers), a smaller context. nvidia-smi shows who else is.",
@@ -37,20 +37,29 @@ _COMMAND = {
     "no-ninja": "apt install ninja-build; it must be on the PATH of the model (env.PATH).",
     "gpu-assert": "The lines before it name the check. A damaged model, or a fault of the program: a newer one, in {command}?",
     "pinned-memory": "It counts against limits.memory_max and cannot be swapped. Leave it more RAM, or have it lock less, in {command}.",
+    "cuda-refused": "A newer version of the program, or other options, in {command}.",
+    "graph-capture": "An option of the program that makes no CUDA graphs, in {command}.",
     "kernel-resources": "A newer version of the program, or other options, in {command}.",
     "quantization": "Another file of the model, in {command}.",
     "no-tokenizer": "Is the model that {command} names whole?",
     "illegal-instruction": "A build of the program for this processor, in {command}: lscpu shows its flags.",
     "network": "What {command} asked for there must be here before it starts, or be left out.",
+    "no-program": "See {command}.",
+    "gated": "It must be here before it starts, fetched by somebody who may: {command} names it.",
+    "not-fetched": "What {command} names must be here before it starts.",
+    "no-kv-cache": "More of each card, a smaller context or a smaller model, by {command}.",
+    "shapes-by-cards": "Fewer cards, or whole layers for each, by an option in {command}.",
+    "duplicate-gpu": "One card for each of its processes, in {command}: nvidia-smi -L",
+    "old-system": "A build of the program for this system, in {command}, or a newer Debian.",
     "no-kernel-image": "A build of the program for this card: nvidia-smi --query-gpu=name,compute_cap --format=csv",
     "unsupported-model": "A newer version of the program, or another file of the model, in {command}.",
     "weights": "A newer version of the program, or another file of the model, in {command}.",
     "unloadable": "A newer version of the program, or another file of the model, in {command}.",
     "damaged-file": "The lines before it say which file: a setting of {command}, or one that it was fetched with.",
-    "package": "{command} runs a Python that has it not: name the one of its venv, by its path, or install it there.",
+    "package": "{command} runs an interpreter that has it not: name the one of its venv, by its path, or install it there.",
     "buffers": "Less of it on the card, by {command}: fewer layers (--n-gpu-layers), a smaller context. nvidia-smi shows who else is.",
     "peer-access": "An option of the program that keeps the cards from reaching each other's memory, in {command}.",
-    "no-module": "{command} runs a Python that has it not: name the one of its venv, by its path.",
+    "no-module": "{command} runs an interpreter that has it not: name the one of its venv, by its path, or install it there.",
     "broken-engine": "Install the program in {command} anew.",
     "driver-too-old": "A newer NVIDIA driver, or a build of the program for an older CUDA, in {command}.",
     "card-too-old": "Another file of the model, or other options, in {command}.",

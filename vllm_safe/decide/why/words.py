@@ -40,7 +40,7 @@ def _who(case: Case, signal: str) -> str:
     if signal == "SIGKILL" and case.of("unread"):
         return "journalctl -k -g 'Killed process'; journalctl -u earlyoom   may say by whom: the journal could not be read in time."
     if signal == "SIGKILL":
-        return f"{NOBODY[0].upper()}{NOBODY[1:]}: a person or another program did it."
+        return f"{NOBODY[0].upper()}{NOBODY[1:]}: a person, another program or the server itself did it."
     if signal == "SIGBUS":
         return "A page could not be had: of a full /dev/shm (the unit's own, half of the RAM), or of a file on a disk that fails."
     return f"journalctl -u vllm@{case.name} has all that it printed."

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,10 +24,12 @@ from tests.runs import BEGUN, BOOT, GIB, make_run, write_run
 from vllm_safe.cli import main, why
 from vllm_safe.config.reader import load
 from vllm_safe.decide.why.decide import decide_why
-from vllm_safe.decide.why.meanings import ADVICE
+from vllm_safe.decide.why.meanings import ADVICE, advise
+from vllm_safe.decide.why.verdict import Case
 from vllm_safe.errors import ConfigError, printable
 from vllm_safe.launch import state
-from vllm_safe.launch.messages import FOLLOWS, PATTERNS
+from vllm_safe.launch.messages import FOLLOWS, PATTERNS, Message
+from vllm_safe.launch.patterns import Pattern
 from vllm_safe.launch.state import CAUSES, State, to_json
 from vllm_safe.launch.words import WORDS
 from vllm_safe.record import read
@@ -153,6 +157,17 @@ def test_each_message_has_words_and_advice() -> None:
     """A row that is added to a table of launch/ is known here too, and no words are left that nothing says."""
     kinds = {pattern.kind or pattern.code for pattern in PATTERNS if pattern.code not in FOLLOWS}
     assert kinds == set(WORDS) == set(ADVICE)
+
+
+@pytest.mark.parametrize("pattern", [pattern for pattern in PATTERNS if pattern.code not in FOLLOWS], ids=lambda pattern: pattern.kind)
+def test_another_server_is_told_nothing_of_vllm(pattern: Pattern) -> None:
+    """Its options are in `command`, and vllm-safe neither fetches nor installs it."""
+    run = ended(end={"cause": "exited", "reason": "x (exit status 1)"})
+    message = Message(pattern.code, pattern.kind or pattern.code, pattern.never_can_work, "", "", defaultdict(lambda: "1"))
+    advice = advise(Case(run._replace(start=run.start._replace(command=True)), BOOT, NOW), message)
+    assert not re.search(
+        r"\bargs\.|engine\.|vllm-safe (?:fetch|install)", "\n".join([advice.hint, *(change.path for change in advice.changes)])
+    )
 
 
 def test_figures_that_are_rounded_to_none_are_not_said() -> None:
