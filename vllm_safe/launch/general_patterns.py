@@ -62,8 +62,8 @@ GENERAL: tuple[Pattern, ...] = (
     ),
     Pattern(
         "bad-setting",
-        r"^(?:ValueError|AssertionError|RuntimeError): (?P<what>.{0,200}?(?:(?:great|larg|small|low|high)er|less|more) than "
-        r"(?:or equal to )?(?:the )?`?(?:max|min|num)_\w+.*|.{0,100}?\b(?:max|min|num)_\w+ .{0,60}?must (?:not )?be .*)",
+        r"(?:^ValueError: |^(?=LoRA ))(?P<what>.{0,200}?(?:(?:great|larg|small|low|high)er|less|more) than (?:or equal to )?(?:the )?"
+        r"`?(?:max|min)_\w+.*|.{0,100}?\b(?:max|min)_\w+ .{0,60}?must (?:not )?be .*)",
         NEVER,
         "vllm/config, vllm/lora/peft_helper.py:196, vllm/v1/core/encoder_cache_manager.py:350",
     ),
@@ -91,7 +91,8 @@ GENERAL: tuple[Pattern, ...] = (
     ),
     Pattern(
         "cuda-memory",
-        r"(?:[Uu]nable|[Ff]ailed) to allocate (?:\w+ )*?(?:backend |compute )?(?:\w+ )?buffers?\b",
+        r"(?:[Uu]nable|[Ff]ailed) to allocate (?:\w+ )*?(?:backend|compute|KV|output|cache)(?: \w+)? buffers?\b|"
+        r"error loading model: (?:unable|failed) to allocate",
         MAYBE,
         "llama.cpp: src/llama-context.cpp, llama-model.cpp",
         "buffers",

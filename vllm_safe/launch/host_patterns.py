@@ -22,7 +22,8 @@ HOST: tuple[Pattern, ...] = (
         "locked",
         r"(?:[Uu]nable|[Cc]ould not|[Cc]ouldn't|[Cc]annot|[Ff]ailed) to? ?(?:lock|(?:get|acquire|obtain|take) .{0,30}\block)\b|"
         r"\b(?:\w*\.)?(?:lock|LOCK)(?:file| file)?\b.{0,120}(?:[Rr]esource temporarily unavailable|held by|already locked)|\bflock\b|"
-        r"database is locked|[Aa]nother (?:instance|process) (?:is|has|of)\b",
+        r"database is locked|file lock .{0,200}could not be acquired|"
+        r"[Aa]nother (?:instance|process) (?:is|has) .{0,40}\b(?:lock|database|folder|directory|file)",
         MAYBE,
         "errno EAGAIN of fcntl(2) and flock(2); SQLite, HDF5, RocksDB",
     ),

@@ -256,7 +256,7 @@ WORDS: dict[str, _Words] = {
     "no-host-memory": "the kernel refused it memory, by its rule for overcommit: {line}",
     "own-heap": "it reached a limit of memory that is its own: {line}",
     "port-taken": _port,
-    "no-address": "the address that it is to listen on is not this machine's: {line}",
+    "no-address": "an address that it is to use is not this machine's: {line}",
     "locked": "another program has locked a file that it wants: {line}",
     "disk-full": "the disk is full: {line}",
     "io-error": "a disk could not be read or written: {line}",

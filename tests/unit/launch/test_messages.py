@@ -100,6 +100,7 @@ LINES: dict[str, list[str]] = {
     ],
     "port-taken": [
         "OSError: [Errno 98] Address already in use",
+        "Error: listen tcp :80: address already in use: another process is listening on it",
         "nginx: [emerg] bind() to 0.0.0.0:80 failed (98: Address already in use)",
         "main: couldn't bind HTTP server socket, hostname: 127.0.0.1, port: 8001",
     ],
@@ -227,6 +228,7 @@ LINES: dict[str, list[str]] = {
     ],
     "locked": [
         "sqlite3.OperationalError: database is locked",
+        "filelock._error.Timeout: The file lock '/var/cache/x.lock' could not be acquired.",
         "Error: IO error: While lock file: /srv/rag/LOCK: Resource temporarily unavailable",
         "OSError: Unable to lock file, errno = 11, error message = 'Resource temporarily unavailable'",
     ],
