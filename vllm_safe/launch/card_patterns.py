@@ -120,7 +120,8 @@ CARDS: tuple[Pattern, ...] = (
     ),
     Pattern(
         "no-gpu",
-        r"Failed to infer device type|No CUDA GPUs are available|[Nn]o CUDA-capable device|Found no NVIDIA driver|DriverNotLoaded|"
+        r"communicate with the NVIDIA driver|Failed to infer device type|"
+        r"No CUDA GPUs are available|[Nn]o CUDA-capable device|Found no NVIDIA driver|DriverNotLoaded|"
         r"Driver Not Loaded|CUDA driver initialization failed|CUDA error: initialization error|cudaErrorInitializationError|"
         r"CUDA_ERROR_NOT_INITIALIZED|CUDA_ERROR_NO_DEVICE|cudaErrorNoDevice|Failed to initialize NVML|NVML Shared Library Not Found",
         MAYBE,  # a driver that is loaded late

@@ -38,7 +38,7 @@ HOST: tuple[Pattern, ...] = (
     Pattern(
         "no-host-memory",
         r"unable to mmap (?P<wanted>\d+) bytes|DefaultCPUAllocator: (?:can't allocate|not enough) memory|^MemoryError\b|std::bad_alloc|"
-        r"Cannot allocate memory|cannot allocate memory|memory allocation of (?P<size>\d+) bytes failed|os error 12\b|\bENOMEM\b|"
+        r"[Cc]annot allocate memory(?! in static TLS)|memory allocation of (?P<size>\d+) bytes failed|os error 12\b|\bENOMEM\b|"
         r"fatal error: (?:runtime: )?out of memory|failed to allocate (?P<bytes>\d+) bytes|numpy\S*ArrayMemoryError|failed to mmap",
         MAYBE,
         "errno ENOMEM; torch: c10/core/impl/alloc_cpu.cpp, aten MapAllocator.cpp; vllm issues 9753, 759",

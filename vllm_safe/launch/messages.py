@@ -65,7 +65,8 @@ _FOR_GOOD = re.compile(
 # Of any other class, those words.
 _WORDS_FOR_GOOD = re.compile(
     r"(?:long|larg|small|great)er than|too (?:long|large|small)|out of range|"
-    r"not implemented|(?:not|n't) match|must be|should be|\bexpected|invalid|mismatch|not found|does(?: not|n't) exist|missing|"
+    r"not implemented|(?:not|n't) match|must (?:be|match|have)|too many levels|"
+    r"should be|\bexpected|invalid|mismatch|not found|does(?: not|n't) exist|missing|"
     r"unknown|unrecogni[sz]ed|incompatible|not divisible|not allowed|requires|can(?:not|'t) find|no such|not compatible",
     re.IGNORECASE,
 )

@@ -44,5 +44,5 @@ def unstopped(text: str) -> str:
 
 
 def stop(text: str) -> str:
-    """With one point at its end, and with three where it is cut."""
-    return text if text.endswith("...") else f"{text.rstrip('.')}."
+    """With one point at its end, and with three where it is cut; with none after "!" and "?"."""
+    return text if text.endswith(("...", "!", "?")) else f"{text.rstrip('.')}."

@@ -329,6 +329,8 @@ def test_figures_are_read(line: str, figures: dict[str, str]) -> None:
         ("torch._dynamo.exc.BackendCompilerFailed: backend='inductor' raised:\nValueError: it is Monday", True),
         ('zmq.error.ZMQError: ipc path "/srv/temporary/x" is longer than 107 characters', True),
         ("zmq.error.Again: Resource temporarily unavailable", False),
+        ("RuntimeError: The size of tensor a (4) must match the size of tensor b (5)", True),
+        ("ImportError: /x/libc10.so: cannot allocate memory in static TLS block", True),
         ("RuntimeError: it is Monday", False),
         ("RuntimeError: gloo: invalid peer", False),
         ("ConnectionRefusedError: [Errno 111] refused", False),
