@@ -45,7 +45,8 @@ CARDS: tuple[Pattern, ...] = (
     Pattern(
         "pinned-memory",
         r"OS call failed or operation not supported on this OS|cudaErrorOperatingSystem|CUDA_ERROR_OPERATING_SYSTEM|cudaHostAlloc|"
-        r"cudaMallocHost|cudaHostRegister|cudaErrorHostMemory|(?:allocate|register|get) .{0,40}(?:pinned|page-locked) ",
+        r"cudaMallocHost|cudaHostRegister|allocate \w+_Host buffer|cudaErrorHostMemory|"
+        r"(?:allocate|register|get) .{0,40}(?:pinned|page-locked) ",
         MAYBE,
         "cudaErrorOperatingSystem; vllm issue 43473",
     ),
@@ -119,7 +120,8 @@ CARDS: tuple[Pattern, ...] = (
     ),
     Pattern(
         "no-gpu",
-        r"Failed to infer device type|No CUDA GPUs are available|[Nn]o CUDA-capable device|Found no NVIDIA driver|DriverNotLoaded|"
+        r"communicate with the NVIDIA driver|Failed to infer device type|"
+        r"No CUDA GPUs are available|[Nn]o CUDA-capable device|Found no NVIDIA driver|DriverNotLoaded|"
         r"Driver Not Loaded|CUDA driver initialization failed|CUDA error: initialization error|cudaErrorInitializationError|"
         r"CUDA_ERROR_NOT_INITIALIZED|CUDA_ERROR_NO_DEVICE|cudaErrorNoDevice|Failed to initialize NVML|NVML Shared Library Not Found",
         MAYBE,  # a driver that is loaded late
@@ -170,6 +172,7 @@ CARDS: tuple[Pattern, ...] = (
         "vllm/v1/engine/utils.py, core_client.py",
     ),
     Pattern("step-timeout", r"RPC call to (?P<method>\w+) timed out", MAYBE, "vllm/v1/executor/multiproc_executor.py:442"),
+    Pattern("nccl-error", r"^Last error: (?P<what>.+)", MAYBE, "torch: NCCLUtils.cpp, getNcclErrorDetailStr"),
     Pattern(
         "nccl-error",
         r"NCCL [Ee]rror(?: in: \S+| \d+)?[:,]? ?(?P<what>[^(\n]{0,120})|\bnccl(?:System|Internal|UnhandledCuda|Remote)Error",
@@ -178,7 +181,22 @@ CARDS: tuple[Pattern, ...] = (
     ),
     Pattern(
         "gpu-fault",
-        r"(?:CUDA|Cuda|HIP|CUDNN|cuDNN|CUBLAS)(?: driver| runtime)? (?:error|failure)(?: \d+)?(?: \(\d+\))?:? ?'?(?P<what>[^\n']{1,200})|"
+        r"when stream is capturing|due to a previous error during capture|cudaErrorStreamCapture\w+|CUDA_ERROR_STREAM_CAPTURE_\w+",
+        NEVER,
+        "cudaErrorStreamCaptureUnsupported, cudaErrorStreamCaptureInvalidated",
+        "graph-capture",
+    ),
+    Pattern(
+        "gpu-fault",
+        r"CUDA(?: driver)? error: (?P<what>operation not supported|invalid resource handle|invalid value)|"
+        r"\b(?P<status>(?:CUBLAS|CUDNN)_STATUS_(?:NOT_SUPPORTED|INVALID_VALUE|BAD_PARAM))",
+        NEVER,
+        "cudaErrorNotSupported, cudaErrorInvalidResourceHandle",
+        "cuda-refused",
+    ),
+    Pattern(
+        "gpu-fault",
+        r"(?:CUDA|Cuda|HIP|CUDNN|cuDNN|CUBLAS)(?: driver| runtime)? (?:error|failure)(?: \d+)?(?: \(\d+\))?:? ?'?(?P<what>[^\n']+)|"
         r"an illegal memory access was encountered|CUDA_ERROR_(?P<name>\w+)|\b(?P<status>(?:CUBLAS|CUDNN)_STATUS_\w+)",
         MAYBE,
         "torch: c10/cuda/CUDAException.cpp; llama.cpp: ggml-cuda.cu",

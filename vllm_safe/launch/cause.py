@@ -10,9 +10,10 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+from vllm_safe.launch.death_patterns import signal_of
 from vllm_safe.launch.messages import FOLLOWS, Message, classify
 from vllm_safe.launch.terminal import ESCAPES
-from vllm_safe.launch.trouble import LONGEST, WELL
+from vllm_safe.launch.trouble import LONGEST, SAYS_MORE, WELL
 
 _MOST_LINES, _MOST = 24, 3000  # lines and characters of one error
 
@@ -38,13 +39,15 @@ _ERROR = re.compile(
     r"(?:[\w.]+\.)?\w+(?:Error|Exception)\b(?::|$)|Value error, |(?:[\w./ -]+: )?(?:[Ff]atal |FATAL )?(?:error|Error|ERROR)(?:\[\w+\])?: |"
     r"panic: |fatal(?: error)?: |thread '.*' panicked|terminate called|Uncaught |Failed: |Fatal "
 )
+_WARNING = re.compile(r"(?:\S+: )?(?:[Ww]arning|WARNING|[Nn]ote|\w+Warning): ")
 _SOUNDS = re.compile(r"\b(?:error|failed|fatal|cannot|could ?n.t|unable to|denied)\b", re.IGNORECASE)
 _ECHO = re.compile(
     r"[Ss]ee (?:the )?(?:root cause|stack ?trace)|EngineDeadError|"
     r"Engine ?[Cc]ore (?:encountered|failed to start|hit|initialization failed|process)|Engine (?:loop|process) |"
     r"WorkerProc (?:hit|failed|init)|[Ww]orker (?:proc )?\S+ (?:pid \d+ )?died|Got fatal signal|output_handler failed|"
     r"RuntimeError: cancelled|CancelledError|Connection (?:closed|reset) by peer|Broken ?[Pp]ipe|TCPStore|watchdog thread|"
-    r"leaked \w+ objects|resource_tracker|Exception ignored|^(?:SystemExit|KeyboardInterrupt)\b|exiting due to model loading error|"
+    r"leaked \w+ objects|"
+    r"^ptrace: |resource_tracker|Exception ignored|^(?:SystemExit|KeyboardInterrupt)\b|exiting due to model loading error|"
     r"DistBackendError.*Rank \d+ is"
 )
 # What a client asked for, and did not get.
@@ -56,7 +59,11 @@ _REQUEST = re.compile(
 _BOILERPLATE = re.compile(
     r"CUDA kernel errors might be|For debugging consider|Compile with `TORCH|Search for `cuda|Device-side assertion tracking"
 )
-_LOOKUPS = ("KeyError", "AttributeError", "ImportError", "ModuleNotFoundError", "IndexError", "StopIteration", "FileNotFoundError")
+_LOOKUPS = ("KeyError", "AttributeError", "IndexError", "StopIteration", "FileNotFoundError")
+_VAGUE = "damaged-file"  # which one it was, whoever read it says
+# Errors that say nothing of what was tried: the line of the program that raised them does.
+_BARE = re.compile(r"[\w.]+:?|BlockingIOError: \[Errno 11\] Resource temporarily unavailable")
+_SAYS_MORE = re.compile(SAYS_MORE)
 _QUOTED = re.compile(r"\A\w+: Worker failed with error '(?P<inner>.*?)(?:\n?', please check .*)?\Z", re.DOTALL)
 
 
@@ -74,16 +81,18 @@ class _Said(NamedTuple):
 def find(head: Sequence[str], tail: Sequence[str], *, served: bool) -> Message | None:
     """The error that a server ended of, if it named one. head: the beginning of its trouble (launch/trouble.py); tail: its last lines."""
     parts = [_read(lines) for lines in (head, tail[_after_well(tail) :], tail)]
-    own = [[one for one in said if not (_ECHO.search(one.text.partition("\n")[0]) or (served and one.request))] for said in parts]
+    own = [[one for one in said if not (_is_echo(one.text) or (served and one.request))] for said in parts]
     engines = [[one for one in said if not (served and one.process.startswith("(APIServer "))] for said in own]
     for said in (*engines, *own[:2]):
         if root := _root(said):
             return root
+    deaths = [message for said in parts for one in said if (message := classify(one.text)).code in FOLLOWS]
+    if told := next((message for message in deaths if signal_of(message.figures)), None):
+        return told
     for said in (own[1], own[0]):
         if said:
             return classify(next((one for one in reversed(said) if _ERROR.match(one.text)), said[-1]).text)
-    follows = [message for said in parts for one in said if (message := classify(one.text)).code in FOLLOWS]
-    return next((message for message in follows if message.code == "worker-died"), follows[0] if follows else None)
+    return next((message for message in deaths if message.code == "worker-died"), deaths[0] if deaths else None)
 
 
 def last_line(tail: Sequence[str]) -> str:
@@ -95,13 +104,17 @@ def _after_well(lines: Sequence[str]) -> int:
     return max((number for number, line in enumerate(lines, 1) if WELL.search(line[:LONGEST].encode(errors="replace"))), default=0)
 
 
+def _is_echo(text: str) -> bool:
+    return bool(_ECHO.search(text.partition("\n")[0])) or classify(text).code in FOLLOWS
+
+
 def _root(said: Sequence[_Said]) -> Message | None:
     """The first error that has a traceback or is known, and of its chain the one that says most."""
     for number, one in enumerate(said):
         if one.traceback:
             return _of_chain(list(_chain(said, number)))
         message = classify(one.text)
-        if message.code and message.code not in FOLLOWS:
+        if message.code:
             return message
     return None
 
@@ -118,8 +131,9 @@ def _chain(said: Sequence[_Said], first: int) -> Iterator[_Said]:
 def _of_chain(chain: Sequence[_Said]) -> Message:
     """The first one that is known, else the first; but for a lookup that failed, and which a handler has put into words."""
     messages = [classify(one.text) for one in chain]
-    if known := next((message for message in messages if message.code), None):
-        return known
+    known = [message for message in messages if message.code]
+    if known:
+        return next((message for message in known if message.code != _VAGUE), known[0])
     return messages[1] if len(chain) > 1 and chain[0].text.startswith(_LOOKUPS) else messages[0]
 
 
@@ -132,7 +146,7 @@ class _Reader:
         self._lines: list[str] = []
         self._mark = ""  # where the logger says that the lines of the error are from
         self._in_traceback = self._of_traceback = self._request = False
-        self._link = self._next_link = self._assertion = ""
+        self._link = self._next_link = self._standing = ""
 
     def take(self, number: int, body: str, mark: str) -> Iterator[_Said]:
         """One line more."""
@@ -143,15 +157,19 @@ class _Reader:
             yield from self.close(keep_link=True)
             self._in_traceback, self._next_link = not chain, chain or self._next_link
         elif self._in_traceback and (not stripped or body[0].isspace()):
-            self._assertion = stripped if stripped.startswith("assert ") else self._assertion
+            self._standing = stripped if _SAYS_MORE.match(body) else self._standing
         elif self._in_traceback and _EXCEPTION.match(body):
-            context = f" ({self._assertion})" if self._assertion and re.fullmatch(r"[\w.]+:?", stripped) else ""
+            context = f" ({self._standing})" if self._standing and _BARE.fullmatch(stripped) else ""
             self._open(number, stripped + context, mark, of_traceback=True)
         elif self._lines and mark == self._mark and self._goes_on(body, stripped):
             self._lines += [] if _BOILERPLATE.match(stripped) else [stripped]
         else:
             yield from self.close()
-            if stripped and (mark or _ERROR.match(stripped) or _SOUNDS.search(stripped) or classify(stripped).code):
+            if (
+                stripped
+                and not _WARNING.match(stripped)
+                and (mark or _ERROR.match(stripped) or _SOUNDS.search(stripped) or classify(stripped).code)
+            ):
                 self._open(number, stripped, mark, of_traceback=False)
 
     def close(self, *, keep_link: bool = False) -> Iterator[_Said]:
@@ -163,7 +181,7 @@ class _Reader:
             yield _Said(self._line, text, self._process, self._of_traceback, self._link, request=self._request)
             if not keep_link:
                 self._request = False
-        self._lines, self._assertion = [], ""
+        self._lines, self._standing = [], ""
 
     def _open(self, number: int, text: str, mark: str, *, of_traceback: bool) -> None:
         self._line, self._lines, self._mark, self._of_traceback, self._in_traceback = number, [text], mark, of_traceback, False

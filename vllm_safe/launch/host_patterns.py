@@ -4,16 +4,28 @@ from __future__ import annotations
 
 from vllm_safe.launch.patterns import MAYBE, NEVER, Pattern
 
+# EAGAIN is what sockets and locks say as well: it is of threads and processes only where one is to be started.
+_STARTS = r"(?:(?:\b|_)v?fork|\bclone\b|\bexec|[Tt]hread|(?:\b|_)spawn)"
+_AGAIN = r"(?:[Rr]esource temporarily unavailable|os error 11\b|\bEAGAIN\b)"
 _PATH = r"(?:.{0,200}?['\"<` ](?P<path>/[^'\">`\s:,]+))?"
 
 HOST: tuple[Pattern, ...] = (
     Pattern(
         "no-threads",
-        r"can't start new thread|pthread_create(?:\(\))? failed|Thread creation failed|[Rr]esource temporarily unavailable|"
-        r"failed to create new OS thread|newosproc|blas_thread_init|OMP: Error #34|[Uu]nable to create (?:a )?(?:new )?(?:native )?thread|"
-        r"failed to spawn thread|os error 11\b|\bEAGAIN\b",
+        r"can't start new thread|pthread_create(?:\(\))? failed|Thread creation failed|failed to create new OS thread|newosproc|"
+        r"blas_thread_init|OMP: Error #34|[Uu]nable to create (?:a )?(?:new )?(?:native )?thread|failed to spawn thread|"
+        rf"{_STARTS}.{{0,120}}{_AGAIN}|{_AGAIN}.{{0,120}}{_STARTS}",
         NEVER,
         "errno EAGAIN of clone(2) and fork(2); libgomp, OpenBLAS, CPython, Go, Rust",
+    ),
+    Pattern(
+        "locked",
+        r"(?:[Uu]nable|[Cc]ould not|[Cc]ouldn't|[Cc]annot|[Ff]ailed) to? ?(?:lock|(?:get|acquire|obtain|take) .{0,30}\block)\b|"
+        r"\b(?:\w*\.)?(?:lock|LOCK)(?:file| file)?\b.{0,120}(?:[Rr]esource temporarily unavailable|held by|already locked)|\bflock\b|"
+        r"database is locked|file lock .{0,200}could not be acquired|"
+        r"[Aa]nother (?:instance|process) (?:is|has) .{0,40}\b(?:lock|database|folder|directory|file)",
+        MAYBE,
+        "errno EAGAIN of fcntl(2) and flock(2); SQLite, HDF5, RocksDB",
     ),
     Pattern(
         "kv-space",
@@ -26,7 +38,7 @@ HOST: tuple[Pattern, ...] = (
     Pattern(
         "no-host-memory",
         r"unable to mmap (?P<wanted>\d+) bytes|DefaultCPUAllocator: (?:can't allocate|not enough) memory|^MemoryError\b|std::bad_alloc|"
-        r"Cannot allocate memory|cannot allocate memory|memory allocation of (?P<size>\d+) bytes failed|os error 12\b|\bENOMEM\b|"
+        r"[Cc]annot allocate memory(?! in static TLS)|memory allocation of (?P<size>\d+) bytes failed|os error 12\b|\bENOMEM\b|"
         r"fatal error: (?:runtime: )?out of memory|failed to allocate (?P<bytes>\d+) bytes|numpy\S*ArrayMemoryError|failed to mmap",
         MAYBE,
         "errno ENOMEM; torch: c10/core/impl/alloc_cpu.cpp, aten MapAllocator.cpp; vllm issues 9753, 759",
@@ -45,7 +57,19 @@ HOST: tuple[Pattern, ...] = (
         MAYBE,
         "errno ENOSPC, EDQUOT",
     ),
-    Pattern("io-error", r"[Ii]nput/output error|os error 5\b|\bEIO\b", MAYBE, "errno EIO"),
+    Pattern(
+        "no-address",
+        r"\[Errno 99\]|[Cc]annot assign requested address|EADDRNOTAVAIL|os error 99\b",
+        MAYBE,  # an interface that comes late
+        "errno EADDRNOTAVAIL of bind(2)",
+    ),
+    Pattern(
+        "io-error",
+        r"[Ii]nput/output error|os error 5\b|\bEIO\b|Stale file handle|\bESTALE\b|Structure needs cleaning|"
+        r"[Tt]ransport endpoint is not connected",
+        MAYBE,
+        "errno EIO, ESTALE, EUCLEAN, ENOTCONN",
+    ),
     Pattern("too-many-files", r"[Tt]oo many open files|os error 24\b|\bEMFILE\b|\bENFILE\b", MAYBE, "errno EMFILE, ENFILE"),
     Pattern(
         "permission",
@@ -79,6 +103,7 @@ HOST: tuple[Pattern, ...] = (
     ),
     Pattern(
         "no-file",
+        r"Cannot find module '(?P<script>/[^']+)'|"
         r"(?:(?:open|stat|access|lstat|directory|scandir|file) ['\"<]?(?P<file>/[^'\">:\s]+).{0,40}?)?(?:[Nn]o such file or directory|"
         r"\bENOENT\b|"
         r"os error 2\b|Is a directory|is a directory|Not a directory|not a directory|\bEISDIR\b|\bENOTDIR\b)" + _PATH,

@@ -7,12 +7,18 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from vllm_safe.launch.card_patterns import CARDS
+from vllm_safe.launch.death_patterns import DEATHS
+from vllm_safe.launch.general_patterns import GENERAL
 from vllm_safe.launch.host_patterns import HOST
-from vllm_safe.launch.patterns import GENERAL, SPECIFIC, Pattern
+from vllm_safe.launch.patterns import SPECIFIC, Pattern
 
-PATTERNS: tuple[Pattern, ...] = (*SPECIFIC, *CARDS, *HOST, *GENERAL)  # what is specific stands before what is general
+PATTERNS: tuple[Pattern, ...] = (*SPECIFIC, *CARDS, *HOST, *GENERAL, *DEATHS)  # what is specific stands before what is general
 FOLLOWS = frozenset({"worker-died", "engine-died"})  # deaths that only follow from another
 _OF_FAILING_CARDS = frozenset({"gpu-fault", "gpu-assert", "no-gpu", "nccl-error", "nccl-timeout", "step-timeout"})
+# pydantic's field and what is wrong with it, NCCL's "Last error:" and the error: one line each.
+_TWO_LINES = re.compile(r"^(?P<first>[\w.\[\]-]+)\n\s*(?=.+ \[type=\w+)|^(?P<last>Last error):\n\s*(?=\S)", re.MULTILINE)
+# "torch._inductor.exc.InductorError: OSError: ...": what was wrapped is what is wrong.
+_WRAPPER = re.compile(r"\A(?:[\w.]+(?:Error|Exception|Failed)(?:: backend='\w+' raised)?:\s+)+(?=[\w.]*\w(?:Error|Exception)\b)")
 _LONGEST = 2000  # characters of a line that are looked at: a server may print a megabyte without an end
 
 
@@ -35,13 +41,10 @@ class Message(NamedTuple):
         return self.code in _OF_FAILING_CARDS
 
 
-# pydantic has the name of a setting on one line, and what is wrong with it on the next.
-_FIELD = re.compile(r"^([A-Za-z][\w.]*)\n *(?!Value error, )(?=.+ \[type=\w+, input)", re.MULTILINE)
-
-
 def classify(text: str) -> Message:
     """What an error says is wrong. Its lines are asked in order, each pattern in turn."""
-    lines = [line[:_LONGEST] for line in _FIELD.sub(r"\1: ", text).splitlines()]
+    text = _WRAPPER.sub("", text)
+    lines = [line[:_LONGEST] for line in _TWO_LINES.sub(lambda match: f"{match['first'] or match['last']}: ", text).splitlines()]
     for pattern in PATTERNS:
         regex = re.compile(pattern.regex)
         for line in lines:
@@ -61,10 +64,14 @@ _FOR_GOOD = re.compile(
 )
 # Of any other class, those words.
 _WORDS_FOR_GOOD = re.compile(
-    r"not supported|unsupported|not implemented|must be|should be|\bexpected|invalid|mismatch|not found|does(?: not|n't) exist|missing|"
+    r"(?:long|larg|small|great)er than|too (?:long|large|small)|out of range|"
+    r"not implemented|(?:not|n't) match|must (?:be|match|have)|too many levels|"
+    r"should be|\bexpected|invalid|mismatch|not found|does(?: not|n't) exist|missing|"
     r"unknown|unrecogni[sz]ed|incompatible|not divisible|not allowed|requires|can(?:not|'t) find|no such|not compatible",
     re.IGNORECASE,
 )
+# Of cards too, those.
+_UNSUPPORTED = re.compile(r"(?:not|n't) (?:\w+ )?support|unsupported|only supports? ", re.IGNORECASE)
 # What other programs, cards, memory or a network may give back.
 _GIVEN_BACK = re.compile(
     r"out of memory|not enough (?:\w+ )*memory|timed? ?out|connection (?:refused|reset|aborted|closed|error)|in use|busy|"
@@ -72,17 +79,21 @@ _GIVEN_BACK = re.compile(
     re.IGNORECASE,
 )
 _OF_CARDS = re.compile(r"cuda|nccl|gloo|nvml|driver|\brank\b|socket|\bdevice\b", re.IGNORECASE)
+_PATH = re.compile(r"(?<!\w)/[^\s'\",:]+")  # a name says nothing of what is wrong
 _CLASS = re.compile(r"(?:[\w.]+\.)?(\w+)(?:: |:?$|:? \()")
 
 
 def _is_for_good(text: str) -> bool:
+    text = _PATH.sub("", text)
     line = text.partition("\n")[0]
     match = _CLASS.match(line)
     if not match or _GIVEN_BACK.search(text):
         return False
     if _FOR_GOOD.fullmatch(match[1]):
         return True
-    return match[1] in {"RuntimeError", "Exception", "OSError"} and bool(_WORDS_FOR_GOOD.search(line)) and not _OF_CARDS.search(line)
+    if _UNSUPPORTED.search(line):
+        return True
+    return match[1].endswith(("Error", "Exception")) and bool(_WORDS_FOR_GOOD.search(line)) and not _OF_CARDS.search(line)
 
 
 _FIGURE = re.compile(r"0x[0-9a-fA-F]+|\d+(?:[.,:-]\d+)*(?: ?(?:[KMGT]i?B|bytes)\b)?")

@@ -75,9 +75,10 @@ SPECIFIC: tuple[Pattern, ...] = (
     Pattern(
         "heads",
         r"put size is not aligned with the quantized weight shape|caused by too large tensor parallel size|"
+        r"size_per_partition = \d+ is not divisible|"
         r"(?:not|must be) divisible by (?:the )?(?:tensor[ _-](?:model[ _-])?parallel|tp_size|number of (?:partitions|GPUs))",
         NEVER,
-        "vllm/model_executor/layers/quantization; vllm issues 5675, 13980",
+        "vllm/model_executor/layers/quantization; vllm issues 5675, 9913, 13980",
         "shapes-by-cards",
     ),
     Pattern(
@@ -132,7 +133,7 @@ SPECIFIC: tuple[Pattern, ...] = (
         "damaged-model",
         r"^(?:[\w.]+\.)?SafetensorError\b|Error while deserializing header|header too (?:large|small)|PytorchStreamReader failed|"
         r"^(?:[\w.]+\.)?UnpicklingError\b|invalid magic (?:number|characters)|tensor '[^']*' data is not within the file bounds|"
-        r"version https://git-lfs|file (?:may be|is) (?:corrupt|incomplete|truncated)|JSONDecodeError\b|"
+        r"version https://git-lfs|file (?:may be|is) (?:corrupt|incomplete|truncated)|"
         r"(?:It looks like the config file|The config file) at .{0,200} is not a valid JSON",
         NEVER,
         "safetensors: safetensors_rust.SafetensorError; torch: caffe2/serialize; llama.cpp: src/llama-model-loader.cpp, ggml/src/gguf.cpp",
@@ -142,6 +143,7 @@ SPECIFIC: tuple[Pattern, ...] = (
         r"has model type [`'](?P<type>[^`']+)[`'] but Transformers does not recognize|"
         r"unknown model architecture: '(?P<architecture>[^']*)'|"
         r"Model architectures? \[?'?(?P<name>[\w ,']+?)'?\]? (?:are not supported for now|failed to be inspected|is not supported in-tree)|"
+        r"[Aa]rchitecture [`'\"]?(?P<kind>[\w.-]+)[`'\"]? (?:is )?(?:not supported|unsupported)|"
         r"[Uu]nsupported model (?:type|architecture)|does not support (?:the )?model (?:type|architecture)",
         NEVER,
         "vllm/model_executor/models/registry.py:1182, 1206; transformers/models/auto/configuration_auto.py; llama.cpp: src/llama-model.cpp",
@@ -166,10 +168,11 @@ SPECIFIC: tuple[Pattern, ...] = (
         r"^KeyError: '(?P<weight>[^']*(?:(?:layers|blocks|h)\.\d+|lm_head|embed_tokens|\.weight|\.bias|_weight|weight_scale|g_idx)[^']*)'|"
         r"There is no module or parameter named '(?P<parameter>[^']+)'|Attempted to load weight|size mismatch for|"
         r"Error\(s\) in loading state_dict|weights were not initialized from checkpoint|assert .*loaded_weight|"
-        r"tensor '[^']+' has wrong shape|"
+        r"tensor '[^']+' has wrong shape|\b[Ww]eight (?P<name>[\w.]+\.\w+) (?:does not exist|not found|is missing)|"
         r"missing tensor '(?P<tensor>[^']+)'",
         NEVER,
-        "vllm/model_executor/models/*.py, load_weights; torch: nn/modules/module.py; llama.cpp: src/llama-model-loader.cpp",
+        "vllm/model_executor/models/*.py, load_weights; torch: nn/modules/module.py; llama.cpp: src/llama-model-loader.cpp; "
+        "text-generation-inference: utils/weights.py",
     ),
     Pattern(
         "no-nvcc",
@@ -185,6 +188,13 @@ SPECIFIC: tuple[Pattern, ...] = (
         NEVER,
         "flashinfer/jit/cpp_ext.py:418; torch/utils/cpp_extension.py",
         "nvcc-failed",
+    ),
+    Pattern(
+        "no-nvcc",
+        r"FlashInfer requires (?:GPUs with )?sm ?\d+|No supported CUDA architectures found",
+        NEVER,
+        "flashinfer/jit/core.py, compilation_context.py: what its nvcc can build for, not what the card is; flashinfer issue 3675",
+        "flashinfer-cards",
     ),
     Pattern(
         "no-compiler",
@@ -213,82 +223,5 @@ SPECIFIC: tuple[Pattern, ...] = (
         r"(?P<what>invalid (?:tool call|reasoning) parser: .+?)(?:\\n.*)?['\"]?$",
         NEVER,
         "vllm/entrypoints/openai/api_server.py",
-    ),
-)
-
-# What is general, after the rows of cards and of the machine.
-GENERAL: tuple[Pattern, ...] = (
-    Pattern(
-        "cuda-memory",
-        r"(?:[Nn]ot enough|[Ii]nsufficient|[Rr](?:an|uns?|unning) out of|[Oo]ut of) (?:free )?(?:GPU |device |video )?(?:memory|VRAM)\b",
-        MAYBE,
-        "sglang: model_runner.py, schedule_batch.py; text-generation-inference: warmup; exllama",
-    ),
-    Pattern("illegal-instruction", r"^Fatal Python error: Illegal instruction", NEVER, "CPython: Modules/faulthandler.c"),
-    Pattern(
-        "no-module",
-        r"No module named '?(?P<module>[\w.]+)|Cannot find (?:module|package) '(?P<package>[^']+)'",
-        NEVER,
-        "CPython: importlib; Node: internal/modules",
-    ),
-    Pattern(
-        "broken-engine", r"version `(?P<version>(?:GLIBC|GLIBCXX|CXXABI)_[\d.]+)' not found", NEVER, "glibc: dl-version.c", "old-system"
-    ),
-    Pattern(
-        "broken-engine",
-        r"cannot import name '(?P<name>[^']+)'|undefined symbol: (?P<symbol>\w+)|symbol lookup error|"
-        r"is required for a normal functioning of this module|binary incompatibility",
-        NEVER,
-        "CPython: importlib; glibc: dl-load.c, dl-lookup.c; transformers/utils/versions.py",
-    ),
-    Pattern(
-        "bad-setting",
-        r"^\s*Value error, (?P<what>.+?)(?: \[type=\w+.*)?$",
-        NEVER,
-        "pydantic, as vllm/config uses it",
-    ),
-    Pattern("bad-setting", r"^(?P<what>[A-Za-z][\w.]*: .+?) \[type=\w+, input", NEVER, "pydantic, as vllm/config uses it"),
-    Pattern(
-        "bad-setting",
-        r"^(?:[\w.]*)ValidationError: \d+ validation errors? for (?P<section>\w+)",
-        NEVER,
-        "pydantic, as vllm/config uses it",
-    ),
-    Pattern(
-        "bad-setting",
-        r"^(?:ValueError|NotImplementedError|AssertionError|TypeError|RuntimeError|KeyError|"
-        r"[\w.]*ConfigError): (?P<what>.{0,300}?(?:--[a-z][\w-]+|"
-        r"is not a valid choice|must be one of|should be one of|is not supported (?:with|when|together)|cannot be (?:used|combined) with|"
-        r"(?:lower|reduce|increase|decrease|set) `?\w+_\w+`? to ).*)",
-        NEVER,
-        "vllm/config, vllm/engine/arg_utils.py",
-    ),
-    Pattern(
-        "card-too-old",
-        r"only supported on (?:GPUs|devices) with compute capability|requires (?:a GPU with )?compute capability|fp8e4nv not supported|"
-        r"compute capability (?:>=|of at least)|requires SM ?\d|not supported on (?:this|the current) (?:GPU|device|architecture)",
-        NEVER,
-        "vllm/platforms, vllm/model_executor/layers/quantization; triton/language/semantic.py",
-    ),
-    Pattern(
-        "no-program",
-        r"^(?:[\w./]*sh: )(?:(?:line )?\d+: )?(?:exec: )?(?P<program>\S+?): (?:not found|command not found)",
-        NEVER,
-        "sh(1)",
-        "no-command",
-    ),
-    Pattern(
-        "worker-died",
-        r"Worker proc (?P<process>\S+) died unexpectedly \(exit code: (?P<status>-?\d+)\)|"
-        r"Engine core process (?P<engine>\S+) died unexpectedly",
-        MAYBE,
-        "vllm/v1/executor/multiproc_executor.py:316; vllm/v1/utils.py:592",
-    ),
-    Pattern(
-        "engine-died",
-        r"Engine core initialization failed|EngineCore encountered a(?:n issue| fatal error)|EngineCore failed to start|"
-        r"WorkerProc (?:initialization )?failed",
-        MAYBE,
-        "vllm/v1/engine/utils.py:1432; vllm/v1/engine/exceptions.py:16; vllm/v1/engine/core.py:1512",
     ),
 )

@@ -1,4 +1,4 @@
-"""An error in a server's own words, as far as they are for us: one line, without the advice that servers give."""
+"""An error in the server's own words, in one line, without the advice that it gives."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ _ADVICE = re.compile(
     r"(?:(?i:please|try|consider|use|set|run|re-?run|increase|decrease|reduce|reducing|lower|upgrade|update|install|see|check|checkout|"
     r"ensure|make sure|alternatively|add|enable|disable|remove|(?:you|we) (?:can|should|may|must|need|might|recommend|could)|did you|"
     r"to (?:fix|avoid|disable|enable|resolve|allow|use|get|debug))\b|"
-    r"(?:If (?:this|you|it)|For (?:more|further|debugging|example|help)|In this case|This (?:could|may|might|happens))\b)|"
+    r"(?:If (?:this|you|it|exit)|More information|"
+    r"For (?:more|further|debugging|example|help)|In this case|This (?:could|may|might|happens))\b)|"
     r"\bpip3? install|~/|\(run with |`?--?\w[\w-]*`? (?:flag|option)|\. However\b| - this (?:may|might|could|is)\b|\[type=\w+, input|"
-    r", try \w+ing\b"
+    r", try \w+ing\b| - please\b|\(Request ID: "
 )
 _CLASS = re.compile(r"(?:[\w.]+\.)?(?P<name>\w+): (?=\S)")
 _INNER = re.compile(r"\bValue error, ")  # of pydantic
@@ -35,3 +36,13 @@ def quote(text: str, *, command: bool) -> str:
     if len(line) > _SHOWN:
         line = f"{line[:_SHOWN].rpartition(' ')[0] or line[:_SHOWN]} ..."
     return line.rstrip(" :,;(`")
+
+
+def unstopped(text: str) -> str:
+    """Without a point at its end, to be gone on with; but "..." stays."""
+    return text if text.endswith("...") else text.rstrip(".")
+
+
+def stop(text: str) -> str:
+    """With one point at its end, and with three where it is cut; with none after "!" and "?"."""
+    return text if text.endswith(("...", "!", "?")) else f"{text.rstrip('.')}."

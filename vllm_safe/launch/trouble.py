@@ -21,8 +21,12 @@ _WORDS = re.compile(
 )
 # The level that a logger gave to a line: vLLM's own, and its processes' prefix before it.
 _LEVEL = re.compile(rb"(?:\([\w.:= -]*pid=\d+\) )?(DEBUG|INFO|WARNING|ERROR|CRITICAL)\b")
-# Where Python, C++, Rust, Go and Node stood, line by line. What an `assert` compared is all that some errors have to say.
-_FRAME = re.compile(rb"(?:\([\w.:= -]*pid=\d+\) )?(?:ERROR [^\]]*\] )?(?:  File \"| {4}(?!\s*assert )|\t)|frame #\d+: |goroutine \d")
+# What an `assert` compared, or what could not fork or lock, is all that some errors have to say: lines of a program, in a traceback.
+SAYS_MORE = r" {4,}(?:assert |.*\b(?:os\.fork|_fork_exec|flock|lockf)\()"
+# Where Python, C++, Rust, Go and Node stood, line by line.
+_FRAME = re.compile(
+    rb"(?:\([\w.:= -]*pid=\d+\) )?(?:ERROR [^\]]*\] )?(?:  File \"|(?!%b) {4}|\t)|frame #\d+: |goroutine \d" % SAYS_MORE.encode()
+)
 # It serves, or its start got on: errors before this were survived. A count of shards is none: tqdm prints the last one again as it dies.
 WELL = re.compile(
     rb"\"POST \S+ HTTP/[\d.]+\" 2\d\d|generation throughput: (?!0\.0 )\d|Loading weights took |Model loading took |"

@@ -8,15 +8,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from vllm_safe.launch.cause import find, last_line
+from vllm_safe.launch.death_patterns import BY_ITSELF, death
 from vllm_safe.launch.ending import NEVER_CAN_WORK, Ended, Told
 from vllm_safe.launch.messages import FOLLOWS, Message, without_figures
 from vllm_safe.launch.plan import Launch
-from vllm_safe.launch.quote import quote
+from vllm_safe.launch.quote import quote, stop, unstopped
 from vllm_safe.launch.server import CANNOT_RUN, describe_ending
 
 _MOST = 1e15  # of a figure: tokens, GiB, cards
 _PANIC = re.compile(r"panic: |fatal error: ")  # of Go, which exits with 2 then
-BY_ITSELF = {"SIGSEGV", "SIGABRT", "SIGBUS", "SIGILL", "SIGFPE", "SIGTRAP", "SIGSYS"}  # a process does that to itself
 
 
 class About(NamedTuple):
@@ -53,23 +53,21 @@ def _can_never_work(code: int, message: Message | None) -> bool:
 def sentence(about: About, message: Message | None, ending: str, tail: Sequence[str]) -> str:
     """How a server ended, and of what. ending: "exit status 1", "killed by SIGKILL"."""
     name = about.name
-    known, follows = bool(message and message.code), bool(message and message.code in FOLLOWS)
-    if message and known and not follows:
-        return f"{name} ended by itself: {what(about, message)}."
-    error = quote(message.line, command=about.command).rstrip(".") if message and not follows else ""
+    follows = message is not None and message.code in FOLLOWS
+    if message and message.code and not follows:
+        return stop(f"{name} ended by itself: {what(about, message)}")
+    error = quote(message.line, command=about.command) if message and not follows else ""
     if ending.startswith("killed by "):
         signal = ending.removeprefix("killed by ")
-        return (
-            f"{name} crashed ({signal})" + (f": {error}." if error else ".") if signal in BY_ITSELF else f"{name} was killed by {signal}."
-        )
+        if signal not in BY_ITSELF:
+            return f"{name} was killed by {signal}."
+        return stop(f"{name} crashed ({signal})" + (f": {error}" if error else ""))
     if message and follows:
-        status = message.figures.get("status", "")
-        killed = f": its process {message.figures['process']} was killed by signal {status[1:]}" if status.startswith("-") else ""
-        return f"{name} ended because its engine died{killed}."
+        return f"{name} ended because {death(message.kind, message.figures)}."
     when = "while it served" if about.served else "before it was ready"
     if error:
-        return f"{name} ended by itself {when} ({ending}): {error}."
-    said = quote(last_line(tail), command=about.command).rstrip(".")
+        return stop(f"{name} ended by itself {when} ({ending}): {error}")
+    said = unstopped(quote(last_line(tail), command=about.command))
     return f"{name} ended by itself {when} ({ending}), and named no error" + (f'; it last said "{said}".' if said else ".")
 
 
@@ -78,7 +76,7 @@ def what(about: About, message: Message) -> str:
     meaning = WORDS[message.kind]
     if callable(meaning):
         return meaning(message.figures, about.health)
-    return meaning.format(line=quote(message.figures.get("what") or message.line, command=about.command).rstrip("."))
+    return meaning.format(line=quote(message.figures.get("what") or message.line, command=about.command))
 
 
 # --- what errors mean
@@ -102,8 +100,10 @@ def fitting_length(figures: Mapping[str, str]) -> int:
 def _kv_cache(figures: Mapping[str, str], _health: str) -> str:
     wanted, needed, free = (figure(figures, name) for name in ("wanted", "needed", "free"))
     length = fitting_length(figures)
-    most = f"; the longest that fits is {length} tokens" if length else ""
-    return f"the KV cache is too small for max-model-len {int(wanted)}: {needed:g} GiB are needed and {free:g} GiB free{most}"
+    space = f"{needed:g} GiB are needed and {free:g} GiB free" if needed and free else ""  # a tiny model's are rounded to 0
+    most = f"the longest that fits is {length} tokens" if length else ""
+    figured = "; ".join(part for part in (space, most) if part)
+    return f"the KV cache is too small for max-model-len {int(wanted)}" + (f": {figured}" if figured else "")
 
 
 def _gpu_taken(figures: Mapping[str, str], _health: str) -> str:
@@ -136,7 +136,7 @@ def port_of(url: str) -> int:
 
 def path_of(figures: Mapping[str, str]) -> str:
     """The file or folder that an error names, or ""."""
-    return figures.get("path") or figures.get("file") or ""
+    return next((figures[name] for name in ("path", "file", "script") if name in figures), "")
 
 
 def _permission(figures: Mapping[str, str], _health: str) -> str:
@@ -155,7 +155,7 @@ def _not_fetched(figures: Mapping[str, str], _health: str) -> str:
 
 
 def _weights(figures: Mapping[str, str], _health: str) -> str:
-    name = figures.get("weight") or figures.get("parameter") or figures.get("tensor")
+    name = next(iter(figures.values()), "")
     which = f" {name}" if name else ""
     return f"a weight{which} of its files does not fit the model as vLLM builds it, by name or by shape"
 
@@ -166,7 +166,7 @@ def _resources(figures: Mapping[str, str], _health: str) -> str:
 
 
 def _unsupported(figures: Mapping[str, str], _health: str) -> str:
-    name = figures.get("type") or figures.get("architecture") or figures.get("name")
+    name = next((figures[name] for name in ("type", "architecture", "name", "kind") if name in figures), "")
     return f"it does not know this kind of model{f' ({name})' if name else ''}"
 
 
@@ -183,6 +183,10 @@ def _module(figures: Mapping[str, str], _health: str) -> str:
     return f"{figures.get('module') or figures.get('package')} is not installed where it looked"
 
 
+def _package(figures: Mapping[str, str], _health: str) -> str:
+    return f"it wants {next(iter(figures.values()))}, which is not installed where it looked, or not in a version that it can use"
+
+
 def _library(figures: Mapping[str, str], _health: str) -> str:
     return f"the library {library_of(figures)} is missing"
 
@@ -196,6 +200,7 @@ _Words = str | Callable[[Mapping[str, str], str], str]
 _COMPILE = "it wanted to compile a kernel"
 WORDS: dict[str, _Words] = {
     "no-program": "there is no such program, or it cannot be run: {line}",
+    "wrong-machine": "a program of it was built for another kind of machine: {line}",
     "no-command": lambda figures, _: f"there is no program {figures['program']}",
     "bad-argument": "an option of it is wrong: {line}",
     "bad-setting": "an option of it is wrong: {line}",
@@ -208,7 +213,7 @@ WORDS: dict[str, _Words] = {
     "too-few-gpus": lambda figures, _: f"{figures['wanted']} cards are wanted and {figures['gpus']} are there",
     "device-ordinal": "it asked for a card that is not there: {line}",
     "heads": lambda figures, _: f"its {figures['heads']} attention heads cannot be shared by {figures['wanted']} cards",
-    "shapes-by-cards": "its weights cannot be shared by so many cards: {line}",
+    "shapes-by-cards": "the shapes of its weights do not suit so many cards, or the kernel: {line}",
     "dtype": "this card cannot compute in bfloat16",
     "gated": "its model is gated: the hub wants to know who asks",
     "remote-code": "its model brings code of its own, which is not trusted",
@@ -216,12 +221,15 @@ WORDS: dict[str, _Words] = {
     "no-model": "it did not find its model: {line}",
     "no-tokenizer": "the tokenizer's files are missing in its model's folder, or are not whole",
     "damaged-model": "a file of its model is damaged or not whole: {line}",
+    "damaged-file": "something that it read is not whole, or not of the format that it takes it for: {line}",
     "unsupported-model": _unsupported,
+    "unloadable": "it cannot load its model's file: {line}",
     "quantization": _quantization,
     "quantization-method": "vLLM does not know the quantization, or the model's files have another one: {line}",
     "weights": _weights,
     "no-nvcc": f"{_COMPILE}, and there is no nvcc",
     "nvcc-failed": f"{_COMPILE}, and nvcc could not",
+    "flashinfer-cards": "FlashInfer was to compile a kernel and finds no card that it can compile for: {line}",
     "no-ninja": f"{_COMPILE}, and there is no ninja",
     "no-compiler": f"{_COMPILE}, and there is no compiler",
     "compile-cache": "the model could not be compiled, most likely since the cache of an earlier start is damaged",
@@ -229,6 +237,7 @@ WORDS: dict[str, _Words] = {
     "profiling-race": "another program gave memory of a card back while vLLM measured it",
     "gpu-busy": "a card is taken by another program, which has it for itself",
     "cuda-memory": _cuda_memory,
+    "buffers": "it got no memory for its buffers, most likely of a card: {line}",
     "pinned-memory": "locked (pinned) memory of the machine was refused to CUDA: {line}",
     "peer-access": "these cards cannot reach each other's memory, which vLLM's own all-reduce wants",
     "no-kernel-image": "this build of vLLM or torch has no code for this card: {line}",
@@ -244,9 +253,11 @@ WORDS: dict[str, _Words] = {
     "ecc": "a card's memory failed: an ECC error that could not be corrected",
     "gpu-assert": "a check in its code for the cards did not hold (device-side assert): of the model, its input, or the server",
     "gpu-fault": "its code for the cards went wrong, by a fault of the server or of a card: {line}",
+    "graph-capture": "a step of the model cannot be captured in a CUDA graph: {line}",
+    "cuda-refused": "CUDA or the driver refuses what it asked for: {line}",
     "duplicate-gpu": "two of its workers were given one card",
     "nccl-timeout": "its cards waited for each other in vain (NCCL timeout)",
-    "card-too-old": "this card is too old for what was asked of it: {line}",
+    "card-too-old": "this card cannot do what was asked of it: {line}",
     "engine-timeout": "its engine was not ready in the time that vLLM allows",
     "step-timeout": "one step of the model took longer than vLLM allows",
     "nccl-error": "NCCL failed: {line}",
@@ -258,6 +269,8 @@ WORDS: dict[str, _Words] = {
     "no-host-memory": "the kernel refused it memory, by its rule for overcommit: {line}",
     "own-heap": "it reached a limit of memory that is its own: {line}",
     "port-taken": _port,
+    "no-address": "an address that it is to use is not this machine's: {line}",
+    "locked": "another program has locked a file that it wants: {line}",
     "disk-full": "the disk is full: {line}",
     "io-error": "a disk could not be read or written: {line}",
     "too-many-files": "it has more files open than it may: {line}",
@@ -268,6 +281,7 @@ WORDS: dict[str, _Words] = {
     "network": "something that it asked on the network did not answer: {line}",
     "illegal-instruction": "it used an instruction that this processor has not, or does not let it use",
     "no-module": _module,
+    "package": _package,
     "old-system": "this system's C or C++ library is older than what it was built for: {line}",
     "broken-engine": "a part of the engine is missing or does not fit another: {line}",
 }

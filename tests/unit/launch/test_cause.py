@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from vllm_safe.launch.cause import find
+from vllm_safe.launch.death_patterns import signal_of
 
 ENGINE = "(EngineCore pid=71) ERROR 11-23 22:20:57 [core.py:1512] "
 API = "(APIServer pid=40) "
@@ -90,7 +91,31 @@ def test_echoes_are_looked_through() -> None:
     assert cause(*traceback("(Worker pid=1) ERROR 11-23 22:20:57 [m.py:953] ", "RuntimeError: mine"), *echoes) == "RuntimeError: mine"
     message = find((), echoes, served=False)
     assert message is not None
-    assert message.code == "engine-died"
+    assert (message.code, message.kind) == ("worker-died", "silent")
+
+
+def test_a_death_with_a_signal_goes_before_one_without() -> None:
+    died = f"{ENGINE}Worker proc VllmWorker-0 died unexpectedly (exit code: -9), shutting down executor."
+    silent = traceback(ENGINE, "RuntimeError: Executor failed.")
+    message = find((), [*silent, died, DIED], served=False)
+    assert message is not None
+    assert (message.kind, signal_of(message.figures)) == ("killed", "SIGKILL")
+
+
+def test_a_warning_is_no_cause() -> None:
+    warned = ["warning: failed to mlock 7-byte buffer: Cannot allocate memory", "/x.py:7: UserWarning: cannot find nvcc"]
+    assert cause(*warned, "main: error: mine") == "main: error: mine"
+
+
+def test_what_refused_to_fork_is_said_where_the_error_does_not() -> None:
+    """And what refused to lock: both say EAGAIN."""
+    again = "BlockingIOError: [Errno 11] Resource temporarily unavailable"
+    for line, code in (("self.pid = _fork_exec(args)", "no-threads"), ("fcntl.flock(file.fileno(), flags)", "locked"), ("s.recv(9)", "")):
+        message = find(
+            (), ["Traceback (most recent call last):", '  File "/x.py", line 7, in f', f"    {line}", "    ^^^^", again], served=False
+        )
+        assert message is not None
+        assert message.code == code
 
 
 def test_what_a_worker_failed_of_is_in_quotes() -> None:

@@ -100,6 +100,7 @@ LINES: dict[str, list[str]] = {
     ],
     "port-taken": [
         "OSError: [Errno 98] Address already in use",
+        "Error: listen tcp :80: address already in use: another process is listening on it",
         "nginx: [emerg] bind() to 0.0.0.0:80 failed (98: Address already in use)",
         "main: couldn't bind HTTP server socket, hostname: 127.0.0.1, port: 8001",
     ],
@@ -117,8 +118,17 @@ LINES: dict[str, list[str]] = {
     "bad-setting": [
         "  Value error, max_num_seqs must be at least 1 [type=value_error, input_value=ArgsKwargs((), {}), input_type=ArgsKwargs]"
     ],
-    "worker-died": [
-        "(EngineCore pid=1) ERROR 11-23 22:10:48 [x.py:1] Worker proc VllmWorker-3 died unexpectedly (exit code: -9), shutting down"
+    "killed": [
+        "(EngineCore pid=1) ERROR 11-23 22:10:48 [x.py:1] Worker proc VllmWorker-3 died unexpectedly (exit code: -9), shutting down",
+        "RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {'EngineCore': -9}",
+        "RuntimeError: Rank 0 scheduler died during initialization (exit code: -9). If exit code is -9 (SIGKILL), a common cause is",
+        "2024-03-06T17:53:31Z ERROR text_generation_launcher: Shard process was signaled to shutdown with signal 4 rank=0",
+        "Error: llama runner process has terminated: signal: killed",
+        "[2024-01-01 00:00:00 +0000] [1] [ERROR] Worker (pid:9) was sent SIGKILL! Perhaps out of memory?",
+    ],
+    "silent": [
+        "Exception: WorkerProc initialization failed due to an exception in a background process. See stack trace for root cause.",
+        "RuntimeError: Executor failed.",
     ],
     "engine-died": ["RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {'EngineCore_DP0': 1}"],
     "no-tokenizer": [
@@ -221,6 +231,31 @@ LINES: dict[str, list[str]] = {
             '"Resource temporarily unavailable" }\''
         ),
     ],
+    "locked": [
+        "sqlite3.OperationalError: database is locked",
+        "filelock._error.Timeout: The file lock '/var/cache/x.lock' could not be acquired.",
+        "Error: IO error: While lock file: /srv/rag/LOCK: Resource temporarily unavailable",
+        "OSError: Unable to lock file, errno = 11, error message = 'Resource temporarily unavailable'",
+    ],
+    "no-address": [
+        "OSError: [Errno 99] Cannot assign requested address",
+        "Error: listen tcp 192.0.2.7:11434: bind: cannot assign requested address",
+    ],
+    "buffers": ["graph_reserve: failed to allocate compute buffers", "error loading model: unable to allocate backend buffer"],
+    "graph-capture": ["RuntimeError: CUDA error: operation not permitted when stream is capturing"],
+    "cuda-refused": ["RuntimeError: CUDA error: operation not supported", "RuntimeError: CUDA error: invalid resource handle"],
+    "flashinfer-cards": ["RuntimeError: FlashInfer requires GPUs with sm75 or higher"],
+    "unloadable": ["llama_model_load: error loading model: error loading model hyperparameters: key not found in model: qwen3.block_count"],
+    "damaged-file": [
+        "json.decoder.JSONDecodeError: Expecting value: line 1 column 1 (char 0)",
+        "tomllib.TOMLDecodeError: Invalid statement (at line 1, column 1)",
+        "UnicodeDecodeError: 'utf-8' codec can't decode byte 0xf8 in position 0: invalid start byte",
+    ],
+    "package": [
+        "ImportError: Please install bitsandbytes>=0.46.1 via `pip install bitsandbytes>=0.46.1` to use bitsandbytes quantizer.",
+        "LlamaConverter requires the protobuf library but it was not found in your environment.",
+    ],
+    "wrong-machine": ["OSError: [Errno 8] Exec format error: '/opt/server'"],
     "own-heap": ["FATAL ERROR: Reached heap limit Allocation failed - JavaScript heap out of memory"],
     "too-many-files": ["OSError: [Errno 24] Too many open files: '/srv/models/x'"],
     "privileged-port": [
@@ -295,6 +330,12 @@ def test_figures_are_read(line: str, figures: dict[str, str]) -> None:
         ("AssertionError", True),
         ("jinja2.exceptions.TemplateSyntaxError: unexpected '}'", True),
         ("RuntimeError: FlexAttention does not work with this: block size 7 is not supported", True),
+        ("RuntimeError: this kernel does not support current device sm_120", True),
+        ("torch._dynamo.exc.BackendCompilerFailed: backend='inductor' raised:\nValueError: it is Monday", True),
+        ('zmq.error.ZMQError: ipc path "/srv/temporary/x" is longer than 107 characters', True),
+        ("zmq.error.Again: Resource temporarily unavailable", False),
+        ("RuntimeError: The size of tensor a (4) must match the size of tensor b (5)", True),
+        ("ImportError: /x/libc10.so: cannot allocate memory in static TLS block", True),
         ("RuntimeError: it is Monday", False),
         ("RuntimeError: gloo: invalid peer", False),
         ("ConnectionRefusedError: [Errno 111] refused", False),

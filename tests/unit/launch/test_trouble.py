@@ -37,6 +37,11 @@ def test_stacks_are_left_out_and_what_an_assertion_compared_is_not() -> None:
     assert kept(stack, b"frame #3: c10::f() + 0x4\n" * 9) == ["Traceback (most recent call last):", "    assert a == b", "AssertionError"]
 
 
+def test_what_refused_to_fork_or_to_lock_is_kept() -> None:
+    for line in (b"    self.pid = os.fork()", b"        fcntl.flock(fd, 6)"):
+        assert line.decode() in kept(b"Traceback (most recent call last):\n    run()\n" + line + b"\nBlockingIOError: [Errno 11]\n")
+
+
 @pytest.mark.parametrize("line", [b"(EngineCore pid=1) INFO 11-23 [x.py:1] error rate 0", b"WARNING 11-23 [x.py:1] failed to", b"fine"])
 def test_what_is_harmless_opens_nothing(line: bytes) -> None:
     assert kept(line + b"\n") == []

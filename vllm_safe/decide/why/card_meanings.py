@@ -117,6 +117,10 @@ def _fork(case: Case, _message: Message) -> Advice:
     return Advice((env(case, "VLLM_WORKER_MULTIPROC_METHOD", "spawn", "each worker starts anew: slower, and with more memory"),))
 
 
+def _eager(case: Case, _message: Message) -> Advice:
+    return Advice((arg(case, "enforce-eager", "true", "no CUDA graphs: slower"),))
+
+
 _SHM = (
     "This unit's /dev/shm is its own, half of the RAM: the host's has no part in it. systemctl edit vllm@.service, [Service], "
     "TemporaryFileSystem=/dev/shm:mode=1777,nosuid,nodev,size=75%; what is used counts against limits.memory_max. Fewer cards need less."
@@ -160,6 +164,9 @@ CARDS: Mapping[str, Adviser] = {
     "ecc": do("nvidia-smi -q -d ECC   counts them; a reset of the card or a reboot retires the page. If it comes back, the card is bad."),
     "gpu-assert": do("The lines before it name the check. A damaged model (vllm-safe fetch) or another engine.version, if it comes again."),
     "gpu-fault": do(_CARD + " Where it says nothing, the server is at fault: another engine.version, args.enforce-eager."),
+    "buffers": _cuda_memory,
+    "graph-capture": _eager,
+    "cuda-refused": do("A fault of the program or of its settings: args.enforce-eager, another args.attention-backend or engine.version."),
     "duplicate-gpu": do("One card for each worker: args.tensor-parallel-size and args.data-parallel-size against nvidia-smi -L."),
     "nccl-timeout": _nccl,
     "engine-timeout": _ready,

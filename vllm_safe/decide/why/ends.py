@@ -8,11 +8,11 @@ import re
 from vllm_safe.decide.why.advice import riser
 from vllm_safe.decide.why.kills import memory_figures
 from vllm_safe.decide.why.verdict import Case, Change, Evidence, Verdict
-from vllm_safe.decide.why.words import error_of, last_lines, said_by_main, told
+from vllm_safe.decide.why.words import NOBODY, error_of, last_lines, said_by_main, told
+from vllm_safe.launch.death_patterns import BY_ITSELF
 from vllm_safe.launch.loading import IN_VAIN
 from vllm_safe.launch.phases import read_line
 from vllm_safe.launch.progress import WAITS
-from vllm_safe.launch.words import BY_ITSELF
 from vllm_safe.sizes import format_size, format_span
 
 _KILLED = re.compile(r"killed by (SIG\w+|signal \d+)")
@@ -159,8 +159,7 @@ def signalled(case: Case) -> Verdict | None:
         return Verdict(
             "crashed", told(case, f"killed by {name}"), case.end.time, evidence=(*said_by_main(case), *last_lines(case)), hint=hint
         )
-    nobody = "the kernel's OOM killer, earlyoom and vllm-safe's guard recorded no kill"
-    sentence = f"{case.name} was killed by {name}, sent by a person or another program: {nobody}."
+    sentence = f"{case.name} was killed by {name}, sent by a person or another program: {NOBODY}."
     evidence = (*said_by_main(case), *memory_figures(case))
     if case.of("unread"):
         sentence = f"{case.name} was killed by {name}, and it is not known by whom: the journal could not be read in time."

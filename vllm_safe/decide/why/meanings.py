@@ -26,7 +26,7 @@ def advise(case: Case, message: Message) -> Advice:
     return Advice(changes, _COMMAND.get(message.kind, advice.hint).format(command=case.path("command")))
 
 
-_VLLMS = re.compile(r"\.args\.|\.env\.VLLM_|\.profile$|\.port$")  # settings that mean nothing to another server
+_VLLMS = re.compile(r"^engine\.|\.args\.|\.env\.VLLM_|\.profile$|\.port$")  # settings that mean nothing to another server
 # Of a server that is not vLLM.
 _COMMAND = {
     "cuda-memory": "Less of it on the card, by {command}: fewer layers (--n-gpu-layers), a smaller context. nvidia-smi shows who else is.",
@@ -37,17 +37,30 @@ _COMMAND = {
     "no-ninja": "apt install ninja-build; it must be on the PATH of the model (env.PATH).",
     "gpu-assert": "The lines before it name the check. A damaged model, or a fault of the program: a newer one, in {command}?",
     "pinned-memory": "It counts against limits.memory_max and cannot be swapped. Leave it more RAM, or have it lock less, in {command}.",
+    "cuda-refused": "A newer version of the program, or other options, in {command}.",
+    "graph-capture": "An option of the program that makes no CUDA graphs, in {command}.",
     "kernel-resources": "A newer version of the program, or other options, in {command}.",
     "quantization": "Another file of the model, in {command}.",
     "quantization-method": "Another file of the model, or another option, in {command}.",
     "no-tokenizer": "Is the model that {command} names whole?",
     "illegal-instruction": "A build of the program for this processor, in {command}: lscpu shows its flags.",
     "network": "What {command} asked for there must be here before it starts, or be left out.",
+    "no-program": "See {command}.",
+    "gated": "It must be here before it starts, fetched by somebody who may: {command} names it.",
+    "not-fetched": "What {command} names must be here before it starts.",
+    "no-kv-cache": "More of each card, a smaller context or a smaller model, by {command}.",
+    "shapes-by-cards": "Fewer cards, or whole layers for each, by an option in {command}.",
+    "duplicate-gpu": "One card for each of its processes, in {command}: nvidia-smi -L",
+    "old-system": "A build of the program for this system, in {command}, or a newer Debian.",
     "no-kernel-image": "A build of the program for this card: nvidia-smi --query-gpu=name,compute_cap --format=csv",
     "unsupported-model": "A newer version of the program, or another file of the model, in {command}.",
     "weights": "A newer version of the program, or another file of the model, in {command}.",
+    "unloadable": "A newer version of the program, or another file of the model, in {command}.",
+    "damaged-file": "The lines before it say which file: a setting of {command}, or one that it was fetched with.",
+    "package": "{command} runs an interpreter that has it not: name the one of its venv, by its path, or install it there.",
+    "buffers": "Less of it on the card, by {command}: fewer layers (--n-gpu-layers), a smaller context. nvidia-smi shows who else is.",
     "peer-access": "An option of the program that keeps the cards from reaching each other's memory, in {command}.",
-    "no-module": "{command} runs a Python that has it not: name the one of its venv, by its path.",
+    "no-module": "{command} runs an interpreter that has it not: name the one of its venv, by its path, or install it there.",
     "broken-engine": "Install the program in {command} anew.",
     "driver-too-old": "A newer NVIDIA driver, or a build of the program for an older CUDA, in {command}.",
     "card-too-old": "Another file of the model, or other options, in {command}.",
@@ -75,6 +88,10 @@ def _port(case: Case, message: Message) -> Advice:
 def _privileged_port(case: Case, _message: Message) -> Advice:
     own = port_of(case.run.start.health)
     return Advice((Change(case.path("port"), str(own), "8000", "a port that needs no power"),) if own < 1024 else ())
+
+
+def _address(case: Case, _message: Message) -> Advice:
+    return Advice(hint=f"`ip -brief address` lists those that are; {case.path('host')} says where it is to listen.")
 
 
 def _not_fetched(case: Case, message: Message) -> Advice:
@@ -133,8 +150,23 @@ def _wrong(case: Case, _message: Message) -> Advice:
     return Advice(hint=f"See models.{case.name}.args; vllm-safe show {case.name}")
 
 
+# "LoRA rank 64 is greater than max_lora_rank 16", "max_num_batched_tokens (512) must be greater than or equal to max_num_seqs (1024)".
+_TOO_SMALL = re.compile(
+    r"\b(?P<wanted>\d+)\)? is (?:great|larg)er than (?:the )?`?(?P<upper>max_(?!model_len)\w+)`?(?: \(|=| )\d|"
+    r"\b(?P<lower>max_(?!model_len)\w+)`? ?\(?=?\d+\)? (?:is smaller than|must be (?:greater|larger) than or equal to) "
+    r"(?:the )?`?\w+`? ?\(?=?"
+    r"(?P<least>\d+)"
+)
+_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what max_lora_rank may be: vllm/config/lora.py:23
+
+
 def _setting(case: Case, message: Message) -> Advice:
     hint = _wrong(case, message).hint
+    if small := _TOO_SMALL.search(message.text):
+        option, least = (small["upper"] or small["lower"]).replace("_", "-"), int(small["wanted"] or small["least"])
+        if option == "max-lora-rank":
+            least = next((rank for rank in _RANKS if rank >= least), least)
+        return Advice((arg(case, option, str(least), "as much as it needs, by vLLM"),), hint)
     if not (says := _SAYS.search(message.text)):
         return Advice(hint=hint)
     option, value = says["option"] or says["field"].replace("_", "-"), (says["value"] or says["figure"] or "").rstrip(".")
@@ -169,8 +201,17 @@ def _permission(case: Case, message: Message) -> Advice:
     return Advice(hint=f"namei -l {path}   shows who refuses it: chmod o+rx, or setfacl -m u:{paths.USER}:rx. {own}")
 
 
-def _library(_case: Case, message: Message) -> Advice:
+_CUDAS = re.compile(r"lib(?:cuda(?:rt|nn)|cu(?:blas|dnn|fft|pti|rand|sparse|solver|file)|nvrtc|nvJitLink|nccl|torch|c10|nvshmem)")
+
+
+def _library(case: Case, message: Message) -> Advice:
     name = library_of(message.figures)
+    if _CUDAS.match(name):
+        if case.run.start.command:
+            return Advice(
+                hint=f"It is CUDA's, in the version of its number: another build of the program, or LD_LIBRARY_PATH ({case.path('env')})."
+            )
+        return Advice(hint="It is one of the engine's own: vllm-safe install --reinstall   builds it anew.")
     if name.startswith(("libcuda.so", "libnvidia")):
         return Advice(hint="It is the NVIDIA driver's: apt install libcuda1 (of the driver's version), then ldconfig.")
     return Advice(hint=f"apt-file search {name}   says which package has it.")
@@ -183,6 +224,7 @@ def _no_module(case: Case, _message: Message) -> Advice:
 ADVICE: Mapping[str, Adviser] = {
     **CARDS,
     "no-command": do("See `command`: a path is safest, since the PATH of the unit is short (env.PATH)."),
+    "wrong-machine": do("dpkg --print-architecture shows this machine's; file PATH shows the program's."),
     "no-program": do("See its `command`, or run: vllm-safe install"),
     "bad-argument": _wrong,
     "bad-setting": _setting,
@@ -195,9 +237,12 @@ ADVICE: Mapping[str, Adviser] = {
     "damaged-model": _damaged,
     "unsupported-model": do("Another engine.version may know it; vllm-safe install brings it."),
     "quantization-method": _quantization,
+    "unloadable": do("Another file of the model, or another engine.version."),
+    "damaged-file": _damaged,
     "weights": do("Another engine.version may know them (vllm-safe install), or another quantization of the model."),
     "no-nvcc": _nvcc,
     "nvcc-failed": _nvcc,
+    "flashinfer-cards": _nvcc,
     "no-ninja": _ninja,
     "no-compiler": _compiler,
     "compile-cache": do(f"runuser -u {paths.USER} -- rm -r {paths.CACHE}/vllm/torch_compile_cache   then start it again: it is made anew."),
@@ -206,6 +251,8 @@ ADVICE: Mapping[str, Adviser] = {
     "no-host-memory": _overcommit,
     "own-heap": do("Node: env.NODE_OPTIONS: --max-old-space-size=MEGABYTES. It is not limits.memory_max."),
     "port-taken": _port,
+    "no-address": _address,
+    "locked": do("lslocks shows who: an earlier process of it, or another service with the same folder?"),
     "disk-full": do("df -h; du -xh --max-depth=2 /var | sort -h | tail"),
     "io-error": do("journalctl -k -g 'I/O error'   shows which disk; smartctl -a of it. A disk that fails now fails again."),
     "card-too-old": _setting,
@@ -219,6 +266,7 @@ ADVICE: Mapping[str, Adviser] = {
         "lscpu shows the processor's flags: vLLM's CPU build needs AVX2 at least. If it has amx_tile: vllm-safe install --reinstall"
     ),
     "no-module": _no_module,
+    "package": _no_module,
     "old-system": do("An older engine.version, or a newer Debian: its wheels need a newer glibc than this one has."),
     "broken-engine": do("vllm-safe install --reinstall   builds the engine anew; else another engine.version."),
 }

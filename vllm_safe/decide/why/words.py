@@ -6,10 +6,12 @@ import re
 
 from vllm_safe.decide.why.meanings import advise
 from vllm_safe.decide.why.verdict import Case, Evidence, Verdict
-from vllm_safe.launch.messages import FOLLOWS
+from vllm_safe.launch.death_patterns import signal_of
+from vllm_safe.launch.messages import FOLLOWS, Message
 from vllm_safe.launch.quote import quote
 from vllm_safe.launch.words import About, sentence
 
+NOBODY = "the kernel's OOM killer, earlyoom and vllm-safe's guard recorded no kill"
 _LAST_LINES = 5
 _ENDING = re.compile(r"\((exit status \d+|killed by \w+(?: \d+)?)\)")
 
@@ -29,9 +31,23 @@ def engine_died(case: Case) -> Verdict | None:
     message = case.message
     if case.end.cause not in {"exited", ""} or message is None or message.code not in FOLLOWS:
         return None
-    hint = f"journalctl -u vllm@{case.name} has all that it printed."
     evidence = (*error_of(case), *said_by_main(case), *last_lines(case))
-    return Verdict(message.code, told(case), case.end.time, evidence=evidence, hint=hint)
+    return Verdict(message.code, told(case), case.end.time, evidence=evidence, hint=_who(case, message))
+
+
+def _who(case: Case, message: Message) -> str:
+    """Where to look for who killed a process of it. That rules before this one found nobody is known."""
+    signal = signal_of(message.figures)
+    if signal == "SIGKILL" and case.of("unread"):
+        return "journalctl -k -g 'Killed process'; journalctl -u earlyoom   may say by whom: the journal could not be read in time."
+    if signal == "SIGKILL":
+        return f"{NOBODY[0].upper()}{NOBODY[1:]}: a person, another program or the server itself did it."
+    if signal == "SIGBUS":
+        return "A page could not be had: of a full /dev/shm (the unit's own, half of the RAM), or of a file on a disk that fails."
+    printed = f"journalctl -u vllm@{case.name} has all that it printed."
+    if message.kind == "silent" and not case.of("unread"):
+        return f"One that is killed says nothing, but {NOBODY}. {printed}"
+    return printed
 
 
 def told(case: Case, ending: str = "") -> str:

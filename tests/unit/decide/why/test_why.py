@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -25,10 +26,12 @@ from tests.unit.launch.test_messages import LINES
 from vllm_safe.cli import main, why
 from vllm_safe.config.reader import load
 from vllm_safe.decide.why.decide import decide_why
-from vllm_safe.decide.why.meanings import ADVICE
+from vllm_safe.decide.why.meanings import ADVICE, advise
+from vllm_safe.decide.why.verdict import Case
 from vllm_safe.errors import ConfigError, printable
 from vllm_safe.launch import state
-from vllm_safe.launch.messages import FOLLOWS, PATTERNS
+from vllm_safe.launch.messages import FOLLOWS, PATTERNS, Message
+from vllm_safe.launch.patterns import Pattern
 from vllm_safe.launch.state import CAUSES, State, to_json
 from vllm_safe.launch.words import WORDS
 from vllm_safe.record import read
@@ -158,6 +161,36 @@ def test_each_message_has_words_and_advice() -> None:
     assert kinds == set(WORDS) == set(ADVICE)
 
 
+@pytest.mark.parametrize("pattern", [pattern for pattern in PATTERNS if pattern.code not in FOLLOWS], ids=lambda pattern: pattern.kind)
+def test_another_server_is_told_nothing_of_vllm(pattern: Pattern) -> None:
+    """Its options are in `command`, and vllm-safe neither fetches nor installs it."""
+    run = ended(end={"cause": "exited", "reason": "x (exit status 1)"})
+    message = Message(pattern.code, pattern.kind or pattern.code, pattern.never_can_work, "", "", defaultdict(lambda: "1"))
+    advice = advise(Case(run._replace(start=run.start._replace(command=True)), BOOT, NOW), message)
+    assert not re.search(
+        r"\bargs\.|engine\.|vllm-safe (?:fetch|install)", "\n".join([advice.hint, *(change.path for change in advice.changes)])
+    )
+
+
+def test_figures_that_are_rounded_to_none_are_not_said() -> None:
+    """A tiny model's KV cache is 0.0 GiB, of 0.0 that are free; the length is vLLM's own, to the token."""
+    line = (
+        "ValueError: To serve at least one request with the model's max seq len (2048), (0.0 GiB KV cache is needed, which is larger than "
+        "the available KV cache memory (0.0 GiB). Based on the available memory, the estimated maximum model length is 1008. Try"
+    )
+    verdict = decide_why(ended(end={"cause": "exited", "reason": "x (exit status 1)"}, log=[line]), BOOT, NOW)
+    assert verdict.sentence.endswith("is too small for max-model-len 2048: the longest that fits is 1008 tokens.")
+    assert [change.new for change in verdict.changes] == ["1008"]
+
+
+@pytest.mark.parametrize("by", ["-9", "-11"])
+def test_who_killed_a_process_is_asked(by: str) -> None:
+    """None of those who kill for memory did, or it is not known; a process that crashed did it to itself."""
+    line = f"ERROR 11-23 22:10:48 [x.py:1] Worker proc VllmWorker-3 died unexpectedly (exit code: {by}), shutting down"
+    verdict = decide_why(ended(end={"cause": "exited", "reason": "x (exit status 1)"}, log=[line]), BOOT, NOW)
+    assert ("recorded no kill" in verdict.hint) == (by == "-9")
+
+
 @pytest.mark.parametrize(
     ("line", "changes"),
     [
@@ -165,6 +198,15 @@ def test_each_message_has_words_and_advice() -> None:
         ("ValueError: no. Please try --enforce-eager to go on", [("enforce-eager", "true")]),
         ("ValueError: no, for example: --dtype=half.", [("dtype", "half")]),
         ("ValueError: no. Please lower max_num_seqs to at most 95.", [("max-num-seqs", "95")]),
+        ("ValueError: LoRA rank 48 is greater than max_lora_rank 16.", [("max-lora-rank", "64")]),
+        (
+            "ValueError: no: max_tokens_per_mm_item (2496) is larger than max_num_batched_tokens (2048).",
+            [("max-num-batched-tokens", "2496")],
+        ),
+        (
+            "  Value error, max_num_batched_tokens (512) must be greater than or equal to max_num_seqs (1024). [type=value_error, input=A]",
+            [("max-num-batched-tokens", "1024")],
+        ),
         ("ValueError: --foo is not a valid choice", []),
         ("vllm serve: error: unrecognized arguments: --swap-space 4", []),
     ],
