@@ -34,7 +34,7 @@ def read_pattern(node: Node) -> str:
     return text
 
 
-_URL = r"https?://(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?(?:/[!-~]*)?"
+_URL = r"https?://(?:[A-Za-z0-9._-]+|\[(?P<ipv6>[0-9A-Fa-f:.]+)\])(?::(?P<port>[0-9]{1,5}))?(?:/[!-~]*)?"
 
 
 def read_url(node: Node) -> str:
@@ -42,8 +42,12 @@ def read_url(node: Node) -> str:
     text = text_of(node)
     if re.match(r"https?://[^/\s]*@", text):
         raise Flawed(Flaw(node, "has a name or password in it, for everybody to read", "a URL without one; those belong into ~/.netrc"))
-    if not re.fullmatch(_URL, text):
+    if not (match := re.fullmatch(_URL, text)):
         raise misfit(node, f"https://{text}" if re.fullmatch(_URL, f"https://{text}") and "." in text else "")
+    if (port := match["port"]) and not 1 <= int(port) <= 65535:
+        raise Flawed(Flaw(node, f"cannot have port {port} in it", "a URL with a port from 1 to 65535, or with none"))
+    if match["ipv6"] and not _is_ipv6(match["ipv6"]):
+        raise Flawed(Flaw(node, f"has [{match['ipv6']}] in it, which is no IPv6 address", "an address such as [::1]"))
     return text
 
 
@@ -74,13 +78,9 @@ def read_host(node: Node) -> str:
     """An address or a host name. Something like an address that is none is no host name either."""
     text = text_of(node)
     if ":" in text and re.fullmatch(r"\[?[0-9A-Fa-f:.]+\]?", text):
-        import ipaddress  # noqa: PLC0415 - 4 ms that only who serves on IPv6 pays
-
         bare = text.strip("[]")
-        try:
-            ipaddress.IPv6Address(bare)
-        except ValueError:
-            raise misfit(node) from None
+        if not _is_ipv6(bare):
+            raise misfit(node)
         if bare != text:
             raise misfit(node, bare)
         return text
@@ -91,6 +91,16 @@ def read_host(node: Node) -> str:
     elif not re.fullmatch(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9-]{1,63}(?<!-)){0,8}", text):
         raise misfit(node, "0.0.0.0" if text == "*" else "")  # noqa: S104 - a text, nothing is bound
     return text
+
+
+def _is_ipv6(text: str) -> bool:
+    import ipaddress  # noqa: PLC0415 - 4 ms that only who serves on IPv6 pays
+
+    try:
+        ipaddress.IPv6Address(text)
+    except ValueError:
+        return False
+    return True
 
 
 _PART = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?"
