@@ -58,9 +58,19 @@ def read_http_url(node: Node) -> str:
     return read_url(node)
 
 
+# In the path of a folder of wheels. uv takes a comma for the beginning of the next one, and reads no further than #. The folder is also
+# bound into a sandbox (BindReadOnlyPaths=), where systemd takes a colon for the end of the path; quotes and backslashes are lost on the
+# way to its executor (systemd issues 30747 and 40985).
+_NOT_PASSED_ON = r"[:,#\"'\\]"
+
+
 def read_links(node: Node) -> str:
     """Where wheels are: a URL or an absolute path."""
-    return str(read_path(node)) if text_of(node).startswith("/") else read_url(node)
+    if not text_of(node).startswith("/"):
+        return read_url(node)
+    if odd := re.search(_NOT_PASSED_ON, text_of(node)):
+        raise Flawed(Flaw(node, f"cannot have {odd[0]} in it", "a folder whose path has none of : , # \" ' \\ in it"))
+    return str(read_path(node))
 
 
 VERSION = r"[0-9]{1,6}(\.[0-9]{1,6}){1,4}((a|b|rc)[0-9]{1,6})?(\.post[0-9]{1,6})?(\.dev[0-9]{1,8})?(\+[a-z0-9.]{1,40})?"
