@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
 
@@ -66,6 +66,20 @@ def _program(path: str, model: Model) -> Iterator[Breach]:
     elif model.command is not None and model.args:
         text = f"{path}.args are options of `vllm serve`, and `command` is another server; expected them in `command`"
         yield Breach((f"{path}.args", *both), text)
+    # What waits for an answer at another port than the server has would only find out after stall_timeout.
+    ports = set(_ports_of(model.command or ()))
+    if ports and model.health is None and str(model.port) not in ports:
+        text = f"{path}.command has --port {min(ports)}, and {path}.port is {model.port}; expected the same, or `health`, where it answers"
+        yield Breach((f"{path}.command", f"{path}.port", f"{path}.health"), text)
+
+
+def _ports_of(command: Sequence[str]) -> Iterator[str]:
+    """The numbers that a command line has after --port."""
+    for word, after in pairwise((*command, "")):
+        name, _, value = word.partition("=")
+        number = value or after
+        if name == "--port" and number.isascii() and number.isdecimal():
+            yield number
 
 
 def _ports(config: Config, broken: Collection[str]) -> Iterator[Breach]:
