@@ -41,12 +41,13 @@ models:
     port: 8000
     health: http://127.0.0.1:8000/
 """
-NEVER = "freeze_pressure: 100%, freeze_after: 10min, kill_pressure: 100%, kill_after: 10min"
-LEAVE = f"squeeze_pressure: 100%, squeeze_after: 10min, {NEVER}"
+SPARE = "kill_pressure: 100%, kill_after: 10min"
+NEVER = f"freeze_pressure: 100%, freeze_after: 9min, {SPARE}"
+LEAVE = f"squeeze_pressure: 100%, squeeze_after: 8min, {NEVER}"
 PATIENT = f"squeeze_pressure: 50%, squeeze_after: 10s, {NEVER}"  # in emulation our own commands make the OS wait, a little
 SQUEEZE = f"squeeze_pressure: 2%, {NEVER}"
-FREEZE = "squeeze_pressure: 2%, freeze_pressure: 2%, freeze_after: 2s, freeze_time: 2s, kill_pressure: 100%, kill_after: 10min"
-KILL = "squeeze_pressure: 2%, freeze_pressure: 3%, freeze_after: 2s, freeze_time: 1s, kill_pressure: 1%, kill_after: 6s"
+FREEZE = f"squeeze_pressure: 2%, squeeze_after: 1s, freeze_pressure: 2%, freeze_after: 2s, freeze_time: 2s, {SPARE}"
+KILL = "squeeze_pressure: 1%, squeeze_after: 1s, freeze_pressure: 1%, freeze_after: 2s, freeze_time: 1s, kill_pressure: 1%, kill_after: 6s"
 GROUP = "/sys/fs/cgroup/vllm.slice/vllm@hog.service"
 EVENTS = "/run/vllm-safe/guard/hog.jsonl"
 GUARD = "vllm-safe-guard.service"

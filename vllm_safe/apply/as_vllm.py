@@ -30,6 +30,7 @@ from vllm_safe.paths import HOME, USER
 from vllm_safe.sizes import GIB
 
 TAIL = 64 * 1024  # bytes of stderr that are kept to explain a failure
+_PROXIES = tuple(name for word in ("http_proxy", "https_proxy", "all_proxy", "no_proxy") for name in (word, word.upper()))
 DATA = 4 * 1024 * 1024  # bytes of stdout at most: the program is not trusted with our memory
 
 # The sandbox: reads the system, writes only where it is told to, gains nothing, sees nobody's home. ProtectHome=tmpfs would do for the
@@ -170,14 +171,16 @@ def failure_of(task: AsVllm, outcome: Outcome) -> Failure:
 
 
 def network_environment() -> dict[str, str]:
-    """Return what a download needs of our own environment: the proxy, and the system's certificates (with a company's own CA).
-
-    Everybody can read a service's environment: a proxy with a password in it is not passed on.
-    """
-    names = [name for word in ("http_proxy", "https_proxy", "all_proxy", "no_proxy") for name in (word, word.upper())]
-    proxies = {name: os.environ[name] for name in names if name in os.environ and "@" not in os.environ[name]}
+    """Return what a download needs of our own environment: the proxy, and the system's certificates (with a company's own CA)."""
+    withheld = withheld_proxies()
+    proxies = {name: os.environ[name] for name in _PROXIES if name in os.environ and name not in withheld}
     bundle = "/etc/ssl/certs/ca-certificates.crt"
     return proxies | ({"SSL_CERT_FILE": bundle, "REQUESTS_CA_BUNDLE": bundle} if Path(bundle).exists() else {})
+
+
+def withheld_proxies() -> tuple[str, ...]:
+    """Return the variables whose proxy has a password: everybody can read a service's environment, so they are not passed on."""
+    return tuple(name for name in _PROXIES if "@" in os.environ.get(name, ""))
 
 
 @contextlib.contextmanager

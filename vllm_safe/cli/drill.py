@@ -67,14 +67,14 @@ def command(seconds: float, name: str | None, config_path: Path, *, as_json: boo
         carry_out((*protect, start), dry_run=True, say=click.echo)
         return 0
     with _one_drill():
-        _refuse(config, host)
+        _refuse(config, host, name or "the hog")
         carry_out(protect, dry_run=False)
         course = _run(start, hog, seconds)
     return _report(course, hog, limits, as_json=as_json)
 
 
-def _refuse(config: Config, host: Host) -> None:
-    """Raise Misuse if the machine is not one on which a drill shows anything, or would do harm."""
+def _refuse(config: Config, host: Host, name: str) -> None:
+    """Raise Misuse if the machine is not one on which a drill under the limits of `name` shows anything, or would do harm."""
     from vllm_safe.decide.drill import check_ready
     from vllm_safe.decide.findings import Level
     from vllm_safe.decide.prepare import SWAP_SERVICE, Situation, check_cgroups, check_memory, check_swap
@@ -84,7 +84,7 @@ def _refuse(config: Config, host: Host) -> None:
     from vllm_safe.host.systemd import show
 
     ground = Ground(swap_file=str(config.swap.file.resolve()), units=show([SWAP_SERVICE], ("Id", "StatusText")))
-    situation = Situation(config, host, "the hog", ground)
+    situation = Situation(config, host, name, ground)
     checks = [check(situation) for check in (check_cgroups, check_memory, check_swap)]
     for finding in (*checks, check_ready(config, host, occupants(), memory_pressure())):
         if finding.level is Level.FAIL or (finding.level is Level.WARN and finding is checks[0]):

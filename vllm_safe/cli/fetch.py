@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from vllm_safe.cli.main import config_option, dry_run_option, name_argument, need_root
+from vllm_safe.cli.proxies import warn_of_withheld_proxies
 
 if TYPE_CHECKING:
     from vllm_safe.apply.fetch import Source
@@ -107,6 +108,7 @@ def _fetch(source: Source, room: Room, *, dry_run: bool) -> None:
     from vllm_safe.apply.steps import carry_out
     from vllm_safe.decide.fetch import plan_fetch, require_room
 
+    warn_of_withheld_proxies()
     plan = plan_fetch(source.asked.repo, *list_files(source))
     _show(plan)
     if warning := require_room(plan, room):

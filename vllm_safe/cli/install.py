@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from vllm_safe.cli.main import config_option, dry_run_option, need_root
+from vllm_safe.cli.proxies import warn_of_withheld_proxies
 from vllm_safe.errors import Failure, Misuse
 
 if TYPE_CHECKING:
@@ -108,6 +109,8 @@ def _steps(wish: _Wish, facts: EngineFacts, is_working: Callable[[Installed, boo
     locks = {name: read_lock(name) for name in (wish.engine.package, "uv")}
     place = replace(read_place(facts, wish.engine.find_links), trial=trial)
     installation = decide_install(wish.engine, version, facts, place, locks)
+    if not installation.sources.offline:
+        warn_of_withheld_proxies()
     if installation.lock is None:
         click.echo(f"{installation} is not what vllm-safe was tested with on this machine: its parts are resolved and hashed now.")
     if not installation.tried:

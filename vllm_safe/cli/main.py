@@ -22,7 +22,21 @@ EXIT_INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
 _AnyCommand = TypeVar("_AnyCommand", bound=Callable[..., Any])
 
 
-class LazyGroup(click.Group):
+class Group(click.Group):
+    """A group that says which of its commands was meant by a mistyped one: click 8.4 knows to, of commands that are imported."""
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command that the arguments begin with."""
+        name, names = args[0], self.list_commands(ctx)
+        if name not in names and not name.startswith("-") and not ctx.resilient_parsing:
+            from vllm_safe.config.spelling import closest
+
+            near = closest(name.lower(), names)
+            ctx.fail(f"No such command {name!r}." + (f" Did you mean {near!r}?" if near else ""))
+        return super().resolve_command(ctx, args)
+
+
+class LazyGroup(Group):
     """The commands of entry.COMMANDS, each imported when it is asked for."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 -- click's signature

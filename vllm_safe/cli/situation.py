@@ -29,6 +29,7 @@ def read_situation(config: Config, host: Host, name: str) -> Situation:
         name,
         server=server_program(model),
         path=decide_environment(config, host, name)["PATH"].value,
+        host=model.host,
         model=model.model,
         swap_file=config.swap.file,
         key_file=model.api_key_file,

@@ -9,14 +9,14 @@ from typing import Any
 
 import click
 
-from vllm_safe.cli.main import config_option, dry_run_option, json_option, need_root
+from vllm_safe.cli.main import Group, config_option, dry_run_option, json_option, need_root
 from vllm_safe.config import settings
 from vllm_safe.errors import Failure
 from vllm_safe.host.facts import read_host
 from vllm_safe.notify import notify
 
 
-@click.group()
+@click.group(cls=Group)
 def command() -> None:
     """Create, show or remove the swapfile that section `swap` of the config describes."""
 

@@ -148,7 +148,9 @@ class Guard:
     freeze_after: float = _setting(kinds.WINDOW, 10.0, "... of so many seconds.")
     freeze_time: float = _setting(kinds.FREEZE, 3.0, "The longest that it is frozen; then it runs for at least twice as long.")
     kill_pressure: float = _setting(kinds.PERCENT, 80.0, "3. Kill it, as the last resort, when the share for memory alone is this ...")
-    kill_after: float = _setting(kinds.WINDOW, 60.0, "... of so many seconds.")
+    kill_after: float = _setting(
+        kinds.WINDOW, 60.0, "... of so many seconds. No step may have a lower share, or a shorter time, than the one before it."
+    )
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ def read_pattern(node: Node) -> str:
     return text
 
 
-_URL = r"https?://(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?(?:/[!-~]*)?"
+_URL = r"https?://(?:[A-Za-z0-9._-]+|\[(?P<ipv6>[0-9A-Fa-f:.]+)\])(?::(?P<port>[0-9]{1,5}))?(?:/[!-~]*)?"
 
 
 def read_url(node: Node) -> str:
@@ -42,8 +42,12 @@ def read_url(node: Node) -> str:
     text = text_of(node)
     if re.match(r"https?://[^/\s]*@", text):
         raise Flawed(Flaw(node, "has a name or password in it, for everybody to read", "a URL without one; those belong into ~/.netrc"))
-    if not re.fullmatch(_URL, text):
+    if not (match := re.fullmatch(_URL, text)):
         raise misfit(node, f"https://{text}" if re.fullmatch(_URL, f"https://{text}") and "." in text else "")
+    if (port := match["port"]) and not 1 <= int(port) <= 65535:
+        raise Flawed(Flaw(node, f"cannot have port {port} in it", "a URL with a port from 1 to 65535, or with none"))
+    if match["ipv6"] and not _is_ipv6(match["ipv6"]):
+        raise Flawed(Flaw(node, f"has [{match['ipv6']}] in it, which is no IPv6 address", "an address such as [::1]"))
     return text
 
 
@@ -54,9 +58,19 @@ def read_http_url(node: Node) -> str:
     return read_url(node)
 
 
+# In the path of a folder of wheels. uv takes a comma for the beginning of the next one, and reads no further than #. The folder is also
+# bound into a sandbox (BindReadOnlyPaths=), where systemd takes a colon for the end of the path; quotes and backslashes are lost on the
+# way to its executor (systemd issues 30747 and 40985).
+_NOT_PASSED_ON = r"[:,#\"'\\]"
+
+
 def read_links(node: Node) -> str:
     """Where wheels are: a URL or an absolute path."""
-    return str(read_path(node)) if text_of(node).startswith("/") else read_url(node)
+    if not text_of(node).startswith("/"):
+        return read_url(node)
+    if odd := re.search(_NOT_PASSED_ON, text_of(node)):
+        raise Flawed(Flaw(node, f"cannot have {odd[0]} in it", "a folder whose path has none of : , # \" ' \\ in it"))
+    return str(read_path(node))
 
 
 VERSION = r"[0-9]{1,6}(\.[0-9]{1,6}){1,4}((a|b|rc)[0-9]{1,6})?(\.post[0-9]{1,6})?(\.dev[0-9]{1,8})?(\+[a-z0-9.]{1,40})?"
@@ -74,13 +88,9 @@ def read_host(node: Node) -> str:
     """An address or a host name. Something like an address that is none is no host name either."""
     text = text_of(node)
     if ":" in text and re.fullmatch(r"\[?[0-9A-Fa-f:.]+\]?", text):
-        import ipaddress  # noqa: PLC0415 - 4 ms that only who serves on IPv6 pays
-
         bare = text.strip("[]")
-        try:
-            ipaddress.IPv6Address(bare)
-        except ValueError:
-            raise misfit(node) from None
+        if not _is_ipv6(bare):
+            raise misfit(node)
         if bare != text:
             raise misfit(node, bare)
         return text
@@ -91,6 +101,16 @@ def read_host(node: Node) -> str:
     elif not re.fullmatch(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9-]{1,63}(?<!-)){0,8}", text):
         raise misfit(node, "0.0.0.0" if text == "*" else "")  # noqa: S104 - a text, nothing is bound
     return text
+
+
+def _is_ipv6(text: str) -> bool:
+    import ipaddress  # noqa: PLC0415 - 4 ms that only who serves on IPv6 pays
+
+    try:
+        ipaddress.IPv6Address(text)
+    except ValueError:
+        return False
+    return True
 
 
 _PART = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?"

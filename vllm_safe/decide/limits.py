@@ -126,8 +126,8 @@ def _swap_max(config: Config, host: Host, name: str) -> Decided:
     amount, origin = _asked(config, name, "swap_max")
     asked = amount.of(host.swap)
     if asked <= host.swap:
-        return Decided(whole_pages(asked), Origin(origin.source, _of_all(amount, host.swap, "swap that is on")))
-    return Decided(host.swap, Origin("this machine", f"all swap that is on; swap_max would be {format_size(asked)}"))
+        return Decided(whole_pages(asked), Origin(origin.source, _of_all(amount, host.swap, "swap")))
+    return Decided(host.swap, Origin("this machine", f"all {format_size(host.swap)} of swap; swap_max would be {format_size(asked)}"))
 
 
 def _asked(config: Config, name: str, key: str) -> tuple[Any, Origin]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -141,17 +141,18 @@ def check_cards(at: Situation) -> Finding | None:
 def check_port(at: Situation) -> Finding:
     """Whether somebody else listens where the server wants to."""
     host, port = at.model.host, at.model.port
-    taken = sorted(address for address, other in at.host.listening if other == port and _same_address(host, address))
+    meant = at.ground.addresses | {"localhost": {"127.0.0.1", "::1"}}.get(host, {host})
+    taken = sorted(address for address, other in at.host.listening if other == port and _overlap(meant, address))
     if taken:
         way_out = f"ss -ltnp 'sport = :{port}' says what; or set models.{at.name}.port."
         return failed(f"port {port} is taken: something listens on {taken[0]}", way_out)
     return passed(f"port {port} is free")
 
 
-def _same_address(wanted: str, taken: str) -> bool:
+def _overlap(meant: Collection[str], taken: str) -> bool:
+    """Whether who listens on `taken` leaves no room for a server on one of the addresses that are meant."""
     everywhere = {"0.0.0.0", "::"}  # noqa: S104 - what is compared with
-    meant = {"localhost": {"127.0.0.1", "::1"}}.get(wanted, {wanted})
-    return taken in meant or not everywhere.isdisjoint({wanted, taken})
+    return taken.removeprefix("::ffff:") in meant or not everywhere.isdisjoint({*meant, taken})
 
 
 Check = Callable[[Situation], Finding | None]

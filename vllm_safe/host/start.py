@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import stat
 import time
 from collections.abc import Mapping
@@ -51,6 +52,7 @@ class Ground:
     server: bool = False  # there is a program to run
     engine: EngineFacts | None = None  # None for a `command:` server
     model: ModelFiles | None = None  # None for a `command:` server
+    addresses: frozenset[str] = frozenset()  # of the name or address that the server is to listen on; none where it cannot be looked up
     swap_file: str = ""  # `swap.file` as /proc/swaps has it: without links
     key: Key | None = None  # None: none asked for
     old_key: bool = False  # an earlier start left a copy of a key
@@ -124,8 +126,27 @@ def _is_there(path: Path) -> bool:
         return False
 
 
+def _addresses(host: str) -> frozenset[str]:
+    """The addresses of a host, as the kernel's tables of sockets have them.
+
+    Before a start only /etc/hosts and services of this machine are asked for a name: vllm-safe-prepare@.service has no network.
+    """
+    try:
+        return frozenset(str(row[4][0]) for row in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM))
+    except OSError:
+        return frozenset()
+
+
 def read_ground(  # noqa: PLR0913 - each is a fact about another thing
-    name: str, *, server: str, path: str, model: str | None, swap_file: Path, key_file: Path | None, units: Mapping[str, Mapping[str, str]]
+    name: str,
+    *,
+    server: str,
+    path: str,
+    host: str,
+    model: str | None,
+    swap_file: Path,
+    key_file: Path | None,
+    units: Mapping[str, Mapping[str, str]],
 ) -> Ground:
     """The facts for the start of `name`. `server`: the program, sought in `path`; `model`: hub id, path or None."""
     return Ground(
@@ -134,6 +155,7 @@ def read_ground(  # noqa: PLR0913 - each is a fact about another thing
         server=any(os.access(Path(folder, server), os.X_OK) for folder in path.split(":")),  # an absolute one replaces the folder
         engine=read_engine() if model else None,
         model=read_model(model) if model else None,
+        addresses=_addresses(host),
         swap_file=os.path.realpath(swap_file),
         key=read_key(key_file) if key_file else None,
         old_key=_is_there(paths.credential_file(name)),

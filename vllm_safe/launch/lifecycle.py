@@ -213,7 +213,7 @@ class Lifecycle:
 
     def _answered_token(self, now: float, wall: float, answer: Answer) -> list[Action]:
         if self.alive:
-            self.alive.got_token()
+            self.alive.got_token(answer)
             return []
         ready, said = self._first.answered(answer)
         return [*said, *self._ready(now, wall)] if ready else said

@@ -84,10 +84,12 @@ class Liveness:
         """The question is out."""
         self._since("token", self._launch.hang_timeout, "a request for one token is not answered, and no token counter moves")
 
-    def got_token(self) -> None:
-        """It was answered, by whatever: a model that makes no tokens says 404."""
+    def got_token(self, answer: Answer) -> None:
+        """It was answered, by whatever: a model that makes no tokens says 404. A token is life, whatever the health URL says."""
         self._wrong.pop("token", None)
         self._quiet = 0.0
+        if answer.healthy:
+            self._wrong.pop("health", None)
 
     def looked(self, processes: Sequence[Process]) -> None:
         """Take what the processes are doing."""
@@ -118,7 +120,8 @@ class Liveness:
         self.running, self.waiting, self.tokens = (int(figures.get(name, 0.0)) for name in (RUNNING, WAITING, TOKENS))
         if any(figures.get(name) != self._figures.get(name) for name in MOVING):
             self._figures, self._quiet = dict(figures), 0.0
-            self._wrong.pop("tokens", None)
+            for outvoted in ("tokens", "health"):
+                self._wrong.pop(outvoted, None)
             if "token" in self._wrong:  # it waits in a queue that moves
                 del self._wrong["token"]
                 self.asked_for_token()

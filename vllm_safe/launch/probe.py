@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
+from vllm_safe.launch.resolve import Found
+
 TIMEOUT = 5.0  # seconds until a server that says nothing counts as one that does not answer
 _LONGEST = 4096  # bytes to look for the status line in
 _CHUNK = 1 << 16
@@ -29,16 +31,28 @@ class Answer(NamedTuple):
     figures: Mapping[str, float] = {}
 
 
+_REFUSES = Answer("refuses connections")
+
+
 class Probe:
     """One GET, or POST of a JSON text. Wait until `reading` or `writing` is ready or `deadline` has passed, then call `advance`.
 
-    Again until there is an `answer`, which is the status line; with `take`, the rest is read as well and handed on in pieces.
+    Again until there is an `answer`, which is the status line; with `take`, the rest is read as well and handed on in pieces. The addresses
+    are tried in their order; the first that takes the connection is the one that is asked.
     """
 
     def __init__(  # noqa: PLR0913 - each is a part of a request
-        self, url: str, now: float, *, timeout: float = TIMEOUT, json: str = "", key: str = "", take: Callable[[bytes], None] | None = None
+        self,
+        url: str,
+        found: Found,
+        now: float,
+        *,
+        timeout: float = TIMEOUT,
+        json: str = "",
+        key: str = "",
+        take: Callable[[bytes], None] | None = None,
     ) -> None:
-        self.deadline = now + timeout
+        self.deadline = self._last_deadline = now + timeout
         self._timeout, self._take, self._taken = timeout, take, 0
         self.answer: Answer | None = None
         parts = urlsplit(url)
@@ -55,15 +69,9 @@ class Probe:
         self._request = ("\r\n".join(lines) + "\r\n\r\n" + json).encode()
         self._received = b""
         self._socket: socket.socket | None = None
-        try:
-            # As bytes: getaddrinfo loads the tables of international names (1 MB) for a str, even for 127.0.0.1.
-            host = (parts.hostname or "").encode()
-            family, kind, _, _, address = socket.getaddrinfo(host, parts.port or 80, type=socket.SOCK_STREAM)[0]
-            self._socket = socket.socket(family, kind | socket.SOCK_NONBLOCK)
-            if (code := self._socket.connect_ex(address)) not in (0, errno.EINPROGRESS):
-                self._fail(code)
-        except OSError as error:
-            self._end(Answer(f"cannot be reached ({error.strerror})"))
+        self._left, self._connected = list(found.addresses), False
+        self._failure = Answer(f"cannot be reached ({found.error})")
+        self._connect(now)
 
     @property
     def reading(self) -> tuple[int, ...]:
@@ -80,16 +88,16 @@ class Probe:
         if self._socket is None:
             return
         if now >= self.deadline:
-            self._end(Answer(f"does not answer within {self._timeout:g} s"))
+            self._fail(Answer(f"does not answer within {self._timeout:g} s"), now)
         elif code := self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
-            self._fail(code)
+            self._fail(_failure(code), now)
         else:
             try:
                 self._exchange(self._socket)
             except (BlockingIOError, InterruptedError):
                 return
             except OSError as error:
-                self._fail(error.errno or 0)
+                self._fail(_failure(error.errno or 0), now)
 
     def close(self) -> None:
         """Stop asking."""
@@ -100,6 +108,7 @@ class Probe:
     def _exchange(self, channel: socket.socket) -> None:
         if self._request:
             self._request = self._request[channel.send(self._request) :]
+            self._connected, self.deadline = True, self._last_deadline
             return
         chunk = channel.recv(_CHUNK if self._take else _LONGEST)
         self._received += chunk if len(self._received) < _LONGEST else b""
@@ -113,9 +122,39 @@ class Probe:
         elif not chunk or len(self._received) >= _LONGEST:
             self._end(Answer("closes the connection" if not self._received else "does not answer in HTTP"))
 
-    def _fail(self, code: int) -> None:
-        self._end(Answer("refuses connections" if code == errno.ECONNREFUSED else f"cannot be reached ({os.strerror(code)})"))
+    def _connect(self, now: float) -> None:
+        """Begin with the next address, which has its share of the time that is left."""
+        while self._left:
+            (family, address), *self._left = self._left
+            self.deadline = now + (self._last_deadline - now) / (1 + len(self._left))
+            try:
+                self._socket = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+                code = self._socket.connect_ex(address)
+            except OSError as error:  # EAFNOSUPPORT: a kernel without IPv6
+                code = error.errno or 0
+            if code in (0, errno.EINPROGRESS):
+                return
+            self.close()
+            self._remember(_failure(code))
+        self._end(self._failure)
+
+    def _fail(self, failure: Answer, now: float) -> None:
+        """End with the failure, or go on with the next address if this one never took the connection."""
+        if self._connected:
+            self._end(failure)
+            return
+        self.close()
+        self._remember(failure)
+        self._connect(now)
+
+    def _remember(self, failure: Answer) -> None:
+        """Keep the failure that says most: a refusal, since the machine answers, else the last."""
+        self._failure = self._failure if self._failure == _REFUSES else failure
 
     def _end(self, answer: Answer) -> None:
         self.answer = answer
         self.close()
+
+
+def _failure(code: int) -> Answer:
+    return _REFUSES if code == errno.ECONNREFUSED else Answer(f"cannot be reached ({os.strerror(code)})")

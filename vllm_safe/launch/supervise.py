@@ -20,6 +20,7 @@ from vllm_safe.launch.output import Output
 from vllm_safe.launch.plan import Launch
 from vllm_safe.launch.probe import TIMEOUT, Probe
 from vllm_safe.launch.processes import Process, checkpoint_sizes, own_cgroup, read_processes
+from vllm_safe.launch.resolve import Resolver
 from vllm_safe.launch.server import Server
 from vllm_safe.launch.trouble import Trouble
 from vllm_safe.notify import notify
@@ -51,6 +52,7 @@ class _Supervisor:
         self._life = Lifecycle(launch, time.monotonic(), time.time(), sizes=sizes, watchdog=_watchdog(), before=before)
         self._trouble = Trouble()
         self._started = time.time()
+        self._resolver = Resolver()
         self._probes: dict[str, tuple[Probe, Figures]] = {}
         self._heard, self._heard_until = 0, 0.0
         self._cards = state.NO_CARDS
@@ -134,16 +136,18 @@ class _Supervisor:
 
     def _ask(self, what: str) -> None:
         now, figures = time.monotonic(), Figures()
+        url = {"token": self._launch.completions, "metrics": self._launch.metrics}.get(what, self._launch.health)
+        found = self._resolver.look_up(url)
         if what == "token":
             names = (self._launch.serve_args or {}).get("served-model-name") or [self._launch.name]
             question = json.dumps({"model": names if isinstance(names, str) else names[0], "prompt": "1", "max_tokens": 1})
             # No answer is for the lifecycle to judge, which knows how much of the time counts.
             patience = 2 * self._launch.hang_timeout
-            probe = Probe(self._launch.completions, now, timeout=patience, json=question, key=self._env.get("VLLM_API_KEY", ""))
+            probe = Probe(url, found, now, timeout=patience, json=question, key=self._env.get("VLLM_API_KEY", ""))
         elif what == "metrics":
-            probe = Probe(self._launch.metrics, now, timeout=PATIENCE, take=figures.feed)
+            probe = Probe(url, found, now, timeout=PATIENCE, take=figures.feed)
         else:
-            probe = Probe(self._launch.health, now, timeout=PATIENCE if self._life.alive else TIMEOUT)
+            probe = Probe(url, found, now, timeout=PATIENCE if self._life.alive else TIMEOUT)
         self._probes[what] = (probe, figures)
 
     def _hear(self, chunk: bytes) -> None:

@@ -18,7 +18,7 @@ from vllm_safe.record.lines import read_lines
 from vllm_safe.record.programs import properties
 from vllm_safe.record.run import End, Event, Gpu, Sample
 from vllm_safe.record.sample import Sampler
-from vllm_safe.record.store import EVENTS_HEAD, SMALL_MOST, Store, open_run, run_id
+from vllm_safe.record.store import EVENTS_HEAD, SMALL_MOST, Store, open_run, run_id, run_names
 
 SYNC = 5.0  # seconds: what a power cut may take
 _LOG_RATE = 500  # bytes a second, on the average, for the last lines of the server ...
@@ -44,7 +44,7 @@ class Recording:
         self._name, self._root, self._say = name, root, say
         self._sampler = Sampler(name, root)
         resumed = open_run(runs, name, invocation)
-        run = resumed or run_id(wall, invocation)
+        run = resumed or run_id(wall, invocation, run_names(runs, name))
         self._store = Store(runs, name, run)
         self.start = begin.read_start(name, run, wall, self._sampler.cgroup, root)
         self._begun, self._events_from = now - 1.0, wall - 1.0  # it was not seen at once

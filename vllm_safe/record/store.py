@@ -13,6 +13,8 @@ import errno
 import os
 import re
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 
 from vllm_safe.record.encode import pack_sample, to_line
 from vllm_safe.record.files import remove, sync_folder, write_whole
@@ -21,6 +23,7 @@ from vllm_safe.record.page import Page
 from vllm_safe.record.run import End, Event, Sample, Start
 
 MOST_RUNS = 20  # of a model
+_STAMP = "%Y%m%dT%H%M%S"
 RUN_ID = re.compile(r"[0-9]{8}T[0-9]{6}-[0-9a-f]{8}")
 
 # Together 4.6 MB. A sample has about 200 bytes: the beginning holds two hours of one each second.
@@ -32,9 +35,20 @@ _HELD_MOST = 64_000  # bytes of lines in memory while the disk is full
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
-def run_id(at: float, invocation: str) -> str:
-    """The name of a run: it sorts by time, and names the start as systemd does."""
-    return f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime(at))}-{invocation[:8]}"
+def run_id(at: float, invocation: str, before: Sequence[str] = ()) -> str:
+    """Name a run: it sorts after the runs `before` it, whatever the clock says, and names the start as systemd does.
+
+    `at` is Unix time. Where it is not later than the latest name (a machine without a clock of its own starts in the past), the name is
+    that of a second after it.
+    """
+    stamp = time.strftime(_STAMP, time.gmtime(at))
+    latest = max((run.partition("-")[0] for run in before), default="")
+    if stamp <= latest:
+        from calendar import timegm  # noqa: PLC0415 - memory that only a clock that was set costs, as strptime does
+
+        with suppress(ValueError):  # a folder that is not ours
+            stamp = time.strftime(_STAMP, time.gmtime(timegm(time.strptime(latest, _STAMP)) + 1))
+    return f"{stamp}-{invocation[:8]}"
 
 
 def open_run(folder: str, name: str, invocation: str) -> str | None:

@@ -13,7 +13,7 @@ from vllm_safe.errors import printable
 from vllm_safe.record.run import Run
 from vllm_safe.report.figures import figures_of, say
 from vllm_safe.report.redact import redact
-from vllm_safe.report.series import Line, Plot, last_time, phases_of, plots_of, samples_of
+from vllm_safe.report.series import Line, Plot, flat, last_time, phases_of, plots_of, samples_of
 from vllm_safe.report.times import clock, date_time
 from vllm_safe.sizes import format_span
 
@@ -21,6 +21,7 @@ _COLUMNS = 80
 _WIDTH, _HEIGHT = 64, 7  # of a plot, in characters, without its axes
 _COLOURS = ("blue", "yellow", "green", "magenta", "cyan", "red", "white")
 _LOG_LINES = 20
+_LEAST_POINTS = 5  # of a line that shows a course; fewer are dots
 
 
 def text_of(run: Run, verdict: Verdict, bold: Callable[[str], str], *, colours: bool) -> Iterator[str]:
@@ -37,9 +38,7 @@ def text_of(run: Run, verdict: Verdict, bold: Callable[[str], str], *, colours: 
     if run.samples:
         yield ""
         yield from _wrapped(" -> ".join(f"{stretch.phase} {format_span(stretch.end - stretch.begin)}" for stretch in phases_of(run)))
-    for plot in plots_of(run):
-        yield ""
-        yield from _drawn(run, plot, bold, colours=colours)
+    yield from _plots(run, bold, colours=colours)
     yield from ("", bold("Figures"))
     for figure in figures_of(run):
         when = "" if figure.time is None else clock(figure.time, run.start.time)
@@ -52,6 +51,23 @@ def text_of(run: Run, verdict: Verdict, bold: Callable[[str], str], *, colours: 
         )
     yield from ("", bold("Last log lines"))
     yield from (f"  {_safe(line)}" for line in run.log[-_LOG_LINES:])
+
+
+def _plots(run: Run, bold: Callable[[str], str], *, colours: bool) -> Iterator[str]:
+    """The plots in which there is something to see; the others by their names."""
+    few, zero = [], []
+    for plot in plots_of(run):
+        if max(sum(value is not None for value in line.values) for line in plot.lines) < _LEAST_POINTS:
+            few.append(plot.title)
+        elif not any(flat(line.values for line in plot.lines)):
+            zero.append(plot.title)
+        else:
+            yield ""
+            yield from _drawn(run, plot, bold, colours=colours)
+    for why, titles in ((f"Not drawn, with fewer than {_LEAST_POINTS} samples", few), ("0 all the time", zero)):
+        if titles:
+            yield ""
+            yield from _wrapped(f"{why}: {'; '.join(titles)}")
 
 
 def _drawn(run: Run, plot: Plot, bold: Callable[[str], str], *, colours: bool) -> Iterator[str]:

@@ -177,3 +177,19 @@ def test_two_at_once_are_one_too_many(config: str, monkeypatch: pytest.MonkeyPat
     assert main(["drill", "--config", config]) == 1
     assert codes == [2]
     assert "another one is under way" in capsys.readouterr().err
+
+
+def test_it_is_refused_for_the_limits_of_the_model_that_it_is_asked_for(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Of two models, one with less than anything runs in; and the same where it is the section that has too little."""
+    run_with(monkeypatch, 0.1)
+    tight = "memory_max: 64M"
+    for section, own, refused_for in (("{}", f"{{{tight}}}", "x"), (f"{{{tight}}}", "{memory_max: 1G}", None)):
+        path = tmp_path / "config.yaml"
+        path.write_text(
+            f"limits: {section}\nmodels:\n  x: {{command: [/bin/sh], limits: {own}}}\n  y: {{command: [/bin/sh], port: 8001}}\n"
+        )
+        assert main(["drill", "--config", str(path), "--model", "x"]) == (2 if refused_for else 0)
+        err = capsys.readouterr().err
+        assert ("64.0 MiB of 16.0 GiB RAM would be left for x" in err) is bool(refused_for)

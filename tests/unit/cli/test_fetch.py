@@ -197,3 +197,12 @@ def test_a_program_that_dies_or_talks_nonsense(bench: Bench, monkeypatch: pytest
         answer = f'{{"commit": "c", "files": [{files}]}}\n'
         monkeypatch.setattr(AsVllm, "outcome", lambda _task, answer=answer: Outcome("success", 0, answer, ""))
         assert "cannot be read" in bench.fetch("tiny")[2]
+
+
+def test_a_proxy_with_a_password_is_said_not_to_be_used(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_proxy", "127.0.0.1,localhost")
+    monkeypatch.setenv("HTTPS_PROXY", "http://me:hunter2@proxy.example:3128")
+    code, out, err = bench.fetch("tiny")
+    assert code == 0
+    assert err.startswith("warning: the proxy in HTTPS_PROXY has a name or password in it, and is not used: ")
+    assert "hunter2" not in out + err

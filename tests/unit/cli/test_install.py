@@ -171,3 +171,31 @@ def test_installing_needs_root(config: str, monkeypatch: pytest.MonkeyPatch, cap
     monkeypatch.setattr("os.geteuid", lambda: 1000)
     assert main(["install", "--config", config]) == 2
     assert "root" in capsys.readouterr().err
+
+
+PROXY = "http://me:hunter2@proxy.example:3128"
+
+
+def test_a_proxy_with_a_password_is_said_not_to_be_used(
+    config: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found(monkeypatch, EngineFacts(present=True))
+    monkeypatch.setenv("https_proxy", PROXY)
+    monkeypatch.setenv("ALL_PROXY", PROXY)
+    assert main(["install", "--dry-run", "--config", config]) == 0
+    out, err = capsys.readouterr()
+    assert err.startswith("warning: the proxy in https_proxy and ALL_PROXY has a name or password in it, and is not used: ")
+    assert "hunter2" not in out + err
+
+
+def test_nothing_is_said_of_a_proxy_that_nothing_needs(
+    config: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("http_proxy", PROXY)
+    found(monkeypatch, EngineFacts(current=CURRENT, present=True))
+    assert main(["install", "--dry-run", "--config", config]) == 0
+    assert capsys.readouterr().err == ""
+    monkeypatch.setenv("http_proxy", "http://proxy.example:3128")
+    found(monkeypatch, EngineFacts(present=True))
+    assert main(["install", "--dry-run", "--config", config]) == 0
+    assert capsys.readouterr().err == ""

@@ -84,7 +84,10 @@ def test_no_command_is_misuse_and_shows_the_help() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["chekc"], "No such command 'chekc'"),
+        (["chekc"], "No such command 'chekc'. Did you mean 'check'?\n"),
+        (["Status", "x"], "No such command 'Status'. Did you mean 'status'?\n"),
+        (["swap", "creat"], "No such command 'creat'. Did you mean 'create'?\n"),
+        (["frobnicate"], "No such command 'frobnicate'\n"),
         (["--hlep"], "No such option '--hlep'"),
         (["show"], "Missing argument"),
         (["show", "a", "b", "c"], "Got unexpected extra argument"),

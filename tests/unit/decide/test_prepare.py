@@ -163,6 +163,16 @@ def test_a_port_is_taken_on_the_same_address_or_on_all(wanted: str, listening: s
     assert (check_port(at).level is Level.FAIL) is taken
 
 
+@pytest.mark.parametrize(
+    ("listening", "taken"),
+    [("192.0.2.7", True), ("2001:db8::7", True), ("::ffff:192.0.2.7", True), ("0.0.0.0", True), ("::", True), ("127.0.0.1", False)],  # noqa: S104 - data
+)
+def test_a_port_is_taken_on_any_address_of_a_name(listening: str, *, taken: bool) -> None:
+    at = replace(with_model(host="server"), host=replace(GOOD.host, listening=frozenset({(listening, 8000), ("192.0.2.7", 8001)})))
+    at = replace(at, ground=replace(at.ground, addresses=frozenset({"192.0.2.7", "2001:db8::7"})))
+    assert (check_port(at).level is Level.FAIL) is taken
+
+
 def test_an_open_address_without_a_key_is_warned_of() -> None:
     assert "no key" in of(Level.WARN, with_model(host="0.0.0.0"))[0].what  # noqa: S104 - a text
     keyed = replace(with_model(host="0.0.0.0"), ground=replace(GOOD.ground, key=Key(Path("/k"), "secret")))  # noqa: S104 - a text

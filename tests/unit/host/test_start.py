@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -95,7 +96,7 @@ def test_a_program_is_sought_where_the_server_will_look(tmp_path: Path) -> None:
     data.chmod(0o644)
 
     def there(server: str, path: str) -> bool:
-        return read_ground("x", server=server, path=path, model=None, swap_file=tmp_path, key_file=None, units={}).server
+        return read_ground("x", server=server, path=path, host="127.0.0.1", model=None, swap_file=tmp_path, key_file=None, units={}).server
 
     assert there("serve", f"/nowhere:{tmp_path}")
     assert there(str(program), "/nowhere")
@@ -108,7 +109,7 @@ def test_whoever_may_not_look_for_a_copy_of_the_key_reads_everything_else(tmp_pa
         raise PermissionError
 
     monkeypatch.setattr(Path, "exists", forbidden)
-    ground = read_ground("x", server="sh", path="/bin", model=None, swap_file=tmp_path, key_file=None, units={})
+    ground = read_ground("x", server="sh", path="/bin", host="127.0.0.1", model=None, swap_file=tmp_path, key_file=None, units={})
     assert (ground.server, ground.old_key) == (True, False)
 
 
@@ -162,3 +163,20 @@ def test_the_admins_arguments_are_those_that_are_not_the_packages(tmp_path: Path
 
 def test_without_earlyoom_there_are_none(tmp_path: Path) -> None:
     assert admin_arguments(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("host", "addresses"), [("127.0.0.1", {"127.0.0.1"}), ("0:0:0:0:0:0:0:1", {"::1"}), ("server", {"192.0.2.7", "::1"}), ("gone", set())]
+)
+def test_the_addresses_of_the_host(host: str, addresses: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = socket.getaddrinfo
+
+    def look_up(name: str, port: None, *, type: int) -> list[tuple[object, ...]]:  # noqa: A002 - the name is socket's
+        if name == "gone":
+            raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+        both = [address for each in ("192.0.2.7", "::1") for address in real(each, port, type=type)]
+        return both if name == "server" else real(name, port, type=type)
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    ground = read_ground("x", server="sh", path="/bin", host=host, model=None, swap_file=tmp_path, key_file=None, units={})
+    assert ground.addresses == addresses

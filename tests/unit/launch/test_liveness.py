@@ -63,7 +63,7 @@ def test_an_idle_engine_is_asked_for_a_token_now_and_then_and_no_answer_is_a_han
             alive.asked_for_token()
             asked.append(now)
             if len(asked) < 5:
-                alive.got_token()
+                alive.got_token(OK)
 
     when, said = _until(alive, 20_000, each)
     assert asked == [310.0, 610.0, 910.0, 1210.0, 1510.0]
@@ -92,6 +92,34 @@ def test_503_is_vllm_with_a_dead_engine_and_of_others_what_any_failure_is(launch
     assert limit <= when <= limit + 2 * OFTEN
     assert said.startswith("http://x/health answers 503, for ")
     assert ("(hang_timeout)" in said) is (limit != SURELY)  # a setting is named only where it decided
+
+
+UNREACHABLE = Answer("cannot be reached (Temporary failure in name resolution)")
+
+
+@pytest.mark.parametrize("answer", [UNREACHABLE, DEAD])
+def test_tokens_outvote_health(answer: Answer) -> None:
+    alive = Liveness(VLLM, 0.0)
+
+    def each(now: float) -> None:
+        alive.health(answer)
+        _counts(alive, running=1, tokens=now)
+
+    assert _until(alive, 20_000, each)[1] == ""
+
+
+def test_a_token_that_was_asked_for_outvotes_health_and_another_answer_does_not() -> None:
+    for answer, hangs in ((OK, False), (Answer("answers 404", status=404), True), (UNREACHABLE, True)):
+        alive = Liveness(VLLM, 0.0)
+
+        def each(_: float, alive: Liveness = alive, answer: Answer = answer) -> None:
+            alive.health(UNREACHABLE)
+            _counts(alive, tokens=5)
+            if alive.wants_token:
+                alive.asked_for_token()
+                alive.got_token(answer)
+
+        assert bool(_until(alive, 20_000, each)[1]) is hangs
 
 
 def test_health_that_fails_now_and_then_is_no_hang() -> None:

@@ -144,6 +144,27 @@ def test_ready_then_stopped(unit: Unit) -> None:
     assert not _is_alive(child)
 
 
+NAMES = """
+import socket, time
+real = socket.getaddrinfo
+def getaddrinfo(host, port, *, flags=0, **more):
+    if host != b"server" or flags:
+        return real(host, port, flags=flags, **more)
+    time.sleep(1)  # a resolver that is slow the first time, and then down
+    rows = [(family, 1, 6, "", (address, port)) for family, address in ((10, "::1"), (2, "127.0.0.2"), (2, "127.0.0.1"))]
+    socket.getaddrinfo = lambda *_, **__: time.sleep(1e6)
+    return rows
+socket.getaddrinfo = getaddrinfo
+"""
+
+
+def test_a_host_s_name_is_asked_for_once_and_each_of_its_addresses_is_tried(unit: Unit) -> None:
+    unit.start(before=NAMES, health=f"http://server:{unit.port}/health")
+    unit.wait_for("READY=1")
+    assert unit.status() == f"ready, serving demo on http://server:{unit.port}"
+    assert unit.stop() == 0
+
+
 def test_the_server_alone_has_the_oom_score_and_the_class_at_the_disks(unit: Unit) -> None:
     unit.start(oom_score_adj=777, io_scheduling_class="idle")
     unit.wait_for("READY=1")

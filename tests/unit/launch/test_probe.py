@@ -10,10 +10,11 @@ from collections.abc import Callable
 import pytest
 
 from vllm_safe.launch.probe import TIMEOUT, Answer, Probe
+from vllm_safe.launch.resolve import Address, Found, Resolver
 
 
-def _ask(url: str) -> Answer:
-    probe = Probe(url, 0.0)
+def _ask(url: str, *addresses: Address) -> Answer:
+    probe = Probe(url, Found(addresses) if addresses else Resolver().look_up(url), 0.0)
     while probe.answer is None:
         assert any(select.select(probe.reading, probe.writing, (), 10)), "the probe waits for nothing"
         probe.advance(0.0)
@@ -86,15 +87,56 @@ def test_ipv6() -> None:
     assert _ask(f"http://[::1]:{port}/health") == Answer("refuses connections")
 
 
-def test_no_such_host() -> None:
-    answer = Probe("http://256.256.256.256:1/", 0.0).answer
-    assert answer is not None
-    assert answer.text.startswith("cannot be reached (")
+def test_no_address() -> None:
+    answer = Probe("http://nowhere:1/", Found(error="Name or service not known"), 0.0).answer
+    assert answer == Answer("cannot be reached (Name or service not known)")
+
+
+def _nobody() -> tuple[str, int]:
+    """An address of this machine at which nobody listens."""
+    with socket.create_server(("127.0.0.2", 0)) as server:
+        address: tuple[str, int] = server.getsockname()
+    return address
+
+
+NO_FAMILY: Address = (255, ("127.0.0.1", 1))  # EAFNOSUPPORT, as AF_INET6 is to a kernel without it
+NOT_OURS: Address = (socket.AF_INET, ("255.255.255.255", 80))  # unreachable at once, as ::1 is where IPv6 is off
+
+
+def test_every_address_is_tried_in_order() -> None:
+    serving: Address = (socket.AF_INET, ("127.0.0.1", _serve(_says(b"HTTP/1.1 200 OK\r\n"))))
+    assert _ask("http://localhost/", (socket.AF_INET, _nobody()), NO_FAMILY, NOT_OURS, serving).healthy
+
+
+def test_a_refusal_says_more_than_an_address_that_cannot_be_used() -> None:
+    refused: Address = (socket.AF_INET, _nobody())
+    for addresses in ((refused, NOT_OURS), (NOT_OURS, refused)):
+        assert _ask("http://localhost/", *addresses) == Answer("refuses connections")
+    assert _ask("http://localhost/", NOT_OURS).text.startswith("cannot be reached (")
+
+
+def test_an_address_that_answered_is_not_left_for_another() -> None:
+    mute: Address = (socket.AF_INET, ("127.0.0.1", _serve(_says())))
+    healthy: Address = (socket.AF_INET, ("127.0.0.1", _serve(_says(b"HTTP/1.1 200 OK\r\n"))))
+    assert _ask("http://localhost/", (socket.AF_INET, _nobody()), mute, healthy) == Answer("closes the connection")
+
+
+def test_an_address_that_drops_everything_has_its_share_of_the_time_only() -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as full, socket.create_connection(full.getsockname()):
+        serving: Address = (socket.AF_INET, ("127.0.0.1", _serve(_says(b"HTTP/1.1 200 OK\r\n"))))
+        probe = Probe("http://localhost/", Found(((socket.AF_INET, full.getsockname()), serving)), 0.0)
+        probe.advance(0.0)
+        assert (probe.answer, probe.deadline) == (None, TIMEOUT / 2)  # with its queue full, the kernel drops what comes
+        probe.advance(TIMEOUT / 2)
+        while probe.answer is None:
+            assert any(select.select(probe.reading, probe.writing, (), 10))
+            probe.advance(TIMEOUT / 2)
+    assert probe.answer.healthy
 
 
 def test_a_server_that_accepts_and_says_nothing() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
-        probe = Probe(f"http://127.0.0.1:{server.getsockname()[1]}/", 100.0)
+        probe = Probe("http://127.0.0.1/", Found(((socket.AF_INET, server.getsockname()),)), 100.0)
         probe.advance(100.0)
         assert probe.answer is None
         assert probe.deadline == 100.0 + TIMEOUT

@@ -103,6 +103,21 @@ def test_each_start_is_a_run_and_none_is_recorded_twice(world: World) -> None:
     assert [run[-8:] for run in list_runs("demo", world.runs)] == [TWO[:8], ONE[:8]]
 
 
+def test_the_newest_run_is_the_last_that_was_started_whatever_the_clock_said(world: World) -> None:
+    """A machine without a clock of its own starts in the past; two starts may also be within a second."""
+    invocations = [f"{number:08x}" * 4 for number in (9, 5, 7, 3, 1)]
+    for invocation, wall in zip(invocations, (WALL, WALL, 86_400.0, WALL - 86_400, WALL + 86_400), strict=True):
+        world.wall = wall - 1
+        world.invoke(invocation)
+        world.pass_seconds(1)
+        world.end(invocation)
+        world.pass_seconds(3)
+    runs = list_runs("demo", world.runs)
+    assert [run[-8:] for run in runs] == [invocation[:8] for invocation in reversed(invocations)]
+    assert [run[:15] for run in runs] == ["20261124T222048", "20261123T222051", "20261123T222050", "20261123T222049", "20261123T222048"]
+    assert read_run("demo", runs[2], world.runs).start.time == 86_400.0
+
+
 def test_a_recorder_that_was_killed_goes_on(world: World) -> None:
     guard = "run/vllm-safe/guard/demo.jsonl"
     world.invoke(ONE)

@@ -132,6 +132,10 @@ def test_only_the_last_runs_of_a_model_stay(tmp_path: Path) -> None:
     assert list_runs("b", tmp_path) == (RUN,)
 
 
+def test_a_folder_whose_name_is_no_time_puts_no_run_off() -> None:
+    assert store.run_id(BEGUN, "1a2b3c4d" * 4, ["20269999T999999-00000000"]) == store.run_id(BEGUN, "1a2b3c4d" * 4)
+
+
 def test_what_is_no_run_is_neither_listed_nor_removed(tmp_path: Path) -> None:
     (tmp_path / "a" / "notes").mkdir(parents=True)
     assert list_runs("a", tmp_path) == ()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+import time
+
 import pytest
 
 from vllm_safe.report.redact import redact
@@ -36,6 +39,12 @@ SECRET = "hunter2hunter2hunter2"  # noqa: S105 -- of nobody
         f"using ghp_{SECRET}",
         f"using nvapi-{SECRET}",
         f"using eyJhbGciOiJIUzI1NiJ9.{SECRET}.{SECRET}",
+        f"a b --served-model-name x --hf-token {SECRET} --port 8000",
+        f"x: y, client-secret: '{SECRET}'",
+        f"env: my.api_key={SECRET}",
+        f"postgres+psycopg2://user:{SECRET}@db/x",
+        f"api_key=None, api_key={SECRET}",
+        f'the "password" : "a \\" {SECRET}"',
     ],
 )
 def test_a_secret_is_left_out(line: str) -> None:
@@ -57,3 +66,81 @@ def test_a_secret_is_left_out(line: str) -> None:
 )
 def test_what_is_no_secret_stays_as_it_is(line: str) -> None:
     assert redact(line) == line
+
+
+# What a program that has read this file would print to keep a report from being made.
+PIECES = [
+    *(
+        "a-",
+        "a.",
+        "_a",
+        "-",
+        "_",
+        ".",
+        " ",
+        "=",
+        ": ",
+        "'",
+        '"',
+        "\\",
+        "[",
+        "(",
+        "/",
+        "@",
+        "A",
+        "?",
+        "://",
+        "a://",
+        "https://a:b",
+        "-----BEGIN ",
+    ),
+    *(
+        "secret",
+        "secret_a",
+        "api_key",
+        "api_key ",
+        "--api-key ",
+        "--",
+        "token_",
+        "hub_token",
+        "password'",
+        "api_key='",
+        "api_key=[",
+        "None",
+    ),
+    *(
+        "authorization ",
+        "authorization:",
+        "proxy-",
+        "bearer ",
+        "basic a",
+        "cookie ",
+        "cookie:",
+        "?x-amz-",
+        "&token",
+        "eyJ-",
+        "eyJ.",
+        "eyJaaaaaaaa.",
+    ),
+    *("hf_", "sk-", "AIza", "xoxb-", "PRIVATE KEY"),
+]
+
+
+def _seconds(text: str) -> float:
+    start = time.process_time()
+    redact(text)
+    return time.process_time() - start
+
+
+def test_hostile_lines_take_no_more_time_than_others() -> None:
+    """Each piece again and again, after each other one: 4000 characters, the longest that are recorded of a line."""
+    for before in PIECES:
+        for piece in PIECES:
+            assert _seconds((before + piece * 4000)[:4000]) < 0.1, (before, piece)
+
+
+def test_mixed_hostile_lines_take_no_more_time_than_others() -> None:
+    chance = random.Random(0)  # noqa: S311 - the same lines each time
+    for _ in range(300):
+        unit = "".join(chance.choices(PIECES, k=chance.randint(2, 5)))
+        assert _seconds((unit * 4000)[:4000]) < 0.1, unit

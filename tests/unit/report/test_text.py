@@ -51,6 +51,36 @@ def test_a_run_without_samples_has_a_text() -> None:
     assert "Figures" in lines(make_run()._replace(samples=()))
 
 
+AXIS = "-----------|"
+
+
+@pytest.mark.parametrize("seconds", [1, 3, 4])
+def test_a_run_too_short_for_lines_has_figures_and_no_empty_plots(seconds: int) -> None:
+    run = make_run(seconds=seconds, phases=("starting",), gpus=2, end={"cause": "exited", "result": "exit-code"})
+    found = lines(run)
+    assert len(run.samples) == seconds
+    assert not [line for line in found if line.startswith(AXIS)]
+    note = next(place for place, line in enumerate(found) if line.startswith("Not drawn, with fewer than 5 samples: Memory of the model;"))
+    assert note < found.index("Figures")
+    assert any("Memory of the model, all of it, at most" in line for line in found)
+
+
+def test_what_was_0_all_the_time_is_no_plot() -> None:
+    run = make_run()
+    still = run._replace(samples=tuple(sample._replace(disk_read=0.0, disk_write=0.0, swap=0, swap_free=0) for sample in run.samples))
+    found = lines(still)
+    assert "0 all the time: Swap; Disks of the machine" in found
+    assert "Disks of the machine" not in found
+    assert len([line for line in lines(run) if line.startswith(AXIS)]) == len([line for line in found if line.startswith(AXIS)]) + 2
+
+
+def test_what_is_known_of_a_moment_only_is_no_plot() -> None:
+    run = make_run(seconds=60, phases=("loading",), last={"tokens": 3})
+    found = lines(run._replace(samples=(*run.samples[:-4], *(sample._replace(tokens=None) for sample in run.samples[-4:]))))
+    assert "Not drawn, with fewer than 5 samples: Tokens generated since the start" in found
+    assert any(line.startswith("Memory of the model;") for line in found)
+
+
 def test_no_peak_of_a_long_run_is_lost_between_the_dots() -> None:
     points = [(float(at), 9.0 if at == 4711 else 1.0) for at in range(20_000)]
     thinned = _thinned(points)

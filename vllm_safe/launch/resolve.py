@@ -1,0 +1,57 @@
+"""The addresses of the hosts that are asked: a name is looked up once, in a thread, since getaddrinfo(3) may wait for minutes."""
+
+from __future__ import annotations
+
+import socket
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+Address = tuple[int, tuple[str, int] | tuple[str, int, int, int] | tuple[int, bytes]]  # family and sockaddr, as connect(2) takes them
+
+
+class Found(NamedTuple):
+    """`addresses` in the order in which to try them. Without any, `error` says why."""
+
+    addresses: tuple[Address, ...] = ()
+    error: str = ""
+
+
+class Resolver:
+    """Looks each name up until it is found once, and keeps what was found: a later outage of the resolver changes nothing."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[bytes, int], Found] = {}
+        self._under_way: set[tuple[bytes, int]] = set()
+
+    def look_up(self, url: str) -> Found:
+        """Return what is known of the host of `url`, without waiting; begin to look its name up if that is to be done."""
+        parts = urlsplit(url)
+        # As bytes: getaddrinfo loads the tables of international names (1 MB) for a str, even for 127.0.0.1.
+        where = (parts.hostname or "").encode(), parts.port or 80
+        found = self._found.get(where, Found(error="its name is being looked up"))
+        if found.addresses or where in self._under_way:
+            return found
+        numeric = _resolve(where, socket.AI_NUMERICHOST)
+        if numeric.addresses:
+            self._found[where] = numeric
+            return numeric
+        from threading import Thread  # noqa: PLC0415 - memory that only a name costs
+
+        self._under_way.add(where)
+        try:
+            Thread(target=self._look_up, args=(where,), daemon=True).start()
+        except RuntimeError:  # limits.tasks_max has been reached: the next question tries again
+            self._under_way.discard(where)
+        return found
+
+    def _look_up(self, where: tuple[bytes, int]) -> None:
+        self._found[where] = _resolve(where)
+        self._under_way.discard(where)
+
+
+def _resolve(where: tuple[bytes, int], flags: int = 0) -> Found:
+    try:
+        rows = socket.getaddrinfo(*where, type=socket.SOCK_STREAM, flags=flags)
+    except OSError as error:
+        return Found(error=error.strerror or str(error))
+    return Found(tuple((family, address) for family, _, _, _, address in rows))
