@@ -71,7 +71,7 @@ def test_arguments_and_variables_arrive_as_they_are_written(nspawn_installed: Ns
     bed, words = nspawn_installed, _fuzzed()
     bed.write("/opt/told.py", PROGRAM)
     env = {f"WORD_{number}": word for number, word in enumerate(words)} | {"TOLD": "/run/vllm/data/told.json"}
-    model = {"command": ["/usr/bin/python3", "/opt/told.py", "8001", *words], "port": 8001, "env": env}
+    model = {"command": ["/usr/bin/python3", "/opt/told.py", "8001", *words], "port": 8001, "health": "http://127.0.0.1:8001/", "env": env}
     bed.write("/etc/vllm-safe/config.yaml", _as_yaml({"swap": {"size": "none"}, "models": {"data": model}}))
     bed.run("systemctl start vllm@data", check=True)
     told = json.loads(bed.read("/run/vllm/data/told.json"))
