@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Iterator
 
 import pytest
@@ -26,7 +25,7 @@ models:
 OUT, AWAY = "out0", "away0"  # a cable, and its other end: what arrives there has left the machine
 ROUTER, RESOLVER = "192.0.2.1", "192.0.2.53"
 CABLE = f"""
-sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1
+for which in all default; do echo 1 > /proc/sys/net/ipv6/conf/$which/disable_ipv6; done
 ip link add {OUT} type veth peer name {AWAY}
 ip link set {AWAY} up
 ip link set {OUT} up
@@ -44,8 +43,7 @@ def _has_left(bed: Nspawn) -> int:
 
 @pytest.fixture(scope="module")
 def bed(nspawn_serving: Nspawn) -> Iterator[Nspawn]:
-    # With the programs of the machine around it: the bed has no ip.
-    subprocess.run(["nsenter", f"--target={nspawn_serving.leader}", "--net", "sh", "-ec", CABLE], check=True)
+    nspawn_serving.run(["sh", "-ec", CABLE])
     nspawn_serving.write("/etc/resolv.conf", f"nameserver {RESOLVER}\noptions timeout:1 attempts:1\n")
     nspawn_serving.write("/etc/vllm-safe/config.yaml", CONFIG)
     yield nspawn_serving
