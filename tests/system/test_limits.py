@@ -293,6 +293,8 @@ class TestKernel:
     def test_no_tunable_is_changed_while_a_containers_memory_is_taken_back(self, bed: Virtual) -> None:
         """A kernel that switches its LRU then may kill the container."""
         bed.run("systemctl stop 'vllm@*'", timeout=120)
+        # The tunables unit stops after the last model (StopWhenUnneeded=), and needs a calm machine to put back what it changed.
+        bed.wait_for("the tunables are as before", lambda: bed.read(LRU_GEN) == "0x0000\n", timeout=60)
         bed.run("head -c 200M /dev/zero > /srv/file && sync && echo 3 > /proc/sys/vm/drop_caches", timeout=300)  # whose cache it is, pays
         bed.run("systemd-run --unit=container --property=MemoryMax=30M sh -c 'while cat /srv/file; do :; done >/dev/null'")
         try:
