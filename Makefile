@@ -56,7 +56,7 @@ bench-rows: venv deb ## Figures, each as a ratio to something run beside it
 	$(PYTHON) -m tests.bench
 
 locks: venv ## Resolve another vLLM: edit its version in debian/make-locks.py first
-	.venv/bin/pip install --quiet --disable-pip-version-check --require-hashes --requirement vllm_safe/locks/uv.txt
+	.venv/bin/pip install --quiet --disable-pip-version-check --require-hashes --requirement vllm_safe/engine/locks/uv.txt
 	PATH=$(CURDIR)/.venv/bin:$$PATH $(PYTHON) debian/make-locks.py
 
 clean: ## Remove what was built here (never the cache of wheels and trees)

@@ -1,4 +1,4 @@
-"""Make vllm_safe/locks/*.txt: `make locks`. Reads the versions below, asks the package index, writes pinned and hashed requirements.
+"""Make vllm_safe/engine/locks/*.txt: `make locks`. Reads the versions below, asks the package index, writes pinned and hashed requirements.
 
 uv resolves for every Python and machine at once; what cannot be installed on our Debian releases (other systems' wheels, source archives,
 requirements whose marker is never true) is left out, which makes the files five times smaller. The first line of a lock names the
@@ -26,8 +26,8 @@ from packaging.markers import Marker, default_environment
 from packaging.tags import Tag, compatible_tags, cpython_tags
 from packaging.utils import parse_wheel_filename
 
-from vllm_safe.decide.engine import TORCH_CPU
-from vllm_safe.decide.lock import LEFT_OUT, LOCKS
+from vllm_safe.engine.engine_decision import TORCH_CPU
+from vllm_safe.engine.requirement_locks import LEFT_OUT, LOCKS
 
 # What FlashInfer and others compile with as a model starts must belong to torch's CUDA: cuda-toolkit, which torch pins, has the versions.
 NVCC = "cuda-toolkit[nvcc,cccl] ; sys_platform == 'linux'"

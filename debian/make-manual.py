@@ -19,13 +19,13 @@ import click
 from vllm_safe import __version__
 from vllm_safe.cli.entry import COMMANDS
 from vllm_safe.cli.main import cli
-from vllm_safe.config import kinds
+from vllm_safe.config import value_types
 from vllm_safe.config.profiles import PROFILES, Profile
 from vllm_safe.config.settings import SECTIONS, Model, ModelLimits, Setting, settings_of
-from vllm_safe.decide.serve import TIMEOUTS
-from vllm_safe.record.metrics import render
-from vllm_safe.record.run import Gpu, Sample, Start
-from vllm_safe.record.store import MOST_RUNS
+from vllm_safe.contract.recorded_run import Gpu, Sample, Start
+from vllm_safe.decide.serve_command import TIMEOUTS
+from vllm_safe.record.prometheus import render
+from vllm_safe.record.run_store import MOST_RUNS
 
 # What groff would otherwise take for markup or make typographic: what is in a manual is pasted into a shell.
 _LITERAL = {"\\": r"\e", "-": r"\-", "'": r"\(aq", '"': r"\(dq", "`": r"\(ga", "^": r"\(ha", "~": r"\(ti"}
@@ -198,7 +198,7 @@ def _setting(row: Setting) -> tuple[str, str]:
     """A row of the table: what it is for, what it takes, and what it is when nobody says."""
     usual = f"Not set by default. Example: `{row.name}: {row.example}`" if row.example else f"Default: `{row.kind.write(row.default)}`."
     of_version = " It belongs to this version of vllm-safe; unset, it changes with it." if row.moves else ""
-    names = ", ".join(f"`{name.name}`" for name in settings_of(ModelLimits)) if row.kind is kinds.SECTION else ""
+    names = ", ".join(f"`{name.name}`" for name in settings_of(ModelLimits)) if row.kind is value_types.SECTION else ""
     expected = names or row.kind.expected
     return f"{row.name}:", f"{row.doc}\n\nValue: {expected}. {usual}{of_version}"
 
@@ -207,7 +207,7 @@ def _profile(profile: Profile) -> tuple[str, str]:
     args = [f"`{name}: {value}`" for name, value in profile.args.items()]
     env = [f"`{name}={value}`" for name, value in profile.env.items()]
     spans = {key: getattr(profile, key) for key in TIMEOUTS}
-    times = [f"`{name}: {kinds.SPAN.write(span)}`" for name, span in spans.items() if span is not None]
+    times = [f"`{name}: {value_types.SPAN.write(span)}`" for name, span in spans.items() if span is not None]
     parts = {"Environment": env, "Options": args, "Times": times}
     said = "".join(f"\n\n{name}: {', '.join(values).replace('True', 'true')}." for name, values in parts.items() if values)
     return profile.name, profile.reason + said

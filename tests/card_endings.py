@@ -7,10 +7,10 @@ from functools import partial
 
 from tests import reasons
 from tests.runs import BEGUN, HOST, make_run
-from vllm_safe.launch.state import Cards
-from vllm_safe.record.evidence import Line
-from vllm_safe.record.faults import find_faults
-from vllm_safe.record.run import Event, Run
+from vllm_safe.contract.recorded_run import Event, Run
+from vllm_safe.contract.state_file import Cards
+from vllm_safe.record.card_faults import find_faults
+from vllm_safe.record.kill_evidence import Line
 
 _RTX = "NVIDIA GeForce RTX 3060"
 CARDS = [{"pci": f"0000:0{bus}:00.0", "name": _RTX, "bridges": [f"0000:00:0{bus + 1}.0"]} for bus in range(1, 9)]

@@ -11,8 +11,8 @@ from functools import partial
 from tests import card_endings, reasons
 from tests.runs import BEGUN, GIB, TIMES, make_run
 from vllm_safe.config.profiles import PCIE_RISER
-from vllm_safe.record.evidence import UNREAD
-from vllm_safe.record.run import Event, Run
+from vllm_safe.contract.recorded_run import Event, Run
+from vllm_safe.record.kill_evidence import UNREAD
 
 _LOADING = ("starting", "importing", "loading")
 _AT = BEGUN + 9

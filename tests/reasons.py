@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from tests.runs import BEGUN, TIMES
+from vllm_safe.contract.launch_file import Launch
+from vllm_safe.contract.state_file import NO_CARDS, Cards
+from vllm_safe.launch.http_probe import Answer
 from vllm_safe.launch.lifecycle import Lifecycle
 from vllm_safe.launch.liveness import RUNNING, TOKENS
-from vllm_safe.launch.plan import Launch
-from vllm_safe.launch.probe import Answer
 from vllm_safe.launch.processes import Process
-from vllm_safe.launch.state import NO_CARDS, Cards
 
 _URL = "http://127.0.0.1:8000"
 _VLLM = Launch("qwen72b", health=f"{_URL}/health", metrics=f"{_URL}/metrics", completions=f"{_URL}/v1/completions", **TIMES)  # type: ignore[arg-type] # times alone

@@ -8,8 +8,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from vllm_safe.record.run import End, Event, Gpu, Run, Sample, Start
-from vllm_safe.record.store import Store
+from vllm_safe.contract.recorded_run import End, Event, Gpu, Run, Sample, Start
+from vllm_safe.record.run_store import Store
 
 GIB = 1 << 30
 BEGUN = 1795472448.0  # 2026-11-23 22:20:48 UTC

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.bench.row import Row
-from vllm_safe.apply.swapfile import Make
-from vllm_safe.sizes import GIB, MIB
+from vllm_safe.common.sizes import GIB, MIB
+from vllm_safe.swap.swapfile_steps import Make
 
 ROUNDS = 3
 OURS, THEIRS = 128, 2  # GiB; what is written takes real space and time, what is allocated does not

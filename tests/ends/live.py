@@ -18,9 +18,10 @@ from typing import Any
 
 from vllm_safe.cli import main as cli
 from vllm_safe.cli import why
-from vllm_safe.launch import ended, plan, state
-from vllm_safe.launch import main as launch
-from vllm_safe.record import evidence, read, recorder, recording
+from vllm_safe.contract import launch_file, state_file
+from vllm_safe.launch import launch_main as launch
+from vllm_safe.launch import stop_post
+from vllm_safe.record import kill_evidence, recorder, run_reader, run_recording
 
 FAKE = Path(__file__).parents[1] / "fakes/last_words.py"
 RUN = "1a2b3c4d" * 4
@@ -30,12 +31,12 @@ MACHINE = "MemTotal: 16777216 kB\nMemAvailable: 8388608 kB\nSwapTotal: 134217728
 
 def main() -> None:
     """All cases, one after the other."""
-    evidence.read_journal = lambda _since: ([], True)
-    evidence.AGAIN = 0.0
-    recorder.properties = recording.properties = lambda *_: {}  # type: ignore[attr-defined] # what it imports
+    kill_evidence.read_journal = lambda _since: ([], True)
+    kill_evidence.AGAIN = 0.0
+    recorder.properties = run_recording.properties = lambda *_: {}  # type: ignore[attr-defined] # what it imports
     if hasattr(why, "properties"):
         why.properties = lambda *_: {}
-    ended.own_cgroup = lambda: None  # type: ignore[attr-defined] # what it imports
+    stop_post.own_cgroup = lambda: None  # type: ignore[attr-defined] # what it imports
     json.dump({name: take(case) for name, case in json.load(sys.stdin).items()}, sys.stdout)
 
 
@@ -63,7 +64,7 @@ def _machine(root: Path) -> Path:
     (root / "proc/sys/kernel/random").mkdir(parents=True)
     (root / "proc/sys/kernel/random/boot_id").write_text("6f1c2d7e-0b5a-4c39-9d2e-8a7b6c5d4e3f\n")
     (root / "proc/meminfo").write_text(MACHINE)
-    plan.LAUNCH_FOLDER, state.STATE_FOLDER = place / "launch", place / "state"
+    launch_file.LAUNCH_FOLDER, state_file.STATE_FOLDER = place / "launch", place / "state"
     recorder.STATE_FOLDER = Path("/run/vllm-safe/state")
     return place
 
@@ -88,7 +89,7 @@ def _launch(root: Path, place: Path, case: dict[str, Any], port: int) -> tuple[i
         **({} if case.get("command") else {"serve_file": str(root / "serve.yaml"), "serve_args": args}),
         **case.get("launch", {}),
     }
-    (place / "launch/m.json").write_text(plan.Launch(**values).to_json())
+    (place / "launch/m.json").write_text(launch_file.Launch(**values).to_json())
     watch = recorder.Recorder("m", str(root / "runs"), str(root), lambda _text: None)
     now, wall = time.monotonic(), time.time()
     watch.look(now, wall)
@@ -96,7 +97,7 @@ def _launch(root: Path, place: Path, case: dict[str, Any], port: int) -> tuple[i
     for second in range(1, 12):
         if second == 2:
             exit_code = {"SERVICE_RESULT": "exit-code", "EXIT_CODE": "exited", "EXIT_STATUS": str(code), "INVOCATION_ID": RUN}
-            _child(root / "ended", ended.main, **exit_code)
+            _child(root / "ended", stop_post.main, **exit_code)
         watch.look(now + second, wall + second)
     return code, (root / "printed").read_text(errors="replace")
 
@@ -123,7 +124,7 @@ def _child(output: Path, run: Any, **env: str) -> int:  # noqa: ANN401 - any fun
 
 def _why(root: Path) -> dict[str, Any]:
     why._BOOT = root / "proc/sys/kernel/random/boot_id"
-    read.list_runs.__defaults__ = read.read_run.__defaults__ = (root / "runs",)
+    run_reader.list_runs.__defaults__ = run_reader.read_run.__defaults__ = (root / "runs",)
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         cli.main(["why", "m", "--json"])

@@ -14,7 +14,7 @@ from tests.gpu.box import ENGINE
 REPOSITORY = Path(__file__).parents[2]
 CARDS = Path("/proc/driver/nvidia/gpus")
 DEB = REPOSITORY / "dist/vllm-safe.deb"
-LOCK = REPOSITORY / "vllm_safe/locks/vllm.txt"
+LOCK = REPOSITORY / "vllm_safe/engine/locks/vllm.txt"
 COMPILERS = ["g++", "python3-dev"]
 
 

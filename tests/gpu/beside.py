@@ -49,8 +49,8 @@ def recorded(box: Box) -> Figures:
 
 
 _ACT = """
-from vllm_safe.guard.act import Hands
-from vllm_safe.guard.decide import Act
+from vllm_safe.guard.guard_actions import Hands
+from vllm_safe.guard.guard_decision import Act
 import sys, time
 unit, kinds = sys.argv[1], sys.argv[2].split(',')
 hands = Hands()

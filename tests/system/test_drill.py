@@ -11,7 +11,7 @@ import pytest
 
 from tests.beds.nspawn import Nspawn
 from tests.beds.vm import Virtual
-from vllm_safe.drill.probes import SSH_COMMAND
+from vllm_safe.drill.login_probes import SSH_COMMAND
 
 ON = "swap: {size: 6G}\nmodels: {}\n"
 OFF = """

@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.nspawn, pytest.mark.engine]
 
 FAKES = Path(__file__).parents[1] / "fakes"
 ENGINES = engine.ENGINES
-SHIPPED = "/usr/lib/vllm-safe/lib/python3/site-packages/vllm_safe/locks/vllm-cpu.txt"
+SHIPPED = "/usr/lib/vllm-safe/lib/python3/site-packages/vllm_safe/engine/locks/vllm-cpu.txt"
 TINY = "/srv/tiny"
 PORTS = count(9100)
 

@@ -14,8 +14,8 @@ import pytest
 from tests.beds.machine import Machine
 from tests.beds.nspawn import Nspawn
 from tests.beds.vm import Virtual
-from vllm_safe.launch.state import PHASES
-from vllm_safe.sizes import MIB
+from vllm_safe.common.sizes import MIB
+from vllm_safe.contract.state_file import PHASES
 
 FAKE = Path(__file__).parents[1] / "fakes" / "server.py"
 STATE = "/run/vllm-safe/state/demo.json"

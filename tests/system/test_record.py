@@ -26,7 +26,7 @@ SERVERS = {  # name -> what the fake server is told
 # Prints what is recorded of a model's last run with the package's own reader.
 READ = """
 import json, sys
-from vllm_safe.record.read import list_runs, read_run
+from vllm_safe.record.run_reader import list_runs, read_run
 runs = list_runs(sys.argv[1])
 run = read_run(sys.argv[1], runs[0]) if runs else None
 print(json.dumps({"runs": runs, "run": run and {

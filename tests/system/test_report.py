@@ -17,9 +17,9 @@ import pytest
 from tests.beds.chromium import PROGRAM, Chromium
 from tests.beds.nspawn import Nspawn
 from tests.runs import BEGUN, make_run
-from vllm_safe.decide.why.decide import decide_why
-from vllm_safe.record.run import Event, Run
-from vllm_safe.report.page import page_of
+from vllm_safe.contract.recorded_run import Event, Run
+from vllm_safe.diagnose.diagnosis import decide_why
+from vllm_safe.report.html_report import page_of
 
 pytestmark = pytest.mark.nspawn
 

@@ -15,7 +15,7 @@ from tests.beds.nspawn import Nspawn
 pytestmark = [pytest.mark.nspawn, pytest.mark.engine]
 
 FAKES = Path(__file__).parents[1] / "fakes"
-LOCK = "/usr/lib/vllm-safe/lib/python3/site-packages/vllm_safe/locks/vllm.txt"
+LOCK = "/usr/lib/vllm-safe/lib/python3/site-packages/vllm_safe/engine/locks/vllm.txt"
 TINY, MODEL = "/srv/tiny", "/srv/models/tiny"
 LIBRARY, TOLD = "/usr/local/lib/libnvidia-ml.so.1", "/etc/fake-nvml"
 UNTRIED = "/var/lib/vllm-safe/untried"

@@ -43,7 +43,7 @@ http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
 # What was recorded last of a model's last run.
 LAST = """
 import json, sys
-from vllm_safe.record.read import list_runs, read_run
+from vllm_safe.record.run_reader import list_runs, read_run
 run = read_run(sys.argv[1], list_runs(sys.argv[1])[0])
 start, last = run.start, run.samples[-1]
 print(json.dumps({"end": run.end, "boot": start.boot, "memory_max": start.limits["memory_max"], "anon": last.anon, "time": last.time}))

@@ -14,18 +14,18 @@ import pytest
 from tests.runs import make_run
 from vllm_safe.cli.entry import COMMANDS
 from vllm_safe.cli.main import cli
+from vllm_safe.common.paths import RUNS
+from vllm_safe.common.sizes import MIB
 from vllm_safe.config.profiles import PROFILES
 from vllm_safe.config.settings import SECTIONS, Model, settings_of
-from vllm_safe.decide.prepare import RESTARTS, WINDOW
+from vllm_safe.decide.start_checks import RESTARTS, WINDOW
 from vllm_safe.guard.blame import AFTER_THAW
+from vllm_safe.guard.pressure_watch import LOW
 from vllm_safe.guard.readings import SCARCE
-from vllm_safe.guard.watch import LOW
-from vllm_safe.launch.ending import LOADING_GRACE
-from vllm_safe.launch.progress import RATES, STEPS
-from vllm_safe.paths import RUNS
-from vllm_safe.record.metrics import render
-from vllm_safe.record.store import MOST_RUNS
-from vllm_safe.sizes import MIB
+from vllm_safe.launch.load_progress import RATES, STEPS
+from vllm_safe.launch.server_end import LOADING_GRACE
+from vllm_safe.record.prometheus import render
+from vllm_safe.record.run_store import MOST_RUNS
 
 ROOT = Path(__file__).parents[2]
 PAGES = ("vllm-safe.1", "vllm-safe.yaml.5", "vllm@.service.8", "vllm-safe-guard.8")

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import tier_of
-from vllm_safe import __version__, paths
-from vllm_safe.host.swapfile import LABEL
-from vllm_safe.launch.state import GPU_FOLDER, STATE_FOLDER
+from vllm_safe import __version__
+from vllm_safe.common import paths
+from vllm_safe.contract.state_file import GPU_FOLDER, STATE_FOLDER
+from vllm_safe.swap.swapfile_facts import LABEL
 
 ROOT = Path(__file__).parents[2]
 DEBIAN = ROOT / "debian"
@@ -192,11 +193,11 @@ def test_nothing_is_tied_to_a_machine() -> None:
     assert "\nArchitecture: any\n" in (DEBIAN / "control").read_text()
     tied = re.compile(r"amd64|x86_64|aarch64|arm64|/lib64|linux-gnu")
     # The first two choose vLLM's wheels by the machine that they are on, the others the number of a system call.
-    names = ("decide/engine.py", "decide/lock.py", "kernel.py", "apply/as_engine/engine_folder.py")
+    names = ("engine/engine_decision.py", "engine/requirement_locks.py", "common/libc.py", "engine/engine_folder.py")
     choosing = {ROOT / "vllm_safe" / name for name in names}
     assert {path for path in (ROOT / "vllm_safe").rglob("*.py") if tied.search(path.read_text())} <= choosing
     for name in ("uv", "vllm"):  # the CPU build is for trying things out
-        environments = (ROOT / f"vllm_safe/locks/{name}.txt").read_text().partition("\n")[0]
+        environments = (ROOT / f"vllm_safe/engine/locks/{name}.txt").read_text().partition("\n")[0]
         assert environments.count("-x86_64") == environments.count("-aarch64") > 0, name
 
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import click
 
 from vllm_safe.cli.main import config_option, dry_run_option, need_root, optional_name_argument
-from vllm_safe.errors import ConfigError, Failure, Misuse
+from vllm_safe.common.errors import ConfigError, Failure, Misuse
 
 if TYPE_CHECKING:
-    from vllm_safe.apply.steps import Step
+    from vllm_safe.common.steps import Step
 
 
 @click.command(name="apply")
@@ -43,7 +43,7 @@ def command(name: str | None, *, dry_run: bool, undo: bool, tunables: bool, conf
 
 
 def _carry_out(steps: tuple[Step, ...], *, dry_run: bool) -> None:
-    from vllm_safe.apply.steps import carry_out
+    from vllm_safe.common.steps import carry_out
 
     if dry_run and not steps:
         click.echo("nothing to do: everything is so already")
@@ -51,26 +51,26 @@ def _carry_out(steps: tuple[Step, ...], *, dry_run: bool) -> None:
 
 
 def _undo() -> tuple[Step, ...]:
-    from vllm_safe.apply.guard import undo_guard_steps
-    from vllm_safe.apply.prepare import undo_steps
-    from vllm_safe.cli.situation import read_earlyoom_env
+    from vllm_safe.apply.guard_steps import undo_guard_steps
+    from vllm_safe.apply.situation import read_earlyoom_env
+    from vllm_safe.apply.start_steps import undo_steps
+    from vllm_safe.common.systemctl import runtime_dropins
     from vllm_safe.decide.limits import PROPERTIES
-    from vllm_safe.host.systemd import runtime_dropins
 
     return (*undo_steps(runtime_dropins(PROPERTIES), read_earlyoom_env()), *undo_guard_steps(), *_undo_tunables())
 
 
 def _undo_tunables() -> tuple[Step, ...]:
-    from vllm_safe.apply.tunables import undo_tunables_steps
+    from vllm_safe.tunables.tunable_steps import undo_tunables_steps
 
     return undo_tunables_steps()
 
 
 def _tune(config_path: Path) -> tuple[Step, ...]:
-    from vllm_safe.apply.tunables import tunables_steps
     from vllm_safe.config.reader import load
-    from vllm_safe.decide.tunables import decide_tunables
-    from vllm_safe.host.facts import read_host
+    from vllm_safe.host.host_facts import read_host
+    from vllm_safe.tunables.tunable_decision import decide_tunables
+    from vllm_safe.tunables.tunable_steps import tunables_steps
 
     there = read_host().tunables
     return tunables_steps(decide_tunables(load(config_path), there), there)
@@ -78,14 +78,14 @@ def _tune(config_path: Path) -> tuple[Step, ...]:
 
 def _protect(config_path: Path) -> tuple[tuple[Step, ...], ConfigError | None]:
     """A mistake in the file must not lock anybody out: then the defaults are kept for the system, and what is else stays as it is."""
-    from vllm_safe.apply.guard import guard_steps, keep_guard_steps
-    from vllm_safe.apply.prepare import prepare_steps
-    from vllm_safe.cli.situation import read_earlyoom_env, read_units
+    from vllm_safe.apply.guard_steps import guard_steps, keep_guard_steps
+    from vllm_safe.apply.situation import read_earlyoom_env, read_units
+    from vllm_safe.apply.start_steps import prepare_steps
     from vllm_safe.config.reader import load
     from vllm_safe.config.settings import Config
-    from vllm_safe.decide.guard import decide_guard
-    from vllm_safe.decide.prepare import decide_default_protection, decide_protection_of_all
-    from vllm_safe.host.facts import read_host
+    from vllm_safe.decide.guard_settings import decide_guard
+    from vllm_safe.decide.start_checks import decide_default_protection, decide_protection_of_all
+    from vllm_safe.host.host_facts import read_host
 
     host, there = read_host(), read_earlyoom_env()
     try:
@@ -116,12 +116,12 @@ def _prepare_or_refuse(name: str, config_path: Path, *, dry_run: bool) -> None:
 
 def _refuse_for_now(name: str, what: str, do_next: str) -> tuple[Step, ...]:
     """What may work the next time is tried again, as often as any other start."""
-    from vllm_safe.apply.prepare import refusal_steps
+    from vllm_safe.apply.start_steps import refusal_steps
+    from vllm_safe.common.paths import starts_file
+    from vllm_safe.common.systemctl import show
     from vllm_safe.decide.limits import unit_of
-    from vllm_safe.decide.prepare import count_restart
-    from vllm_safe.host.start import boot_clock, read_starts, time_asleep
-    from vllm_safe.host.systemd import show
-    from vllm_safe.paths import starts_file
+    from vllm_safe.decide.start_checks import count_restart
+    from vllm_safe.host.start_facts import boot_clock, read_starts, time_asleep
 
     shown = show([unit_of(name)], ("Id", "NRestarts", "ActiveEnterTimestampMonotonic"))
     starts, too_many = count_restart(read_starts(starts_file(name)), shown, boot_clock(), time_asleep(), name)
@@ -130,13 +130,13 @@ def _refuse_for_now(name: str, what: str, do_next: str) -> tuple[Step, ...]:
 
 def _prepare(name: str, config_path: Path) -> tuple[Step, ...]:
     """What makes a start impossible is no failure here: it goes into the launch file, so that vllm@NAME itself says it."""
-    from vllm_safe.apply.guard import guard_steps, keep_guard_steps
-    from vllm_safe.apply.prepare import prepare_steps, refusal_steps
-    from vllm_safe.cli.situation import read_earlyoom_env, read_situation
+    from vllm_safe.apply.guard_steps import guard_steps, keep_guard_steps
+    from vllm_safe.apply.situation import read_earlyoom_env, read_situation
+    from vllm_safe.apply.start_steps import prepare_steps, refusal_steps
     from vllm_safe.config.reader import load
-    from vllm_safe.decide.guard import decide_guard
-    from vllm_safe.decide.prepare import decide_preparation, known_model
-    from vllm_safe.host.facts import read_host
+    from vllm_safe.decide.guard_settings import decide_guard
+    from vllm_safe.decide.start_checks import decide_preparation, known_model
+    from vllm_safe.host.host_facts import read_host
 
     try:
         config = load(config_path)

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 import click
 
 from vllm_safe.cli.main import config_option, json_option
-from vllm_safe.errors import EXIT_FAILED, Failure
+from vllm_safe.common.errors import EXIT_FAILED, Failure
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from vllm_safe.common.findings import Finding
     from vllm_safe.config.settings import Config
-    from vllm_safe.decide.findings import Finding
-    from vllm_safe.host.facts import Host
-    from vllm_safe.host.inspect import Inspection
+    from vllm_safe.host.check_facts import Inspection
+    from vllm_safe.host.host_facts import Host
 
 MACHINE = "this machine"
 _COLOURS = {"pass": "green", "warn": "yellow", "fail": "red"}
@@ -32,7 +32,7 @@ def command(config_path: Path, *, as_json: bool) -> int:
     Exit code: 0 if nothing failed, 1 if something did, 2 if the configuration has a mistake.
     """
     from vllm_safe.config.reader import load
-    from vllm_safe.host.facts import read_host
+    from vllm_safe.host.host_facts import read_host
 
     config = load(config_path)
     host = read_host(behind=config.swap.file)
@@ -57,7 +57,7 @@ def _print(found: Mapping[str, tuple[Finding, ...]]) -> None:
 
 def _check(config: Config, host: Host) -> dict[str, tuple[Finding, ...]]:
     """The findings for the machine, then for each model; what was said once is not said of each model again."""
-    from vllm_safe.cli.situation import read_situation
+    from vllm_safe.apply.situation import read_situation
     from vllm_safe.decide.checks import Machine, check_machine, check_model
 
     seen = _inspect(config)
@@ -71,8 +71,8 @@ def _check(config: Config, host: Host) -> dict[str, tuple[Finding, ...]]:
 
 
 def _swap_refused(config: Config, host: Host) -> Failure | None:
-    from vllm_safe.decide.swap import decide_swap
-    from vllm_safe.host.swapfile import read_swap
+    from vllm_safe.swap.swap_decision import decide_swap
+    from vllm_safe.swap.swapfile_facts import read_swap
 
     try:
         decide_swap(config.swap, host, read_swap(config.swap.file, host))
@@ -82,38 +82,38 @@ def _swap_refused(config: Config, host: Host) -> Failure | None:
 
 
 def _inspect(config: Config) -> Inspection:
+    from vllm_safe.common.systemctl import show
     from vllm_safe.decide.checks import EARLYOOM
-    from vllm_safe.decide.engine import cuda_of
     from vllm_safe.decide.limits import EACH_UNIT, unit_of
-    from vllm_safe.decide.lock import read_lock
-    from vllm_safe.decide.prepare import SWAP_SERVICE
     from vllm_safe.decide.protect import UNITS
-    from vllm_safe.decide.serve import server_url
-    from vllm_safe.host import inspect
-    from vllm_safe.host.driver import read_driver
-    from vllm_safe.host.earlyoom import admin_arguments
-    from vllm_safe.host.start import read_key
-    from vllm_safe.host.systemd import show
+    from vllm_safe.decide.serve_command import server_url
+    from vllm_safe.decide.start_checks import SWAP_SERVICE
+    from vllm_safe.driver.driver_facts import read_driver
+    from vllm_safe.earlyoom.earlyoom_defaults import admin_arguments
+    from vllm_safe.engine.engine_decision import cuda_of
+    from vllm_safe.engine.requirement_locks import read_lock
+    from vllm_safe.host import check_facts
+    from vllm_safe.host.start_facts import read_key
 
     names = {name: unit_of(name) for name in config.models}
     properties = ("Id", "LoadState", "ActiveState", "MainPID", "StatusText", "MemoryMin", EACH_UNIT, "NRestarts")
     units = show([EARLYOOM, SWAP_SERVICE, *UNITS.values(), *names.values()], properties)
-    running = inspect.active(units, names.values())
+    running = check_facts.active(units, names.values())
     served = {}
     for name, model in config.models.items():
         if names[name] in running and model.command is None:
             key = read_key(model.api_key_file) if model.api_key_file else None
             if not (key and key.hidden):
-                served[name] = inspect.ask_models(server_url(model, "/v1/models"), key.text if key else "")
+                served[name] = check_facts.ask_models(server_url(model, "/v1/models"), key.text if key else "")
     needs_cards = config.engine.package == "vllm" and any(model.command is None for model in config.models.values())
-    return inspect.Inspection(
-        hard_disks=inspect.read_hard_disks(),
+    return check_facts.Inspection(
+        hard_disks=check_facts.read_hard_disks(),
         units=units,
-        earlyoom=inspect.earlyoom_arguments(int(units.get(EARLYOOM, {}).get("MainPID") or 0)),
+        earlyoom=check_facts.earlyoom_arguments(int(units.get(EARLYOOM, {}).get("MainPID") or 0)),
         admin_earlyoom=admin_arguments(),
-        overcommit=inspect.read_overcommit(),
-        compiler=inspect.has_compiler(),
-        headers=inspect.has_headers(),
+        overcommit=check_facts.read_overcommit(),
+        compiler=check_facts.has_compiler(),
+        headers=check_facts.has_headers(),
         served=served,
         driver=read_driver() if needs_cards else None,
         cuda=cuda_of("vllm", config.engine.version, read_lock("vllm")) if needs_cards else None,

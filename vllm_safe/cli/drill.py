@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING
 import click
 
 from vllm_safe.cli.main import config_option, dry_run_option, json_option, model_names, need_root
-from vllm_safe.errors import EXIT_FAILED, Misuse
+from vllm_safe.common.errors import EXIT_FAILED, Misuse
 
 if TYPE_CHECKING:
     from vllm_safe.config.settings import Config
-    from vllm_safe.decide.drill import Hog, Line
     from vllm_safe.decide.limits import ModelLimits
-    from vllm_safe.drill.run import Course
-    from vllm_safe.drill.unit import StartHog
-    from vllm_safe.host.facts import Host
+    from vllm_safe.drill.drill_decision import Hog, Line
+    from vllm_safe.drill.drill_run import Course
+    from vllm_safe.drill.hog_unit import StartHog
+    from vllm_safe.host.host_facts import Host
 
 
 @click.command(name="drill")
@@ -38,17 +38,17 @@ def command(seconds: float, name: str | None, config_path: Path, *, as_json: boo
     with those on the idle machine, which are timed first. A hog that is killed fails too: the model would have been. Exit code: 0 PASS,
     1 FAIL, 2 refused.
     """
-    from vllm_safe.apply.guard import guard_steps
-    from vllm_safe.apply.prepare import prepare_steps
-    from vllm_safe.apply.steps import carry_out
-    from vllm_safe.cli.situation import read_earlyoom_env, read_units
+    from vllm_safe.apply.guard_steps import guard_steps
+    from vllm_safe.apply.situation import read_earlyoom_env, read_units
+    from vllm_safe.apply.start_steps import prepare_steps
+    from vllm_safe.common.steps import carry_out
     from vllm_safe.config.reader import load
-    from vllm_safe.decide.drill import decide_hog
-    from vllm_safe.decide.guard import decide_guard
+    from vllm_safe.decide.guard_settings import decide_guard
     from vllm_safe.decide.limits import decide_limits
-    from vllm_safe.decide.prepare import decide_protection_of_all, known_model
-    from vllm_safe.drill.unit import StartHog
-    from vllm_safe.host.facts import read_host
+    from vllm_safe.decide.start_checks import decide_protection_of_all, known_model
+    from vllm_safe.drill.drill_decision import decide_hog
+    from vllm_safe.drill.hog_unit import StartHog
+    from vllm_safe.host.host_facts import read_host
 
     if not dry_run:
         need_root()
@@ -75,13 +75,13 @@ def command(seconds: float, name: str | None, config_path: Path, *, as_json: boo
 
 def _refuse(config: Config, host: Host, name: str) -> None:
     """Raise Misuse if the machine is not one on which a drill under the limits of `name` shows anything, or would do harm."""
-    from vllm_safe.decide.drill import check_ready
-    from vllm_safe.decide.findings import Level
-    from vllm_safe.decide.prepare import SWAP_SERVICE, Situation, check_cgroups, check_memory, check_swap
-    from vllm_safe.drill.unit import occupants
-    from vllm_safe.host.pressure import memory_pressure
-    from vllm_safe.host.start import Ground
-    from vllm_safe.host.systemd import show
+    from vllm_safe.common.findings import Level
+    from vllm_safe.common.pressure import memory_pressure
+    from vllm_safe.common.systemctl import show
+    from vllm_safe.decide.start_checks import SWAP_SERVICE, Situation, check_cgroups, check_memory, check_swap
+    from vllm_safe.drill.drill_decision import check_ready
+    from vllm_safe.drill.hog_unit import occupants
+    from vllm_safe.host.start_facts import Ground
 
     ground = Ground(swap_file=str(config.swap.file.resolve()), units=show([SWAP_SERVICE], ("Id", "StatusText")))
     situation = Situation(config, host, name, ground)
@@ -94,7 +94,7 @@ def _refuse(config: Config, host: Host, name: str) -> None:
 @contextmanager
 def _one_drill() -> Iterator[None]:
     """Alone; and a terminal that has gone, or a SIGTERM, ends it as Ctrl-C does: in order."""
-    from vllm_safe.apply.lock import alone
+    from vllm_safe.common.run_lock import alone
 
     def refuse() -> None:
         raise Misuse("no drill: another one is under way")
@@ -109,7 +109,7 @@ def _one_drill() -> Iterator[None]:
 
 
 def _run(start: StartHog, hog: Hog, seconds: float) -> Course:
-    from vllm_safe.drill.run import run
+    from vllm_safe.drill.drill_run import run
 
     terminal = sys.stderr.isatty()
 
@@ -124,8 +124,8 @@ def _run(start: StartHog, hog: Hog, seconds: float) -> Course:
 
 
 def _report(course: Course, hog: Hog, limits: ModelLimits, *, as_json: bool) -> int:
-    from vllm_safe.decide.drill import as_json as lines_as_json
-    from vllm_safe.decide.drill import judge
+    from vllm_safe.drill.drill_decision import as_json as lines_as_json
+    from vllm_safe.drill.drill_decision import judge
 
     lines = judge(course.idle, course.drill, course.pressed)
     bad = [line.what for line in lines if not line.met]
@@ -149,7 +149,7 @@ def _report(course: Course, hog: Hog, limits: ModelLimits, *, as_json: bool) -> 
 
 def _text(course: Course, lines: tuple[Line, ...], limits: ModelLimits) -> Iterator[str]:
     from vllm_safe.cli.table import columns
-    from vllm_safe.sizes import format_size
+    from vllm_safe.common.sizes import format_size
 
     yield from columns((("", "idle", "drill", "bound", ""), *(line.cells() for line in lines)), indent="")
     yield ""

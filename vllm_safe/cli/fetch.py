@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 import click
 
 from vllm_safe.cli.main import config_option, dry_run_option, name_argument, need_root
-from vllm_safe.cli.proxies import warn_of_withheld_proxies
+from vllm_safe.sandbox.unused_proxies import warn_of_withheld_proxies
 
 if TYPE_CHECKING:
-    from vllm_safe.apply.fetch import Source
     from vllm_safe.config.settings import Config
-    from vllm_safe.decide.fetch import FetchPlan, Room
-    from vllm_safe.host.models import ModelFiles
+    from vllm_safe.models.fetch_decision import FetchPlan, Room
+    from vllm_safe.models.hub_client import Source
+    from vllm_safe.models.model_files import ModelFiles
 
 
 @click.command(name="fetch")
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 @config_option
 def command(name: str, revision: str | None, config_path: Path, *, dry_run: bool) -> None:
     """Download the files of the model NAME, complete or not at all. Run again, it goes on where it was broken off."""
-    from vllm_safe.apply.as_vllm import alone
-    from vllm_safe.apply.fetch import require_engine
     from vllm_safe.config.reader import load
-    from vllm_safe.decide.prepare import known_model
-    from vllm_safe.host.models import read_model
+    from vllm_safe.decide.start_checks import known_model
+    from vllm_safe.models.hub_client import require_engine
+    from vllm_safe.models.model_files import read_model
+    from vllm_safe.sandbox.run_as_vllm import alone
 
     config = load(config_path)
     model = known_model(config, name)
@@ -57,9 +57,9 @@ def command(name: str, revision: str | None, config_path: Path, *, dry_run: bool
 
 def _tell_of_folder(name: str, files: ModelFiles) -> None:
     """A folder that the configuration names is the admin's own."""
-    from vllm_safe.decide.fetch import find_model
-    from vllm_safe.decide.findings import Level
-    from vllm_safe.errors import Failure
+    from vllm_safe.common.errors import Failure
+    from vllm_safe.common.findings import Level
+    from vllm_safe.models.fetch_decision import find_model
 
     finding = find_model(name, files)
     if finding.level is Level.FAIL:
@@ -68,8 +68,8 @@ def _tell_of_folder(name: str, files: ModelFiles) -> None:
 
 
 def _say_complete(name: str, files: ModelFiles, *, verb: str = "start") -> None:
-    from vllm_safe.decide.fetch import count_files
-    from vllm_safe.sizes import format_size
+    from vllm_safe.common.sizes import format_size
+    from vllm_safe.models.fetch_decision import count_files
 
     if files.commit:
         click.echo(f"{files.folder} is complete: {count_files(files.count)}, {format_size(files.size)}, revision {files.commit[:10]}")
@@ -79,12 +79,12 @@ def _say_complete(name: str, files: ModelFiles, *, verb: str = "start") -> None:
 
 
 def _source(config: Config, name: str, files: ModelFiles, revision: str | None) -> Source:
-    from vllm_safe.apply.fetch import Source
-    from vllm_safe.decide.hub_troubles import DEFAULT_HUB, Asked
+    from vllm_safe.common.errors import Failure
     from vllm_safe.decide.limits import decide_limits
-    from vllm_safe.errors import Failure
-    from vllm_safe.host.facts import read_host
-    from vllm_safe.host.start import read_key
+    from vllm_safe.host.host_facts import read_host
+    from vllm_safe.host.start_facts import read_key
+    from vllm_safe.models.hub_client import Source
+    from vllm_safe.models.hub_failure import DEFAULT_HUB, Asked
 
     token_file = config.engine.hub_token_file
     if token_file and (problem := read_key(token_file).problem):
@@ -104,9 +104,9 @@ def _source(config: Config, name: str, files: ModelFiles, revision: str | None) 
 
 
 def _fetch(source: Source, room: Room, *, dry_run: bool) -> None:
-    from vllm_safe.apply.fetch import FetchStep, list_files
-    from vllm_safe.apply.steps import carry_out
-    from vllm_safe.decide.fetch import plan_fetch, require_room
+    from vllm_safe.common.steps import carry_out
+    from vllm_safe.models.fetch_decision import plan_fetch, require_room
+    from vllm_safe.models.hub_client import FetchStep, list_files
 
     warn_of_withheld_proxies()
     plan = plan_fetch(source.asked.repo, *list_files(source))
@@ -122,8 +122,8 @@ def _fetch(source: Source, room: Room, *, dry_run: bool) -> None:
 
 def _show(plan: FetchPlan) -> None:
     from vllm_safe.cli.table import columns
-    from vllm_safe.decide.fetch import count_files
-    from vllm_safe.sizes import format_size
+    from vllm_safe.common.sizes import format_size
+    from vllm_safe.models.fetch_decision import count_files
 
     click.echo(plan.summary)
     width = max(len(format_size(file.size)) for file in plan.files)
@@ -135,8 +135,8 @@ def _show(plan: FetchPlan) -> None:
 
 
 def _room(config: Config) -> Room:
-    from vllm_safe import paths
-    from vllm_safe.decide.fetch import Room
+    from vllm_safe.common import paths
+    from vllm_safe.models.fetch_decision import Room
 
     disk = os.statvfs(paths.MODELS)
     swapfile = 0

@@ -15,7 +15,7 @@ from click.exceptions import NoArgsIsHelpError
 from click.shell_completion import CompletionItem
 
 from vllm_safe.cli.entry import COMMANDS, HELP
-from vllm_safe.errors import EXIT_FAILED, EXIT_MISUSE, ConfigError, Failure, Misuse
+from vllm_safe.common.errors import EXIT_FAILED, EXIT_MISUSE, ConfigError, Failure, Misuse
 
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
 
@@ -74,8 +74,8 @@ def flush(result: object) -> object:
 
 def model_names(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
     """The names that TAB offers: of the configuration and of what was recorded. A mistake in either offers fewer, and says nothing."""
+    from vllm_safe.common.paths import RUNS
     from vllm_safe.config.reader import DEFAULT_PATH, load
-    from vllm_safe.paths import RUNS
 
     names: set[str] = set()
     with suppress(Failure, OSError):

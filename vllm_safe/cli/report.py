@@ -30,14 +30,14 @@ def command(  # noqa: PLR0913 -- each is an option
 
     run, verdict = judge(name, choose(name, recorded_runs(name, config_path), which))
     if as_text:
-        from vllm_safe.report.text import text_of
+        from vllm_safe.report.text_report import text_of
 
         on_terminal = sys.stdout.isatty()
         bold = (lambda line: click.style(line, bold=True)) if on_terminal else str
         click.echo("\n".join(text_of(run, verdict, bold, colours=on_terminal)))
         return
-    from vllm_safe.report.page import page_of
-    from vllm_safe.report.write import write_report
+    from vllm_safe.report.html_report import page_of
+    from vllm_safe.report.report_file import write_report
 
     page = page_of(run, verdict)
     if output == Path("-"):

@@ -18,9 +18,9 @@ from vllm_safe.cli.table import columns
 def command(name: str, config_path: Path, *, as_json: bool) -> None:
     """Show what `systemctl start vllm@NAME` would run: limits in bytes, arguments, environment, and where each value comes from."""
     from vllm_safe.config.reader import load
-    from vllm_safe.decide.prepare import known_model
-    from vllm_safe.decide.show import decide_show, with_swap
-    from vllm_safe.host.facts import read_host
+    from vllm_safe.decide.show_rows import decide_show, with_swap
+    from vllm_safe.decide.start_checks import known_model
+    from vllm_safe.host.host_facts import read_host
 
     config, host = load(config_path), read_host()
     planned = with_swap(config, host)

@@ -10,10 +10,10 @@ from typing import Any
 import click
 
 from vllm_safe.cli.main import Group, config_option, dry_run_option, json_option, need_root
+from vllm_safe.common.errors import Failure
+from vllm_safe.common.notify import notify
 from vllm_safe.config import settings
-from vllm_safe.errors import Failure
-from vllm_safe.host.facts import read_host
-from vllm_safe.notify import notify
+from vllm_safe.host.host_facts import read_host
 
 
 @click.group(cls=Group)
@@ -29,10 +29,10 @@ def create(config_path: Path, *, dry_run: bool) -> None:
 
     A new `swap.size` or `swap.file` is applied: the new file is made, then the old one is turned off and deleted.
     """
+    from vllm_safe.common.sizes import format_size
     from vllm_safe.config.reader import load
-    from vllm_safe.decide.swap import decide_swap
-    from vllm_safe.host.swapfile import read_swap
-    from vllm_safe.sizes import format_size
+    from vllm_safe.swap.swap_decision import decide_swap
+    from vllm_safe.swap.swapfile_facts import read_swap
 
     if not dry_run:
         need_root()
@@ -53,7 +53,7 @@ def create(config_path: Path, *, dry_run: bool) -> None:
 @json_option
 def status(config_path: Path, *, as_json: bool) -> None:
     """Show the swap that is on, and what `create` would do."""
-    from vllm_safe.cli.swap_status import as_lines, look
+    from vllm_safe.swap.swap_status import as_lines, look
 
     answer = look(*_swap_or_default(config_path))
     if as_json:
@@ -73,8 +73,8 @@ def remove(config_path: Path, *, dry_run: bool) -> None:
     Other swap is left as it is. Needs no valid config: a swapfile of ours that is on is found by its label, one that is off at the
     configured or the default path.
     """
-    from vllm_safe.decide.swap import decide_remove
-    from vllm_safe.host.swapfile import read_swap
+    from vllm_safe.swap.swap_decision import decide_remove
+    from vllm_safe.swap.swapfile_facts import read_swap
 
     if not dry_run:
         need_root()
@@ -109,7 +109,7 @@ def _one_run(*, dry_run: bool) -> Iterator[None]:
     if dry_run:
         yield
         return
-    from vllm_safe.apply.lock import alone
+    from vllm_safe.common.run_lock import alone
 
     try:
         with alone("swap", lambda: _say("waiting for another `vllm-safe swap` to end")):
@@ -120,7 +120,7 @@ def _one_run(*, dry_run: bool) -> Iterator[None]:
 
 
 def _carry_out(steps: tuple[Any, ...], *, dry_run: bool) -> None:
-    from vllm_safe.apply.steps import carry_out
+    from vllm_safe.common.steps import carry_out
 
     for step in steps:
         if not dry_run:

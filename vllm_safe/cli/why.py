@@ -12,11 +12,11 @@ import click
 
 from vllm_safe.cli.main import config_option, json_option, name_argument
 from vllm_safe.cli.table import columns
-from vllm_safe.errors import Failure, Misuse
+from vllm_safe.common.errors import Failure, Misuse
 
 if TYPE_CHECKING:
-    from vllm_safe.decide.why.verdict import Verdict
-    from vllm_safe.record.run import Run
+    from vllm_safe.contract.recorded_run import Run
+    from vllm_safe.diagnose.verdict import Verdict
 
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 _WIDE = 110  # characters of a sentence in a list
@@ -53,8 +53,8 @@ def command(name: str, which: str, config_path: Path, *, as_list: bool, as_json:
 
 def recorded_runs(name: str, config_path: Path) -> tuple[str, ...]:
     """The recorded runs, newest first. Failure if there are none, with what to do."""
-    from vllm_safe.launch.state import state_file
-    from vllm_safe.record.read import list_runs
+    from vllm_safe.contract.state_file import state_file
+    from vllm_safe.record.run_reader import list_runs
 
     try:
         runs = list_runs(name)
@@ -72,9 +72,9 @@ def recorded_runs(name: str, config_path: Path) -> tuple[str, ...]:
 
 def _check_name(name: str, config_path: Path) -> None:
     """Misuse if the configuration can be read, and has no such model."""
+    from vllm_safe.common.errors import ConfigError
     from vllm_safe.config.reader import load
-    from vllm_safe.decide.prepare import known_model
-    from vllm_safe.errors import ConfigError
+    from vllm_safe.decide.start_checks import known_model
 
     try:
         config = load(config_path)
@@ -97,8 +97,8 @@ def judge(name: str, chosen: str, *, wait: float = 0.0) -> tuple[Run, Verdict]:
 
     wait: seconds for the recorder to write the end of one that is over.
     """
-    from vllm_safe.decide.why.decide import decide_why_down
-    from vllm_safe.record.read import list_runs
+    from vllm_safe.diagnose.diagnosis import decide_why_down
+    from vllm_safe.record.run_reader import list_runs
 
     run, verdict = _judge_alone(name, chosen, wait=wait)
     if verdict.code == "gave-up":
@@ -109,8 +109,8 @@ def judge(name: str, chosen: str, *, wait: float = 0.0) -> tuple[Run, Verdict]:
 
 
 def _judge_alone(name: str, chosen: str, *, wait: float = 0.0) -> tuple[Run, Verdict]:
-    from vllm_safe.decide.why.decide import decide_why
-    from vllm_safe.record.read import read_run, with_end
+    from vllm_safe.diagnose.diagnosis import decide_why
+    from vllm_safe.record.run_reader import read_run, with_end
 
     run, boot, until = read_run(name, chosen), _BOOT.read_text(encoding="ascii").strip(), time.monotonic() + wait
     while (ended := with_end(run, boot, time.time())) is not run and time.monotonic() < until:
@@ -128,7 +128,7 @@ def _try_judge(name: str, chosen: str) -> tuple[Run, Verdict] | None:
 
 
 def _list(name: str, runs: tuple[str, ...], *, as_json: bool) -> None:
-    from vllm_safe.report.times import date_time
+    from vllm_safe.report.local_times import date_time
 
     judged = [(number, run, _try_judge(name, run)) for number, run in enumerate(runs, 1)]
     if as_json:
@@ -150,7 +150,7 @@ def _list(name: str, runs: tuple[str, ...], *, as_json: bool) -> None:
 
 def _show(run: Run, verdict: Verdict) -> None:
     """The verdict first, then what proves it, then what to change."""
-    from vllm_safe.report.times import clock, date_time
+    from vllm_safe.report.local_times import clock, date_time
 
     colour = {"bad": "red", "good": "green"}.get(verdict.tone)
     click.echo(click.style(verdict.sentence, bold=True, fg=colour))
@@ -171,7 +171,7 @@ def _show(run: Run, verdict: Verdict) -> None:
 
 
 def _lasted(run: Run, verdict: Verdict) -> str:
-    from vllm_safe.sizes import format_span
+    from vllm_safe.common.sizes import format_span
 
     until = time.time() if verdict.code == "running" else verdict.when
     return format_span(max(0.0, until - run.start.time))

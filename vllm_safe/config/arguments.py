@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from vllm_safe.config.document import Mapping, Node, Scalar, Sequence, shown
-from vllm_safe.config.flaw import Flaw, Flawed, is_nothing, misfit, text_of
+from vllm_safe.config.mismatch import Flaw, Flawed, is_nothing, misfit, text_of
 
 # Options that the package gives vLLM itself, and where they are set instead.
 _OURS = MappingProxyType(

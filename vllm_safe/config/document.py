@@ -9,8 +9,8 @@ from pathlib import Path
 
 import yaml
 
-from vllm_safe.config import source, syntax
-from vllm_safe.errors import ConfigError, Mistake
+from vllm_safe.common.errors import ConfigError, Mistake
+from vllm_safe.config import source, yaml_errors
 
 _MAX_VALUES = 20_000  # with each alias counted as often as it is used
 _MAX_DEPTH = 32
@@ -73,7 +73,7 @@ def read(path: Path) -> Document:
         problem = f"the character {chr(error.character)!r} is not allowed in YAML text"
         raise source.refusal(path, problem, *source.place_after(text[: error.position])) from None
     except yaml.MarkedYAMLError as error:
-        raise ConfigError([Mistake(str(path), *found) for found in syntax.explain(error, text)]) from None
+        raise ConfigError([Mistake(str(path), *found) for found in yaml_errors.explain(error, text)]) from None
     if root is None:
         raise source.refusal(path, "has no settings; expected sections such as `models`")
     converter = _Converter(path)
@@ -88,7 +88,7 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         self.depth += 1
         if parent and self.depth > _MAX_DEPTH:
-            raise yaml.MarkedYAMLError(problem=syntax.TOO_DEEP, problem_mark=parent.start_mark)
+            raise yaml.MarkedYAMLError(problem=yaml_errors.TOO_DEEP, problem_mark=parent.start_mark)
         node = super().compose_node(parent, index)
         self.depth -= 1
         return node

@@ -49,7 +49,7 @@ PCIE_RISER = Profile(
             "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1",
             "NCCL_ASYNC_ERROR_HANDLING": "1",
             "VLLM_ENGINE_READY_TIMEOUT_S": "14400",  # 600 s by default; 77 GB take up to hours from a hard disk
-            "VLLM_WORKER_MULTIPROC_METHOD": "fork",  # eight workers share what they import: decide/serve.py has the figures
+            "VLLM_WORKER_MULTIPROC_METHOD": "fork",  # eight workers share what they import: decide/serve_command.py has the figures
             "VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS": "1800",  # of one step, 300 s by default; 8192 tokens take 188 s over Gen1 x1
         }
     ),

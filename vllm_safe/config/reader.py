@@ -8,12 +8,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from vllm_safe.config import document, kinds
+from vllm_safe.common.errors import ConfigError, Mistake
+from vllm_safe.config import document, value_types
 from vllm_safe.config.document import Mapping, Node, Scalar, shown
-from vllm_safe.config.flaw import Flaw, Flawed, is_nothing, misfit
+from vllm_safe.config.mismatch import Flaw, Flawed, is_nothing, misfit
 from vllm_safe.config.rules import breaches
 from vllm_safe.config.settings import SECTIONS, Config, Model, Position, settings_of
-from vllm_safe.errors import ConfigError, Mistake
 
 DEFAULT_PATH = Path("/etc/vllm-safe/config.yaml")
 
@@ -77,7 +77,7 @@ class _Reader:
         values = {}
         for key, value in self._entries(path, node, table):
             row, inner = table[key.text], f"{path}.{key.text}"
-            if row.kind is kinds.SECTION:
+            if row.kind is value_types.SECTION:
                 values[row.name] = self._section(inner, type(row.default), value)
             else:
                 try:
@@ -97,7 +97,7 @@ class _Reader:
         if not isinstance(node, Mapping):
             self._broken.add(path)
             for flaw in misfit(node, expected="" if path else "sections such as `models`").flaws:
-                self._report(path or "the file", flaw, kinds.SECTION)
+                self._report(path or "the file", flaw, value_types.SECTION)
             return
         for key, value in node.items:
             if names is not None and key.text not in names:
@@ -113,7 +113,7 @@ class _Reader:
         what = f"unknown setting {shown(key.text)} in {path}" if path else f"unknown section {shown(key.text)}"
         self._report("", Flaw(key, what, f"one of {', '.join(names)}", meant(key.text, names)))
 
-    def _report(self, path: str, flaw: Flaw, kind: kinds.Kind | None = None) -> None:
+    def _report(self, path: str, flaw: Flaw, kind: value_types.Kind | None = None) -> None:
         expected, suggestion = flaw.expected, flaw.suggestion
         if kind and not expected:
             expected = kind.expected

@@ -6,8 +6,8 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
 
+from vllm_safe.common.sizes import format_exact_span
 from vllm_safe.config.settings import Config, Model
-from vllm_safe.sizes import format_exact_span
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import os
 import stat
 from pathlib import Path
 
-from vllm_safe.errors import ConfigError, Mistake
+from vllm_safe.common.errors import ConfigError, Mistake
 
 MAX_BYTES = 1 << 20  # one model takes 1 KB
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from vllm_safe.common.sizes import MIB, format_size
 from vllm_safe.decide.origin import Origin, origin_of
-from vllm_safe.sizes import MIB, format_size
 
 if TYPE_CHECKING:
+    from vllm_safe.common.sizes import Amount
     from vllm_safe.config.settings import Config
-    from vllm_safe.host.facts import Host
-    from vllm_safe.sizes import Amount
+    from vllm_safe.host.host_facts import Host
 
 
 @dataclass(frozen=True)

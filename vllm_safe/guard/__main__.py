@@ -5,6 +5,6 @@ import sys
 
 sys.path.append(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))  # noqa: PTH100, PTH120 - pathlib is 2 MB
 
-from vllm_safe.guard.main import main
+from vllm_safe.guard.guard_main import main
 
 sys.exit(main())

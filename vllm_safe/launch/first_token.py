@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from vllm_safe.common.sizes import format_span
 from vllm_safe.launch.actions import Action, Say
-from vllm_safe.launch.probe import Answer
-from vllm_safe.launch.progress import LONGEST_TICK
-from vllm_safe.sizes import format_span
+from vllm_safe.launch.http_probe import Answer
+from vllm_safe.launch.load_progress import LONGEST_TICK
 
 _FAILED, _NOT_IMPLEMENTED = 500, 501  # status of HTTP: from the first on it is the server that failed; the second it says for ever
 

@@ -8,19 +8,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from vllm_safe.errors import EXIT_FAILED, EXIT_MISUSE
+from vllm_safe.common.errors import EXIT_FAILED, EXIT_MISUSE
+from vllm_safe.common.sizes import format_span
+from vllm_safe.contract.launch_file import Launch
+from vllm_safe.contract.state_file import NO_CARDS, Cards
 from vllm_safe.launch.actions import Action, Ask, Order, Quit, Say, Tell, more_time
-from vllm_safe.launch.ending import Ended, Ending, explain
 from vllm_safe.launch.first_token import FirstToken
+from vllm_safe.launch.http_probe import Answer
 from vllm_safe.launch.liveness import Liveness
 from vllm_safe.launch.loading import Loading
-from vllm_safe.launch.plan import Launch
-from vllm_safe.launch.probe import Answer
 from vllm_safe.launch.processes import Process
-from vllm_safe.launch.server import describe_ending
-from vllm_safe.launch.state import NO_CARDS, Cards
+from vllm_safe.launch.server_end import Ended, Ending, explain
+from vllm_safe.launch.server_process import describe_ending
 from vllm_safe.launch.timers import Timers
-from vllm_safe.sizes import format_span
 
 POLL_FIRST, POLL_LONGEST = 0.1, 2.0  # seconds between two questions to the health URL of one that loads, doubling
 LOOK_EVERY = 1.0  # seconds between two looks at the processes of one that loads

@@ -9,10 +9,10 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 
-from vllm_safe.launch.plan import Launch
-from vllm_safe.launch.probe import Answer
+from vllm_safe.common.sizes import format_span
+from vllm_safe.contract.launch_file import Launch
+from vllm_safe.launch.http_probe import Answer
 from vllm_safe.launch.processes import Process
-from vllm_safe.sizes import format_span
 
 INTERVAL = 10.0  # seconds between two looks
 # What cannot get well again: a process of the engine that is gone, or 503 of vLLM, which says that its engine has died. vLLM ends itself

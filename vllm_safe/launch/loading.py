@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from vllm_safe.common.sizes import format_size, format_span
+from vllm_safe.contract.state_file import NO_CARDS, Cards, Progress
+from vllm_safe.launch.load_progress import Checkpoint, Stillness, Sums, Waits
 from vllm_safe.launch.phases import Follow
 from vllm_safe.launch.processes import Process
-from vllm_safe.launch.progress import Checkpoint, Stillness, Sums, Waits
-from vllm_safe.launch.state import NO_CARDS, Cards, Progress
-from vllm_safe.sizes import format_size, format_span
 
 _QUIET = 60.0  # seconds without a move that the status mentions
 IN_VAIN = "its processes wait for each other in vain"  # what `why` knows this end by

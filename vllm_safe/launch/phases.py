@@ -11,8 +11,8 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from vllm_safe.launch.state import PHASES
-from vllm_safe.launch.terminal import ESCAPES
+from vllm_safe.common.terminal import ESCAPES
+from vllm_safe.contract.state_file import PHASES
 
 _LONGEST = 1000  # bytes of a line that are looked at; what announces a phase is shorter
 _REMEMBERED = 256  # different lines: what a poller repeats is no news

@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 
-from vllm_safe.launch.state import STATE_FOLDER
-from vllm_safe.record.begin import boot_id
-from vllm_safe.record.encode import text
-from vllm_safe.record.follow import Action, Begin, Finish, Follow, Note, Seen
-from vllm_safe.record.heard import read_ended, read_object, read_state
-from vllm_safe.record.programs import properties
-from vllm_safe.record.recording import Asked, Recording, Say
-from vllm_safe.record.run import End
-from vllm_safe.record.store import SMALL_MOST, open_run, run_names
+from vllm_safe.contract.recorded_run import End
+from vllm_safe.contract.run_encoding import text
+from vllm_safe.contract.state_file import STATE_FOLDER
+from vllm_safe.contract.untrusted_files import read_ended, read_object, read_state
+from vllm_safe.record.program_output import properties
+from vllm_safe.record.run_recording import Asked, Recording, Say
+from vllm_safe.record.run_start import boot_id
+from vllm_safe.record.run_store import SMALL_MOST, open_run, run_names
+from vllm_safe.record.run_tracker import Action, Begin, Finish, Follow, Note, Seen
 
 LOOK, LOOK_OUT = 1.0, 0.2  # seconds between two looks at a run, and for the next one
 _GOES_ON = {"condition", "start-pre", "start", "start-post", "running", "reload"}  # SubState of a service that has not ended
@@ -124,7 +124,7 @@ class Recorder:
     def _open_cards(self, recording: Recording) -> Asked | None:
         if not recording.start.host.get("gpus"):
             return None
-        from vllm_safe.record.gpus import Cards  # noqa: PLC0415 - 10 MB that only a machine with cards pays
+        from vllm_safe.record.nvml_usage import Cards  # noqa: PLC0415 - 10 MB that only a machine with cards pays
 
         try:
             return Cards()

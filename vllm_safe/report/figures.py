@@ -6,9 +6,9 @@ from collections.abc import Callable
 from operator import attrgetter
 from typing import NamedTuple
 
-from vllm_safe.record.run import Run, Sample
+from vllm_safe.common.sizes import format_size, format_span
+from vllm_safe.contract.recorded_run import Run, Sample
 from vllm_safe.report.series import phases_of, samples_of
-from vllm_safe.sizes import format_size, format_span
 
 
 class Figure(NamedTuple):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from operator import attrgetter
 from typing import NamedTuple
 
-from vllm_safe.record.run import Run, Sample
+from vllm_safe.contract.recorded_run import Run, Sample
 
 Column = tuple[float | None, ...]
 _BEYOND_HEADROOM = 4  # a limit this much higher than all that was used would flatten the line: it is said in words only

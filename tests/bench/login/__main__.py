@@ -19,7 +19,7 @@ from tests.beds.machine import BedError
 from tests.bench.login import report
 from tests.bench.login.cell import AFTER, LONGEST, PATIENCE, Cell, measure
 from tests.bench.login.setups import SETUPS
-from vllm_safe.sizes import format_span
+from vllm_safe.common.sizes import format_span
 
 HERE = Path(__file__).parent
 HOGS = ("anonymous", "leak", "reader", "forkbomb", "mlock")

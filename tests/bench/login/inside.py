@@ -7,8 +7,8 @@ import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))  # vllm_safe/drill/probes.py is copied beside this file
-from vllm_safe.drill import probes
+sys.path.insert(0, str(Path(__file__).parent))  # vllm_safe/drill/login_probes.py is copied beside this file
+from vllm_safe.drill import login_probes
 
 
 def progress(path: Path) -> int | None:
@@ -23,7 +23,7 @@ def progress(path: Path) -> int | None:
 def main() -> None:
     """Append `time,what,value`: Unix seconds, and what probes.Sample has."""
     offset = time.time() - time.monotonic()
-    with Path(sys.argv[1]).open("a", buffering=1) as file, probes.Watch({probes.PROGRAM: probes.program}) as watch:
+    with Path(sys.argv[1]).open("a", buffering=1) as file, login_probes.Watch({login_probes.PROGRAM: login_probes.program}) as watch:
         written = failed = 0
         while True:
             time.sleep(1.0)

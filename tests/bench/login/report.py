@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.bench.login.cell import LONGEST, Cell
-from vllm_safe.decide.drill import felt, percentile, share_within
-from vllm_safe.drill.probes import EVERY, SLICES
+from vllm_safe.drill.drill_decision import felt, percentile, share_within
+from vllm_safe.drill.login_probes import EVERY, SLICES
 
 HEAD = (
     "hog",

@@ -66,7 +66,7 @@ class Setup:
         here = Path(__file__).parent
         bed.run(f"mkdir -p {GUEST}/vllm_safe/drill /srv/hog && touch {GUEST}/vllm_safe/__init__.py")
         for source, target in [(here / name, GUEST) for name in ("hog.py", "inside.py")] + [
-            (PROBES / name, f"{GUEST}/vllm_safe/drill") for name in ("__init__.py", "probes.py", "heartbeat.py")
+            (PROBES / name, f"{GUEST}/vllm_safe/drill") for name in ("__init__.py", "login_probes.py", "heartbeat.py")
         ]:
             bed.put(source, f"{target}/{source.name}")
         if "reader" in hogs:  # it reads three times the RAM; never a hole, which would be read without the disk

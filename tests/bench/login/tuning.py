@@ -64,7 +64,7 @@ TUNINGS = {
     "no-each-unit": _patch(f"{OURS}/decide/protect.py", "system \\/\\/ EACH_UNIT", "system \\* 0"),
     # What a download or a backup leaves: a page cache that is full, and not of sshd's.
     "full-cache": Tuning("head -c 1000M /dev/zero > /srv/hog-cache && sync", "rm /srv/hog-cache"),
-    "calm-5": _patch(f"{OURS}/guard/decide.py", "CALM = 20.0", "CALM = 5.0"),
+    "calm-5": _patch(f"{OURS}/guard/guard_decision.py", "CALM = 20.0", "CALM = 5.0"),
     "no-guard": Tuning("systemctl mask --runtime --now vllm-safe-guard", "systemctl unmask --runtime vllm-safe-guard"),
     "bfq": Tuning(f"modprobe bfq && echo bfq > {SCHEDULER}", f"echo mq-deadline > {SCHEDULER}"),
     "io-cost": Tuning(
@@ -73,7 +73,7 @@ TUNINGS = {
     ),
     "io-max-75": _of_the_hog("IOReadIOPSMax=/dev/vda 75", "IOWriteIOPSMax=/dev/vda 75"),
     "io-max-reads-75": _of_the_hog("IOReadIOPSMax=/dev/vda 75"),
-    "guard-no-class": _patch(f"{OURS}/guard/act.py", '"idle"', '"best-effort"'),
+    "guard-no-class": _patch(f"{OURS}/guard/guard_actions.py", '"idle"', '"best-effort"'),
     "io-idle": _patch(f"{OURS}/config/settings.py", '"best-effort",', '"idle",'),
     "nr-requests-1024": _of_the_disk("nr_requests", 1024),
     "async-depth-4": _of_the_disk("iosched/async_depth", 4),

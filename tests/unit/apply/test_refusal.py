@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from vllm_safe.apply.files import WriteFile
-from vllm_safe.apply.prepare import refusal_steps
+from vllm_safe.apply.start_steps import refusal_steps
+from vllm_safe.common.file_steps import WriteFile
 
 
 def test_who_runs_apply_by_hand_reads_why_the_model_cannot_start(

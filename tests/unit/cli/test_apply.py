@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from vllm_safe.apply.prepare import WriteLaunch
+from vllm_safe.apply.start_steps import WriteLaunch
 from vllm_safe.cli.main import main
-from vllm_safe.errors import Failure
-from vllm_safe.host.start import Starts, boot_clock
-from vllm_safe.host.tunables import LRU_GEN
-from vllm_safe.launch.plan import Launch
+from vllm_safe.common.errors import Failure
+from vllm_safe.contract.launch_file import Launch
+from vllm_safe.host.start_facts import Starts, boot_clock
+from vllm_safe.tunables.tunable_facts import LRU_GEN
 
 NOT_ROOT = 65534
 
@@ -106,8 +106,8 @@ def test_a_preparation_that_fails_itself_is_said_by_the_unit_and_tried_again(
         refused.append((what, again))
         return ()
 
-    monkeypatch.setattr("vllm_safe.apply.prepare.prepare_steps", fail)
-    monkeypatch.setattr("vllm_safe.apply.prepare.refusal_steps", refuse)
+    monkeypatch.setattr("vllm_safe.apply.start_steps.prepare_steps", fail)
+    monkeypatch.setattr("vllm_safe.apply.start_steps.refusal_steps", refuse)
     assert main(["apply", "x", "--dry-run", "--config", config]) == 0
     assert [(str(error) in what, again) for what, again in refused] == [(True, True)]
 
@@ -124,9 +124,9 @@ def test_what_may_work_the_next_time_is_tried_no_more_often_than_any_other_start
         raise Failure("no bus")
 
     now = boot_clock()
-    monkeypatch.setattr("vllm_safe.apply.prepare.prepare_steps", fail)
-    monkeypatch.setattr("vllm_safe.host.start.read_starts", lambda _: Starts(restarts - 1, (now,) * (restarts - 1)))
-    monkeypatch.setattr("vllm_safe.host.systemd.show", lambda *_: {"vllm@x.service": {"NRestarts": str(restarts)}})
+    monkeypatch.setattr("vllm_safe.apply.start_steps.prepare_steps", fail)
+    monkeypatch.setattr("vllm_safe.host.start_facts.read_starts", lambda _: Starts(restarts - 1, (now,) * (restarts - 1)))
+    monkeypatch.setattr("vllm_safe.common.systemctl.show", lambda *_: {"vllm@x.service": {"NRestarts": str(restarts)}})
     launches: list[Launch] = []
 
     def describe(step: WriteLaunch) -> str:
@@ -142,7 +142,7 @@ def test_what_may_work_the_next_time_is_tried_no_more_often_than_any_other_start
 def test_the_tunables_are_set_and_taken_back_by_themselves(
     config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vllm_safe.host.facts.read_tunables", lambda *_: {LRU_GEN: "0x0000"})
+    monkeypatch.setattr("vllm_safe.host.host_facts.read_tunables", lambda *_: {LRU_GEN: "0x0000"})
     assert main(["apply", "--tunables", "--dry-run", "--config", config]) == 0
     assert capsys.readouterr().out.splitlines() == [
         "would wait until no memory is taken back, at most 30 s",

@@ -19,7 +19,7 @@ PROGRAM = """\
 import sys
 from pathlib import Path
 sys.path.insert(0, {root!r})
-from vllm_safe import paths
+from vllm_safe.common import paths
 from vllm_safe.config import reader
 paths.RUNS, reader.DEFAULT_PATH = Path({folder!r}, "runs"), Path({folder!r}, "config.yaml")
 from vllm_safe.cli.main import main

@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.hub import Fault, Hub
-from vllm_safe import paths
-from vllm_safe.apply import as_engine, fetch, lock
-from vllm_safe.apply.as_engine.hub_download.command import main as download
-from vllm_safe.apply.as_vllm import AsVllm, Outcome
 from vllm_safe.cli import fetch as cli_fetch
 from vllm_safe.cli.main import main
+from vllm_safe.common import paths, run_lock
+from vllm_safe.models import as_engine, hub_client
+from vllm_safe.models.as_engine.hub_download.download_command import main as download
+from vllm_safe.sandbox.run_as_vllm import AsVllm, Outcome
 
 REPO = "acme/tiny"
 FILES = {"config.json": b"{}", "model.safetensors": bytes(range(256)) * 400, "original/model.pth": bytes(9000)}
@@ -71,11 +71,11 @@ class Bench:
 def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Bench]:
     monkeypatch.setattr(AsVllm, "outcome", outcome)
     monkeypatch.setattr(cli_fetch, "need_root", lambda: None)
-    monkeypatch.setattr(fetch, "PYTHON", Path(sys.executable))
-    monkeypatch.setattr(fetch, "_LIST_PATIENCE", ((0,), 1))
-    monkeypatch.setattr(fetch, "_GET_PATIENCE", ((0,), 1))
+    monkeypatch.setattr(hub_client, "PYTHON", Path(sys.executable))
+    monkeypatch.setattr(hub_client, "_LIST_PATIENCE", ((0,), 1))
+    monkeypatch.setattr(hub_client, "_GET_PATIENCE", ((0,), 1))
     monkeypatch.setattr(paths, "MODELS", tmp_path / "models")
-    monkeypatch.setattr(lock, "RUN", tmp_path / "run")
+    monkeypatch.setattr(run_lock, "RUN", tmp_path / "run")
     with Hub(REPO, FILES) as hub:
         yield Bench(tmp_path, hub, capsys)
 
@@ -182,7 +182,7 @@ def test_a_name_that_the_file_does_not_have(bench: Bench) -> None:
 
 
 def test_without_an_engine(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetch, "PYTHON", bench.models / "nothing")
+    monkeypatch.setattr(hub_client, "PYTHON", bench.models / "nothing")
     code, _, err = bench.fetch("tiny")
     assert (code, "vllm-safe install" in err) == (1, True)
 

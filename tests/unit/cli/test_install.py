@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from vllm_safe.apply import engine as apply_engine
 from vllm_safe.cli.main import main
-from vllm_safe.decide.engine import Place
-from vllm_safe.host import driver, engine
-from vllm_safe.host.driver import Driver, Nvml, NvmlCard
-from vllm_safe.host.engine import EngineFacts, Installed
-from vllm_safe.sizes import GIB
+from vllm_safe.common.sizes import GIB
+from vllm_safe.driver import driver_facts
+from vllm_safe.driver.driver_facts import Driver, Nvml, NvmlCard
+from vllm_safe.engine import engine_facts
+from vllm_safe.engine import engine_steps as apply_engine
+from vllm_safe.engine.engine_decision import Place
+from vllm_safe.engine.engine_facts import EngineFacts, Installed
 
 CURRENT = Installed("vllm-0.32.0", "vllm", "0.32.0", whole=True)
 
@@ -30,8 +31,8 @@ OLD = replace(ANSWERING, nvml=replace(ANSWERING.nvml, driver="550.163.01", cuda=
 
 
 def found(monkeypatch: pytest.MonkeyPatch, facts: EngineFacts, cards: Driver = ANSWERING) -> None:
-    monkeypatch.setattr(engine, "read_engine", lambda: facts)
-    monkeypatch.setattr(driver, "read_driver", lambda: cards)
+    monkeypatch.setattr(engine_facts, "read_engine", lambda: facts)
+    monkeypatch.setattr(driver_facts, "read_driver", lambda: cards)
     monkeypatch.setattr(apply_engine, "read_place", lambda _facts, _links: Place((3, 11), "x86_64", 100 * GIB))
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from vllm_safe import __version__
 from vllm_safe.cli import entry, main
-from vllm_safe.errors import ConfigError, Failure, Mistake, Misuse
+from vllm_safe.common.errors import ConfigError, Failure, Mistake, Misuse
 
 
 def run_program(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 from tests.runs import RUN, make_run, write_run
-from vllm_safe import paths
 from vllm_safe.cli.main import main
-from vllm_safe.record import read
-from vllm_safe.report.page import MARK
+from vllm_safe.common import paths
+from vllm_safe.record import run_reader
+from vllm_safe.report.html_report import MARK
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_run(make_run(run="20261122T000000-00000000", end={"cause": "stopped", "result": "success"}), runs)
     write_run(make_run(end={"cause": "exited", "reason": "it ended", "result": "exit-code"}), runs)
     monkeypatch.setattr(paths, "RUNS", runs)
-    for function in (read.list_runs, read.read_run):
+    for function in (run_reader.list_runs, run_reader.read_run):
         monkeypatch.setattr(function, "__defaults__", (runs,))
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")

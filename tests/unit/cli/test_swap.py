@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from vllm_safe import kernel
-from vllm_safe.apply import lock
-from vllm_safe.apply import swapfile as steps
-from vllm_safe.cli import swap, swap_status
+from vllm_safe.cli import swap
 from vllm_safe.cli.main import main
-from vllm_safe.host.facts import Host, Mount, Swap
-from vllm_safe.host.swapfile import look_at
-from vllm_safe.sizes import GIB, MIB
+from vllm_safe.common import libc, run_lock
+from vllm_safe.common.sizes import GIB, MIB
+from vllm_safe.host.host_facts import Host, Mount, Swap
+from vllm_safe.swap import swap_status
+from vllm_safe.swap import swapfile_steps as steps
+from vllm_safe.swap.swapfile_facts import look_at
 
 
 class Machine:
@@ -56,11 +56,11 @@ class Machine:
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     machine = Machine(tmp_path)
-    monkeypatch.setattr(kernel, "swapon", machine.swapon)
-    monkeypatch.setattr(kernel, "swapoff", machine.swapoff)
-    monkeypatch.setattr(kernel, "may_swap", lambda: True)
+    monkeypatch.setattr(libc, "swapon", machine.swapon)
+    monkeypatch.setattr(libc, "swapoff", machine.swapoff)
+    monkeypatch.setattr(libc, "may_swap", lambda: True)
     monkeypatch.setattr(steps, "read_swaps", machine.swaps)
-    monkeypatch.setattr(lock, "RUN", tmp_path / "run")
+    monkeypatch.setattr(run_lock, "RUN", tmp_path / "run")
     for module in (swap, swap_status):
         monkeypatch.setattr(module, "read_host", machine.host)
     monkeypatch.setattr(swap, "need_root", lambda: None)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from vllm_safe.common.errors import ConfigError
 from vllm_safe.config import document, source
 from vllm_safe.config.document import Mapping, Scalar, Sequence
-from vllm_safe.errors import ConfigError
 
 
 def refusal(path: Path) -> str:

@@ -12,9 +12,9 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from vllm_safe.common.errors import ConfigError
 from vllm_safe.config.reader import load
 from vllm_safe.config.settings import SECTIONS, Config, Model, settings_of
-from vllm_safe.errors import ConfigError
 
 # One file for all examples of a test, which is what hypothesis warns of.
 fuzz = settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from vllm_safe.common.errors import EXIT_MISUSE, ConfigError
 from vllm_safe.config.reader import load
-from vllm_safe.errors import EXIT_MISUSE, ConfigError
 
 CASES = {
     name: (text, said.strip().split("\n"))

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from vllm_safe.common.sizes import GIB, MIB, Amount
 from vllm_safe.config.reader import load
 from vllm_safe.config.settings import Config, Earlyoom, Engine, Limits, Model, ModelLimits, Position, Protect, Swap
-from vllm_safe.sizes import GIB, MIB, Amount
 
 
 def config_of(text: str, folder: Path) -> Config:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from vllm_safe import __version__
-from vllm_safe.config import kinds, spelling
+from vllm_safe.config import spelling, value_types
 from vllm_safe.config.settings import SECTIONS, Model, settings_of
 
 RELEASED = Path(__file__).parent / "settings"
@@ -17,7 +17,7 @@ def _names(prefix: str, rows: type[object]) -> dict[str, set[str]]:
     """The settings of a section, and of those within it: dotted section -> names."""
     found = {prefix: {row.name for row in settings_of(rows)}}
     for row in settings_of(rows):
-        if row.kind is kinds.SECTION:
+        if row.kind is value_types.SECTION:
             found |= _names(f"{prefix}.{row.name}", type(row.default))
     return found
 

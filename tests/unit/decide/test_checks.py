@@ -9,19 +9,19 @@ from typing import Any
 
 import pytest
 
+from vllm_safe.common.errors import Failure
+from vllm_safe.common.sizes import GIB
 from vllm_safe.config.settings import Config, Earlyoom, Model
 from vllm_safe.decide import checks
-from vllm_safe.decide.earlyoom import decide_arguments
 from vllm_safe.decide.limits import EACH_UNIT, decide_units
-from vllm_safe.decide.prepare import Situation, decide_preparation
-from vllm_safe.errors import Failure
-from vllm_safe.host.driver import Driver, Nvml, NvmlCard
-from vllm_safe.host.facts import Host, Mount, Swap
-from vllm_safe.host.inspect import Inspection, Served
-from vllm_safe.host.models import ModelFiles
-from vllm_safe.host.start import Ground, Key
-from vllm_safe.host.tunables import LRU_GEN
-from vllm_safe.sizes import GIB
+from vllm_safe.decide.start_checks import Situation, decide_preparation
+from vllm_safe.driver.driver_facts import Driver, Nvml, NvmlCard
+from vllm_safe.earlyoom.earlyoom_arguments import decide_arguments
+from vllm_safe.host.check_facts import Inspection, Served
+from vllm_safe.host.host_facts import Host, Mount, Swap
+from vllm_safe.host.start_facts import Ground, Key
+from vllm_safe.models.model_files import ModelFiles
+from vllm_safe.tunables.tunable_facts import LRU_GEN
 
 MODEL = Model(model="org/name", args=MappingProxyType({"tensor-parallel-size": 4, "pipeline-parallel-size": 2}))
 CONFIG = Config(models=MappingProxyType({"big": MODEL}))

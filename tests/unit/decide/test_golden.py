@@ -15,20 +15,20 @@ from pathlib import Path
 import pytest
 
 from vllm_safe.cli.table import columns
+from vllm_safe.common.errors import Failure
 from vllm_safe.config.reader import load
 from vllm_safe.config.settings import Config
 from vllm_safe.decide.checks import Machine, check_machine, check_model
-from vllm_safe.decide.earlyoom import decide_environment_file
 from vllm_safe.decide.limits import decide_units, unit_of
-from vllm_safe.decide.prepare import Situation, decide_preparation
-from vllm_safe.decide.show import decide_show
-from vllm_safe.decide.swap import decide_swap
-from vllm_safe.errors import Failure
-from vllm_safe.host.facts import read_host
-from vllm_safe.host.inspect import Inspection
-from vllm_safe.host.models import ModelFiles
-from vllm_safe.host.start import Ground
-from vllm_safe.host.swapfile import File, Folder, SwapFacts
+from vllm_safe.decide.show_rows import decide_show
+from vllm_safe.decide.start_checks import Situation, decide_preparation
+from vllm_safe.earlyoom.earlyoom_arguments import decide_environment_file
+from vllm_safe.host.check_facts import Inspection
+from vllm_safe.host.host_facts import read_host
+from vllm_safe.host.start_facts import Ground
+from vllm_safe.models.model_files import ModelFiles
+from vllm_safe.swap.swap_decision import decide_swap
+from vllm_safe.swap.swapfile_facts import File, Folder, SwapFacts
 
 CASES = sorted(path for path in (Path(__file__).parents[2] / "golden").iterdir() if (path / "config.yaml").exists())
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from vllm_safe.common.sizes import GIB, MIB, TIB, Amount
 from vllm_safe.config.settings import Config, Limits, Model, ModelLimits, Position, Protect
 from vllm_safe.decide.limits import PROPERTIES, SLICE, decide_limits, decide_units, unit_of
 from vllm_safe.decide.protect import AUTO, KERNEL, UNITS, decide_protection
-from vllm_safe.host.facts import Host, Swap
-from vllm_safe.sizes import GIB, MIB, TIB, Amount
+from vllm_safe.host.host_facts import Host, Swap
 
 PLAN = Host(memory=int(15.6 * GIB), gpus=8, swaps=(Swap("/swapfile", "file", 128 * GIB, 0),), cgroup2=True, kept_free=99 * MIB)
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from vllm_safe.drill import hog, probes
-from vllm_safe.drill.probes import GAP, LOGIN, LONGEST, Watch
+from vllm_safe.drill import hog, login_probes
+from vllm_safe.drill.login_probes import GAP, LOGIN, LONGEST, Watch
 
 FOLDER = Path(hog.__file__).parent
 
@@ -65,7 +65,7 @@ def test_a_hog_without_memory_ends() -> None:
 
 
 def test_programs_of_the_drill_need_nothing_but_the_standard_library() -> None:
-    for name in ("hog.py", "heartbeat.py", "probes.py"):
+    for name in ("hog.py", "heartbeat.py", "login_probes.py"):
         loaded = "import sys, runpy; runpy.run_path(sys.argv[1], run_name='x'); print('click' in sys.modules, 'vllm_safe' in sys.modules)"
         done = subprocess.run([sys.executable, "-I", "-S", "-c", loaded, FOLDER / name], check=True, capture_output=True, text=True)
         assert done.stdout == "False False\n"
@@ -73,24 +73,24 @@ def test_programs_of_the_drill_need_nothing_but_the_standard_library() -> None:
 
 class TestTimed:
     def test_how_long_it_took(self) -> None:
-        seconds = probes.timed(["/bin/sleep", "0.2"], Path("/bin/sleep"), Path("/nowhere"))
+        seconds = login_probes.timed(["/bin/sleep", "0.2"], Path("/bin/sleep"), Path("/nowhere"))
         assert seconds is not None
         assert seconds >= 0.2
 
     @pytest.mark.parametrize("command", [["/bin/false"], ["/nowhere"]])
     def test_what_failed_has_no_time(self, command: list[str]) -> None:
-        assert probes.timed(command) is None
+        assert login_probes.timed(command) is None
 
     def test_what_takes_for_ever_takes_long(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(probes, "LONGEST", 0.1)
-        assert probes.timed(["/bin/sleep", "60"]) == 0.1
+        monkeypatch.setattr(login_probes, "LONGEST", 0.1)
+        assert login_probes.timed(["/bin/sleep", "60"]) == 0.1
         assert LONGEST == 120.0
 
 
 class TestWatch:
     def test_it_samples_until_its_end(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(probes, "EVERY", 0.05)
-        monkeypatch.setattr(probes, "stalled", lambda _: 0.0)
+        monkeypatch.setattr(login_probes, "EVERY", 0.05)
+        monkeypatch.setattr(login_probes, "stalled", lambda _: 0.0)
         answers = iter([0.5, None, *[0.25] * 10_000])
         with Watch({LOGIN: lambda: next(answers)}) as watch:
             while watch.last(GAP) is None or watch.last("stall:user.slice") is None or watch.last(LOGIN) != 0.25:
@@ -102,9 +102,9 @@ class TestWatch:
         assert len(watch.samples) == count
 
     def test_a_stall_has_the_time_that_it_is_of_and_the_last_one_counts(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(probes, "EVERY", 60.0)
+        monkeypatch.setattr(login_probes, "EVERY", 60.0)
         totals = iter([1.0, 1.0, 1.0, 60.0, 60.0, 60.0])
-        monkeypatch.setattr(probes, "stalled", lambda _: next(totals))
+        monkeypatch.setattr(login_probes, "stalled", lambda _: next(totals))
         start = time.monotonic()
         with Watch({}) as watch:
             while not watch._threads[-1].is_alive():
@@ -114,7 +114,7 @@ class TestWatch:
         assert all(0 < sample.span <= sample.at - start for sample in stalls)
 
     def test_without_psi_there_is_no_stall(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(probes, "EVERY", 0.01)
-        monkeypatch.setattr(probes, "SLICES", ("nowhere.slice",))
-        assert probes.stalled("nowhere.slice") is None
-        assert probes._pressures(["nowhere.slice"]) == {}
+        monkeypatch.setattr(login_probes, "EVERY", 0.01)
+        monkeypatch.setattr(login_probes, "SLICES", ("nowhere.slice",))
+        assert login_probes.stalled("nowhere.slice") is None
+        assert login_probes._pressures(["nowhere.slice"]) == {}

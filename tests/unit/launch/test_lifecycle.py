@@ -8,13 +8,13 @@ from collections.abc import Callable
 
 import pytest
 
+from vllm_safe.contract.launch_file import Launch
+from vllm_safe.contract.state_file import NO_CARDS, Cards
 from vllm_safe.launch.actions import Action, Ask, Order, Quit, Say, Send, Tell
+from vllm_safe.launch.http_probe import Answer
 from vllm_safe.launch.lifecycle import EXTEND_BY, EXTEND_EVERY, Lifecycle
 from vllm_safe.launch.liveness import RUNNING, TOKENS
-from vllm_safe.launch.plan import Launch
-from vllm_safe.launch.probe import Answer
 from vllm_safe.launch.processes import Process
-from vllm_safe.launch.state import NO_CARDS, Cards
 
 URL = "http://127.0.0.1:8000"
 TIMES = {"start_timeout": 600.0, "stop_grace": 120.0, "stall_timeout": 300.0, "hang_timeout": 100.0}
@@ -481,7 +481,7 @@ def test_a_server_that_cannot_be_started_is_a_failure_with_its_cause() -> None:
 
 
 def test_an_end_is_told_though_the_package_was_replaced_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "vllm_safe.launch.words", None)
+    monkeypatch.setitem(sys.modules, "vllm_safe.launch.end_sentence", None)
     actions = Life().exited(1004.0, EXIT_1, "ValueError: it is Monday")
     assert "ended by itself (exit status 1)." in _said(actions)
     assert _quit(actions) == 1

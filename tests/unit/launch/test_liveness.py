@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
+from vllm_safe.contract.launch_file import Launch
+from vllm_safe.launch.http_probe import Answer
 from vllm_safe.launch.liveness import RUNNING, SURELY, TOKENS, WAITING, Figures, Liveness
-from vllm_safe.launch.plan import Launch
-from vllm_safe.launch.probe import Answer
 from vllm_safe.launch.processes import Process
 
 VLLM = Launch("demo", health="http://x/health", metrics="http://x/metrics", completions="http://x/v1/completions", hang_timeout=600.0)

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from vllm_safe.launch.state import State
-from vllm_safe.record import evidence, recorder, recording
-from vllm_safe.record.begin import read_start
-from vllm_safe.record.evidence import Line
-from vllm_safe.record.read import list_runs, read_run
+from vllm_safe.contract.recorded_run import Gpu, Run
+from vllm_safe.contract.state_file import State
+from vllm_safe.record import kill_evidence, recorder, run_recording
+from vllm_safe.record.kill_evidence import Line
 from vllm_safe.record.recorder import Recorder
-from vllm_safe.record.run import Gpu, Run
+from vllm_safe.record.run_reader import list_runs, read_run
+from vllm_safe.record.run_start import read_start
 
 ONE, TWO = "1a2b3c4d" * 4, "5e6f7a8b" * 4
 WALL = 1_795_472_448.0
@@ -65,9 +65,9 @@ class World:
 
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
-    monkeypatch.setattr(evidence, "read_journal", lambda *_: ([], True))
-    monkeypatch.setattr(evidence, "AGAIN", 0.0)
-    for module in (recorder, recording):
+    monkeypatch.setattr(kill_evidence, "read_journal", lambda *_: ([], True))
+    monkeypatch.setattr(kill_evidence, "AGAIN", 0.0)
+    for module in (recorder, run_recording):
         monkeypatch.setattr(module, "properties", lambda *_: {})
     return World(tmp_path)
 
@@ -188,7 +188,7 @@ def test_an_end_that_systemd_does_not_know_of_is_a_lie(world: World, monkeypatch
 
 def test_an_end_without_a_word_is_systemds(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = {"Result": "oom-kill", "ExecMainCode": "2", "ExecMainStatus": "9"}
-    monkeypatch.setattr(recording, "properties", lambda *_: shown)
+    monkeypatch.setattr(run_recording, "properties", lambda *_: shown)
     world.put("sys/fs/cgroup/vllm.slice/vllm@demo.service/memory.events", "oom_kill 3\n")
     world.invoke(ONE)
     world.say("loading")
@@ -249,13 +249,15 @@ def test_a_journal_that_is_slow_is_read_twice_and_what_was_not_read_is_not_nothi
 ) -> None:
     asked: list[float] = []
 
-    def read(since: float) -> tuple[list[evidence.Line], bool]:
+    def read(since: float) -> tuple[list[kill_evidence.Line], bool]:
         asked.append(since)
         reading = readings[len(asked) - 1]
-        lines = [evidence.Line(world.wall, world.now, kernel=True, text=text) for text in (SUMMARY, KILLED)] if reading == "late" else []
+        lines = (
+            [kill_evidence.Line(world.wall, world.now, kernel=True, text=text) for text in (SUMMARY, KILLED)] if reading == "late" else []
+        )
         return lines, bool(reading)
 
-    monkeypatch.setattr(evidence, "read_journal", read)
+    monkeypatch.setattr(kill_evidence, "read_journal", read)
     world.invoke(ONE)
     world.pass_seconds(3)
     world.end(cause="exited", reason=reason)
@@ -310,7 +312,7 @@ def test_the_main_process_is_told_how_much_of_the_cards_is_in_use(world: World, 
         def ask(self, _now: float) -> tuple[Gpu, ...]:
             return () if world.now > 1005 else (Gpu(int(world.now - 1000) << 30, 11 << 30, 0.97), Gpu(1 << 30, 11 << 30, 0.0))
 
-    monkeypatch.setattr("vllm_safe.record.gpus.Cards", Cards)
+    monkeypatch.setattr("vllm_safe.record.nvml_usage.Cards", Cards)
     (world.root / "proc/driver/nvidia/gpus/0000:01:00.0").mkdir(parents=True)
     told = world.root / "run/vllm-safe/gpus/demo"
     world.invoke(ONE)
@@ -445,10 +447,10 @@ def test_what_the_kernel_said_of_the_cards_in_the_whole_run_is_evidence(
         lines = [Line(WALL + 5, 1005.0, kernel=True, text=XID), Line(WALL + 4, 1004.0, kernel=True, text=link)]
         return [line for line in lines if grep and re.search(grep, line.text)], True
 
-    monkeypatch.setattr(evidence, "read_journal", read)
+    monkeypatch.setattr(kill_evidence, "read_journal", read)
     if cards:
         world.put("proc/driver/nvidia/gpus/0000:01:00.0/information", "Model: \t\t NVIDIA GeForce RTX 3060\n")
-        monkeypatch.setattr("vllm_safe.record.gpus.Cards", lambda: None)
+        monkeypatch.setattr("vllm_safe.record.nvml_usage.Cards", lambda: None)
     world.invoke(ONE)
     world.pass_seconds(4000)
     world.end(cause=cause)

@@ -1,0 +1,84 @@
+"""The shipped file against the table that makes it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from vllm_safe.config import document, value_types
+from vllm_safe.config.reader import load
+from vllm_safe.config.sample_config import sample
+from vllm_safe.config.settings import SECTIONS, Earlyoom, Engine, Limits, Model, ModelLimits, Protect, Setting, Swap, settings_of
+
+SHIPPED = Path(__file__).parents[3] / "etc/vllm-safe/config.yaml"
+ROWS = [(section, row) for section in (*SECTIONS.values(), Model, ModelLimits) for row in settings_of(section)]
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "config.yaml"
+    path.write_text(sample())  # a copy: a checkout may be writable by others, which root refuses
+    return path
+
+
+def test_the_shipped_file_is_the_one_that_the_table_makes() -> None:
+    assert SHIPPED.read_text() == sample(), "run: python -m vllm_safe.config.sample_config > etc/vllm-safe/config.yaml"
+
+
+def test_it_has_the_defaults_and_the_plans_model(file: Path) -> None:
+    config = load(file)
+    assert (config.swap, config.earlyoom, config.protect, config.limits, config.engine) == (
+        Swap(),
+        Earlyoom(),
+        Protect(),
+        Limits(),
+        Engine(),
+    )
+    assert config.models == {
+        "qwen72b": Model(
+            model="Qwen/Qwen2.5-72B-Instruct-GPTQ-Int8",
+            profile="pcie-riser",
+            args={"tensor-parallel-size": 8, "gpu-memory-utilization": 0.90, "max-model-len": 8192, "max-num-seqs": 64},
+        )
+    }
+    assert config.models["qwen72b"].port == 8000
+
+
+def test_every_line_can_be_uncommented(file: Path) -> None:
+    file.write_text(re.sub(r"^( +)#((  )?\w+:)", r"\1\2", sample(), flags=re.MULTILINE))
+    config = load(file)
+    assert config.engine.find_links == "/srv/wheels"
+    assert config.models["qwen72b"].env == {"NCCL_DEBUG": "INFO"}
+    assert config.models["small"].command is not None
+    assert config.models["small"].port == 8001
+
+
+def test_every_setting_is_in_it() -> None:
+    for section, row in ROWS:
+        if section is not ModelLimits:
+            assert re.search(rf"^ *(#  |#)?{row.name}:", sample(), re.MULTILINE), row.name
+
+
+def test_it_fits_a_terminal_and_asks_for_no_remote_code() -> None:
+    prose = [line for line in sample().splitlines() if line.lstrip().startswith("# ")]
+    assert max(map(len, prose)) <= 105
+    assert "trust" not in sample()
+    assert sample().isascii()
+
+
+@pytest.mark.parametrize(("section", "row"), [pytest.param(section, row, id=f"{section.__name__}.{row.name}") for section, row in ROWS])
+def test_every_default_and_example_is_read_back(section: type, row: Setting, tmp_path: Path) -> None:
+    def read(text: str) -> object:
+        (tmp_path / "value.yaml").write_text(f"value: {text}\n")
+        root = document.read(tmp_path / "value.yaml").root
+        assert isinstance(root, document.Mapping)
+        return row.kind.read(root.items[0][1])
+
+    if section is not ModelLimits:
+        assert row.doc.endswith(".")
+    if row.example and row.kind is not value_types.SECTION:
+        read(row.example)
+    if not row.example and section is not ModelLimits:
+        assert read(row.kind.write(row.default)) == row.default

@@ -1,0 +1,218 @@
+"""What is read of NVIDIA's driver: files as they were on real machines, and a library that answers, refuses, hangs and crashes."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vllm_safe.driver import driver_facts, nvml
+from vllm_safe.driver.driver_facts import Driver, Nvml, NvmlCard, PciCard, ask_nvml, read_driver
+
+PROPRIETARY = """\
+NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.261.03  Tue Jul  1 12:34:56 UTC 2025
+GCC version:  gcc version 12.2.0 (Debian 12.2.0-14+deb12u1)
+"""
+OPEN = """\
+NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.159.04  Release Build  (nixbld@)
+GCC version:  gcc version 15.3.0 (GCC)
+"""  # of the machine with H200 cards, as are NVML's answers for one below
+KERNEL = "6.12.48+deb13-amd64"
+
+
+def build(root: Path, files: dict[str, str | bytes]) -> Path:
+    for name, content in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return root
+
+
+def add_card(root: Path, address: str, bound: str = "", vendor: str = "0x10de", kind: str = "0x030000") -> None:
+    device = root / "sys/bus/pci/devices" / address
+    build(device, {"vendor": f"{vendor}\n", "class": f"{kind}\n"})
+    if bound:
+        (device / "driver").symlink_to(f"../../../bus/pci/drivers/{bound}")
+
+
+@pytest.fixture(autouse=True)
+def no_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver_facts, "ask_nvml", Nvml)
+
+
+def test_a_machine_without_anything(tmp_path: Path) -> None:
+    found = read_driver(tmp_path)
+    assert found == Driver()
+    assert not found.answers
+    assert not found.installed
+
+
+@pytest.mark.parametrize(("text", "version"), [(PROPRIETARY, "535.261.03"), (OPEN, "580.159.04"), ("", "")])
+def test_the_version_of_the_loaded_module(tmp_path: Path, text: str, version: str) -> None:
+    assert read_driver(build(tmp_path, {"proc/driver/nvidia/version": text})).loaded == version
+
+
+@pytest.mark.parametrize(
+    ("line", "there"),
+    [
+        ("updates/dkms/nvidia.ko.xz:", True),
+        ("updates/dkms/nvidia-current.ko:", True),
+        ("updates/dkms/nvidia-current-open.ko.xz: kernel/drivers/acpi/video.ko", True),
+        ("updates/dkms/nvidia-tesla-470.ko:", True),
+        ("updates/dkms/nvidia-legacy-390xx.ko:", True),
+        ("kernel/nvidia-580-open/nvidia.ko.zst:", True),
+        ("updates/dkms/nvidia-uvm.ko: updates/dkms/nvidia.ko", False),
+        ("updates/dkms/nvidia-current-drm.ko:", False),
+        ("kernel/drivers/video/fbdev/nvidia/nvidiafb.ko:", False),
+        ("kernel/drivers/platform/x86/nvidia-wmi-ec-backlight.ko:", False),
+        ("kernel/drivers/gpu/drm/nouveau/nouveau.ko:", False),
+    ],
+)
+def test_whether_there_is_a_module_for_the_running_kernel(tmp_path: Path, line: str, there: bool) -> None:  # noqa: FBT001 -- a row
+    files = {"proc/sys/kernel/osrelease": f"{KERNEL}\n", f"lib/modules/{KERNEL}/modules.dep": f"kernel/fs/ext4/ext4.ko:\n{line}\n"}
+    assert read_driver(build(tmp_path, dict(files))).built is there
+
+
+def test_only_nvidias_display_controllers_are_cards(tmp_path: Path) -> None:
+    add_card(tmp_path, "0000:01:00.0", "nouveau")
+    add_card(tmp_path, "0000:01:00.1", "snd_hda_intel", kind="0x040300")  # its sound
+    add_card(tmp_path, "0000:02:00.0", kind="0x030200")  # a 3D controller: a data-centre card
+    add_card(tmp_path, "0000:03:00.0", "amdgpu", vendor="0x1002")
+    assert read_driver(tmp_path).pci == (PciCard("0000:01:00.0", "nouveau"), PciCard("0000:02:00.0"))
+
+
+@pytest.mark.parametrize(("content", "on"), [(b"\x06\0\0\0\x01", True), (b"\x06\0\0\0\0", False), (b"\x06", False)])
+def test_secure_boot(tmp_path: Path, content: bytes, on: bool) -> None:  # noqa: FBT001 -- a row of the table
+    name = "sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
+    assert read_driver(build(tmp_path, {name: content})).secure_boot is on
+
+
+@pytest.mark.parametrize(
+    ("text", "system"),
+    [
+        ('PRETTY_NAME="x"\nVERSION_ID="13"\nID=debian\n', "debian13"),
+        ("ID=debian\n", "debian"),
+        ('ID=ubuntu\nVERSION_ID="24.04"\n', "ubuntu2404"),
+    ],
+)
+def test_the_system(tmp_path: Path, text: str, system: str) -> None:
+    assert read_driver(build(tmp_path, {"etc/os-release": text})).system == system
+
+
+# --- NVML, in a process of its own
+
+
+def said(text: str) -> tuple[str, ...]:
+    return (sys.executable, "-I", "-c", f"print({text!r})")
+
+
+def test_what_nvml_says_is_taken_over() -> None:
+    cards = [{"name": "NVIDIA H200", "capability": [9, 0]}, {"name": "", "capability": [0, 0]}]
+    answer = {"error": 0, "library": "580.159.04", "driver": "580.159.04", "cuda": 13000, "cards": cards}
+    found = ask_nvml(said(json.dumps(answer)))
+    assert found == Nvml(
+        0, library="580.159.04", driver="580.159.04", cuda=(13, 0), cards=(NvmlCard("NVIDIA H200", (9, 0)), NvmlCard("", (0, 0)))
+    )
+    assert Driver(nvml=found).answers
+    assert Driver(nvml=ask_nvml(said(json.dumps(answer | {"cuda": 12040})))).nvml.cuda == (12, 4)
+
+
+def test_a_library_that_refuses_or_is_not_there() -> None:
+    assert ask_nvml(said('{"error": 18, "library": "580.159.04"}')) == Nvml(18, library="580.159.04")
+    assert ask_nvml(said('{"error": null}')) == Nvml()
+
+
+@pytest.mark.parametrize("program", ["print('{')", "print('[]')", "", "import os; os.kill(os.getpid(), 11)"])
+def test_a_library_that_breaks_is_an_error_and_no_traceback(program: str) -> None:
+    found = ask_nvml((sys.executable, "-I", "-c", program))
+    assert found.error
+    assert not found.cards
+
+
+def test_a_card_that_hangs_is_waited_for_no_longer_than_that() -> None:
+    began = time.monotonic()
+    found = ask_nvml((sys.executable, "-I", "-c", "import time; time.sleep(60)"), 0.3)
+    assert found.hung
+    assert time.monotonic() - began < 10
+
+
+class Library:
+    """NVML's calls, as a driver 12.4 with two cards, of which the second does not answer."""
+
+    def __init__(self, error: int = 0) -> None:
+        self._error = error
+
+    def nvmlInit_v2(self) -> int:  # noqa: N802 - NVML's own names
+        return self._error
+
+    def nvmlSystemGetNVMLVersion(self, buffer: Any, _length: int) -> int:  # noqa: ANN401, N802
+        buffer.value = b"12.550.163.01"
+        return 0
+
+    def nvmlSystemGetDriverVersion(self, buffer: Any, _length: int) -> int:  # noqa: ANN401, N802
+        buffer.value = b"550.163.01"
+        return 0
+
+    def nvmlSystemGetCudaDriverVersion_v2(self, number: Any) -> int:  # noqa: ANN401, N802
+        number._obj.value = 12040
+        return 0
+
+    def nvmlDeviceGetCount_v2(self, number: Any) -> int:  # noqa: ANN401, N802
+        number._obj.value = 2
+        return 0
+
+    def nvmlDeviceGetHandleByIndex_v2(self, index: int, device: Any) -> int:  # noqa: ANN401, N802
+        device._obj.value = index + 1
+        return 0 if index == 0 else 15  # NVML_ERROR_GPU_IS_LOST
+
+    def nvmlDeviceGetCudaComputeCapability(self, _device: ctypes.c_void_p, major: Any, minor: Any) -> int:  # noqa: ANN401, N802
+        major._obj.value, minor._obj.value = 8, 6
+        return 0
+
+    def nvmlDeviceGetName(self, _device: ctypes.c_void_p, buffer: Any, _length: int) -> int:  # noqa: ANN401, N802
+        buffer.value = b"NVIDIA GeForce RTX 3060"
+        return 0
+
+
+@pytest.mark.parametrize(
+    ("error", "answer"),
+    [
+        (
+            0,
+            {
+                "error": 0,
+                "library": "550.163.01",
+                "driver": "550.163.01",
+                "cuda": 12040,
+                "cards": [{"name": "NVIDIA GeForce RTX 3060", "capability": [8, 6]}, {"name": "", "capability": [0, 0]}],
+            },
+        ),
+        (18, {"error": 18, "library": "550.163.01"}),
+    ],
+)
+def test_the_program_that_asks(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: int, answer: dict[str, object]
+) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda _name: Library(error))
+    nvml.main()
+    assert json.loads(capsys.readouterr().out) == answer
+
+
+def test_the_program_that_asks_a_library_from_before_cuda_had_a_version(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delattr(Library, "nvmlSystemGetCudaDriverVersion_v2")
+    monkeypatch.setattr(ctypes, "CDLL", lambda _name: Library())
+    nvml.main()
+    assert json.loads(capsys.readouterr().out) == {"error": 0, "library": "550.163.01", "driver": "550.163.01"}
+
+
+def test_the_program_that_asks_where_there_is_no_library(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(nvml, "LIBRARY", "libno-such-library.so.1")
+    nvml.main()
+    assert json.loads(capsys.readouterr().out) == {"error": None}

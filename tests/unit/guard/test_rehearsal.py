@@ -1,0 +1,43 @@
+"""Before its memory is locked, the guard does once all that it may have to do."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from vllm_safe.guard.guard_actions import Hands
+from vllm_safe.guard.guard_decision import Act
+from vllm_safe.guard.guard_journal import Journal
+from vllm_safe.guard.rehearsal import rehearse
+
+ALL = {"squeeze", "freeze", "thaw", "kill", "restore"}
+
+
+def test_every_act_is_decided_carried_out_and_written_down_and_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: set[str] = set()
+    recorded: set[str] = set()
+    write, record = Hands._write, Journal.record
+
+    def _write(self: Hands, group: str, name: str, text: str) -> None:
+        write(self, group, name, text)
+        written.add(name)
+
+    def _record(self: Journal, act: Act) -> None:
+        record(self, act)
+        recorded.add(act.kind)
+
+    monkeypatch.setattr(Hands, "_write", _write)
+    monkeypatch.setattr(Journal, "record", _record)
+    monkeypatch.setattr(os, "setxattr", lambda *_: None)  # a file system may have none
+    (tmp_path / ".rehearsal/left").mkdir(parents=True)
+    assert rehearse(str(tmp_path)) == recorded == ALL
+    assert written >= {"cpu.weight", "io.weight", "cgroup.freeze", "cgroup.kill"}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_where_it_cannot_write_it_decides_at_least(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert rehearse(str(tmp_path / "file")) == ALL
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -1,0 +1,41 @@
+"""Reading the facts of a machine; what they are made of is in the golden machines."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from vllm_safe.host.host_facts import read_host
+
+
+def test_the_folder_of_a_file_is_opened_before_the_mounts_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That is what has systemd mount what is behind an automount."""
+    proc = tmp_path / "proc/self"
+    proc.mkdir(parents=True)
+    folder = tmp_path / "slow"
+    folder.mkdir()
+    really_open = os.open
+
+    def mount(path: str | Path, flags: int, *more: int) -> int:
+        if Path(path) == folder:
+            (proc / "mountinfo").write_text("1 1 0:1 / /slow rw - 9p bed rw\n")
+        return really_open(path, flags, *more)
+
+    (proc / "mountinfo").write_text("1 1 0:1 / /slow rw - autofs systemd-1 rw\n")
+    monkeypatch.setattr(os, "open", mount)
+    assert read_host(tmp_path).mounts[-1].fstype == "autofs"
+    assert read_host(tmp_path, behind=folder / "swapfile").mounts[-1].fstype == "9p"
+
+
+def test_a_folder_that_is_not_there_is_no_mistake(tmp_path: Path) -> None:
+    assert read_host(tmp_path, behind=tmp_path / "gone/swapfile").mounts == ()
+
+
+def test_what_the_kernel_keeps_free_is_the_high_watermarks_of_all_zones(tmp_path: Path) -> None:
+    (tmp_path / "proc").mkdir()
+    zones = "Node 0, zone      DMA\n        low      81\n        high     97\nNode 0, zone   Normal\n        high     20433\n"
+    (tmp_path / "proc/zoneinfo").write_text(f"{zones}    pagesets\n    cpu: 0\n              high:  378\n")
+    assert read_host(tmp_path).kept_free == (97 + 20433) * os.sysconf("SC_PAGE_SIZE")
+    assert read_host(tmp_path / "nowhere").kept_free == 0

@@ -1,0 +1,91 @@
+"""Which cards there are, as the kernel lists them, and which of them a model uses."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from vllm_safe.contract.recorded_run import Gpu
+from vllm_safe.contract.state_file import Cards
+from vllm_safe.record import card_usage
+from vllm_safe.record.card_usage import InUse, read_cards, visible_cards
+
+# Of an H200, driver 580.159.04, but for its name.
+INFORMATION = (
+    "Model: \t\t {name}\nIRQ:   \t\t 41\nGPU UUID: \t GPU-0eb5a1f8-4e15-94d7-4ea2-259d628a7a5c\nVideo BIOS: \t 96.00.a5.00.1a\n"
+    "Bus Type: \t PCIe\nDMA Size: \t 52 bits\nDMA Mask: \t 0xfffffffffffff\nBus Location: \t 0000:00:06.0\nDevice Minor: \t 0\n"
+    "GPU Firmware: \t 580.159.04\nGPU Excluded:\t No\n"
+)
+GIB = 1 << 30
+
+
+def _put(root: Path, pci: str, name: str, above: str) -> None:
+    folder = root / "proc/driver/nvidia/gpus" / pci
+    folder.mkdir(parents=True)
+    (folder / "information").write_text(INFORMATION.format(name=name))
+    device = root / "sys/devices/pci0000:00" / above / pci
+    device.mkdir(parents=True)
+    links = root / "sys/bus/pci/devices"
+    links.mkdir(parents=True, exist_ok=True)
+    (links / pci).symlink_to(os.path.relpath(device, links))
+
+
+def test_each_card_by_its_address_with_its_name_and_what_is_above_it(tmp_path: Path) -> None:
+    _put(tmp_path, "0000:05:00.0", "NVIDIA GeForce RTX 3060", "0000:00:1c.0/0000:03:00.0/0000:04:01.0")
+    _put(tmp_path, "0000:01:00.0", "Tesla T4", "0000:00:02.0")
+    assert read_cards(str(tmp_path)) == [
+        {"pci": "0000:01:00.0", "name": "Tesla T4", "bridges": ["0000:00:02.0"]},
+        {"pci": "0000:05:00.0", "name": "NVIDIA GeForce RTX 3060", "bridges": ["0000:00:1c.0", "0000:03:00.0", "0000:04:01.0"]},
+    ]
+
+
+def test_a_machine_without_cards_has_none(tmp_path: Path) -> None:
+    assert read_cards(str(tmp_path)) == []
+
+
+def test_a_driver_that_does_not_say_the_names_holds_nothing_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one whose card hangs: the file is opened, and nothing comes."""
+    folder = tmp_path / "proc/driver/nvidia/gpus/0000:01:00.0"
+    folder.mkdir(parents=True)
+    os.mkfifo(folder / "information")
+    monkeypatch.setattr(card_usage, "_PATIENCE", 0.05)
+    assert read_cards(str(tmp_path)) == [{"pci": "0000:01:00.0", "name": "", "bridges": []}]
+    os.close(os.open(folder / "information", os.O_WRONLY))  # lets the thread end
+
+
+def test_a_card_that_memory_was_taken_of_since_the_run_began_is_in_use() -> None:
+    """Another program's card, and an idle one, say nothing of how busy the model is."""
+    in_use = InUse(None)
+
+    def look(*rows: tuple[int, float]) -> Cards:
+        return in_use.look([Gpu(used, 12 * GIB, busy) for used, busy in rows])
+
+    assert look((GIB, 0.1), (0, 0.0), (0, 0.0)) == Cards(GIB, None)
+    assert look((GIB, 0.1), (GIB // 2, 1.0), (GIB // 2, 0.98)) == Cards(2 * GIB, 0.98)
+    assert look((GIB, 0.1), (GIB // 2, 0.4), (GIB // 2, 1.0)) == Cards(2 * GIB, 0.4)
+    assert look((GIB // 2, 1.0), (0, 0.0), (0, 0.0)) == Cards(GIB // 2, None)
+    assert look((GIB, 1.0), (0, 0.0), (0, 0.0)) == Cards(GIB, 1.0), "it has grown from what it was when least was in use"
+    assert look((GIB, 1.0)) == Cards(GIB, None), "a card went: all is anew"
+    assert look() == Cards(0, None)
+
+
+@pytest.mark.parametrize(
+    ("env", "names", "seen"),
+    [
+        ({}, ["A", "A"], None),
+        ({"CUDA_VISIBLE_DEVICES": "1,0"}, ["A", "A"], {0, 1}),
+        ({"CUDA_VISIBLE_DEVICES": "1"}, ["A", "B"], None),  # the fastest first: which that is, nobody knows here
+        ({"CUDA_VISIBLE_DEVICES": "1", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}, ["A", "B"], {1}),
+        ({"CUDA_VISIBLE_DEVICES": "GPU-8932f937", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}, ["A"], None),
+    ],
+)
+def test_the_cards_that_a_model_sees(env: dict[str, str], names: list[str], seen: set[int] | None) -> None:
+    assert visible_cards(env, names) == seen
+
+
+def test_what_another_model_does_on_its_own_card_is_nothing_to_this_one() -> None:
+    in_use = InUse(frozenset({1}))
+    in_use.look((Gpu(GIB, 8 * GIB, 0.1), Gpu(GIB, 8 * GIB, 0.0)))
+    assert in_use.look((Gpu(7 * GIB, 8 * GIB, 0.2), Gpu(2 * GIB, 8 * GIB, 1.0))) == Cards(2 * GIB, 1.0)

@@ -1,0 +1,88 @@
+"""What is read of the models, from a tree of files like the kernel's."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from vllm_safe.contract.state_file import State
+from vllm_safe.status import status_facts
+from vllm_safe.status.status_facts import look, running_models
+
+GROUP = "vllm.slice/vllm@x.service"
+
+
+@pytest.fixture
+def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    group = tmp_path / GROUP
+    group.mkdir(parents=True)
+    files = {
+        "memory.stat": "anon 1000\nfile 70\nshmem 24\n", "memory.max": "4096\n", "memory.swap.current": "12\n", "memory.swap.max": "max\n",
+        "memory.pressure": "some avg10=9.00 avg60=0 avg300=0 total=1\nfull avg10=42.50 avg60=0.00 avg300=0.00 total=5\n",
+    }  # fmt: skip
+    for name, content in files.items():
+        (group / name).write_text(content)
+    for part, share in (("system.slice", "1.00"), ("user.slice", "3.00")):
+        (tmp_path / part).mkdir()
+        (tmp_path / part / "memory.pressure").write_text(f"full avg10={share} avg60=0.00 avg300=0.00 total=5\n")
+    (tmp_path / "states").mkdir()
+    unit = {
+        "ActiveState": "active",
+        "SubState": "running",
+        "MainPID": "7",
+        "ControlGroup": f"/{GROUP}",
+        "StateChangeTimestampMonotonic": "0",
+    }
+    monkeypatch.setattr(status_facts, "show", lambda units, _: dict.fromkeys(units, unit))
+    return tmp_path
+
+
+def see(tree: Path) -> status_facts.Seen:
+    return look(["x"], root=tree, states=tree / "states", guard=tree / "guard")[0]
+
+
+def put_state(tree: Path, **fields: object) -> None:
+    state = State("x", "r", 7, time.time(), 1.0, "ready", 2.0)._asdict() | fields
+    (tree / "states/x.json").write_text(json.dumps(state))
+
+
+def test_the_kernels_figures(tree: Path) -> None:
+    seen = see(tree)
+    assert (seen.memory, seen.memory_max, seen.swap, seen.swap_max) == (1024, 4096, 12, None)
+    assert (seen.memory_pressure, seen.os_memory_pressure, seen.io_pressure) == (0.425, 0.03, None)
+
+
+def test_a_state_counts_only_from_the_main_process_that_runs(tree: Path) -> None:
+    put_state(tree)
+    found = see(tree).state
+    assert found is not None
+    assert found.phase == "ready"
+    put_state(tree, pid=8)
+    assert see(tree).state is None
+    put_state(tree, name="y")
+    assert see(tree).state is None
+
+
+def test_what_user_vllm_plants_stops_nothing(tree: Path) -> None:
+    place = tree / "states/x.json"
+    os.mkfifo(place)
+    assert see(tree).state is None
+    place.unlink()
+    place.symlink_to("/dev/zero")
+    assert see(tree).state is None
+
+
+def test_what_the_guard_did(tree: Path) -> None:
+    (tree / "guard").mkdir()
+    (tree / "guard/x.jsonl").write_text('{"time": 5, "act": "freeze", "text": "t", "readings": {}}\nnonsense\n{"act": "no time"}\n')
+    assert [tuple(act) for act in see(tree).acts] == [(5, "freeze", "t")]
+
+
+def test_units_that_run_are_found_whatever_the_configuration_says(tree: Path) -> None:
+    (tree / "vllm.slice/other.service").mkdir()
+    assert running_models(tree) == ("x",)
+    assert running_models(tree / "nowhere") == ()

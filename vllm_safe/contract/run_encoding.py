@@ -1,0 +1,139 @@
+"""The lines of a recorded run: how its values become JSON and come back.
+
+A sample is an array in the order of Sample's fields, everything else an object by the names of the fields. Whoever reads is not sure
+who wrote: an older version, a newer one, or user vllm. A value of another type, or a number that is none, is as good as missing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from math import isfinite
+from typing import Any
+
+from vllm_safe.contract.recorded_run import End, Event, Gpu, Sample, Start
+
+_BYTES = ("memory", "anon", "shmem", "file", "swap", "ram_available", "swap_free", "read", "tokens", "requests")
+_LONGEST_TEXT = 4000  # characters
+_BEYOND = 1 << 62  # no size, count or moment is as large
+
+
+def to_line(value: object) -> str:
+    """One line of JSON, its newline included."""
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def from_line(line: str | bytes) -> Any:  # noqa: ANN401 - what JSON can hold
+    """What `to_line` wrote, or None for anything else: a line that was torn by a power cut."""
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+
+
+# --- single values
+
+
+def integer(value: object) -> int | None:
+    """A whole number, not too large for a size."""
+    found = number(value)
+    return None if found is None else int(found)
+
+
+def number(value: object) -> float | None:
+    """A finite number."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not -_BEYOND < value < _BEYOND:
+        return None
+    return value if isfinite(value) else None
+
+
+def text(value: object) -> str:
+    """A text of bearable length, or ""."""
+    return value[:_LONGEST_TEXT] if isinstance(value, str) else ""
+
+
+def mapping(value: object) -> dict[str, Any]:
+    """An object of JSON, or {}."""
+    return value if isinstance(value, dict) else {}
+
+
+def integers(value: object) -> dict[str, int]:
+    """The whole numbers of an object."""
+    return {key: found for key, item in mapping(value).items() if (found := integer(item)) is not None}
+
+
+def texts(value: object) -> tuple[str, ...]:
+    """The texts of an array."""
+    return tuple(item[:_LONGEST_TEXT] for item in value if isinstance(item, str)) if isinstance(value, list) else ()
+
+
+# --- the values of a run
+
+
+def pack_sample(sample: Sample) -> list[Any]:
+    """A sample as an array, without what is missing at its end. Milliseconds, whole bytes, hundredths of a per cent are enough."""
+    values: list[Any] = [round(value, 4) if isinstance(value, float) else value for value in sample]
+    values[0] = round(sample.time, 2)
+    values[Sample._fields.index("gpus")] = [[gpu.used, gpu.total, round(gpu.busy, 2)] for gpu in sample.gpus] or None
+    for name in ("disk_read", "disk_write"):
+        place = Sample._fields.index(name)
+        values[place] = None if values[place] is None else int(values[place])
+    while values[-1] is None:
+        values.pop()
+    return values
+
+
+def unpack_sample(values: object) -> Sample | None:
+    """The sample, or None if it has no time. Fields that a newer version added at the end are left out."""
+    if not isinstance(values, list) or len(values) < 2 or number(values[0]) is None:
+        return None
+    given = dict(zip(Sample._fields, values, strict=False))
+    readers: dict[str, Callable[[object], Any]] = {"phase": text, "gpus": _gpus} | dict.fromkeys(_BYTES, integer)
+    return Sample(**{name: readers.get(name, number)(value) for name, value in given.items()})
+
+
+def _gpus(value: object) -> tuple[Gpu, ...]:
+    cards = [card for card in value if isinstance(card, list) and len(card) >= 3] if isinstance(value, list) else []
+    return tuple(Gpu(integer(used) or 0, integer(total) or 0, number(busy) or 0.0) for used, total, busy, *_ in cards)
+
+
+def unpack_event(values: object) -> Event | None:
+    """The event, or None if it has no time or is of no kind."""
+    given = mapping(values)
+    time, kind = number(given.get("time")), text(given.get("kind"))
+    return None if time is None or not kind else Event(time, kind, text(given.get("text")), mapping(given.get("data")))
+
+
+def unpack_start(values: object) -> Start | None:
+    """The start, or None if it names no run."""
+    given = mapping(values)
+    name, run, time = text(given.get("name")), text(given.get("run")), number(given.get("time"))
+    if time is None or not name or not run:
+        return None
+    return Start(
+        name=name,
+        run=run,
+        time=time,
+        boot=text(given.get("boot")),
+        command=given.get("command") is True,
+        restart=integer(given.get("restart")) or 0,
+        health=text(given.get("health")),
+        limits=integers(given.get("limits")),
+        host=mapping(given.get("host")),
+        versions={key: text(value) for key, value in mapping(given.get("versions")).items()},
+        args=mapping(given.get("args")),
+        profile=text(given.get("profile")),
+        times={key: span for key, value in mapping(given.get("times")).items() if (span := number(value)) is not None},
+        env={key: text(value) for key, value in mapping(given.get("env")).items()},
+    )
+
+
+def unpack_end(values: object) -> End | None:
+    """The end, or None if it has no time."""
+    given = mapping(values)
+    time = number(given.get("time"))
+    if time is None:
+        return None
+    words: Mapping[str, str] = {key: text(given.get(key)) for key in ("cause", "reason", "result", "exit_code", "exit_status", "error")}
+    memory, swap = (integers(given.get(key)) for key in ("memory_events", "swap_events"))
+    return End(time, **words, memory_events=memory, swap_events=swap, served=given.get("served") is True)

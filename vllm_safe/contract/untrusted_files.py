@@ -1,0 +1,69 @@
+"""What user vllm wrote for us: the state of the main process and what systemd said at the end. Nothing in it is taken on trust."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from vllm_safe.contract.recorded_run import End
+from vllm_safe.contract.run_encoding import from_line, integer, mapping, number, text, texts, unpack_end
+from vllm_safe.contract.small_files import read_regular
+from vllm_safe.contract.state_file import KEPT_LINES, PHASES, Progress, State
+
+_STATE_MOST = 1 << 21  # bytes: 200 long lines
+_END_MOST = 1 << 16
+_BEYOND_TIME = 1e11  # Unix seconds: the year 5138
+
+
+def read_object(path: str | os.PathLike[str], most: int) -> dict[str, Any]:
+    """The object of JSON in a file that anybody may have put there; {} for anything else."""
+    content = read_regular(path, most)
+    return {} if content is None else mapping(from_line(content))
+
+
+def read_state(path: str | os.PathLike[str]) -> State | None:
+    """What the main process of a model last said, or None. User vllm may have put anything there: it is looked at with care."""
+    given = read_object(path, _STATE_MOST)
+    pid = number(given.get("pid"))
+    at, started, since = (_moment(given.get(key)) for key in ("time", "started", "since"))
+    phase = text(given.get("phase"))
+    if pid is None or at is None or started is None or since is None or phase not in PHASES:
+        return None
+    return State(
+        name=text(given.get("name")),
+        run=text(given.get("run")),
+        pid=int(pid),
+        time=at,
+        started=started,
+        phase=phase,
+        since=since,
+        text=text(given.get("text")),
+        progress=_progress(given.get("progress")),
+        running=integer(given.get("running")),
+        waiting=integer(given.get("waiting")),
+        tokens=integer(given.get("tokens")),
+        cause=text(given.get("cause")),
+        reason=text(given.get("reason")),
+        log=texts(given.get("log"))[-KEPT_LINES:],
+        error=text(given.get("error")),
+        served=given.get("served") is True,
+    )
+
+
+def read_ended(path: str | os.PathLike[str], invocation: str) -> End | None:
+    """What launch/stop_post.py wrote when this start of the unit was over, or None: not yet."""
+    given = read_object(path, _END_MOST)
+    return unpack_end(given) if given.get("run") == invocation else None
+
+
+def _moment(value: object) -> float | None:
+    """Unix seconds that localtime(3) can tell the date of."""
+    found = number(value)
+    return found if found is not None and 0 <= found < _BEYOND_TIME else None
+
+
+def _progress(value: object) -> Progress | None:
+    """It may be an object, or an array: how json writes a named tuple."""
+    given = dict(zip(Progress._fields, value, strict=False)) if isinstance(value, list) else mapping(value)
+    read = integer(given.get("read"))
+    return None if read is None else Progress(read, integer(given.get("total")), number(given.get("rate")), number(given.get("left")))

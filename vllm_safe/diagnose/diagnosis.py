@@ -1,0 +1,87 @@
+"""The rules, in the order of their certainty: the first that has a verdict decides."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+
+from vllm_safe.common.errors import printable
+from vllm_safe.contract.recorded_run import Run
+from vllm_safe.diagnose import card_verdicts, end_verdicts, error_verdicts, kill_verdicts
+from vllm_safe.diagnose.verdict import Case, Change, Evidence, Verdict
+
+Rule = Callable[[Case], Verdict | None]
+
+# Who killed it goes before what it said, since it says much while it dies, and so does what the kernel said of the cards; what it said goes
+# before how it ended.
+RULES: tuple[Rule, ...] = (
+    end_verdicts.running,
+    end_verdicts.machine_went_down,
+    end_verdicts.record_broke_off,
+    end_verdicts.stopped,
+    end_verdicts.refused,
+    end_verdicts.gave_up,
+    end_verdicts.no_start,
+    kill_verdicts.by_guard,
+    kill_verdicts.at_memory_limit,
+    kill_verdicts.by_earlyoom,
+    kill_verdicts.by_kernel_outside,
+    card_verdicts.failed,
+    card_verdicts.mismatched,
+    card_verdicts.misused,
+    end_verdicts.stalled,
+    end_verdicts.hung,
+    end_verdicts.start_timeout,
+    end_verdicts.watchdog,
+    end_verdicts.systemd_timeout,
+    error_verdicts.by_its_words,
+    error_verdicts.engine_died,
+    end_verdicts.signalled,
+    end_verdicts.ended_by_itself,
+)
+
+
+def decide_why(run: Run, boot: str, now: float) -> Verdict:
+    """Why the run stopped. boot: the id of the present boot; now: Unix seconds."""
+    case = Case(run, boot, now)
+    verdict = next((found for rule in RULES if (found := rule(case))), None) or end_verdicts.unknown(case)
+    others = [*case.late("guard")[-4:], *case.of("unread")] if verdict.code != "running" else []
+    told = [*(Evidence(event.time, event.text) for event in others), *card_verdicts.told(case)]
+    evidence = _in_order(dict.fromkeys((*verdict.evidence, *told)))
+    return verdict._replace(
+        sentence=_line(verdict.sentence),
+        evidence=tuple(fact._replace(text=_line(fact.text)) for fact in evidence),
+        changes=tuple(Change(*map(_line, change)) for change in verdict.changes if _plain(change.old) != _plain(change.new)),
+        hint=_line(verdict.hint),
+    )
+
+
+def decide_why_down(refused: Verdict, run: Run, verdict: Verdict) -> Verdict:
+    """Why a model stays down: `verdict` on the last `run` before the start that was `refused` as one restart too many."""
+    name, restarts = run.start.name, run.start.restart
+    after = f" after {restarts} automatic restart{'s' if restarts > 1 else ''}" if restarts else ""
+    again = f"Then: systemctl start vllm@{name}"
+    return verdict._replace(
+        sentence=f"{name} stays down{after}: {verdict.sentence}",
+        evidence=_in_order([*verdict.evidence, Evidence(refused.when, "it was not started once more: it stays down")]),
+        hint=f"{verdict.hint} {again}" if verdict.hint else again,
+    )
+
+
+def _plain(value: str) -> str:
+    """As it is compared: what is so already is not suggested, however it is spelled."""
+    word = value.strip("\"' ").lower()
+    try:
+        return f"{float(word):g}"
+    except ValueError:
+        return word
+
+
+def _in_order(told: Iterable[Evidence]) -> tuple[Evidence, ...]:
+    """By their times; those of the whole run last."""
+    return tuple(sorted(told, key=lambda fact: math.inf if fact.time is None else fact.time))
+
+
+def _line(text: str) -> str:
+    """One line that steers no terminal: servers wrote much of it."""
+    return printable(" ".join(text.split()))

@@ -1,0 +1,78 @@
+"""The server ended by itself and said what was wrong. What that means is said in launch/end_sentence.py, as in Status: and the journal."""
+
+from __future__ import annotations
+
+import re
+
+from vllm_safe.causes.death_patterns import signal_of
+from vllm_safe.causes.messages import FOLLOWS, Message
+from vllm_safe.causes.quote import quote
+from vllm_safe.diagnose.error_meanings import advise
+from vllm_safe.diagnose.verdict import Case, Evidence, Verdict
+from vllm_safe.launch.end_sentence import About, sentence
+
+NOBODY = "the kernel's OOM killer, earlyoom and vllm-safe's guard recorded no kill"
+_LAST_LINES = 5
+_ENDING = re.compile(r"\((exit status \d+|killed by \w+(?: \d+)?)\)")
+
+
+def by_its_words(case: Case) -> Verdict | None:
+    """It said something that is known. Deaths that only follow from another are left to later rules."""
+    message = case.message
+    if case.end.cause not in {"exited", ""} or message is None or not message.code or message.code in FOLLOWS:
+        return None
+    advice = advise(case, message)
+    evidence = (*error_of(case), *said_by_main(case))
+    return Verdict(message.code, told(case), case.end.time, evidence=evidence, changes=advice.changes, hint=advice.hint)
+
+
+def engine_died(case: Case) -> Verdict | None:
+    """A process of vLLM's died, or its engine could not start, and nothing says of what."""
+    message = case.message
+    if case.end.cause not in {"exited", ""} or message is None or message.code not in FOLLOWS:
+        return None
+    evidence = (*error_of(case), *said_by_main(case), *last_lines(case))
+    return Verdict(message.code, told(case), case.end.time, evidence=evidence, hint=_who(case, message))
+
+
+def _who(case: Case, message: Message) -> str:
+    """Where to look for who killed a process of it. That rules before this one found nobody is known."""
+    signal = signal_of(message.figures)
+    if signal == "SIGKILL" and case.of("unread"):
+        return "journalctl -k -g 'Killed process'; journalctl -u earlyoom   may say by whom: the journal could not be read in time."
+    if signal == "SIGKILL":
+        return f"{NOBODY[0].upper()}{NOBODY[1:]}: a person, another program or the server itself did it."
+    if signal == "SIGBUS":
+        return "A page could not be had: of a full /dev/shm (the unit's own, half of the RAM), or of a file on a disk that fails."
+    printed = f"journalctl -u vllm@{case.name} has all that it printed."
+    if message.kind == "silent" and not case.of("unread"):
+        return f"One that is killed says nothing, but {NOBODY}. {printed}"
+    return printed
+
+
+def told(case: Case, ending: str = "") -> str:
+    """What the main process said of the end, in its words."""
+    found = _ENDING.search(case.end.reason)
+    how = ending or (found[1] if found else f"exit status {case.end.exit_status or '?'}")
+    about = About(case.name, case.was_ready, case.run.start.command, case.run.start.health)
+    return sentence(about, case.message, how, case.run.log)
+
+
+def error_of(case: Case) -> list[Evidence]:
+    """The cause in the server's own words."""
+    return [Evidence(None, f"it said: {quote(case.message.line, command=case.run.start.command)}")] if case.message else []
+
+
+def said_by_main(case: Case) -> list[Evidence]:
+    """What its main process and systemd recorded."""
+    end = case.end
+    found = [f"vllm-safe saw: {end.reason}"] if end.reason else []
+    if end.result:
+        found.append(f"systemd: result {end.result}, {end.exit_code} {end.exit_status}".rstrip(" ,"))
+    return [Evidence(end.time, text) for text in found]
+
+
+def last_lines(case: Case) -> list[Evidence]:
+    """The end of what the server printed."""
+    lines = [line.strip() for line in case.run.log if line.strip()]
+    return [Evidence(None, f"it printed: {quote(line, command=case.run.start.command)}") for line in lines[-_LAST_LINES:]]

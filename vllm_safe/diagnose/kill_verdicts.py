@@ -1,0 +1,182 @@
+"""Killed from outside: at its memory limit, by the guard, by earlyoom, by the kernel for the machine's sake."""
+
+from __future__ import annotations
+
+import math
+
+from vllm_safe.common.sizes import GIB, MIB, format_exact, format_size
+from vllm_safe.contract.recorded_run import Event
+from vllm_safe.diagnose.verdict import Case, Change, Evidence, Verdict
+
+_SHARED = "/vllm.slice"  # what the path of the cgroup of all models ends in
+_NEAR = 0.9  # of its own limit: a model alone may reach the shared one first, which is as large and counts what earlier starts left
+_USED_UP = 0.97  # share of a limit
+_MOST = 0.9  # share of RAM that a limit may be raised to
+
+
+def by_guard(case: Case) -> Verdict | None:
+    """The guard ended it, and said so."""
+    kills = [event for event in case.late("guard") if event.data.get("act") == "kill"]
+    if not kills:
+        return None
+    evidence = [*(_told(event) for event in case.late("guard")[-6:]), *memory_figures(case)]
+    return Verdict(
+        "guard",
+        f"{case.name} was killed by vllm-safe's guard: {kills[-1].text}",
+        kills[-1].time,
+        evidence=tuple(evidence),
+        changes=_less_memory(case),
+        hint="The guard squeezes and freezes a model first; it kills one that presses the system on and on.",
+    )
+
+
+def at_memory_limit(case: Case) -> Verdict | None:
+    """The kernel killed it at memory.max: of its own cgroup, or of the slice of all models, which is as large."""
+    killed = [event for event in case.late("kernel-oom") if event.data.get("limit") is True]
+    if killed and str(killed[-1].data.get("oom_memcg")).endswith(_SHARED) and _held(case, killed) < _NEAR * (case.limit("memory_max") or 0):
+        return _at_shared_limit(case, killed)
+    events, swap_events = case.end.memory_events, case.end.swap_events
+    counted = events.get("oom_kill", 0) > 0 and events.get("oom", 0) > 0
+    if not killed and not counted:
+        return None
+    limit, swap_limit = case.limit("memory_max"), case.limit("swap_max")
+    said = f" of {format_size(limit)}" if limit else ""
+    no_swap = swap_limit == 0 or (not case.host("swap") and "swap" in case.run.start.host)
+    machine_empty = case.fullest.swap_free is not None and case.fullest.swap_free < (1 - _USED_UP) * case.host("swap")
+    at_swap_limit = swap_events.get("max", 0) > 0 or _used_up(case.peak("swap"), swap_limit)
+    at_swap_limit |= any(_used_up(event.data.get("swap"), event.data.get("swap_limit")) for event in killed)
+    if no_swap:
+        code, what = "memory-limit-ram", "and there was no swap"
+    elif machine_empty:
+        code, what = "memory-limit-swap", "and the machine's swap was used up"
+    elif at_swap_limit or swap_events.get("fail", 0) > 0:
+        code, what = "memory-limit-swap", f"and its swap{f' of {format_size(swap_limit)}' if swap_limit else ''} was used up"
+    else:
+        code, what = "memory-limit-ram", "with swap still free: what it held cannot be swapped, or not as fast as it grew"
+    evidence = [*(_told(event) for event in killed), *memory_figures(case)]
+    counts = (
+        [f"memory.events: oom_kill {events.get('oom_kill', 0)}, oom {events.get('oom', 0)}, max {events.get('max', 0)}"] if events else []
+    )
+    counts += [f"memory.swap.events: max {swap_events.get('max', 0)}, fail {swap_events.get('fail', 0)}"] if swap_events else []
+    evidence += [Evidence(None, text) for text in counts]
+    changes = more_swap(case) if code == "memory-limit-swap" or no_swap else _more_memory(case) or _less_memory(case)
+    when = killed[-1].time if killed else case.end.time
+    sentence = f"{case.name} was killed by the kernel at its memory limit{said}, {what}."
+    return Verdict(code, sentence, when, evidence=tuple(evidence), changes=changes)
+
+
+def _used_up(swap: object, limit: object) -> bool:
+    """Of a swap limit. The kernel need not count a refusal: with MGLRU it stops 64 pages before, and asks for none."""
+    return isinstance(swap, int) and isinstance(limit, int) and swap >= _USED_UP * limit
+
+
+def _held(case: Case, killed: list[Event]) -> int:
+    """Bytes of RAM at the end: as sampled, or by the kernel's word on what it killed, if it grew faster than that."""
+    sizes = (event.data.get(kind) for event in killed for kind in ("anon", "shmem", "file"))
+    return max(case.fullest.memory or 0, sum(size for size in sizes if isinstance(size, int)))
+
+
+def _at_shared_limit(case: Case, killed: list[Event]) -> Verdict:
+    """It was within its own limits, and all models together were not: the kernel took the one with the highest score."""
+    return Verdict(
+        "memory-limit-shared",
+        f"{case.name} was killed by the kernel at the limit that all models share; it was within its own.",
+        killed[-1].time,
+        evidence=(*(_told(event) for event in killed), *memory_figures(case)),
+        changes=(*more_swap(case), *_less_memory(case)),
+        hint="vllm-safe status   shows what the others hold: stop one, or give each a limits.memory_max with which all fit together.",
+    )
+
+
+def by_earlyoom(case: Case) -> Verdict | None:
+    """Earlyoom sent a signal to one of its processes."""
+    sent = case.late("earlyoom")
+    if not sent:
+        return None
+    lows = [Evidence(event.time, str(event.data["low"])) for event in sent[-1:] if event.data.get("low")]
+    return Verdict(
+        "earlyoom",
+        f"{case.name} was killed by earlyoom, since the machine had hardly any RAM and swap left.",
+        sent[-1].time,
+        evidence=(*lows, *(_told(event) for event in sent), *memory_figures(case)),
+        changes=(*more_swap(case), *_less_memory(case)),
+    )
+
+
+def by_kernel_outside(case: Case) -> Verdict | None:
+    """The kernel killed it although it was within its limits: the machine had no memory."""
+    killed = [event for event in case.late("kernel-oom") if event.data.get("limit") is not True]
+    events = case.end.memory_events
+    counted = events.get("oom_kill", 0) > 0
+    if not killed and not counted and case.end.result != "oom-kill":
+        return None
+    counts = [Evidence(None, f"memory.events: oom_kill {events['oom_kill']}, oom {events.get('oom', 0)}")] if counted else []
+    # The counters of its own cgroup do not tell the two apart, only the kernel's lines do.
+    what = "the whole machine was out of memory" if killed else "the whole machine was out of memory, or all models together"
+    return Verdict(
+        "kernel-oom",
+        f"{case.name} was killed by the kernel because {what}; it was within its own limits.",
+        killed[-1].time if killed else case.end.time,
+        evidence=(*(_told(event) for event in killed), *counts, *memory_figures(case)),
+        changes=(*more_swap(case), *_less_memory(case)),
+        hint="Something else took the memory: journalctl -k lists what ran then, with its size.",
+    )
+
+
+def memory_figures(case: Case) -> list[Evidence]:
+    """How the memory stood when it held most in its last moments."""
+    last = case.fullest
+    parts = [
+        f"{what} {format_size(value)}{f' of {format_size(most)}' if most else ''}"
+        for what, value, most in (
+            ("RAM", last.memory, case.limit("memory_max")),
+            ("swap", last.swap, case.limit("swap_max")),
+            ("shared", last.shmem, None),
+        )
+        if value is not None
+    ]
+    left = [
+        f"{format_size(value)} of {what}" for what, value in (("RAM", last.ram_available), ("swap", last.swap_free)) if value is not None
+    ]
+    lines = [f"it held {', '.join(parts)}"] if parts else []
+    lines += [f"the machine had {' and '.join(left)} left"] if left else []
+    return [Evidence(last.time, line) for line in lines]
+
+
+def _told(event: Event) -> Evidence:
+    return Evidence(event.time, event.text)
+
+
+def more_swap(case: Case) -> tuple[Change, ...]:
+    """Room for what does not fit into RAM, of the machine and of the model."""
+    swap = -(-case.host("swap") // MIB) * MIB  # the kernel counts a swapfile without its header
+    size = _whole(max(swap * 1.5, 16 * GIB))
+    changes = [Change("swap.size", format_exact(swap) if swap else "none", size, "room for what does not fit into RAM")]
+    limit = case.limit("swap_max")
+    if swap and limit is not None and limit < 0.85 * swap:  # less than the default of 90 %
+        old = format_exact(limit)
+        changes.insert(0, Change(case.path("limits.swap_max"), old, "90%", f"{format_size(swap)} of swap are on"))
+    return tuple(changes)
+
+
+def _more_memory(case: Case) -> tuple[Change, ...]:
+    limit, ram = case.limit("memory_max"), case.host("memory")
+    most = int(ram * _MOST)
+    if not limit or limit * 1.05 >= most:
+        return ()
+    new = min(most, int(limit * 1.25))
+    size = _whole(new) if new >= 4 * GIB and math.ceil(new / GIB) * GIB <= most else format_exact(new >> 20 << 20)
+    return (Change(case.path("limits.memory_max"), format_exact(limit), size, f"the machine has {format_size(ram)} of RAM"),)
+
+
+def _less_memory(case: Case) -> tuple[Change, ...]:
+    """For vLLM, what makes it need less; nothing is known of other servers."""
+    seqs = case.arg("max-num-seqs")
+    if case.run.start.command:
+        return ()
+    fewer = str(max(1, int(seqs) // 2)) if seqs.isdecimal() else "64"
+    return (Change(case.path("args.max-num-seqs"), seqs, fewer, "fewer requests at once need less memory"),)
+
+
+def _whole(size: float) -> str:
+    return f"{math.ceil(size / GIB)}G"

@@ -1,0 +1,204 @@
+"""The drill's decisions: how large the hog is, whether it may run here at all, and what its samples say."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from vllm_safe.common.findings import Finding, failed, passed
+from vllm_safe.common.sizes import MIB, format_size
+from vllm_safe.decide.limits import LEAST_MEMORY, ModelLimits
+from vllm_safe.decide.protect import decide_protection
+from vllm_safe.drill.login_probes import EVERY, GAP, LOGIN, LONGEST, SLICES, SSH, STALL, Sample
+
+if TYPE_CHECKING:
+    from vllm_safe.config.settings import Config
+    from vllm_safe.host.host_facts import Host
+
+# A machine is fast enough for a person within these, however fast it is when idle: without them, 60 ms instead of 30 would fail.
+SLACK_USUAL = 1.0  # seconds
+SLACK_WORST = 10.0  # seconds; sshd gives up a login after 120, people after less
+LEAST_SHARE = 0.9  # of logins that are about as fast as on the idle machine; what Meta's resctl-bench asks for, of a minute's samples
+MOST_STALLED = 0.1  # of the time that the operating system may stand still for want of memory
+LEAST_PRESSED = 0.5  # of the time in which the hog had most of its RAM: less shows nothing
+_INTERPRETER = 16 * MIB  # of each of the hog's processes, beside what it touches; all of them have at most an eighth of its memory
+
+
+class Hog(NamedTuple):
+    """Bytes to touch, by so many processes; `full`: bytes of RAM and swap together from which on it presses."""
+
+    size: int
+    processes: int
+    full: int
+
+
+def decide_hog(limits: ModelLimits, cpus: int) -> Hog:
+    """Twice its RAM, so that each other touch is of swap, or what three quarters of its swap allow: it must not die of it."""
+    ram, swap = limits.memory_max.value, limits.swap_max.value
+    room = min(2 * ram, ram + swap * 3 // 4) * 95 // 100
+    processes = max(1, min(max(4, cpus), limits.tasks_max.value - 1, room // (8 * _INTERPRETER)))
+    # Of the limit, not of what it touches: a hog that is too small for its limit never presses, and the drill fails.
+    return Hog(max(0, room - processes * _INTERPRETER), processes, ram * 3 // 4)
+
+
+def check_ready(config: Config, host: Host, occupants: Sequence[str], pressed: float | None) -> Finding:
+    """Whether the machine has anything to spare. `pressed`: the share of the last ten seconds that something waited for memory."""
+    if occupants:
+        return failed(f"{occupants[0]} runs, and the drill is in its place", f"systemctl stop {occupants[0]}")
+    kept = decide_protection(config, host).total + LEAST_MEMORY
+    if host.memory_available < kept:
+        what = f"the machine is short of memory already: {format_size(host.memory_available)} are available, {format_size(kept)} are needed"
+        return failed(what, "Stop what uses it: ps aux --sort=-rss | head")
+    if 2 * host.swap_used > host.swap:
+        what = f"{format_size(host.swap_used)} of {format_size(host.swap)} of swap are in use already"
+        return failed(what, "Stop what uses it, or give more: swap.size in config.yaml")
+    if pressed is not None and pressed > 0.1:
+        return failed(f"something waited for memory in {pressed:.0%} of the last ten seconds", "Wait, or stop what uses it: top -o RES")
+    return passed("the machine has memory to spare")
+
+
+@dataclass(frozen=True)
+class Line:
+    """One row of the table: a figure when idle and in the drill, None where it was not measured, and its bounds if it has any."""
+
+    what: str
+    unit: str  # "s", "%" (of a share, 0 to 1) or "" (a count)
+    idle: float | None
+    drill: float | None
+    least: float | None = None
+    most: float | None = None
+
+    @property
+    def met(self) -> bool:
+        """Whether it keeps its bounds. What has one and could not be measured does not."""
+        if self.least is None and self.most is None:
+            return True
+        low, high = -math.inf if self.least is None else self.least, math.inf if self.most is None else self.most
+        return self.drill is not None and low <= self.drill <= high
+
+    def cells(self) -> tuple[str, ...]:
+        """The row as text: what, idle, drill, bound, verdict."""
+        bound = f">= {_text(self.least, self.unit)}" if self.least is not None else f"<= {_text(self.most, self.unit)}"
+        bounded = self.least is not None or self.most is not None
+        word = ("met" if self.met else "FAILED") if bounded else ""
+        return (self.what, _text(self.idle, self.unit), _text(self.drill, self.unit), bound if bounded else "", word)
+
+
+class Taken(NamedTuple):
+    """What was measured in one part of the drill: beside the hog, also while it fills, which is before `since`."""
+
+    samples: Sequence[Sample]
+    failed: Sequence[Sample] = ()  # logins that came to nothing
+    since: float = -math.inf  # seconds since boot: when the hog began to press, and when it was last seen
+    until: float = math.inf
+
+    def values(self, what: str) -> list[float]:
+        """The figures of one kind, in the order in which they were taken."""
+        return [sample.value for sample in self.samples if sample.what == what]
+
+    def pressed(self, what: str) -> list[float]:
+        """The same of logins that were under way when the hog pressed, or later."""
+        return [sample.value for sample in self.samples if sample.what == what and sample.at + sample.value >= self.since]
+
+    def share(self, what: str) -> float | None:
+        """The share of the time in which the hog pressed that is in samples of shares; None if there are none of it."""
+        part = total = 0.0
+        for sample in self.samples:
+            if sample.what == what:  # the one in which it began may be long, on a machine that stands still
+                seconds = max(0.0, min(sample.at, self.until) - max(sample.at - sample.span, self.since))
+                part, total = part + seconds * sample.value, total + seconds
+        return part / total if total else None
+
+    def failures(self, what: str) -> int:
+        """How many of a kind came to nothing."""
+        return sum(sample.what == what for sample in self.failed)
+
+
+class Pressed(NamedTuple):
+    """What the hog did: the shares of the drill in which it was near its limit and in which it lived, and the pages that it touched."""
+
+    near: float = 1.0
+    lived: float = 1.0
+    pages: int = 1
+
+
+def judge(idle: Taken, drill: Taken, hog: Pressed) -> tuple[Line, ...]:
+    """The table. Shares are of the time in which the hog pressed: the quiet before would dilute them. What is worst, nothing dilutes."""
+    lines = [*_logins("login", LOGIN, idle, drill)]
+    if idle.values(SSH):
+        lines += _logins("ssh to localhost", SSH, idle, drill)
+    beat = max(idle.values(GAP), default=0.0)
+    lines.append(Line("longest gap of a 0.1 s heartbeat", "s", beat or None, _most(drill.values(GAP)), most=_slower(beat, SLACK_WORST / 2)))
+    for unit in SLICES:
+        before, after = (part.share(f"{STALL}:{unit}") for part in (idle, drill))
+        if after is not None:
+            lines.append(Line(f"{unit} stalled for memory", "%", before, after, most=MOST_STALLED))
+    lines.append(Line("time with the hog near its limit", "%", None, hog.near, least=LEAST_PRESSED))
+    # Whoever killed it, the guard or the kernel, has protected the machine, and would have killed the model.
+    lines.append(Line("time that the hog lived", "%", None, hog.lived, least=1.0))
+    lines.append(Line("pages that the hog touched", "", None, hog.pages, least=1))
+    return tuple(lines)
+
+
+def bound_usual(idle: Taken, what: str = LOGIN) -> float:
+    """Seconds up to which a login is about as fast as on the idle machine."""
+    return _slower(percentile(idle.values(what), 99), SLACK_USUAL)
+
+
+def _logins(name: str, what: str, idle: Taken, drill: Taken) -> Iterable[Line]:
+    usual = bound_usual(idle, what)
+    worst = max(idle.values(what), default=0.0)
+    every = max(EVERY, worst)
+    before, after = (felt(part.pressed(what), every) for part in (idle, drill))
+    missed = drill.failures(what)
+    after += [LONGEST] * missed
+    yield Line(f"{name}: median", "s", percentile(before, 50) if before else None, percentile(after, 50) if after else None)
+    yield Line(f"{name}: worst", "s", worst or None, _most([*drill.values(what), *after]), most=_slower(worst, SLACK_WORST))
+    yield Line(f"{name}: share within {usual:.1f} s", "%", share_within(before, usual), share_within(after, usual), least=LEAST_SHARE)
+    if missed:
+        yield Line(f"{name}: failed", "", idle.failures(what), missed, most=0)
+
+
+def felt(seconds: Iterable[float], every: float) -> list[float]:
+    """What people would have waited who log in at each moment `every` seconds apart.
+
+    One login of 10 s is not one slow login among many fast ones: who came 4 s after it began waited for 6 s.
+    """
+    waits = []
+    for wait in seconds:
+        waits += [wait - number * every for number in range(max(1, math.ceil(wait / every)))]
+    return waits
+
+
+def share_within(seconds: Sequence[float], bound: float) -> float | None:
+    """The share of figures of at most `bound`; None of none."""
+    return sum(value <= bound for value in seconds) / len(seconds) if seconds else None
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """The smallest of the values that `percent` of them do not exceed; 0.0 of none."""
+    ranked = sorted(values)
+    return ranked[max(0, math.ceil(len(ranked) * percent / 100) - 1)] if ranked else 0.0
+
+
+def as_json(lines: Iterable[Line]) -> list[Mapping[str, object]]:
+    """The table for a program: seconds, and shares from 0 to 1."""
+    return [{**vars(line), "met": line.met} for line in lines]
+
+
+def _slower(idle: float, slack: float) -> float:
+    return max(2 * idle, idle + slack)
+
+
+def _most(values: Sequence[float]) -> float | None:
+    return max(values, default=None)
+
+
+def _text(value: float | None, unit: str) -> str:
+    if value is None:
+        return "-"
+    if unit == "%":
+        return f"{value:.1%}".replace("%", " %")
+    return f"{value:.2f} s" if unit == "s" else f"{value:.0f}"

@@ -1,0 +1,1 @@
+"""The engine (vLLM in a virtual environment of its own): facts, decisions and steps of `vllm-safe install`, and the locks."""

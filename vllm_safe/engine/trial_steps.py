@@ -1,0 +1,15 @@
+"""Write which engines are untried: see engine/trial_facts.py."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+from vllm_safe.common.file_steps import RemoveFile, WriteFile
+from vllm_safe.common.paths import UNTRIED
+from vllm_safe.common.steps import Step
+
+
+def mark_step(marks: Mapping[str, float]) -> Step:
+    """The step that leaves just these marks."""
+    return WriteFile(UNTRIED, json.dumps(dict(marks)) + "\n") if marks else RemoveFile(UNTRIED)

@@ -1,0 +1,172 @@
+"""What the guard does to a model, and takes back: writes to the files of its cgroup, and nowhere outside of the models' slice.
+
+What a file had before is kept as an attribute of the cgroup itself: it is there when the guard was killed in between, and goes with the
+cgroup. systemd may write the same files (a reload, another model's start): `hold` writes again, and what systemd wrote is what is restored.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+
+from vllm_safe.common import libc
+from vllm_safe.guard.guard_decision import Act
+from vllm_safe.guard.pressure_watch import CGROUPS, SLICE, read_text
+
+MARK = "user.vllm-safe.guard"  # of a cgroup: "cpu.weight=10 io.weight=1 ioprio=0 frozen=1", as it was before
+_MOST_READ = 1 << 16  # bytes
+_PRIORITY = "ioprio"  # no file, but of each thread: weights mean nothing to mq-deadline, Debian's scheduler for hard disks, and classes do
+LEAST = {"cpu.weight": "1", "io.weight": "1", "io.bfq.weight": "1", _PRIORITY: str(libc.IO_CLASSES["idle"])}
+
+
+class Hands:
+    """Acts on the cgroups below `root`."""
+
+    def __init__(self, root: str = CGROUPS) -> None:
+        self._root = root
+        self._held: dict[str, dict[str, str]] = {}  # by cgroup, what is to be in which file
+
+    def do(self, act: Act) -> str:
+        """Carry it out; why that could not be, or "". A cgroup that is gone is no mistake."""
+        group = f"{SLICE}/{act.unit}"
+        if "/" in act.unit or act.unit.startswith("."):
+            return f"{act.unit} is no unit of {SLICE}"
+        try:
+            if act.kind == "squeeze":
+                # Against the OS it is the slice's share that counts, among the models each one's own.
+                trouble = [*self._hold_at(SLICE, LEAST), *self._hold_at(group, LEAST)]
+                if trouble and os.path.isdir(f"{self._root}/{group}"):  # noqa: PTH112 - pathlib is 2 MB
+                    return f"{act.unit} fully: {'; '.join(trouble)}"
+            elif act.kind == "freeze":
+                self._mark(group, self._marked(group) | {"frozen": "1"})  # before: who finds it frozen knows by whom
+                self._write(group, "cgroup.freeze", "1")
+            elif act.kind == "thaw":
+                self._thaw(group)
+            elif act.kind == "kill":
+                self._write(group, "cgroup.kill", "1")
+            elif act.kind == "restore":
+                self._restore(group)
+        except OSError as error:
+            if not os.path.isdir(f"{self._root}/{group}"):  # noqa: PTH112 - pathlib is 2 MB
+                return ""
+            old = act.kind == "kill" and isinstance(error, FileNotFoundError)
+            return f"{act.unit}: this kernel has no cgroup.kill" if old else f"{act.unit}: {error}"
+        return ""
+
+    def hold(self) -> None:
+        """Write again what somebody else has overwritten. Never raises: a cgroup or a disk may go at any time."""
+        for group, wanted in list(self._held.items()):
+            if not os.path.isdir(f"{self._root}/{group}"):  # noqa: PTH112 - pathlib is 2 MB
+                del self._held[group]
+            elif any(self._now(group, key) not in {value, ""} for key, value in wanted.items()):
+                self._hold_at(group, wanted)
+        with suppress(OSError):
+            self._release_slice()
+
+    def recover(self) -> list[str]:
+        """Take back what an earlier guard left; the units that it left so."""
+        found = []
+        for group in (SLICE, *(f"{SLICE}/{name}" for name in _folders(f"{self._root}/{SLICE}"))):
+            if self._marked(group):
+                with suppress(OSError):  # it went meanwhile
+                    self._thaw(group)
+                    self._restore(group)
+                found.append(group.rpartition("/")[2])
+        return found
+
+    def _hold_at(self, group: str, wanted: Mapping[str, str]) -> list[str]:
+        """Write these; what could not be written, which is not tried again."""
+        mark = self._marked(group)
+        there = {key: now for key, value in wanted.items() if (now := self._now(group, key)) and now != value}
+        try:
+            self._mark(group, mark | there)
+        except OSError as error:  # without a mark nothing is changed: nobody could take it back
+            self._held.pop(group, None)
+            return [f"{MARK}: {error}"]
+        held = self._held[group] = dict(wanted)
+        failed = []
+        for key in there:
+            try:
+                self._set(group, key, wanted[key])
+            except OSError as error:  # what this kernel, or the sandbox, does not allow
+                del held[key]
+                failed.append(f"{key}: {error}")
+        return failed
+
+    def _thaw(self, group: str) -> None:
+        mark = self._marked(group)
+        if mark.pop("frozen", ""):
+            self._write(group, "cgroup.freeze", "0")
+            self._mark(group, mark)
+
+    def _restore(self, group: str) -> None:
+        before = {key: value for key, value in self._marked(group).items() if key != "frozen"}
+        for key, value in before.items():
+            with suppress(OSError, ValueError):  # one that cannot be restored keeps none of the others
+                self._set(group, key, value)
+        self._mark(group, {key: value for key, value in self._marked(group).items() if key == "frozen"})
+        self._held.pop(group, None)
+        self._release_slice()
+
+    def _release_slice(self) -> None:
+        if set(self._held) == {SLICE}:
+            del self._held[SLICE]
+            self._restore(SLICE)
+
+    def _now(self, group: str, key: str) -> str:
+        """What is in force; "" where there is no such thing: a file that this kernel has not, threads that have ended."""
+        if key == _PRIORITY:
+            with suppress(OSError):  # of the youngest, which is the server's or has it from the server
+                return str(libc.io_priority(max(self._threads(group), default=-1)))
+            return ""
+        return read_text(f"{self._root}/{group}/{key}").partition("\n")[0].rpartition(" ")[2]
+
+    def _set(self, group: str, key: str, value: str) -> None:
+        if key == _PRIORITY:
+            for thread in self._threads(group):
+                with suppress(ProcessLookupError):  # it has ended
+                    libc.set_io_priority(thread, int(value))
+        else:
+            self._write(group, key, value)
+
+    def _threads(self, group: str) -> list[int]:
+        """Thread ids; none of a slice, which has units instead."""
+        text = b""
+        with suppress(OSError):
+            file = os.open(f"{self._root}/{group}/cgroup.threads", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                while more := os.read(file, _MOST_READ):  # the kernel hands out a page at a time
+                    text += more
+            finally:
+                os.close(file)
+        return [int(line) for line in text.split()]
+
+    def _write(self, group: str, name: str, text: str) -> None:
+        file = os.open(f"{self._root}/{group}/{name}", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(file, text.encode())
+        finally:
+            os.close(file)
+
+    def _marked(self, group: str) -> dict[str, str]:
+        try:
+            text = os.getxattr(f"{self._root}/{group}", MARK).decode(errors="replace")
+        except OSError:
+            return {}
+        return {key: value for key, found, value in (word.partition("=") for word in text.split()) if found}
+
+    def _mark(self, group: str, values: Mapping[str, str]) -> None:
+        path = f"{self._root}/{group}"
+        if values:
+            os.setxattr(path, MARK, " ".join(f"{key}={value}" for key, value in values.items()).encode())
+        elif self._marked(group):
+            os.removexattr(path, MARK)
+
+
+def _folders(path: str) -> list[str]:
+    try:
+        with os.scandir(path) as entries:
+            return sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+    except OSError:
+        return []

@@ -1,0 +1,190 @@
+"""The loop of vllm-safe-guard.service: wait until the kernel tells pressure, look, decide, act. Quiet, it wakes up every ten seconds."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import time
+
+from vllm_safe.common import libc
+from vllm_safe.common.notify import notify
+from vllm_safe.contract.guard_file import PLAN_FILE, Plan, read_plan
+from vllm_safe.guard.guard_actions import Hands
+from vllm_safe.guard.guard_decision import TICK, Act, Guard
+from vllm_safe.guard.guard_journal import ERROR, WARNING, Journal
+from vllm_safe.guard.pressure_watch import CGROUPS, Triggers, Watch
+from vllm_safe.guard.rehearsal import rehearse
+
+SLOW = 10.0  # seconds between two looks while all is quiet
+ESTIMATING = 0.9  # the same where the kernel tells no pressure: a second's window then always holds the look before
+_EXIT_NO_CGROUPS = 78  # EX_CONFIG: systemd does not try again. Not 2, with which Python ends when it cannot open its script
+_GONE = select.POLLERR | select.POLLHUP | select.POLLNVAL
+
+
+def main(root: str = CGROUPS) -> int:
+    """The exit code: 0 stopped, 78 on a machine without cgroup v2."""
+    journal = Journal()
+    if not os.path.exists(f"{root}/cgroup.controllers"):  # noqa: PTH110 - pathlib is 2 MB
+        text = "cgroup v2 is not mounted alone: nothing can be watched or held back. Boot with systemd.unified_cgroup_hierarchy=1"
+        journal.say(text, ERROR)
+        notify(STATUS=text)
+        return _EXIT_NO_CGROUPS
+    loop = Loop(journal, root)
+    loop.recover()
+    rehearse()
+    loop.prepare()
+    try:
+        libc.lock_memory()
+    except OSError as error:
+        journal.say(f"cannot lock the guard's memory, as in most containers: {error}", WARNING)
+    return loop.run()
+
+
+class Loop:
+    """Everything that is open, and the loop around it."""
+
+    def __init__(self, journal: Journal, root: str = CGROUPS, plan_file: str = PLAN_FILE) -> None:
+        self._journal, self._plan_file = journal, plan_file
+        self._watch, self._hands, self._triggers, self._poll = Watch(root), Hands(root), Triggers(root), select.poll()
+        self._plan, self._guard = Plan(), Guard(Plan())
+        self._plan_seen: tuple[int, int] | None = None  # time and inode of the plan file
+        self._signals = _catch_signals()
+        self._poll.register(self._signals, select.POLLIN)
+        self._status = ""
+        self._slept = _slept()
+        self._slow_at = 0.0
+        self._beat_at = 0.0
+
+    def recover(self) -> None:
+        """Take back what a guard before us left, when it was killed."""
+        for unit in self._hands.recover():
+            self._journal.say(f"{unit} has its share again: the guard was ended while it was held back", WARNING, unit)
+
+    def prepare(self) -> None:
+        """Ready to guard: the plan is read, and systemd knows."""
+        self._reread_plan(first=True)
+        if not self._watch.pressure:
+            text = "this kernel tells no pressure (PSI): going by RAM, swap and major faults instead. Boot with psi=1 to have it"
+            self._journal.say(text, WARNING)
+        self._look()
+        notify(READY="1", STATUS=self._status)
+
+    def run(self) -> int:
+        """Until systemd ends us."""
+        while True:
+            for file, event in self._poll.poll(self._timeout() * 1000):
+                if file == self._signals:
+                    if _stopping(self._signals):
+                        return self._end()
+                elif event & _GONE:  # a removed cgroup says POLLPRI as well, for ever
+                    self._triggers.drop(file, self._poll)
+                else:
+                    self._guard.woken(time.monotonic())
+            self._look()
+
+    def _timeout(self) -> float:
+        if not self._plan.enabled and not self._guard.held_back:
+            return SLOW
+        if self._guard.wakeful:
+            return TICK
+        return SLOW if self._watch.pressure else ESTIMATING
+
+    def _look(self) -> None:
+        now = time.monotonic()
+        if now >= self._slow_at:
+            self._slow_at = now + SLOW - TICK
+            self._look_slowly(now)
+        if (slept := _slept()) - self._slept > 1:
+            self._guard.suspended()
+        self._slept = slept
+        for act in self._guard.tick(self._watch.read()):
+            self._do(act)
+        self._hands.hold()
+        self._tell(now)
+
+    def _look_slowly(self, now: float) -> None:
+        self._reread_plan()
+        if self._plan.enabled:
+            self._triggers.set(self._plan.threshold, self._poll)
+            if self._watch.short():
+                self._guard.woken(now)
+        else:
+            self._triggers.clear(self._poll)
+
+    def _do(self, act: Act) -> None:
+        """A kill is said first: afterwards the unit is busy dying."""
+        if act.kind == "kill":
+            self._journal.record(act)
+        if trouble := self._hands.do(act):
+            self._journal.say(f"cannot {act.kind} {trouble}", ERROR, act.unit)
+        if act.kind != "kill":
+            self._journal.record(act)
+
+    def _end(self) -> int:
+        notify(STOPPING="1")
+        for act in self._guard.release():
+            self._do(act)
+        self._hands.recover()
+        return 0
+
+    def _reread_plan(self, *, first: bool = False) -> None:
+        try:
+            status = os.stat(self._plan_file)  # noqa: PTH116 - pathlib is 2 MB
+            seen = (status.st_mtime_ns, status.st_ino)
+            if seen == self._plan_seen:
+                return
+            self._plan_seen = seen
+            plan = read_plan(self._plan_file)
+        except FileNotFoundError:
+            return  # `vllm-safe apply` has not run yet: the defaults, or what there was
+        except (OSError, ValueError) as error:
+            self._journal.say(f"{self._plan_file} is of no use, the last good settings stay: {error}", WARNING)
+            return
+        if plan.note and plan.note != self._plan.note:
+            self._journal.say(f"the last good settings stay: {plan.note}", WARNING)
+        if plan != self._plan:
+            self._plan = plan
+            self._guard.obey(plan)
+            if not first:
+                self._journal.say("new settings are in force" if plan.enabled else "switched off: guard.enabled is false")
+
+    def _tell(self, now: float) -> None:
+        """What `systemctl status vllm-safe-guard` shows, when it changes; and the watchdog, fed."""
+        held = ", ".join(f"{unit} is {how}" for unit, how in self._guard.held_back.items())
+        if not self._plan.enabled:
+            status = "switched off: guard.enabled is false in config.yaml"
+        elif self._watch.pressure:
+            status = held or "watching"
+        else:
+            status = f"{held or 'watching'}, by RAM, swap and major faults: this kernel tells no pressure (psi=0)"
+        if self._plan.note:
+            status += f"; the last good settings: {self._plan.note}"
+        if status != self._status:
+            self._status = status
+            notify(STATUS=status)
+        if now >= self._beat_at:
+            self._beat_at = now + SLOW - TICK
+            notify(WATCHDOG="1")
+
+
+def _catch_signals() -> int:
+    """A descriptor from which the numbers of the signals that came can be read."""
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+    os.set_blocking(writing, False)
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda *_: None)
+    return reading
+
+
+def _stopping(file: int) -> bool:
+    """Whether one of them ends us; SIGHUP only wakes us up, to look."""
+    numbers = os.read(file, 512)
+    return signal.SIGTERM in numbers or signal.SIGINT in numbers
+
+
+def _slept() -> float:
+    """Seconds that the machine was suspended, ever."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - time.monotonic()

@@ -1,0 +1,80 @@
+"""Everything that an emergency needs, done once before: afterwards the guard's memory is locked, and nothing is loaded from a disk to act.
+
+Decisions are taken on readings that are made up, and carried out on a folder that stands for the cgroups: below the unit's own, in RAM.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+
+from vllm_safe.contract.guard_file import EVENTS_FOLDER, Plan
+from vllm_safe.guard.guard_actions import Hands
+from vllm_safe.guard.guard_decision import CALM, TICK, Guard
+from vllm_safe.guard.guard_journal import MOST_LINES, Journal, name_of
+from vllm_safe.guard.pressure_watch import SLICE
+from vllm_safe.guard.readings import Reading, Usage
+
+_UNIT = "rehearsal.service"
+_FILES = {
+    "cpu.weight": "100\n",
+    "io.weight": "default 100\n",
+    "cgroup.threads": f"{os.getpid()}\n",
+    "cgroup.freeze": "0\n",
+    "cgroup.kill": "",
+}
+_STALL = 2 * Plan().kill.after  # seconds; frozen again and again, a model is killed somewhat later than after kill.after
+
+
+def rehearse(folder: str = EVENTS_FOLDER) -> set[str]:
+    """The kinds of act that came, which are all. What it wrote is removed; where it cannot write, it decides at least."""
+    stage = f"{folder}/.rehearsal"
+    _remove(stage)  # of a guard that was killed meanwhile
+    try:
+        with suppress(OSError):
+            _build(stage)
+        return _play(Hands(stage), Journal(stage, f"{stage}/journal"))
+    finally:
+        _remove(stage)
+
+
+def _play(hands: Hands, journal: Journal) -> set[str]:
+    guard, done = Guard(Plan()), set[str]()
+    for step in range(int((_STALL + 2 * CALM) / TICK)):
+        now = step * TICK
+        usage = Usage(step * 1000, 1 << 30)
+        reading = Reading(now, {"system.slice memory full": min(now, _STALL)}, {_UNIT: usage}, step, 1 << 30, 1 << 20, 0)
+        for act in guard.tick(reading):
+            hands.do(act)
+            journal.record(act)
+            done.add(act.kind)
+            hands.hold()
+    guard.release()
+    hands.recover()
+    return done
+
+
+def _build(stage: str) -> None:
+    group = f"{stage}/{SLICE}/{_UNIT}"
+    os.makedirs(group)  # noqa: PTH103 - pathlib is 2 MB
+    for name, text in _FILES.items():
+        _write(f"{group}/{name}", text)
+        _write(f"{stage}/{SLICE}/{name}", text)
+    _write(f"{stage}/{name_of(_UNIT)}.jsonl", "\n" * MOST_LINES)  # so that it is made shorter, too
+
+
+def _write(path: str, text: str) -> None:
+    with open(path, "w", encoding="ascii") as file:  # noqa: PTH123
+        file.write(text)
+
+
+def _remove(path: str) -> None:
+    with suppress(OSError):
+        with os.scandir(path) as entries:
+            found = list(entries)
+        for entry in found:
+            if entry.is_dir(follow_symlinks=False):
+                _remove(entry.path)
+            else:
+                os.unlink(entry.path)  # noqa: PTH108
+        os.rmdir(path)  # noqa: PTH106

@@ -1,0 +1,195 @@
+"""Whether a loading server gets on, by figures and not by hope: pure, with the figures and the time handed in.
+
+Anything that moves is progress: bytes read, memory mapped or taken, of the machine or its cards, CPU used, lines printed that were not
+printed before. What a dead but polling server does is none: see STEPS. Nor is the CPU of processes that wait for each other: see Waits.
+Time in which we did not run ourselves (the guard's freeze, a suspended machine) is not counted.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from vllm_safe.common.sizes import MIB, format_size
+from vllm_safe.contract.state_file import Progress
+from vllm_safe.launch.processes import Process
+
+LONGEST_TICK = 5.0  # seconds of one tick that count; more is a freeze, or a machine too busy to judge by
+RATE_OVER = 60.0  # seconds: a disk that stalls for some seconds changes the time left by little
+RATE_AFTER = 5.0  # seconds before anything is said of a rate
+
+
+class Readings(NamedTuple):
+    """What the server's processes have done together since they began, those that have ended included; sizes as they are now."""
+
+    read: int = 0  # bytes from disks
+    mapped: int = 0  # bytes of files in memory
+    resident: int = 0  # bytes of memory
+    gpu: int = 0  # bytes of all cards that are in use, by whomever; 0 without any
+    cpu: float = 0.0  # seconds
+    faults: int = 0  # page faults
+    news: int = 0  # lines that were not printed before
+    processes: int = 0  # alive now
+
+
+# A figure moves when it has grown by more than a step, plus a rate for each second of stillness (CPU, faults: and process): then what a
+# dead but polling server does stays below for ever, however its polls are spread. Measured on vLLM 0.32 with two workers, idle for two
+# minutes: 1.0 % of a core for each worker, 0.2 % for the API server, no byte read, no memory taken, no line. A disk that gives
+# 64 KiB/s would need two weeks for 77 GB. Of page faults, a process that waits for a kernel on an H200 takes none in nine seconds (with a
+# core, and the card 100 % busy), vLLM's loop of sched_yield one in a minute; torch.compile 5,000 to 60,000 a second with a few seconds of
+# none, and the card at 0 % but when it tries a kernel.
+STEPS = Readings(read=MIB, mapped=4 * MIB, resident=4 * MIB, gpu=16 * MIB, cpu=0.5, faults=2000)
+RATES = Readings(read=64 << 10, mapped=64 << 10, resident=64 << 10, gpu=64 << 10, cpu=0.03, faults=5)
+_EACH = frozenset({"cpu", "faults"})  # whose rate is that of one process
+
+# vllm/distributed/device_communicators/shm_broadcast.py:108, each VLLM_RINGBUFFER_WARNING_INTERVAL while a worker does not answer; the
+# shorter one is of vLLM before 0.11.
+WAITS = re.compile(r"No available (?:shared memory broadcast )?block found in (?P<seconds>\d+) second")
+_WAITS_TORN = 100  # bytes: more than what WAITS matches
+_BUSY = 0.95  # share of the time that a card is busy which waits in a kernel for another card: the driver counts 1.0
+
+
+class Sums:
+    """Adds up what processes did, of which some end and others begin."""
+
+    def __init__(self) -> None:
+        self._last: dict[tuple[int, int], Process] = {}
+        self._read, self._cpu, self._faults = 0, 0.0, 0
+
+    def add(self, processes: Sequence[Process], news: int, gpu: int = 0) -> Readings:
+        """The readings with these processes alive."""
+        for process in processes:
+            before = self._last.get((process.pid, process.started))
+            self._read += process.read - (before.read if before else 0)
+            self._cpu += process.cpu - (before.cpu if before else 0.0)
+            self._faults += process.faults - (before.faults if before else 0)
+        self._last = {(process.pid, process.started): process for process in processes}
+        mapped, resident = sum(process.mapped for process in processes), sum(process.resident for process in processes)
+        return Readings(self._read, mapped, resident, gpu, self._cpu, self._faults, news, len(processes))
+
+
+class Waits:
+    """Whether the processes seem to wait for each other, as in NCCL or a custom all-reduce: they spin, and use a processor and a card each.
+
+    Then the CPU that they use is no progress, but page faults are: whoever compiles, loads or computes touches memory that is new to it.
+    """
+
+    def __init__(self) -> None:
+        self._torn = b""
+        self._until = -math.inf  # what was printed last holds until then
+
+    def hear(self, chunk: bytes, now: float) -> None:
+        """Take what the server printed, cut anywhere. A line that is not followed by another one is soon of no account."""
+        data = self._torn + chunk
+        if b"block found in" in data:  # else nothing need be decoded
+            text = data.decode(errors="replace")
+            for match in WAITS.finditer(text):
+                self._until = now + 2 * int(match["seconds"]) + LONGEST_TICK
+                data = text[match.end() :].encode()
+        self._torn = data[-_WAITS_TORN:]
+
+    def signs(self, now: float, busy: float | None) -> tuple[str, ...]:
+        """What makes it seem so, () if nothing does. busy: the least of all cards in use, None where that is not known."""
+        said = ("it says again and again that a worker does not answer (no shared memory broadcast block)",) if now < self._until else ()
+        seen = (f"every card in use is {busy:.0%} busy",) if busy is not None and busy >= _BUSY else ()
+        return said + seen
+
+
+class Stillness:
+    """For how long nothing has moved, of the time that counts. `now` is a monotonic clock's, `wall` Unix time."""
+
+    def __init__(self, now: float, wall: float) -> None:
+        self.still = 0.0  # seconds
+        self.since = wall  # when something last moved
+        self._now = now
+        self._from: Readings | None = None  # the readings then
+        self._last = Readings()
+
+    def look(self, now: float, wall: float, readings: Readings, *, waits: bool = False) -> bool:
+        """Take the readings of a moment; whether anything has moved. waits: CPU alone is none, see Waits."""
+        self.still += min(max(now - self._now, 0.0), LONGEST_TICK)
+        self._now, self._last = now, readings
+        if self._from is None or self._moved(readings, "cpu" if waits else "faults"):
+            self.still, self.since, self._from = 0.0, wall, readings
+            return True
+        # What shrank may grow again: that is progress from where it is now.
+        shrunk = {name: min(getattr(self._from, name), getattr(readings, name)) for name in ("mapped", "resident", "gpu")}
+        self._from = self._from._replace(**shrunk)
+        return False
+
+    def describe(self) -> str:
+        """All that moved, and since when: "12.0 KiB read, 0 B mapped, ..., 0.1 s of CPU, nothing new printed since 12:04:31"."""
+        before, after = self._from or self._last, self._last
+        kinds = {"read": "read", "mapped": "mapped", "resident": "of memory taken"} | ({"gpu": "of the cards taken"} if after.gpu else {})
+        sizes = [f"{format_size(max(0, getattr(after, name) - getattr(before, name)))} {what}" for name, what in kinds.items()]
+        when = time.strftime("%H:%M:%S", time.localtime(self.since))
+        return f"{', '.join(sizes)}, {after.cpu - before.cpu:.1f} s of CPU, nothing new printed since {when}"
+
+    def _moved(self, readings: Readings, but: str) -> bool:
+        before = self._from or readings
+        for name in STEPS._fields[:-1]:
+            if name == but:
+                continue
+            factor = readings.processes if name in _EACH else 1
+            allowed = getattr(STEPS, name) + getattr(RATES, name) * factor * self.still
+            if getattr(readings, name) - getattr(before, name) > allowed:
+                return True
+        return False
+
+
+class Checkpoint:
+    """How much of the checkpoint has been read, `sizes` being the bytes of its files in the order of reading.
+
+    Each worker reads the whole checkpoint, through mappings of one file after another, from the disk or from the page cache: what grows in
+    each case is its mapped memory (or, where a loader calls read(2), what it called for). The mean of the workers is taken, and the
+    log's "shard 3 of 4" corrects it: workers of a tensor-parallel model skip some pages, and under pressure touch some twice.
+    """
+
+    def __init__(self, sizes: Sequence[int]) -> None:
+        self.total = sum(sizes)
+        self._sizes = tuple(sizes)
+        self._got: dict[tuple[int, int], int] = {}  # bytes, by process
+        self._last: dict[tuple[int, int], Process] = {}
+        self._most = 0
+        self._past: deque[tuple[float, int]] = deque()
+
+    def look(self, now: float, processes: Sequence[Process], *, loading: bool, done: int = 0, of: int = 0) -> Progress | None:
+        """Take the processes of a moment, and how many shards the log counts; how far it is, or None while nothing loads.
+
+        It is called from the start of the server on, so that what Python and its libraries map is not taken for the model.
+        """
+        for process in processes:
+            key = process.pid, process.started
+            if loading and (before := self._last.get(key)):
+                grown = max(process.mapped - before.mapped, 0) + max(process.called - before.called, 0)
+                self._got[key] = self._got.get(key, 0) + grown
+        self._last = {(process.pid, process.started): process for process in processes}
+        if not loading or not self.total:
+            return None
+        self._most = max(self._most, self._within(self._mean(), done, of))
+        self._past.append((now, self._most))
+        while len(self._past) > 2 and self._past[1][0] <= now - RATE_OVER:
+            self._past.popleft()
+        return self._progress(now)
+
+    def _mean(self) -> int:
+        got = [self._got.get(key, 0) for key in self._last]
+        readers = [bytes_ for bytes_ in got if bytes_ * 10 > max(got)]  # others (the API server) do not read it
+        return sum(readers) // len(readers) if readers else 0
+
+    def _within(self, got: int, done: int, of: int) -> int:
+        if not 0 < of == len(self._sizes):
+            return min(got, self.total)
+        return min(max(got, sum(self._sizes[:done])), sum(self._sizes[: done + 1]))
+
+    def _progress(self, now: float) -> Progress:
+        (then, before) = self._past[0]
+        if now - then < RATE_AFTER:
+            return Progress(self._most, self.total)
+        rate = (self._most - before) / (now - then)
+        left = (self.total - self._most) / rate if rate > 0 else None
+        return Progress(self._most, self.total, rate, left)

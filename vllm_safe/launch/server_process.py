@@ -1,0 +1,88 @@
+"""The server process: started in the unit's own cgroup, as a child whose death is seen and whose output is kept."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import NoReturn
+
+from vllm_safe.contract.launch_file import Launch
+
+CANNOT_RUN = 127  # what a shell exits with when there is no such program
+
+
+class Server:
+    """A running child. `output` is the reading end of the pipe that its stdout and stderr are."""
+
+    def __init__(self, launch: Launch, env: Mapping[str, str]) -> None:
+        self.output, output = os.pipe()
+        try:
+            self.pid = os.fork()
+        except OSError:
+            os.close(self.output)
+            os.close(output)
+            raise
+        if self.pid == 0:
+            _become(launch, env, output)
+        os.close(output)
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal to the server alone: vLLM's API server ends its workers itself, and hangs if they get the signal too."""
+        with suppress(ProcessLookupError):
+            os.kill(self.pid, number)
+
+    def reap(self) -> int | None:
+        """The server's wait status once it has ended, else None."""
+        pid, status = os.waitpid(self.pid, os.WNOHANG)
+        return status if pid else None
+
+
+def describe_ending(status: int) -> str:
+    """A wait status for a person: "exit status 1", "killed by SIGKILL"."""
+    code = os.waitstatus_to_exitcode(status)
+    if code >= 0:
+        return f"exit status {code}"
+    try:
+        return f"killed by {signal.Signals(-code).name}"
+    except ValueError:  # a real-time signal
+        return f"killed by signal {-code}"
+
+
+def _become(launch: Launch, env: Mapping[str, str], output: int) -> NoReturn:
+    """Turn the forked child into the server. Says on its output what went wrong, then exits as a shell would."""
+    try:
+        signal.set_wakeup_fd(-1)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGPIPE, signal.SIGXFSZ):
+            signal.signal(number, signal.SIG_DFL)  # Python ignores the last two, and exec hands that on
+        os.setsid()
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        # Here and not in the unit: the main process must outlive the server, and read what it needs, to say why it died.
+        _set_oom_score_adj(launch.oom_score_adj)
+        _set_io_scheduling_class(launch.io_scheduling_class)
+        os.execvpe(launch.argv[0], list(launch.argv), dict(env))  # noqa: S606 - no shell is the point
+    except OSError as error:
+        os.write(2, f"vllm-safe: error: cannot run {launch.argv[0]}: {error.strerror}\n".encode(errors="replace"))
+    finally:
+        os._exit(CANNOT_RUN)
+
+
+def _set_oom_score_adj(score: int) -> None:
+    try:
+        Path("/proc/self/oom_score_adj").write_text(str(score), encoding="ascii")
+    except OSError:  # below 0: that is for root to give
+        os.write(2, f"vllm-safe: oom_score_adj {score} is refused by the kernel; it stays as it was\n".encode())
+
+
+def _set_io_scheduling_class(name: str) -> None:
+    if not name:
+        return
+    from vllm_safe.common import libc  # noqa: PLC0415 - in the child alone, which is another program at once
+
+    try:
+        libc.set_io_priority(0, libc.IO_CLASSES[name])
+    except OSError as error:
+        os.write(2, f"vllm-safe: I/O scheduling class {name} is refused by the kernel: {error.strerror}\n".encode(errors="replace"))

@@ -1,0 +1,250 @@
+"""The loop of the main process: one thread that waits for everything at once and never for one thing alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+from vllm_safe.causes.first_trouble import Trouble
+from vllm_safe.common.errors import printable
+from vllm_safe.common.notify import notify
+from vllm_safe.contract import state_file
+from vllm_safe.contract.launch_file import Launch
+from vllm_safe.launch import hang_evidence
+from vllm_safe.launch.actions import Action, Ask, Order, Quit, Say, Send, Tell
+from vllm_safe.launch.http_probe import TIMEOUT, Probe
+from vllm_safe.launch.lifecycle import Lifecycle
+from vllm_safe.launch.liveness import Figures
+from vllm_safe.launch.processes import Process, checkpoint_sizes, own_cgroup, read_processes
+from vllm_safe.launch.resolver import Resolver
+from vllm_safe.launch.server_output import Output
+from vllm_safe.launch.server_process import Server
+
+DRAIN = 2.0  # seconds to pass on what an ended server left in its pipe
+PATIENCE = 30.0  # seconds for an answer of one that serves, and may be busy
+HEARD = 1 << 18  # bytes a second of what is printed that are looked at: a flood has no news
+SIFTED = 1 << 20  # and that are looked through for trouble: eight workers print their stacks at once
+WRITE_EVERY, WRITE_STEADY = 1.0, 10.0  # seconds between two states that differ, and two that do not
+SWEEPS = 10  # who is killed may have forked just before
+
+_STDOUT = 1
+
+
+def supervise(launch: Launch, env: dict[str, str]) -> int:
+    """Run the server of `launch` with this environment until it ends or systemd stops it. The exit code of the main process."""
+    return _Supervisor(launch, env).run()
+
+
+class _Supervisor:
+    def __init__(self, launch: Launch, env: dict[str, str]) -> None:
+        self._signals = _catch_signals()
+        self._launch, self._env = launch, env
+        self._server: Server | None = None
+        self._output = Output(_STDOUT, self._hear)
+        self._unit = _unit()
+        sizes = checkpoint_sizes(Path(launch.checkpoint)) if launch.checkpoint else ()
+        before = _error_before(launch)
+        self._life = Lifecycle(launch, time.monotonic(), time.time(), sizes=sizes, watchdog=_watchdog(), before=before)
+        self._trouble = Trouble()
+        self._started = time.time()
+        self._resolver = Resolver()
+        self._probes: dict[str, tuple[Probe, Figures]] = {}
+        self._heard, self._heard_until = 0, 0.0
+        self._cards = state_file.NO_CARDS
+        self._written, self._written_at = state_file.State("", "", 0, 0, 0, "", 0), 0.0
+        self._exit_code: int | None = None
+
+    def run(self) -> int:
+        for line in self._launch.summary:
+            self._say(Say(line))
+        if self._life.phase == "starting":
+            notify(STATUS="starting")
+            self._start()
+        while self._exit_code is None:
+            self._do(self._life.tick(time.monotonic(), time.time()))
+            self._write_state()
+            if self._exit_code is None:
+                self._wait()
+                self._output.advance()
+                self._take_signals()
+                self._advance_probes()
+        self._output.finish(DRAIN)
+        self._write_state(last=True)
+        return self._exit_code
+
+    def _wait(self) -> None:
+        """Until something can be done."""
+        probes = [probe for probe, _ in self._probes.values()]
+        reading = [self._signals, *self._output.reading, *(handle for probe in probes for handle in probe.reading)]
+        writing = [*self._output.writing, *(handle for probe in probes for handle in probe.writing)]
+        due = min((at for at in (self._life.due, *(probe.deadline for probe in probes)) if at is not None), default=None)
+        select.select(reading, writing, (), None if due is None else min(max(0.0, due - time.monotonic()), 3600.0))
+
+    def _take_signals(self) -> None:
+        try:
+            numbers = os.read(self._signals, 512)
+        except BlockingIOError:
+            return
+        if signal.SIGTERM in numbers or signal.SIGINT in numbers:
+            self._do(self._life.asked_to_stop(time.monotonic(), time.time()))
+        if signal.SIGCHLD in numbers and self._server and (status := self._server.reap()) is not None:
+            self._output.finish(DRAIN)
+            lines = self._trouble.lines(), self._output.lines()
+            self._do(self._life.exited(time.monotonic(), time.time(), status, *lines))
+
+    def _advance_probes(self) -> None:
+        for what, (probe, figures) in list(self._probes.items()):
+            probe.advance(time.monotonic())
+            if probe.answer:
+                del self._probes[what]
+                self._do(self._life.answered(time.monotonic(), time.time(), what, probe.answer._replace(figures=figures.values)))
+
+    def _do(self, actions: Iterable[Action]) -> None:
+        for action in actions:
+            match action:
+                case Say():
+                    self._say(action)
+                case Tell():
+                    notify(**action.fields)
+                case Send():
+                    if self._server:
+                        self._server.send(action.number)
+                case Ask():
+                    self._ask(action.what)
+                case Quit():
+                    self._exit_code = action.code
+                case Order():
+                    {Order.START: self._start, Order.LOOK: self._look, Order.DUMP: self._dump, Order.KILL: self._kill}[action]()
+
+    def _start(self) -> None:
+        try:
+            self._server = Server(self._launch, self._env)
+        except OSError as error:  # EAGAIN at limits.tasks_max, ENOMEM at the memory limit
+            self._do(self._life.not_started(time.time(), error.strerror or str(error)))
+        else:
+            self._output.read_from(self._server.output)
+
+    def _look(self) -> None:
+        if self._life.loading:
+            self._cards = state_file.read_cards(self._launch.name, self._cards)
+        self._do(self._life.looked(time.monotonic(), time.time(), self._processes(), self._cards))
+
+    def _ask(self, what: str) -> None:
+        now, figures = time.monotonic(), Figures()
+        url = {"token": self._launch.completions, "metrics": self._launch.metrics}.get(what, self._launch.health)
+        found = self._resolver.look_up(url)
+        if what == "token":
+            names = (self._launch.serve_args or {}).get("served-model-name") or [self._launch.name]
+            question = json.dumps({"model": names if isinstance(names, str) else names[0], "prompt": "1", "max_tokens": 1})
+            # No answer is for the lifecycle to judge, which knows how much of the time counts.
+            patience = 2 * self._launch.hang_timeout
+            probe = Probe(url, found, now, timeout=patience, json=question, key=self._env.get("VLLM_API_KEY", ""))
+        elif what == "metrics":
+            probe = Probe(url, found, now, timeout=PATIENCE, take=figures.feed)
+        else:
+            probe = Probe(url, found, now, timeout=PATIENCE if self._life.alive else TIMEOUT)
+        self._probes[what] = (probe, figures)
+
+    def _hear(self, chunk: bytes) -> None:
+        now = time.monotonic()
+        if now >= self._heard_until:
+            self._heard, self._heard_until = 0, now + 1
+        if self._heard < HEARD:
+            self._life.heard(chunk, now, time.time())
+        if self._heard < SIFTED:
+            self._heard += len(chunk)
+            self._trouble.hear(chunk, now, serves=self._life.served)
+
+    def _processes(self) -> tuple[Process, ...]:
+        return read_processes(self._unit, os.getpid())
+
+    def _dump(self) -> None:
+        processes = self._processes()
+        for line in hang_evidence.describe(processes):
+            self._say(Say(line, level=4))
+        if (self._launch.env or {}).get("PYTHONFAULTHANDLER") == "1":
+            hang_evidence.send_all(processes, signal.SIGABRT, signal.SIGCONT)
+
+    def _kill(self) -> None:
+        for _ in range(SWEEPS):
+            alive = [process for process in self._processes() if process.state not in "ZX"]
+            if not alive:
+                return
+            hang_evidence.send_all(alive, signal.SIGKILL)
+            time.sleep(0.01)
+
+    def _say(self, line: Say) -> None:
+        self._output.say(f"vllm-safe: {printable(line.text)}", prefix=journal_level(line.level))
+
+    def _write_state(self, *, last: bool = False) -> None:
+        now, life = time.monotonic(), self._life
+        if not last and life.phase == self._written.phase and now < self._written_at + WRITE_EVERY:
+            return  # a new phase is written at once: nothing may wake us for long
+        alive, loading = life.alive, life.loading
+        new = state_file.State(
+            name=self._launch.name,
+            run=os.environ.get("INVOCATION_ID", ""),
+            pid=os.getpid(),
+            time=self._written.time,
+            started=self._started,
+            phase=life.phase,
+            since=life.since,
+            text=life.text,
+            progress=loading.progress if loading else None,
+            running=alive.running if alive else None,
+            waiting=alive.waiting if alive else None,
+            tokens=alive.tokens if alive else None,
+            cause=life.cause,
+            reason=life.reason,
+            log=tuple(self._output.lines(state_file.KEPT_LINES)),
+            error=life.error,
+            served=life.served,
+        )
+        if last or new != self._written or now >= self._written_at + WRITE_STEADY:
+            self._written, self._written_at = new._replace(time=time.time()), now
+            state_file.write_whole(state_file.state_file(self._launch.name), state_file.to_json(self._written))
+
+
+def _error_before(launch: Launch) -> str:
+    """What the start before this one ended of, where this is an automatic restart and that one never served; or ""."""
+    if not launch.restart:
+        return ""
+    with suppress(OSError, ValueError, AttributeError):
+        before = json.loads(state_file.state_file(launch.name).read_text(encoding="utf-8"))
+        if before.get("cause") == "exited" and before.get("served") is False:
+            return str(before.get("error", ""))
+    return ""
+
+
+def journal_level(level: int) -> str:
+    """The prefix that gives a line its level in the journal (SyslogLevelPrefix=); nothing on a terminal."""
+    return f"<{level}>" if "JOURNAL_STREAM" in os.environ else ""
+
+
+def _unit() -> Path | None:
+    """The cgroup of our unit; None where we run in somebody else's, of whom nobody may be killed."""
+    folder = own_cgroup()
+    return folder if folder and folder.name.startswith("vllm@") else None
+
+
+def _watchdog() -> float:
+    """Seconds within which systemd wants to hear of us, or 0."""
+    mine = os.environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
+    return int(os.environ.get("WATCHDOG_USEC") or 0) / 1e6 if mine else 0.0
+
+
+def _catch_signals() -> int:
+    """A descriptor from which the numbers of the signals that came can be read: none is lost between looking and waiting."""
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+    os.set_blocking(writing, False)
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
+        signal.signal(number, lambda *_: None)
+    return reading

@@ -1,0 +1,112 @@
+"""The command line. stdout has one line of JSON, the answer; stderr is for people, and shows the progress."""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import errno
+import fnmatch
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from .hub import File, Hub
+from .hub_trouble import Patience, Trouble
+from .model_store import Store
+from .transfer import Transfer
+from .transfer_progress import Progress
+
+EXIT_TROUBLE, EXIT_INTERRUPTED = 1, 130
+_PR_SET_DUMPABLE = 4  # linux/prctl.h
+
+
+def main(arguments: list[str]) -> int:
+    """Run `list` or `get`. The answer is {"trouble": KIND, ...} with exit code 1, or what the function of that name returns."""
+    logging.disable(logging.WARNING)  # the hub's client warns of what we handle
+    os.umask(0o022)
+    options = _options(arguments)
+    try:
+        answer = get(options) if options.action == "get" else list_(options)
+    except Trouble as trouble:
+        answer = {"trouble": trouble.kind, **trouble.details}
+    except OSError as error:
+        answer = {"trouble": "disk", "said": error.strerror or str(error), "name": str(error.filename or "")}
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    print(json.dumps(answer))  # noqa: T201 -- this is the answer
+    return EXIT_TROUBLE if "trouble" in answer else 0
+
+
+def list_(options: argparse.Namespace) -> dict[str, Any]:
+    """What a revision consists of: {"commit": SHA, "files": [[name, size, bytes that are here], ...]}."""
+    commit, files = _ask(options, Progress(0))
+    store = Store(options.models, options.repo)
+    in_place = store.files_in_place()
+    return {"commit": commit, "files": [[file.name, file.size, store.bytes_here(file, in_place)] for file in files]}
+
+
+def get(options: argparse.Namespace) -> dict[str, Any]:
+    """Fetch a revision less what --leave-out names, and put it in place: {"commit": SHA}."""
+    store = Store(options.models, options.repo)
+    with store.locked():
+        commit, files = _ask(options, Progress(0))
+        wanted = [file for file in files if not any(fnmatch.fnmatchcase(file.name, pattern) for pattern in options.leave_out)]
+        try:
+            _bring(options, store, commit, wanted)
+        except OSError as error:
+            if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+                raise
+            raise Trouble("disk-full", missing=sum(file.size - store.bytes_here(file, {}) for file in wanted)) from error
+    return {"commit": commit}
+
+
+def _bring(options: argparse.Namespace, store: Store, commit: str, files: list[File]) -> None:
+    progress = Progress(sum(file.size for file in files))
+    transfer = Transfer(Hub(options.repo, _token()), store, commit, _patience(options, progress), progress)
+    store.prepare(files)
+    for file in files:
+        transfer.bring(file)
+    progress.finish()
+    store.put_in_place(commit, files)
+
+
+def _ask(options: argparse.Namespace, progress: Progress) -> tuple[str, list[File]]:
+    patience = _patience(options, progress)
+    hub = Hub(options.repo, _token())
+    while True:
+        try:
+            return hub.list_files(options.revision)
+        except (hub.broken, OSError) as error:  # what the hub answers is an OSError too
+            patience.wait_after(error)
+
+
+def _patience(options: argparse.Namespace, progress: Progress) -> Patience:
+    return Patience(tuple(options.delay), options.longest_wait, progress.tell)
+
+
+def _token() -> str | None:
+    """The credential `hub-token` of the service, if it was given one."""
+    ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0)  # models run as this user, too: no other process of it may read our memory
+    try:
+        return (Path(os.environ["CREDENTIALS_DIRECTORY"]) / "hub-token").read_text().strip()
+    except (KeyError, FileNotFoundError):
+        return None
+
+
+def _options(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="hub_download")
+    parser.add_argument("action", choices=("list", "get"))
+    parser.add_argument("--repo", required=True, help="ORG/NAME")
+    parser.add_argument("--revision", help="a branch, a tag or a commit")
+    parser.add_argument("--models", type=Path, required=True, help="the folder of all models")
+    parser.add_argument("--leave-out", action="append", default=[], help="a pattern of names")
+    parser.add_argument("--delay", type=float, action="append", default=[], help="seconds before the next try, in turn")
+    parser.add_argument("--longest-wait", type=float, default=0.0, help="most seconds in all to wait for a busy hub")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,102 @@
+"""A hub, through the engine's own huggingface_hub (1.31 or later)."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import PurePosixPath
+from typing import Any, Protocol
+
+from .hub_trouble import Trouble
+
+MANIFEST = ".vllm-safe.json"  # in a model's folder: what belongs to it
+_SILENCE = 30.0  # seconds without a byte, after which a connection counts as broken
+_REQUEST = 8 << 30  # most bytes asked for at once: hubs refuse answers over 50 GB, and a part of a larger file is none
+
+
+class Hasher(Protocol):
+    """What of a hashlib object is used."""
+
+    def update(self, data: bytes, /) -> None:
+        """Take in more bytes."""
+
+    def hexdigest(self) -> str:
+        """The hash of all of them."""
+        ...
+
+
+@dataclass(frozen=True)
+class File:
+    """One file of a repository. `key` is "sha256:HEX" (large files) or "git:HEX" (the rest); `size` in bytes."""
+
+    name: str
+    size: int
+    key: str
+
+    def hasher(self) -> Hasher:
+        """What ends with the hash in `key` when it has had all bytes. Git hashes a header with the size first."""
+        if self.key.startswith("sha256:"):
+            return hashlib.sha256()
+        return hashlib.sha1(b"blob %d\0" % self.size, usedforsecurity=False)
+
+    def matches(self, hasher: Hasher) -> bool:
+        """Whether that object has seen this file."""
+        return self.key.partition(":")[2] == hasher.hexdigest()
+
+
+class Hub:
+    """The hub at $HF_ENDPOINT, asked about one repository."""
+
+    def __init__(self, repo: str, token: str | None) -> None:
+        package = import_module("huggingface_hub")  # here and not above: what needs no hub is tested without
+        self._repo = repo
+        self._package: Any = package
+        self._token = token or False  # False: nor the token that somebody may have left in a home directory
+        self._endpoint = os.environ["HF_ENDPOINT"]
+        self._session = package.get_session()
+        # What a connection that fails raises: the session is a client of httpx in huggingface_hub 1, of httpx2 in 2.
+        self.broken: type[Exception] = sys.modules[type(self._session).__module__.partition(".")[0]].TransportError
+
+    def list_files(self, revision: str | None) -> tuple[str, list[File]]:
+        """The commit that `revision` is now, and its files. Of a gated model, also makes sure that they may be read."""
+        api = self._package.HfApi(endpoint=self._endpoint, token=self._token)
+        try:
+            info = api.model_info(self._repo, revision=revision, files_metadata=True, timeout=_SILENCE)
+        except (ValueError, TypeError, KeyError) as error:
+            if hasattr(error, "response"):  # an answer with the status 400, which is a ValueError too
+                raise
+            raise Trouble("not-a-hub", said=str(error)) from error  # the login page of a hotel, say
+        files = [_file(sibling) for sibling in info.siblings or ()]
+        if info.gated and files:
+            with self.open(info.sha, min(files, key=lambda file: file.size), 0):
+                pass
+        return info.sha, files
+
+    @contextmanager
+    def open(self, commit: str, file: File, start: int) -> Iterator[Any]:
+        """The response that brings the file from byte `start` on (status 206), or all of it (200). Raises if it is an error."""
+        headers = self._package.utils.build_hf_headers(token=self._token)
+        headers["Accept-Encoding"] = "identity"  # the bytes of the file, not of a compressed form of it
+        if file.size:
+            headers["Range"] = f"bytes={start}-{min(file.size, start + _REQUEST) - 1}"
+        url = self._package.hf_hub_url(self._repo, file.name, revision=commit, endpoint=self._endpoint)
+        with self._session.stream("GET", url, headers=headers, timeout=_SILENCE) as response:
+            self._package.utils.hf_raise_for_status(response)
+            yield response
+
+
+def _file(sibling: Any) -> File:  # noqa: ANN401 -- a RepoSibling of huggingface_hub
+    path = PurePosixPath(sibling.rfilename)
+    if path.is_absolute() or ".." in path.parts or not path.name or path.parts[0] == MANIFEST:
+        raise Trouble("bad-name", name=sibling.rfilename)
+    if sibling.size is None or not (sibling.lfs or sibling.blob_id):
+        raise Trouble("no-hashes", name=sibling.rfilename)
+    digest = sibling.lfs.sha256 if sibling.lfs else sibling.blob_id
+    if not str(digest).isalnum():  # it becomes the name of a file
+        raise Trouble("no-hashes", name=sibling.rfilename)
+    return File(sibling.rfilename, sibling.size, f"{'sha256' if sibling.lfs else 'git'}:{digest}")

@@ -1,0 +1,134 @@
+"""The folders of one model. All of it belongs to the user that runs this; root only looks (vllm_safe/models/model_files.py).
+
+MODELS/.partial/ORG--NAME/blobs/HASH              a file that is complete and has that hash
+MODELS/.partial/ORG--NAME/blobs/HASH.incomplete   as much of it as has come
+MODELS/.partial/ORG--NAME/tree                    the model, made of links to the blobs, about to be renamed to ...
+MODELS/ORG/NAME                                   ... with MANIFEST, which lists what belongs to it
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from .hub import MANIFEST, File
+from .hub_trouble import Trouble
+
+_RENAME_EXCHANGE, _AT_FDCWD = 2, -100  # linux/fs.h, linux/fcntl.h
+
+
+class Store:
+    """One model below the folder `models`."""
+
+    def __init__(self, models: Path, repo: str) -> None:
+        self.final = models / repo
+        self._partial = models / ".partial" / repo.replace("/", "--")
+        self._blobs = self._partial / "blobs"
+        self._tree = self._partial / "tree"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Make the folders, and keep other processes out of them meanwhile."""
+        self._blobs.mkdir(parents=True, exist_ok=True)
+        handle = os.open(self._partial, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            _take(handle)
+            yield
+        finally:
+            os.close(handle)
+
+    def blob(self, file: File) -> Path:
+        """Where the file is kept under its hash."""
+        return self._blobs / file.key.replace(":", "-")
+
+    def part(self, file: File) -> Path:
+        """Where as much of it is kept as has come."""
+        return self._blobs / (file.key.replace(":", "-") + ".incomplete")
+
+    def has(self, file: File) -> bool:
+        """Whether it is complete."""
+        return size_of(self.blob(file)) == file.size
+
+    def bytes_here(self, file: File, in_place: dict[str, Path]) -> int:
+        """How much of it need not be transferred; `in_place` is what `files_in_place` returned."""
+        if file.key in in_place or self.has(file):
+            return file.size
+        part = size_of(self.part(file))
+        return part if 0 <= part <= file.size else 0
+
+    def files_in_place(self) -> dict[str, Path]:
+        """The files of the revision that is in place, by key. None if there is no revision, or not one that was fetched."""
+        try:
+            rows = json.loads((self.final / MANIFEST).read_text())["files"]
+            return {row["key"]: self.final / name for name, row in rows.items() if size_of(self.final / name) == row["size"]}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return {}
+
+    def prepare(self, files: list[File]) -> None:
+        """Take over what the revision in place has in common with these files; drop what an earlier run for others has left."""
+        wanted = {path.name for file in files for path in (self.blob(file), self.part(file))}
+        for path in self._blobs.iterdir():
+            if path.name not in wanted:
+                path.unlink()
+        in_place = self.files_in_place()
+        for file in files:
+            if file.key in in_place and not self.has(file):
+                self.blob(file).unlink(missing_ok=True)
+                os.link(in_place[file.key], self.blob(file))
+
+    def put_in_place(self, commit: str, files: list[File]) -> None:
+        """Make the tree and rename it to its place. A revision that is there gives way in the same instant, and is then deleted."""
+        shutil.rmtree(self._tree, ignore_errors=True)
+        for file in files:
+            path = self._tree / file.name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            os.link(self.blob(file), path)
+        rows = {file.name: {"size": file.size, "key": file.key} for file in files}
+        (self._tree / MANIFEST).write_text(json.dumps({"commit": commit, "files": rows}, indent=1) + "\n")
+        for path in (self._tree / MANIFEST, self._tree, *(path for path in self._tree.rglob("*") if path.is_dir())):
+            _sync(path)
+        self.final.parent.mkdir(exist_ok=True)
+        if os.path.lexists(self.final):
+            _exchange(self._tree, self.final)
+        else:
+            self._tree.rename(self.final)
+        _sync(self.final.parent)
+        shutil.rmtree(self._partial)
+
+
+def _take(handle: int) -> None:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise Trouble("locked") from None
+
+
+def _sync(path: Path) -> None:
+    """Have a file, or the names in a folder, on the disk itself."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def size_of(path: Path) -> int:
+    """Bytes, or -1 where there is no such file."""
+    try:
+        return path.lstat().st_size
+    except OSError:
+        return -1
+
+
+def _exchange(one: Path, other: Path) -> None:
+    """Swap two paths in one step, so that at no time `other` is missing. Python has no function of its own for it."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), str(other))

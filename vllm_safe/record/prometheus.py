@@ -1,0 +1,88 @@
+"""The figures for Prometheus, as a file that node_exporter's textfile collector reads. Names follow prometheus.io/docs/practices/naming."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from vllm_safe.contract.recorded_run import Sample, Start
+from vllm_safe.contract.small_files import remove, write_whole
+from vllm_safe.contract.state_file import PHASES
+
+EVERY = 15.0  # seconds: how often Prometheus asks, in its own default
+
+# Field of Sample -> (name, labels, what it is).
+_GAUGES: dict[str, tuple[str, dict[str, str], str]] = {
+    "memory": ("memory_charged_bytes", {}, "All memory charged to the model, page cache included."),
+    "anon": ("memory_bytes", {"type": "anon"}, "Memory of the model by type."),
+    "shmem": ("memory_bytes", {"type": "shmem"}, ""),
+    "file": ("memory_bytes", {"type": "file"}, ""),
+    "swap": ("memory_bytes", {"type": "swap"}, ""),
+    "memory_pressure": ("pressure_ratio", {"resource": "memory"}, "Share of the time in which all tasks of the model waited."),
+    "io_pressure": ("pressure_ratio", {"resource": "io"}, ""),
+    "os_memory_pressure": ("system_pressure_ratio", {"resource": "memory"}, "The same of the operating system's slices, the worst."),
+    "os_io_pressure": ("system_pressure_ratio", {"resource": "io"}, ""),
+    "major_faults": ("major_faults_per_second", {}, "Pages that the model had to wait for."),
+    "cpu": ("cpu_cores", {}, "Processor cores that the model uses."),
+    "read": ("checkpoint_read_bytes", {}, "Of the checkpoint's files, read so far in this start."),
+    "requests": ("requests_running", {}, "Requests that are being answered."),
+}
+_LIMITS = {"memory_max": "memory", "swap_max": "swap"}
+
+
+def file_of(folder: str, name: str) -> str:
+    """The file of one model in the collector's folder."""
+    return f"{folder}/vllm-safe-{name}.prom"
+
+
+def publish(folder: str, start: Start, sample: Sample) -> None:
+    """Write the file: OSError if that cannot be done. Not for a power cut: the next one is a few seconds away."""
+    write_whole(file_of(folder, start.name), render(start, sample).encode(), 0o644, sync=False)
+
+
+def withdraw(folder: str, name: str) -> None:
+    """Take it away: figures of what does not run any more are wrong."""
+    remove(file_of(folder, name))
+
+
+def render(start: Start, sample: Sample) -> str:
+    """The text."""
+    model = {"model": start.name}
+    lines: list[str] = []
+    families: dict[str, tuple[str, list[str]]] = {}
+    for name, labels, value, doc in _rows(start, sample):
+        families.setdefault(name, (doc, []))[1].append(f"vllm_safe_model_{name}{_labels(model | labels)} {value}")
+    for name, (doc, rows) in families.items():
+        kind = "counter" if name.endswith("_total") else "gauge"
+        lines += [f"# HELP vllm_safe_model_{name} {doc}", f"# TYPE vllm_safe_model_{name} {kind}", *rows]
+    return "\n".join(lines) + "\n"
+
+
+def _rows(start: Start, sample: Sample) -> Iterator[tuple[str, dict[str, str], Any, str]]:
+    for field, (name, labels, doc) in _GAUGES.items():
+        if (value := getattr(sample, field)) is not None:
+            yield name, labels, value, doc
+    if sample.tokens is not None:
+        yield "generation_tokens_total", {}, sample.tokens, "Tokens generated in this start."
+    for key, kind in _LIMITS.items():
+        if key in start.limits:
+            yield "memory_limit_bytes", {"type": kind}, start.limits[key], "Limits of the model."
+    for index, gpu in enumerate(sample.gpus):
+        card = {"gpu": str(index)}
+        yield "gpu_memory_used_bytes", card, gpu.used, "Memory of a card that is in use, by whomever."
+        yield "gpu_memory_total_bytes", card, gpu.total, "Memory of a card."
+        yield "gpu_busy_ratio", card, gpu.busy, "Share of the time in which a card was busy."
+    yield "start_time_seconds", {}, start.time, "When this start began."
+    yield "restarts", {}, start.restart, "Automatic restarts that count against the three after which it stays down."
+    for phase in PHASES:
+        yield "phase", {"phase": phase}, int(phase == sample.phase), "The phase that it is in."
+
+
+def _labels(labels: dict[str, str]) -> str:
+    return "{" + ",".join(_pairs(labels.items())) + "}"
+
+
+def _pairs(labels: Iterable[tuple[str, str]]) -> Iterator[str]:
+    for key, value in labels:
+        escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+        yield f'{key}="{escaped}"'

@@ -1,0 +1,59 @@
+"""vllm-safe-record NAME: the process of vllm-safe-record@NAME.service. Reads, and writes down; whatever goes wrong, the model goes on."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import sys
+import time
+
+from vllm_safe.common.errors import EXIT_MISUSE
+from vllm_safe.common.notify import notify
+from vllm_safe.common.paths import RUNS
+from vllm_safe.record.recorder import Recorder
+
+LEAVE = 3.0  # seconds for the end of the unit to be written down, when we are asked to end
+
+
+def main() -> None:
+    """The console script."""
+    if len(sys.argv) != 2 or "/" in sys.argv[1]:
+        sys.stderr.write("vllm-safe-record takes the name of one model; it is started with vllm@NAME.service\n")
+        sys.exit(EXIT_MISUSE)
+    record(sys.argv[1], str(RUNS))
+
+
+def record(name: str, runs: str, root: str = "") -> None:
+    """Until SIGTERM."""
+    asked = _catch_stop()
+    recorder = Recorder(name, runs, root, _say)
+    recorder.catch_up(*_clocks())
+    recorder.look(*_clocks())
+    notify(READY="1", STATUS=f"recording vllm@{name}.service to {runs}/{name}")
+    while not select.select([asked], [], [], recorder.pause)[0]:
+        recorder.look(*_clocks())
+    until = time.monotonic() + LEAVE
+    while not recorder.leave(*_clocks()) and time.monotonic() < until:
+        select.select([], [], [], 0.2)
+    recorder.close()
+
+
+def _clocks() -> tuple[float, float]:
+    """The monotonic one, and the one on the wall."""
+    return time.monotonic(), time.time()
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
+
+
+def _catch_stop() -> int:
+    """A descriptor that can be read once we are asked to end."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    return reading

@@ -1,0 +1,174 @@
+"""One moment of a model and its machine, read from /proc and /sys/fs/cgroup: some twenty small files, a millisecond in all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from vllm_safe.contract.recorded_run import Gpu, Sample
+from vllm_safe.contract.state_file import State
+
+_OTHERS = ("system.slice", "user.slice", "init.scope")  # the operating system, as far as people feel it
+_SECTOR = 512  # bytes, in /proc/diskstats, whatever the disk's own are
+_MOST = 1 << 16  # bytes of one of these files
+
+
+class Counters(NamedTuple):
+    """What only grows. Rates are differences of two of these. None: unknown."""
+
+    at: float  # monotonic
+    memory_stall: int | None  # microseconds, `full`, of the unit
+    io_stall: int | None
+    os_memory_stalls: tuple[int | None, ...]  # of each of _OTHERS
+    os_io_stalls: tuple[int | None, ...]
+    read: int | None  # bytes of all disks
+    written: int | None
+    major_faults: int | None
+    cpu: int | None  # microseconds
+
+
+class Glance(NamedTuple):
+    """The least that tells whether something moves: four files."""
+
+    memory: int | None
+    swap: int | None
+    stalled: int  # microseconds of the unit and of the machine, both of memory
+
+
+class Sampler:
+    """Reads one model's figures below `root` ("" for this machine)."""
+
+    def __init__(self, name: str, root: str = "") -> None:
+        self._root = root
+        self._cgroups = f"{root}/sys/fs/cgroup"
+        self.cgroup = f"{self._cgroups}/vllm.slice/vllm@{name}.service"
+        self._before: Counters | None = None
+        self._disks: dict[str, bool] = {}  # name -> is a disk of its own, not a partition or an array
+
+    def glance(self) -> Glance:
+        """Whether it is worth more than a glance."""
+        stalls = (full_stall(read_text(path)) for path in (f"{self.cgroup}/memory.pressure", f"{self._root}/proc/pressure/memory"))
+        memory, swap = (count(read_text(f"{self.cgroup}/{name}")) for name in ("memory.current", "memory.swap.current"))
+        return Glance(memory, swap, sum(stall or 0 for stall in stalls))
+
+    def read(self, now: float, wall: float, state: State | None, gpus: tuple[Gpu, ...] = ()) -> Sample:
+        """The figures; rates since the time before. now: monotonic, so that a clock that is set changes no rate."""
+        stat = table(read_text(f"{self.cgroup}/memory.stat"))
+        machine = meminfo(read_text(f"{self._root}/proc/meminfo"))
+        before, after = self._before, self._count(now, stat)
+        self._before = after
+        file, shmem = stat.get("file"), stat.get("shmem")
+        return Sample(
+            time=wall,
+            phase=state.phase if state else "waiting",
+            memory=count(read_text(f"{self.cgroup}/memory.current")),
+            anon=stat.get("anon"),
+            shmem=shmem,
+            file=None if file is None else max(0, file - (shmem or 0)),
+            swap=count(read_text(f"{self.cgroup}/memory.swap.current")),
+            ram_available=machine.get("MemAvailable"),
+            swap_free=machine.get("SwapFree"),
+            gpus=gpus,
+            read=state.progress.read if state and state.progress else None,
+            tokens=state.tokens if state else None,
+            requests=state.running if state else None,
+            **(_rates(before, after) if before else {}),
+        )
+
+    def events(self, name: str) -> dict[str, int]:
+        """memory.events or memory.swap.events of the unit; {} when its cgroup has gone."""
+        return table(read_text(f"{self.cgroup}/{name}"))
+
+    def processes(self) -> list[int]:
+        """Those of the unit."""
+        return [int(pid) for pid in read_text(f"{self.cgroup}/cgroup.procs").split() if pid.isdecimal()]
+
+    def _count(self, now: float, stat: Mapping[str, int]) -> Counters:
+        read, written = self._disk_bytes()
+        return Counters(
+            at=now,
+            memory_stall=full_stall(read_text(f"{self.cgroup}/memory.pressure")),
+            io_stall=full_stall(read_text(f"{self.cgroup}/io.pressure")),
+            os_memory_stalls=tuple(full_stall(read_text(f"{self._cgroups}/{other}/memory.pressure")) for other in _OTHERS),
+            os_io_stalls=tuple(full_stall(read_text(f"{self._cgroups}/{other}/io.pressure")) for other in _OTHERS),
+            read=read,
+            written=written,
+            major_faults=stat.get("pgmajfault"),
+            cpu=table(read_text(f"{self.cgroup}/cpu.stat")).get("usage_usec"),
+        )
+
+    def _disk_bytes(self) -> tuple[int | None, int | None]:
+        """What all disks read and wrote since boot. Partitions, LVM and RAID show the same bytes again."""
+        read = written = 0
+        found = False
+        for line in read_text(f"{self._root}/proc/diskstats").splitlines():
+            row = line.split()
+            if len(row) > 9 and self._is_disk(row[2]):
+                read, written, found = read + int(row[5]), written + int(row[9]), True
+        return (read * _SECTOR, written * _SECTOR) if found else (None, None)
+
+    def _is_disk(self, name: str) -> bool:
+        if name not in self._disks:
+            self._disks[name] = os.path.exists(f"{self._root}/sys/block/{name}/device")
+        return self._disks[name]
+
+
+def _rates(before: Counters, after: Counters) -> dict[str, float | None]:
+    seconds = max(after.at - before.at, 1e-3)
+
+    def rate(old: int | None, new: int | None, unit: float = 1.0) -> float | None:
+        return None if old is None or new is None else max(0.0, new - old) / unit / seconds
+
+    def worst(olds: tuple[int | None, ...], news: tuple[int | None, ...]) -> float | None:
+        shares = [share for old, new in zip(olds, news, strict=True) if (share := rate(old, new, 1e6)) is not None]
+        return min(1.0, max(shares)) if shares else None
+
+    return {
+        "memory_pressure": worst((before.memory_stall,), (after.memory_stall,)),
+        "io_pressure": worst((before.io_stall,), (after.io_stall,)),
+        "os_memory_pressure": worst(before.os_memory_stalls, after.os_memory_stalls),
+        "os_io_pressure": worst(before.os_io_stalls, after.os_io_stalls),
+        "disk_read": rate(before.read, after.read),
+        "disk_write": rate(before.written, after.written),
+        "major_faults": rate(before.major_faults, after.major_faults),
+        "cpu": rate(before.cpu, after.cpu, 1e6),
+    }
+
+
+# --- how the kernel writes
+
+
+def read_text(path: str) -> str:
+    """One of the kernel's files; "" if there is none, or this kernel does not keep it."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return os.read(handle, _MOST).decode("ascii", "replace")
+        finally:
+            os.close(handle)
+    except OSError:
+        return ""
+
+
+def count(text: str) -> int | None:
+    """A single number; None for `max` and for nothing."""
+    return int(text) if text.strip().isdecimal() else None
+
+
+def table(text: str) -> dict[str, int]:
+    """Lines of a name and a number: memory.stat, memory.events, cpu.stat."""
+    rows = (line.split() for line in text.splitlines())
+    return {row[0]: int(row[1]) for row in rows if len(row) == 2 and row[1].isdecimal()}
+
+
+def meminfo(text: str) -> dict[str, int]:
+    """/proc/meminfo, in bytes."""
+    rows = (line.split() for line in text.splitlines())
+    return {row[0].rstrip(":"): int(row[1]) * 1024 for row in rows if len(row) == 3 and row[1].isdecimal()}
+
+
+def full_stall(text: str) -> int | None:
+    """Microseconds for which all tasks waited at once, from a file of pressure-stall information."""
+    total = text.partition("full ")[2].partition("total=")[2].split()
+    return int(total[0]) if total and total[0].isdecimal() else None

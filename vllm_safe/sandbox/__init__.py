@@ -1,0 +1,1 @@
+"""Run a program as user vllm, in a sandbox of systemd's and under limits."""

@@ -1,0 +1,1 @@
+"""What `vllm-safe status` reads and shows."""

@@ -1,0 +1,91 @@
+"""What can be seen of the models at this moment, by anybody: systemd, cgroups, what the main process says, what the guard wrote."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from vllm_safe.common.paths import RUN
+from vllm_safe.common.systemctl import show
+from vllm_safe.contract.run_encoding import from_line, mapping, number, text
+from vllm_safe.contract.small_files import read_regular
+from vllm_safe.contract.state_file import STATE_FOLDER, state_file
+from vllm_safe.decide.limits import SLICE, unit_of
+from vllm_safe.record.run_reader import read_state
+from vllm_safe.record.sampler import count, read_text, table
+from vllm_safe.status.status_lines import Act, Seen
+
+_CGROUPS = Path("/sys/fs/cgroup")
+_SYSTEM = ("system.slice", "user.slice", "init.scope")
+_PROPERTIES = ("Id", "ActiveState", "SubState", "Result", "StatusText", "MainPID", "ControlGroup", "StateChangeTimestampMonotonic")
+_GUARD_MOST = 1 << 20  # bytes; the guard keeps its last 500 lines
+
+
+def running_models(root: Path = _CGROUPS) -> tuple[str, ...]:
+    """The models whose unit has a cgroup, in the configuration or not."""
+    prefix, suffix = unit_of("\0").split("\0")
+    try:
+        names = sorted(path.name for path in (root / SLICE).iterdir())
+    except OSError:
+        return ()
+    return tuple(name[len(prefix) : -len(suffix)] for name in names if name.startswith(prefix) and name.endswith(suffix))
+
+
+def look(names: Iterable[str], *, root: Path = _CGROUPS, states: Path = STATE_FOLDER, guard: Path = RUN / "guard") -> tuple[Seen, ...]:
+    """Each of the models. What cannot be read is None, or empty."""
+    wanted = list(names)
+    units = show(map(unit_of, wanted), _PROPERTIES) if wanted else {}
+    moment, elapsed = time.time(), time.monotonic()
+    system = {kind: _worst(_waits(root / part / f"{kind}.pressure") for part in _SYSTEM) for kind in ("memory", "io")}
+    seen = []
+    for name in wanted:
+        unit = units.get(unit_of(name), {})
+        group = root / unit.get("ControlGroup", "").lstrip("/") if unit.get("ControlGroup") else None
+        stat = table(read_text(f"{group}/memory.stat")) if group else {}
+        changed = int(unit.get("StateChangeTimestampMonotonic") or 0) / 1e6
+        state = read_state(states / state_file(name).name)
+        ours = state is not None and state.name == name and str(state.pid) == unit.get("MainPID")
+        seen.append(
+            Seen(
+                name=name,
+                time=moment,
+                active=unit.get("ActiveState", ""),
+                sub=unit.get("SubState", ""),
+                result=unit.get("Result", ""),
+                status=unit.get("StatusText", ""),
+                changed=moment - elapsed + changed if changed else None,
+                state=state if ours else None,
+                memory=stat["anon"] + stat.get("shmem", 0) if "anon" in stat else None,
+                memory_max=_limit(group, "memory.max"),
+                swap=_limit(group, "memory.swap.current"),
+                swap_max=_limit(group, "memory.swap.max"),
+                memory_pressure=_waits(group / "memory.pressure") if group else None,
+                io_pressure=_waits(group / "io.pressure") if group else None,
+                os_memory_pressure=system["memory"],
+                os_io_pressure=system["io"],
+                acts=_acts(guard / f"{name}.jsonl"),
+            )
+        )
+    return tuple(seen)
+
+
+def _limit(group: Path | None, name: str) -> int | None:
+    return count(read_text(f"{group}/{name}")) if group else None
+
+
+def _waits(path: Path) -> float | None:
+    """The share of the last ten seconds in which all tasks waited, 0..1."""
+    found = re.search(r"^full avg10=(\d+\.\d+)", read_text(str(path)), re.MULTILINE)
+    return float(found[1]) / 100 if found else None
+
+
+def _worst(shares: Iterable[float | None]) -> float | None:
+    return max((share for share in shares if share is not None), default=None)
+
+
+def _acts(path: Path) -> tuple[Act, ...]:
+    """What the guard did to a model since it started, oldest first."""
+    lines = (mapping(from_line(line)) for line in (read_regular(path, _GUARD_MOST) or b"").splitlines())
+    return tuple(Act(at, text(line.get("act")), text(line.get("text"))) for line in lines if (at := number(line.get("time"))) is not None)

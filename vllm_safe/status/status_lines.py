@@ -1,0 +1,162 @@
+"""What `vllm-safe status` says of a model: values for a program, and lines of 80 columns for a person. Pure."""
+
+from __future__ import annotations
+
+import textwrap
+import time
+from typing import Any, NamedTuple
+
+from vllm_safe.common.errors import printable
+from vllm_safe.common.sizes import format_size, format_span
+from vllm_safe.contract.state_file import Progress, State
+
+_BAR = 16  # columns
+_COLUMNS = 80
+
+
+class Act(NamedTuple):
+    """Something that the guard did."""
+
+    time: float
+    act: str  # squeeze, freeze, thaw, kill, restore
+    text: str
+
+
+class Seen(NamedTuple):
+    """One model at one moment. Bytes, Unix seconds, shares 0..1; None: unknown."""
+
+    name: str
+    time: float
+    active: str = ""  # ActiveState, SubState, Result and StatusText of the unit
+    sub: str = ""
+    result: str = ""
+    status: str = ""
+    changed: float | None = None  # since when the unit is in this state
+    state: State | None = None  # of this very main process
+    memory: int | None = None  # anonymous and shared: what cannot be dropped
+    memory_max: int | None = None
+    swap: int | None = None
+    swap_max: int | None = None
+    memory_pressure: float | None = None
+    io_pressure: float | None = None
+    os_memory_pressure: float | None = None
+    os_io_pressure: float | None = None
+    acts: tuple[Act, ...] = ()
+
+
+def phase_of(seen: Seen) -> str:
+    """In one word, or two."""
+    if seen.sub == "auto-restart":
+        return "waiting to start again"
+    if seen.state is not None and seen.active not in {"failed", "inactive"}:
+        return seen.state.phase
+    words = {"activating": "starting", "active": "ready", "deactivating": "stopping", "inactive": "stopped"}
+    return words.get(seen.active, seen.active) or "unknown: systemd does not answer"
+
+
+def as_json(seen: Seen, why: str = "") -> dict[str, Any]:
+    """All that is known, by name; sizes in bytes, times in Unix seconds. `why`: the verdict on the last run."""
+    state = seen.state
+    plain = {key: value for key, value in seen._asdict().items() if key not in {"state", "acts"}}
+    return plain | {
+        "phase": phase_of(seen),
+        "since": _since(seen),
+        "progress": state.progress._asdict() if state and state.progress else None,
+        "running": state.running if state else None,
+        "waiting": state.waiting if state else None,
+        "tokens": state.tokens if state else None,
+        "guard": {"count": len(seen.acts), "last": seen.acts[-1]._asdict() if seen.acts else None},
+        "why": why,
+    }
+
+
+def as_line(seen: Seen) -> str:
+    """All in one line, for a pipe."""
+    parts = [time.strftime("%H:%M:%S", time.localtime(seen.time)), seen.name, phase_of(seen)]
+    if seen.state and seen.state.progress:
+        parts.append(_progress(seen.state.progress))
+    parts += _amounts(seen)
+    return printable("  ".join(parts))
+
+
+def as_lines(seen: Seen, why: str = "") -> list[str]:
+    """For a person: the first line has the name, the others are indented."""
+    phase, since = phase_of(seen), _since(seen)
+    when = "" if since is None else f" since {_moment(since, seen.time)} ({format_span(max(0.0, seen.time - since))})"
+    if seen.active == "inactive" and since is None and not why:
+        return [f"{seen.name}  not started"]
+    lines = []
+    state = seen.state
+    if state and state.progress:
+        lines.append(_bar(state.progress) + _progress(state.progress))
+    elif why and phase in {"failed", "stopped", "waiting to start again"}:
+        lines.append(why)
+    elif state and state.text and phase != "ready":
+        lines.append(state.text)
+    elif seen.status and (not state or phase in {"failed", "waiting to start again"}):
+        lines.append(seen.status)
+    if amounts := _amounts(seen):
+        lines.append(", ".join(amounts))
+    lines += _pressure(seen)
+    if state and state.running is not None:
+        tokens = "" if state.tokens is None else f"; {state.tokens} tokens generated"
+        lines.append(f"requests: {state.running} running, {state.waiting or 0} waiting{tokens}")
+    if seen.acts:
+        last, times = seen.acts[-1], len(seen.acts)
+        ago = format_span(max(0.0, seen.time - last.time))
+        lines.append(f"the guard acted {'once' if times == 1 else f'{times} times'}, last {ago} ago: {last.text or last.act}")
+    if phase == "failed":
+        lines.append(f"see: vllm-safe why {seen.name}")
+    wrapped = (
+        textwrap.wrap(printable(line), _COLUMNS - 1, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False)
+        for line in lines
+    )
+    return [printable(f"{seen.name}  {phase}{when}"), *(row for rows in wrapped for row in rows)]
+
+
+def _since(seen: Seen) -> float | None:
+    return seen.state.since if seen.state and seen.active not in {"failed", "inactive"} else seen.changed
+
+
+def _moment(moment: float, now: float) -> str:
+    form = "%H:%M:%S" if time.localtime(moment)[:3] == time.localtime(now)[:3] else "%Y-%m-%d %H:%M"
+    return time.strftime(form, time.localtime(moment))
+
+
+def _bar(progress: Progress) -> str:
+    if not progress.total:
+        return ""
+    filled = round(_BAR * min(1.0, progress.read / progress.total))
+    return f"[{'#' * filled}{'.' * (_BAR - filled)}] "
+
+
+def _progress(progress: Progress) -> str:
+    read = format_size(progress.read)
+    parts = [
+        f"{min(1.0, progress.read / progress.total):.0%}, {read} of {format_size(progress.total)}" if progress.total else f"{read} read"
+    ]
+    if progress.rate is not None:
+        parts.append(f"{format_size(int(progress.rate))}/s")
+    if progress.left is not None:
+        parts.append(f"{format_span(progress.left)} left")
+    return ", ".join(parts)
+
+
+def _amounts(seen: Seen) -> list[str]:
+    return [
+        f"{title} {format_size(value)}" + (f" of {format_size(limit)} ({value / limit:.0%})" if limit else "")
+        for title, value, limit in (("RAM", seen.memory, seen.memory_max), ("swap", seen.swap, seen.swap_max))
+        if value is not None
+    ]
+
+
+def _pressure(seen: Seen) -> list[str]:
+    model = _waits(seen.memory_pressure, seen.io_pressure)
+    system = _waits(seen.os_memory_pressure, seen.os_io_pressure)
+    if not model:
+        return []
+    return [f"waits for {model} of the time" + (f"; the system for {system}" if system else "")]
+
+
+def _waits(memory: float | None, disk: float | None) -> str:
+    return ", ".join(f"{what} {share:.0%}" for what, share in (("memory", memory), ("disk", disk)) if share is not None)

@@ -1,0 +1,1 @@
+"""The swapfile: facts, the decision, the steps, and what `vllm-safe swap status` shows."""

@@ -1,0 +1,69 @@
+"""Swap space in an empty file: blocks on the disk, no holes, and the header that mkswap(8) writes."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+from pathlib import Path
+
+from vllm_safe.common import libc
+from vllm_safe.common.errors import Failure
+from vllm_safe.common.progress import Progress
+from vllm_safe.common.sizes import GIB, MIB
+from vllm_safe.swap.swapfile_facts import LABEL
+
+_ALLOCATION = GIB  # one fallocate: small enough for Ctrl-C and a bar, large enough for long extents
+_WRITE = 4 * MIB
+_FLUSH = 64 * MIB  # written between two fdatasync: more would fill RAM with dirty pages and stall every other writer
+
+
+def allocate(file: int, size: int, path: Path, *, nocow: bool, write: bool) -> None:
+    """Make `size` bytes of swap space in the empty `file`, which `path` will name, and bring it to the disk.
+
+    Allocates, or writes where the file system cannot or `write` says that it must. Raises OSError or Failure; the file is then useless.
+    """
+    if nocow:
+        libc.set_nocow(file)  # while it is empty: later btrfs refuses
+    if write or not _fallocate(file, size, path):
+        _write_zeros(file, size, path)
+    _mkswap(file)
+    os.fsync(file)
+    if (blocks := os.fstat(file).st_blocks * 512) < size:
+        raise Failure(
+            f"{path} has holes: {blocks} of {size} bytes are on the disk", hint="Set `swap.file` to a path on ext4, xfs or btrfs."
+        )
+
+
+def _fallocate(file: int, size: int, path: Path) -> bool:
+    """Whether the file system could allocate."""
+    with Progress(f"allocating {path}", size) as progress:
+        for offset in range(0, size, _ALLOCATION):
+            try:
+                libc.fallocate(file, offset, min(_ALLOCATION, size - offset))
+            except OSError as error:
+                if error.errno == errno.EOPNOTSUPP and offset == 0:
+                    return False
+                raise
+            progress.update(offset)
+    return True
+
+
+def _write_zeros(file: int, size: int, path: Path) -> None:
+    zeros = memoryview(bytes(_WRITE))
+    done = flushed = 0
+    with Progress(f"writing {path}", size) as progress:
+        while done < size:
+            done += os.write(file, zeros[: size - done])
+            if done - flushed >= _FLUSH:
+                os.fdatasync(file)
+                os.posix_fadvise(file, flushed, done - flushed, os.POSIX_FADV_DONTNEED)  # nobody reads zeros again
+                flushed = done
+            progress.update(done)
+
+
+def _mkswap(file: int) -> None:
+    command = ["/sbin/mkswap", "--label", LABEL, f"/proc/self/fd/{file}"]
+    outcome = subprocess.run(command, pass_fds=(file,), capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    if outcome.returncode:
+        raise Failure(f"mkswap failed: {' '.join(outcome.stderr.split())}")

@@ -1,0 +1,55 @@
+"""What `vllm-safe swap status` shows, as JSON and as lines of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vllm_safe.common.errors import Failure
+from vllm_safe.common.sizes import format_size
+from vllm_safe.config import settings
+from vllm_safe.host.host_facts import read_host
+from vllm_safe.swap.swap_decision import decide_swap
+from vllm_safe.swap.swapfile_facts import read_swap
+
+
+def look(swap: settings.Swap, problem: str) -> dict[str, Any]:
+    """The answer with --json; sizes in bytes. `problem`: what is wrong with the config, when `swap` is only the defaults."""
+    host = read_host(behind=swap.file)
+    facts = read_swap(swap.file, host)
+    ours = {str(file.path) for file in facts.files if not file.foreign}
+    answer: dict[str, Any] = {
+        "size": host.swap,
+        "used": host.swap_used,
+        "areas": [
+            {"path": area.path, "kind": area.kind, "size": area.size, "used": area.used, "ours": area.path in ours} for area in host.swaps
+        ],
+        "config": None if problem else {"file": str(swap.file), "size": swap.size, "keep_free": str(swap.keep_free)},
+        "problem": problem,
+        "steps": [],
+        "way_out": "",
+    }
+    if not problem:
+        try:
+            answer["steps"] = [step.describe() for step in decide_swap(swap, host, facts)]
+        except Failure as failure:
+            answer |= {"problem": failure.message, "way_out": failure.hint}
+    return answer
+
+
+def as_lines(answer: dict[str, Any]) -> list[str]:
+    """The same for a person."""
+    lines = [f"{format_size(answer['size'])} of swap are on, {format_size(answer['used'])} in use" if answer["areas"] else "no swap is on"]
+    width = max((len(area["path"]) for area in answer["areas"]), default=0)
+    for area in answer["areas"]:
+        whose = "made by vllm-safe" if area["ours"] else area["kind"]
+        lines.append(f"  {area['path']:<{width}}  {format_size(area['size']):>9}  {format_size(area['used']):>9} in use  {whose}")
+    if config := answer["config"]:
+        wanted = "none: what is on is used" if config["size"] is None else f"{format_size(config['size'])} at {config['file']}"
+        lines.append(f"the config wants {wanted}")
+    if answer["problem"]:
+        lines.append(f"problem: {answer['problem']}")
+    if answer["way_out"]:
+        lines.append(f"  {answer['way_out']}")
+    if answer["steps"]:
+        lines += ["`vllm-safe swap create` would:", *(f"  {step}" for step in answer["steps"])]
+    return lines

@@ -1,0 +1,26 @@
+"""Which kernel tunables are to have another value while a model runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from vllm_safe.tunables.tunable_facts import LRU_GEN
+
+if TYPE_CHECKING:
+    from vllm_safe.config.settings import Config
+
+
+def decide_tunables(config: Config, there: Mapping[str, str]) -> dict[str, str]:
+    """The value that each is to have, by path, in the kernel's own words. `there`: what each has now."""
+    wanted = dict(there)
+    if LRU_GEN in there and config.tunables.lru_gen and not _is_on(there[LRU_GEN]):
+        wanted[LRU_GEN] = "y"
+    return wanted
+
+
+def _is_on(mask: str) -> bool:
+    try:
+        return bool(int(mask, 16) & 1)
+    except ValueError:
+        return False
