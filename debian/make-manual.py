@@ -24,7 +24,7 @@ from vllm_safe.config.profiles import PROFILES, Profile
 from vllm_safe.config.settings import SECTIONS, Model, ModelLimits, Setting, settings_of
 from vllm_safe.contract.recorded_run import Gpu, Sample, Start
 from vllm_safe.decide.serve_command import TIMEOUTS
-from vllm_safe.record.prometheus import render
+from vllm_safe.record.prometheus import render_metrics
 from vllm_safe.record.run_store import MOST_RUNS
 
 # What groff would otherwise take for markup or make typographic: what is in a manual is pasted into a shell.
@@ -143,7 +143,7 @@ def commands() -> Iterator[tuple[str, click.Command]]:
 def metrics() -> Iterator[tuple[str, str]]:
     """Every name that the recorder writes, with its labels and what it is: as it writes a start of which all is known."""
     known: dict[str, Any] = dict.fromkeys(Sample._fields[2:], 0)
-    text = render(
+    text = render_metrics(
         Start("x", "x", 0.0, "", limits={"memory_max": 0, "swap_max": 0}), Sample(0.0, "ready", **known | {"gpus": (Gpu(0, 0, 0.0),)})
     )
     for name, doc in re.findall(r"^# HELP (\S+) (.*)$", text, re.MULTILINE):

@@ -8,9 +8,9 @@ from functools import partial
 from tests import reasons
 from tests.runs import BEGUN, HOST, make_run
 from vllm_safe.contract.recorded_run import Event, Run
-from vllm_safe.contract.state_file import Cards
+from vllm_safe.contract.state_file import CardUsage
 from vllm_safe.record.card_faults import find_faults
-from vllm_safe.record.kill_evidence import Line
+from vllm_safe.record.kill_evidence import JournalLine
 
 _RTX = "NVIDIA GeForce RTX 3060"
 CARDS = [{"pci": f"0000:0{bus}:00.0", "name": _RTX, "bridges": [f"0000:00:0{bus + 1}.0"]} for bus in range(1, 9)]
@@ -50,7 +50,7 @@ WAITING = (
 
 def said(*texts: str, at: float = BEGUN + 12) -> list[Event]:
     """The events of these lines of the kernel, a tenth of a second apart."""
-    lines = [Line(at + number / 10, 100.0 + number, kernel=True, text=text) for number, text in enumerate(texts)]
+    lines = [JournalLine(at + number / 10, 100.0 + number, kernel=True, text=text) for number, text in enumerate(texts)]
     return find_faults(lines, 0.0, {WORKER, 72, 73}, CARDS)
 
 
@@ -75,7 +75,7 @@ CASES: dict[str, Callable[[], Run]] = {
         log=["RuntimeError: Failed to infer device type"],
     ),
     "stall-in-vain": lambda: loaded(start=START, gpus=8, end=reasons.stall(said=WAITING), log=[WAITING.format(m) for m in range(21, 37)]),
-    "stall-with-busy-cards": lambda: loaded(start=START, gpus=8, end=reasons.stall(cards=Cards(64 << 30, 1.0))),
+    "stall-with-busy-cards": lambda: loaded(start=START, gpus=8, end=reasons.stall(cards=CardUsage(64 << 30, 1.0))),
     "stall-until-start-timeout": lambda: loaded(
         start={**START, "profile": "pcie-riser", "args": {"tensor-parallel-size": 2, "disable-custom-all-reduce": True}},
         end=reasons.start_timeout(),

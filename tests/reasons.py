@@ -7,7 +7,7 @@ from typing import Any
 
 from tests.runs import BEGUN, TIMES
 from vllm_safe.contract.launch_file import Launch
-from vllm_safe.contract.state_file import NO_CARDS, Cards
+from vllm_safe.contract.state_file import NO_CARDS, CardUsage
 from vllm_safe.launch.http_probe import Answer
 from vllm_safe.launch.lifecycle import Lifecycle
 from vllm_safe.launch.liveness import RUNNING, TOKENS
@@ -19,7 +19,7 @@ _WORKER = Process(71, 1, "VLLM::Worker_TP", "S", 1.0, 0, 0, 0, 1 << 30, 1 << 30)
 _BUSY = Answer("answers 200", healthy=True, status=200, figures={RUNNING: 1.0, TOKENS: 7.0})
 
 
-def stall(*, said: str = "", cards: Cards = NO_CARDS, **times: float) -> dict[str, Any]:
+def stall(*, said: str = "", cards: CardUsage = NO_CARDS, **times: float) -> dict[str, Any]:
     """Nothing moves while it loads; said: but a line each minute; cards: as busy as these, and a process spins."""
     life = Lifecycle(_VLLM._replace(**times), 0.0, BEGUN)  # type: ignore[arg-type] # times alone
     life.heard(b"(Worker pid=7) INFO 11-23 22:10:48 [gpu_model_runner.py:1] Starting to load model /srv/tiny...\n", 0.0, BEGUN)
@@ -54,7 +54,7 @@ def _life() -> Lifecycle:
     return Lifecycle(_VLLM, 0.0, BEGUN)
 
 
-def _until(life: Lifecycle, processes: Sequence[Process], *, said: str = "", cards: Cards = NO_CARDS) -> Lifecycle:
+def _until(life: Lifecycle, processes: Sequence[Process], *, said: str = "", cards: CardUsage = NO_CARDS) -> Lifecycle:
     """As the loop does it, a second at a time."""
     spins = bool(said or cards.busy)
     for second in range(1, 4000):

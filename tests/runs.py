@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm_safe.contract.recorded_run import End, Event, Gpu, Run, Sample, Start
-from vllm_safe.record.run_store import Store
+from vllm_safe.record.run_store import RunStore
 
 GIB = 1 << 30
 BEGUN = 1795472448.0  # 2026-11-23 22:20:48 UTC
@@ -67,7 +67,7 @@ def make_run(  # noqa: PLR0913 - each is another field of a run
 
 def write_run(run: Run, folder: Path) -> Path:
     """Write it below `folder` (the place of /var/lib/vllm-safe/runs) with the recorder's own store; where it is."""
-    store = Store(str(folder), run.start.name, run.start.run)
+    store = RunStore(str(folder), run.start.name, run.start.run)
     store.start(run.start)
     for sample in run.samples:
         store.sample(sample)

@@ -9,7 +9,7 @@ from pathlib import Path
 from tests.beds.nspawn import Nspawn
 from tests.bench import cli, guard, record, start, stop, swap
 from tests.bench.row import Row
-from vllm_safe.cli.table import columns
+from vllm_safe.cli.table import align_columns
 
 DEB = Path("dist/vllm-safe.deb")
 CONTAINED = {"cli": cli, "start": start, "record": record, "stop": stop}  # in one container, one after the other
@@ -22,7 +22,7 @@ def main() -> int:
     if unknown := wanted - set(NAMES):
         sys.exit(f"no benchmark is called {' or '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
     rows = list(_measure(wanted))
-    sys.stdout.write("\n".join([*columns((row.cells() for row in rows), indent=""), ""]))
+    sys.stdout.write("\n".join([*align_columns((row.cells() for row in rows), indent=""), ""]))
     return 0 if all(row.met for row in rows) else 1
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tests.bench.row import Row
 from vllm_safe.common.sizes import GIB, MIB
-from vllm_safe.swap.swapfile_steps import Make
+from vllm_safe.swap.swapfile_steps import MakeSwapfile
 
 ROUNDS = 3
 OURS, THEIRS = 128, 2  # GiB; what is written takes real space and time, what is allocated does not
@@ -36,7 +36,7 @@ def measure() -> list[Row]:
 
 
 def _make(path: Path) -> None:
-    Make(path, OURS * GIB).run()
+    MakeSwapfile(path, OURS * GIB).run()
 
 
 def _dphys(path: Path) -> None:

@@ -33,7 +33,7 @@ def main() -> None:
     """All cases, one after the other."""
     kill_evidence.read_journal = lambda _since: ([], True)
     kill_evidence.AGAIN = 0.0
-    recorder.properties = run_recording.properties = lambda *_: {}  # type: ignore[attr-defined] # what it imports
+    recorder.unit_properties = run_recording.unit_properties = lambda *_: {}  # type: ignore[attr-defined] # what it imports
     if hasattr(why, "properties"):
         why.properties = lambda *_: {}
     stop_post.own_cgroup = lambda: None  # type: ignore[attr-defined] # what it imports

@@ -49,8 +49,8 @@ def recorded(box: Box) -> Figures:
 
 
 _ACT = """
-from vllm_safe.guard.guard_actions import Hands
-from vllm_safe.guard.guard_decision import Act
+from vllm_safe.guard.guard_actions import CgroupControl
+from vllm_safe.guard.guard_decision import GuardAction
 import sys, time
 unit, kinds = sys.argv[1], sys.argv[2].split(',')
 hands = Hands()

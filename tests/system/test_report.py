@@ -19,7 +19,7 @@ from tests.beds.nspawn import Nspawn
 from tests.runs import BEGUN, make_run
 from vllm_safe.contract.recorded_run import Event, Run
 from vllm_safe.diagnose.diagnosis import decide_why
-from vllm_safe.report.html_report import page_of
+from vllm_safe.report.html_report import render_html
 
 pytestmark = pytest.mark.nspawn
 
@@ -89,7 +89,7 @@ def test_the_report_of_a_run_is_drawn_whole_and_its_numbers_are_the_recorders(
 ) -> None:
     run = killed(cards)
     path = tmp_path / "report.html"
-    path.write_text(page_of(run, decide_why(run, "another-boot", BEGUN + 9000)))
+    path.write_text(render_html(run, decide_why(run, "another-boot", BEGUN + 9000)))
     data = look(browser, path, pictures, f"killed-{cards}")
     for key, values in data["columns"].items():
         card, _, field = key.partition(".")
@@ -107,7 +107,7 @@ def test_the_report_of_a_run_is_drawn_whole_and_its_numbers_are_the_recorders(
 def test_it_is_printed_on_white_paper(browser: Chromium, tmp_path: Path, pictures: Path) -> None:
     run = killed(1)
     path = tmp_path / "report.html"
-    path.write_text(page_of(run, decide_why(run, "another-boot", BEGUN + 9000)))
+    path.write_text(render_html(run, decide_why(run, "another-boot", BEGUN + 9000)))
     browser.open(path, width=1280, dark=True)
     browser.evaluate("dispatchEvent(new Event('beforeprint'))")
     assert browser.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"

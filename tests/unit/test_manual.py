@@ -24,7 +24,7 @@ from vllm_safe.guard.pressure_watch import LOW
 from vllm_safe.guard.readings import SCARCE
 from vllm_safe.launch.load_progress import RATES, STEPS
 from vllm_safe.launch.server_end import LOADING_GRACE
-from vllm_safe.record.prometheus import render
+from vllm_safe.record.prometheus import render_metrics
 from vllm_safe.record.run_store import MOST_RUNS
 
 ROOT = Path(__file__).parents[2]
@@ -98,7 +98,7 @@ def test_every_profile_is_there_with_all_that_it_sets(manual: Path) -> None:
 def test_every_metric_is_there_and_where_it_is_recorded(manual: Path) -> None:
     text = plain(manual / "vllm-safe.1")
     run = make_run(gpus=2)
-    names = set(re.findall(r"^(\w+)\{", render(run.start, run.samples[-1]), re.MULTILINE))
+    names = set(re.findall(r"^(\w+)\{", render_metrics(run.start, run.samples[-1]), re.MULTILINE))
     assert len(names) > 10
     assert names <= set(re.findall(r"^vllm_safe_model_\w+$", text, re.MULTILINE))
     assert f"the last {MOST_RUNS} of each" in text

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from vllm_safe.common import paths
-from vllm_safe.common.systemctl import show
+from vllm_safe.common.systemctl import show_properties
 from vllm_safe.config.settings import Config
 from vllm_safe.decide.limits import PROPERTIES, decide_units, unit_of
 from vllm_safe.decide.serve_command import decide_environment, server_program
 from vllm_safe.decide.start_checks import SWAP_SERVICE, Situation
 from vllm_safe.host.host_facts import Host
-from vllm_safe.host.start_facts import read_ground
+from vllm_safe.host.start_facts import read_start_facts
 
 _SET = dict.fromkeys(name for names in PROPERTIES.values() for name in names)
 _SHOWN = ("Id", *_SET, "NRestarts", "ActiveEnterTimestampMonotonic", "StatusText")
@@ -19,13 +19,13 @@ _SHOWN = ("Id", *_SET, "NRestarts", "ActiveEnterTimestampMonotonic", "StatusText
 
 def read_units(config: Config, host: Host, *more: str) -> dict[str, Mapping[str, str]]:
     """The properties of the units that we set, and of `more`, as systemd has them now."""
-    return show([*decide_units(config, host), *more], _SHOWN)
+    return show_properties([*decide_units(config, host), *more], _SHOWN)
 
 
 def read_situation(config: Config, host: Host, name: str) -> Situation:
     """The facts about one start of the model `name`, which the config has."""
     model = config.models[name]
-    ground = read_ground(
+    ground = read_start_facts(
         name,
         server=server_program(model),
         path=decide_environment(config, host, name)["PATH"].value,

@@ -11,7 +11,7 @@ from pathlib import Path
 from vllm_safe.common.errors import Failure
 from vllm_safe.common.file_steps import RemoveFile
 from vllm_safe.common.steps import Step
-from vllm_safe.decide.limits import EACH_UNIT, in_force
+from vllm_safe.decide.limits import EACH_UNIT, are_in_force
 
 
 def _systemctl(*arguments: str) -> None:
@@ -60,7 +60,7 @@ class TryRestart:
 
 
 @dataclass(frozen=True)
-class Stop:
+class StopUnit:
     """Stop a unit, and wait until it has ended."""
 
     unit: str
@@ -119,7 +119,9 @@ def _missing(wanted: Iterable[tuple[str, str, int]], shown: Mapping[str, Mapping
     by_unit: dict[str, dict[str, int]] = {}
     for unit, name, value in wanted:
         by_unit.setdefault(unit, {})[name] = value
-    return tuple(SetProperties(unit, properties) for unit, properties in by_unit.items() if not in_force(properties, shown.get(unit, {})))
+    return tuple(
+        SetProperties(unit, properties) for unit, properties in by_unit.items() if not are_in_force(properties, shown.get(unit, {}))
+    )
 
 
 def remove_dropins(files: Iterable[Path]) -> tuple[Step, ...]:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from vllm_safe.causes.death_patterns import signal_of
 from vllm_safe.causes.first_trouble import LONGEST, SAYS_MORE, WELL
-from vllm_safe.causes.messages import FOLLOWS, Message, classify
+from vllm_safe.causes.messages import FOLLOWS, Message, classify_error
 from vllm_safe.common.terminal import ESCAPES
 
 _MOST_LINES, _MOST = 24, 3000  # lines and characters of one error
@@ -78,7 +78,7 @@ class _Said(NamedTuple):
     request: bool = False  # of a client's
 
 
-def find(head: Sequence[str], tail: Sequence[str], *, served: bool) -> Message | None:
+def find_cause(head: Sequence[str], tail: Sequence[str], *, served: bool) -> Message | None:
     """The error that a server ended of, if it named one. head: its first trouble (first_trouble.py); tail: its last lines."""
     parts = [_read(lines) for lines in (head, tail[_after_well(tail) :], tail)]
     own = [[one for one in said if not (_is_echo(one.text) or (served and one.request))] for said in parts]
@@ -86,12 +86,12 @@ def find(head: Sequence[str], tail: Sequence[str], *, served: bool) -> Message |
     for said in (*engines, *own[:2]):
         if root := _root(said):
             return root
-    deaths = [message for said in parts for one in said if (message := classify(one.text)).code in FOLLOWS]
+    deaths = [message for said in parts for one in said if (message := classify_error(one.text)).code in FOLLOWS]
     if told := next((message for message in deaths if signal_of(message.figures)), None):
         return told
     for said in (own[1], own[0]):
         if said:
-            return classify(next((one for one in reversed(said) if _ERROR.match(one.text)), said[-1]).text)
+            return classify_error(next((one for one in reversed(said) if _ERROR.match(one.text)), said[-1]).text)
     return next((message for message in deaths if message.code == "worker-died"), deaths[0] if deaths else None)
 
 
@@ -105,7 +105,7 @@ def _after_well(lines: Sequence[str]) -> int:
 
 
 def _is_echo(text: str) -> bool:
-    return bool(_ECHO.search(text.partition("\n")[0])) or classify(text).code in FOLLOWS
+    return bool(_ECHO.search(text.partition("\n")[0])) or classify_error(text).code in FOLLOWS
 
 
 def _root(said: Sequence[_Said]) -> Message | None:
@@ -113,7 +113,7 @@ def _root(said: Sequence[_Said]) -> Message | None:
     for number, one in enumerate(said):
         if one.traceback:
             return _of_chain(list(_chain(said, number)))
-        message = classify(one.text)
+        message = classify_error(one.text)
         if message.code:
             return message
     return None
@@ -130,14 +130,14 @@ def _chain(said: Sequence[_Said], first: int) -> Iterator[_Said]:
 
 def _of_chain(chain: Sequence[_Said]) -> Message:
     """The first one that is known, else the first; but for a lookup that failed, and which a handler has put into words."""
-    messages = [classify(one.text) for one in chain]
+    messages = [classify_error(one.text) for one in chain]
     known = [message for message in messages if message.code]
     if known:
         return next((message for message in known if message.code != _VAGUE), known[0])
     return messages[1] if len(chain) > 1 and chain[0].text.startswith(_LOOKUPS) else messages[0]
 
 
-class _Reader:
+class _ErrorReader:
     """What the lines of one process are so far: Python prints an error over several of them."""
 
     def __init__(self, process: str) -> None:
@@ -168,7 +168,7 @@ class _Reader:
             if (
                 stripped
                 and not _WARNING.match(stripped)
-                and (mark or _ERROR.match(stripped) or _SOUNDS.search(stripped) or classify(stripped).code)
+                and (mark or _ERROR.match(stripped) or _SOUNDS.search(stripped) or classify_error(stripped).code)
             ):
                 self._open(number, stripped, mark, of_traceback=False)
 
@@ -198,14 +198,14 @@ class _Reader:
 
 def _read(lines: Iterable[str]) -> list[_Said]:
     """The errors in lines of a log, in the order in which they begin."""
-    readers: dict[str, _Reader] = {}
+    readers: dict[str, _ErrorReader] = {}
     said: list[_Said] = []
     for number, line in enumerate(lines):
         plain = ESCAPES.sub("", line[:LONGEST]).rstrip()
         if not (header := _HEADER.match(plain)):
             continue
         process = header["process"].strip() or header["rank"].strip()
-        reader = readers.setdefault(process, _Reader(process))
+        reader = readers.setdefault(process, _ErrorReader(process))
         level = header["level"] or header["torch"] or header["nccl"] or ""
         if level in _HARMLESS:
             said += reader.close()

@@ -49,7 +49,7 @@ _WORDS = {
 }
 
 
-def death(kind: str, figures: Mapping[str, str]) -> str:
+def describe_death(kind: str, figures: Mapping[str, str]) -> str:
     """What died, and of what, as far as it was said: the end of a sentence, without its point."""
     name = figures.get("process") or figures.get("engine")
     who = f"its process {name}" if name else "one of its processes"

@@ -35,7 +35,7 @@ WELL = re.compile(
 )
 
 
-class Trouble:
+class FirstTrouble:
     """What a server printed from its first word of trouble on, without stacks. Times are the caller's."""
 
     def __init__(self) -> None:

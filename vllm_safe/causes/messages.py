@@ -41,7 +41,7 @@ class Message(NamedTuple):
         return self.code in _OF_FAILING_CARDS
 
 
-def classify(text: str) -> Message:
+def classify_error(text: str) -> Message:
     """What an error says is wrong. Its lines are asked in order, each pattern in turn."""
     text = _WRAPPER.sub("", text)
     lines = [line[:_LONGEST] for line in _TWO_LINES.sub(lambda match: f"{match['first'] or match['last']}: ", text).splitlines()]

@@ -22,7 +22,7 @@ _INNER = re.compile(r"\bValue error, ")  # of pydantic
 _OPTION = re.compile(r"(?<![\w-])--([a-z][\w-]*)")
 
 
-def quote(text: str, *, command: bool) -> str:
+def quote_error(text: str, *, command: bool) -> str:
     """The beginning of an error in the server's words, in one line, cut before its advice; an option as config.yaml spells it."""
     if inner := _INNER.search(text):
         text = text[inner.end() :]
@@ -38,11 +38,11 @@ def quote(text: str, *, command: bool) -> str:
     return line.rstrip(" :,;(`")
 
 
-def unstopped(text: str) -> str:
+def without_full_stop(text: str) -> str:
     """Without a point at its end, to be gone on with; but "..." stays."""
     return text if text.endswith("...") else text.rstrip(".")
 
 
-def stop(text: str) -> str:
+def with_full_stop(text: str) -> str:
     """With one point at its end, and with three where it is cut; with none after "!" and "?"."""
     return text if text.endswith(("...", "!", "?")) else f"{text.rstrip('.')}."

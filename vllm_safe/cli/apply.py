@@ -118,12 +118,12 @@ def _refuse_for_now(name: str, what: str, do_next: str) -> tuple[Step, ...]:
     """What may work the next time is tried again, as often as any other start."""
     from vllm_safe.apply.start_steps import refusal_steps
     from vllm_safe.common.paths import starts_file
-    from vllm_safe.common.systemctl import show
+    from vllm_safe.common.systemctl import show_properties
     from vllm_safe.decide.limits import unit_of
     from vllm_safe.decide.start_checks import count_restart
     from vllm_safe.host.start_facts import boot_clock, read_starts, time_asleep
 
-    shown = show([unit_of(name)], ("Id", "NRestarts", "ActiveEnterTimestampMonotonic"))
+    shown = show_properties([unit_of(name)], ("Id", "NRestarts", "ActiveEnterTimestampMonotonic"))
     starts, too_many = count_restart(read_starts(starts_file(name)), shown, boot_clock(), time_asleep(), name)
     return refusal_steps(name, what, do_next, again=not too_many, starts=starts)
 
@@ -135,12 +135,12 @@ def _prepare(name: str, config_path: Path) -> tuple[Step, ...]:
     from vllm_safe.apply.start_steps import prepare_steps, refusal_steps
     from vllm_safe.config.reader import load
     from vllm_safe.decide.guard_settings import decide_guard
-    from vllm_safe.decide.start_checks import decide_preparation, known_model
+    from vllm_safe.decide.start_checks import decide_preparation, require_model
     from vllm_safe.host.host_facts import read_host
 
     try:
         config = load(config_path)
-        known_model(config, name)
+        require_model(config, name)
     except ConfigError as error:
         more = len(error.mistakes) - 1
         first, hint = str(error.mistakes[0]), f"`vllm-safe check` says all {more + 1} mistakes." if more else ""

@@ -58,13 +58,13 @@ def _print(found: Mapping[str, tuple[Finding, ...]]) -> None:
 def _check(config: Config, host: Host) -> dict[str, tuple[Finding, ...]]:
     """The findings for the machine, then for each model; what was said once is not said of each model again."""
     from vllm_safe.apply.situation import read_situation
-    from vllm_safe.decide.checks import Machine, check_machine, check_model
+    from vllm_safe.decide.checks import MachineFacts, check_machine, check_running_model
 
     seen = _inspect(config)
-    found = {MACHINE: check_machine(Machine(config, host, seen, _swap_refused(config, host)))}
+    found = {MACHINE: check_machine(MachineFacts(config, host, seen, _swap_refused(config, host)))}
     said = set(found[MACHINE])
     for name in config.models:
-        own = check_model(read_situation(config, host, name), seen)
+        own = check_running_model(read_situation(config, host, name), seen)
         found[name] = tuple(finding for finding in own if finding not in said)
         said.update(own)
     return found
@@ -82,7 +82,7 @@ def _swap_refused(config: Config, host: Host) -> Failure | None:
 
 
 def _inspect(config: Config) -> Inspection:
-    from vllm_safe.common.systemctl import show
+    from vllm_safe.common.systemctl import show_properties
     from vllm_safe.decide.checks import EARLYOOM
     from vllm_safe.decide.limits import EACH_UNIT, unit_of
     from vllm_safe.decide.protect import UNITS
@@ -97,8 +97,8 @@ def _inspect(config: Config) -> Inspection:
 
     names = {name: unit_of(name) for name in config.models}
     properties = ("Id", "LoadState", "ActiveState", "MainPID", "StatusText", "MemoryMin", EACH_UNIT, "NRestarts")
-    units = show([EARLYOOM, SWAP_SERVICE, *UNITS.values(), *names.values()], properties)
-    running = check_facts.active(units, names.values())
+    units = show_properties([EARLYOOM, SWAP_SERVICE, *UNITS.values(), *names.values()], properties)
+    running = check_facts.active_units(units, names.values())
     served = {}
     for name, model in config.models.items():
         if names[name] in running and model.command is None:
@@ -109,7 +109,7 @@ def _inspect(config: Config) -> Inspection:
     return check_facts.Inspection(
         hard_disks=check_facts.read_hard_disks(),
         units=units,
-        earlyoom=check_facts.earlyoom_arguments(int(units.get(EARLYOOM, {}).get("MainPID") or 0)),
+        earlyoom=check_facts.read_earlyoom_arguments(int(units.get(EARLYOOM, {}).get("MainPID") or 0)),
         admin_earlyoom=admin_arguments(),
         overcommit=check_facts.read_overcommit(),
         compiler=check_facts.has_compiler(),

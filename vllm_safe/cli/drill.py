@@ -18,9 +18,9 @@ from vllm_safe.common.errors import EXIT_FAILED, Misuse
 
 if TYPE_CHECKING:
     from vllm_safe.config.settings import Config
-    from vllm_safe.decide.limits import ModelLimits
-    from vllm_safe.drill.drill_decision import Hog, Line
-    from vllm_safe.drill.drill_run import Course
+    from vllm_safe.decide.limits import DecidedLimits
+    from vllm_safe.drill.drill_decision import DrillRow, Hog
+    from vllm_safe.drill.drill_run import DrillProgress
     from vllm_safe.drill.hog_unit import StartHog
     from vllm_safe.host.host_facts import Host
 
@@ -45,7 +45,7 @@ def command(seconds: float, name: str | None, config_path: Path, *, as_json: boo
     from vllm_safe.config.reader import load
     from vllm_safe.decide.guard_settings import decide_guard
     from vllm_safe.decide.limits import decide_limits
-    from vllm_safe.decide.start_checks import decide_protection_of_all, known_model
+    from vllm_safe.decide.start_checks import decide_protection_of_all, require_model
     from vllm_safe.drill.drill_decision import decide_hog
     from vllm_safe.drill.hog_unit import StartHog
     from vllm_safe.host.host_facts import read_host
@@ -54,7 +54,7 @@ def command(seconds: float, name: str | None, config_path: Path, *, as_json: boo
         need_root()
     config, host = load(config_path), read_host()
     if name is not None:
-        known_model(config, name)
+        require_model(config, name)
     elif len(config.models) == 1:
         (name,) = config.models
     limits = decide_limits(config, host, name or "")
@@ -77,13 +77,13 @@ def _refuse(config: Config, host: Host, name: str) -> None:
     """Raise Misuse if the machine is not one on which a drill under the limits of `name` shows anything, or would do harm."""
     from vllm_safe.common.findings import Level
     from vllm_safe.common.pressure import memory_pressure
-    from vllm_safe.common.systemctl import show
+    from vllm_safe.common.systemctl import show_properties
     from vllm_safe.decide.start_checks import SWAP_SERVICE, Situation, check_cgroups, check_memory, check_swap
     from vllm_safe.drill.drill_decision import check_ready
     from vllm_safe.drill.hog_unit import occupants
-    from vllm_safe.host.start_facts import Ground
+    from vllm_safe.host.start_facts import StartFacts
 
-    ground = Ground(swap_file=str(config.swap.file.resolve()), units=show([SWAP_SERVICE], ("Id", "StatusText")))
+    ground = StartFacts(swap_file=str(config.swap.file.resolve()), units=show_properties([SWAP_SERVICE], ("Id", "StatusText")))
     situation = Situation(config, host, name, ground)
     checks = [check(situation) for check in (check_cgroups, check_memory, check_swap)]
     for finding in (*checks, check_ready(config, host, occupants(), memory_pressure())):
@@ -94,12 +94,12 @@ def _refuse(config: Config, host: Host, name: str) -> None:
 @contextmanager
 def _one_drill() -> Iterator[None]:
     """Alone; and a terminal that has gone, or a SIGTERM, ends it as Ctrl-C does: in order."""
-    from vllm_safe.common.run_lock import alone
+    from vllm_safe.common.run_lock import hold_lock
 
     def refuse() -> None:
         raise Misuse("no drill: another one is under way")
 
-    with alone("drill", refuse):
+    with hold_lock("drill", refuse):
         before = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGHUP, signal.SIGTERM)}
         try:
             yield
@@ -108,8 +108,8 @@ def _one_drill() -> Iterator[None]:
                 signal.signal(number, handler)
 
 
-def _run(start: StartHog, hog: Hog, seconds: float) -> Course:
-    from vllm_safe.drill.drill_run import run
+def _run(start: StartHog, hog: Hog, seconds: float) -> DrillProgress:
+    from vllm_safe.drill.drill_run import run_drill
 
     terminal = sys.stderr.isatty()
 
@@ -118,16 +118,16 @@ def _run(start: StartHog, hog: Hog, seconds: float) -> Course:
             click.echo(f"\r\033[K{text[: shutil.get_terminal_size().columns - 1]}", nl=False, err=True)
 
     try:
-        return run(start, hog, seconds, show)
+        return run_drill(start, hog, seconds, show)
     finally:
         show("")
 
 
-def _report(course: Course, hog: Hog, limits: ModelLimits, *, as_json: bool) -> int:
-    from vllm_safe.drill.drill_decision import as_json as lines_as_json
-    from vllm_safe.drill.drill_decision import judge
+def _report(course: DrillProgress, hog: Hog, limits: DecidedLimits, *, as_json: bool) -> int:
+    from vllm_safe.drill.drill_decision import drill_as_json as lines_as_json
+    from vllm_safe.drill.drill_decision import judge_drill
 
-    lines = judge(course.idle, course.drill, course.pressed)
+    lines = judge_drill(course.idle, course.drill, course.pressed)
     bad = [line.what for line in lines if not line.met]
     word = "FAIL" if bad else "PASS"
     if as_json:
@@ -147,11 +147,11 @@ def _report(course: Course, hog: Hog, limits: ModelLimits, *, as_json: bool) -> 
     return EXIT_FAILED if bad else 0
 
 
-def _text(course: Course, lines: tuple[Line, ...], limits: ModelLimits) -> Iterator[str]:
-    from vllm_safe.cli.table import columns
+def _text(course: DrillProgress, lines: tuple[DrillRow, ...], limits: DecidedLimits) -> Iterator[str]:
+    from vllm_safe.cli.table import align_columns
     from vllm_safe.common.sizes import format_size
 
-    yield from columns((("", "idle", "drill", "bound", ""), *(line.cells() for line in lines)), indent="")
+    yield from align_columns((("", "idle", "drill", "bound", ""), *(line.cells() for line in lines)), indent="")
     yield ""
     yield f"The hog had {format_size(course.ram)} of RAM (limit {format_size(limits.memory_max.value)}),"
     yield f"{format_size(course.swap)} of swap (limit {format_size(limits.swap_max.value)}), and touched {course.pages:.0f} pages a second."

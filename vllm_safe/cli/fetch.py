@@ -14,7 +14,7 @@ from vllm_safe.sandbox.unused_proxies import warn_of_withheld_proxies
 
 if TYPE_CHECKING:
     from vllm_safe.config.settings import Config
-    from vllm_safe.models.fetch_decision import FetchPlan, Room
+    from vllm_safe.models.fetch_decision import FetchPlan, ModelDisk
     from vllm_safe.models.hub_client import Source
     from vllm_safe.models.model_files import ModelFiles
 
@@ -29,17 +29,17 @@ if TYPE_CHECKING:
 def command(name: str, revision: str | None, config_path: Path, *, dry_run: bool) -> None:
     """Download the files of the model NAME, complete or not at all. Run again, it goes on where it was broken off."""
     from vllm_safe.config.reader import load
-    from vllm_safe.decide.start_checks import known_model
+    from vllm_safe.decide.start_checks import require_model
     from vllm_safe.models.hub_client import require_engine
-    from vllm_safe.models.model_files import read_model
-    from vllm_safe.sandbox.run_as_vllm import alone
+    from vllm_safe.models.model_files import read_model_files
+    from vllm_safe.sandbox.run_as_vllm import lock_unit
 
     config = load(config_path)
-    model = known_model(config, name)
+    model = require_model(config, name)
     if model.model is None:
         click.echo(f"{name} is a `command:` server: there is nothing to fetch")
         return
-    files = read_model(model.model)
+    files = read_model_files(model.model)
     if not files.repo:
         _tell_of_folder(name, files)
         return
@@ -49,10 +49,10 @@ def command(name: str, revision: str | None, config_path: Path, *, dry_run: bool
     need_root()
     require_engine()
     source = _source(config, name, files, revision)
-    with alone(source.unit, f"fetching {files.repo}"):
+    with lock_unit(source.unit, f"fetching {files.repo}"):
         _fetch(source, _room(config), dry_run=dry_run)
     if not dry_run:
-        _say_complete(name, read_model(model.model), verb="restart" if files.present else "start")
+        _say_complete(name, read_model_files(model.model), verb="restart" if files.present else "start")
 
 
 def _tell_of_folder(name: str, files: ModelFiles) -> None:
@@ -84,14 +84,14 @@ def _source(config: Config, name: str, files: ModelFiles, revision: str | None) 
     from vllm_safe.host.host_facts import read_host
     from vllm_safe.host.start_facts import read_key
     from vllm_safe.models.hub_client import Source
-    from vllm_safe.models.hub_failure import DEFAULT_HUB, Asked
+    from vllm_safe.models.hub_failure import DEFAULT_HUB, HubRequest
 
     token_file = config.engine.hub_token_file
     if token_file and (problem := read_key(token_file).problem):
         raise Failure(
             f"engine.hub_token_file: {problem}", hint=f"The token in one line, and: chown root:root {token_file}; chmod 600 {token_file}"
         )
-    asked = Asked(
+    asked = HubRequest(
         name=name,
         repo=files.repo,
         hub=(config.engine.hub or DEFAULT_HUB).rstrip("/"),
@@ -103,7 +103,7 @@ def _source(config: Config, name: str, files: ModelFiles, revision: str | None) 
     return Source(asked, limits.memory_max.value, limits.swap_max.value)
 
 
-def _fetch(source: Source, room: Room, *, dry_run: bool) -> None:
+def _fetch(source: Source, room: ModelDisk, *, dry_run: bool) -> None:
     from vllm_safe.common.steps import carry_out
     from vllm_safe.models.fetch_decision import plan_fetch, require_room
     from vllm_safe.models.hub_client import FetchStep, list_files
@@ -121,26 +121,26 @@ def _fetch(source: Source, room: Room, *, dry_run: bool) -> None:
 
 
 def _show(plan: FetchPlan) -> None:
-    from vllm_safe.cli.table import columns
+    from vllm_safe.cli.table import align_columns
     from vllm_safe.common.sizes import format_size
     from vllm_safe.models.fetch_decision import count_files
 
     click.echo(plan.summary)
     width = max(len(format_size(file.size)) for file in plan.files)
     notes = {file: "here" if file.here == file.size else f"{format_size(file.here)} here" for file in plan.files if file.here}
-    click.echo("\n".join(columns((format_size(file.size).rjust(width), file.name, notes.get(file, "")) for file in plan.files)))
+    click.echo("\n".join(align_columns((format_size(file.size).rjust(width), file.name, notes.get(file, "")) for file in plan.files)))
     if plan.left_out:
         rest = format_size(sum(file.size for file in plan.left_out))
         click.echo(f"left out, since vLLM does not read them: {count_files(len(plan.left_out))}, {rest}, such as {plan.left_out[0].name}")
 
 
-def _room(config: Config) -> Room:
+def _room(config: Config) -> ModelDisk:
     from vllm_safe.common import paths
-    from vllm_safe.models.fetch_decision import Room
+    from vllm_safe.models.fetch_decision import ModelDisk
 
     disk = os.statvfs(paths.MODELS)
     swapfile = 0
     with suppress(OSError):  # no such folder: `swap create` will say so
         shared = paths.MODELS.stat().st_dev == config.swap.file.parent.stat().st_dev
         swapfile = config.swap.size or 0 if shared and not config.swap.file.exists() else 0
-    return Room(str(paths.MODELS), disk.f_bavail * disk.f_frsize, config.swap.keep_free.of(disk.f_blocks * disk.f_frsize), swapfile)
+    return ModelDisk(str(paths.MODELS), disk.f_bavail * disk.f_frsize, config.swap.keep_free.of(disk.f_blocks * disk.f_frsize), swapfile)

@@ -42,8 +42,8 @@ def command(  # noqa: PLR0913 -- each is an option
     from vllm_safe.config.reader import load
     from vllm_safe.config.string_types import VERSION
     from vllm_safe.engine.engine_facts import read_engine
-    from vllm_safe.engine.engine_steps import UNIT, works
-    from vllm_safe.sandbox.run_as_vllm import alone
+    from vllm_safe.engine.engine_steps import UNIT, engine_works
+    from vllm_safe.sandbox.run_as_vllm import lock_unit
 
     if rollback and (version or reinstall):
         raise Misuse("--rollback goes back to the previous engine, whatever its version", hint="Leave out --version and --reinstall.")
@@ -57,9 +57,9 @@ def command(  # noqa: PLR0913 -- each is an option
         carry_out(_steps(wish, read_engine(), lambda _installed, _whole: True), dry_run=True, say=click.echo)
         return
     need_root()
-    with alone(UNIT, "vllm-safe install"):
+    with lock_unit(UNIT, "vllm-safe install"):
         facts = read_engine()
-        steps = _steps(wish, facts, lambda installed, whole: works(installed, facts, tried=whole))
+        steps = _steps(wish, facts, lambda installed, whole: engine_works(installed, facts, tried=whole))
         try:
             carry_out(steps, dry_run=False)
         except KeyboardInterrupt:
@@ -86,7 +86,7 @@ class _Wish:
 def _steps(wish: _Wish, facts: EngineFacts, is_working: Callable[[Installed, bool], bool]) -> tuple[Step, ...]:
     """What there is to do; nothing if what is asked for is in use and works."""
     from vllm_safe.engine.engine_decision import decide_install, is_wanted, previous_of, require_no_loss
-    from vllm_safe.engine.engine_steps import exchange_steps, install_steps, read_place
+    from vllm_safe.engine.engine_steps import exchange_steps, install_steps, read_install_target
     from vllm_safe.engine.requirement_locks import read_lock
 
     if wish.only_try:
@@ -107,7 +107,7 @@ def _steps(wish: _Wish, facts: EngineFacts, is_working: Callable[[Installed, boo
         click.echo(f"{facts.previous} is there as the previous engine.")
         return exchange_steps(facts.previous, facts, tried=trial.possible)
     locks = {name: read_lock(name) for name in (wish.engine.package, "uv")}
-    place = replace(read_place(facts, wish.engine.find_links), trial=trial)
+    place = replace(read_install_target(facts, wish.engine.find_links), trial=trial)
     installation = decide_install(wish.engine, version, facts, place, locks)
     if not installation.sources.offline:
         warn_of_withheld_proxies()
@@ -156,7 +156,7 @@ def _trial(package: str, version: str, *, say: bool = True) -> Trial:
 
 def _tell_done(facts: EngineFacts, names: Iterable[str]) -> None:
     """What is in use now, and what still runs on the engine before."""
-    from vllm_safe.common.systemctl import show
+    from vllm_safe.common.systemctl import show_properties
 
     if facts.is_untried:
         click.echo(f"{facts.current} is in use, and untried. Once a card answers, the first start tries it, or: vllm-safe install --try")
@@ -166,7 +166,7 @@ def _tell_done(facts: EngineFacts, names: Iterable[str]) -> None:
         twin = " (an earlier build)" if str(facts.previous) == str(facts.current) else ""
         click.echo(f"{facts.previous}{twin} is kept: vllm-safe install --rollback goes back to it.")
     units = {name: f"vllm@{name}.service" for name in names}
-    states = show(units.values(), ("Id", "ActiveState"))
+    states = show_properties(units.values(), ("Id", "ActiveState"))
     for name, unit in units.items():
         if states.get(unit, {}).get("ActiveState") in {"active", "activating", "reloading"}:
             click.echo(f"{name} still runs on the engine that it was started with: systemctl restart vllm@{name}")

@@ -22,7 +22,7 @@ EXIT_INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
 _AnyCommand = TypeVar("_AnyCommand", bound=Callable[..., Any])
 
 
-class Group(click.Group):
+class SuggestingGroup(click.Group):
     """A group that says which of its commands was meant by a mistyped one: click 8.4 knows to, of commands that are imported."""
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
@@ -36,7 +36,7 @@ class Group(click.Group):
         return super().resolve_command(ctx, args)
 
 
-class LazyGroup(Group):
+class LazyGroup(SuggestingGroup):
     """The commands of entry.COMMANDS, each imported when it is asked for."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 -- click's signature

@@ -26,20 +26,20 @@ def command(  # noqa: PLR0913 -- each is an option
 
     The page is one file that needs no network; what looks like a key or a token is left out of it.
     """
-    from vllm_safe.cli.why import choose, judge, recorded_runs
+    from vllm_safe.cli.why import choose_run, judge_run, recorded_runs
 
-    run, verdict = judge(name, choose(name, recorded_runs(name, config_path), which))
+    run, verdict = judge_run(name, choose_run(name, recorded_runs(name, config_path), which))
     if as_text:
-        from vllm_safe.report.text_report import text_of
+        from vllm_safe.report.text_report import render_text
 
         on_terminal = sys.stdout.isatty()
         bold = (lambda line: click.style(line, bold=True)) if on_terminal else str
-        click.echo("\n".join(text_of(run, verdict, bold, colours=on_terminal)))
+        click.echo("\n".join(render_text(run, verdict, bold, colours=on_terminal)))
         return
-    from vllm_safe.report.html_report import page_of
+    from vllm_safe.report.html_report import render_html
     from vllm_safe.report.report_file import write_report
 
-    page = page_of(run, verdict)
+    page = render_html(run, verdict)
     if output == Path("-"):
         click.echo(page, nl=False)
         return

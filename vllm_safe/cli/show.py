@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from vllm_safe.cli.main import config_option, json_option, name_argument
-from vllm_safe.cli.table import columns
+from vllm_safe.cli.table import align_columns
 
 
 @click.command(name="show")
@@ -19,12 +19,12 @@ def command(name: str, config_path: Path, *, as_json: bool) -> None:
     """Show what `systemctl start vllm@NAME` would run: limits in bytes, arguments, environment, and where each value comes from."""
     from vllm_safe.config.reader import load
     from vllm_safe.decide.show_rows import decide_show, with_swap
-    from vllm_safe.decide.start_checks import known_model
+    from vllm_safe.decide.start_checks import require_model
     from vllm_safe.host.host_facts import read_host
 
     config, host = load(config_path), read_host()
     planned = with_swap(config, host)
-    known_model(config, name)
+    require_model(config, name)
     parts = decide_show(config, planned, name)
     if as_json:
         values = {part.title: {row.name: {"value": row.value, "origin": row.origin} for row in part.rows} for part in parts}
@@ -35,4 +35,4 @@ def command(name: str, config_path: Path, *, as_json: bool) -> None:
     for part in parts:
         if part.rows:
             click.echo(click.style(part.title, bold=True))
-            click.echo("\n".join(columns((row.name, row.text, row.origin) for row in part.rows)))
+            click.echo("\n".join(align_columns((row.name, row.text, row.origin) for row in part.rows)))

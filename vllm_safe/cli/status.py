@@ -19,7 +19,7 @@ from vllm_safe.cli.main import config_option, json_option, optional_name_argumen
 from vllm_safe.common.errors import ConfigError, Failure
 
 if TYPE_CHECKING:
-    from vllm_safe.status.status_lines import Seen
+    from vllm_safe.status.status_lines import ModelStatus
 
 _EVERY = 1.0  # seconds
 # xterm's and every terminal's since: a screen of its own without a cursor, and back to what was there before.
@@ -58,31 +58,31 @@ class _Models:
             raise Failure(f"there is no model {name}", hint=f"{config_path} has: {', '.join(self._configured) or 'none'}")
 
     def lines(self) -> list[str]:
-        from vllm_safe.status.status_lines import as_lines
+        from vllm_safe.status.status_lines import status_as_lines
 
-        blocks = [as_lines(seen, self._why(seen)) for seen in self._seen()]
+        blocks = [status_as_lines(seen, self._why(seen)) for seen in self._seen()]
         styled = [line if number else click.style(line, bold=True) for block in blocks for number, line in enumerate(block)]
         return styled or ["no model is configured, and none runs"]
 
     def short_lines(self) -> list[str]:
-        from vllm_safe.status.status_lines import as_line
+        from vllm_safe.status.status_lines import status_as_line
 
-        return [as_line(seen) for seen in self._seen()]
+        return [status_as_line(seen) for seen in self._seen()]
 
     def as_json(self, *, indent: int | None = 2) -> str:
-        from vllm_safe.status.status_lines import as_json
+        from vllm_safe.status.status_lines import status_as_json
 
-        return json.dumps([as_json(seen, self._why(seen)) for seen in self._seen()], indent=indent, ensure_ascii=False)
+        return json.dumps([status_as_json(seen, self._why(seen)) for seen in self._seen()], indent=indent, ensure_ascii=False)
 
-    def _seen(self) -> tuple[Seen, ...]:
-        from vllm_safe.status.status_facts import look, running_models
+    def _seen(self) -> tuple[ModelStatus, ...]:
+        from vllm_safe.status.status_facts import read_model_status, running_models
 
         names = dict.fromkeys([*self._configured, *running_models()])
-        return look(name for name in names if self._asked in {None, name})
+        return read_model_status(name for name in names if self._asked in {None, name})
 
-    def _why(self, seen: Seen) -> str:
+    def _why(self, seen: ModelStatus) -> str:
         """The verdict on the last run of a model that does not run; "" where it may not be read."""
-        from vllm_safe.cli.why import judge
+        from vllm_safe.cli.why import judge_run
         from vllm_safe.record.run_reader import list_runs
 
         if seen.active not in {"failed", "inactive"} and seen.sub != "auto-restart":
@@ -90,7 +90,7 @@ class _Models:
         try:
             for run in list_runs(seen.name)[:1]:
                 if run not in self._verdicts:
-                    recorded, verdict = judge(seen.name, run)
+                    recorded, verdict = judge_run(seen.name, run)
                     if recorded.end is None:  # the recorder is not done yet, or never will be: not to be kept
                         return verdict.sentence if verdict.code != "running" else ""
                     self._verdicts[run] = verdict.sentence

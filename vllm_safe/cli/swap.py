@@ -9,14 +9,14 @@ from typing import Any
 
 import click
 
-from vllm_safe.cli.main import Group, config_option, dry_run_option, json_option, need_root
+from vllm_safe.cli.main import SuggestingGroup, config_option, dry_run_option, json_option, need_root
 from vllm_safe.common.errors import Failure
 from vllm_safe.common.notify import notify
 from vllm_safe.config import settings
 from vllm_safe.host.host_facts import read_host
 
 
-@click.group(cls=Group)
+@click.group(cls=SuggestingGroup)
 def command() -> None:
     """Create, show or remove the swapfile that section `swap` of the config describes."""
 
@@ -53,15 +53,15 @@ def create(config_path: Path, *, dry_run: bool) -> None:
 @json_option
 def status(config_path: Path, *, as_json: bool) -> None:
     """Show the swap that is on, and what `create` would do."""
-    from vllm_safe.swap.swap_status import as_lines, look
+    from vllm_safe.swap.swap_status import read_swap_status, swap_as_lines
 
-    answer = look(*_swap_or_default(config_path))
+    answer = read_swap_status(*_swap_or_default(config_path))
     if as_json:
         import json
 
         click.echo(json.dumps(answer, indent=2))
     else:
-        click.echo("\n".join(as_lines(answer)))
+        click.echo("\n".join(swap_as_lines(answer)))
 
 
 @command.command()
@@ -109,10 +109,10 @@ def _one_run(*, dry_run: bool) -> Iterator[None]:
     if dry_run:
         yield
         return
-    from vllm_safe.common.run_lock import alone
+    from vllm_safe.common.run_lock import hold_lock
 
     try:
-        with alone("swap", lambda: _say("waiting for another `vllm-safe swap` to end")):
+        with hold_lock("swap", lambda: _say("waiting for another `vllm-safe swap` to end")):
             yield
     except Failure as failure:
         notify(STATUS=failure.message)

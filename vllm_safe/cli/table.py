@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 
-def columns(rows: Iterable[Sequence[str]], *, indent: str = "  ") -> list[str]:
+def align_columns(rows: Iterable[Sequence[str]], *, indent: str = "  ") -> list[str]:
     """Lines in which each column but the last is padded to its longest cell of at most 60 characters."""
     table = [list(row) for row in rows]
     if not table:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vllm_safe.cli.main import config_option, json_option, name_argument
-from vllm_safe.cli.table import columns
+from vllm_safe.cli.table import align_columns
 from vllm_safe.common.errors import Failure, Misuse
 
 if TYPE_CHECKING:
@@ -35,8 +35,8 @@ def command(name: str, which: str, config_path: Path, *, as_list: bool, as_json:
     if as_list:
         _list(name, runs, as_json=as_json)
         return
-    chosen = choose(name, runs, which)
-    run, verdict = judge(name, chosen, wait=_RECORDED)
+    chosen = choose_run(name, runs, which)
+    run, verdict = judge_run(name, chosen, wait=_RECORDED)
     before = None
     if verdict.code == "running" and which == "1" and len(runs) > 1:
         before = _try_judge(name, runs[1])
@@ -74,16 +74,16 @@ def _check_name(name: str, config_path: Path) -> None:
     """Misuse if the configuration can be read, and has no such model."""
     from vllm_safe.common.errors import ConfigError
     from vllm_safe.config.reader import load
-    from vllm_safe.decide.start_checks import known_model
+    from vllm_safe.decide.start_checks import require_model
 
     try:
         config = load(config_path)
     except (ConfigError, Failure, OSError):
         return
-    known_model(config, name)
+    require_model(config, name)
 
 
-def choose(name: str, runs: tuple[str, ...], which: str) -> str:
+def choose_run(name: str, runs: tuple[str, ...], which: str) -> str:
     """The run that `which` names: its number, 1 for the last, or its id. Misuse if there is none."""
     if which in runs:
         return which
@@ -92,7 +92,7 @@ def choose(name: str, runs: tuple[str, ...], which: str) -> str:
     raise Misuse(f"{name} has no run {which}; {len(runs)} are recorded", hint=f"vllm-safe why {name} --list")
 
 
-def judge(name: str, chosen: str, *, wait: float = 0.0) -> tuple[Run, Verdict]:
+def judge_run(name: str, chosen: str, *, wait: float = 0.0) -> tuple[Run, Verdict]:
     """A recorded run, and why it stopped. Of one that was only refused as one restart too many: the run that ended before it.
 
     wait: seconds for the recorder to write the end of one that is over.
@@ -145,12 +145,12 @@ def _list(name: str, runs: tuple[str, ...], *, as_json: bool) -> None:
         recorded, verdict = found
         said = verdict.sentence if len(verdict.sentence) <= _WIDE else f"{verdict.sentence[: _WIDE - 3]}..."
         rows.append((str(number), date_time(recorded.start.time), _lasted(recorded, verdict), verdict.code, said))
-    click.echo("\n".join(columns(rows)))
+    click.echo("\n".join(align_columns(rows)))
 
 
 def _show(run: Run, verdict: Verdict) -> None:
     """The verdict first, then what proves it, then what to change."""
-    from vllm_safe.report.local_times import clock, date_time
+    from vllm_safe.report.local_times import clock_time, date_time
 
     colour = {"bad": "red", "good": "green"}.get(verdict.tone)
     click.echo(click.style(verdict.sentence, bold=True, fg=colour))
@@ -160,12 +160,12 @@ def _show(run: Run, verdict: Verdict) -> None:
     click.echo(f"  {started}{ended}{restart}")
     if verdict.evidence:
         click.echo(click.style("Evidence", bold=True))
-        times = ("" if fact.time is None else clock(fact.time, run.start.time) for fact in verdict.evidence)
-        click.echo("\n".join(columns(zip(times, (fact.text for fact in verdict.evidence), strict=True))))
+        times = ("" if fact.time is None else clock_time(fact.time, run.start.time) for fact in verdict.evidence)
+        click.echo("\n".join(align_columns(zip(times, (fact.text for fact in verdict.evidence), strict=True))))
     if verdict.changes:
         click.echo(click.style("What to change in config.yaml", bold=True))
         rows = ((change.path, change.old or "?", "->", change.new, change.reason) for change in verdict.changes)
-        click.echo("\n".join(columns(rows)))
+        click.echo("\n".join(align_columns(rows)))
     if verdict.hint:
         click.echo(f"  {verdict.hint}")
 

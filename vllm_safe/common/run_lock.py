@@ -11,7 +11,7 @@ from vllm_safe.common.paths import RUN
 
 
 @contextmanager
-def alone(name: str, on_wait: Callable[[], None]) -> Iterator[None]:
+def hold_lock(name: str, on_wait: Callable[[], None]) -> Iterator[None]:
     """Hold the lock /run/vllm-safe/NAME.lock while the body runs; when another process has it, call `on_wait` and wait for it.
 
     The kernel lets go of it when the process ends in any way.

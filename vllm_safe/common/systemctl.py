@@ -11,7 +11,7 @@ from pathlib import Path
 CONTROL = (Path("/run/systemd/system.control"), Path("/run/systemd/transient"))
 
 
-def show(units: Iterable[str], properties: Iterable[str]) -> dict[str, Mapping[str, str]]:
+def show_properties(units: Iterable[str], properties: Iterable[str]) -> dict[str, Mapping[str, str]]:
     """The properties of each unit as `systemctl show` prints them, by unit; {} where no systemd runs."""
     wanted = list(units)
     command = ["systemctl", "show", "--property", ",".join(properties), "--", *wanted]

@@ -8,8 +8,8 @@ from math import inf
 from types import MappingProxyType
 from typing import Any
 
-from vllm_safe.config.document import Mapping, Node, Scalar, Sequence, shown
-from vllm_safe.config.mismatch import Flaw, Flawed, is_nothing, misfit, text_of
+from vllm_safe.config.document import Mapping, Node, Scalar, Sequence, quote_value
+from vllm_safe.config.mismatch import Mismatch, MismatchError, is_null, mismatch, node_text
 
 # Options that the package gives vLLM itself, and where they are set instead.
 _OURS = MappingProxyType(
@@ -50,40 +50,40 @@ _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]{0,18})((?:\.[0-9]{1,40})?(?:[eE][+-]?[0
 
 def read_args(node: Node) -> Dictionary[str, Any]:
     """Options of `vllm serve` with their values as JSON has them."""
-    if is_nothing(node):
+    if is_null(node):
         return MappingProxyType({})
     if not isinstance(node, Mapping):
         suggestion = "tensor-parallel-size: 8" if isinstance(node, Scalar) and node.text.startswith("-") else ""
-        raise misfit(node, suggestion)
-    flaws: list[Flaw] = []
+        raise mismatch(node, suggestion)
+    flaws: list[Mismatch] = []
     values = {}
     for key, value in node.items:
         if flaw := _option_flaw(key):
             flaws.append(flaw)
-        if is_nothing(value):
-            flaws.append(Flaw(value, f"has no value for {shown(key.text)}", "a value, or true for an option without one"))
+        if is_null(value):
+            flaws.append(Mismatch(value, f"has no value for {quote_value(key.text)}", "a value, or true for an option without one"))
         try:
             values[key.text] = _json(value)
-        except Flawed as error:
+        except MismatchError as error:
             flaws += error.flaws
     if flaws:
-        raise Flawed(*flaws)
+        raise MismatchError(*flaws)
     return MappingProxyType(values)
 
 
-def _option_flaw(key: Scalar) -> Flaw | None:
+def _option_flaw(key: Scalar) -> Mismatch | None:
     head, dot, rest = key.text.partition(".")
     tidy = head.strip().lstrip("-").replace("_", "-").lower()
     if instead := _OURS.get(tidy):
-        return Flaw(key, f"cannot have {shown(key.text)}, which the package sets", instead)
+        return Mismatch(key, f"cannot have {quote_value(key.text)}, which the package sets", instead)
     if why := _GONE.get(tidy):
-        return Flaw(key, f"cannot have {shown(key.text)}: {why}", "the line to be taken out")
+        return Mismatch(key, f"cannot have {quote_value(key.text)}: {why}", "the line to be taken out")
     if known := _SHORT.get(tidy):
-        return Flaw(key, f"cannot have {shown(key.text)}", "an option by its long name", known)
+        return Mismatch(key, f"cannot have {quote_value(key.text)}", "an option by its long name", known)
     if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", head) or (dot and not re.fullmatch(r"[A-Za-z0-9_.-]+", rest)):
         usable = re.fullmatch(r"[a-z0-9][a-z0-9-]*", tidy)
         expected = "an option as in max-model-len, without dashes before it"
-        return Flaw(key, f"cannot have {shown(key.text)}", expected, tidy + dot + rest if usable else "")
+        return Mismatch(key, f"cannot have {quote_value(key.text)}", expected, tidy + dot + rest if usable else "")
     return None
 
 
@@ -98,57 +98,59 @@ def _json(node: Node) -> object:
     if node.tag == "bool":
         if node.text not in {"true", "false", "True", "False", "TRUE", "FALSE"}:
             expected = "true or false, or a text in quotes: this word is true or false to YAML"
-            raise misfit(node, f"true, false or '{node.text}'", expected)
+            raise mismatch(node, f"true, false or '{node.text}'", expected)
         return node.text.lower() == "true"
     number = None if node.quoted else _NUMBER.fullmatch(node.text)
     if number and abs(float(node.text)) < inf:
         return float(node.text) if number[1] else int(node.text)
     if number or node.tag in {"int", "float"}:
-        raise misfit(node, f"'{node.text}'", "a plain decimal number, or a text in quotes: this is another number to YAML")
+        raise mismatch(node, f"'{node.text}'", "a plain decimal number, or a text in quotes: this is another number to YAML")
     return node.text
 
 
 def read_env(node: Node) -> Dictionary[str, str]:
     """Environment variables: exactly the texts that are written."""
-    if is_nothing(node):
+    if is_null(node):
         return MappingProxyType({})
     if not isinstance(node, Mapping):
-        raise misfit(node)
-    flaws: list[Flaw] = []
+        raise mismatch(node)
+    flaws: list[Mismatch] = []
     values = {}
     for key, value in node.items:
         name = key.text
         if instead := _SECRETS.get(name):
-            flaws.append(Flaw(key, f"cannot have {name}, a secret in a file that everybody can read", instead))
+            flaws.append(Mismatch(key, f"cannot have {name}, a secret in a file that everybody can read", instead))
         elif not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,254}", name):
             tidy = name.strip().removeprefix("export ").replace("-", "_")
             usable = re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", tidy)
-            flaws.append(Flaw(key, f"cannot have {shown(name)}", "a name of letters, digits and _", tidy if usable else ""))
+            flaws.append(Mismatch(key, f"cannot have {quote_value(name)}", "a name of letters, digits and _", tidy if usable else ""))
         if not isinstance(value, Scalar):
-            flaws.append(Flaw(value, f"cannot have a list or section for {shown(name)}", "a text or a number"))
-        elif is_nothing(value):
-            flaws.append(Flaw(value, f"has no value for {shown(name)}", "a text; '' is the empty one"))
+            flaws.append(Mismatch(value, f"cannot have a list or section for {quote_value(name)}", "a text or a number"))
+        elif is_null(value):
+            flaws.append(Mismatch(value, f"has no value for {quote_value(name)}", "a text; '' is the empty one"))
         else:
             values[name] = value.text
     if flaws:
-        raise Flawed(*flaws)
+        raise MismatchError(*flaws)
     return MappingProxyType(values)
 
 
 def read_command(node: Node) -> tuple[str, ...]:
     """A program and its arguments, each as written."""
-    if isinstance(node, Scalar) and not is_nothing(node) and node.text.strip():
-        raise misfit(node, f"[{', '.join(node.text.split())}]" if len(node.text) < 100 else "")
+    if isinstance(node, Scalar) and not is_null(node) and node.text.strip():
+        raise mismatch(node, f"[{', '.join(node.text.split())}]" if len(node.text) < 100 else "")
     if not isinstance(node, Sequence):
-        raise misfit(node)
+        raise mismatch(node)
     if not node.items:
-        raise Flawed(Flaw(node, "is empty"))
-    odd = [item for item in node.items if not isinstance(item, Scalar) or is_nothing(item)]
+        raise MismatchError(Mismatch(node, "is empty"))
+    odd = [item for item in node.items if not isinstance(item, Scalar) or is_null(item)]
     if odd:
-        raise Flawed(*(Flaw(item, "has something else than a text here", "a program or argument, in quotes") for item in odd))
-    words = tuple(text_of(item) for item in node.items)
+        raise MismatchError(*(Mismatch(item, "has something else than a text here", "a program or argument, in quotes") for item in odd))
+    words = tuple(node_text(item) for item in node.items)
     if not words[0].strip() or ("/" in words[0] and not words[0].startswith("/")):
-        raise Flawed(Flaw(node.items[0], f"cannot begin with {shown(words[0])}", "a program by its name or its whole path"))
+        raise MismatchError(
+            Mismatch(node.items[0], f"cannot begin with {quote_value(words[0])}", "a program by its name or its whole path")
+        )
     if any(word.split("=")[0] == "--api-key" for word in words):
-        raise Flawed(Flaw(node, "cannot have --api-key, which `ps` shows to everybody", "the setting api_key_file"))
+        raise MismatchError(Mismatch(node, "cannot have --api-key, which `ps` shows to everybody", "the setting api_key_file"))
     return words

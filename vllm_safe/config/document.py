@@ -59,23 +59,23 @@ class Document:
     mistakes: tuple[Mistake, ...]
 
 
-def shown(text: str) -> str:
+def quote_value(text: str) -> str:
     """A text of the file in quotes, on one line, short, and unable to drive a terminal."""
     return repr(text if len(text) <= 60 else text[:57] + "...")
 
 
-def read(path: Path) -> Document:
+def read_document(path: Path) -> Document:
     """The one YAML document in the file. Raises ConfigError if it cannot be opened, or is no YAML."""
-    text = source.text_of(path)
+    text = source.read_config_text(path)
     try:
         root = yaml.compose(text, Loader=_Loader)
     except yaml.reader.ReaderError as error:
         problem = f"the character {chr(error.character)!r} is not allowed in YAML text"
-        raise source.refusal(path, problem, *source.place_after(text[: error.position])) from None
+        raise source.refuse_file(path, problem, *source.place_after(text[: error.position])) from None
     except yaml.MarkedYAMLError as error:
-        raise ConfigError([Mistake(str(path), *found) for found in yaml_errors.explain(error, text)]) from None
+        raise ConfigError([Mistake(str(path), *found) for found in yaml_errors.explain_yaml_error(error, text)]) from None
     if root is None:
-        raise source.refusal(path, "has no settings; expected sections such as `models`")
+        raise source.refuse_file(path, "has no settings; expected sections such as `models`")
     converter = _Converter(path)
     return Document(converter.convert(root), tuple(converter.mistakes))
 
@@ -111,11 +111,11 @@ class _Converter:
             return done
         line, column = node.start_mark.line + 1, node.start_mark.column + 1
         if id(node) in self._open:
-            raise source.refusal(self._path, "an alias (*) stands inside of what it repeats; write the values out", line, column)
+            raise source.refuse_file(self._path, "an alias (*) stands inside of what it repeats; write the values out", line, column)
         self._open.add(id(node))
         tag = node.tag.removeprefix(_CORE)
         if tag not in _TAGS:
-            self._mistake(line, column, f"the tag {shown(node.tag.replace(_CORE, '!!'))}; expected a value without a tag")
+            self._mistake(line, column, f"the tag {quote_value(node.tag.replace(_CORE, '!!'))}; expected a value without a tag")
             tag = "str"
         converted: Node
         size = 1
@@ -135,7 +135,7 @@ class _Converter:
             converted = Scalar(self._text(node, line, column), tag, line, column, quoted)
         if size > _MAX_VALUES:
             many = f"more than {_MAX_VALUES} values here, with each alias (*) written out; expected a few hundred"
-            raise source.refusal(self._path, many, line, column)
+            raise source.refuse_file(self._path, many, line, column)
         self._open.discard(id(node))
         self._done[id(node)] = converted, size
         return converted, size
@@ -158,7 +158,7 @@ class _Converter:
                 self._mistake(line, column, "the merge key << is not supported; expected an alias for a whole value, as in args: *name")
             elif (text := self._text(key, line, column)) in first:
                 self._mistake(
-                    line, column, f"{shown(text)} is here a second time, first in line {first[text].line}; expected each key once"
+                    line, column, f"{quote_value(text)} is here a second time, first in line {first[text].line}; expected each key once"
                 )
             else:
                 first[text] = Scalar(text, "str", line, column)

@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 
 from vllm_safe.common.errors import ConfigError, Mistake
 from vllm_safe.config import document, value_types
-from vllm_safe.config.document import Mapping, Node, Scalar, shown
-from vllm_safe.config.mismatch import Flaw, Flawed, is_nothing, misfit
-from vllm_safe.config.rules import breaches
+from vllm_safe.config.document import Mapping, Node, Scalar, quote_value
+from vllm_safe.config.mismatch import Mismatch, MismatchError, is_null, mismatch
+from vllm_safe.config.rules import find_violations
 from vllm_safe.config.settings import SECTIONS, Config, Model, Position, settings_of
 
 DEFAULT_PATH = Path("/etc/vllm-safe/config.yaml")
@@ -23,7 +23,7 @@ _MODEL_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 
 def load(path: Path = DEFAULT_PATH) -> Config:
     """The settings of the file, checked. Raises ConfigError with every mistake in it."""
-    source = document.read(path)
+    source = document.read_document(path)
     reader = _Reader(str(path))
     config = reader.config(source.root)
     reader.check(config)
@@ -54,7 +54,7 @@ class _Reader:
 
     def check(self, config: Config) -> None:
         """Report what cannot be together, unless a value of it has been reported already."""
-        for breach in breaches(config, self._broken):
+        for breach in find_violations(config, self._broken):
             place = self._place(breach.paths[0])
             self.mistakes.append(Mistake(self.file, place.line, place.column, breach.text))
 
@@ -65,8 +65,8 @@ class _Reader:
             if not re.fullmatch(_MODEL_NAME, name):
                 expected = "at most 64 letters, digits, dots, - and _, a letter or digit first: it becomes the unit vllm@NAME.service"
                 tidy = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._")[:64]
-                self._report("models", Flaw(key, f"cannot have a model named {shown(name)}", expected, tidy))
-                name = shown(name)
+                self._report("models", Mismatch(key, f"cannot have a model named {quote_value(name)}", expected, tidy))
+                name = quote_value(name)
                 self._positions[f"models.{name}"] = self._position(key)
             models[name] = self._section(f"models.{name}", Model, value)
         return models
@@ -82,7 +82,7 @@ class _Reader:
             else:
                 try:
                     values[row.name] = row.kind.read(value)
-                except Flawed as error:
+                except MismatchError as error:
                     self._broken.add(inner)
                     for flaw in error.flaws:
                         self._report(inner, flaw, row.kind)
@@ -92,11 +92,11 @@ class _Reader:
 
     def _entries(self, path: str, node: Node, names: Collection[str] | None) -> Iterator[tuple[Scalar, Node]]:
         """The keys of a section with their values; of any name if `names` is None. A section with nothing in it has no keys."""
-        if is_nothing(node):
+        if is_null(node):
             return
         if not isinstance(node, Mapping):
             self._broken.add(path)
-            for flaw in misfit(node, expected="" if path else "sections such as `models`").flaws:
+            for flaw in mismatch(node, expected="" if path else "sections such as `models`").flaws:
                 self._report(path or "the file", flaw, value_types.SECTION)
             return
         for key, value in node.items:
@@ -104,16 +104,16 @@ class _Reader:
                 self._unknown(path, key, names)
                 continue
             own = f"{path}.{key.text}" if path else key.text
-            self._positions[own] = self._position(value if isinstance(value, Scalar) and not is_nothing(value) else key)
+            self._positions[own] = self._position(value if isinstance(value, Scalar) and not is_null(value) else key)
             yield key, value
 
     def _unknown(self, path: str, key: Scalar, names: Collection[str]) -> None:
-        from vllm_safe.config.spelling import meant  # noqa: PLC0415 - only who made a mistake waits for difflib
+        from vllm_safe.config.spelling import intended_setting  # noqa: PLC0415 - only who made a mistake waits for difflib
 
-        what = f"unknown setting {shown(key.text)} in {path}" if path else f"unknown section {shown(key.text)}"
-        self._report("", Flaw(key, what, f"one of {', '.join(names)}", meant(key.text, names)))
+        what = f"unknown setting {quote_value(key.text)} in {path}" if path else f"unknown section {quote_value(key.text)}"
+        self._report("", Mismatch(key, what, f"one of {', '.join(names)}", intended_setting(key.text, names)))
 
-    def _report(self, path: str, flaw: Flaw, kind: value_types.Kind | None = None) -> None:
+    def _report(self, path: str, flaw: Mismatch, kind: value_types.ValueType | None = None) -> None:
         expected, suggestion = flaw.expected, flaw.suggestion
         if kind and not expected:
             expected = kind.expected

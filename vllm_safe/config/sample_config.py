@@ -40,7 +40,7 @@ _OTHER = "Any other server gets the same protection:"
 _OTHER_SERVER = {"command": "[/usr/local/bin/llama-server, --model, /srv/models/small.gguf, --port, 8001]", "port": "8001"}
 
 
-def sample() -> str:
+def sample_config() -> str:
     """The text of the file."""
     return "\n".join(line.rstrip() for line in _lines()) + "\n"
 
@@ -93,4 +93,4 @@ def _indented(lines: Iterable[str], by: int = 2) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(sample())
+    sys.stdout.write(sample_config())

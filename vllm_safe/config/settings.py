@@ -23,14 +23,14 @@ class Setting:
     """One row of the table: a key, how its value is read, and what it is for."""
 
     name: str
-    kind: value_types.Kind
+    kind: value_types.ValueType
     default: Any
     doc: str
     example: str  # as YAML, for what has no default to show
     moves: bool  # the default belongs to a version of this package: the shipped file shows it as a comment, so that it stays unset
 
 
-def _setting(kind: value_types.Kind, default: Any, doc: str, *, example: str = "", moves: bool = False) -> Any:
+def _setting(kind: value_types.ValueType, default: Any, doc: str, *, example: str = "", moves: bool = False) -> Any:
     """A dataclass field that is also a row of the table."""
     row = {"kind": kind, "default": default, "doc": doc, "example": example, "moves": moves}
     return field(default_factory=lambda: default, metadata=row)  # a factory, since dataclasses mistrust read-only mappings
@@ -120,19 +120,21 @@ class Limits:
     )
     swap_max: Amount = _setting(value_types.AMOUNT, Amount(90, is_percent=True), "Most swap; a percentage is of all swap that is on.")
     oom_score_adjust: int = _setting(
-        value_types.integer(-999, 1000),
+        value_types.whole_number(-999, 1000),
         1000,
         "Who dies first when the kernel itself runs out of memory: 1000 is the model, whatever its size.",
     )
-    cpu_weight: int = _setting(value_types.integer(1, 10000), 10, "Share of the CPUs when all are busy; logins and services have 100 each.")
-    io_weight: int = _setting(value_types.integer(1, 10000), 1, "Share of the disks, likewise; it needs the scheduler BFQ or io.cost.")
+    cpu_weight: int = _setting(
+        value_types.whole_number(1, 10000), 10, "Share of the CPUs when all are busy; logins and services have 100 each."
+    )
+    io_weight: int = _setting(value_types.whole_number(1, 10000), 1, "Share of the disks, likewise; it needs the scheduler BFQ or io.cost.")
     io_scheduling_class: str = _setting(
         value_types.IO_CLASS,
         "best-effort",
         "best-effort: it waits its turn at a disk like all others, unless the guard squeezes it; idle: it reads, writes and swaps only "
         "while nobody else wants the disk, which may be never beside a backup. Needs mq-deadline (Debian's for hard disks) or BFQ.",
     )
-    tasks_max: int = _setting(value_types.integer(64, 4194304), 4096, "Most processes and threads.")
+    tasks_max: int = _setting(value_types.whole_number(64, 4194304), 4096, "Most processes and threads.")
 
 
 @dataclass(frozen=True)
@@ -216,11 +218,11 @@ class ModelLimits:
 
     memory_max: Amount | None = _setting(value_types.AMOUNT, None, "")
     swap_max: Amount | None = _setting(value_types.AMOUNT, None, "")
-    oom_score_adjust: int | None = _setting(value_types.integer(-999, 1000), None, "")
-    cpu_weight: int | None = _setting(value_types.integer(1, 10000), None, "")
-    io_weight: int | None = _setting(value_types.integer(1, 10000), None, "")
+    oom_score_adjust: int | None = _setting(value_types.whole_number(-999, 1000), None, "")
+    cpu_weight: int | None = _setting(value_types.whole_number(1, 10000), None, "")
+    io_weight: int | None = _setting(value_types.whole_number(1, 10000), None, "")
     io_scheduling_class: str | None = _setting(value_types.IO_CLASS, None, "")
-    tasks_max: int | None = _setting(value_types.integer(64, 4194304), None, "")
+    tasks_max: int | None = _setting(value_types.whole_number(64, 4194304), None, "")
 
 
 @dataclass(frozen=True)

@@ -11,21 +11,21 @@ from vllm_safe.common.errors import ConfigError, Mistake
 MAX_BYTES = 1 << 20  # one model takes 1 KB
 
 
-def text_of(path: Path) -> str:
+def read_config_text(path: Path) -> str:
     """What is in the file. Raises ConfigError for what is no text, too long, no regular file, or writable by others than root."""
     content = _content(path)
     if (at := content.find(b"\0")) >= 0:
         before = content[:at].decode(errors="replace")
-        raise refusal(path, "a NUL byte: this is a binary file (or UTF-16); expected text in UTF-8", *place_after(before))
+        raise refuse_file(path, "a NUL byte: this is a binary file (or UTF-16); expected text in UTF-8", *place_after(before))
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         before = content[: error.start].decode(errors="replace")
         problem = f"the byte 0x{content[error.start]:02x} is not UTF-8; expected text in UTF-8"
-        raise refusal(path, problem, *place_after(before)) from None
+        raise refuse_file(path, problem, *place_after(before)) from None
 
 
-def refusal(path: Path, problem: str, line: int = 0, column: int = 0) -> ConfigError:
+def refuse_file(path: Path, problem: str, line: int = 0, column: int = 0) -> ConfigError:
     """The error of a file that is not read on."""
     return ConfigError([Mistake(str(path), line, column, problem)])
 
@@ -40,18 +40,18 @@ def _content(path: Path) -> bytes:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise refusal(path, _why_not_opened(error)) from None
+        raise refuse_file(path, _why_not_opened(error)) from None
     try:
         if problem := _unacceptable(path, os.fstat(descriptor)):
-            raise refusal(path, problem)
+            raise refuse_file(path, problem)
         with os.fdopen(descriptor, "rb", closefd=False) as stream:
             content = stream.read(MAX_BYTES + 1)
     except OSError as error:
-        raise refusal(path, _why_not_opened(error)) from None
+        raise refuse_file(path, _why_not_opened(error)) from None
     finally:
         os.close(descriptor)
     if len(content) > MAX_BYTES:  # it grew, or says nothing of its size, as files in /proc do
-        raise refusal(path, _too_long(len(content)))
+        raise refuse_file(path, _too_long(len(content)))
     return content
 
 

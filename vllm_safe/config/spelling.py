@@ -66,7 +66,7 @@ def closest(word: str, choices: Collection[str]) -> str:
     return next(iter(difflib.get_close_matches(word[:80], choices, 1)), "")
 
 
-def meant(key: str, names: Collection[str]) -> str:
+def intended_setting(key: str, names: Collection[str]) -> str:
     """The setting that somebody meant by `key` where `names` can stand: one of them, or "SECTION.NAME" for one elsewhere, or ""."""
     words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", key[:80].strip())
     tidy = re.sub(r"[-\s]+", "_", words).lower().strip("_")

@@ -13,7 +13,7 @@ from typing import Any
 from vllm_safe.common.sizes import MIB, TIB, Amount, format_exact, format_exact_span, parse_amount, parse_size, parse_span
 from vllm_safe.config import arguments, string_types
 from vllm_safe.config.document import Node, Scalar, Sequence
-from vllm_safe.config.mismatch import Flaw, Flawed, is_nothing, misfit, text_of
+from vllm_safe.config.mismatch import Mismatch, MismatchError, is_null, mismatch, node_text
 from vllm_safe.config.profiles import PROFILES
 from vllm_safe.contract.guard_file import MOST_FREEZE
 
@@ -22,7 +22,7 @@ _DAY = 86400
 
 
 @dataclass(frozen=True)
-class Kind:
+class ValueType:
     """How values of a setting are read and written.
 
     expected: in words, after "expected "; read: the value of a node, or Flawed; write: a value as YAML;
@@ -35,48 +35,48 @@ class Kind:
     choices: tuple[str, ...] = ()
 
 
-def _or(word: str, kind: Kind) -> Kind:
+def _or(word: str, kind: ValueType) -> ValueType:
     """The same kind, which also takes `word` for None."""
 
     def read(node: Node) -> object:
-        if is_nothing(node) or (isinstance(node, Scalar) and node.text.strip().lower() == word):
+        if is_null(node) or (isinstance(node, Scalar) and node.text.strip().lower() == word):
             return None
         return kind.read(node)
 
-    return Kind(f"{kind.expected}, or {word}", read, lambda value: word if value is None else kind.write(value))
+    return ValueType(f"{kind.expected}, or {word}", read, lambda value: word if value is None else kind.write(value))
 
 
 # --- numbers
 
 
-def integer(low: int, high: int, what: str = "a whole number") -> Kind:
+def whole_number(low: int, high: int, what: str = "a whole number") -> ValueType:
     """Whole numbers from `low` to `high`."""
 
     def read(node: Node) -> int:
-        text = text_of(node)
+        text = node_text(node)
         plain = re.fullmatch(r"[+-]?[0-9]{1,18}", text)
         if plain and not re.match(r"[+-]?0[0-9]", text) and low <= int(text) <= high:
             return int(text)
         digits = re.sub(r"[ ,_']|\.0*$", "", text)
         tidy = str(int(digits)) if re.fullmatch(r"[+-]?[0-9]{1,18}", digits) and low <= int(digits) <= high else ""
-        raise misfit(node, tidy)
+        raise mismatch(node, tidy)
 
-    return Kind(f"{what} from {low} to {high}", read)
+    return ValueType(f"{what} from {low} to {high}", read)
 
 
 def _boolean(node: Node) -> bool:
-    word = text_of(node).lower()
+    word = node_text(node).lower()
     if word in {"true", "yes", "on"}:
         return True
     if word in {"false", "no", "off"}:
         return False
-    raise misfit(node, {"1": "true", "enabled": "true", "0": "false", "disabled": "false", "none": "false"}.get(word, ""))
+    raise mismatch(node, {"1": "true", "enabled": "true", "0": "false", "disabled": "false", "none": "false"}.get(word, ""))
 
 
 def _percent(node: Node) -> float:
     """Of earlyoom: it takes no 0, and `enabled: false` is the way to switch it off."""
-    if not (match := re.fullmatch(r"\s*([0-9]{1,3}(?:\.[0-9]{1,6})?)\s*%?\s*", text_of(node))) or not 0 < float(match[1]) <= 100:
-        raise misfit(node)
+    if not (match := re.fullmatch(r"\s*([0-9]{1,3}(?:\.[0-9]{1,6})?)\s*%?\s*", node_text(node))) or not 0 < float(match[1]) <= 100:
+        raise mismatch(node)
     return float(match[1])
 
 
@@ -88,7 +88,7 @@ def _suspect(node: Node, text: str, *, percent: bool) -> None:
     if re.fullmatch(r"\s*[0-9.]+\s*", text) and 0 < (number := float(text)) < MIB:
         guesses = [f"{number * 100:g}%"] if percent and number < 1 else [f"{number:g}%"] * (percent and number <= 100)
         guesses += [f"{number:g}G"] * (number >= 1)
-        raise Flawed(Flaw(node, f"cannot be {number:g} bytes", "", " or ".join(guesses)))
+        raise MismatchError(Mismatch(node, f"cannot be {number:g} bytes", "", " or ".join(guesses)))
 
 
 def _retyped(text: str) -> str:
@@ -98,42 +98,42 @@ def _retyped(text: str) -> str:
 
 
 def _size(node: Node) -> int:
-    text = text_of(node)
+    text = node_text(node)
     try:
         size = parse_size(text)
     except (ValueError, OverflowError):
-        raise misfit(node, _retyped(text) or ("none" if text.lower() in {"no", "off", "false"} else "")) from None
+        raise mismatch(node, _retyped(text) or ("none" if text.lower() in {"no", "off", "false"} else "")) from None
     _suspect(node, text, percent=False)
     if not MIB <= size <= MOST_BYTES:
-        raise misfit(node, "" if size else "none")
+        raise mismatch(node, "" if size else "none")
     return size
 
 
 def _amount(node: Node) -> Amount:
-    text = text_of(node)
+    text = node_text(node)
     try:
         amount = parse_amount(text)
     except (ValueError, OverflowError):
-        raise misfit(node, _retyped(text)) from None
+        raise mismatch(node, _retyped(text)) from None
     _suspect(node, text, percent=True)
     if amount.is_percent and amount.value > 100:
-        raise Flawed(Flaw(node, f"cannot be {amount}, more than all there is", "at most 100%, or a size such as 12G"))
+        raise MismatchError(Mismatch(node, f"cannot be {amount}, more than all there is", "at most 100%, or a size such as 12G"))
     if amount.value > MOST_BYTES:
-        raise misfit(node)
+        raise mismatch(node)
     return amount
 
 
 def _span(low: float, high: float = 30 * _DAY) -> Callable[[Node], float]:
     def read(node: Node) -> float:
-        text = text_of(node)
+        text = node_text(node)
         try:
             seconds = parse_span(text)
         except (ValueError, OverflowError):
             clock = re.fullmatch(r"([0-9]{1,4}):([0-5][0-9])", text)
             parts = int(clock[1]) * 60 + int(clock[2]) if clock else 0
-            raise misfit(node, f"{parts}s or {parts}min" if parts else "") from None
+            raise mismatch(node, f"{parts}s or {parts}min" if parts else "") from None
         if not low <= seconds <= high:
-            raise misfit(node)
+            raise mismatch(node)
         return seconds
 
     return read
@@ -147,40 +147,40 @@ _MOST_CARDS = 64  # of one machine
 def _cards(node: Node) -> tuple[int, ...]:
     """Numbers of cards, in the order in which the server is to see them."""
     if isinstance(node, Scalar):
-        raise misfit(node, f"[{', '.join(re.findall(r'[0-9]+', node.text))}]" if re.fullmatch(r"[0-9][0-9, ]*", node.text) else "")
+        raise mismatch(node, f"[{', '.join(re.findall(r'[0-9]+', node.text))}]" if re.fullmatch(r"[0-9][0-9, ]*", node.text) else "")
     if not isinstance(node, Sequence):
-        raise misfit(node)
+        raise mismatch(node)
     if not node.items:
-        raise Flawed(Flaw(node, "is empty", "at least one card, or `all`"))
-    card = integer(0, _MOST_CARDS - 1, "the number of a card")
+        raise MismatchError(Mismatch(node, "is empty", "at least one card, or `all`"))
+    card = whole_number(0, _MOST_CARDS - 1, "the number of a card")
     found: dict[int, Node] = {}
-    flaws: list[Flaw] = []
+    flaws: list[Mismatch] = []
     for item in node.items:
         try:
             number = card.read(item)
-        except Flawed as error:
+        except MismatchError as error:
             flaws += (replace(flaw, expected=flaw.expected or card.expected) for flaw in error.flaws)
             continue
         if number in found:
-            flaws.append(Flaw(item, f"has card {number} twice", "each card once"))
+            flaws.append(Mismatch(item, f"has card {number} twice", "each card once"))
         found[number] = item
     if flaws:
-        raise Flawed(*flaws)
+        raise MismatchError(*flaws)
     return tuple(found)
 
 
 # --- words, and the kinds by name
 
 
-def one_of(*words: str) -> Kind:
+def one_of(*words: str) -> ValueType:
     """One of a few words. What was meant instead is found by the reader."""
 
     def read(node: Node) -> str:
-        if text_of(node) not in words:
-            raise misfit(node)
-        return text_of(node)
+        if node_text(node) not in words:
+            raise mismatch(node)
+        return node_text(node)
 
-    return Kind(" or ".join(words), read, choices=words)
+    return ValueType(" or ".join(words), read, choices=words)
 
 
 def _in_quotes(text: str) -> str:
@@ -188,32 +188,32 @@ def _in_quotes(text: str) -> str:
 
 
 def _section(node: Node) -> object:
-    raise misfit(node)  # the reader walks sections itself, and comes here with what is none
+    raise mismatch(node)  # the reader walks sections itself, and comes here with what is none
 
 
-BOOLEAN = Kind("true or false", _boolean, lambda value: str(value).lower())
-PERCENT = Kind("a percentage above 0%, to 100%", _percent, lambda value: f"{value:g}%")
-SIZE_OR_NONE = _or("none", Kind("a size from 1M to 1024T, such as 128G", _size, format_exact))
-AMOUNT = Kind("a size such as 12G, or a percentage such as 90%", _amount)
+BOOLEAN = ValueType("true or false", _boolean, lambda value: str(value).lower())
+PERCENT = ValueType("a percentage above 0%, to 100%", _percent, lambda value: f"{value:g}%")
+SIZE_OR_NONE = _or("none", ValueType("a size from 1M to 1024T, such as 128G", _size, format_exact))
+AMOUNT = ValueType("a size such as 12G, or a percentage such as 90%", _amount)
 AMOUNT_OR_AUTO = _or("auto", AMOUNT)
-SPAN = Kind("a time from 1s to 30d, such as 90s, 15min or 2h", _span(1), format_exact_span)
-GRACE = Kind("a time from 0s to 30d, such as 90s, 15min or 2h", _span(0), format_exact_span)
-WINDOW = Kind("a time from 1s to 10min", _span(1, 600), format_exact_span)
-FREEZE = Kind(f"a time from 1s to {MOST_FREEZE:g}s", _span(1, MOST_FREEZE), format_exact_span)
-PORT = integer(1024, 65535, "a port")  # those below need root, and a model has none
-HOST = Kind("an address such as 127.0.0.1, or the name of this machine", string_types.read_host)
-ABSOLUTE_PATH = Kind("a path that begins with / and has no .. in it", string_types.read_path)
+SPAN = ValueType("a time from 1s to 30d, such as 90s, 15min or 2h", _span(1), format_exact_span)
+GRACE = ValueType("a time from 0s to 30d, such as 90s, 15min or 2h", _span(0), format_exact_span)
+WINDOW = ValueType("a time from 1s to 10min", _span(1, 600), format_exact_span)
+FREEZE = ValueType(f"a time from 1s to {MOST_FREEZE:g}s", _span(1, MOST_FREEZE), format_exact_span)
+PORT = whole_number(1024, 65535, "a port")  # those below need root, and a model has none
+HOST = ValueType("an address such as 127.0.0.1, or the name of this machine", string_types.read_host_name)
+ABSOLUTE_PATH = ValueType("a path that begins with / and has no .. in it", string_types.read_path)
 PATH_OR_NONE = _or("none", ABSOLUTE_PATH)
-PATTERN = Kind("an extended regular expression such as ^(vllm|python3)$", string_types.read_pattern, _in_quotes)
-VERSION = Kind("a version such as 0.32.0", string_types.read_version)
-URL_OR_NONE = _or("none", Kind("a URL such as https://mirror.example/simple", string_types.read_url))
-HTTP_URL_OR_NONE = _or("none", Kind("a URL such as http://127.0.0.1:8000/health", string_types.read_http_url))
-LINKS_OR_NONE = _or("none", Kind("a URL, or a path that begins with /", string_types.read_links))
-MODEL = Kind("a hub id such as Qwen/Qwen2.5-72B-Instruct-GPTQ-Int8, or a path that begins with /", string_types.read_model)
+PATTERN = ValueType("an extended regular expression such as ^(vllm|python3)$", string_types.read_pattern, _in_quotes)
+VERSION = ValueType("a version such as 0.32.0", string_types.read_version)
+URL_OR_NONE = _or("none", ValueType("a URL such as https://mirror.example/simple", string_types.read_url))
+HTTP_URL_OR_NONE = _or("none", ValueType("a URL such as http://127.0.0.1:8000/health", string_types.read_http_url))
+LINKS_OR_NONE = _or("none", ValueType("a URL, or a path that begins with /", string_types.read_links))
+MODEL = ValueType("a hub id such as Qwen/Qwen2.5-72B-Instruct-GPTQ-Int8, or a path that begins with /", string_types.read_model_id)
 IO_CLASS = one_of("idle", "best-effort")  # not realtime: it would go before logins
 PROFILE = one_of(*PROFILES)
-ARGV = Kind("a list such as [/usr/bin/llama-server, --port, '8001']", arguments.read_command)
-ARGS = Kind("options of `vllm serve` such as max-model-len: 8192", arguments.read_args)
-ENV = Kind("variables such as NCCL_DEBUG: INFO", arguments.read_env)
-GPUS_OR_ALL = _or("all", Kind("a list of cards such as [0, 1]", _cards, lambda value: f"[{', '.join(map(str, value))}]"))
-SECTION = Kind("a section: its settings in the lines below, indented", _section)
+ARGV = ValueType("a list such as [/usr/bin/llama-server, --port, '8001']", arguments.read_command)
+ARGS = ValueType("options of `vllm serve` such as max-model-len: 8192", arguments.read_args)
+ENV = ValueType("variables such as NCCL_DEBUG: INFO", arguments.read_env)
+GPUS_OR_ALL = _or("all", ValueType("a list of cards such as [0, 1]", _cards, lambda value: f"[{', '.join(map(str, value))}]"))
+SECTION = ValueType("a section: its settings in the lines below, indented", _section)

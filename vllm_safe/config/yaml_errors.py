@@ -43,7 +43,7 @@ _WORDS = (
 Place = tuple[int, int, str]
 
 
-def explain(error: yaml.MarkedYAMLError, text: str) -> list[Place]:
+def explain_yaml_error(error: yaml.MarkedYAMLError, text: str) -> list[Place]:
     """(line, column, text) of the mistake, from 1; of each, where more of the same kind can be seen."""
     problem = str(error.problem)
     mark = error.problem_mark or error.context_mark

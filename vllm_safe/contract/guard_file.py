@@ -17,22 +17,22 @@ MOST_BYTES = 65536  # of the plan file
 MOST_FREEZE = 5.0
 
 
-class Step(NamedTuple):
+class Threshold(NamedTuple):
     """When to act: the OS was stalled for the share `pressure` (0..1) of the last `after` seconds."""
 
     pressure: float
     after: float
 
 
-class Plan(NamedTuple):
+class GuardPlan(NamedTuple):
     """The section `guard` of config.yaml."""
 
     enabled: bool = True
     # Logins beside a hog that swaps to a hard disk wait for it now and then, up to two seconds of ten: they are as quick as when idle.
-    squeeze: Step = Step(0.2, 2.0)
-    freeze: Step = Step(0.5, 10.0)
+    squeeze: Threshold = Threshold(0.2, 2.0)
+    freeze: Threshold = Threshold(0.5, 10.0)
     freeze_time: float = 3.0  # seconds, at most MOST_FREEZE
-    kill: Step = Step(0.8, 60.0)
+    kill: Threshold = Threshold(0.8, 60.0)
     note: str = ""  # why these are not the settings of config.yaml, or ""
 
     @property
@@ -47,11 +47,11 @@ class Plan(NamedTuple):
         return "\n".join([*lines, *(f"{key} {step.pressure} {step.after}" for key, step in steps.items()), ""])
 
     @classmethod
-    def from_text(cls, text: str) -> Plan:
+    def from_text(cls, text: str) -> GuardPlan:
         """The plan that `to_text` wrote. ValueError if the text is anything else."""
         values = {key: value for key, _, value in (line.partition(" ") for line in text.splitlines())}
         try:
-            squeeze, freeze, kill = (Step(*map(float, values.pop(key).split())) for key in ("squeeze", "freeze", "kill"))
+            squeeze, freeze, kill = (Threshold(*map(float, values.pop(key).split())) for key in ("squeeze", "freeze", "kill"))
             enabled, freeze_time, note = bool(int(values.pop("enabled"))), float(values.pop("freeze_time")), values.pop("note")
         except (TypeError, KeyError) as error:
             raise ValueError(f"it is not whole: {error}") from error
@@ -61,7 +61,7 @@ class Plan(NamedTuple):
         return cls(enabled, squeeze, freeze, freeze_time, kill, note)
 
 
-def read_plan(path: str = PLAN_FILE) -> Plan:
+def read_plan(path: str = PLAN_FILE) -> GuardPlan:
     """The plan in the file. OSError or ValueError if there is none."""
     with open(path, encoding="utf-8") as file:
-        return Plan.from_text(file.read(MOST_BYTES))
+        return GuardPlan.from_text(file.read(MOST_BYTES))

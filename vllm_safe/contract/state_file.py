@@ -46,7 +46,7 @@ CAUSES = (
 )
 
 
-class Progress(NamedTuple):
+class LoadProgress(NamedTuple):
     """How far a phase is. Bytes; rate in bytes per second; left in seconds."""
 
     read: int
@@ -55,14 +55,14 @@ class Progress(NamedTuple):
     left: float | None = None
 
 
-class Cards(NamedTuple):
+class CardUsage(NamedTuple):
     """What the recorder says of the cards."""
 
     used: int = 0  # bytes of all of them, by whomever
     busy: float | None = None  # of those that the model uses, the share of the last second in which the least busy one was; None: unknown
 
 
-NO_CARDS = Cards()
+NO_CARDS = CardUsage()
 
 
 class State(NamedTuple):
@@ -76,7 +76,7 @@ class State(NamedTuple):
     phase: str  # one of PHASES
     since: float  # when the phase began
     text: str = ""  # what STATUS= says
-    progress: Progress | None = None
+    progress: LoadProgress | None = None
     running: int | None = None  # requests
     waiting: int | None = None
     tokens: int | None = None  # generated since the start
@@ -105,18 +105,18 @@ def gpu_file(name: str) -> Path:
     return GPU_FOLDER / name
 
 
-def cards_to_line(cards: Cards) -> str:
+def cards_to_line(cards: CardUsage) -> str:
     """The file's text."""
     return f"{cards.used}\n" if cards.busy is None else f"{cards.used} {cards.busy:.2f}\n"
 
 
-def cards_from_line(line: str) -> Cards:
+def cards_from_line(line: str) -> CardUsage:
     """What `cards_to_line` wrote. ValueError if the text is anything else."""
     used, *rest = line.split() or [""]
-    return Cards(int(used), float(rest[0]) if rest else None)
+    return CardUsage(int(used), float(rest[0]) if rest else None)
 
 
-def read_cards(name: str, last: Cards) -> Cards:
+def read_card_usage(name: str, last: CardUsage) -> CardUsage:
     """What the recorder says now, since NVML would cost us 10 MB: of memory what it `last` said, where it says nothing."""
     with suppress(OSError, ValueError):
         file = gpu_file(name)

@@ -8,7 +8,7 @@ from typing import Any
 from vllm_safe.contract.recorded_run import End
 from vllm_safe.contract.run_encoding import from_line, integer, mapping, number, text, texts, unpack_end
 from vllm_safe.contract.small_files import read_regular
-from vllm_safe.contract.state_file import KEPT_LINES, PHASES, Progress, State
+from vllm_safe.contract.state_file import KEPT_LINES, PHASES, LoadProgress, State
 
 _STATE_MOST = 1 << 21  # bytes: 200 long lines
 _END_MOST = 1 << 16
@@ -62,8 +62,8 @@ def _moment(value: object) -> float | None:
     return found if found is not None and 0 <= found < _BEYOND_TIME else None
 
 
-def _progress(value: object) -> Progress | None:
+def _progress(value: object) -> LoadProgress | None:
     """It may be an object, or an array: how json writes a named tuple."""
-    given = dict(zip(Progress._fields, value, strict=False)) if isinstance(value, list) else mapping(value)
+    given = dict(zip(LoadProgress._fields, value, strict=False)) if isinstance(value, list) else mapping(value)
     read = integer(given.get("read"))
-    return None if read is None else Progress(read, integer(given.get("total")), number(given.get("rate")), number(given.get("left")))
+    return None if read is None else LoadProgress(read, integer(given.get("total")), number(given.get("rate")), number(given.get("left")))

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 from vllm_safe.common.findings import Finding, failed, passed, warned
 from vllm_safe.common.sizes import format_size
-from vllm_safe.decide.limits import EACH_UNIT, SLICE, decide_units, in_force, unit_of
+from vllm_safe.decide.limits import EACH_UNIT, SLICE, are_in_force, decide_units, unit_of
 from vllm_safe.decide.start_checks import CHECKS, Situation, check_admin_earlyoom, check_cgroups, check_key, check_port, check_swap
 from vllm_safe.driver.driver_findings import check_driver
-from vllm_safe.earlyoom.earlyoom_arguments import decide_arguments as earlyoom_arguments
-from vllm_safe.host.check_facts import active
+from vllm_safe.earlyoom.earlyoom_arguments import decide_earlyoom_arguments as earlyoom_arguments
+from vllm_safe.host.check_facts import active_units
 from vllm_safe.tunables.tunable_decision import decide_tunables
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ _KNOWS_CLASSES = frozenset({"mq-deadline", "bfq"})
 
 
 @dataclass(frozen=True)
-class Machine:
+class MachineFacts:
     """All that the checks of the machine look at."""
 
     config: Config
@@ -38,7 +38,7 @@ class Machine:
     swap_refused: Failure | None = None  # why the swapfile cannot be made or changed
 
 
-def check_total(at: Machine) -> Finding:
+def check_total(at: MachineFacts) -> Finding:
     """The plan's first check: RAM and swap together."""
     ram, swap = at.host.memory, at.host.swap
     total = f"{format_size(ram)} RAM + {format_size(swap)} swap = {format_size(ram + swap)}"
@@ -50,14 +50,14 @@ def check_total(at: Machine) -> Finding:
     return passed(total)
 
 
-def check_pressure(at: Machine) -> Finding:
+def check_pressure(at: MachineFacts) -> Finding:
     """Whether the kernel tells how much is stalled."""
     if at.host.pressure:
         return passed("the kernel tells memory pressure (PSI)")
     return warned("the kernel does not tell memory pressure (PSI)", "Boot with psi=1 on the kernel's command line.")
 
 
-def check_guard(at: Machine) -> Finding:
+def check_guard(at: MachineFacts) -> Finding:
     """Whether a model that keeps logins waiting is held back."""
     if not at.config.guard.enabled:
         return warned("the guard is switched off: nothing holds back a model that keeps logins waiting", "guard.enabled in config.yaml")
@@ -66,16 +66,16 @@ def check_guard(at: Machine) -> Finding:
     )
 
 
-def check_tunables(at: Machine) -> Finding | None:
+def check_tunables(at: MachineFacts) -> Finding | None:
     """Whether the kernel is as it should be beside a model that runs."""
     there = at.host.tunables
     other = [path for path, value in decide_tunables(at.config, there).items() if value != there[path]]
-    if other and active(at.seen.units, map(unit_of, at.config.models)):
+    if other and active_units(at.seen.units, map(unit_of, at.config.models)):
         return warned(f"a model runs, and config.yaml has other values for {', '.join(other)}", "systemctl restart vllm-safe-tunables")
     return passed(f"kernel tunables while a model runs: {', '.join(there)}") if there else None
 
 
-def check_recursive(at: Machine) -> Finding | None:
+def check_recursive(at: MachineFacts) -> Finding | None:
     """Whether what is kept for a slice reaches the services in it."""
     mount = at.host.mount_of(CGROUPS)
     if "memory" not in at.host.controllers or mount is None or mount.fstype != "cgroup2" or "memory_recursiveprot" in mount.options:
@@ -84,10 +84,10 @@ def check_recursive(at: Machine) -> Finding | None:
     return warned(what, "systemd mounts it so by itself since 246: see what remounted /sys/fs/cgroup.")
 
 
-def check_protection(at: Machine) -> Finding:
+def check_protection(at: MachineFacts) -> Finding:
     """Whether RAM is kept for the operating system now."""
     wanted = {unit: properties for unit, properties in decide_units(at.config, at.host).items() if unit != SLICE}
-    missing = [unit for unit, properties in wanted.items() if not in_force(properties, at.seen.units.get(unit, {}))]
+    missing = [unit for unit, properties in wanted.items() if not are_in_force(properties, at.seen.units.get(unit, {}))]
     if missing:
         return warned(f"no RAM, or another amount, is kept for {', '.join(missing)}", "The next start sets it, or: vllm-safe apply")
     total = sum(properties["MemoryMin"] for properties in wanted.values())
@@ -95,7 +95,7 @@ def check_protection(at: Machine) -> Finding:
     return passed(f"{format_size(total)} of RAM are kept for logins, services and systemd{alike}")
 
 
-def check_earlyoom(at: Machine) -> Finding:
+def check_earlyoom(at: MachineFacts) -> Finding:
     """The plan's second check: earlyoom runs, with our arguments."""
     unit = at.seen.units.get(EARLYOOM, {})
     if unit.get("LoadState") != "loaded":
@@ -110,12 +110,12 @@ def check_earlyoom(at: Machine) -> Finding:
     return passed(f"earlyoom runs, and acts below {section.memory:g} % of RAM and {section.swap:g} % of swap")
 
 
-def check_earlyoom_override(at: Machine) -> Finding | None:
+def check_earlyoom_override(at: MachineFacts) -> Finding | None:
     """Whether our arguments hide the admin's."""
     return check_admin_earlyoom(at.config, at.seen.admin_earlyoom)
 
 
-def check_hard_disks(at: Machine) -> Finding | None:
+def check_hard_disks(at: MachineFacts) -> Finding | None:
     """Whether the class that the guard gives a model at the disks means anything there."""
     if not at.seen.hard_disks:
         return None
@@ -127,14 +127,14 @@ def check_hard_disks(at: Machine) -> Finding | None:
     return passed(f"logins can go before a model at the hard disk: {known}")
 
 
-def check_overcommit(at: Machine) -> Finding | None:
+def check_overcommit(at: MachineFacts) -> Finding | None:
     """CUDA maps 17-20 GB a process without using them, safetensors whole shards."""
     if at.seen.overcommit != _NEVER_OVERCOMMIT:
         return None
     return failed("vm.overcommit_memory is 2: CUDA and safetensors cannot map what they need", "sysctl vm.overcommit_memory=0")
 
 
-def check_compiler(at: Machine) -> Finding | None:
+def check_compiler(at: MachineFacts) -> Finding | None:
     """Triton compiles C, and torch C++, when a model first starts."""
     if all(model.command for model in at.config.models.values()):
         return None
@@ -144,12 +144,12 @@ def check_compiler(at: Machine) -> Finding | None:
     return passed("a C++ compiler and Python's headers are there, for Triton and torch")
 
 
-def check_cards_of_machine(at: Machine) -> Finding | None:
+def check_cards_of_machine(at: MachineFacts) -> Finding | None:
     """Whether NVIDIA's driver and the cards are what the engine is made for."""
     return check_driver(at.seen.driver, at.seen.cuda) if at.seen.driver else None
 
 
-MACHINE: tuple[Callable[[Machine], Finding | None], ...] = (
+MACHINE: tuple[Callable[[MachineFacts], Finding | None], ...] = (
     check_cgroups,
     check_total,
     check_protection,
@@ -166,7 +166,7 @@ MACHINE: tuple[Callable[[Machine], Finding | None], ...] = (
 )
 
 
-def check_machine(at: Machine) -> tuple[Finding, ...]:
+def check_machine(at: MachineFacts) -> tuple[Finding, ...]:
     """What holds for every model."""
     return tuple(finding for check in MACHINE if (finding := check(at)))
 
@@ -189,7 +189,7 @@ def check_answer(at: Situation, seen: Inspection) -> Finding:
     return passed(f"{unit} serves {', '.join(served.models) or at.name}")
 
 
-def check_model(at: Situation, seen: Inspection) -> tuple[Finding, ...]:
+def check_running_model(at: Situation, seen: Inspection) -> tuple[Finding, ...]:
     """What holds for one model, beside what check_machine says. Of a model that runs, the port is its own."""
     stopped = seen.units.get(unit_of(at.name), {}).get("ActiveState", "inactive") in {"inactive", "failed"}
     hidden = at.ground.key is not None and at.ground.key.hidden

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vllm_safe.contract.guard_file import Plan, Step
+from vllm_safe.contract.guard_file import GuardPlan, Threshold
 
 if TYPE_CHECKING:
     from vllm_safe.config.settings import Config
 
 
-def decide_guard(config: Config) -> Plan:
+def decide_guard(config: Config) -> GuardPlan:
     """What the section `guard` says."""
     section = config.guard
-    return Plan(
+    return GuardPlan(
         enabled=section.enabled,
-        squeeze=Step(section.squeeze_pressure / 100, section.squeeze_after),
-        freeze=Step(section.freeze_pressure / 100, section.freeze_after),
+        squeeze=Threshold(section.squeeze_pressure / 100, section.squeeze_after),
+        freeze=Threshold(section.freeze_pressure / 100, section.freeze_after),
         freeze_time=section.freeze_time,
-        kill=Step(section.kill_pressure / 100, section.kill_after),
+        kill=Threshold(section.kill_pressure / 100, section.kill_after),
     )

@@ -28,7 +28,7 @@ def unit_of(name: str) -> str:
 
 
 @dataclass(frozen=True)
-class ModelLimits:
+class DecidedLimits:
     """Field names are the settings', values the kernel's: bytes, weights, a count, an oom_score_adj; and systemd's word for a class."""
 
     memory_max: Decided
@@ -59,14 +59,14 @@ EACH_UNIT = "DefaultMemoryMin"
 SHARED = ("MemoryMax", "MemorySwapMax", "CPUWeight", "IOWeight")
 
 
-def decide_limits(config: Config, host: Host, name: str) -> ModelLimits:
+def decide_limits(config: Config, host: Host, name: str) -> DecidedLimits:
     """The limits of the model `name`, or those of the section `limits` where the file has no such model."""
 
     def plain(key: str) -> Decided:
         value, origin = _asked(config, name, key)
         return Decided(value, origin)
 
-    return ModelLimits(
+    return DecidedLimits(
         memory_max=_memory_max(config, host, name),
         swap_max=_swap_max(config, host, name),
         cpu_weight=plain("cpu_weight"),
@@ -98,7 +98,7 @@ PROPERTIES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 )
 
 
-def in_force(properties: Mapping[str, int], shown: Mapping[str, str]) -> bool:
+def are_in_force(properties: Mapping[str, int], shown: Mapping[str, str]) -> bool:
     """Whether all of them are what `systemctl show` has, but for what this systemd does not know."""
     unknown = {EACH_UNIT} if shown and EACH_UNIT not in shown else set()
     return all(shown.get(name) == str(value) for name, value in properties.items() if name not in unknown)

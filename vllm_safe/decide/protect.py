@@ -25,7 +25,7 @@ class Decided:
 
 
 @dataclass(frozen=True)
-class Share:
+class AutoShare:
     """What `auto` means: a percentage of RAM, and an upper bound in bytes, past which a machine needs no more."""
 
     percent: int
@@ -39,11 +39,13 @@ class Share:
 # The shares are those that kept logins alive in our testbed (1 GiB of RAM: 150M, 60M and 20M); the bounds are what sshd, journald, a
 # login shell and systemd need in practice. For comparison, Meta's resctl-demo keeps 768M (which it calls generous) for its critical
 # services and 16M for init.scope, Fedora's uresourced 10 % of RAM for the user.
-AUTO: Mapping[str, Share] = MappingProxyType({"system": Share(15, 1536 * MIB), "user": Share(6, 768 * MIB), "init": Share(2, 64 * MIB)})
+AUTO: Mapping[str, AutoShare] = MappingProxyType(
+    {"system": AutoShare(15, 1536 * MIB), "user": AutoShare(6, 768 * MIB), "init": AutoShare(2, 64 * MIB)}
+)
 
 # Beside what it keeps free. On the testbed's 1 GiB it holds about 20M that no cgroup has; a large swap needs tables, which grow with it.
 # Without this share the slices and the model add up to all of RAM, and each login begins with swapping out: tests/bench/DISK.md.
-KERNEL = Share(3, 384 * MIB)
+KERNEL = AutoShare(3, 384 * MIB)
 
 # Of `system`. Without a share of its own a unit has what is kept for its slice in proportion to all that it has, page cache included: where
 # one service had just written a large file, sshd lost most of its pages when a model took its RAM: tests/bench/DISK.md.
@@ -81,7 +83,7 @@ def decide_protection(config: Config, host: Host) -> Protection:
     return Protection(units, _each_unit(config, host, units["system"].value), kernel, Decided(cards, origin))
 
 
-def _kept(config: Config, host: Host, key: str, share: Share, kept_free: int = 0) -> Decided:
+def _kept(config: Config, host: Host, key: str, share: AutoShare, kept_free: int = 0) -> Decided:
     amount: Amount | None = getattr(config.protect, key)
     source = origin_of(config, f"protect.{key}").source
     if amount is not None:

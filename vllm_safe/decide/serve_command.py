@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from vllm_safe.config.profiles import Profile
     from vllm_safe.config.settings import Config, Model
-    from vllm_safe.decide.limits import ModelLimits
+    from vllm_safe.decide.limits import DecidedLimits
     from vllm_safe.host.host_facts import Host
 
 # Seconds, where neither the model nor its profile says anything.
@@ -115,7 +115,7 @@ def decide_environment(config: Config, host: Host, name: str) -> dict[str, Sourc
     return environment
 
 
-def decide_arguments(config: Config, name: str) -> dict[str, Sourced]:
+def decide_server_arguments(config: Config, name: str) -> dict[str, Sourced]:
     """Options of `vllm serve` without their dashes, the later instead of the earlier. {} for a `command:` server."""
     model, profile = _model(config, name)
     if model.model is None:
@@ -140,7 +140,7 @@ def world_size(config: Config, name: str) -> int:
     model, _ = _model(config, name)
     if model.model is None or _spans_machines(model):
         return 0
-    arguments = decide_arguments(config, name)
+    arguments = decide_server_arguments(config, name)
     sizes = (arguments[option].value for option in _SPLITS if option in arguments)
     return prod(size for size in sizes if isinstance(size, int))
 
@@ -163,7 +163,7 @@ def decide_launch(config: Config, host: Host, name: str) -> Launch:
     """The whole start of the model `name`, which the file must have."""
     model = config.models[name]
     limits = decide_limits(config, host, name)
-    arguments = {key: sourced.value for key, sourced in decide_arguments(config, name).items()}
+    arguments = {key: sourced.value for key, sourced in decide_server_arguments(config, name).items()}
     own_engine = model.command is None
     serve_file = str(paths.SERVICE_RUN / name / "serve.yaml") if own_engine else ""
     return Launch(
@@ -218,7 +218,7 @@ def _from(profile: Profile) -> Origin:
     return Origin(f"profile {profile.name}")
 
 
-def _summary(limits: ModelLimits, model: Model) -> Iterable[str]:
+def _summary(limits: DecidedLimits, model: Model) -> Iterable[str]:
     for label, decided in (("RAM", limits.memory_max), ("swap", limits.swap_max)):
         yield f"at most {format_size(decided.value)} of {label}: {decided.origin}"
     if model.profile != "default":

@@ -16,7 +16,7 @@ from vllm_safe.decide.limits import LEAST_MEMORY, decide_limits, decide_units, u
 from vllm_safe.decide.protect import UNITS, decide_protection
 from vllm_safe.decide.serve_command import decide_launch, server_program, world_size
 from vllm_safe.earlyoom.earlyoom_arguments import decide_environment_file
-from vllm_safe.host.start_facts import Ground, Starts
+from vllm_safe.host.start_facts import StartFacts, Starts
 from vllm_safe.models.fetch_decision import find_model
 from vllm_safe.swap.swapfile_facts import second_name
 
@@ -38,7 +38,7 @@ class Situation:
     config: Config
     host: Host
     name: str
-    ground: Ground
+    ground: StartFacts
 
     @property
     def model(self) -> Model:
@@ -46,7 +46,7 @@ class Situation:
         return self.config.models[self.name]
 
 
-class OnHost(Protocol):
+class KnowsHost(Protocol):
     """Anything that knows the machine."""
 
     @property
@@ -55,7 +55,7 @@ class OnHost(Protocol):
         ...
 
 
-def check_cgroups(at: OnHost) -> Finding:
+def check_cgroups(at: KnowsHost) -> Finding:
     """Whether the kernel enforces limits at all."""
     if not at.host.cgroup2:
         hint = "Boot with systemd.unified_cgroup_hierarchy=1 on the kernel's command line, or use a newer system."
@@ -106,7 +106,7 @@ def check_server(at: Situation) -> Finding:
     return failed(f"there is no program {program}", f"See models.{at.name}.command.")
 
 
-def check_model(at: Situation) -> Finding | None:
+def check_model_files(at: Situation) -> Finding | None:
     """Whether the model's files are there: serving is offline."""
     return find_model(at.name, at.ground.model) if at.ground.model else None
 
@@ -156,10 +156,10 @@ def _overlap(meant: Collection[str], taken: str) -> bool:
 
 
 Check = Callable[[Situation], Finding | None]
-CHECKS: tuple[Check, ...] = (check_cgroups, check_memory, check_swap, check_server, check_model, check_cards, check_key, check_port)
+CHECKS: tuple[Check, ...] = (check_cgroups, check_memory, check_swap, check_server, check_model_files, check_cards, check_key, check_port)
 
 
-def findings(at: Situation) -> tuple[Finding, ...]:
+def find_start_problems(at: Situation) -> tuple[Finding, ...]:
     """What all checks have to say, in their order."""
     return tuple(finding for check in CHECKS if (finding := check(at)))
 
@@ -222,7 +222,7 @@ def decide_default_protection(host: Host, earlyoom: str | None) -> Preparation:
     return Preparation(units={unit: units[unit] for unit in UNITS.values()}, earlyoom=earlyoom)
 
 
-def known_model(config: Config, name: str) -> Model:
+def require_model(config: Config, name: str) -> Model:
     """The model `name`. Misuse, with the names that there are, if the file has none of that name."""
     if model := config.models.get(name):
         return model
@@ -237,7 +237,7 @@ def known_model(config: Config, name: str) -> Model:
 def decide_preparation(at: Situation) -> Preparation:
     """Everything before one start, which may be a refusal: then the limits are set all the same, and nothing is started."""
     common = decide_protection_of_all(at.config, at.host)
-    found = findings(at)
+    found = find_start_problems(at)
     starts, too_many = count_restart(at.ground.starts, at.ground.units, at.ground.now, at.ground.asleep, at.name)
     bad = [finding for finding in (*found, too_many) if finding and finding.level is Level.FAIL]
     refusal = Launch(at.name, bad[0].what, bad[0].do_next, gave_up=bad[0] is too_many) if bad else None

@@ -6,35 +6,35 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from vllm_safe.causes.messages import Message
-from vllm_safe.diagnose.verdict import Case, Change
+from vllm_safe.diagnose.verdict import Case, SettingChange
 
 
 class Advice(NamedTuple):
     """What to change, and what to do besides."""
 
-    changes: tuple[Change, ...] = ()
+    changes: tuple[SettingChange, ...] = ()
     hint: str = ""
 
 
 Adviser = Callable[[Case, Message], Advice]
 
 
-def do(hint: str) -> Adviser:
+def hint_of(hint: str) -> Adviser:
     """What to do, without a setting."""
     return lambda _case, _message: Advice(hint=hint)
 
 
-def arg(case: Case, name: str, new: str, reason: str) -> Change:
+def change_argument(case: Case, name: str, new: str, reason: str) -> SettingChange:
     """A change of an option of vLLM."""
-    return Change(case.path(f"args.{name}"), case.arg(name), new, reason)
+    return SettingChange(case.path(f"args.{name}"), case.arg(name), new, reason)
 
 
-def env(case: Case, name: str, new: str, reason: str) -> Change:
+def change_variable(case: Case, name: str, new: str, reason: str) -> SettingChange:
     """A change of a variable."""
-    return Change(case.path(f"env.{name}"), case.env(name), new, reason)
+    return SettingChange(case.path(f"env.{name}"), case.env(name), new, reason)
 
 
-def riser(case: Case) -> Change:
+def change_profile_to_riser(case: Case) -> SettingChange:
     """The profile for cards on risers."""
     reason = "cards on risers hang when they talk to each other directly: NCCL_P2P_DISABLE=1"
-    return Change(case.path("profile"), case.run.start.profile, "pcie-riser", reason)
+    return SettingChange(case.path("profile"), case.run.start.profile, "pcie-riser", reason)

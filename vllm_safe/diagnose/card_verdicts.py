@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 from vllm_safe.causes.messages import FOLLOWS
 from vllm_safe.common.sizes import MIB
 from vllm_safe.contract.recorded_run import Event
-from vllm_safe.diagnose.error_verdicts import error_of, last_lines, said_by_main
+from vllm_safe.diagnose.error_verdicts import error_evidence, last_lines, launcher_evidence
 from vllm_safe.diagnose.verdict import MOMENTS, SHORTLY, Case, Evidence, Verdict
-from vllm_safe.diagnose.xids import AFTER, CARD, LOST, PROGRAM, UNKNOWN, WEAR, WHERE, Xid, demand, explain
+from vllm_safe.diagnose.xids import AFTER, CARD, LOST, PROGRAM, UNKNOWN, WEAR, WHERE, Xid, demand, explain_xid
 from vllm_safe.record.card_usage import visible_cards
 
 _WAITED = {"stall", "hang", "start-timeout"}  # causes that come long after what they come of
@@ -55,7 +55,7 @@ class Fault(NamedTuple):
         return self.event.data
 
 
-def mismatched(case: Case) -> Verdict | None:
+def driver_mismatched(case: Case) -> Verdict | None:
     """The driver's libraries are not of the version of its module, or the module does not take the cards: CUDA cannot begin."""
     if case.was_ready or case.end.cause not in _ENDED or not _is_of_cards(case):
         return None
@@ -75,7 +75,7 @@ def mismatched(case: Case) -> Verdict | None:
     return Verdict("no-gpu", f"{case.name} could not use the cards: {what}.", case.end.time, evidence=_proof(case), hint=hint)
 
 
-def failed(case: Case) -> Verdict | None:
+def card_failed(case: Case) -> Verdict | None:
     """A card, its link or its firmware failed."""
     if case.end.cause not in _ENDED:
         return None
@@ -91,7 +91,7 @@ def failed(case: Case) -> Verdict | None:
     return Verdict("gpu-fault", sentence, case.end.time, evidence=_proof(case), hint=_todo(root, wanted))
 
 
-def misused(case: Case) -> Verdict | None:
+def card_misused(case: Case) -> Verdict | None:
     """What the program had a card do was wrong, by the driver's word; nothing else is known of its end, or only that CUDA failed."""
     if case.end.cause not in _ENDED or not _is_vague(case):
         return None
@@ -103,7 +103,7 @@ def misused(case: Case) -> Verdict | None:
     return Verdict("gpu-program-fault", sentence, case.end.time, evidence=_proof(case), hint=root.meaning.todo)
 
 
-def told(case: Case) -> list[Evidence]:
+def card_evidence(case: Case) -> list[Evidence]:
     """What the kernel said of the cards that this model uses, each with its meaning."""
     return [Evidence(fault.event.time, f"{fault.event.text}{_meaning(fault)}") for fault in _faults(case)]
 
@@ -113,7 +113,7 @@ def _faults(case: Case) -> list[Fault]:
     found = []
     for event in case.of("nvidia"):
         kind, number = str(event.data.get("kind")), event.data.get("xid")
-        meaning = explain(number) if isinstance(number, int) else _KINDS.get(kind)
+        meaning = explain_xid(number) if isinstance(number, int) else _KINDS.get(kind)
         fault = Fault(event, kind, meaning or Xid("", "", ""))
         others = event.data.get("own") is False and fault.meaning.of not in {CARD, WEAR}
         if not others and _uses(case, str(event.data.get("pci", ""))):
@@ -186,7 +186,7 @@ def _todo(root: Fault, wanted: str) -> str:
 
 def _proof(case: Case) -> tuple[Evidence, ...]:
     """The kernel's own lines are added to every verdict (decide.py); this is what the others said."""
-    return (*said_by_main(case), *(error_of(case) or last_lines(case)))
+    return (*launcher_evidence(case), *(error_evidence(case) or last_lines(case)))
 
 
 def _meaning(fault: Fault) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from vllm_safe.common.errors import printable
 from vllm_safe.contract.recorded_run import Run
 from vllm_safe.diagnose import card_verdicts, end_verdicts, error_verdicts, kill_verdicts
-from vllm_safe.diagnose.verdict import Case, Change, Evidence, Verdict
+from vllm_safe.diagnose.verdict import Case, Evidence, SettingChange, Verdict
 
 Rule = Callable[[Case], Verdict | None]
 
@@ -26,15 +26,15 @@ RULES: tuple[Rule, ...] = (
     kill_verdicts.at_memory_limit,
     kill_verdicts.by_earlyoom,
     kill_verdicts.by_kernel_outside,
-    card_verdicts.failed,
-    card_verdicts.mismatched,
-    card_verdicts.misused,
-    end_verdicts.stalled,
+    card_verdicts.card_failed,
+    card_verdicts.driver_mismatched,
+    card_verdicts.card_misused,
+    end_verdicts.load_stalled,
     end_verdicts.hung,
     end_verdicts.start_timeout,
     end_verdicts.watchdog,
     end_verdicts.systemd_timeout,
-    error_verdicts.by_its_words,
+    error_verdicts.known_error,
     error_verdicts.engine_died,
     end_verdicts.signalled,
     end_verdicts.ended_by_itself,
@@ -46,12 +46,12 @@ def decide_why(run: Run, boot: str, now: float) -> Verdict:
     case = Case(run, boot, now)
     verdict = next((found for rule in RULES if (found := rule(case))), None) or end_verdicts.unknown(case)
     others = [*case.late("guard")[-4:], *case.of("unread")] if verdict.code != "running" else []
-    told = [*(Evidence(event.time, event.text) for event in others), *card_verdicts.told(case)]
+    told = [*(Evidence(event.time, event.text) for event in others), *card_verdicts.card_evidence(case)]
     evidence = _in_order(dict.fromkeys((*verdict.evidence, *told)))
     return verdict._replace(
         sentence=_line(verdict.sentence),
         evidence=tuple(fact._replace(text=_line(fact.text)) for fact in evidence),
-        changes=tuple(Change(*map(_line, change)) for change in verdict.changes if _plain(change.old) != _plain(change.new)),
+        changes=tuple(SettingChange(*map(_line, change)) for change in verdict.changes if _plain(change.old) != _plain(change.new)),
         hint=_line(verdict.hint),
     )
 

@@ -7,10 +7,10 @@ import re
 
 from vllm_safe.causes.death_patterns import BY_ITSELF
 from vllm_safe.common.sizes import format_size, format_span
-from vllm_safe.diagnose.advice import riser
-from vllm_safe.diagnose.error_verdicts import NOBODY, error_of, last_lines, said_by_main, told
+from vllm_safe.diagnose.advice import change_profile_to_riser
+from vllm_safe.diagnose.error_verdicts import NOBODY, describe_end, error_evidence, last_lines, launcher_evidence
 from vllm_safe.diagnose.kill_verdicts import memory_figures
-from vllm_safe.diagnose.verdict import Case, Change, Evidence, Verdict
+from vllm_safe.diagnose.verdict import Case, Evidence, SettingChange, Verdict
 from vllm_safe.launch.load_progress import WAITS
 from vllm_safe.launch.loading import IN_VAIN
 from vllm_safe.launch.phases import read_line
@@ -62,7 +62,7 @@ def stopped(case: Case) -> Verdict | None:
     same_boot = case.run.start.boot == case.boot
     who = "a person (or a program) told systemd to" if same_boot else "a person told systemd to, or the machine was shut down or rebooted"
     code = "stopped" if same_boot else "stopped-or-shutdown"
-    return Verdict(code, f"{case.name} was stopped: {who}.", case.end.time, "", tuple(said_by_main(case)))
+    return Verdict(code, f"{case.name} was stopped: {who}.", case.end.time, "", tuple(launcher_evidence(case)))
 
 
 def refused(case: Case) -> Verdict | None:
@@ -71,7 +71,7 @@ def refused(case: Case) -> Verdict | None:
         return None
     hint = f"vllm-safe check   shows all that is in the way; then: systemctl start vllm@{case.name}"
     sentence = f"{case.name} was not started, since it could not have worked: {case.end.reason}"
-    return Verdict("refused", sentence, case.end.time, evidence=tuple(said_by_main(case)), hint=hint)
+    return Verdict("refused", sentence, case.end.time, evidence=tuple(launcher_evidence(case)), hint=hint)
 
 
 def gave_up(case: Case) -> Verdict | None:
@@ -80,7 +80,7 @@ def gave_up(case: Case) -> Verdict | None:
         return None
     hint = f"vllm-safe why {case.name} --run 2   says why it ended before; then: systemctl start vllm@{case.name}"
     sentence = f"{case.name} was not started once more: {case.end.reason}"
-    return Verdict("gave-up", sentence, case.end.time, evidence=tuple(said_by_main(case)), hint=hint)
+    return Verdict("gave-up", sentence, case.end.time, evidence=tuple(launcher_evidence(case)), hint=hint)
 
 
 def no_start(case: Case) -> Verdict | None:
@@ -89,11 +89,11 @@ def no_start(case: Case) -> Verdict | None:
         return None
     hint = f"limits.tasks_max and limits.memory_max of vllm@{case.name}, or the whole machine is out of processes or memory."
     return Verdict(
-        "no-start", f"{case.name} was not begun: {case.end.reason}", case.end.time, evidence=tuple(said_by_main(case)), hint=hint
+        "no-start", f"{case.name} was not begun: {case.end.reason}", case.end.time, evidence=tuple(launcher_evidence(case)), hint=hint
     )
 
 
-def stalled(case: Case) -> Verdict | None:
+def load_stalled(case: Case) -> Verdict | None:
     """Nothing moved while it loaded."""
     if case.end.cause != "stall":
         return None
@@ -123,7 +123,7 @@ def start_timeout(case: Case) -> Verdict | None:
         "start-timeout",
         f"{case.name} was ended because it was not ready in time: {case.end.reason}",
         case.end.time,
-        evidence=(*said_by_main(case), *far, *_pressure(case), *last_lines(case)),
+        evidence=(*launcher_evidence(case), *far, *_pressure(case), *last_lines(case)),
         changes=_longer(case, "start_timeout"),
     )
 
@@ -134,7 +134,7 @@ def watchdog(case: Case) -> Verdict | None:
         return None
     sentence = f"{case.name} was killed by systemd's watchdog: its main process was not heard of in time."
     hint = "The machine was starved, or the process was stopped (SIGSTOP)."
-    evidence = (*said_by_main(case), *_pressure(case), *memory_figures(case))
+    evidence = (*launcher_evidence(case), *_pressure(case), *memory_figures(case))
     return Verdict("watchdog", sentence, case.end.time, evidence=evidence, hint=hint)
 
 
@@ -143,7 +143,7 @@ def systemd_timeout(case: Case) -> Verdict | None:
     if case.end.result != "timeout":
         return None
     sentence = f"{case.name} was killed by systemd, since its start or stop took longer than allowed."
-    return Verdict("timeout", sentence, case.end.time, evidence=(*said_by_main(case), *_pressure(case), *last_lines(case)))
+    return Verdict("timeout", sentence, case.end.time, evidence=(*launcher_evidence(case), *_pressure(case), *last_lines(case)))
 
 
 def signalled(case: Case) -> Verdict | None:
@@ -157,10 +157,14 @@ def signalled(case: Case) -> Verdict | None:
     if name in BY_ITSELF:
         hint = f"coredumpctl info   (if systemd-coredump is installed); journalctl -u vllm@{case.name}"
         return Verdict(
-            "crashed", told(case, f"killed by {name}"), case.end.time, evidence=(*said_by_main(case), *last_lines(case)), hint=hint
+            "crashed",
+            describe_end(case, f"killed by {name}"),
+            case.end.time,
+            evidence=(*launcher_evidence(case), *last_lines(case)),
+            hint=hint,
         )
     sentence = f"{case.name} was killed by {name}, sent by a person or another program: {NOBODY}."
-    evidence = (*said_by_main(case), *memory_figures(case))
+    evidence = (*launcher_evidence(case), *memory_figures(case))
     if case.of("unread"):
         sentence = f"{case.name} was killed by {name}, and it is not known by whom: the journal could not be read in time."
         hint = "journalctl -k -g 'Killed process'; journalctl -u earlyoom   may still say it."
@@ -173,14 +177,14 @@ def ended_by_itself(case: Case) -> Verdict | None:
     if case.end.cause != "exited":
         return None
     hint = f"journalctl -u vllm@{case.name} has all that it printed."
-    evidence = (*error_of(case), *said_by_main(case), *last_lines(case))
-    return Verdict("exited", told(case), case.end.time, evidence=evidence, hint=hint)
+    evidence = (*error_evidence(case), *launcher_evidence(case), *last_lines(case))
+    return Verdict("exited", describe_end(case), case.end.time, evidence=evidence, hint=hint)
 
 
 def unknown(case: Case) -> Verdict:
     """Nothing proves anything."""
     others = [Evidence(event.time, event.text) for event in case.run.events[-8:] if event.kind != "nvidia"]  # see decide.py for those
-    evidence = (*said_by_main(case), *others, *memory_figures(case), *last_lines(case))
+    evidence = (*launcher_evidence(case), *others, *memory_figures(case), *last_lines(case))
     hint = f"journalctl -u vllm@{case.name} has all that it printed."
     return Verdict(
         "unknown", f"It is not known why {case.name} stopped; this is what was recorded.", case.end.time, "bad", evidence, hint=hint
@@ -190,7 +194,7 @@ def unknown(case: Case) -> Verdict:
 def _stuck(case: Case, sentence: str, setting: str) -> Verdict:
     # What is gone for good has a limit of its own (launch/liveness.py): more of another changes nothing.
     longer = _longer(case, setting) if f"({setting})" in case.end.reason else ()
-    changes = (*((riser(case),) if _workers(case) > 1 else ()), *longer)
+    changes = (*((change_profile_to_riser(case),) if _workers(case) > 1 else ()), *longer)
     code = "stall" if setting == "stall_timeout" else "hang"
     slow = "; a longer time helps only if it was slow" if longer else ""
     return Verdict(code, sentence, case.end.time, evidence=_signs(case), changes=changes, hint=f"{_stacks(case)}{slow}.")
@@ -227,19 +231,21 @@ def _when(case: Case) -> str:
 
 def _signs(case: Case) -> tuple[Evidence, ...]:
     events = [Evidence(event.time, event.text) for event in case.of(case.end.cause) if event.text != case.end.reason]
-    return (*events, *said_by_main(case), *error_of(case), *_pressure(case), *memory_figures(case), *last_lines(case))
+    return (*events, *launcher_evidence(case), *error_evidence(case), *_pressure(case), *memory_figures(case), *last_lines(case))
 
 
 def _stacks(case: Case) -> str:
     return f"journalctl -u vllm@{case.name} has the stacks of its threads, where they could be had"
 
 
-def _apart(case: Case) -> tuple[Change, ...]:
+def _apart(case: Case) -> tuple[SettingChange, ...]:
     """What has the cards talk through RAM, as far as it is not so."""
     reduce, direct = case.arg("disable-custom-all-reduce"), case.env("NCCL_P2P_DISABLE")
     reason = "it hangs where cards cannot reach each other's memory"
-    changes = [Change(case.path("args.disable-custom-all-reduce"), reduce, "true", reason)] if reduce.lower() != "true" else []
-    changes += [Change(case.path("env.NCCL_P2P_DISABLE"), direct, '"1"', "NCCL through RAM, for the same reason")] if direct != "1" else []
+    changes = [SettingChange(case.path("args.disable-custom-all-reduce"), reduce, "true", reason)] if reduce.lower() != "true" else []
+    changes += (
+        [SettingChange(case.path("env.NCCL_P2P_DISABLE"), direct, '"1"', "NCCL through RAM, for the same reason")] if direct != "1" else []
+    )
     return tuple(changes)
 
 
@@ -255,5 +261,5 @@ def _workers(case: Case) -> int:
     return math.prod(int(size) for size in sizes if size.isdecimal() and len(size) < 6)
 
 
-def _longer(case: Case, setting: str) -> tuple[Change, ...]:
+def _longer(case: Case, setting: str) -> tuple[SettingChange, ...]:
     return case.longer(setting, f"twice the {format_span(case.run.start.times.get(setting, 0.0))} that were not enough")

@@ -10,11 +10,11 @@ from collections.abc import Mapping
 
 from vllm_safe.causes.messages import Message
 from vllm_safe.common import paths
-from vllm_safe.diagnose.advice import Advice, Adviser, arg, do, env
+from vllm_safe.diagnose.advice import Advice, Adviser, change_argument, change_variable, hint_of
 from vllm_safe.diagnose.card_meanings import CARDS
 from vllm_safe.diagnose.kill_verdicts import more_swap
-from vllm_safe.diagnose.verdict import Case, Change
-from vllm_safe.launch.end_sentence import figure, library_of, path_of, port_of, wanted_port
+from vllm_safe.diagnose.verdict import Case, SettingChange
+from vllm_safe.launch.end_sentence import error_figure, error_library, error_path, url_port, wanted_port
 
 
 def advise(case: Case, message: Message) -> Advice:
@@ -69,25 +69,27 @@ _COMMAND = {
 
 
 def _kv_space(case: Case, message: Message) -> Advice:
-    free, wanted = figure(message.figures, "free"), figure(message.figures, "wanted")
+    free, wanted = error_figure(message.figures, "free"), error_figure(message.figures, "wanted")
     less = str(max(1, int(free * 0.7)))
-    change = Change(case.path("env.VLLM_CPU_KVCACHE_SPACE"), f"{wanted:g}", less, f"{free:g} GiB of RAM were free")
+    change = SettingChange(case.path("env.VLLM_CPU_KVCACHE_SPACE"), f"{wanted:g}", less, f"{free:g} GiB of RAM were free")
     return Advice((change,) if float(less) < wanted else ())
 
 
 def _longer_than_model(case: Case, message: Message) -> Advice:
-    return Advice((arg(case, "max-model-len", str(int(figure(message.figures, "length"))), "what the model was made for"),))
+    return Advice(
+        (change_argument(case, "max-model-len", str(int(error_figure(message.figures, "length"))), "what the model was made for"),)
+    )
 
 
 def _port(case: Case, message: Message) -> Advice:
-    own, port = port_of(case.run.start.health), wanted_port(message.figures, case.run.start.health)
-    change = Change(case.path("port"), str(own), str(own + 1 if own < 65535 else own - 1), "if both are to run")
+    own, port = url_port(case.run.start.health), wanted_port(message.figures, case.run.start.health)
+    change = SettingChange(case.path("port"), str(own), str(own + 1 if own < 65535 else own - 1), "if both are to run")
     return Advice((change,) if port == own else (), f"ss -ltnp 'sport = :{port}' says which.")
 
 
 def _privileged_port(case: Case, _message: Message) -> Advice:
-    own = port_of(case.run.start.health)
-    return Advice((Change(case.path("port"), str(own), "8000", "a port that needs no power"),) if own < 1024 else ())
+    own = url_port(case.run.start.health)
+    return Advice((SettingChange(case.path("port"), str(own), "8000", "a port that needs no power"),) if own < 1024 else ())
 
 
 def _address(case: Case, _message: Message) -> Advice:
@@ -107,7 +109,7 @@ def _model(case: Case, _message: Message) -> Advice:
 
 
 def _gated(case: Case, _message: Message) -> Advice:
-    change = Change("engine.hub_token_file", "", "/etc/vllm-safe/hub-token", "a file that only root reads, with a token of the hub")
+    change = SettingChange("engine.hub_token_file", "", "/etc/vllm-safe/hub-token", "a file that only root reads, with a token of the hub")
     return Advice((change,), f"Accept the model's licence on its page on the hub; then: vllm-safe fetch {case.name}")
 
 
@@ -116,13 +118,15 @@ def _damaged(case: Case, _message: Message) -> Advice:
 
 
 def _remote_code(case: Case, _message: Message) -> Advice:
-    return Advice((arg(case, "trust-remote-code", "true", "runs Python out of the model's folder: only if you trust who made it"),))
+    return Advice(
+        (change_argument(case, "trust-remote-code", "true", "runs Python out of the model's folder: only if you trust who made it"),)
+    )
 
 
 def _nvcc(case: Case, _message: Message) -> Advice:
     changes = (
-        env(case, "VLLM_USE_FLASHINFER_SAMPLER", '"0"', "vLLM's own sampler, which needs no nvcc (vllm issue 49497)"),
-        env(case, "VLLM_ALLREDUCE_USE_FLASHINFER", '"0"', "NCCL's all-reduce, which needs no nvcc"),
+        change_variable(case, "VLLM_USE_FLASHINFER_SAMPLER", '"0"', "vLLM's own sampler, which needs no nvcc (vllm issue 49497)"),
+        change_variable(case, "VLLM_ALLREDUCE_USE_FLASHINFER", '"0"', "NCCL's all-reduce, which needs no nvcc"),
     )
     off = all(change.old == "0" for change in changes)
     return Advice(changes, "Another args.attention-backend (TRITON_ATTN, FLASH_ATTN) may compile nothing with nvcc." if off else "")
@@ -133,7 +137,7 @@ def _ninja(case: Case, message: Message) -> Advice:
 
 
 def _compiler(case: Case, _message: Message) -> Advice:
-    change = arg(case, "enforce-eager", "true", "less is compiled, and it is slower")
+    change = change_argument(case, "enforce-eager", "true", "less is compiled, and it is slower")
     return Advice((change,), "Better: apt install gcc g++ libc6-dev python3-dev")
 
 
@@ -166,14 +170,14 @@ def _setting(case: Case, message: Message) -> Advice:
         option, least = (small["upper"] or small["lower"]).replace("_", "-"), int(small["wanted"] or small["least"])
         if option == "max-lora-rank":
             least = next((rank for rank in _RANKS if rank >= least), least)
-        return Advice((arg(case, option, str(least), "as much as it needs, by vLLM"),), hint)
+        return Advice((change_argument(case, option, str(least), "as much as it needs, by vLLM"),), hint)
     if not (says := _SAYS.search(message.text)):
         return Advice(hint=hint)
     option, value = says["option"] or says["field"].replace("_", "-"), (says["value"] or says["figure"] or "").rstrip(".")
     if says["sign"] != "=" and (not value or value in _NO_VALUE):
         value = "true"
     value = value.lower() if value in {"True", "False"} else value
-    return Advice((arg(case, option, value, "what vLLM itself says"),), hint)
+    return Advice((change_argument(case, option, value, "what vLLM itself says"),), hint)
 
 
 def _quantization(case: Case, _message: Message) -> Advice:
@@ -187,7 +191,7 @@ def _threads(case: Case, _message: Message) -> Advice:
     hint = "Fewer threads for each worker do as well: env.OMP_NUM_THREADS. Without a change it ends so again."
     if not old:
         return Advice(hint=f"limits.tasks_max of it, or the whole machine, has none left. {hint}")
-    return Advice((Change(case.path("limits.tasks_max"), str(old), str(2 * old), "threads count as processes do"),), hint)
+    return Advice((SettingChange(case.path("limits.tasks_max"), str(old), str(2 * old), "threads count as processes do"),), hint)
 
 
 def _overcommit(case: Case, _message: Message) -> Advice:
@@ -196,7 +200,7 @@ def _overcommit(case: Case, _message: Message) -> Advice:
 
 
 def _permission(case: Case, message: Message) -> Advice:
-    path = path_of(message.figures) or "PATH"
+    path = error_path(message.figures) or "PATH"
     own = f"It may write below {paths.HOME} and {paths.CACHE} only: env.HOME, or the program's own variable ({case.path('env')})."
     return Advice(hint=f"namei -l {path}   shows who refuses it: chmod o+rx, or setfacl -m u:{paths.USER}:rx. {own}")
 
@@ -205,7 +209,7 @@ _CUDAS = re.compile(r"lib(?:cuda(?:rt|nn)|cu(?:blas|dnn|fft|pti|rand|sparse|solv
 
 
 def _library(case: Case, message: Message) -> Advice:
-    name = library_of(message.figures)
+    name = error_library(message.figures)
     if _CUDAS.match(name):
         if case.run.start.command:
             return Advice(
@@ -223,9 +227,9 @@ def _no_module(case: Case, _message: Message) -> Advice:
 
 ADVICE: Mapping[str, Adviser] = {
     **CARDS,
-    "no-command": do("See `command`: a path is safest, since the PATH of the unit is short (env.PATH)."),
-    "wrong-machine": do("dpkg --print-architecture shows this machine's; file PATH shows the program's."),
-    "no-program": do("See its `command`, or run: vllm-safe install"),
+    "no-command": hint_of("See `command`: a path is safest, since the PATH of the unit is short (env.PATH)."),
+    "wrong-machine": hint_of("dpkg --print-architecture shows this machine's; file PATH shows the program's."),
+    "no-program": hint_of("See its `command`, or run: vllm-safe install"),
     "bad-argument": _wrong,
     "bad-setting": _setting,
     "longer-than-model": _longer_than_model,
@@ -235,38 +239,40 @@ ADVICE: Mapping[str, Adviser] = {
     "no-model": _model,
     "no-tokenizer": _model,
     "damaged-model": _damaged,
-    "unsupported-model": do("Another engine.version may know it; vllm-safe install brings it."),
+    "unsupported-model": hint_of("Another engine.version may know it; vllm-safe install brings it."),
     "quantization-method": _quantization,
-    "unloadable": do("Another file of the model, or another engine.version."),
+    "unloadable": hint_of("Another file of the model, or another engine.version."),
     "damaged-file": _damaged,
-    "weights": do("Another engine.version may know them (vllm-safe install), or another quantization of the model."),
+    "weights": hint_of("Another engine.version may know them (vllm-safe install), or another quantization of the model."),
     "no-nvcc": _nvcc,
     "nvcc-failed": _nvcc,
     "flashinfer-cards": _nvcc,
     "no-ninja": _ninja,
     "no-compiler": _compiler,
-    "compile-cache": do(f"runuser -u {paths.USER} -- rm -r {paths.CACHE}/vllm/torch_compile_cache   then start it again: it is made anew."),
+    "compile-cache": hint_of(
+        f"runuser -u {paths.USER} -- rm -r {paths.CACHE}/vllm/torch_compile_cache   then start it again: it is made anew."
+    ),
     "no-threads": _threads,
     "kv-space": _kv_space,
     "no-host-memory": _overcommit,
-    "own-heap": do("Node: env.NODE_OPTIONS: --max-old-space-size=MEGABYTES. It is not limits.memory_max."),
+    "own-heap": hint_of("Node: env.NODE_OPTIONS: --max-old-space-size=MEGABYTES. It is not limits.memory_max."),
     "port-taken": _port,
     "no-address": _address,
-    "locked": do("lslocks shows who: an earlier process of it, or another service with the same folder?"),
-    "disk-full": do("df -h; du -xh --max-depth=2 /var | sort -h | tail"),
-    "io-error": do("journalctl -k -g 'I/O error'   shows which disk; smartctl -a of it. A disk that fails now fails again."),
+    "locked": hint_of("lslocks shows who: an earlier process of it, or another service with the same folder?"),
+    "disk-full": hint_of("df -h; du -xh --max-depth=2 /var | sort -h | tail"),
+    "io-error": hint_of("journalctl -k -g 'I/O error'   shows which disk; smartctl -a of it. A disk that fails now fails again."),
     "card-too-old": _setting,
-    "too-many-files": do("The unit allows it 1048576 (LimitNOFILE=): something in it opens files and closes none."),
+    "too-many-files": hint_of("The unit allows it 1048576 (LimitNOFILE=): something in it opens files and closes none."),
     "privileged-port": _privileged_port,
     "permission": _permission,
     "missing-library": _library,
-    "no-file": do("Is the path right, in `args`, `env` or `command`? namei -l PATH shows how far it goes."),
-    "network": do("It starts without a network: what it fetches must be there before (vllm-safe fetch)."),
-    "illegal-instruction": do(
+    "no-file": hint_of("Is the path right, in `args`, `env` or `command`? namei -l PATH shows how far it goes."),
+    "network": hint_of("It starts without a network: what it fetches must be there before (vllm-safe fetch)."),
+    "illegal-instruction": hint_of(
         "lscpu shows the processor's flags: vLLM's CPU build needs AVX2 at least. If it has amx_tile: vllm-safe install --reinstall"
     ),
     "no-module": _no_module,
     "package": _no_module,
-    "old-system": do("An older engine.version, or a newer Debian: its wheels need a newer glibc than this one has."),
-    "broken-engine": do("vllm-safe install --reinstall   builds the engine anew; else another engine.version."),
+    "old-system": hint_of("An older engine.version, or a newer Debian: its wheels need a newer glibc than this one has."),
+    "broken-engine": hint_of("vllm-safe install --reinstall   builds the engine anew; else another engine.version."),
 }

@@ -6,24 +6,24 @@ import re
 
 from vllm_safe.causes.death_patterns import signal_of
 from vllm_safe.causes.messages import FOLLOWS, Message
-from vllm_safe.causes.quote import quote
+from vllm_safe.causes.quote import quote_error
 from vllm_safe.diagnose.error_meanings import advise
 from vllm_safe.diagnose.verdict import Case, Evidence, Verdict
-from vllm_safe.launch.end_sentence import About, sentence
+from vllm_safe.launch.end_sentence import About, end_sentence
 
 NOBODY = "the kernel's OOM killer, earlyoom and vllm-safe's guard recorded no kill"
 _LAST_LINES = 5
 _ENDING = re.compile(r"\((exit status \d+|killed by \w+(?: \d+)?)\)")
 
 
-def by_its_words(case: Case) -> Verdict | None:
+def known_error(case: Case) -> Verdict | None:
     """It said something that is known. Deaths that only follow from another are left to later rules."""
     message = case.message
     if case.end.cause not in {"exited", ""} or message is None or not message.code or message.code in FOLLOWS:
         return None
     advice = advise(case, message)
-    evidence = (*error_of(case), *said_by_main(case))
-    return Verdict(message.code, told(case), case.end.time, evidence=evidence, changes=advice.changes, hint=advice.hint)
+    evidence = (*error_evidence(case), *launcher_evidence(case))
+    return Verdict(message.code, describe_end(case), case.end.time, evidence=evidence, changes=advice.changes, hint=advice.hint)
 
 
 def engine_died(case: Case) -> Verdict | None:
@@ -31,8 +31,8 @@ def engine_died(case: Case) -> Verdict | None:
     message = case.message
     if case.end.cause not in {"exited", ""} or message is None or message.code not in FOLLOWS:
         return None
-    evidence = (*error_of(case), *said_by_main(case), *last_lines(case))
-    return Verdict(message.code, told(case), case.end.time, evidence=evidence, hint=_who(case, message))
+    evidence = (*error_evidence(case), *launcher_evidence(case), *last_lines(case))
+    return Verdict(message.code, describe_end(case), case.end.time, evidence=evidence, hint=_who(case, message))
 
 
 def _who(case: Case, message: Message) -> str:
@@ -50,20 +50,20 @@ def _who(case: Case, message: Message) -> str:
     return printed
 
 
-def told(case: Case, ending: str = "") -> str:
+def describe_end(case: Case, ending: str = "") -> str:
     """What the main process said of the end, in its words."""
     found = _ENDING.search(case.end.reason)
     how = ending or (found[1] if found else f"exit status {case.end.exit_status or '?'}")
     about = About(case.name, case.was_ready, case.run.start.command, case.run.start.health)
-    return sentence(about, case.message, how, case.run.log)
+    return end_sentence(about, case.message, how, case.run.log)
 
 
-def error_of(case: Case) -> list[Evidence]:
+def error_evidence(case: Case) -> list[Evidence]:
     """The cause in the server's own words."""
-    return [Evidence(None, f"it said: {quote(case.message.line, command=case.run.start.command)}")] if case.message else []
+    return [Evidence(None, f"it said: {quote_error(case.message.line, command=case.run.start.command)}")] if case.message else []
 
 
-def said_by_main(case: Case) -> list[Evidence]:
+def launcher_evidence(case: Case) -> list[Evidence]:
     """What its main process and systemd recorded."""
     end = case.end
     found = [f"vllm-safe saw: {end.reason}"] if end.reason else []
@@ -75,4 +75,4 @@ def said_by_main(case: Case) -> list[Evidence]:
 def last_lines(case: Case) -> list[Evidence]:
     """The end of what the server printed."""
     lines = [line.strip() for line in case.run.log if line.strip()]
-    return [Evidence(None, f"it printed: {quote(line, command=case.run.start.command)}") for line in lines[-_LAST_LINES:]]
+    return [Evidence(None, f"it printed: {quote_error(line, command=case.run.start.command)}") for line in lines[-_LAST_LINES:]]

@@ -6,7 +6,7 @@ import math
 
 from vllm_safe.common.sizes import GIB, MIB, format_exact, format_size
 from vllm_safe.contract.recorded_run import Event
-from vllm_safe.diagnose.verdict import Case, Change, Evidence, Verdict
+from vllm_safe.diagnose.verdict import Case, Evidence, SettingChange, Verdict
 
 _SHARED = "/vllm.slice"  # what the path of the cgroup of all models ends in
 _NEAR = 0.9  # of its own limit: a model alone may reach the shared one first, which is as large and counts what earlier starts left
@@ -147,35 +147,35 @@ def _told(event: Event) -> Evidence:
     return Evidence(event.time, event.text)
 
 
-def more_swap(case: Case) -> tuple[Change, ...]:
+def more_swap(case: Case) -> tuple[SettingChange, ...]:
     """Room for what does not fit into RAM, of the machine and of the model."""
     swap = -(-case.host("swap") // MIB) * MIB  # the kernel counts a swapfile without its header
     size = _whole(max(swap * 1.5, 16 * GIB))
-    changes = [Change("swap.size", format_exact(swap) if swap else "none", size, "room for what does not fit into RAM")]
+    changes = [SettingChange("swap.size", format_exact(swap) if swap else "none", size, "room for what does not fit into RAM")]
     limit = case.limit("swap_max")
     if swap and limit is not None and limit < 0.85 * swap:  # less than the default of 90 %
         old = format_exact(limit)
-        changes.insert(0, Change(case.path("limits.swap_max"), old, "90%", f"{format_size(swap)} of swap are on"))
+        changes.insert(0, SettingChange(case.path("limits.swap_max"), old, "90%", f"{format_size(swap)} of swap are on"))
     return tuple(changes)
 
 
-def _more_memory(case: Case) -> tuple[Change, ...]:
+def _more_memory(case: Case) -> tuple[SettingChange, ...]:
     limit, ram = case.limit("memory_max"), case.host("memory")
     most = int(ram * _MOST)
     if not limit or limit * 1.05 >= most:
         return ()
     new = min(most, int(limit * 1.25))
     size = _whole(new) if new >= 4 * GIB and math.ceil(new / GIB) * GIB <= most else format_exact(new >> 20 << 20)
-    return (Change(case.path("limits.memory_max"), format_exact(limit), size, f"the machine has {format_size(ram)} of RAM"),)
+    return (SettingChange(case.path("limits.memory_max"), format_exact(limit), size, f"the machine has {format_size(ram)} of RAM"),)
 
 
-def _less_memory(case: Case) -> tuple[Change, ...]:
+def _less_memory(case: Case) -> tuple[SettingChange, ...]:
     """For vLLM, what makes it need less; nothing is known of other servers."""
     seqs = case.arg("max-num-seqs")
     if case.run.start.command:
         return ()
     fewer = str(max(1, int(seqs) // 2)) if seqs.isdecimal() else "64"
-    return (Change(case.path("args.max-num-seqs"), seqs, fewer, "fewer requests at once need less memory"),)
+    return (SettingChange(case.path("args.max-num-seqs"), seqs, fewer, "fewer requests at once need less memory"),)
 
 
 def _whole(size: float) -> str:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from vllm_safe.causes.cause import find
-from vllm_safe.causes.messages import Message, classify
+from vllm_safe.causes.cause import find_cause
+from vllm_safe.causes.messages import Message, classify_error
 from vllm_safe.common.sizes import format_exact_span
 from vllm_safe.contract.recorded_run import End, Event, Run, Sample
 
@@ -27,7 +27,7 @@ class Evidence(NamedTuple):
     text: str
 
 
-class Change(NamedTuple):
+class SettingChange(NamedTuple):
     """A setting to change: its path in config.yaml, both values as they are written there ("": not recorded), and why."""
 
     path: str
@@ -44,7 +44,7 @@ class Verdict(NamedTuple):
     when: float
     tone: str = "bad"
     evidence: tuple[Evidence, ...] = ()
-    changes: tuple[Change, ...] = ()
+    changes: tuple[SettingChange, ...] = ()
     hint: str = ""  # what to do besides, in one line, or ""
 
 
@@ -108,7 +108,7 @@ class Case:
     @cached_property
     def message(self) -> Message | None:
         """What the server itself said was wrong: as its main process found it, or by the lines that were recorded."""
-        return classify(self.end.error) if self.end.error else find((), self.run.log, served=self.was_ready)
+        return classify_error(self.end.error) if self.end.error else find_cause((), self.run.log, served=self.was_ready)
 
     def of(self, kind: str) -> list[Event]:
         """The events of a kind."""
@@ -140,13 +140,13 @@ class Case:
         """A variable of the server's environment, or "unset"; begin.py says which ones are recorded."""
         return self.run.start.env.get(name, "unset")
 
-    def longer(self, setting: str, reason: str, *, least: float = 0.0) -> tuple[Change, ...]:
+    def longer(self, setting: str, reason: str, *, least: float = 0.0) -> tuple[SettingChange, ...]:
         """Twice one of its times, and more than `least` seconds; () where that is not known, or cannot be set."""
         old = self.run.start.times.get(setting, 0.0)
         new = math.ceil(max(2 * old, least + 1) / _QUARTER) * _QUARTER
         if not 0 < old < new <= _LONGEST:
             return ()
-        return (Change(self.path(setting), format_exact_span(old), format_exact_span(new), reason),)
+        return (SettingChange(self.path(setting), format_exact_span(old), format_exact_span(new), reason),)
 
     def path(self, rest: str) -> str:
         """A setting of this model."""

@@ -95,7 +95,7 @@ DEMANDS = (
 )
 
 
-def explain(number: int) -> Xid:
+def explain_xid(number: int) -> Xid:
     """What a number means; of one that is not listed, where it is explained."""
     return XIDS.get(number, Xid(UNKNOWN, "not known here", WHERE))
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from vllm_safe.common.findings import Finding, failed, passed
 from vllm_safe.common.sizes import MIB, format_size
-from vllm_safe.decide.limits import LEAST_MEMORY, ModelLimits
+from vllm_safe.decide.limits import LEAST_MEMORY, DecidedLimits
 from vllm_safe.decide.protect import decide_protection
-from vllm_safe.drill.login_probes import EVERY, GAP, LOGIN, LONGEST, SLICES, SSH, STALL, Sample
+from vllm_safe.drill.login_probes import EVERY, GAP, LOGIN, LONGEST, SLICES, SSH, STALL, ProbeSample
 
 if TYPE_CHECKING:
     from vllm_safe.config.settings import Config
@@ -34,7 +34,7 @@ class Hog(NamedTuple):
     full: int
 
 
-def decide_hog(limits: ModelLimits, cpus: int) -> Hog:
+def decide_hog(limits: DecidedLimits, cpus: int) -> Hog:
     """Twice its RAM, so that each other touch is of swap, or what three quarters of its swap allow: it must not die of it."""
     ram, swap = limits.memory_max.value, limits.swap_max.value
     room = min(2 * ram, ram + swap * 3 // 4) * 95 // 100
@@ -60,7 +60,7 @@ def check_ready(config: Config, host: Host, occupants: Sequence[str], pressed: f
 
 
 @dataclass(frozen=True)
-class Line:
+class DrillRow:
     """One row of the table: a figure when idle and in the drill, None where it was not measured, and its bounds if it has any."""
 
     what: str
@@ -86,11 +86,11 @@ class Line:
         return (self.what, _text(self.idle, self.unit), _text(self.drill, self.unit), bound if bounded else "", word)
 
 
-class Taken(NamedTuple):
+class DrillSamples(NamedTuple):
     """What was measured in one part of the drill: beside the hog, also while it fills, which is before `since`."""
 
-    samples: Sequence[Sample]
-    failed: Sequence[Sample] = ()  # logins that came to nothing
+    samples: Sequence[ProbeSample]
+    failed: Sequence[ProbeSample] = ()  # logins that came to nothing
     since: float = -math.inf  # seconds since boot: when the hog began to press, and when it was last seen
     until: float = math.inf
 
@@ -116,7 +116,7 @@ class Taken(NamedTuple):
         return sum(sample.what == what for sample in self.failed)
 
 
-class Pressed(NamedTuple):
+class HogPressure(NamedTuple):
     """What the hog did: the shares of the drill in which it was near its limit and in which it lived, and the pages that it touched."""
 
     near: float = 1.0
@@ -124,44 +124,46 @@ class Pressed(NamedTuple):
     pages: int = 1
 
 
-def judge(idle: Taken, drill: Taken, hog: Pressed) -> tuple[Line, ...]:
+def judge_drill(idle: DrillSamples, drill: DrillSamples, hog: HogPressure) -> tuple[DrillRow, ...]:
     """The table. Shares are of the time in which the hog pressed: the quiet before would dilute them. What is worst, nothing dilutes."""
     lines = [*_logins("login", LOGIN, idle, drill)]
     if idle.values(SSH):
         lines += _logins("ssh to localhost", SSH, idle, drill)
     beat = max(idle.values(GAP), default=0.0)
-    lines.append(Line("longest gap of a 0.1 s heartbeat", "s", beat or None, _most(drill.values(GAP)), most=_slower(beat, SLACK_WORST / 2)))
+    lines.append(
+        DrillRow("longest gap of a 0.1 s heartbeat", "s", beat or None, _most(drill.values(GAP)), most=_slower(beat, SLACK_WORST / 2))
+    )
     for unit in SLICES:
         before, after = (part.share(f"{STALL}:{unit}") for part in (idle, drill))
         if after is not None:
-            lines.append(Line(f"{unit} stalled for memory", "%", before, after, most=MOST_STALLED))
-    lines.append(Line("time with the hog near its limit", "%", None, hog.near, least=LEAST_PRESSED))
+            lines.append(DrillRow(f"{unit} stalled for memory", "%", before, after, most=MOST_STALLED))
+    lines.append(DrillRow("time with the hog near its limit", "%", None, hog.near, least=LEAST_PRESSED))
     # Whoever killed it, the guard or the kernel, has protected the machine, and would have killed the model.
-    lines.append(Line("time that the hog lived", "%", None, hog.lived, least=1.0))
-    lines.append(Line("pages that the hog touched", "", None, hog.pages, least=1))
+    lines.append(DrillRow("time that the hog lived", "%", None, hog.lived, least=1.0))
+    lines.append(DrillRow("pages that the hog touched", "", None, hog.pages, least=1))
     return tuple(lines)
 
 
-def bound_usual(idle: Taken, what: str = LOGIN) -> float:
+def bound_usual(idle: DrillSamples, what: str = LOGIN) -> float:
     """Seconds up to which a login is about as fast as on the idle machine."""
     return _slower(percentile(idle.values(what), 99), SLACK_USUAL)
 
 
-def _logins(name: str, what: str, idle: Taken, drill: Taken) -> Iterable[Line]:
+def _logins(name: str, what: str, idle: DrillSamples, drill: DrillSamples) -> Iterable[DrillRow]:
     usual = bound_usual(idle, what)
     worst = max(idle.values(what), default=0.0)
     every = max(EVERY, worst)
-    before, after = (felt(part.pressed(what), every) for part in (idle, drill))
+    before, after = (compare_latency(part.pressed(what), every) for part in (idle, drill))
     missed = drill.failures(what)
     after += [LONGEST] * missed
-    yield Line(f"{name}: median", "s", percentile(before, 50) if before else None, percentile(after, 50) if after else None)
-    yield Line(f"{name}: worst", "s", worst or None, _most([*drill.values(what), *after]), most=_slower(worst, SLACK_WORST))
-    yield Line(f"{name}: share within {usual:.1f} s", "%", share_within(before, usual), share_within(after, usual), least=LEAST_SHARE)
+    yield DrillRow(f"{name}: median", "s", percentile(before, 50) if before else None, percentile(after, 50) if after else None)
+    yield DrillRow(f"{name}: worst", "s", worst or None, _most([*drill.values(what), *after]), most=_slower(worst, SLACK_WORST))
+    yield DrillRow(f"{name}: share within {usual:.1f} s", "%", share_within(before, usual), share_within(after, usual), least=LEAST_SHARE)
     if missed:
-        yield Line(f"{name}: failed", "", idle.failures(what), missed, most=0)
+        yield DrillRow(f"{name}: failed", "", idle.failures(what), missed, most=0)
 
 
-def felt(seconds: Iterable[float], every: float) -> list[float]:
+def compare_latency(seconds: Iterable[float], every: float) -> list[float]:
     """What people would have waited who log in at each moment `every` seconds apart.
 
     One login of 10 s is not one slow login among many fast ones: who came 4 s after it began waited for 6 s.
@@ -183,7 +185,7 @@ def percentile(values: Sequence[float], percent: float) -> float:
     return ranked[max(0, math.ceil(len(ranked) * percent / 100) - 1)] if ranked else 0.0
 
 
-def as_json(lines: Iterable[Line]) -> list[Mapping[str, object]]:
+def drill_as_json(lines: Iterable[DrillRow]) -> list[Mapping[str, object]]:
     """The table for a program: seconds, and shares from 0 to 1."""
     return [{**vars(line), "met": line.met} for line in lines]
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from vllm_safe.common.errors import Failure
 from vllm_safe.drill import login_probes
-from vllm_safe.drill.drill_decision import Hog, Pressed, Taken, bound_usual
+from vllm_safe.drill.drill_decision import DrillSamples, Hog, HogPressure, bound_usual
 from vllm_safe.drill.hog_unit import FILL, StartHog, memory, occupants
 
 _TICK = 0.25  # seconds
@@ -17,12 +17,12 @@ RECOVERY = 60.0  # seconds; longer is not waited
 
 
 @dataclass
-class Course:
+class DrillProgress:
     """What was measured so far. Bytes, pages per second, seconds."""
 
     seconds: float
-    idle: Taken = field(default_factory=lambda: Taken(()))
-    drill: Taken = field(default_factory=lambda: Taken(()))
+    idle: DrillSamples = field(default_factory=lambda: DrillSamples(()))
+    drill: DrillSamples = field(default_factory=lambda: DrillSamples(()))
     ram: int = 0  # the most that the hog had
     swap: int = 0
     pages: float = 0.0  # that it touched, per second
@@ -34,12 +34,12 @@ class Course:
     recovered: float | None = None  # how long after the hog's end a login was as fast as on the idle machine
 
     @property
-    def pressed(self) -> Pressed:
+    def pressed(self) -> HogPressure:
         """What the hog did."""
         lived = 1.0
         if self.ended is not None:
             lived = (self.until - self.since) / self.seconds if self.begun else 0.0
-        return Pressed(min(1.0, self.full / self.seconds), lived, self.touched)
+        return HogPressure(min(1.0, self.full / self.seconds), lived, self.touched)
 
     @property
     def begun(self) -> bool:
@@ -50,31 +50,31 @@ class Course:
 Show = Callable[[str], None]
 
 
-def run(step: StartHog, hog: Hog, seconds: float, show: Show) -> Course:
+def run_drill(step: StartHog, hog: Hog, seconds: float, show: Show) -> DrillProgress:
     """All of it; the hog is gone at the end, whatever happens. Failure if it cannot be started, or if a model is."""
-    course = Course(seconds)
-    found = {login_probes.LOGIN: login_probes.login}
-    if login_probes.ssh() is not None:
-        found[login_probes.SSH] = login_probes.ssh
-    with login_probes.Watch(found) as idle:
+    course = DrillProgress(seconds)
+    found = {login_probes.LOGIN: login_probes.time_login}
+    if login_probes.time_ssh() is not None:
+        found[login_probes.SSH] = login_probes.time_ssh
+    with login_probes.LoginWatch(found) as idle:
         _pass(min(30.0, max(10.0, seconds / 4)), lambda left: show(f"idle, {left:.0f} s to go: {_now(idle)}"))
-    course.idle = Taken(idle.samples, idle.failed)
+    course.idle = DrillSamples(idle.samples, idle.failed)
     if not course.idle.values(login_probes.LOGIN):
         raise Failure(
             "no login worked on the idle machine: there is nothing to compare with", hint=f"Try: {' '.join(login_probes.LOGIN_COMMAND)}"
         )
-    with login_probes.Watch(found) as watch:
+    with login_probes.LoginWatch(found) as watch:
         try:
             step.run()
             _press(step, hog, course, lambda left: show(f"drill, {left:.0f} s to go: {_now(watch)}; hog {_gigabytes(*memory())}"))
         finally:
             step.stop()  # before the login under way is waited for
-    course.drill = Taken(watch.samples, watch.failed, course.since, course.until)
+    course.drill = DrillSamples(watch.samples, watch.failed, course.since, course.until)
     course.recovered = _recover(bound_usual(course.idle), show)
     return course
 
 
-def _press(step: StartHog, hog: Hog, course: Course, show: Callable[[float], None]) -> None:
+def _press(step: StartHog, hog: Hog, course: DrillProgress, show: Callable[[float], None]) -> None:
     start = last = time.monotonic()
     end = start + FILL  # the time that was asked for begins when the hog presses
     while True:
@@ -104,7 +104,7 @@ def _recover(bound: float, show: Show) -> float | None:
     start = time.monotonic()
     while (spent := time.monotonic() - start) < RECOVERY:
         show(f"the hog has gone: waiting for a login within {bound:.1f} s")
-        seconds = login_probes.login()
+        seconds = login_probes.time_login()
         if seconds is not None and seconds <= bound:
             return spent
     return None
@@ -117,7 +117,7 @@ def _pass(seconds: float, show: Callable[[float], None]) -> None:
         time.sleep(min(_TICK, left))
 
 
-def _now(watch: login_probes.Watch) -> str:
+def _now(watch: login_probes.LoginWatch) -> str:
     last, worst, gap = watch.last(login_probes.LOGIN), watch.worst(login_probes.LOGIN), watch.worst(login_probes.GAP)
     words = [f"login {last:.1f} s" if last is not None else "login ...", *([f"worst {worst:.1f}"] if worst is not None else [])]
     return ", ".join([*words, *([f"gap {gap:.1f}"] if gap is not None else [])])

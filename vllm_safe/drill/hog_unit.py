@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from vllm_safe.apply.unit_steps import Stop
+from vllm_safe.apply.unit_steps import StopUnit
 from vllm_safe.common.errors import Failure
 from vllm_safe.common.paths import USER
 from vllm_safe.decide.limits import SLICE
@@ -87,7 +87,7 @@ class StartHog:
             return
         self._process = None
         with suppress(Failure):  # it has ended by itself, and systemd has forgotten it
-            Stop(UNIT).run()
+            StopUnit(UNIT).run()
         process.wait()
         said = process.stderr.read().strip() if process.stderr else ""
         if not self.touched and said:

@@ -36,7 +36,7 @@ SSH_COMMAND = (
 )
 
 
-class Sample(NamedTuple):
+class ProbeSample(NamedTuple):
     """One figure: `what` is LOGIN, SSH, PROGRAM, GAP (seconds) or STALL:SLICE (a share of the time, 0 to 1).
 
     `at`: seconds since boot, of a login's beginning, or of the end of the `span` seconds that a share is of.
@@ -48,7 +48,7 @@ class Sample(NamedTuple):
     span: float = 0.0
 
 
-def forget(path: Path) -> None:
+def drop_from_cache(path: Path) -> None:
     """Have the kernel drop a program from the page cache, as far as nobody has it mapped."""
     with suppress(OSError):
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -58,10 +58,10 @@ def forget(path: Path) -> None:
             os.close(file)
 
 
-def timed(command: Sequence[str], *cold: Path) -> float | None:
+def time_command(command: Sequence[str], *cold: Path) -> float | None:
     """The seconds that a command takes with the programs `cold` not in the cache, at most LONGEST; None if it failed."""
     for path in cold:
-        forget(path)
+        drop_from_cache(path)
     start = time.monotonic()
     quiet = subprocess.DEVNULL
     try:
@@ -73,22 +73,22 @@ def timed(command: Sequence[str], *cold: Path) -> float | None:
     return time.monotonic() - start if done.returncode == 0 else None
 
 
-def login() -> float | None:
+def time_login() -> float | None:
     """One login, as `timed` has it."""
-    return timed(LOGIN_COMMAND, SHELL, RARE)
+    return time_command(LOGIN_COMMAND, SHELL, RARE)
 
 
-def ssh() -> float | None:
+def time_ssh() -> float | None:
     """One login over ssh to this machine; None where no sshd listens, or it takes none of our keys."""
-    return timed(SSH_COMMAND)
+    return time_command(SSH_COMMAND)
 
 
-def program() -> float | None:
+def time_program() -> float | None:
     """One fork and exec of a program that is not in the cache."""
-    return timed((str(RARE), "--version"), RARE)
+    return time_command((str(RARE), "--version"), RARE)
 
 
-def stalled(unit: str) -> float | None:
+def system_stalls(unit: str) -> float | None:
     """Seconds since boot in which nobody in a unit could run for want of memory (PSI); None without PSI."""
     try:
         text = Path("/sys/fs/cgroup", unit, "memory.pressure").read_text()
@@ -97,12 +97,12 @@ def stalled(unit: str) -> float | None:
         return None
 
 
-class Watch:
+class LoginWatch:
     """A context manager that takes samples until its end; `samples` can be read at any time. `probes`: by the name of their samples."""
 
     def __init__(self, probes: dict[str, Callable[[], float | None]]) -> None:
-        self.samples: list[Sample] = []
-        self.failed: list[Sample] = []  # of probes that came to nothing: how long they took is not a login's time
+        self.samples: list[ProbeSample] = []
+        self.failed: list[ProbeSample] = []  # of probes that came to nothing: how long they took is not a login's time
         self._end = threading.Event()
         self._threads = [threading.Thread(target=self._repeat, args=item, daemon=True) for item in probes.items()]
         self._threads += [threading.Thread(target=work, daemon=True) for work in (self._follow_heart, self._follow_pressure)]
@@ -140,14 +140,14 @@ class Watch:
             start = time.monotonic()
             value = probe()
             if value is None:
-                self.failed.append(Sample(start, what, time.monotonic() - start))
+                self.failed.append(ProbeSample(start, what, time.monotonic() - start))
             else:
-                self.samples.append(Sample(start, what, value))
+                self.samples.append(ProbeSample(start, what, value))
             self._end.wait(max(0.0, start + EVERY - time.monotonic()))
 
     def _follow_heart(self) -> None:
         for line in (self._heart and self._heart.stdout) or ():
-            self.samples.append(Sample(time.monotonic(), GAP, float(line)))
+            self.samples.append(ProbeSample(time.monotonic(), GAP, float(line)))
 
     def _follow_pressure(self) -> None:
         before = _pressures()
@@ -158,10 +158,10 @@ class Watch:
             now, after = time.monotonic(), _pressures()
             for unit in before.keys() & after.keys():
                 share = min(1.0, (after[unit] - before[unit]) / (now - last))
-                self.samples.append(Sample(now, f"{STALL}:{unit}", share, now - last))
+                self.samples.append(ProbeSample(now, f"{STALL}:{unit}", share, now - last))
             before, last = after, now
 
 
 def _pressures(units: Iterable[str] = SLICES) -> dict[str, float]:
-    found = {unit: stalled(unit) for unit in units}
+    found = {unit: system_stalls(unit) for unit in units}
     return {unit: seconds for unit, seconds in found.items() if seconds is not None}

@@ -12,7 +12,7 @@ VARIABLE = "EARLYOOM_ARGS"
 _HEADER = "# Written by vllm-safe from the section earlyoom of its config.yaml; changes here are lost.\n"
 
 
-def decide_arguments(config: Config) -> tuple[str, ...]:
+def decide_earlyoom_arguments(config: Config) -> tuple[str, ...]:
     """What earlyoom is started with. Only options that 1.7, 1.8 and 1.9 all have: an unknown one ends it (exit 13)."""
     earlyoom = config.earlyoom
     memory = min(earlyoom.memory, 99)  # the most that -m takes
@@ -25,7 +25,7 @@ def decide_environment_file(config: Config) -> str | None:
     """The text of earlyoom.env, or None where earlyoom is left to the admin."""
     if not config.earlyoom.enabled:
         return None
-    return f"{_HEADER}{VARIABLE}={_quote_value(join_arguments(decide_arguments(config)))}\n"
+    return f"{_HEADER}{VARIABLE}={_quote_value(join_arguments(decide_earlyoom_arguments(config)))}\n"
 
 
 def join_arguments(arguments: tuple[str, ...]) -> str:

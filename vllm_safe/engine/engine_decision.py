@@ -33,7 +33,7 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Place:
+class InstallTarget:
     """The machine, as far as an installation depends on it."""
 
     python: tuple[int, int]  # of /usr/bin/python3, which the engine runs on
@@ -91,7 +91,7 @@ def cuda_of(package: str, version: str, lock: Lock) -> tuple[int, int] | None:
     return lock.cuda if lock.version_of(package) == version else None
 
 
-def decide_install(engine: Engine, version: str, facts: EngineFacts, place: Place, locks: Mapping[str, Lock]) -> Installation:
+def decide_install(engine: Engine, version: str, facts: EngineFacts, place: InstallTarget, locks: Mapping[str, Lock]) -> Installation:
     """The installation of `version`. Raises Failure if it cannot work on this machine.
 
     locks: by name, with "uv" among them.
@@ -149,7 +149,7 @@ def new_folder(package: str, version: str, facts: EngineFacts) -> str:
     return next(name for name in names if name not in facts.names)
 
 
-def _require(engine: Engine, facts: EngineFacts, place: Place) -> None:
+def _require(engine: Engine, facts: EngineFacts, place: InstallTarget) -> None:
     python = f"{place.python[0]}.{place.python[1]}"
     if not OLDEST_PYTHON <= place.python <= NEWEST_PYTHON:
         raise Failure(f"vLLM runs on Python 3.11 to 3.14, and /usr/bin/python3 is {python}", hint="Debian 12, 13 or Ubuntu 24.04 have one.")

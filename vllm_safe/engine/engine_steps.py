@@ -15,13 +15,13 @@ from pathlib import Path
 from vllm_safe.common import paths
 from vllm_safe.common.errors import Failure
 from vllm_safe.common.steps import Step
-from vllm_safe.engine.engine_decision import Installation, Place, Sources
+from vllm_safe.engine.engine_decision import Installation, InstallTarget, Sources
 from vllm_safe.engine.engine_facts import CACHE, PYTHON, SERVER, STAGING, EngineFacts, Installed, is_program, reusable_bytes
-from vllm_safe.engine.install_failure import explain
+from vllm_safe.engine.install_failure import explain_install_failure
 from vllm_safe.engine.requirement_locks import LEFT_OUT, Lock
 from vllm_safe.engine.trial_steps import mark_step
 from vllm_safe.models import as_engine
-from vllm_safe.sandbox.run_as_vllm import AsVllm, failure_of, network_environment
+from vllm_safe.sandbox.run_as_vllm import AsVllm, network_environment, program_failure
 
 UNIT = "vllm-safe-install"
 SYSTEM_PYTHON = "/usr/bin/python3"
@@ -58,19 +58,19 @@ class EngineStep:
         sys.stderr.flush()
         outcome = self.task.outcome(quiet=bool(self.answer))
         if outcome.result in {"oom-kill", "timeout", "not-started"}:
-            raise failure_of(self.task, outcome)
+            raise program_failure(self.task, outcome)
         if not outcome.ok:
-            raise explain(self.installation, self.task.purpose, outcome.stderr or outcome.stdout)
+            raise explain_install_failure(self.installation, self.task.purpose, outcome.stderr or outcome.stdout)
         if not re.search(self.answer, outcome.stdout):
             raise Failure(f"could not {self.task.purpose}: it answers {outcome.stdout.strip()[-200:]!r}")
 
 
-def read_place(facts: EngineFacts, find_links: str | None) -> Place:
+def read_install_target(facts: EngineFacts, find_links: str | None) -> InstallTarget:
     """What an installation depends on of this machine. Raises Failure if the folder `find_links` is not there."""
     ask = "import importlib.util, sys; print(*sys.version_info[:2], int(bool(importlib.util.find_spec('ensurepip'))))"
     shown = subprocess.run([SYSTEM_PYTHON, "-I", "-S", "-c", ask], capture_output=True, text=True, check=True)
     major, minor, venv = map(int, shown.stdout.split())
-    return Place(
+    return InstallTarget(
         python=(major, minor),
         machine=platform.machine(),
         free=shutil.disk_usage(facts.engines).free if facts.present else 0,
@@ -135,7 +135,7 @@ def mark_tried_steps(installed: Installed, facts: EngineFacts) -> tuple[Step, ..
     return _marking(facts, {folder: moment for folder, moment in facts.marks_now.items() if folder != installed.folder})
 
 
-def works(installed: Installed, facts: EngineFacts, *, tried: bool) -> bool:
+def engine_works(installed: Installed, facts: EngineFacts, *, tried: bool) -> bool:
     """Whether an installed engine can be started, as far as it can be tried."""
     return all(step.task.outcome(quiet=True).ok for step in _try(_installed(installed, tried=tried), facts.engines / installed.folder))
 

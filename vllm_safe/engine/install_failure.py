@@ -12,7 +12,7 @@ from vllm_safe.engine.engine_decision import Installation
 AGAIN = "Then run the same command again: what was downloaded is kept."
 
 
-def explain(installation: Installation, doing: str, said: str) -> Failure:
+def explain_install_failure(installation: Installation, doing: str, said: str) -> Failure:
     """The failure to report when `doing` something failed and the program wrote `said`."""
     for pattern, say in _TROUBLES:
         if found := re.search(pattern, said):

@@ -63,7 +63,7 @@ class Blame:
         return self._moves.grown(_moves(reading)).get(unit, 0.0) / max(self._moves.length(reading.now), _SHORTEST)
 
 
-def largest(reading: Reading) -> str | None:
+def largest_model(reading: Reading) -> str | None:
     """Who holds most of the RAM: where nobody moves anything, that is what the OS has not.
 
     Nobody while there is RAM to be had: then the OS waits for reasons of its own, a container at its own limit for example.

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 
 from vllm_safe.common import libc
-from vllm_safe.guard.guard_decision import Act
+from vllm_safe.guard.guard_decision import GuardAction
 from vllm_safe.guard.pressure_watch import CGROUPS, SLICE, read_text
 
 MARK = "user.vllm-safe.guard"  # of a cgroup: "cpu.weight=10 io.weight=1 ioprio=0 frozen=1", as it was before
@@ -20,14 +20,14 @@ _PRIORITY = "ioprio"  # no file, but of each thread: weights mean nothing to mq-
 LEAST = {"cpu.weight": "1", "io.weight": "1", "io.bfq.weight": "1", _PRIORITY: str(libc.IO_CLASSES["idle"])}
 
 
-class Hands:
+class CgroupControl:
     """Acts on the cgroups below `root`."""
 
     def __init__(self, root: str = CGROUPS) -> None:
         self._root = root
         self._held: dict[str, dict[str, str]] = {}  # by cgroup, what is to be in which file
 
-    def do(self, act: Act) -> str:
+    def do(self, act: GuardAction) -> str:
         """Carry it out; why that could not be, or "". A cgroup that is gone is no mistake."""
         group = f"{SLICE}/{act.unit}"
         if "/" in act.unit or act.unit.startswith("."):

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from vllm_safe.contract.guard_file import Plan, Step
-from vllm_safe.guard.blame import Blame, largest
+from vllm_safe.contract.guard_file import GuardPlan, Threshold
+from vllm_safe.guard.blame import Blame, largest_model
 from vllm_safe.guard.readings import Reading
 from vllm_safe.guard.window import Window
 
@@ -24,7 +24,7 @@ THAW_EARLY = 1.0  # seconds of a freeze after which it ends as soon as the OS no
 MOST_CREDIT = 2.0  # seconds of stall that one reading counts: what a suspend or a stopped clock adds is no pressure
 
 
-class Act(NamedTuple):
+class GuardAction(NamedTuple):
     """kind: squeeze, freeze, thaw, kill or restore; readings: the figures that led to it."""
 
     kind: str
@@ -33,7 +33,7 @@ class Act(NamedTuple):
     readings: Mapping[str, float] = {}
 
 
-class Ward:
+class ModelState:
     """What was done to one model."""
 
     squeezed = False
@@ -42,21 +42,21 @@ class Ward:
     dies_until = 0.0
 
 
-class Guard:
+class GuardState:
     """The state of the guard."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: GuardPlan) -> None:
         self._now = self._pressed_at = self._restless_at = float("-inf")
         self._raw: Mapping[str, float] = {}  # stalls as last read
         self._stalls: dict[str, float] = {}  # as they count: see MOST_CREDIT
         # The same, and the clock, for the kill: time in which a model is frozen is left out. A freeze that helps only while it lasts would
         # else keep the share below what kills for ever, since it lasts a third of the time.
         self._unfrozen, self._unfrozen_stalls = 0.0, dict[str, float]()
-        self._wards: dict[str, Ward] = {}
+        self._wards: dict[str, ModelState] = {}
         self._second, self._blame = Window(1.0), Blame()
         self.obey(plan)
 
-    def obey(self, plan: Plan) -> None:
+    def obey(self, plan: GuardPlan) -> None:
         """Other settings from now on."""
         self._plan = plan
         self._squeezing, self._freezing, self._killing = (Window(step.after) for step in (plan.squeeze, plan.freeze, plan.kill))
@@ -82,15 +82,15 @@ class Guard:
         for window in (self._squeezing, self._freezing, self._killing, self._second, self._blame):
             window.clear()
 
-    def tick(self, reading: Reading) -> list[Act]:
+    def tick(self, reading: Reading) -> list[GuardAction]:
         """What to do now."""
         self._take_in(reading)
         return [*self._thaw(reading), *(self._step(reading) if self._plan.enabled else ()), *self._restore(reading)]
 
-    def release(self) -> list[Act]:
+    def release(self) -> list[GuardAction]:
         """Everything back: the guard ends."""
-        acts = [Act("thaw", unit, "thawed: the guard ends") for unit, ward in self._wards.items() if ward.frozen_at is not None]
-        acts += [Act("restore", unit, "has its share again: the guard ends") for unit, ward in self._wards.items() if ward.squeezed]
+        acts = [GuardAction("thaw", unit, "thawed: the guard ends") for unit, ward in self._wards.items() if ward.frozen_at is not None]
+        acts += [GuardAction("restore", unit, "has its share again: the guard ends") for unit, ward in self._wards.items() if ward.squeezed]
         self._wards.clear()
         return acts
 
@@ -121,12 +121,12 @@ class Guard:
         shares = [(key, min(grown / window.span, 1.0)) for key, grown in window.grown(totals).items() if only in key]
         return max(shares, key=lambda pair: pair[1], default=("", 0.0))
 
-    def _due(self, step: Step, window: Window, only: str = "") -> str:
+    def _due(self, step: Threshold, window: Window, only: str = "") -> str:
         """What the OS waits for, in words, if the step is due."""
         what, share = self._worst(window, only)
         return f"{what} {share:.0%} of {step.after:g} s" if share >= step.pressure else ""
 
-    def _thaw(self, reading: Reading) -> list[Act]:
+    def _thaw(self, reading: Reading) -> list[GuardAction]:
         acts = []
         for unit, ward in self._wards.items():
             if ward.frozen_at is None:
@@ -137,53 +137,53 @@ class Guard:
                 ward.frozen_at, ward.rests_until = None, reading.now + REST * frozen
                 self._freezing.clear()  # what it did not cause
                 self._blame.thawed(reading.now)
-                acts.append(Act("thaw", unit, f"thawed after {frozen:.1f} s", self._figures(reading)))
+                acts.append(GuardAction("thaw", unit, f"thawed after {frozen:.1f} s", self._figures(reading)))
         return acts
 
-    def _step(self, reading: Reading) -> list[Act]:
+    def _step(self, reading: Reading) -> list[GuardAction]:
         """The hardest step that is due, on who causes it."""
         plan, cause = self._plan, self._blame.cause(reading)
         why = self._due(plan.kill, self._killing, "memory") if reading.certain else ""
-        if why and (unit := cause or largest(reading)) and not self._dies(unit, reading):
+        if why and (unit := cause or largest_model(reading)) and not self._dies(unit, reading):
             return self._kill(unit, why, reading)
         if cause is None or self._dies(cause, reading):
             return []
-        ward = self._wards.setdefault(cause, Ward())
+        ward = self._wards.setdefault(cause, ModelState())
         if not ward.squeezed:
             if not (why := self._due(plan.squeeze, self._squeezing)):
                 return []
             ward.squeezed = True
             text = f"squeezed to the least share of CPUs and disks: {why}"
-            return [Act("squeeze", cause, text, self._figures(reading, cause))]
+            return [GuardAction("squeeze", cause, text, self._figures(reading, cause))]
         if ward.frozen_at is None and reading.now >= ward.rests_until and (why := self._due(plan.freeze, self._freezing)):
             ward.frozen_at = reading.now
             self._blame.froze(cause)
-            return [Act("freeze", cause, f"frozen for at most {plan.freeze_time:g} s: {why}", self._figures(reading, cause))]
+            return [GuardAction("freeze", cause, f"frozen for at most {plan.freeze_time:g} s: {why}", self._figures(reading, cause))]
         return []
 
     def _dies(self, unit: str, reading: Reading) -> bool:
         return unit in self._wards and reading.now < self._wards[unit].dies_until
 
-    def _kill(self, unit: str, why: str, reading: Reading) -> list[Act]:
-        ward = self._wards.setdefault(unit, Ward())
+    def _kill(self, unit: str, why: str, reading: Reading) -> list[GuardAction]:
+        ward = self._wards.setdefault(unit, ModelState())
         self._killing.clear()  # the next is not killed for what this one did
         figures = self._figures(reading, unit)
-        acts = [Act("kill", unit, f"killed, to keep the machine usable: {why}", figures)]
+        acts = [GuardAction("kill", unit, f"killed, to keep the machine usable: {why}", figures)]
         ward.dies_until = reading.now + DYING
         self._blame.forgive()
         if ward.frozen_at is not None:
             ward.frozen_at = None
-            acts.append(Act("thaw", unit, "thawed, to die", figures))
+            acts.append(GuardAction("thaw", unit, "thawed, to die", figures))
         return acts
 
-    def _restore(self, reading: Reading) -> list[Act]:
+    def _restore(self, reading: Reading) -> list[GuardAction]:
         if self._plan.enabled and reading.now - self._restless_at < CALM:
             return []
         acts = []
         for unit, ward in self._wards.items():
             if ward.squeezed and ward.frozen_at is None:
                 ward.squeezed = False
-                acts.append(Act("restore", unit, "has its share again", self._figures(reading)))
+                acts.append(GuardAction("restore", unit, "has its share again", self._figures(reading)))
         return acts
 
     def _figures(self, reading: Reading, unit: str = "") -> dict[str, float]:

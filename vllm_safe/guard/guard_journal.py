@@ -11,7 +11,7 @@ import time
 from contextlib import suppress
 
 from vllm_safe.contract.guard_file import EVENTS_FOLDER
-from vllm_safe.guard.guard_decision import Act
+from vllm_safe.guard.guard_decision import GuardAction
 
 JOURNAL = "/run/systemd/journal/socket"
 MOST_LINES, KEPT_LINES = 500, 250  # of a file of events: once it has the most, the oldest go
@@ -36,12 +36,12 @@ class Journal:
         with suppress(OSError), socket.socket(socket.AF_UNIX, kind) as channel:  # full, or not there: what was done is more than words
             channel.sendto(message.encode(), self._address)
 
-    def record(self, act: Act) -> None:
+    def record(self, act: GuardAction) -> None:
         """One act, with the readings that led to it."""
         figures = ", ".join(f"{key} {value:g}" for key, value in act.readings.items() if value)
         self.say(f"{act.unit} {act.text}" + (f" ({figures})" if figures else ""), _LEVELS.get(act.kind, INFO), act.unit)
         try:
-            self._append(f"{self._folder}/{name_of(act.unit)}.jsonl", event_line(act, time.time()))
+            self._append(f"{self._folder}/{model_name(act.unit)}.jsonl", event_line(act, time.time()))
         except OSError as error:
             self.say(f"cannot write the events of {act.unit}: {error}", WARNING)
 
@@ -59,7 +59,7 @@ class Journal:
         self._lines[path] += 1
 
 
-def event_line(act: Act, now: float) -> str:
+def event_line(act: GuardAction, now: float) -> str:
     """The act as one line of JSON, without its module: see plan.py."""
     readings = ", ".join(f"{_quoted(key)}: {value:g}" for key, value in act.readings.items())
     return f'{{"time": {now:.3f}, "act": {_quoted(act.kind)}, "text": {_quoted(act.text)}, "readings": {{{readings}}}}}\n'
@@ -70,7 +70,7 @@ def _quoted(text: str) -> str:
     return '"' + plain.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
-def name_of(unit: str) -> str:
+def model_name(unit: str) -> str:
     """The model's name, of vllm@NAME.service; of any other unit, what is before its suffix."""
     return unit.removeprefix("vllm@").rpartition(".")[0]
 

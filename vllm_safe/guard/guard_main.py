@@ -9,11 +9,11 @@ import time
 
 from vllm_safe.common import libc
 from vllm_safe.common.notify import notify
-from vllm_safe.contract.guard_file import PLAN_FILE, Plan, read_plan
-from vllm_safe.guard.guard_actions import Hands
-from vllm_safe.guard.guard_decision import TICK, Act, Guard
+from vllm_safe.contract.guard_file import PLAN_FILE, GuardPlan, read_plan
+from vllm_safe.guard.guard_actions import CgroupControl
+from vllm_safe.guard.guard_decision import TICK, GuardAction, GuardState
 from vllm_safe.guard.guard_journal import ERROR, WARNING, Journal
-from vllm_safe.guard.pressure_watch import CGROUPS, Triggers, Watch
+from vllm_safe.guard.pressure_watch import CGROUPS, PressureWatch, Triggers
 from vllm_safe.guard.rehearsal import rehearse
 
 SLOW = 10.0  # seconds between two looks while all is quiet
@@ -30,7 +30,7 @@ def main(root: str = CGROUPS) -> int:
         journal.say(text, ERROR)
         notify(STATUS=text)
         return _EXIT_NO_CGROUPS
-    loop = Loop(journal, root)
+    loop = GuardLoop(journal, root)
     loop.recover()
     rehearse()
     loop.prepare()
@@ -41,13 +41,13 @@ def main(root: str = CGROUPS) -> int:
     return loop.run()
 
 
-class Loop:
+class GuardLoop:
     """Everything that is open, and the loop around it."""
 
     def __init__(self, journal: Journal, root: str = CGROUPS, plan_file: str = PLAN_FILE) -> None:
         self._journal, self._plan_file = journal, plan_file
-        self._watch, self._hands, self._triggers, self._poll = Watch(root), Hands(root), Triggers(root), select.poll()
-        self._plan, self._guard = Plan(), Guard(Plan())
+        self._watch, self._hands, self._triggers, self._poll = PressureWatch(root), CgroupControl(root), Triggers(root), select.poll()
+        self._plan, self._guard = GuardPlan(), GuardState(GuardPlan())
         self._plan_seen: tuple[int, int] | None = None  # time and inode of the plan file
         self._signals = _catch_signals()
         self._poll.register(self._signals, select.POLLIN)
@@ -112,7 +112,7 @@ class Loop:
         else:
             self._triggers.clear(self._poll)
 
-    def _do(self, act: Act) -> None:
+    def _do(self, act: GuardAction) -> None:
         """A kill is said first: afterwards the unit is busy dying."""
         if act.kind == "kill":
             self._journal.record(act)

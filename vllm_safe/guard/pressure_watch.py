@@ -35,7 +35,7 @@ def read_text(path: str) -> str:
         os.close(file)
 
 
-def units(root: str = CGROUPS) -> tuple[list[str], list[str]]:
+def list_units(root: str = CGROUPS) -> tuple[list[str], list[str]]:
     """The units in the models' slice: models (and what stands in for one), which are to be watched, and downloads."""
     try:
         with os.scandir(f"{root}/{SLICE}") as entries:
@@ -95,7 +95,7 @@ class Triggers:
         return len(self._files)
 
 
-class Watch:
+class PressureWatch:
     """Readings. Without `pressure` from the kernel, stalls are estimated from major faults while RAM is scarce."""
 
     def __init__(self, root: str = CGROUPS, meminfo: str = "/proc/meminfo") -> None:
@@ -108,7 +108,7 @@ class Watch:
     def read(self) -> Reading:
         """One look at everything."""
         memory = self.memory()
-        models, downloads = units(self._root)
+        models, downloads = list_units(self._root)
         others = (*SYSTEM, *(f"{SLICE}/{unit}" for unit in downloads))
         reading = Reading(
             now=time.monotonic(),

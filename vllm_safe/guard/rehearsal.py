@@ -8,10 +8,10 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 
-from vllm_safe.contract.guard_file import EVENTS_FOLDER, Plan
-from vllm_safe.guard.guard_actions import Hands
-from vllm_safe.guard.guard_decision import CALM, TICK, Guard
-from vllm_safe.guard.guard_journal import MOST_LINES, Journal, name_of
+from vllm_safe.contract.guard_file import EVENTS_FOLDER, GuardPlan
+from vllm_safe.guard.guard_actions import CgroupControl
+from vllm_safe.guard.guard_decision import CALM, TICK, GuardState
+from vllm_safe.guard.guard_journal import MOST_LINES, Journal, model_name
 from vllm_safe.guard.pressure_watch import SLICE
 from vllm_safe.guard.readings import Reading, Usage
 
@@ -23,7 +23,7 @@ _FILES = {
     "cgroup.freeze": "0\n",
     "cgroup.kill": "",
 }
-_STALL = 2 * Plan().kill.after  # seconds; frozen again and again, a model is killed somewhat later than after kill.after
+_STALL = 2 * GuardPlan().kill.after  # seconds; frozen again and again, a model is killed somewhat later than after kill.after
 
 
 def rehearse(folder: str = EVENTS_FOLDER) -> set[str]:
@@ -33,13 +33,13 @@ def rehearse(folder: str = EVENTS_FOLDER) -> set[str]:
     try:
         with suppress(OSError):
             _build(stage)
-        return _play(Hands(stage), Journal(stage, f"{stage}/journal"))
+        return _play(CgroupControl(stage), Journal(stage, f"{stage}/journal"))
     finally:
         _remove(stage)
 
 
-def _play(hands: Hands, journal: Journal) -> set[str]:
-    guard, done = Guard(Plan()), set[str]()
+def _play(hands: CgroupControl, journal: Journal) -> set[str]:
+    guard, done = GuardState(GuardPlan()), set[str]()
     for step in range(int((_STALL + 2 * CALM) / TICK)):
         now = step * TICK
         usage = Usage(step * 1000, 1 << 30)
@@ -60,7 +60,7 @@ def _build(stage: str) -> None:
     for name, text in _FILES.items():
         _write(f"{group}/{name}", text)
         _write(f"{stage}/{SLICE}/{name}", text)
-    _write(f"{stage}/{name_of(_UNIT)}.jsonl", "\n" * MOST_LINES)  # so that it is made shorter, too
+    _write(f"{stage}/{model_name(_UNIT)}.jsonl", "\n" * MOST_LINES)  # so that it is made shorter, too
 
 
 def _write(path: str, text: str) -> None:

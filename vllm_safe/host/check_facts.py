@@ -43,7 +43,7 @@ class Inspection:
     cuda: tuple[int, int] | None = None  # that the engine is made for, if that is known
 
 
-def earlyoom_arguments(pid: int) -> tuple[str, ...]:
+def read_earlyoom_arguments(pid: int) -> tuple[str, ...]:
     """What the process `pid` was started with, or () if there is none."""
     import psutil  # noqa: PLC0415 - 11 ms that only this question pays
 
@@ -106,6 +106,6 @@ def has_headers() -> bool:
     return (Path(sysconfig.get_path("include", vars={"installed_base": "/usr", "base": "/usr"})) / "Python.h").exists()
 
 
-def active(units: Mapping[str, Mapping[str, str]], names: Iterable[str]) -> tuple[str, ...]:
+def active_units(units: Mapping[str, Mapping[str, str]], names: Iterable[str]) -> tuple[str, ...]:
     """Those of the units that run."""
     return tuple(name for name in names if units.get(name, {}).get("ActiveState") == "active")

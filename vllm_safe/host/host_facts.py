@@ -13,7 +13,7 @@ from vllm_safe.tunables.tunable_facts import read_tunables
 
 
 @dataclass(frozen=True)
-class Swap:
+class SwapArea:
     """One line of /proc/swaps. Sizes in bytes; `kind` is "file" or "partition"."""
 
     path: str
@@ -39,7 +39,7 @@ class Host:
     memory: int = 0  # MemTotal
     memory_available: int = 0  # MemAvailable
     kept_free: int = 0  # with less, the kernel takes back from everybody what is not protected
-    swaps: tuple[Swap, ...] = ()
+    swaps: tuple[SwapArea, ...] = ()
     mounts: tuple[Mount, ...] = ()
     gpus: int = 0  # NVIDIA cards that the driver has
     cpus: int = 1
@@ -124,10 +124,10 @@ def _unescape(text: str) -> str:
     return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
 
 
-def read_swaps(root: Path = Path("/")) -> tuple[Swap, ...]:
+def read_swaps(root: Path = Path("/")) -> tuple[SwapArea, ...]:
     """The swap that is on, alone: for a step that checks what it did."""
     rows = (line.split() for line in _text(root / "proc/swaps").splitlines()[1:])
-    return tuple(Swap(_unescape(row[0]), row[1], int(row[2]) * 1024, int(row[3]) * 1024) for row in rows if len(row) >= 4)
+    return tuple(SwapArea(_unescape(row[0]), row[1], int(row[2]) * 1024, int(row[3]) * 1024) for row in rows if len(row) >= 4)
 
 
 def _mounts(root: Path) -> tuple[Mount, ...]:

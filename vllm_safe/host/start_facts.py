@@ -15,7 +15,7 @@ from vllm_safe.common import paths
 from vllm_safe.common.errors import Failure
 from vllm_safe.common.trusted_paths import open_trusted_folder
 from vllm_safe.engine.engine_facts import EngineFacts, read_engine
-from vllm_safe.models.model_files import ModelFiles, read_model
+from vllm_safe.models.model_files import ModelFiles, read_model_files
 
 _LONGEST_KEY = 4096
 
@@ -44,7 +44,7 @@ class Starts:
 
 
 @dataclass(frozen=True)
-class Ground:
+class StartFacts:
     """What the start of one model stands on."""
 
     now: float = 0.0  # seconds since boot ...
@@ -137,7 +137,7 @@ def _addresses(host: str) -> frozenset[str]:
         return frozenset()
 
 
-def read_ground(  # noqa: PLR0913 - each is a fact about another thing
+def read_start_facts(  # noqa: PLR0913 - each is a fact about another thing
     name: str,
     *,
     server: str,
@@ -147,14 +147,14 @@ def read_ground(  # noqa: PLR0913 - each is a fact about another thing
     swap_file: Path,
     key_file: Path | None,
     units: Mapping[str, Mapping[str, str]],
-) -> Ground:
+) -> StartFacts:
     """The facts for the start of `name`. `server`: the program, sought in `path`; `model`: hub id, path or None."""
-    return Ground(
+    return StartFacts(
         now=boot_clock(),
         asleep=time_asleep(),
         server=any(os.access(Path(folder, server), os.X_OK) for folder in path.split(":")),  # an absolute one replaces the folder
         engine=read_engine() if model else None,
-        model=read_model(model) if model else None,
+        model=read_model_files(model) if model else None,
         addresses=_addresses(host),
         swap_file=os.path.realpath(swap_file),
         key=read_key(key_file) if key_file else None,

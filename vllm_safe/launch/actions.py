@@ -8,26 +8,26 @@ from enum import Enum
 from typing import NamedTuple
 
 
-class Say(NamedTuple):
+class LogLine(NamedTuple):
     """A line for the journal, at a level of syslog(3): 3 is what `journalctl -p err` shows."""
 
     text: str
     level: int = 6
 
 
-class Tell(NamedTuple):
+class NotifySystemd(NamedTuple):
     """Fields of sd_notify(3)."""
 
     fields: Mapping[str, str]
 
 
-class Send(NamedTuple):
+class SendSignal(NamedTuple):
     """A signal for the server's first process."""
 
     number: signal.Signals
 
 
-class Ask(NamedTuple):
+class AskServer(NamedTuple):
     """A question for the server: "health", "metrics", or "token" for one token."""
 
     what: str
@@ -39,7 +39,7 @@ class Quit(NamedTuple):
     code: int
 
 
-class Order(Enum):
+class Instruction(Enum):
     """What needs no more words."""
 
     START = "start the server"
@@ -48,9 +48,9 @@ class Order(Enum):
     KILL = "SIGKILL for every process of the unit but ourselves"
 
 
-Action = Say | Tell | Send | Ask | Quit | Order
+Action = LogLine | NotifySystemd | SendSignal | AskServer | Quit | Instruction
 
 
-def more_time(seconds: float) -> dict[str, str]:
+def extend_timeout(seconds: float) -> dict[str, str]:
     """The field of sd_notify(3) with which systemd waits for so much longer."""
     return {"EXTEND_TIMEOUT_USEC": str(int(seconds * 1_000_000))}

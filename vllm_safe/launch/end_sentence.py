@@ -7,12 +7,12 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from vllm_safe.causes.cause import find, last_line
-from vllm_safe.causes.death_patterns import BY_ITSELF, death
+from vllm_safe.causes.cause import find_cause, last_line
+from vllm_safe.causes.death_patterns import BY_ITSELF, describe_death
 from vllm_safe.causes.messages import FOLLOWS, Message, without_figures
-from vllm_safe.causes.quote import quote, stop, unstopped
+from vllm_safe.causes.quote import quote_error, with_full_stop, without_full_stop
 from vllm_safe.contract.launch_file import Launch
-from vllm_safe.launch.server_end import NEVER_CAN_WORK, Ended, Told
+from vllm_safe.launch.server_end import NEVER_CAN_WORK, Ended, Explanation
 from vllm_safe.launch.server_process import CANNOT_RUN, describe_ending
 
 _MOST = 1e15  # of a figure: tokens, GiB, cards
@@ -28,13 +28,13 @@ class About(NamedTuple):
     health: str
 
 
-def tell(launch: Launch, ended: Ended) -> Told:
+def compose_explanation(launch: Launch, ended: Ended) -> Explanation:
     """What is said of an end, and whether a second start can help."""
-    message = find(ended.head, ended.tail, served=ended.served)
+    message = find_cause(ended.head, ended.tail, served=ended.served)
     about = About(launch.name, ended.served, not launch.serve_file, launch.health)
     error = message.text if message else ""
-    return Told(
-        sentence(about, message, describe_ending(ended.status), ended.tail),
+    return Explanation(
+        end_sentence(about, message, describe_ending(ended.status), ended.tail),
         error,
         never=_can_never_work(os.waitstatus_to_exitcode(ended.status), message),
         again=bool(ended.before) and without_figures(error) == without_figures(ended.before),
@@ -50,39 +50,39 @@ def _can_never_work(code: int, message: Message | None) -> bool:
     return code in NEVER_CAN_WORK or (message is not None and message.never_can_work)
 
 
-def sentence(about: About, message: Message | None, ending: str, tail: Sequence[str]) -> str:
+def end_sentence(about: About, message: Message | None, ending: str, tail: Sequence[str]) -> str:
     """How a server ended, and of what. ending: "exit status 1", "killed by SIGKILL"."""
     name = about.name
     follows = message is not None and message.code in FOLLOWS
     if message and message.code and not follows:
-        return stop(f"{name} ended by itself: {what(about, message)}")
-    error = quote(message.line, command=about.command) if message and not follows else ""
+        return with_full_stop(f"{name} ended by itself: {describe_error(about, message)}")
+    error = quote_error(message.line, command=about.command) if message and not follows else ""
     if ending.startswith("killed by "):
         signal = ending.removeprefix("killed by ")
         if signal not in BY_ITSELF:
             return f"{name} was killed by {signal}."
-        return stop(f"{name} crashed ({signal})" + (f": {error}" if error else ""))
+        return with_full_stop(f"{name} crashed ({signal})" + (f": {error}" if error else ""))
     if message and follows:
-        return f"{name} ended because {death(message.kind, message.figures)}."
+        return f"{name} ended because {describe_death(message.kind, message.figures)}."
     when = "while it served" if about.served else "before it was ready"
     if error:
-        return stop(f"{name} ended by itself {when} ({ending}): {error}")
-    said = unstopped(quote(last_line(tail), command=about.command))
+        return with_full_stop(f"{name} ended by itself {when} ({ending}): {error}")
+    said = without_full_stop(quote_error(last_line(tail), command=about.command))
     return f"{name} ended by itself {when} ({ending}), and named no error" + (f'; it last said "{said}".' if said else ".")
 
 
-def what(about: About, message: Message) -> str:
+def describe_error(about: About, message: Message) -> str:
     """What an error that is known means: the end of a sentence, without its point."""
     meaning = WORDS[message.kind]
     if callable(meaning):
         return meaning(message.figures, about.health)
-    return meaning.format(line=quote(message.figures.get("what") or message.line, command=about.command))
+    return meaning.format(line=quote_error(message.figures.get("what") or message.line, command=about.command))
 
 
 # --- what errors mean
 
 
-def figure(figures: Mapping[str, str], name: str) -> float:
+def error_figure(figures: Mapping[str, str], name: str) -> float:
     """A figure of a message, or 0: digits and points are no number yet, and anybody may have printed them."""
     try:
         found = float(figures.get(name, ""))
@@ -93,12 +93,12 @@ def figure(figures: Mapping[str, str], name: str) -> float:
 
 def fitting_length(figures: Mapping[str, str]) -> int:
     """The max-model-len for which the KV cache is large enough: vLLM's own estimate, else by proportion; 0 where neither is known."""
-    wanted, length, needed, free = (figure(figures, name) for name in ("wanted", "length", "needed", "free"))
+    wanted, length, needed, free = (error_figure(figures, name) for name in ("wanted", "length", "needed", "free"))
     return int(length or (wanted * free / needed if needed else 0))
 
 
 def _kv_cache(figures: Mapping[str, str], _health: str) -> str:
-    wanted, needed, free = (figure(figures, name) for name in ("wanted", "needed", "free"))
+    wanted, needed, free = (error_figure(figures, name) for name in ("wanted", "needed", "free"))
     length = fitting_length(figures)
     space = f"{needed:g} GiB are needed and {free:g} GiB free" if needed and free else ""  # a tiny model's are rounded to 0
     most = f"the longest that fits is {length} tokens" if length else ""
@@ -108,7 +108,7 @@ def _kv_cache(figures: Mapping[str, str], _health: str) -> str:
 
 def _gpu_taken(figures: Mapping[str, str], _health: str) -> str:
     device = figures.get("device", "").strip() or "a card"
-    free, total = figure(figures, "free"), figure(figures, "total")
+    free, total = error_figure(figures, "free"), error_figure(figures, "total")
     return f"{device} has too little free memory: {free:g} of {total:g} GiB, and {figures['wanted']} GiB are wanted"
 
 
@@ -120,32 +120,32 @@ def _cuda_memory(figures: Mapping[str, str], _health: str) -> str:
 
 def _port(figures: Mapping[str, str], health: str) -> str:
     port = wanted_port(figures, health)
-    return f"{'its ' if port == port_of(health) else ''}port {port} is taken by another program"
+    return f"{'its ' if port == url_port(health) else ''}port {port} is taken by another program"
 
 
 def wanted_port(figures: Mapping[str, str], health: str) -> int:
     """The port that an error names, else the one of the health URL."""
-    return next((int(figures[name]) for name in ("port", "number", "bound", "after", "end") if name in figures), port_of(health))
+    return next((int(figures[name]) for name in ("port", "number", "bound", "after", "end") if name in figures), url_port(health))
 
 
-def port_of(url: str) -> int:
+def url_port(url: str) -> int:
     """The port of a URL."""
     found = re.search(r":(\d+)(?:/|$)", url)
     return int(found[1]) if found else 8000
 
 
-def path_of(figures: Mapping[str, str]) -> str:
+def error_path(figures: Mapping[str, str]) -> str:
     """The file or folder that an error names, or ""."""
     return next((figures[name] for name in ("path", "file", "script") if name in figures), "")
 
 
 def _permission(figures: Mapping[str, str], _health: str) -> str:
-    path = path_of(figures)
+    path = error_path(figures)
     return f"user vllm may not read or write {path}" if path else "user vllm may not do what it tried (permission denied)"
 
 
 def _no_file(figures: Mapping[str, str], _health: str) -> str:
-    path = path_of(figures)
+    path = error_path(figures)
     return f"{path} is not there, or is not what it was taken for" if path else "a file that it wants is not there"
 
 
@@ -188,10 +188,10 @@ def _package(figures: Mapping[str, str], _health: str) -> str:
 
 
 def _library(figures: Mapping[str, str], _health: str) -> str:
-    return f"the library {library_of(figures)} is missing"
+    return f"the library {error_library(figures)} is missing"
 
 
-def library_of(figures: Mapping[str, str]) -> str:
+def error_library(figures: Mapping[str, str]) -> str:
     """The file of a library that is missing."""
     return f"lib{figures['linked']}.so" if "linked" in figures else next(iter(figures.values()), "")
 
@@ -208,7 +208,7 @@ WORDS: dict[str, _Words] = {
     "no-kv-cache": "the model's weights leave no memory for the KV cache",
     "cache-blocks": lambda figures, _: f"max-num-seqs {figures['wanted']} is more than the {figures['blocks']} cache blocks that fit",
     "longer-than-model": lambda figures, _: (
-        f"max-model-len {figures['wanted']} is more than the model's own {int(figure(figures, 'length'))}"
+        f"max-model-len {figures['wanted']} is more than the model's own {int(error_figure(figures, 'length'))}"
     ),
     "too-few-gpus": lambda figures, _: f"{figures['wanted']} cards are wanted and {figures['gpus']} are there",
     "device-ordinal": "it asked for a card that is not there: {line}",
@@ -264,7 +264,7 @@ WORDS: dict[str, _Words] = {
     "shm-full": "there is too little shared memory in its own /dev/shm: {line}",
     "no-threads": "it may start no more threads or processes",
     "kv-space": lambda figures, _: (
-        f"{figure(figures, 'wanted'):g} GiB of RAM are wanted for the KV cache, and {figure(figures, 'free'):g} GiB were free"
+        f"{error_figure(figures, 'wanted'):g} GiB of RAM are wanted for the KV cache, and {error_figure(figures, 'free'):g} GiB were free"
     ),
     "no-host-memory": "the kernel refused it memory, by its rule for overcommit: {line}",
     "own-heap": "it reached a limit of memory that is its own: {line}",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vllm_safe.common.sizes import format_span
-from vllm_safe.launch.actions import Action, Say
+from vllm_safe.launch.actions import Action, LogLine
 from vllm_safe.launch.http_probe import Answer
 from vllm_safe.launch.load_progress import LONGEST_TICK
 
@@ -45,5 +45,5 @@ class FirstToken:
         said = f"the first request, for one token, {answer.text}"
         if answer.status >= _FAILED and answer.status != _NOT_IMPLEMENTED:  # the time runs on
             before, self._last = self._last, f"; the last {answer.text}"
-            return False, [Say(f"{said}: asking again", level=4)] if before != self._last else []
-        return True, [] if answer.healthy else [Say(f"{said}: not every model makes tokens", level=5)]
+            return False, [LogLine(f"{said}: asking again", level=4)] if before != self._last else []
+        return True, [] if answer.healthy else [LogLine(f"{said}: not every model makes tokens", level=5)]

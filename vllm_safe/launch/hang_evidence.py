@@ -14,7 +14,7 @@ from vllm_safe.launch.processes import Process
 _MOST = 64  # processes: what eight cards need, several times over
 
 
-def describe(processes: Sequence[Process]) -> Iterator[str]:
+def describe_process_states(processes: Sequence[Process]) -> Iterator[str]:
     """A line for each process: "VLLM::Worker_TP (123): state S, in futex_wait_queue, system call 202, 12.3 s of CPU, 430 MiB resident"."""
     for process in processes[:_MOST]:
         parts = [f"state {process.state}"]
@@ -26,7 +26,7 @@ def describe(processes: Sequence[Process]) -> Iterator[str]:
         yield f"{process.comm} ({process.pid}): {', '.join(parts)}"
 
 
-def send_all(processes: Sequence[Process], *numbers: signal.Signals) -> None:
+def signal_all(processes: Sequence[Process], *numbers: signal.Signals) -> None:
     """Send each process these signals."""
     for process in processes:
         for number in numbers:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from vllm_safe.launch.resolver import Found
+from vllm_safe.launch.resolver import Resolution
 
 TIMEOUT = 5.0  # seconds until a server that says nothing counts as one that does not answer
 _LONGEST = 4096  # bytes to look for the status line in
@@ -44,7 +44,7 @@ class Probe:
     def __init__(  # noqa: PLR0913 - each is a part of a request
         self,
         url: str,
-        found: Found,
+        found: Resolution,
         now: float,
         *,
         timeout: float = TIMEOUT,

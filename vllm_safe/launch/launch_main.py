@@ -22,7 +22,7 @@ class _GaveUp(Misuse):
 def main() -> None:
     """The console script: exit codes are 0 stopped, 1 failed, 2 can never work as configured (systemd does not try again)."""
     try:
-        code = launch(sys.argv[1:])
+        code = launch_model(sys.argv[1:])
     except Failure as failure:
         prefix = journal_level(3)
         lines = [f"vllm-safe: {failure.message}"] + ([f"  {failure.hint}"] if failure.hint else [])
@@ -33,7 +33,7 @@ def main() -> None:
     sys.exit(code)
 
 
-def launch(arguments: list[str]) -> int:
+def launch_model(arguments: list[str]) -> int:
     """Run the server of one model; the exit code. Misuse for what can never work."""
     if len(arguments) != 1:
         raise Misuse("vllm-safe-launch takes the name of one model", hint="It is started by: systemctl start vllm@NAME")

@@ -11,14 +11,14 @@ from collections.abc import Sequence
 from vllm_safe.common.errors import EXIT_FAILED, EXIT_MISUSE
 from vllm_safe.common.sizes import format_span
 from vllm_safe.contract.launch_file import Launch
-from vllm_safe.contract.state_file import NO_CARDS, Cards
-from vllm_safe.launch.actions import Action, Ask, Order, Quit, Say, Tell, more_time
+from vllm_safe.contract.state_file import NO_CARDS, CardUsage
+from vllm_safe.launch.actions import Action, AskServer, Instruction, LogLine, NotifySystemd, Quit, extend_timeout
 from vllm_safe.launch.first_token import FirstToken
 from vllm_safe.launch.http_probe import Answer
 from vllm_safe.launch.liveness import Liveness
 from vllm_safe.launch.loading import Loading
 from vllm_safe.launch.processes import Process
-from vllm_safe.launch.server_end import Ended, Ending, explain
+from vllm_safe.launch.server_end import Ended, Ending, explain_end
 from vllm_safe.launch.server_process import describe_ending
 from vllm_safe.launch.timers import Timers
 
@@ -76,16 +76,18 @@ class Lifecycle:
         """Time has passed."""
         if self.phase == "ended":
             return []
-        actions: list[Action] = [Tell({"WATCHDOG": "1"})] if self._timers.fires("watchdog", now, self._feed) else []
+        actions: list[Action] = [NotifySystemd({"WATCHDOG": "1"})] if self._timers.fires("watchdog", now, self._feed) else []
         if self._ending:
             return actions + self._end_on(now, self._ending)
         if self._timers.fires("extend", now, EXTEND_EVERY):
-            actions.append(Tell(more_time(EXTEND_BY)))
+            actions.append(NotifySystemd(extend_timeout(EXTEND_BY)))
         if self.phase == "waiting":
             return actions + self._wait_on(now, wall)
         if self._timers.fires("look", now, self.alive.interval if self.alive else LOOK_EVERY):
-            actions.append(Order.LOOK)
-        actions += [Ask(what) for what in ("health", "metrics") if self._timers.fires(what, now, math.inf)]  # again when it is answered
+            actions.append(Instruction.LOOK)
+        actions += [
+            AskServer(what) for what in ("health", "metrics") if self._timers.fires(what, now, math.inf)
+        ]  # again when it is answered
         return actions + (self._serve_on(now, wall, self.alive) if self.alive else self._load_on(now, wall))
 
     def heard(self, chunk: bytes, now: float, wall: float) -> None:
@@ -93,7 +95,7 @@ class Lifecycle:
         if (loading := self.loading) and loading.hear(chunk, now) and self._launch.metrics and self.phase != "waiting":
             self._go(loading.follow.phase, wall)
 
-    def looked(self, now: float, wall: float, processes: Sequence[Process], cards: Cards = NO_CARDS) -> list[Action]:
+    def looked(self, now: float, wall: float, processes: Sequence[Process], cards: CardUsage = NO_CARDS) -> list[Action]:
         """The processes of the server were read, and what the recorder says of the cards."""
         if self._ending or self.phase == "ended":
             return []
@@ -131,7 +133,7 @@ class Lifecycle:
         self._loading.follow.go("warming-up", now)
         self._go("warming-up", wall)
         self._first.ask(now)
-        return [Ask("token")]
+        return [AskServer("token")]
 
     def asked_to_stop(self, now: float, wall: float) -> list[Action]:
         """SIGTERM from systemd, or ^C."""
@@ -141,10 +143,10 @@ class Lifecycle:
         if self.phase == "waiting":
             self._go("ended", wall)
             self.cause, self.reason = "stopped", "stopped before it was started again"
-            return [Say(self.reason), Quit(0)]
+            return [LogLine(self.reason), Quit(0)]
         why = f"running requests have {format_span(self._launch.stop_grace)}" if self.alive else "it was still loading"
         self.cause, self.reason = "stopped", f"stopping: {why}"
-        return [Say(self.reason), *self._begin_end(now, wall, code=0, hung=False)]
+        return [LogLine(self.reason), *self._begin_end(now, wall, code=0, hung=False)]
 
     def exited(self, now: float, wall: float, status: int, head: Sequence[str], tail: Sequence[str]) -> list[Action]:
         """The server has ended with this wait status. head: the beginning of its trouble; tail: the last lines that it printed."""
@@ -153,8 +155,8 @@ class Lifecycle:
             self._exited = True
             if self._ending.hung and now < self._ending.due:
                 return []  # others still print where they stand
-            return [Say(f"the server has ended {ending}"), *self._quit(wall)]
-        told = explain(self._launch, Ended(status, head, tail, self.served, self._before))
+            return [LogLine(f"the server has ended {ending}"), *self._quit(wall)]
+        told = explain_end(self._launch, Ended(status, head, tail, self.served, self._before))
         after = format_span(now - self._started)
         what = f"by itself after serving for {after}" if self.served else f"after {after}, before it was ready"
         twice = "; the same as the time before: it is not tried again" if told.again and not told.never and not self.served else ""
@@ -162,8 +164,8 @@ class Lifecycle:
         self.reason = f"the server ended {what} {ending}{twice}"
         self._code = EXIT_MISUSE if (told.never or told.again) and not self.served else EXIT_FAILED
         return [
-            Say(self.reason),
-            Say(told.sentence, level=3),
+            LogLine(self.reason),
+            LogLine(told.sentence, level=3),
             self._tell_status(told.sentence),
             *self._quit(wall),
         ]
@@ -172,7 +174,7 @@ class Lifecycle:
         """The server could not be started: the kernel had no process or no memory for it."""
         self.cause, self.reason = "no-start", f"the server could not be started: {why}"
         self._code = EXIT_FAILED
-        return [Say(self.reason, level=3), self._tell_status(self.reason), *self._quit(wall)]
+        return [LogLine(self.reason, level=3), self._tell_status(self.reason), *self._quit(wall)]
 
     def _wait_on(self, now: float, wall: float) -> list[Action]:
         if self._timers.fires("go", now, math.inf):
@@ -180,12 +182,12 @@ class Lifecycle:
             self._go("starting", wall)
             self._started, self._loading = now, Loading(now, wall, self._sizes)
             self._timers |= self._loading_timers(now)
-            return [Order.START]
+            return [Instruction.START]
         if self.text:
             return []
         pause = format_span(self._launch.pause)
         status = f"automatic restart {self._launch.restart}: waiting {pause} first; systemctl restart does not wait"
-        return [Say(status), self._tell_status(status)]
+        return [LogLine(status), self._tell_status(status)]
 
     def _load_on(self, now: float, wall: float) -> list[Action]:
         if now >= self._timers["start_timeout"]:
@@ -195,7 +197,7 @@ class Lifecycle:
             self.reason = (
                 f"not ready within {allowed} (start_timeout): {self._launch.health} {self._heard.text}{'; ' if vain else ''}{vain}"
             )
-            return [Say(self.reason, level=3), *self._begin_end(now, wall, code=EXIT_FAILED, hung=bool(vain))]
+            return [LogLine(self.reason, level=3), *self._begin_end(now, wall, code=EXIT_FAILED, hung=bool(vain))]
         if not self._timers.fires("status", now, STATUS_EVERY):
             return []
         # Refusing connections is what a loading server does: vLLM listens when it is ready. Anything else is worth knowing.
@@ -208,7 +210,7 @@ class Lifecycle:
             return self._end_hung(now, wall, "hang", wrong)
         if alive.wants_token:
             alive.asked_for_token()
-            return [Ask("token")]
+            return [AskServer("token")]
         return []
 
     def _answered_token(self, now: float, wall: float, answer: Answer) -> list[Action]:
@@ -228,11 +230,11 @@ class Lifecycle:
         self._timers |= {"watchdog": now} if self._feed else {}
         ready = f"serving {self._launch.name} on {self._launch.url}"
         status = self._tell_status(f"ready, {ready}")
-        return [Tell({"READY": "1", **status.fields}), Say(f"ready after {took}: {ready}")]
+        return [NotifySystemd({"READY": "1", **status.fields}), LogLine(f"ready after {took}: {ready}")]
 
     def _end_hung(self, now: float, wall: float, cause: str, reason: str) -> list[Action]:
         self.cause, self.reason = cause, reason
-        return [Say(reason, level=3), *self._begin_end(now, wall, code=EXIT_FAILED, hung=True)]
+        return [LogLine(reason, level=3), *self._begin_end(now, wall, code=EXIT_FAILED, hung=True)]
 
     def _begin_end(self, now: float, wall: float, *, code: int, hung: bool) -> list[Action]:
         self._ending = Ending(now, self._launch.stop_grace, loading=self.alive is None, hung=hung)
@@ -240,27 +242,27 @@ class Lifecycle:
         self._code = code
         self._timers = Timers({"watchdog": now} if self._feed else {})
         status = self._tell_status(self.reason)
-        until_killed = more_time(self._ending.longest + 10)  # 10 s more, for a machine that is short of everything
-        return [Tell({"STOPPING": "1", **until_killed, **status.fields}), self._ending.begin()]
+        until_killed = extend_timeout(self._ending.longest + 10)  # 10 s more, for a machine that is short of everything
+        return [NotifySystemd({"STOPPING": "1", **until_killed, **status.fields}), self._ending.begin()]
 
     def _end_on(self, now: float, ending: Ending) -> list[Action]:
         actions = ending.tick(now)
         if actions is None:
-            return [Say("the server does not die of SIGKILL: it hangs in the kernel or a driver", level=3), *self._quit(None)]
+            return [LogLine("the server does not die of SIGKILL: it hangs in the kernel or a driver", level=3), *self._quit(None)]
         # It has exited while the others still print where they stand: they have until it is time to kill.
-        return [*actions, *self._quit(None)] if self._exited and Order.KILL in actions else actions
+        return [*actions, *self._quit(None)] if self._exited and Instruction.KILL in actions else actions
 
     def _quit(self, wall: float | None) -> list[Action]:
         self._go("ended", self.since if wall is None else wall)
-        return [Order.KILL, Quit(self._code)]
+        return [Instruction.KILL, Quit(self._code)]
 
     def _go(self, phase: str, wall: float) -> None:
         if phase != self.phase:
             self.phase, self.since = phase, wall
 
-    def _tell_status(self, text: str) -> Tell:
+    def _tell_status(self, text: str) -> NotifySystemd:
         self.text = text
-        return Tell({"STATUS": text})
+        return NotifySystemd({"STATUS": text})
 
     def _loading_timers(self, now: float) -> dict[str, float]:
         timeout = now + self._launch.start_timeout

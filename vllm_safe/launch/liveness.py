@@ -28,7 +28,7 @@ _ENGINE = ("VLLM::EngineCor", "VLLM::Worker")  # what processes of the engine ca
 _LONGEST_LINE = 4096
 
 
-class Figures:
+class MetricsReader:
     """Reads the few figures out of a long answer in pieces: the sum of each over all engines."""
 
     def __init__(self) -> None:

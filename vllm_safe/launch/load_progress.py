@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from vllm_safe.common.sizes import MIB, format_size
-from vllm_safe.contract.state_file import Progress
+from vllm_safe.contract.state_file import LoadProgress
 from vllm_safe.launch.processes import Process
 
 LONGEST_TICK = 5.0  # seconds of one tick that count; more is a freeze, or a machine too busy to judge by
@@ -23,7 +23,7 @@ RATE_OVER = 60.0  # seconds: a disk that stalls for some seconds changes the tim
 RATE_AFTER = 5.0  # seconds before anything is said of a rate
 
 
-class Readings(NamedTuple):
+class ProcessReadings(NamedTuple):
     """What the server's processes have done together since they began, those that have ended included; sizes as they are now."""
 
     read: int = 0  # bytes from disks
@@ -42,8 +42,8 @@ class Readings(NamedTuple):
 # 64 KiB/s would need two weeks for 77 GB. Of page faults, a process that waits for a kernel on an H200 takes none in nine seconds (with a
 # core, and the card 100 % busy), vLLM's loop of sched_yield one in a minute; torch.compile 5,000 to 60,000 a second with a few seconds of
 # none, and the card at 0 % but when it tries a kernel.
-STEPS = Readings(read=MIB, mapped=4 * MIB, resident=4 * MIB, gpu=16 * MIB, cpu=0.5, faults=2000)
-RATES = Readings(read=64 << 10, mapped=64 << 10, resident=64 << 10, gpu=64 << 10, cpu=0.03, faults=5)
+STEPS = ProcessReadings(read=MIB, mapped=4 * MIB, resident=4 * MIB, gpu=16 * MIB, cpu=0.5, faults=2000)
+RATES = ProcessReadings(read=64 << 10, mapped=64 << 10, resident=64 << 10, gpu=64 << 10, cpu=0.03, faults=5)
 _EACH = frozenset({"cpu", "faults"})  # whose rate is that of one process
 
 # vllm/distributed/device_communicators/shm_broadcast.py:108, each VLLM_RINGBUFFER_WARNING_INTERVAL while a worker does not answer; the
@@ -53,14 +53,14 @@ _WAITS_TORN = 100  # bytes: more than what WAITS matches
 _BUSY = 0.95  # share of the time that a card is busy which waits in a kernel for another card: the driver counts 1.0
 
 
-class Sums:
+class ProcessTotals:
     """Adds up what processes did, of which some end and others begin."""
 
     def __init__(self) -> None:
         self._last: dict[tuple[int, int], Process] = {}
         self._read, self._cpu, self._faults = 0, 0.0, 0
 
-    def add(self, processes: Sequence[Process], news: int, gpu: int = 0) -> Readings:
+    def add(self, processes: Sequence[Process], news: int, gpu: int = 0) -> ProcessReadings:
         """The readings with these processes alive."""
         for process in processes:
             before = self._last.get((process.pid, process.started))
@@ -69,10 +69,10 @@ class Sums:
             self._faults += process.faults - (before.faults if before else 0)
         self._last = {(process.pid, process.started): process for process in processes}
         mapped, resident = sum(process.mapped for process in processes), sum(process.resident for process in processes)
-        return Readings(self._read, mapped, resident, gpu, self._cpu, self._faults, news, len(processes))
+        return ProcessReadings(self._read, mapped, resident, gpu, self._cpu, self._faults, news, len(processes))
 
 
-class Waits:
+class CommunicationWait:
     """Whether the processes seem to wait for each other, as in NCCL or a custom all-reduce: they spin, and use a processor and a card each.
 
     Then the CPU that they use is no progress, but page faults are: whoever compiles, loads or computes touches memory that is new to it.
@@ -106,10 +106,10 @@ class Stillness:
         self.still = 0.0  # seconds
         self.since = wall  # when something last moved
         self._now = now
-        self._from: Readings | None = None  # the readings then
-        self._last = Readings()
+        self._from: ProcessReadings | None = None  # the readings then
+        self._last = ProcessReadings()
 
-    def look(self, now: float, wall: float, readings: Readings, *, waits: bool = False) -> bool:
+    def look(self, now: float, wall: float, readings: ProcessReadings, *, waits: bool = False) -> bool:
         """Take the readings of a moment; whether anything has moved. waits: CPU alone is none, see Waits."""
         self.still += min(max(now - self._now, 0.0), LONGEST_TICK)
         self._now, self._last = now, readings
@@ -129,7 +129,7 @@ class Stillness:
         when = time.strftime("%H:%M:%S", time.localtime(self.since))
         return f"{', '.join(sizes)}, {after.cpu - before.cpu:.1f} s of CPU, nothing new printed since {when}"
 
-    def _moved(self, readings: Readings, but: str) -> bool:
+    def _moved(self, readings: ProcessReadings, but: str) -> bool:
         before = self._from or readings
         for name in STEPS._fields[:-1]:
             if name == but:
@@ -157,7 +157,7 @@ class Checkpoint:
         self._most = 0
         self._past: deque[tuple[float, int]] = deque()
 
-    def look(self, now: float, processes: Sequence[Process], *, loading: bool, done: int = 0, of: int = 0) -> Progress | None:
+    def look(self, now: float, processes: Sequence[Process], *, loading: bool, done: int = 0, of: int = 0) -> LoadProgress | None:
         """Take the processes of a moment, and how many shards the log counts; how far it is, or None while nothing loads.
 
         It is called from the start of the server on, so that what Python and its libraries map is not taken for the model.
@@ -186,10 +186,10 @@ class Checkpoint:
             return min(got, self.total)
         return min(max(got, sum(self._sizes[:done])), sum(self._sizes[: done + 1]))
 
-    def _progress(self, now: float) -> Progress:
+    def _progress(self, now: float) -> LoadProgress:
         (then, before) = self._past[0]
         if now - then < RATE_AFTER:
-            return Progress(self._most, self.total)
+            return LoadProgress(self._most, self.total)
         rate = (self._most - before) / (now - then)
         left = (self.total - self._most) / rate if rate > 0 else None
-        return Progress(self._most, self.total, rate, left)
+        return LoadProgress(self._most, self.total, rate, left)

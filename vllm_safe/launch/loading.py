@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vllm_safe.common.sizes import format_size, format_span
-from vllm_safe.contract.state_file import NO_CARDS, Cards, Progress
-from vllm_safe.launch.load_progress import Checkpoint, Stillness, Sums, Waits
-from vllm_safe.launch.phases import Follow
+from vllm_safe.contract.state_file import NO_CARDS, CardUsage, LoadProgress
+from vllm_safe.launch.load_progress import Checkpoint, CommunicationWait, ProcessTotals, Stillness
+from vllm_safe.launch.phases import PhaseTracker
 from vllm_safe.launch.processes import Process
 
 _QUIET = 60.0  # seconds without a move that the status mentions
@@ -18,11 +18,11 @@ class Loading:
     """One start. `sizes`: bytes of the checkpoint's files, () where none is known; times as Stillness has them."""
 
     def __init__(self, now: float, wall: float, sizes: Sequence[int]) -> None:
-        self.follow = Follow(now, "starting")
-        self.progress: Progress | None = None
+        self.follow = PhaseTracker(now, "starting")
+        self.progress: LoadProgress | None = None
         self._started = now
-        self._sums = Sums()
-        self._waits = Waits()
+        self._sums = ProcessTotals()
+        self._waits = CommunicationWait()
         self._signs: tuple[str, ...] = ()
         self._stillness = Stillness(now, wall)
         self._checkpoint = Checkpoint(sizes)
@@ -42,7 +42,7 @@ class Loading:
         self._waits.hear(chunk, now)
         return self.follow.hear(chunk, now)
 
-    def look(self, now: float, wall: float, processes: Sequence[Process], cards: Cards = NO_CARDS) -> None:
+    def look(self, now: float, wall: float, processes: Sequence[Process], cards: CardUsage = NO_CARDS) -> None:
         """Take what the processes are doing, and the cards."""
         stopped = [f"its process {process.comm} ({process.pid}) is stopped" for process in processes if process.state == "T"]
         self._signs = (*stopped[:1], *self._waits.signs(now, cards.busy))
@@ -65,7 +65,7 @@ class Loading:
         return f"{IN_VAIN}, since {' and '.join(self._signs)}" if self._signs else ""
 
 
-def _describe(progress: Progress | None) -> list[str]:
+def _describe(progress: LoadProgress | None) -> list[str]:
     if not progress or progress.total is None:
         return []
     parts = [f"{format_size(progress.read)} of {format_size(progress.total)}"]

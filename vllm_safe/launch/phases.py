@@ -18,7 +18,7 @@ _LONGEST = 1000  # bytes of a line that are looked at; what announces a phase is
 _REMEMBERED = 256  # different lines: what a poller repeats is no news
 
 
-class Mark(NamedTuple):
+class LogMark(NamedTuple):
     """What one line announces: a phase, how far for a person ("shard 1 of 4"), and the same in numbers where it counts."""
 
     phase: str
@@ -63,7 +63,7 @@ _PREFIX = re.compile(r"^\s*(?:\(\w+ pid=\d+\)\s+)?(?:(?:DEBUG|INFO|WARNING|ERROR
 _TIMES = re.compile(r"\d+(?:[:-]\d+)+(?:[.,]\d+)?")
 
 
-def read_line(line: str) -> Mark | None:
+def read_line(line: str) -> LogMark | None:
     """What a line of vLLM's log announces, if it does. Colours and prefixes as they come."""
     message = _message(line)
     if not (match := _ANY.match(message)):
@@ -91,13 +91,13 @@ _TEXTS = {
 }
 
 
-def _mark(phase: str, found: dict[str, str]) -> Mark:
+def _mark(phase: str, found: dict[str, str]) -> LogMark:
     name = next(iter(found), "")
     counted = (int(found[name]), int(found[f"{name}s"])) if f"{name}s" in found else ()
-    return Mark(phase, _TEXTS.get(name, "").format(**found), *counted)
+    return LogMark(phase, _TEXTS.get(name, "").format(**found), *counted)
 
 
-class Follow:
+class PhaseTracker:
     """How far one start is, by what its server prints. Phases only go forward, whatever is printed. Times are the caller's."""
 
     def __init__(self, now: float, phase: str = PHASES[0]) -> None:

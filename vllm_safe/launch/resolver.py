@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 Address = tuple[int, tuple[str, int] | tuple[str, int, int, int] | tuple[int, bytes]]  # family and sockaddr, as connect(2) takes them
 
 
-class Found(NamedTuple):
+class Resolution(NamedTuple):
     """`addresses` in the order in which to try them. Without any, `error` says why."""
 
     addresses: tuple[Address, ...] = ()
@@ -20,15 +20,15 @@ class Resolver:
     """Looks each name up until it is found once, and keeps what was found: a later outage of the resolver changes nothing."""
 
     def __init__(self) -> None:
-        self._found: dict[tuple[bytes, int], Found] = {}
+        self._found: dict[tuple[bytes, int], Resolution] = {}
         self._under_way: set[tuple[bytes, int]] = set()
 
-    def look_up(self, url: str) -> Found:
+    def look_up(self, url: str) -> Resolution:
         """Return what is known of the host of `url`, without waiting; begin to look its name up if that is to be done."""
         parts = urlsplit(url)
         # As bytes: getaddrinfo loads the tables of international names (1 MB) for a str, even for 127.0.0.1.
         where = (parts.hostname or "").encode(), parts.port or 80
-        found = self._found.get(where, Found(error="its name is being looked up"))
+        found = self._found.get(where, Resolution(error="its name is being looked up"))
         if found.addresses or where in self._under_way:
             return found
         numeric = _resolve(where, socket.AI_NUMERICHOST)
@@ -49,9 +49,9 @@ class Resolver:
         self._under_way.discard(where)
 
 
-def _resolve(where: tuple[bytes, int], flags: int = 0) -> Found:
+def _resolve(where: tuple[bytes, int], flags: int = 0) -> Resolution:
     try:
         rows = socket.getaddrinfo(*where, type=socket.SOCK_STREAM, flags=flags)
     except OSError as error:
-        return Found(error=error.strerror or str(error))
-    return Found(tuple((family, address) for family, _, _, _, address in rows))
+        return Resolution(error=error.strerror or str(error))
+    return Resolution(tuple((family, address) for family, _, _, _, address in rows))

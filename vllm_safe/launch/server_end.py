@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from vllm_safe.contract.launch_file import Launch
-from vllm_safe.launch.actions import Action, Order, Say, Send
+from vllm_safe.launch.actions import Action, Instruction, LogLine, SendSignal
 from vllm_safe.launch.server_process import CANNOT_RUN, describe_ending
 
 TERM_AGAIN = 2.0  # vLLM swallows the first SIGTERM while it loads (vllm/utils/network_utils.py); the second ends it
@@ -37,7 +37,7 @@ class Ending:
 
     def begin(self) -> Action:
         """The first step."""
-        return Order.DUMP if self.hung else Send(signal.SIGTERM)
+        return Instruction.DUMP if self.hung else SendSignal(signal.SIGTERM)
 
     def tick(self, now: float) -> list[Action] | None:
         """Time has passed; None when nothing more can be done."""
@@ -45,11 +45,11 @@ class Ending:
             if self._killed:
                 return None
             self._killed, self._term_at, self._kill_at = True, None, now + DYING
-            said = [] if self.hung else [Say("the server has not ended in time: killing it")]
-            return [*said, Order.KILL]
+            said = [] if self.hung else [LogLine("the server has not ended in time: killing it")]
+            return [*said, Instruction.KILL]
         if self._term_at is not None and now >= self._term_at:
             self._term_at = None
-            return [Send(signal.SIGTERM)]
+            return [SendSignal(signal.SIGTERM)]
         return []
 
 
@@ -63,7 +63,7 @@ class Ended(NamedTuple):
     before: str = ""
 
 
-class Told(NamedTuple):
+class Explanation(NamedTuple):
     """What is said of an end. error: the cause in the server's own words, whole, or ""."""
 
     sentence: str
@@ -72,12 +72,12 @@ class Told(NamedTuple):
     again: bool = False  # it ended of the same error as the start before
 
 
-def explain(launch: Launch, ended: Ended) -> Told:
+def explain_end(launch: Launch, ended: Ended) -> Explanation:
     """What a server's wait status and its lines say: see words.tell."""
     try:
-        from vllm_safe.launch.end_sentence import tell  # noqa: PLC0415 - patterns and words that only an end needs
+        from vllm_safe.launch.end_sentence import compose_explanation  # noqa: PLC0415 - patterns and words that only an end needs
 
-        return tell(launch, ended)
+        return compose_explanation(launch, ended)
     except Exception:  # noqa: BLE001 - the package may have been replaced meanwhile: any error is less than the end that is to be told
         never = os.waitstatus_to_exitcode(ended.status) in NEVER_CAN_WORK
-        return Told(f"{launch.name} ended by itself ({describe_ending(ended.status)}).", never=never)
+        return Explanation(f"{launch.name} ended by itself ({describe_ending(ended.status)}).", never=never)

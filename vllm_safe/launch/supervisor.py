@@ -11,16 +11,16 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from vllm_safe.causes.first_trouble import Trouble
+from vllm_safe.causes.first_trouble import FirstTrouble
 from vllm_safe.common.errors import printable
 from vllm_safe.common.notify import notify
 from vllm_safe.contract import state_file
 from vllm_safe.contract.launch_file import Launch
 from vllm_safe.launch import hang_evidence
-from vllm_safe.launch.actions import Action, Ask, Order, Quit, Say, Send, Tell
+from vllm_safe.launch.actions import Action, AskServer, Instruction, LogLine, NotifySystemd, Quit, SendSignal
 from vllm_safe.launch.http_probe import TIMEOUT, Probe
 from vllm_safe.launch.lifecycle import Lifecycle
-from vllm_safe.launch.liveness import Figures
+from vllm_safe.launch.liveness import MetricsReader
 from vllm_safe.launch.processes import Process, checkpoint_sizes, own_cgroup, read_processes
 from vllm_safe.launch.resolver import Resolver
 from vllm_safe.launch.server_output import Output
@@ -51,10 +51,10 @@ class _Supervisor:
         sizes = checkpoint_sizes(Path(launch.checkpoint)) if launch.checkpoint else ()
         before = _error_before(launch)
         self._life = Lifecycle(launch, time.monotonic(), time.time(), sizes=sizes, watchdog=_watchdog(), before=before)
-        self._trouble = Trouble()
+        self._trouble = FirstTrouble()
         self._started = time.time()
         self._resolver = Resolver()
-        self._probes: dict[str, tuple[Probe, Figures]] = {}
+        self._probes: dict[str, tuple[Probe, MetricsReader]] = {}
         self._heard, self._heard_until = 0, 0.0
         self._cards = state_file.NO_CARDS
         self._written, self._written_at = state_file.State("", "", 0, 0, 0, "", 0), 0.0
@@ -62,7 +62,7 @@ class _Supervisor:
 
     def run(self) -> int:
         for line in self._launch.summary:
-            self._say(Say(line))
+            self._say(LogLine(line))
         if self._life.phase == "starting":
             notify(STATUS="starting")
             self._start()
@@ -108,19 +108,24 @@ class _Supervisor:
     def _do(self, actions: Iterable[Action]) -> None:
         for action in actions:
             match action:
-                case Say():
+                case LogLine():
                     self._say(action)
-                case Tell():
+                case NotifySystemd():
                     notify(**action.fields)
-                case Send():
+                case SendSignal():
                     if self._server:
                         self._server.send(action.number)
-                case Ask():
+                case AskServer():
                     self._ask(action.what)
                 case Quit():
                     self._exit_code = action.code
-                case Order():
-                    {Order.START: self._start, Order.LOOK: self._look, Order.DUMP: self._dump, Order.KILL: self._kill}[action]()
+                case Instruction():
+                    {
+                        Instruction.START: self._start,
+                        Instruction.LOOK: self._look,
+                        Instruction.DUMP: self._dump,
+                        Instruction.KILL: self._kill,
+                    }[action]()
 
     def _start(self) -> None:
         try:
@@ -132,11 +137,11 @@ class _Supervisor:
 
     def _look(self) -> None:
         if self._life.loading:
-            self._cards = state_file.read_cards(self._launch.name, self._cards)
+            self._cards = state_file.read_card_usage(self._launch.name, self._cards)
         self._do(self._life.looked(time.monotonic(), time.time(), self._processes(), self._cards))
 
     def _ask(self, what: str) -> None:
-        now, figures = time.monotonic(), Figures()
+        now, figures = time.monotonic(), MetricsReader()
         url = {"token": self._launch.completions, "metrics": self._launch.metrics}.get(what, self._launch.health)
         found = self._resolver.look_up(url)
         if what == "token":
@@ -166,20 +171,20 @@ class _Supervisor:
 
     def _dump(self) -> None:
         processes = self._processes()
-        for line in hang_evidence.describe(processes):
-            self._say(Say(line, level=4))
+        for line in hang_evidence.describe_process_states(processes):
+            self._say(LogLine(line, level=4))
         if (self._launch.env or {}).get("PYTHONFAULTHANDLER") == "1":
-            hang_evidence.send_all(processes, signal.SIGABRT, signal.SIGCONT)
+            hang_evidence.signal_all(processes, signal.SIGABRT, signal.SIGCONT)
 
     def _kill(self) -> None:
         for _ in range(SWEEPS):
             alive = [process for process in self._processes() if process.state not in "ZX"]
             if not alive:
                 return
-            hang_evidence.send_all(alive, signal.SIGKILL)
+            hang_evidence.signal_all(alive, signal.SIGKILL)
             time.sleep(0.01)
 
-    def _say(self, line: Say) -> None:
+    def _say(self, line: LogLine) -> None:
         self._output.say(f"vllm-safe: {printable(line.text)}", prefix=journal_level(line.level))
 
     def _write_state(self, *, last: bool = False) -> None:

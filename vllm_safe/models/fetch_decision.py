@@ -93,7 +93,7 @@ def _matches(name: str, patterns: tuple[str, ...]) -> bool:
 
 
 @dataclass(frozen=True)
-class Room:
+class ModelDisk:
     """The file system that models are kept on, in bytes. `swapfile` is what a swapfile there is still to take."""
 
     folder: str
@@ -102,7 +102,7 @@ class Room:
     swapfile: int = 0
 
 
-def require_room(plan: FetchPlan, room: Room) -> str:
+def require_room(plan: FetchPlan, room: ModelDisk) -> str:
     """What to warn of, or "". Failure if the files do not fit and leave `keep_free`."""
     left = room.free - plan.missing
     if left < room.keep_free:

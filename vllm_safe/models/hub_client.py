@@ -15,8 +15,8 @@ from vllm_safe.common.errors import Failure, printable
 from vllm_safe.common.sizes import TIB, format_size
 from vllm_safe.models import as_engine, hub_failure
 from vllm_safe.models.fetch_decision import FetchPlan, HubFile
-from vllm_safe.models.hub_failure import Asked
-from vllm_safe.sandbox.run_as_vllm import AsVllm, failure_of, network_environment
+from vllm_safe.models.hub_failure import HubRequest
+from vllm_safe.sandbox.run_as_vllm import AsVllm, network_environment, program_failure
 
 PYTHON = paths.ENGINE / "bin/python"
 _PROGRAM = Path(as_engine.__file__).parent
@@ -42,7 +42,7 @@ _ENVIRONMENT = {
 class Source:
     """Where one model comes from, and under which limits (bytes) it may be fetched."""
 
-    asked: Asked
+    asked: HubRequest
     memory_max: int
     swap_max: int
 
@@ -76,9 +76,9 @@ class Source:
         outcome = task.outcome()
         answer = _answer_in(outcome.stdout)
         if "trouble" in answer:
-            raise hub_failure.failure_of(answer, self.asked, datetime.now().astimezone())
+            raise hub_failure.hub_failure(answer, self.asked, datetime.now().astimezone())
         if not outcome.ok or not answer:
-            raise failure_of(task, outcome)
+            raise program_failure(task, outcome)
         return answer
 
 

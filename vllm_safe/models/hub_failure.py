@@ -17,7 +17,7 @@ _LONGEST = 200  # characters of what the hub, or a program run as another user, 
 
 
 @dataclass(frozen=True)
-class Asked:
+class HubRequest:
     """What was asked of which hub. `config` is the file, `token_file` what its engine.hub_token_file says, or ""."""
 
     name: str
@@ -43,7 +43,7 @@ class Asked:
         return f"{self.hub.rstrip('/')}/settings/tokens"
 
 
-def failure_of(trouble: Mapping[str, Any], asked: Asked, now: datetime) -> Failure:
+def hub_failure(trouble: Mapping[str, Any], asked: HubRequest, now: datetime) -> Failure:
     """The trouble in one line and the way out in another. The details come from a program of user vllm, and are treated so."""
     kind = str(trouble.get("trouble", ""))
     details = {key: _plain(value) for key, value in trouble.items()}
@@ -88,7 +88,7 @@ _OTHERS = {
 _UNKNOWN = ("the download ended without a word", _GO_ON)
 
 
-def _refusal(kind: str, asked: Asked) -> Failure:
+def _refusal(kind: str, asked: HubRequest) -> Failure:
     """Who may read what. Without a token the hub tells nobody whether a model does not exist or is private."""
     name_token = f"put it in a file that only root can read, and name that as engine.hub_token_file in {asked.config}"
     if kind == "token":
@@ -108,7 +108,7 @@ def _refusal(kind: str, asked: Asked) -> Failure:
     return Failure(f"the hub has no model {asked.repo}{private}", hint=hint)
 
 
-def _busy(seconds: object, asked: Asked, now: datetime) -> Failure:
+def _busy(seconds: object, asked: HubRequest, now: datetime) -> Failure:
     if not isinstance(seconds, int | float) or not 0 < seconds < 7 * 86400:
         return Failure("the hub is busy, and does not say for how long", hint=f"What has come is kept; go on in an hour: {asked.command}")
     when = now + timedelta(seconds=seconds + 59)  # rounded up to the minute

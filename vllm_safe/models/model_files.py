@@ -46,7 +46,7 @@ class ModelFiles:
         return self.present and not self.problem
 
 
-def read_model(model: str, models: Path | None = None) -> ModelFiles:
+def read_model_files(model: str, models: Path | None = None) -> ModelFiles:
     """The facts about a hub id ORG/NAME, kept below `models` (paths.MODELS), or about the folder with that absolute path."""
     models = models or paths.MODELS
     folder = models / model

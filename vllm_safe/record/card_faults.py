@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from vllm_safe.contract.recorded_run import Event
-from vllm_safe.record.kill_evidence import Line
+from vllm_safe.record.kill_evidence import JournalLine
 
 # What journalctl looks for; below it is looked at closely. A riser may say so much of its link that it would drown out the driver.
 GREPS = ("NVRM|nvidia", "AER: |PCIe Bus Error|DPC: |pciehp: ")
@@ -46,7 +46,7 @@ _LINK = re.compile(
 _ADDRESS = re.compile(r"\b(?P<pci>[0-9a-fA-F]{4,8}:[0-9a-fA-F]{2}:[0-9a-fA-F]{2})(?:\.[0-7])?\b")
 
 
-def find_faults(lines: Iterable[Line], since: float, pids: Collection[int], cards: Sequence[Mapping[str, Any]]) -> list[Event]:
+def find_faults(lines: Iterable[JournalLine], since: float, pids: Collection[int], cards: Sequence[Mapping[str, Any]]) -> list[Event]:
     """Events of the kind "nvidia", the first of each sort with how often it was said. since: on the monotonic clock.
 
     pids: of the unit's processes, all that were ever seen; `data["own"]` says whether it was one of them, None where that is not known.

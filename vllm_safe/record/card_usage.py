@@ -8,14 +8,14 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from vllm_safe.contract.recorded_run import Gpu
-from vllm_safe.contract.state_file import Cards
+from vllm_safe.contract.state_file import CardUsage
 from vllm_safe.record.sampler import read_text
 
 _PATIENCE = 2.0  # seconds for the driver to say the names
 _GROWN = 64 << 20  # bytes since the run began: CUDA alone takes 150 MiB and more of a card that a process uses
 
 
-def read_cards(root: str) -> list[dict[str, Any]]:
+def read_pci_cards(root: str) -> list[dict[str, Any]]:
     """Each card: its PCI address, its name, and the bridges above it; ordered by address, as nvidia-smi counts them."""
     folder = f"{root}/proc/driver/nvidia/gpus"
     try:
@@ -62,17 +62,17 @@ def visible_cards(env: Mapping[str, str], names: Collection[str]) -> frozenset[i
     return None
 
 
-class InUse:
+class CardsInUse:
     """What the main process is told of the cards of one run. seen: those that the model sees; None: all."""
 
     def __init__(self, seen: frozenset[int] | None) -> None:
         self._seen = seen
         self._least: tuple[int, ...] = ()  # bytes of each card that were in use when fewest were
 
-    def look(self, gpus: Sequence[Gpu]) -> Cards:
+    def look(self, gpus: Sequence[Gpu]) -> CardUsage:
         """Take what the cards say now. One whose memory in use has grown since the run began counts as the model's."""
         gpus = [gpu for index, gpu in enumerate(gpus) if self._seen is None or index in self._seen]
         used = tuple(gpu.used for gpu in gpus)
         self._least = tuple(map(min, used, self._least)) if len(used) == len(self._least) else used
         busy = [gpu.busy for gpu, least in zip(gpus, self._least, strict=True) if gpu.used - least >= _GROWN]
-        return Cards(sum(used), min(busy, default=None))
+        return CardUsage(sum(used), min(busy, default=None))

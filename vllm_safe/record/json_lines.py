@@ -21,7 +21,7 @@ class Lines:
     def __init__(self, folder: str, stem: str, *, head: int, tail: int) -> None:
         self._folder, self._stem = folder, stem
         self._head, self._tail = head, tail
-        self._number = max(numbers(folder, stem), default=0)
+        self._number = max(file_numbers(folder, stem), default=0)
         self._handle = -1
         self._size = self._used = 0
 
@@ -69,13 +69,13 @@ class Lines:
 def read_lines(folder: str, stem: str, most: int) -> list[bytes]:
     """The lines of all files there are, in order; of each file at most so many bytes. OSError if they cannot be read."""
     found: list[bytes] = []
-    for number in sorted(numbers(folder, stem)):
+    for number in sorted(file_numbers(folder, stem)):
         with open(_path(folder, stem, number), "rb") as file:
             found += [line for line in file.read(most).split(b"\n") if line]
     return found
 
 
-def numbers(folder: str, stem: str) -> list[int]:
+def file_numbers(folder: str, stem: str) -> list[int]:
     """Of the files there are; none if the folder is not there."""
     try:
         names = os.listdir(folder)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from vllm_safe.common.sizes import format_size
 from vllm_safe.contract.recorded_run import Event
 from vllm_safe.contract.run_encoding import from_line, mapping
-from vllm_safe.record.program_output import try_output
+from vllm_safe.record.program_output import try_program_output
 
 WINDOW = 300.0  # seconds before the end
 AGAIN = 3.0  # seconds after which the journal is asked once more, when a machine under pressure was slow to write into it
@@ -34,7 +34,7 @@ _EARLYOOM = re.compile(r'sending (?P<signal>SIG\w+) to process (?P<pid>\d+)(?: u
 _LOW = re.compile(r"low memory!.*|mem avail:.*")
 
 
-class Line(NamedTuple):
+class JournalLine(NamedTuple):
     """One line of the journal. at: seconds of the monotonic clock."""
 
     time: float
@@ -43,7 +43,7 @@ class Line(NamedTuple):
     text: str
 
 
-def read_journal(since: float, grep: str = "") -> tuple[list[Line], bool]:
+def read_journal(since: float, grep: str = "") -> tuple[list[JournalLine], bool]:
     """The lines of the kernel and of earlyoom in this boot since that Unix time, oldest first; and whether all of them could be read.
 
     Read backwards: of too many, or too slow ones, those of the end are the ones that count. grep: the kernel's alone, that match it.
@@ -52,17 +52,17 @@ def read_journal(since: float, grep: str = "") -> tuple[list[Line], bool]:
     command = ["journalctl", "--quiet", "--no-pager", "--boot=0", f"--since=@{int(since)}", "--reverse", "--lines=2000", "--output=json"]
     which = [f"--grep={grep}", "--case-sensitive=yes"] if grep else []
     whose = ["_TRANSPORT=kernel", *([] if grep else ["+", "_SYSTEMD_UNIT=earlyoom.service"])]
-    printed, whole = try_output([*command, fields, *which, *whose])
+    printed, whole = try_program_output([*command, fields, *which, *whose])
     lines = []
     for line in printed.splitlines():
         entry = mapping(from_line(line))
         message, times = entry.get("MESSAGE"), [str(entry.get(f"__{clock}_TIMESTAMP")) for clock in ("REALTIME", "MONOTONIC")]
         if isinstance(message, str) and all(moment.isdecimal() for moment in times):
-            lines.append(Line(int(times[0]) / 1e6, int(times[1]) / 1e6, entry.get("_TRANSPORT") == "kernel", message))
+            lines.append(JournalLine(int(times[0]) / 1e6, int(times[1]) / 1e6, entry.get("_TRANSPORT") == "kernel", message))
     return lines[::-1], whole
 
 
-def find_deaths(lines: Iterable[Line], since: float, unit: str, pids: Collection[int]) -> list[Event]:
+def find_deaths(lines: Iterable[JournalLine], since: float, unit: str, pids: Collection[int]) -> list[Event]:
     """Deaths of the unit's processes. since: on the monotonic clock; pids: of the unit's processes."""
     events: list[Event] = []
     reports: dict[str, tuple[re.Match[str], dict[str, int]]] = {}

@@ -33,7 +33,7 @@ class _Utilization(ctypes.Structure):  # nvmlUtilization_t
     _fields_ = (("gpu", ctypes.c_uint), ("memory", ctypes.c_uint))
 
 
-class Cards:
+class NvmlCards:
     """All cards of the machine. OSError if there is no NVML, or it does not work."""
 
     def __init__(self, library: Any = None) -> None:  # noqa: ANN401 - any shared library

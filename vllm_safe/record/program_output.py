@@ -10,12 +10,12 @@ import time
 _ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
 
 
-def output(argv: list[str], *, timeout: float = 10.0, most: int = 1 << 21) -> str:
+def program_output(argv: list[str], *, timeout: float = 10.0, most: int = 1 << 21) -> str:
     """What it prints, at most so many bytes; "" if it cannot be run. After `timeout` seconds it is killed."""
-    return try_output(argv, timeout=timeout, most=most)[0]
+    return try_program_output(argv, timeout=timeout, most=most)[0]
 
 
-def try_output(argv: list[str], *, timeout: float = 10.0, most: int = 1 << 21) -> tuple[str, bool]:
+def try_program_output(argv: list[str], *, timeout: float = 10.0, most: int = 1 << 21) -> tuple[str, bool]:
     """The same, and whether that is all: no less was read than it had to say in that time."""
     reading, writing = os.pipe()
     try:
@@ -41,7 +41,7 @@ def try_output(argv: list[str], *, timeout: float = 10.0, most: int = 1 << 21) -
     return content.decode(errors="replace"), whole
 
 
-def properties(unit: str, *names: str) -> dict[str, str]:
+def unit_properties(unit: str, *names: str) -> dict[str, str]:
     """Of a unit, as systemd has them."""
-    lines = output(["systemctl", "show", "--property", ",".join(names), "--", unit]).splitlines()
+    lines = program_output(["systemctl", "show", "--property", ",".join(names), "--", unit]).splitlines()
     return dict(line.split("=", 1) for line in lines if "=" in line)

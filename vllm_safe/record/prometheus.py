@@ -30,22 +30,22 @@ _GAUGES: dict[str, tuple[str, dict[str, str], str]] = {
 _LIMITS = {"memory_max": "memory", "swap_max": "swap"}
 
 
-def file_of(folder: str, name: str) -> str:
+def textfile_path(folder: str, name: str) -> str:
     """The file of one model in the collector's folder."""
     return f"{folder}/vllm-safe-{name}.prom"
 
 
-def publish(folder: str, start: Start, sample: Sample) -> None:
+def publish_metrics(folder: str, start: Start, sample: Sample) -> None:
     """Write the file: OSError if that cannot be done. Not for a power cut: the next one is a few seconds away."""
-    write_whole(file_of(folder, start.name), render(start, sample).encode(), 0o644, sync=False)
+    write_whole(textfile_path(folder, start.name), render_metrics(start, sample).encode(), 0o644, sync=False)
 
 
-def withdraw(folder: str, name: str) -> None:
+def withdraw_metrics(folder: str, name: str) -> None:
     """Take it away: figures of what does not run any more are wrong."""
-    remove(file_of(folder, name))
+    remove(textfile_path(folder, name))
 
 
-def render(start: Start, sample: Sample) -> str:
+def render_metrics(start: Start, sample: Sample) -> str:
     """The text."""
     model = {"model": start.name}
     lines: list[str] = []

@@ -21,10 +21,10 @@ def main() -> None:
     if len(sys.argv) != 2 or "/" in sys.argv[1]:
         sys.stderr.write("vllm-safe-record takes the name of one model; it is started with vllm@NAME.service\n")
         sys.exit(EXIT_MISUSE)
-    record(sys.argv[1], str(RUNS))
+    record_model(sys.argv[1], str(RUNS))
 
 
-def record(name: str, runs: str, root: str = "") -> None:
+def record_model(name: str, runs: str, root: str = "") -> None:
     """Until SIGTERM."""
     asked = _catch_stop()
     recorder = Recorder(name, runs, root, _say)

@@ -9,11 +9,11 @@ from vllm_safe.contract.recorded_run import End
 from vllm_safe.contract.run_encoding import text
 from vllm_safe.contract.state_file import STATE_FOLDER
 from vllm_safe.contract.untrusted_files import read_ended, read_object, read_state
-from vllm_safe.record.program_output import properties
-from vllm_safe.record.run_recording import Asked, Recording, Say
+from vllm_safe.record.program_output import unit_properties
+from vllm_safe.record.run_recording import CardReader, RunRecording, Say
 from vllm_safe.record.run_start import boot_id
 from vllm_safe.record.run_store import SMALL_MOST, open_run, run_names
-from vllm_safe.record.run_tracker import Action, Begin, Finish, Follow, Note, Seen
+from vllm_safe.record.run_tracker import Action, AddEvent, BeginRun, FinishRun, RunTracker, UnitObservation
 
 LOOK, LOOK_OUT = 1.0, 0.2  # seconds between two looks at a run, and for the next one
 _GOES_ON = {"condition", "start-pre", "start", "start-post", "running", "reload"}  # SubState of a service that has not ended
@@ -26,9 +26,9 @@ class Recorder:
         self._name, self._runs, self._root, self._say = name, runs, root, say
         self._place = f"{root}{STATE_FOLDER}/{name}"
         self._refuted = self._last_ended()  # of an earlier start, or a lie
-        self._follow = Follow(frozenset(_ended(runs, name)))
-        self._recording: Recording | None = None
-        self._cards: Asked | None = None
+        self._follow = RunTracker(frozenset(_ended(runs, name)))
+        self._recording: RunRecording | None = None
+        self._cards: CardReader | None = None
         self._doubted: End | None = None
 
     @property
@@ -45,7 +45,7 @@ class Recorder:
             return
         boot = read_object(f"{self._runs}/{self._name}/{run}/start.json", 2 * SMALL_MOST).get("boot")
         if boot == boot_id(self._root):
-            Recording(self._name, invocation, self._runs, self._root, self._say, now, wall).finish(end, now, wall)
+            RunRecording(self._name, invocation, self._runs, self._root, self._say, now, wall).finish(end, now, wall)
 
     def look(self, now: float, wall: float) -> None:
         """Each `pause`. now: monotonic; wall: the clock on the wall."""
@@ -66,15 +66,17 @@ class Recorder:
         if self._recording:
             self._recording.close()
 
-    def _see(self) -> Seen:
+    def _see(self) -> UnitObservation:
         invocation = self._invocation()
         if not invocation and not self._follow.invocation:
             invocation = self._missed()
         current = self._follow.invocation or invocation
         if not current:
-            return Seen()
+            return UnitObservation()
         state, end = read_state(f"{self._place}.json"), read_ended(f"{self._place}.end.json", current)
-        return Seen(invocation, state if state and state.run == current else None, end if end and self._is_over(end, current) else None)
+        return UnitObservation(
+            invocation, state if state and state.run == current else None, end if end and self._is_over(end, current) else None
+        )
 
     def _invocation(self) -> str:
         """Of the unit, as systemd keeps it for journald; "" while it is inactive."""
@@ -89,7 +91,7 @@ class Recorder:
         last = self._last_ended()
         if len(last) != 32 or last == self._refuted or self._follow.knows(last):
             return ""
-        known = properties(f"vllm@{self._name}.service", "InvocationID").get("InvocationID")
+        known = unit_properties(f"vllm@{self._name}.service", "InvocationID").get("InvocationID")
         if known == last:
             return last
         if known is not None:  # no answer refutes nothing
@@ -103,7 +105,7 @@ class Recorder:
         """Whether systemd agrees: the server runs as the user that writes the file, and could say that all is over while it goes on."""
         if end == self._doubted:
             return False
-        shown = properties(f"vllm@{self._name}.service", "SubState", "InvocationID")
+        shown = unit_properties(f"vllm@{self._name}.service", "SubState", "InvocationID")
         if shown.get("InvocationID") == current and shown.get("SubState") in _GOES_ON:
             self._doubted = end
             return False
@@ -112,22 +114,22 @@ class Recorder:
     def _do(self, actions: Iterable[Action], now: float, wall: float) -> None:
         for action in actions:
             match action:
-                case Begin(invocation):
-                    self._recording = Recording(self._name, invocation, self._runs, self._root, self._say, now, wall)
+                case BeginRun(invocation):
+                    self._recording = RunRecording(self._name, invocation, self._runs, self._root, self._say, now, wall)
                     self._cards = self._cards or self._open_cards(self._recording)
-                case Note(event) if self._recording:
+                case AddEvent(event) if self._recording:
                     self._recording.note(event)
-                case Finish(end) if self._recording:
+                case FinishRun(end) if self._recording:
                     self._recording.finish(end, now, wall)
                     self._recording = None
 
-    def _open_cards(self, recording: Recording) -> Asked | None:
+    def _open_cards(self, recording: RunRecording) -> CardReader | None:
         if not recording.start.host.get("gpus"):
             return None
-        from vllm_safe.record.nvml_usage import Cards  # noqa: PLC0415 - 10 MB that only a machine with cards pays
+        from vllm_safe.record.nvml_usage import NvmlCards  # noqa: PLC0415 - 10 MB that only a machine with cards pays
 
         try:
-            return Cards()
+            return NvmlCards()
         except OSError as error:
             self._say(f"no figures of the cards: {error}")
             return None

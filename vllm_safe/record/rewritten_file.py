@@ -13,7 +13,7 @@ from vllm_safe.contract.small_files import MODE, sync_folder, write_all
 _CHUNK = 1 << 14  # bytes: the file seldom grows, since that is what the journal must know
 
 
-class Page:
+class RewrittenFile:
     """One file. OSError from `write` if it cannot be written; the next time may go well."""
 
     def __init__(self, path: str) -> None:

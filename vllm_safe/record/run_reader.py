@@ -17,7 +17,7 @@ from vllm_safe.contract.untrusted_files import read_ended, read_object, read_sta
 from vllm_safe.record import run_store
 from vllm_safe.record.json_lines import read_lines
 from vllm_safe.record.kill_evidence import UNREAD
-from vllm_safe.record.program_output import properties
+from vllm_safe.record.program_output import unit_properties
 
 __all__ = ["list_runs", "read_run", "read_state", "with_end"]
 
@@ -72,7 +72,7 @@ def with_end(run: Run, boot: str, now: float) -> Run:
     if run.end is not None or run.start.boot != boot:
         return run
     name = run.start.name
-    shown = properties(f"vllm@{name}.service", "ActiveState", "SubState", "InvocationID")
+    shown = unit_properties(f"vllm@{name}.service", "ActiveState", "SubState", "InvocationID")
     invocation = shown.get("InvocationID", "")
     goes_on = shown.get("ActiveState") in _GOES_ON and shown.get("SubState") != "auto-restart"
     if goes_on or not invocation or invocation[:8] != run.start.run[-8:]:

@@ -10,14 +10,14 @@ from typing import Protocol
 from vllm_safe.contract.recorded_run import End, Event, Gpu, Sample
 from vllm_safe.contract.run_encoding import from_line, mapping, number, text, unpack_event
 from vllm_safe.contract.small_files import read_regular, remove, write_whole
-from vllm_safe.contract.state_file import Cards, State, cards_to_line, gpu_file
+from vllm_safe.contract.state_file import CardUsage, State, cards_to_line, gpu_file
 from vllm_safe.contract.untrusted_files import read_object
 from vllm_safe.record import kill_evidence, prometheus, run_start
-from vllm_safe.record.card_usage import InUse, visible_cards
+from vllm_safe.record.card_usage import CardsInUse, visible_cards
 from vllm_safe.record.json_lines import read_lines
-from vllm_safe.record.program_output import properties
-from vllm_safe.record.run_store import EVENTS_HEAD, SMALL_MOST, Store, open_run, run_id, run_names
-from vllm_safe.record.run_tracker import Pace
+from vllm_safe.record.program_output import unit_properties
+from vllm_safe.record.run_store import EVENTS_HEAD, SMALL_MOST, RunStore, open_run, run_id, run_names
+from vllm_safe.record.run_tracker import SamplingPace
 from vllm_safe.record.sampler import Sampler
 
 SYNC = 5.0  # seconds: what a power cut may take
@@ -30,14 +30,14 @@ _MOST_PIDS = 10_000  # that are remembered: compilers come and go by the thousan
 Say = Callable[[str], None]
 
 
-class Asked(Protocol):
+class CardReader(Protocol):
     """What tells of the cards: gpus.Cards, imported only where there are any."""
 
     def ask(self, now: float) -> tuple[Gpu, ...]:
         """What they last said."""
 
 
-class Recording:
+class RunRecording:
     """One run. now: the monotonic clock; wall: the one on the wall, which may be set at any time. `say` prints a line for the journal."""
 
     def __init__(self, name: str, invocation: str, runs: str, root: str, say: Say, now: float, wall: float) -> None:  # noqa: PLR0913, PLR0917
@@ -45,12 +45,12 @@ class Recording:
         self._sampler = Sampler(name, root)
         resumed = open_run(runs, name, invocation)
         run = resumed or run_id(wall, invocation, run_names(runs, name))
-        self._store = Store(runs, name, run)
+        self._store = RunStore(runs, name, run)
         self.start = run_start.read_start(name, run, wall, self._sampler.cgroup, root)
         self._begun, self._events_from = now - 1.0, wall - 1.0  # it was not seen at once
         self._textfile = text(run_start.read_launch(name, root).get("textfile")).rstrip("/")
-        self._pace = Pace()
-        self._in_use = InUse(visible_cards(self.start.env, [card["name"] for card in self.start.host.get("cards", ())]))
+        self._pace = SamplingPace()
+        self._in_use = CardsInUse(visible_cards(self.start.env, [card["name"] for card in self.start.host.get("cards", ())]))
         self._state: State | None = None
         self._sync_due = self._log_due = self._publish_due = now
         self._log: tuple[str, ...] = ()
@@ -66,7 +66,7 @@ class Recording:
             restart = self.start.restart
             self.note(Event(wall, "start", f"automatic restart {restart}" if restart else "started", {"restart": restart}))
 
-    def look(self, now: float, wall: float, state: State | None, cards: Asked | None) -> None:
+    def look(self, now: float, wall: float, state: State | None, cards: CardReader | None) -> None:
         """A second has passed. state: what the main process last said, if it did yet."""
         self._state = state or self._state
         self._take_guard()
@@ -101,7 +101,7 @@ class Recording:
         self._tell(self._store.close())
         remove(f"{self._root}{gpu_file(self._name)}")
         if self._textfile:
-            prometheus.withdraw(self._textfile, self._name)
+            prometheus.withdraw_metrics(self._textfile, self._name)
 
     def _deaths(self, end: End, now: float, wall: float) -> list[Event]:
         """Who killed its processes; of a kill that nobody had written down yet, the journal is asked twice."""
@@ -136,7 +136,7 @@ class Recording:
         told = [unpack_event(from_line(line)) for line in read_lines(place, "events", 2 * EVENTS_HEAD)]
         self._events_from = max((event.time for event in told if event and event.kind == "guard"), default=self.start.time - 1.0)
 
-    def _sample(self, now: float, wall: float, cards: Asked | None) -> None:
+    def _sample(self, now: float, wall: float, cards: CardReader | None) -> None:
         gpus = cards.ask(now) if cards else ()
         sample = self._sampler.read(now, wall, self._state, gpus)
         if gpus:
@@ -154,7 +154,7 @@ class Recording:
                 self._store.start(start)
         self._publish(now, sample)
 
-    def _tell_main(self, cards: Cards) -> None:
+    def _tell_main(self, cards: CardUsage) -> None:
         """A start that takes memory of the cards gets on, one that keeps them all busy for nothing may not."""
         with suppress(OSError):
             write_whole(f"{self._root}{gpu_file(self._name)}", cards_to_line(cards).encode(), 0o644, sync=False)
@@ -164,10 +164,10 @@ class Recording:
             return
         self._publish_due = now + prometheus.EVERY
         try:
-            prometheus.publish(self._textfile, self.start, sample)
+            prometheus.publish_metrics(self._textfile, self.start, sample)
         except OSError as error:
             hint = f"systemctl edit vllm-safe-record@.service, section [Service], ReadWritePaths={self._textfile}"
-            self._say(f"cannot write {prometheus.file_of(self._textfile, self._name)}: {error.strerror}. See: {hint}")
+            self._say(f"cannot write {prometheus.textfile_path(self._textfile, self._name)}: {error.strerror}. See: {hint}")
             self._textfile = ""
 
     def _take_guard(self) -> None:
@@ -197,7 +197,7 @@ class Recording:
         )
         if end.result:
             return end
-        shown = properties(f"vllm@{self._name}.service", "Result", "ExecMainCode", "ExecMainStatus")
+        shown = unit_properties(f"vllm@{self._name}.service", "Result", "ExecMainCode", "ExecMainStatus")
         code = {"1": "exited", "2": "killed", "3": "dumped"}.get(shown.get("ExecMainCode", ""), "")  # CLD_EXITED and so on
         return end._replace(result=shown.get("Result", ""), exit_code=code, exit_status=shown.get("ExecMainStatus", "") if code else "")
 

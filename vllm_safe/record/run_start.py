@@ -9,8 +9,8 @@ from vllm_safe import __version__
 from vllm_safe.contract.recorded_run import Start
 from vllm_safe.contract.run_encoding import integer, mapping, number, text
 from vllm_safe.contract.untrusted_files import read_object
-from vllm_safe.record.card_usage import read_cards
-from vllm_safe.record.program_output import output
+from vllm_safe.record.card_usage import read_pci_cards
+from vllm_safe.record.program_output import program_output
 from vllm_safe.record.sampler import count, meminfo, read_text
 
 _LAUNCH_MOST = 1 << 20  # bytes
@@ -81,8 +81,8 @@ def boot_id(root: str) -> str:
 
 def _host(root: str) -> dict[str, object]:
     machine = meminfo(read_text(f"{root}/proc/meminfo"))
-    cards = read_cards(root)
-    systemd = output(["systemctl", "--version"]).split()
+    cards = read_pci_cards(root)
+    systemd = program_output(["systemctl", "--version"]).split()
     return {
         "memory": machine.get("MemTotal", 0),
         "swap": machine.get("SwapTotal", 0),

@@ -20,7 +20,7 @@ from vllm_safe.contract.recorded_run import End, Event, Sample, Start
 from vllm_safe.contract.run_encoding import pack_sample, to_line
 from vllm_safe.contract.small_files import remove, sync_folder, write_whole
 from vllm_safe.record.json_lines import Lines
-from vllm_safe.record.rewritten_file import Page
+from vllm_safe.record.rewritten_file import RewrittenFile
 
 MOST_RUNS = 20  # of a model
 _STAMP = "%Y%m%dT%H%M%S"
@@ -65,7 +65,7 @@ def run_names(folder: str, name: str) -> list[str]:
         return []
 
 
-class Store:
+class RunStore:
     """Writes one run. Nothing is lost by a disk that is full for a while but what would have been written then."""
 
     def __init__(self, folder: str, name: str, run: str) -> None:
@@ -75,7 +75,7 @@ class Store:
         self._held = {"samples": b"", "events": b""}
         self._lines: dict[str, Lines] = {}
         self._log: bytes | None = None
-        self._page = Page(f"{self._folder}/log.txt")
+        self._page = RewrittenFile(f"{self._folder}/log.txt")
 
     def start(self, start: Start) -> None:
         """What it begins with. Too many arguments are left out."""
@@ -115,7 +115,7 @@ class Store:
     def close(self) -> str:
         """Flush, and give back the space that is not used."""
         problem = self.flush()
-        files: tuple[Lines | Page, ...] = (*self._lines.values(), self._page)
+        files: tuple[Lines | RewrittenFile, ...] = (*self._lines.values(), self._page)
         for file in files:
             try:
                 file.close()

@@ -28,7 +28,7 @@ class Counters(NamedTuple):
     cpu: int | None  # microseconds
 
 
-class Glance(NamedTuple):
+class QuickSample(NamedTuple):
     """The least that tells whether something moves: four files."""
 
     memory: int | None
@@ -46,15 +46,15 @@ class Sampler:
         self._before: Counters | None = None
         self._disks: dict[str, bool] = {}  # name -> is a disk of its own, not a partition or an array
 
-    def glance(self) -> Glance:
+    def glance(self) -> QuickSample:
         """Whether it is worth more than a glance."""
         stalls = (full_stall(read_text(path)) for path in (f"{self.cgroup}/memory.pressure", f"{self._root}/proc/pressure/memory"))
         memory, swap = (count(read_text(f"{self.cgroup}/{name}")) for name in ("memory.current", "memory.swap.current"))
-        return Glance(memory, swap, sum(stall or 0 for stall in stalls))
+        return QuickSample(memory, swap, sum(stall or 0 for stall in stalls))
 
     def read(self, now: float, wall: float, state: State | None, gpus: tuple[Gpu, ...] = ()) -> Sample:
         """The figures; rates since the time before. now: monotonic, so that a clock that is set changes no rate."""
-        stat = table(read_text(f"{self.cgroup}/memory.stat"))
+        stat = parse_table(read_text(f"{self.cgroup}/memory.stat"))
         machine = meminfo(read_text(f"{self._root}/proc/meminfo"))
         before, after = self._before, self._count(now, stat)
         self._before = after
@@ -78,7 +78,7 @@ class Sampler:
 
     def events(self, name: str) -> dict[str, int]:
         """memory.events or memory.swap.events of the unit; {} when its cgroup has gone."""
-        return table(read_text(f"{self.cgroup}/{name}"))
+        return parse_table(read_text(f"{self.cgroup}/{name}"))
 
     def processes(self) -> list[int]:
         """Those of the unit."""
@@ -95,7 +95,7 @@ class Sampler:
             read=read,
             written=written,
             major_faults=stat.get("pgmajfault"),
-            cpu=table(read_text(f"{self.cgroup}/cpu.stat")).get("usage_usec"),
+            cpu=parse_table(read_text(f"{self.cgroup}/cpu.stat")).get("usage_usec"),
         )
 
     def _disk_bytes(self) -> tuple[int | None, int | None]:
@@ -156,7 +156,7 @@ def count(text: str) -> int | None:
     return int(text) if text.strip().isdecimal() else None
 
 
-def table(text: str) -> dict[str, int]:
+def parse_table(text: str) -> dict[str, int]:
     """Lines of a name and a number: memory.stat, memory.events, cpu.stat."""
     rows = (line.split() for line in text.splitlines())
     return {row[0]: int(row[1]) for row in rows if len(row) == 2 and row[1].isdecimal()}

@@ -41,7 +41,7 @@ def _count_text(count: float) -> str:
     return f"{count:,.0f}".replace(",", " ") if count == int(count) or count >= 100 else f"{count:.1f}"
 
 
-def say(unit: str) -> Callable[[float], str]:
+def format_figure(unit: str) -> Callable[[float], str]:
     """How a value of a unit (see Plot) is said."""
     return {"bytes": _size_text, "bytes/s": rate_text, "share": share_text}.get(unit, _count_text)
 

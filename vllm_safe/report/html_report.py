@@ -19,10 +19,10 @@ from vllm_safe import __version__
 from vllm_safe.common.sizes import format_exact, format_span
 from vllm_safe.contract.recorded_run import Event, Run
 from vllm_safe.diagnose.verdict import Verdict
-from vllm_safe.report.figures import figures_of, say
-from vllm_safe.report.local_times import clock, date_time, offset_at, zone_at
+from vllm_safe.report.figures import figures_of, format_figure
+from vllm_safe.report.local_times import clock_time, date_time, offset_at, zone_at
 from vllm_safe.report.redact import redact
-from vllm_safe.report.series import Plot, flat, last_time, phases_of, plots_of, samples_of
+from vllm_safe.report.series import Plot, known_values, last_time, phases_of, plots_of, samples_of
 
 MARK = "<!-- A report of vllm-safe -->"  # how an earlier one is known
 _BAD = frozenset({"kernel-oom", "earlyoom", "nvidia", "stall", "hang", "killing"})
@@ -32,7 +32,7 @@ _MANY = 5  # lines of one plot, too many to tell the most of each: the figures h
 _UNSAFE = {ord(char): f"\\u{ord(char):04x}" for char in "<>&"}
 
 
-def page_of(run: Run, verdict: Verdict) -> str:
+def render_html(run: Run, verdict: Verdict) -> str:
     """The whole file."""
     plots = plots_of(run)
     library, own = _asset("uplot/uPlot.iife.min.js"), _asset("page.js")
@@ -110,7 +110,7 @@ def _top(run: Run, verdict: Verdict) -> Iterator[str]:
     yield f'<p class="where"><b>{_text(run.start.name)}</b> · run <span class="mono">{_text(run.start.run)}</span></p>'
     yield f"<h1>{_text(verdict.sentence)}</h1>"
     span = format_span(last_time(run) - run.start.time)
-    until = f"ended {clock(run.end.time, run.start.time)}, after {span}" if run.end else f"known until {span} later"
+    until = f"ended {clock_time(run.end.time, run.start.time)}, after {span}" if run.end else f"known until {span} later"
     restart = f" It was automatic restart {run.start.restart}." if run.start.restart else ""
     yield f'<p class="soft">Started {date_time(run.start.time)}, {until}.{restart}</p>'
     if verdict.hint:
@@ -129,7 +129,7 @@ def _top(run: Run, verdict: Verdict) -> Iterator[str]:
     if verdict.evidence:
         yield '<h2>Evidence</h2><ol class="plain evidence">'
         for moment, text in verdict.evidence:
-            when = "" if moment is None else clock(moment, run.start.time)
+            when = "" if moment is None else clock_time(moment, run.start.time)
             yield f'<li><span class="time soft">{when}</span><span>{_text(text)}</span></li>'
         yield "</ol>"
 
@@ -153,9 +153,9 @@ def _timeline(run: Run, plots: Iterable[Plot]) -> Iterator[str]:
 
 def _summary(plot: Plot) -> str:
     """The peak of each line, or of the whole, in words; the least of what should not run out."""
-    tell = say(plot.unit)
+    tell = format_figure(plot.unit)
     if plot.scarce:
-        words = f"at least {tell(min(flat(line.values for line in plot.lines)))}"
+        words = f"at least {tell(min(known_values(line.values for line in plot.lines)))}"
     elif plot.stacked or len(plot.lines) not in range(2, _MANY):
         words = f"at most {tell(plot.peak)}"
     else:
@@ -172,7 +172,7 @@ def _events(run: Run) -> Iterator[str]:
     yield '<table><thead><tr><th class="number">No.</th><th>Time</th><th class="wide">After</th><th>What</th><th></th></tr></thead><tbody>'
     for number, event in enumerate(run.events, 1):
         after = format_span(max(0, event.time - run.start.time))
-        yield f'<tr><td class="number">{number}</td><td class="time" data-time="{event.time}">{clock(event.time, run.start.time)}</td>'
+        yield f'<tr><td class="number">{number}</td><td class="time" data-time="{event.time}">{clock_time(event.time, run.start.time)}</td>'
         yield f'<td class="wide time">{after}</td><td class="kind {tone_of(event)}">{_text(event.kind)}</td>'
         yield f"<td>{_text(event.text)}</td></tr>"
     yield "</tbody></table>"
@@ -183,7 +183,7 @@ def _figures(run: Run) -> Iterator[str]:
     yield "<th>Time</th></tr></thead><tbody>"
     for figure in figures_of(run):
         tight = " over" if figure.limit and figure.value >= 0.98 * figure.limit else ""
-        when = "" if figure.time is None else clock(figure.time, run.start.time)
+        when = "" if figure.time is None else clock_time(figure.time, run.start.time)
         yield f'<tr><th scope="row">{_text(figure.label)}</th>'
         yield f'<td class="number{tight}" data-key="{_text(figure.key)}" data-value="{figure.value}">{_text(figure.text)}</td>'
         yield f'<td class="number">{_text(figure.limit_text)}</td><td class="time">{when}</td></tr>'

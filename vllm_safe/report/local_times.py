@@ -20,7 +20,7 @@ def date_time(moment: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment))
 
 
-def clock(moment: float, beside: float) -> str:
+def clock_time(moment: float, beside: float) -> str:
     """Such as 22:10:48; with the day before it where it is not that of the moment `beside`."""
     form = "%H:%M:%S" if time.localtime(moment)[:3] == time.localtime(beside)[:3] else "%m-%d %H:%M:%S"
     return time.strftime(form, time.localtime(moment))

@@ -15,7 +15,7 @@ Column = tuple[float | None, ...]
 _BEYOND_HEADROOM = 4  # a limit this much higher than all that was used would flatten the line: it is said in words only
 
 
-class Line(NamedTuple):
+class PlotLine(NamedTuple):
     """One line of a plot. Its values are as many as the samples; None where nothing is known."""
 
     key: str  # of Sample, or gpu0.used
@@ -29,7 +29,7 @@ class Plot(NamedTuple):
     key: str
     title: str
     unit: str  # bytes, bytes/s, share, count
-    lines: tuple[Line, ...]
+    lines: tuple[PlotLine, ...]
     limit: int | None = None
     limit_label: str = ""
     stacked: bool = False
@@ -39,7 +39,7 @@ class Plot(NamedTuple):
     def peak(self) -> float:
         """The highest value drawn."""
         columns = [line.values for line in self.lines]
-        tops = [sum(value or 0 for value in row) for row in zip(*columns, strict=True)] if self.stacked else flat(columns)
+        tops = [sum(value or 0 for value in row) for row in zip(*columns, strict=True)] if self.stacked else known_values(columns)
         return max(tops, default=0.0)
 
     @property
@@ -48,7 +48,7 @@ class Plot(NamedTuple):
         return self.limit is not None and self.limit <= _BEYOND_HEADROOM * self.peak
 
 
-class Stretch(NamedTuple):
+class PhaseSpan(NamedTuple):
     """A phase, from when until when."""
 
     phase: str
@@ -111,15 +111,15 @@ def plots_of(run: Run) -> tuple[Plot, ...]:
     return tuple(plot for plot in found if plot.lines)
 
 
-def phases_of(run: Run) -> tuple[Stretch, ...]:
+def phases_of(run: Run) -> tuple[PhaseSpan, ...]:
     """What it went through, from the start to the end or to the last that is known."""
-    stretches: list[Stretch] = []
+    stretches: list[PhaseSpan] = []
     for sample in samples_of(run):
         if not stretches:
-            stretches.append(Stretch(sample.phase, min(run.start.time, sample.time), sample.time))
+            stretches.append(PhaseSpan(sample.phase, min(run.start.time, sample.time), sample.time))
         elif stretches[-1].phase != sample.phase:
             stretches[-1] = stretches[-1]._replace(end=sample.time)
-            stretches.append(Stretch(sample.phase, sample.time, sample.time))
+            stretches.append(PhaseSpan(sample.phase, sample.time, sample.time))
         else:
             stretches[-1] = stretches[-1]._replace(end=sample.time)
     if stretches and run.end and run.end.time > stretches[-1].end:
@@ -133,13 +133,13 @@ def last_time(run: Run) -> float:
     return max(known) if run.end is None else run.end.time
 
 
-def flat(columns: Iterable[Column]) -> list[float]:
+def known_values(columns: Iterable[Column]) -> list[float]:
     """All that is known."""
     return [value for column in columns for value in column if value is not None]
 
 
 def _plot(kind: _Kind, samples: tuple[Sample, ...], run: Run) -> Plot:
-    lines = (Line(key, label, tuple(map(attrgetter(key), samples))) for key, label in kind.lines)
+    lines = (PlotLine(key, label, tuple(map(attrgetter(key), samples))) for key, label in kind.lines)
     limit = run.start.limits.get(kind.limit)
     return Plot(kind.key, kind.title, kind.unit, _with_values(lines), limit, kind.limit_label, kind.stacked, kind.scarce)
 
@@ -147,10 +147,10 @@ def _plot(kind: _Kind, samples: tuple[Sample, ...], run: Run) -> Plot:
 def _gpu_plots(samples: tuple[Sample, ...]) -> Iterable[Plot]:
     cards = range(max((len(sample.gpus) for sample in samples), default=0))
 
-    def lines(field: str) -> tuple[Line, ...]:
+    def lines(field: str) -> tuple[PlotLine, ...]:
         get: Callable[[object], float] = attrgetter(field)
         return tuple(
-            Line(f"gpu{card}.{field}", f"GPU {card}", tuple(get(s.gpus[card]) if card < len(s.gpus) else None for s in samples))
+            PlotLine(f"gpu{card}.{field}", f"GPU {card}", tuple(get(s.gpus[card]) if card < len(s.gpus) else None for s in samples))
             for card in cards
         )
 
@@ -159,5 +159,5 @@ def _gpu_plots(samples: tuple[Sample, ...]) -> Iterable[Plot]:
     yield Plot("gpu-busy", "GPUs: share of the time in which they compute", "share", lines("busy"))
 
 
-def _with_values(lines: Iterable[Line]) -> tuple[Line, ...]:
+def _with_values(lines: Iterable[PlotLine]) -> tuple[PlotLine, ...]:
     return tuple(line for line in lines if any(value is not None for value in line.values))

@@ -12,10 +12,10 @@ from vllm_safe.common.errors import printable
 from vllm_safe.common.sizes import format_span
 from vllm_safe.contract.recorded_run import Run
 from vllm_safe.diagnose.verdict import Verdict
-from vllm_safe.report.figures import figures_of, say
-from vllm_safe.report.local_times import clock, date_time
+from vllm_safe.report.figures import figures_of, format_figure
+from vllm_safe.report.local_times import clock_time, date_time
 from vllm_safe.report.redact import redact
-from vllm_safe.report.series import Line, Plot, flat, last_time, phases_of, plots_of, samples_of
+from vllm_safe.report.series import Plot, PlotLine, known_values, last_time, phases_of, plots_of, samples_of
 
 _COLUMNS = 80
 _WIDTH, _HEIGHT = 64, 7  # of a plot, in characters, without its axes
@@ -24,13 +24,13 @@ _LOG_LINES = 20
 _LEAST_POINTS = 5  # of a line that shows a course; fewer are dots
 
 
-def text_of(run: Run, verdict: Verdict, bold: Callable[[str], str], *, colours: bool) -> Iterator[str]:
+def render_text(run: Run, verdict: Verdict, bold: Callable[[str], str], *, colours: bool) -> Iterator[str]:
     """Lines without secrets and without what steers a terminal, but for `bold` and the colours of the plots."""
     yield from map(bold, _wrapped(verdict.sentence))
-    until = f"ended {clock(run.end.time, run.start.time)}" if run.end else "no end is recorded"
+    until = f"ended {clock_time(run.end.time, run.start.time)}" if run.end else "no end is recorded"
     yield f"started {date_time(run.start.time)}, {until}; {format_span(last_time(run) - run.start.time)}"
     for moment, text in verdict.evidence:
-        yield from _wrapped(text, "          " if moment is None else f"{clock(moment, run.start.time):<10}")
+        yield from _wrapped(text, "          " if moment is None else f"{clock_time(moment, run.start.time):<10}")
     for change in verdict.changes:
         yield from _wrapped(f"change {change.path}: {change.old or '?'} -> {change.new} ({change.reason})", "          ")
     if verdict.hint:
@@ -41,13 +41,13 @@ def text_of(run: Run, verdict: Verdict, bold: Callable[[str], str], *, colours: 
     yield from _plots(run, bold, colours=colours)
     yield from ("", bold("Figures"))
     for figure in figures_of(run):
-        when = "" if figure.time is None else clock(figure.time, run.start.time)
+        when = "" if figure.time is None else clock_time(figure.time, run.start.time)
         limit = f"of {figure.limit_text}" if figure.limit_text else ""
         yield f"  {figure.label:<38}  {figure.text:>12}  {limit:<13} {when}".rstrip()
     yield from ("", bold("Events"))
     for event in run.events:
         yield from _wrapped(
-            f"{event.kind}: {event.text}" if event.text != event.kind else event.kind, f"  {clock(event.time, run.start.time)}  "
+            f"{event.kind}: {event.text}" if event.text != event.kind else event.kind, f"  {clock_time(event.time, run.start.time)}  "
         )
     yield from ("", bold("Last log lines"))
     yield from (f"  {_safe(line)}" for line in run.log[-_LOG_LINES:])
@@ -59,7 +59,7 @@ def _plots(run: Run, bold: Callable[[str], str], *, colours: bool) -> Iterator[s
     for plot in plots_of(run):
         if max(sum(value is not None for value in line.values) for line in plot.lines) < _LEAST_POINTS:
             few.append(plot.title)
-        elif not any(flat(line.values for line in plot.lines)):
+        elif not any(known_values(line.values for line in plot.lines)):
             zero.append(plot.title)
         else:
             yield ""
@@ -80,9 +80,9 @@ def _drawn(run: Run, plot: Plot, bold: Callable[[str], str], *, colours: bool) -
     figure.set_x_limits(begin, end)
     figure.set_y_limits(0, top * 1.05)
     figure.x_label = figure.y_label = ""
-    tell = say(plot.unit)
+    tell = format_figure(plot.unit)
     figure.y_ticks_fkt = lambda low, _: f"{tell(max(0.0, low)):>10}"
-    figure.x_ticks_fkt = lambda low, _: clock(low, low)
+    figure.x_ticks_fkt = lambda low, _: clock_time(low, low)
     lines = _stacked(plot.lines) if plot.stacked else plot.lines
     for line, colour in zip(lines, _COLOURS * 2, strict=False):
         known = _thinned([(at, value) for at, value in zip(times, line.values, strict=True) if value is not None])
@@ -105,7 +105,7 @@ def _thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     return [point for part in stretches for point in sorted({min(part, key=itemgetter(1)), max(part, key=itemgetter(1))})]
 
 
-def _stacked(lines: tuple[Line, ...]) -> tuple[Line, ...]:
+def _stacked(lines: tuple[PlotLine, ...]) -> tuple[PlotLine, ...]:
     """Each line as the sum of itself and those before it."""
     rows = [[0.0] * len(lines[0].values)]
     for line in lines:

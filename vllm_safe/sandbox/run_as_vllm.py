@@ -27,7 +27,7 @@ from vllm_safe.common import run_lock
 from vllm_safe.common.errors import Failure
 from vllm_safe.common.paths import HOME, USER
 from vllm_safe.common.sizes import GIB
-from vllm_safe.sandbox.terminal_filter import Tame
+from vllm_safe.sandbox.terminal_filter import TerminalFilter
 
 TAIL = 64 * 1024  # bytes of stderr that are kept to explain a failure
 _PROXIES = tuple(name for word in ("http_proxy", "https_proxy", "all_proxy", "no_proxy") for name in (word, word.upper()))
@@ -121,7 +121,7 @@ class AsVllm:
         """Run it to its end. Raises Failure if it does not succeed."""
         outcome = self.outcome()
         if not outcome.ok:
-            raise failure_of(self, outcome)
+            raise program_failure(self, outcome)
 
     def command(self) -> tuple[str, ...]:
         """Return the call of systemd-run."""
@@ -159,7 +159,7 @@ class AsVllm:
         return Outcome(result, status, stdout, _plain(stderr))
 
 
-def failure_of(task: AsVllm, outcome: Outcome) -> Failure:
+def program_failure(task: AsVllm, outcome: Outcome) -> Failure:
     """Return the failure to report when nothing more is known than how the program ended."""
     said = f": {outcome.last_line}" if outcome.last_line else ""
     if outcome.result == "oom-kill":
@@ -184,13 +184,13 @@ def withheld_proxies() -> tuple[str, ...]:
 
 
 @contextlib.contextmanager
-def alone(unit: str, what: str) -> Iterator[None]:
+def lock_unit(unit: str, what: str) -> Iterator[None]:
     """Hold the lock of `unit` while the body runs. Raises Failure if another process has it: `what` is running already."""
 
     def refuse() -> None:
         raise Failure(f"{what} is running already", hint=f"Wait for it, or end it with Ctrl-C where it runs. Its service: {unit}.")
 
-    with run_lock.alone(unit, refuse):
+    with run_lock.hold_lock(unit, refuse):
         yield
 
 
@@ -245,7 +245,7 @@ def _ended_on_signals() -> Iterator[None]:
 def _pump(command: tuple[str, ...], *, quiet: bool) -> tuple[int, str, bytes]:
     """Run the command; copy its stderr to ours as it comes. Returns its status, stdout and the tail of stderr."""
     ours, theirs = _channel(terminal=not quiet and sys.stderr.isatty())
-    stdout, tail, tame = bytearray(), bytearray(), Tame()
+    stdout, tail, tame = bytearray(), bytearray(), TerminalFilter()
     with os.fdopen(ours, "rb", buffering=0) as errors:
         try:
             # A process group of its own: Ctrl-C reaches us alone, and we stop the service.
@@ -266,7 +266,7 @@ def _pump(command: tuple[str, ...], *, quiet: bool) -> tuple[int, str, bytes]:
         return child.returncode, stdout.decode(errors="replace"), bytes(tail)
 
 
-def _copy(selector: selectors.BaseSelector, key: selectors.SelectorKey, tame: Tame | None) -> None:
+def _copy(selector: selectors.BaseSelector, key: selectors.SelectorKey, tame: TerminalFilter | None) -> None:
     try:
         data = os.read(key.fd, 65536)
     except OSError:  # EIO: the other side of a terminal is closed

@@ -14,7 +14,7 @@ _SEQUENCE = re.compile(rf"({_ALLOWED})|[^\n\r\t\b\x20-\x7e\xa0-\U0010ffff]")
 _UNFINISHED = re.compile(r"\x1b(?:\[[0-9;?]{0,32})?\Z")
 
 
-class Tame:
+class TerminalFilter:
     """A filter of bytes as they come; what may be the beginning of a sequence waits for the rest."""
 
     def __init__(self) -> None:

@@ -8,14 +8,14 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from vllm_safe.common.paths import RUN
-from vllm_safe.common.systemctl import show
+from vllm_safe.common.systemctl import show_properties
 from vllm_safe.contract.run_encoding import from_line, mapping, number, text
 from vllm_safe.contract.small_files import read_regular
 from vllm_safe.contract.state_file import STATE_FOLDER, state_file
 from vllm_safe.decide.limits import SLICE, unit_of
 from vllm_safe.record.run_reader import read_state
-from vllm_safe.record.sampler import count, read_text, table
-from vllm_safe.status.status_lines import Act, Seen
+from vllm_safe.record.sampler import count, parse_table, read_text
+from vllm_safe.status.status_lines import GuardEvent, ModelStatus
 
 _CGROUPS = Path("/sys/fs/cgroup")
 _SYSTEM = ("system.slice", "user.slice", "init.scope")
@@ -33,22 +33,24 @@ def running_models(root: Path = _CGROUPS) -> tuple[str, ...]:
     return tuple(name[len(prefix) : -len(suffix)] for name in names if name.startswith(prefix) and name.endswith(suffix))
 
 
-def look(names: Iterable[str], *, root: Path = _CGROUPS, states: Path = STATE_FOLDER, guard: Path = RUN / "guard") -> tuple[Seen, ...]:
+def read_model_status(
+    names: Iterable[str], *, root: Path = _CGROUPS, states: Path = STATE_FOLDER, guard: Path = RUN / "guard"
+) -> tuple[ModelStatus, ...]:
     """Each of the models. What cannot be read is None, or empty."""
     wanted = list(names)
-    units = show(map(unit_of, wanted), _PROPERTIES) if wanted else {}
+    units = show_properties(map(unit_of, wanted), _PROPERTIES) if wanted else {}
     moment, elapsed = time.time(), time.monotonic()
     system = {kind: _worst(_waits(root / part / f"{kind}.pressure") for part in _SYSTEM) for kind in ("memory", "io")}
     seen = []
     for name in wanted:
         unit = units.get(unit_of(name), {})
         group = root / unit.get("ControlGroup", "").lstrip("/") if unit.get("ControlGroup") else None
-        stat = table(read_text(f"{group}/memory.stat")) if group else {}
+        stat = parse_table(read_text(f"{group}/memory.stat")) if group else {}
         changed = int(unit.get("StateChangeTimestampMonotonic") or 0) / 1e6
         state = read_state(states / state_file(name).name)
         ours = state is not None and state.name == name and str(state.pid) == unit.get("MainPID")
         seen.append(
-            Seen(
+            ModelStatus(
                 name=name,
                 time=moment,
                 active=unit.get("ActiveState", ""),
@@ -85,7 +87,9 @@ def _worst(shares: Iterable[float | None]) -> float | None:
     return max((share for share in shares if share is not None), default=None)
 
 
-def _acts(path: Path) -> tuple[Act, ...]:
+def _acts(path: Path) -> tuple[GuardEvent, ...]:
     """What the guard did to a model since it started, oldest first."""
     lines = (mapping(from_line(line)) for line in (read_regular(path, _GUARD_MOST) or b"").splitlines())
-    return tuple(Act(at, text(line.get("act")), text(line.get("text"))) for line in lines if (at := number(line.get("time"))) is not None)
+    return tuple(
+        GuardEvent(at, text(line.get("act")), text(line.get("text"))) for line in lines if (at := number(line.get("time"))) is not None
+    )

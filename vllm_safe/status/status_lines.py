@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 
 from vllm_safe.common.errors import printable
 from vllm_safe.common.sizes import format_size, format_span
-from vllm_safe.contract.state_file import Progress, State
+from vllm_safe.contract.state_file import LoadProgress, State
 
 _BAR = 16  # columns
 _COLUMNS = 80
 
 
-class Act(NamedTuple):
+class GuardEvent(NamedTuple):
     """Something that the guard did."""
 
     time: float
@@ -22,7 +22,7 @@ class Act(NamedTuple):
     text: str
 
 
-class Seen(NamedTuple):
+class ModelStatus(NamedTuple):
     """One model at one moment. Bytes, Unix seconds, shares 0..1; None: unknown."""
 
     name: str
@@ -41,10 +41,10 @@ class Seen(NamedTuple):
     io_pressure: float | None = None
     os_memory_pressure: float | None = None
     os_io_pressure: float | None = None
-    acts: tuple[Act, ...] = ()
+    acts: tuple[GuardEvent, ...] = ()
 
 
-def phase_of(seen: Seen) -> str:
+def describe_phase(seen: ModelStatus) -> str:
     """In one word, or two."""
     if seen.sub == "auto-restart":
         return "waiting to start again"
@@ -54,12 +54,12 @@ def phase_of(seen: Seen) -> str:
     return words.get(seen.active, seen.active) or "unknown: systemd does not answer"
 
 
-def as_json(seen: Seen, why: str = "") -> dict[str, Any]:
+def status_as_json(seen: ModelStatus, why: str = "") -> dict[str, Any]:
     """All that is known, by name; sizes in bytes, times in Unix seconds. `why`: the verdict on the last run."""
     state = seen.state
     plain = {key: value for key, value in seen._asdict().items() if key not in {"state", "acts"}}
     return plain | {
-        "phase": phase_of(seen),
+        "phase": describe_phase(seen),
         "since": _since(seen),
         "progress": state.progress._asdict() if state and state.progress else None,
         "running": state.running if state else None,
@@ -70,18 +70,18 @@ def as_json(seen: Seen, why: str = "") -> dict[str, Any]:
     }
 
 
-def as_line(seen: Seen) -> str:
+def status_as_line(seen: ModelStatus) -> str:
     """All in one line, for a pipe."""
-    parts = [time.strftime("%H:%M:%S", time.localtime(seen.time)), seen.name, phase_of(seen)]
+    parts = [time.strftime("%H:%M:%S", time.localtime(seen.time)), seen.name, describe_phase(seen)]
     if seen.state and seen.state.progress:
         parts.append(_progress(seen.state.progress))
     parts += _amounts(seen)
     return printable("  ".join(parts))
 
 
-def as_lines(seen: Seen, why: str = "") -> list[str]:
+def status_as_lines(seen: ModelStatus, why: str = "") -> list[str]:
     """For a person: the first line has the name, the others are indented."""
-    phase, since = phase_of(seen), _since(seen)
+    phase, since = describe_phase(seen), _since(seen)
     when = "" if since is None else f" since {_moment(since, seen.time)} ({format_span(max(0.0, seen.time - since))})"
     if seen.active == "inactive" and since is None and not why:
         return [f"{seen.name}  not started"]
@@ -114,7 +114,7 @@ def as_lines(seen: Seen, why: str = "") -> list[str]:
     return [printable(f"{seen.name}  {phase}{when}"), *(row for rows in wrapped for row in rows)]
 
 
-def _since(seen: Seen) -> float | None:
+def _since(seen: ModelStatus) -> float | None:
     return seen.state.since if seen.state and seen.active not in {"failed", "inactive"} else seen.changed
 
 
@@ -123,14 +123,14 @@ def _moment(moment: float, now: float) -> str:
     return time.strftime(form, time.localtime(moment))
 
 
-def _bar(progress: Progress) -> str:
+def _bar(progress: LoadProgress) -> str:
     if not progress.total:
         return ""
     filled = round(_BAR * min(1.0, progress.read / progress.total))
     return f"[{'#' * filled}{'.' * (_BAR - filled)}] "
 
 
-def _progress(progress: Progress) -> str:
+def _progress(progress: LoadProgress) -> str:
     read = format_size(progress.read)
     parts = [
         f"{min(1.0, progress.read / progress.total):.0%}, {read} of {format_size(progress.total)}" if progress.total else f"{read} read"
@@ -142,7 +142,7 @@ def _progress(progress: Progress) -> str:
     return ", ".join(parts)
 
 
-def _amounts(seen: Seen) -> list[str]:
+def _amounts(seen: ModelStatus) -> list[str]:
     return [
         f"{title} {format_size(value)}" + (f" of {format_size(limit)} ({value / limit:.0%})" if limit else "")
         for title, value, limit in (("RAM", seen.memory, seen.memory_max), ("swap", seen.swap, seen.swap_max))
@@ -150,7 +150,7 @@ def _amounts(seen: Seen) -> list[str]:
     ]
 
 
-def _pressure(seen: Seen) -> list[str]:
+def _pressure(seen: ModelStatus) -> list[str]:
     model = _waits(seen.memory_pressure, seen.io_pressure)
     system = _waits(seen.os_memory_pressure, seen.os_io_pressure)
     if not model:

@@ -18,7 +18,7 @@ _WRITE = 4 * MIB
 _FLUSH = 64 * MIB  # written between two fdatasync: more would fill RAM with dirty pages and stall every other writer
 
 
-def allocate(file: int, size: int, path: Path, *, nocow: bool, write: bool) -> None:
+def allocate_swap_space(file: int, size: int, path: Path, *, nocow: bool, write: bool) -> None:
     """Make `size` bytes of swap space in the empty `file`, which `path` will name, and bring it to the disk.
 
     Allocates, or writes where the file system cannot or `write` says that it must. Raises OSError or Failure; the file is then useless.

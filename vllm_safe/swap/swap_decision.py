@@ -15,10 +15,10 @@ from vllm_safe.common.errors import Failure
 from vllm_safe.common.sizes import Amount, format_size
 from vllm_safe.common.steps import Step
 from vllm_safe.config import settings
-from vllm_safe.host.host_facts import Host, Swap
-from vllm_safe.swap.swap_place import MINIMUM, Way, lack_of_room, way_for
-from vllm_safe.swap.swapfile_facts import PAGE, UNREADABLE, File, SwapFacts, second_name
-from vllm_safe.swap.swapfile_steps import Delete, Make, Rename, TurnOff, TurnOn, not_permitted
+from vllm_safe.host.host_facts import Host, SwapArea
+from vllm_safe.swap.swap_place import MINIMUM, SwapfileMethod, lack_of_room, swapfile_method
+from vllm_safe.swap.swapfile_facts import PAGE, UNREADABLE, CandidateFile, SwapFacts, second_name
+from vllm_safe.swap.swapfile_steps import DeleteSwapfile, MakeSwapfile, RenameSwapfile, TurnOff, TurnOn, not_permitted
 
 _MARGIN = 0.1  # of RAM, that stays available when swapped out memory comes back
 _STOP = "Stop the models first (systemctl stop 'vllm@*'), or free RAM."
@@ -51,7 +51,7 @@ def decide_swap(swap: settings.Swap, host: Host, facts: SwapFacts) -> tuple[Step
         path = keep.path
     else:
         path, alongside = _place(size, swap.keep_free, state, idle, busy)
-        make = Make(path, size, nocow=way.nocow, write=way.write)
+        make = MakeSwapfile(path, size, nocow=way.nocow, write=way.write)
         if not alongside:
             return (*steps, *_retire(busy, state), make, TurnOn(path))
         steps.append(make)
@@ -63,12 +63,12 @@ def decide_swap(swap: settings.Swap, host: Host, facts: SwapFacts) -> tuple[Step
         steps += _retire(busy, state)
         busy = []
     if path != facts.path and all(file.path != facts.path for file in busy):
-        steps.append(Rename(path, facts.path))
+        steps.append(RenameSwapfile(path, facts.path))
         path = facts.path
     return (*steps, TurnOn(path), *_retire(busy, state))
 
 
-def _way(size: int, host: Host, facts: SwapFacts) -> Way:
+def _way(size: int, host: Host, facts: SwapFacts) -> SwapfileMethod:
     """How the file is made. Raises Failure when that, or turning it on, cannot work here at all."""
     if foreign := next((file for file in facts.files if file.foreign and file.path == facts.path), None):
         if foreign.foreign == UNREADABLE:
@@ -77,7 +77,7 @@ def _way(size: int, host: Host, facts: SwapFacts) -> Way:
         raise Failure(f"{facts.path} exists and was not made by vllm-safe ({foreign.foreign}): left as it is", hint=hint)
     if size < MINIMUM:
         raise Failure(f"a swapfile of {size} bytes is too small", hint="Set `swap.size` to 1M or more, or to none.")
-    way = way_for(host, facts)
+    way = swapfile_method(host, facts)
     if not facts.permitted:
         raise not_permitted()
     return way
@@ -91,7 +91,7 @@ def decide_remove(host: Host, facts: SwapFacts) -> tuple[Step, ...]:
     return _retire(state.ours, state)
 
 
-def _place(size: int, keep_free: Amount, state: _State, idle: Sequence[File], busy: Sequence[File]) -> tuple[Path, bool]:
+def _place(size: int, keep_free: Amount, state: _State, idle: Sequence[CandidateFile], busy: Sequence[CandidateFile]) -> tuple[Path, bool]:
     """Where the new file is made, and whether while `busy` are still there. Raises Failure when there is no room either way."""
     path = state.facts.path
     taken = {file.path for file in (*busy, *(file for file in state.facts.files if file.foreign))}
@@ -109,18 +109,18 @@ def _place(size: int, keep_free: Amount, state: _State, idle: Sequence[File], bu
     return path, False
 
 
-def _unfit(leaving: Sequence[File], state: _State, more: str = "") -> Failure:
+def _unfit(leaving: Sequence[CandidateFile], state: _State, more: str = "") -> Failure:
     """What is said when what is swapped out to `leaving` has no other place."""
     used, available = format_size(state.used(leaving)), format_size(state.host.memory_available)
     limit = "; a MemoryMax may let nothing back in" if state.facts.bound else ""
     return Failure(f"{used} are swapped out and do not fit in RAM ({available} available{limit}){more}", hint=_STOP)
 
 
-def _retire(files: Iterable[File], state: _State) -> tuple[Step, ...]:
+def _retire(files: Iterable[CandidateFile], state: _State) -> tuple[Step, ...]:
     """Turn off, where on, and delete."""
     steps: list[Step] = []
     for file in files:
-        steps += [TurnOff(file.path), Delete(file.path)] if state.is_on(file) else [Delete(file.path)]
+        steps += [TurnOff(file.path), DeleteSwapfile(file.path)] if state.is_on(file) else [DeleteSwapfile(file.path)]
     return tuple(steps)
 
 
@@ -132,23 +132,23 @@ class _State:
     facts: SwapFacts
 
     @property
-    def ours(self) -> list[File]:
+    def ours(self) -> list[CandidateFile]:
         return [file for file in self.facts.files if not file.foreign]
 
-    def area(self, file: File) -> Swap | None:
+    def area(self, file: CandidateFile) -> SwapArea | None:
         return next((area for area in self.host.swaps if area.path == str(file.path)), None)
 
-    def is_on(self, file: File) -> bool:
+    def is_on(self, file: CandidateFile) -> bool:
         return self.area(file) is not None
 
-    def used(self, files: Iterable[File]) -> int:
+    def used(self, files: Iterable[CandidateFile]) -> int:
         return sum(area.used for file in files if (area := self.area(file)))
 
-    def size_beside(self, path: Path, files: Iterable[File]) -> int:
+    def size_beside(self, path: Path, files: Iterable[CandidateFile]) -> int:
         """Bytes of those `files` that are on the file system of `path`."""
         return sum(file.size for file in files if self.host.mount_of(file.path) == self.host.mount_of(path))
 
-    def fits(self, leaving: Iterable[File], *, arriving: int = 0) -> bool:
+    def fits(self, leaving: Iterable[CandidateFile], *, arriving: int = 0) -> bool:
         """Whether what is swapped out to `leaving` has a place without them: in other swap (and `arriving` bytes more), else in RAM.
 
         RAM counts only while nothing with a MemoryMax is swapped out: its limit may not let that back in, and the kernel would kill it.

@@ -15,7 +15,7 @@ MINIMUM = MIB  # mkswap wants 10 pages; smaller files are mistakes
 
 
 @dataclass(frozen=True)
-class Way:
+class SwapfileMethod:
     """How a swapfile is made on a kind of file system."""
 
     nocow: bool = False
@@ -24,12 +24,12 @@ class Way:
 
 WAYS = MappingProxyType(
     {
-        "ext4": Way(),
-        "xfs": Way(),
-        "btrfs": Way(nocow=True),
-        "ext3": Way(write=True),
-        "ext2": Way(write=True),
-        "f2fs": Way(write=True),
+        "ext4": SwapfileMethod(),
+        "xfs": SwapfileMethod(),
+        "btrfs": SwapfileMethod(nocow=True),
+        "ext3": SwapfileMethod(write=True),
+        "ext2": SwapfileMethod(write=True),
+        "f2fs": SwapfileMethod(write=True),
     }
 )
 
@@ -47,7 +47,7 @@ _REASONS = MappingProxyType(
 )
 
 
-def way_for(host: Host, facts: SwapFacts) -> Way:
+def swapfile_method(host: Host, facts: SwapFacts) -> SwapfileMethod:
     """How the swapfile is made at its configured place. Raises Failure where it cannot be."""
     mount = host.mount_of(facts.path)
     fstype = mount.fstype if mount else "unknown"

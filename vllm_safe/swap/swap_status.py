@@ -12,7 +12,7 @@ from vllm_safe.swap.swap_decision import decide_swap
 from vllm_safe.swap.swapfile_facts import read_swap
 
 
-def look(swap: settings.Swap, problem: str) -> dict[str, Any]:
+def read_swap_status(swap: settings.Swap, problem: str) -> dict[str, Any]:
     """The answer with --json; sizes in bytes. `problem`: what is wrong with the config, when `swap` is only the defaults."""
     host = read_host(behind=swap.file)
     facts = read_swap(swap.file, host)
@@ -36,7 +36,7 @@ def look(swap: settings.Swap, problem: str) -> dict[str, Any]:
     return answer
 
 
-def as_lines(answer: dict[str, Any]) -> list[str]:
+def swap_as_lines(answer: dict[str, Any]) -> list[str]:
     """The same for a person."""
     lines = [f"{format_size(answer['size'])} of swap are on, {format_size(answer['used'])} in use" if answer["areas"] else "no swap is on"]
     width = max((len(area["path"]) for area in answer["areas"]), default=0)

@@ -31,7 +31,7 @@ _BTRFS_IOC_FS_INFO, _FS_INFO_SIZE, _FSID = 0x8400941F, 1024, slice(16, 32)  # li
 
 
 @dataclass(frozen=True)
-class File:
+class CandidateFile:
     """A file at a path where a swapfile of ours may be. `foreign` says why it is not ours, "" if it is; `size` in bytes."""
 
     path: Path
@@ -40,7 +40,7 @@ class File:
 
 
 @dataclass(frozen=True)
-class Folder:
+class SwapFolder:
     """The folder of `swap.file`. `problem` says why no file can be made in it, or is ""; sizes in bytes, of its file system."""
 
     problem: str = ""
@@ -55,8 +55,8 @@ class SwapFacts:
     """All that a decision about the swapfile needs beside the config and the Host."""
 
     path: Path  # of the swapfile, as /proc/swaps would show it: links in `swap.file` followed
-    files: tuple[File, ...] = ()  # those that exist: at the configured and the default path, and wherever a file is swapped to
-    folder: Folder = Folder()
+    files: tuple[CandidateFile, ...] = ()  # those that exist: at the configured and the default path, and wherever a file is swapped to
+    folder: SwapFolder = SwapFolder()
     permitted: bool = True  # root may call swapon here
     bound: int = 0  # bytes swapped out of control groups with a MemoryMax, as models have: it may not let them back into RAM
 
@@ -74,30 +74,30 @@ def read_swap(path: Path, host: Host) -> SwapFacts:
     paths = dict.fromkeys([path, second_name(path), default, second_name(default), *on])
     return SwapFacts(
         path=path,
-        files=tuple(file for each in paths if (file := look_at(each))),
+        files=tuple(file for each in paths if (file := read_candidate(each))),
         folder=_look_at_folder(path.parent),
         permitted=os.geteuid() != 0 or libc.may_swap(),  # whoever is not root only asks what root could do
         bound=_bound(Path("/sys/fs/cgroup")),
     )
 
 
-def look_at(path: Path) -> File | None:
+def read_candidate(path: Path) -> CandidateFile | None:
     """What is at `path`; None if nothing is."""
     if not os.path.lexists(path):
         return None
     try:
-        with opened(path) as (_, handle):
-            return File(path, os.fstat(handle).st_size, why_foreign(handle))
+        with open_candidate(path) as (_, handle):
+            return CandidateFile(path, os.fstat(handle).st_size, why_foreign(handle))
     except PermissionError:
-        return File(path, foreign=UNREADABLE)
+        return CandidateFile(path, foreign=UNREADABLE)
     except OSError as error:  # a link, a device without a driver ...
-        return File(path, foreign=(error.strerror or str(error)).lower())
+        return CandidateFile(path, foreign=(error.strerror or str(error)).lower())
     except Failure as failure:
-        return File(path, foreign=failure.message)
+        return CandidateFile(path, foreign=failure.message)
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[tuple[int, int]]:
+def open_candidate(path: Path) -> Iterator[tuple[int, int]]:
     """Descriptors of the folder, which is root's own, and of the file. No link is followed, no pipe waited for. OSError or Failure."""
     folder = open_trusted_folder(path.parent)
     try:
@@ -132,14 +132,14 @@ def why_no_swap_space(page: bytes) -> str:
     return ""
 
 
-def _look_at_folder(path: Path) -> Folder:
+def _look_at_folder(path: Path) -> SwapFolder:
     try:
         folder = open_trusted_folder(path)
     except Failure as failure:
-        return Folder(failure.message, failure.hint)
+        return SwapFolder(failure.message, failure.hint)
     try:
         space = os.fstatvfs(folder)
-        return Folder(
+        return SwapFolder(
             total=space.f_blocks * space.f_frsize,
             free=space.f_bavail * space.f_frsize,
             profiles=_btrfs_profiles(folder),

@@ -19,9 +19,9 @@ from vllm_safe.common.errors import Failure
 from vllm_safe.common.progress import Progress
 from vllm_safe.common.sizes import format_size
 from vllm_safe.common.trusted_paths import open_trusted_folder
-from vllm_safe.host.host_facts import Swap, read_swaps
+from vllm_safe.host.host_facts import SwapArea, read_swaps
 from vllm_safe.swap import swapfile_facts
-from vllm_safe.swap.swap_allocation import allocate
+from vllm_safe.swap.swap_allocation import allocate_swap_space
 
 
 def not_permitted() -> Failure:
@@ -31,7 +31,7 @@ def not_permitted() -> Failure:
 
 
 @dataclass(frozen=True)
-class Make:
+class MakeSwapfile:
     """Make a swapfile that is not on yet. `size` in bytes; `write`: fill it instead of allocating; `nocow`: as btrfs needs it."""
 
     path: Path
@@ -51,7 +51,7 @@ class Make:
         try:
             handle = os.open(".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, swapfile_facts.MODE, dir_fd=folder)
             try:
-                allocate(handle, self.size, self.path, nocow=self.nocow, write=self.write)
+                allocate_swap_space(handle, self.size, self.path, nocow=self.nocow, write=self.write)
                 os.link(f"/proc/self/fd/{handle}", self.path.name, dst_dir_fd=folder)
                 os.fsync(handle)  # again: btrfs writes the metadata of a file only when it has a name
                 os.fsync(folder)
@@ -122,7 +122,7 @@ class TurnOff:
 
 
 @dataclass(frozen=True)
-class Delete:
+class DeleteSwapfile:
     """Delete a swapfile that is off."""
 
     path: Path
@@ -139,7 +139,7 @@ class Delete:
 
 
 @dataclass(frozen=True)
-class Rename:
+class RenameSwapfile:
     """Give a swapfile that is off the name that the config has for it."""
 
     path: Path
@@ -160,7 +160,7 @@ class Rename:
 def _ours(path: Path) -> Iterator[int]:
     """A descriptor of the folder, if the file is ours. Only root can change the folders on the way: `path` stays that file."""
     try:
-        with swapfile_facts.opened(path) as (folder, handle):
+        with swapfile_facts.open_candidate(path) as (folder, handle):
             if reason := swapfile_facts.why_foreign(handle):
                 raise Failure(f"{path} is not a swapfile of vllm-safe ({reason}): left as it is")
             yield folder
@@ -168,13 +168,13 @@ def _ours(path: Path) -> Iterator[int]:
         raise _failed(f"{path} is left as it is", error) from error
 
 
-def _area(path: Path) -> Swap | None:
+def _area(path: Path) -> SwapArea | None:
     """The line of /proc/swaps about the file, if it is on."""
     return next((area for area in read_swaps() if area.path == str(path)), None)
 
 
 @contextmanager
-def _watched(area: Swap) -> Iterator[None]:
+def _watched(area: SwapArea) -> Iterator[None]:
     """Show how much is still swapped out while swapoff has this thread, where it hears Ctrl-C."""
     over = threading.Event()
 

@@ -23,7 +23,10 @@ def progress(path: Path) -> int | None:
 def main() -> None:
     """Append `time,what,value`: Unix seconds, and what probes.Sample has."""
     offset = time.time() - time.monotonic()
-    with Path(sys.argv[1]).open("a", buffering=1) as file, login_probes.Watch({login_probes.PROGRAM: login_probes.program}) as watch:
+    with (
+        Path(sys.argv[1]).open("a", buffering=1) as file,
+        login_probes.LoginWatch({login_probes.PROGRAM: login_probes.time_program}) as watch,
+    ):
         written = failed = 0
         while True:
             time.sleep(1.0)

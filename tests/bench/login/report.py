@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.bench.login.cell import LONGEST, Cell
-from vllm_safe.drill.drill_decision import felt, percentile, share_within
+from vllm_safe.drill.drill_decision import compare_latency, percentile, share_within
 from vllm_safe.drill.login_probes import EVERY, SLICES
 
 HEAD = (
@@ -108,7 +108,7 @@ def _figures(same: Sequence[Run], idle: Sequence[float], plan: float) -> Iterabl
         each = [max(run.values(*names), default=0.0) for run in same]
         return f"{statistics.median(each):.1f}/{max(each):.1f}"
 
-    logins = [felt(run.values("ssh", "failed ssh"), max(EVERY, usual)) for run, usual in zip(same, idle, strict=True)]
+    logins = [compare_latency(run.values("ssh", "failed ssh"), max(EVERY, usual)) for run, usual in zip(same, idle, strict=True)]
     shares = [share for one, usual in zip(logins, idle, strict=True) if (share := share_within(one, 2 * usual)) is not None]
     yield f"{statistics.median(shares):.1%}" if shares and all(idle) else "-"
     yield f"{statistics.median(percentile(one, 50) for one in logins):.1f}"

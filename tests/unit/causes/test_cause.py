@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vllm_safe.causes.cause import find
+from vllm_safe.causes.cause import find_cause
 from vllm_safe.causes.death_patterns import signal_of
 
 ENGINE = "(EngineCore pid=71) ERROR 11-23 22:20:57 [core.py:1512] "
@@ -22,7 +22,7 @@ def traceback(prefix: str, *errors: str, link: str = "The above exception was th
 
 
 def cause(*lines: str, head: tuple[str, ...] = (), served: bool = False) -> str:
-    message = find(head, lines, served=served)
+    message = find_cause(head, lines, served=served)
     return message.text if message else ""
 
 
@@ -89,7 +89,7 @@ def test_echoes_are_looked_through() -> None:
         DIED,
     ]
     assert cause(*traceback("(Worker pid=1) ERROR 11-23 22:20:57 [m.py:953] ", "RuntimeError: mine"), *echoes) == "RuntimeError: mine"
-    message = find((), echoes, served=False)
+    message = find_cause((), echoes, served=False)
     assert message is not None
     assert (message.code, message.kind) == ("worker-died", "silent")
 
@@ -97,7 +97,7 @@ def test_echoes_are_looked_through() -> None:
 def test_a_death_with_a_signal_goes_before_one_without() -> None:
     died = f"{ENGINE}Worker proc VllmWorker-0 died unexpectedly (exit code: -9), shutting down executor."
     silent = traceback(ENGINE, "RuntimeError: Executor failed.")
-    message = find((), [*silent, died, DIED], served=False)
+    message = find_cause((), [*silent, died, DIED], served=False)
     assert message is not None
     assert (message.kind, signal_of(message.figures)) == ("killed", "SIGKILL")
 
@@ -111,7 +111,7 @@ def test_what_refused_to_fork_is_said_where_the_error_does_not() -> None:
     """And what refused to lock: both say EAGAIN."""
     again = "BlockingIOError: [Errno 11] Resource temporarily unavailable"
     for line, code in (("self.pid = _fork_exec(args)", "no-threads"), ("fcntl.flock(file.fileno(), flags)", "locked"), ("s.recv(9)", "")):
-        message = find(
+        message = find_cause(
             (), ["Traceback (most recent call last):", '  File "/x.py", line 7, in f', f"    {line}", "    ^^^^", again], served=False
         )
         assert message is not None

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_safe.causes.first_trouble import KEPT, LONGEST, QUIET, Trouble
+from vllm_safe.causes.first_trouble import KEPT, LONGEST, QUIET, FirstTrouble
 
 
 def kept(*chunks: bytes, serves: bool = False, pause: float = 0.0) -> list[str]:
-    trouble = Trouble()
+    trouble = FirstTrouble()
     for number, chunk in enumerate(chunks):
         trouble.hear(chunk, number * pause, serves=serves)
     return [line for line in trouble.lines() if line]
@@ -77,7 +77,7 @@ def test_any_bytes_are_kept_within_bounds(chunks: list[bytes]) -> None:
 
 def test_a_flood_is_kept_within_bounds_and_costs_little() -> None:
     """A megabyte, as much as is looked through in a second (SIFTED), takes a small part of that."""
-    trouble = Trouble()
+    trouble = FirstTrouble()
     begun = time.process_time()
     for _ in range(16):
         trouble.hear(b"x" * 3000 + b"\n" + b"an error, again and again\n" * 2400, 0.0, serves=False)

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_safe.causes.cause import find
-from vllm_safe.causes.messages import PATTERNS, Message, classify, without_figures
+from vllm_safe.causes.cause import find_cause
+from vllm_safe.causes.messages import PATTERNS, Message, classify_error, without_figures
 
 KV = (
     "(EngineCore pid=71) ERROR 11-23 22:10:48 [core.py:1512] ValueError: To serve at least one request with the model's "
@@ -348,7 +348,7 @@ def test_figures_are_read(line: str, figures: dict[str, str]) -> None:
 )
 def test_errors_that_no_pattern_knows_go_by_their_class(line: str, never: bool) -> None:  # noqa: FBT001 - one of a pair
     """What Python raises of settings, values, types, imports and files is not tried again; what may be given back is."""
-    message = classify(line)
+    message = classify_error(line)
     assert (message.code, message.never_can_work) == ("", never)
 
 
@@ -392,4 +392,4 @@ def test_long_lines_take_no_time() -> None:
 
 
 def _find(*lines: str) -> Message | None:
-    return find((), lines, served=False)
+    return find_cause((), lines, served=False)

@@ -126,7 +126,7 @@ def test_what_may_work_the_next_time_is_tried_no_more_often_than_any_other_start
     now = boot_clock()
     monkeypatch.setattr("vllm_safe.apply.start_steps.prepare_steps", fail)
     monkeypatch.setattr("vllm_safe.host.start_facts.read_starts", lambda _: Starts(restarts - 1, (now,) * (restarts - 1)))
-    monkeypatch.setattr("vllm_safe.common.systemctl.show", lambda *_: {"vllm@x.service": {"NRestarts": str(restarts)}})
+    monkeypatch.setattr("vllm_safe.common.systemctl.show_properties", lambda *_: {"vllm@x.service": {"NRestarts": str(restarts)}})
     launches: list[Launch] = []
 
     def describe(step: WriteLaunch) -> str:

@@ -15,15 +15,15 @@ from vllm_safe.cli.main import main
 from vllm_safe.common.errors import Failure
 from vllm_safe.common.sizes import GIB
 from vllm_safe.drill import hog_unit
-from vllm_safe.drill.drill_decision import Hog, Taken
-from vllm_safe.drill.drill_run import Course
-from vllm_safe.drill.login_probes import GAP, LOGIN, Sample
-from vllm_safe.host.host_facts import Host, Swap
+from vllm_safe.drill.drill_decision import DrillSamples, Hog
+from vllm_safe.drill.drill_run import DrillProgress
+from vllm_safe.drill.login_probes import GAP, LOGIN, ProbeSample
+from vllm_safe.host.host_facts import Host, SwapArea
 
 HOST = Host(
     memory=16 * GIB,
     memory_available=14 * GIB,
-    swaps=(Swap("/swapfile", "file", 128 * GIB, 0),),
+    swaps=(SwapArea("/swapfile", "file", 128 * GIB, 0),),
     cgroup2=True,
     controllers=frozenset({"memory"}),
     cpus=2,
@@ -49,21 +49,21 @@ def config(tmp_path: Path) -> str:
     return str(path)
 
 
-def measured(*seconds: float) -> Taken:
-    return Taken([*(Sample(0.0, LOGIN, value) for value in seconds), Sample(0.0, GAP, 0.1)])
+def measured(*seconds: float) -> DrillSamples:
+    return DrillSamples([*(ProbeSample(0.0, LOGIN, value) for value in seconds), ProbeSample(0.0, GAP, 0.1)])
 
 
 def run_with(monkeypatch: pytest.MonkeyPatch, *seconds: float, **course: float) -> list[Hog]:
     hogs = []
 
-    def run(_step: object, hog: Hog, length: float, _show: object) -> Course:
+    def run(_step: object, hog: Hog, length: float, _show: object) -> DrillProgress:
         hogs.append(hog)
-        done = Course(length, measured(0.1), measured(*seconds), GIB, GIB, pages=123.4, touched=7404, full=length, recovered=2.0)
+        done = DrillProgress(length, measured(0.1), measured(*seconds), GIB, GIB, pages=123.4, touched=7404, full=length, recovered=2.0)
         for name, value in course.items():
             setattr(done, name, value)
         return done
 
-    monkeypatch.setattr("vllm_safe.drill.drill_run.run", run)
+    monkeypatch.setattr("vllm_safe.drill.drill_run.run_drill", run)
     return hogs
 
 
@@ -107,7 +107,7 @@ def test_a_signal_ends_it_in_order(
     said = []
     before = signal.getsignal(number)
 
-    def run(*_: object) -> Course:
+    def run(*_: object) -> DrillProgress:
         try:
             os.kill(os.getpid(), number)
             time.sleep(60)
@@ -115,7 +115,7 @@ def test_a_signal_ends_it_in_order(
             said.append("the hog is stopped")
         raise AssertionError
 
-    monkeypatch.setattr("vllm_safe.drill.drill_run.run", run)
+    monkeypatch.setattr("vllm_safe.drill.drill_run.run_drill", run)
     assert main(["drill", "--config", config]) == 130
     assert said == ["the hog is stopped"]
     assert "interrupted" in capsys.readouterr().err
@@ -169,11 +169,11 @@ def test_what_keeps_a_drill_from_starting(
 def test_two_at_once_are_one_too_many(config: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     codes = []
 
-    def run(*_: object) -> Course:
+    def run(*_: object) -> DrillProgress:
         codes.append(main(["drill", "--config", config]))
         raise Failure("enough")
 
-    monkeypatch.setattr("vllm_safe.drill.drill_run.run", run)
+    monkeypatch.setattr("vllm_safe.drill.drill_run.run_drill", run)
     assert main(["drill", "--config", config]) == 1
     assert codes == [2]
     assert "another one is under way" in capsys.readouterr().err

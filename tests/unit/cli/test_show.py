@@ -9,13 +9,13 @@ import pytest
 
 from vllm_safe.cli.main import main
 from vllm_safe.common.sizes import GIB
-from vllm_safe.host.host_facts import Host, Swap
+from vllm_safe.host.host_facts import Host, SwapArea
 
 
 @pytest.mark.parametrize("limits", ["{}", "{swap_max: 1T}"])
-@pytest.mark.parametrize("swaps", [(), (Swap("/swapfile", "file", 128 * GIB, 0),)])
+@pytest.mark.parametrize("swaps", [(), (SwapArea("/swapfile", "file", 128 * GIB, 0),)])
 def test_nothing_is_said_to_be_on_that_is_not(
-    limits: str, swaps: tuple[Swap, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    limits: str, swaps: tuple[SwapArea, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before the first start the limits are of the swap that it makes."""
     monkeypatch.setattr("vllm_safe.host.host_facts.read_host", lambda: Host(memory=16 * GIB, swaps=swaps))

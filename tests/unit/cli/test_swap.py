@@ -12,10 +12,10 @@ from vllm_safe.cli import swap
 from vllm_safe.cli.main import main
 from vllm_safe.common import libc, run_lock
 from vllm_safe.common.sizes import GIB, MIB
-from vllm_safe.host.host_facts import Host, Mount, Swap
+from vllm_safe.host.host_facts import Host, Mount, SwapArea
 from vllm_safe.swap import swap_status
 from vllm_safe.swap import swapfile_steps as steps
-from vllm_safe.swap.swapfile_facts import look_at
+from vllm_safe.swap.swapfile_facts import read_candidate
 
 
 class Machine:
@@ -31,9 +31,9 @@ class Machine:
         """Write the config."""
         self.config.write_text(f"swap:\n  file: {self.file}\n  size: {size}\n  keep_free: 0\n")
 
-    def swaps(self) -> tuple[Swap, ...]:
+    def swaps(self) -> tuple[SwapArea, ...]:
         """/proc/swaps."""
-        return tuple(Swap(path, "file", size - 4096, 0) for path, size in self.on.items())
+        return tuple(SwapArea(path, "file", size - 4096, 0) for path, size in self.on.items())
 
     def host(self, *, behind: Path | None = None) -> Host:  # noqa: ARG002 - there is no automount
         """The facts."""
@@ -139,7 +139,7 @@ def test_a_broken_config_stops_create_only(machine: Machine, capsys: pytest.Capt
     assert machine.run("remove") == 0
     assert "without the config" in capsys.readouterr().err
     assert not machine.on
-    assert look_at(machine.file) is None
+    assert read_candidate(machine.file) is None
 
 
 def test_status_for_programs(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:

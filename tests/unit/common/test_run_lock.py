@@ -18,7 +18,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_free_it_is_taken_without_a_word(run: Path) -> None:
-    with run_lock.alone("swap", pytest.fail), pytest.raises(BlockingIOError):
+    with run_lock.hold_lock("swap", pytest.fail), pytest.raises(BlockingIOError):
         _try(run)
     _try(run)
 
@@ -33,7 +33,7 @@ def test_taken_it_is_waited_for(run: Path) -> None:
         waited.append(True)
         os.close(other)
 
-    with run_lock.alone("swap", end_the_other), pytest.raises(BlockingIOError):
+    with run_lock.hold_lock("swap", end_the_other), pytest.raises(BlockingIOError):
         _try(run)
     assert waited == [True]
 
@@ -41,7 +41,7 @@ def test_taken_it_is_waited_for(run: Path) -> None:
 def test_a_link_in_its_place_is_not_followed(run: Path) -> None:
     run.mkdir()
     (run / "swap.lock").symlink_to(target := run / "elsewhere")
-    with pytest.raises(OSError, match="symbolic links"), run_lock.alone("swap", pytest.fail):
+    with pytest.raises(OSError, match="symbolic links"), run_lock.hold_lock("swap", pytest.fail):
         pass
     assert not target.exists()
 

@@ -15,7 +15,7 @@ from vllm_safe.config.document import Mapping, Scalar, Sequence
 
 def refusal(path: Path) -> str:
     with pytest.raises(ConfigError) as caught:
-        document.read(path)
+        document.read_document(path)
     return str(caught.value).removeprefix(f"{path}").removeprefix(":").strip()
 
 
@@ -82,7 +82,7 @@ def test_what_is_no_file(tmp_path: Path) -> None:
 def test_a_link_is_followed_to_what_it_names(file: Path, tmp_path: Path) -> None:
     (tmp_path / "real.yaml").write_text("swap: {}\n")
     file.symlink_to(tmp_path / "real.yaml")
-    assert document.read(file).mistakes == ()
+    assert document.read_document(file).mistakes == ()
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     assert refusal(tmp_path / "loop") == "cannot be read: Too many levels of symbolic links"
 
@@ -94,7 +94,7 @@ def test_root_does_not_act_on_what_others_may_write(mode: int, shown: str, file:
     as_root(monkeypatch, owner=0)
     assert refusal(file) == f"may be written by others than its owner (mode {shown}), and root acts on it; run: chmod go-w {file}"
     file.chmod(0o644)
-    assert document.read(file).mistakes == ()
+    assert document.read_document(file).mistakes == ()
 
 
 def test_root_does_not_act_on_what_belongs_to_another(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,7 +107,7 @@ def test_others_may_read_what_others_may_write(file: Path, monkeypatch: pytest.M
     file.write_text("swap: {}\n")
     file.chmod(0o666)
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    assert document.read(file).mistakes == ()
+    assert document.read_document(file).mistakes == ()
 
 
 def as_root(monkeypatch: pytest.MonkeyPatch, owner: int) -> None:
@@ -140,14 +140,14 @@ def test_lists_that_explode_without_aliases(file: Path) -> None:
 
 def test_aliases_that_do_no_harm(file: Path) -> None:
     file.write_text("a: &x {k: 1}\nb: *x\n")
-    root = document.read(file).root
+    root = document.read_document(file).root
     assert isinstance(root, Mapping)
     assert root.items[0][1] == root.items[1][1]
 
 
 def test_nodes_know_their_place(file: Path) -> None:
     file.write_text("\ufeffswap:\n  size: 128G\nlist:\n- 'NO'\n- NO\n- 8\n")
-    assert document.read(file).root == Mapping(
+    assert document.read_document(file).root == Mapping(
         (
             (Scalar("swap", "str", 1, 1), Mapping(((Scalar("size", "str", 2, 3), Scalar("128G", "str", 2, 9)),), 2, 3)),
             (
@@ -162,6 +162,6 @@ def test_nodes_know_their_place(file: Path) -> None:
 
 def test_files_of_other_systems(file: Path) -> None:
     file.write_bytes(b"swap:\r\n  size: 128G\r\n")
-    root = document.read(file).root
+    root = document.read_document(file).root
     assert isinstance(root, Mapping)
     assert root.items[0][1] == Mapping(((Scalar("size", "str", 2, 3), Scalar("128G", "str", 2, 9)),), 2, 3)

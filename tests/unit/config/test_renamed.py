@@ -30,7 +30,7 @@ def _unknown(setting: str) -> str:
     section, _, name = setting.rpartition(".")
     if section not in NOW:
         return f"{section} is gone: _OTHER_NAMES in spelling.py has no way to name another section"
-    if name in NOW[section] or spelling.meant(name, NOW[section]):
+    if name in NOW[section] or spelling.intended_setting(name, NOW[section]):
         return ""
     return f"{setting} is gone: put its new name into _OTHER_NAMES of spelling.py"
 
@@ -49,7 +49,7 @@ def test_a_setting_that_leads_nowhere_is_noticed() -> None:
 
 def test_a_renamed_setting_is_refused_with_its_new_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(spelling._OTHER_NAMES, "xyzzy", ("size",))
-    assert spelling.meant("xyzzy", NOW["swap"]) == "size"
+    assert spelling.intended_setting("xyzzy", NOW["swap"]) == "size"
     assert _unknown("swap.xyzzy") == ""
 
 

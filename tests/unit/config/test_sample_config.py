@@ -9,7 +9,7 @@ import pytest
 
 from vllm_safe.config import document, value_types
 from vllm_safe.config.reader import load
-from vllm_safe.config.sample_config import sample
+from vllm_safe.config.sample_config import sample_config
 from vllm_safe.config.settings import SECTIONS, Earlyoom, Engine, Limits, Model, ModelLimits, Protect, Setting, Swap, settings_of
 
 SHIPPED = Path(__file__).parents[3] / "etc/vllm-safe/config.yaml"
@@ -19,12 +19,12 @@ ROWS = [(section, row) for section in (*SECTIONS.values(), Model, ModelLimits) f
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     path = tmp_path / "config.yaml"
-    path.write_text(sample())  # a copy: a checkout may be writable by others, which root refuses
+    path.write_text(sample_config())  # a copy: a checkout may be writable by others, which root refuses
     return path
 
 
 def test_the_shipped_file_is_the_one_that_the_table_makes() -> None:
-    assert SHIPPED.read_text() == sample(), "run: python -m vllm_safe.config.sample_config > etc/vllm-safe/config.yaml"
+    assert SHIPPED.read_text() == sample_config(), "run: python -m vllm_safe.config.sample_config > etc/vllm-safe/config.yaml"
 
 
 def test_it_has_the_defaults_and_the_plans_model(file: Path) -> None:
@@ -47,7 +47,7 @@ def test_it_has_the_defaults_and_the_plans_model(file: Path) -> None:
 
 
 def test_every_line_can_be_uncommented(file: Path) -> None:
-    file.write_text(re.sub(r"^( +)#((  )?\w+:)", r"\1\2", sample(), flags=re.MULTILINE))
+    file.write_text(re.sub(r"^( +)#((  )?\w+:)", r"\1\2", sample_config(), flags=re.MULTILINE))
     config = load(file)
     assert config.engine.find_links == "/srv/wheels"
     assert config.models["qwen72b"].env == {"NCCL_DEBUG": "INFO"}
@@ -58,21 +58,21 @@ def test_every_line_can_be_uncommented(file: Path) -> None:
 def test_every_setting_is_in_it() -> None:
     for section, row in ROWS:
         if section is not ModelLimits:
-            assert re.search(rf"^ *(#  |#)?{row.name}:", sample(), re.MULTILINE), row.name
+            assert re.search(rf"^ *(#  |#)?{row.name}:", sample_config(), re.MULTILINE), row.name
 
 
 def test_it_fits_a_terminal_and_asks_for_no_remote_code() -> None:
-    prose = [line for line in sample().splitlines() if line.lstrip().startswith("# ")]
+    prose = [line for line in sample_config().splitlines() if line.lstrip().startswith("# ")]
     assert max(map(len, prose)) <= 105
-    assert "trust" not in sample()
-    assert sample().isascii()
+    assert "trust" not in sample_config()
+    assert sample_config().isascii()
 
 
 @pytest.mark.parametrize(("section", "row"), [pytest.param(section, row, id=f"{section.__name__}.{row.name}") for section, row in ROWS])
 def test_every_default_and_example_is_read_back(section: type, row: Setting, tmp_path: Path) -> None:
     def read(text: str) -> object:
         (tmp_path / "value.yaml").write_text(f"value: {text}\n")
-        root = document.read(tmp_path / "value.yaml").root
+        root = document.read_document(tmp_path / "value.yaml").root
         assert isinstance(root, document.Mapping)
         return row.kind.read(root.items[0][1])
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from vllm_safe.contract.recorded_run import End
-from vllm_safe.contract.state_file import Progress, State
+from vllm_safe.contract.state_file import LoadProgress, State
 from vllm_safe.contract.untrusted_files import read_ended, read_state
 
-STATE = State("demo", "a" * 32, 7, 3.0, 1.0, "loading", 2.0, "loading, 3 s", Progress(5, 10, 2.5, 2.0), 1, 2, 3, "", "", ("one", "two"))
+STATE = State("demo", "a" * 32, 7, 3.0, 1.0, "loading", 2.0, "loading, 3 s", LoadProgress(5, 10, 2.5, 2.0), 1, 2, 3, "", "", ("one", "two"))
 
 
 def written(path: Path, value: object) -> Path:

@@ -14,21 +14,21 @@ from pathlib import Path
 
 import pytest
 
-from vllm_safe.cli.table import columns
+from vllm_safe.cli.table import align_columns
 from vllm_safe.common.errors import Failure
 from vllm_safe.config.reader import load
 from vllm_safe.config.settings import Config
-from vllm_safe.decide.checks import Machine, check_machine, check_model
+from vllm_safe.decide.checks import MachineFacts, check_machine, check_running_model
 from vllm_safe.decide.limits import decide_units, unit_of
 from vllm_safe.decide.show_rows import decide_show
 from vllm_safe.decide.start_checks import Situation, decide_preparation
 from vllm_safe.earlyoom.earlyoom_arguments import decide_environment_file
 from vllm_safe.host.check_facts import Inspection
 from vllm_safe.host.host_facts import read_host
-from vllm_safe.host.start_facts import Ground
+from vllm_safe.host.start_facts import StartFacts
 from vllm_safe.models.model_files import ModelFiles
 from vllm_safe.swap.swap_decision import decide_swap
-from vllm_safe.swap.swapfile_facts import File, Folder, SwapFacts
+from vllm_safe.swap.swapfile_facts import CandidateFile, SwapFacts, SwapFolder
 
 CASES = sorted(path for path in (Path(__file__).parents[2] / "golden").iterdir() if (path / "config.yaml").exists())
 
@@ -63,19 +63,19 @@ def _decisions(case: Path) -> Iterator[str]:
         f"  {unit}" + "".join(f" {key}={value}" for key, value in values.items()) for unit, values in decide_units(config, host).items()
     )
     yield "check"
-    yield from _found(check_machine(Machine(config, host, Inspection(), refused)))
+    yield from _found(check_machine(MachineFacts(config, host, Inspection(), refused)))
     for name, model in config.models.items():
         yield from ("", f"model {name}")
         files = ModelFiles(Path("/"), model.model, present=True) if model.model else None
-        at = Situation(config, host, name, Ground(server=True, model=files, swap_file=str(config.swap.file)))
-        yield from _found(check_model(at, Inspection()))
+        at = Situation(config, host, name, StartFacts(server=True, model=files, swap_file=str(config.swap.file)))
+        yield from _found(check_running_model(at, Inspection()))
         plan = decide_preparation(at)
         assert plan.launch is not None
         yield f"  start: {plan.launch.refusal or 'goes ahead'}"
         yield "  set-property " + unit_of(name) + "".join(f" {key}={value}" for key, value in plan.units[unit_of(name)].items())
         for part in decide_show(config, host, name):
             yield f"  {part.title}"
-            yield from columns(((row.name, row.text, row.origin) for row in part.rows), indent="    ")
+            yield from align_columns(((row.name, row.text, row.origin) for row in part.rows), indent="    ")
 
 
 def _found(findings: tuple[object, ...]) -> Iterator[str]:
@@ -86,8 +86,8 @@ def _found(findings: tuple[object, ...]) -> Iterator[str]:
 
 def _swap_facts(case: Path, config: Config) -> SwapFacts:
     disk = json.loads((case / "disk.json").read_text())
-    files = tuple(File(Path(path), size) for path, size in disk["ours"].items())
-    return SwapFacts(config.swap.file, files, Folder(total=disk["total"], free=disk["free"], profiles=frozenset({"single"})))
+    files = tuple(CandidateFile(Path(path), size) for path, size in disk["ours"].items())
+    return SwapFacts(config.swap.file, files, SwapFolder(total=disk["total"], free=disk["free"], profiles=frozenset({"single"})))
 
 
 def test_cases_are_there() -> None:

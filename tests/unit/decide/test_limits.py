@@ -11,9 +11,9 @@ from vllm_safe.common.sizes import GIB, MIB, TIB, Amount
 from vllm_safe.config.settings import Config, Limits, Model, ModelLimits, Position, Protect
 from vllm_safe.decide.limits import PROPERTIES, SLICE, decide_limits, decide_units, unit_of
 from vllm_safe.decide.protect import AUTO, KERNEL, UNITS, decide_protection
-from vllm_safe.host.host_facts import Host, Swap
+from vllm_safe.host.host_facts import Host, SwapArea
 
-PLAN = Host(memory=int(15.6 * GIB), gpus=8, swaps=(Swap("/swapfile", "file", 128 * GIB, 0),), cgroup2=True, kept_free=99 * MIB)
+PLAN = Host(memory=int(15.6 * GIB), gpus=8, swaps=(SwapArea("/swapfile", "file", 128 * GIB, 0),), cgroup2=True, kept_free=99 * MIB)
 
 
 def config_of(own: ModelLimits | None = None, **sections: object) -> Config:
@@ -47,7 +47,7 @@ def test_with_ram_to_spare_what_was_asked_for_wins() -> None:
 
 
 def test_limits_are_whole_pages_so_that_the_kernel_has_what_systemctl_shows() -> None:
-    host = replace(PLAN, memory=PLAN.memory + 1234, swaps=(Swap("/s", "file", 1000 * 4096, 0),))
+    host = replace(PLAN, memory=PLAN.memory + 1234, swaps=(SwapArea("/s", "file", 1000 * 4096, 0),))
     limits = decide_limits(config_of(), host, "x")
     assert limits.memory_max.value % 4096 == limits.swap_max.value % 4096 == 0
 

@@ -11,7 +11,7 @@ from vllm_safe.common.sizes import GIB
 from vllm_safe.config.profiles import PROFILES
 from vllm_safe.config.settings import Config, Model, Position, settings_of
 from vllm_safe.contract.launch_file import Launch
-from vllm_safe.decide.serve_command import TIMEOUTS, decide_arguments, decide_environment, decide_launch, decide_timeouts, health_url
+from vllm_safe.decide.serve_command import TIMEOUTS, decide_environment, decide_launch, decide_server_arguments, decide_timeouts, health_url
 from vllm_safe.host.host_facts import Host
 
 HOST = Host(memory=16 * GIB)
@@ -45,13 +45,13 @@ def test_vllm_gets_its_options_from_a_file_named_after_a_space() -> None:
 
 
 def test_a_path_is_served_as_it_is() -> None:
-    arguments = decide_arguments(config_of(model="/data/qwen"), "x")
+    arguments = decide_server_arguments(config_of(model="/data/qwen"), "x")
     assert arguments["model"].value == "/data/qwen"
 
 
 def test_the_models_own_option_goes_before_the_profiles() -> None:
     config = config_of(profile="pcie-riser", args={"max-num-seqs": 4})
-    arguments = decide_arguments(config, "x")
+    arguments = decide_server_arguments(config, "x")
     assert arguments["max-num-seqs"].value == 4
     assert arguments["distributed-timeout-seconds"].origin.source == "profile pcie-riser"
 
@@ -67,7 +67,7 @@ def test_the_models_own_variable_goes_before_the_profiles_and_ours() -> None:
 def test_a_value_knows_its_place_in_the_file() -> None:
     places = {"models.x.args.dtype": Position("c.yaml", 5, 7), "models.x.env.A": Position("c.yaml", 6, 7)}
     config = Config(models={"x": Model(model="a/b", args={"dtype": "half"}, env={"A": "1"})}, positions=places)
-    assert str(decide_arguments(config, "x")["dtype"].origin) == "c.yaml:5"
+    assert str(decide_server_arguments(config, "x")["dtype"].origin) == "c.yaml:5"
     assert str(decide_environment(config, HOST, "x")["A"].origin) == "c.yaml:6"
 
 
@@ -125,7 +125,7 @@ def test_times_are_the_models_else_the_profiles_else_ours() -> None:
         "stop_grace": 0.0,
     }
     assert {key: value.value for key, value in decide_timeouts(config_of(), "x").items()} == TIMEOUTS
-    assert decide_arguments(own, "x")["shutdown-timeout"].value == 0
+    assert decide_server_arguments(own, "x")["shutdown-timeout"].value == 0
 
 
 def test_vllm_is_watched_by_its_counters_and_any_other_server_by_its_health_alone() -> None:

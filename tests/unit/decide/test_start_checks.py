@@ -25,21 +25,21 @@ from vllm_safe.decide.start_checks import (
     count_restart,
     decide_preparation,
     decide_protection_of_all,
-    findings,
-    known_model,
+    find_start_problems,
     limit_restarts,
+    require_model,
 )
 from vllm_safe.engine.engine_facts import EngineFacts, Installed
 from vllm_safe.host.host_facts import Host
-from vllm_safe.host.host_facts import Swap as Area
-from vllm_safe.host.start_facts import Ground, Key, Starts
+from vllm_safe.host.host_facts import SwapArea as Area
+from vllm_safe.host.start_facts import Key, StartFacts, Starts
 from vllm_safe.models.model_files import ModelFiles
 
 GOOD = Situation(
     Config(models={"x": Model(model="a/b")}),
     Host(memory=16 * GIB, swaps=(Area("/swapfile", "file", 128 * GIB, 0),), cgroup2=True, controllers=frozenset({"memory"})),
     "x",
-    Ground(server=True, model=ModelFiles(Path("/m/a/b"), "a/b", present=True), swap_file="/swapfile", now=10_000.0),
+    StartFacts(server=True, model=ModelFiles(Path("/m/a/b"), "a/b", present=True), swap_file="/swapfile", now=10_000.0),
 )
 
 
@@ -56,11 +56,11 @@ def with_ground(**changes: object) -> Situation:
 
 
 def of(level: Level, at: Situation) -> list[Finding]:
-    return [finding for finding in findings(at) if finding.level is level]
+    return [finding for finding in find_start_problems(at) if finding.level is level]
 
 
 def test_a_good_start_passes_everything_and_is_launched() -> None:
-    assert {finding.level for finding in findings(GOOD)} == {Level.PASS}
+    assert {finding.level for finding in find_start_problems(GOOD)} == {Level.PASS}
     plan = decide_preparation(GOOD)
     assert plan.launch is not None
     assert plan.launch.refusal is None
@@ -73,7 +73,7 @@ NEVER = {
     "nothing left": (replace(GOOD, config=replace(GOOD.config, protect=Protect(system=Amount(99, is_percent=True)))), "RAM"),
     "swap off": (with_host(swaps=()), "/swapfile is not on"),
     "no engine": (with_ground(server=False), "vllm-safe install"),
-    "no program": (replace(with_model(model=None, command=("/bin/nothing",)), ground=Ground(swap_file="/swapfile")), "/bin/nothing"),
+    "no program": (replace(with_model(model=None, command=("/bin/nothing",)), ground=StartFacts(swap_file="/swapfile")), "/bin/nothing"),
     "no model": (with_ground(model=ModelFiles(Path("/m/a/b"), "a/b")), "vllm-safe fetch x"),
     "no folder": (with_ground(model=ModelFiles(Path("/data/b"))), "models.x.model"),
     "half a model": (with_ground(model=ModelFiles(Path("/m/a/b"), "a/b", present=True, problem="2 files are missing")), "2 files"),
@@ -191,7 +191,7 @@ def test_the_key_reaches_the_plan_and_nothing_that_is_printed() -> None:
 )
 def test_the_name_that_was_meant_is_said(models: list[str], asked: str, hint: str) -> None:
     with pytest.raises(Misuse, match=f"no model {asked} in /c.yaml") as caught:
-        known_model(Config(models=dict.fromkeys(models, GOOD.model), source="/c.yaml"), asked)
+        require_model(Config(models=dict.fromkeys(models, GOOD.model), source="/c.yaml"), asked)
     assert hint in caught.value.hint
 
 

@@ -12,7 +12,7 @@ from tests.runs import BEGUN, BOOT
 from vllm_safe.contract.recorded_run import Event, Gpu, Run
 from vllm_safe.diagnose.diagnosis import decide_why
 from vllm_safe.diagnose.verdict import Verdict
-from vllm_safe.diagnose.xids import XIDS, explain
+from vllm_safe.diagnose.xids import XIDS, explain_xid
 
 NOW = BEGUN + 20
 CUDA = "torch.AcceleratorError: CUDA error: unspecified launch failure"
@@ -44,8 +44,8 @@ def xid(number: int, *, card: int = 3, rest: str = ", pid=71, name=VLLM::Worker_
 @pytest.mark.parametrize("number", EXPLAINED)
 def test_each_number_is_explained_and_says_what_to_do(number: int) -> None:
     assert number in XIDS
-    assert explain(number).what
-    assert explain(number).todo.endswith(".")
+    assert explain_xid(number).what
+    assert explain_xid(number).todo.endswith(".")
 
 
 @pytest.mark.parametrize("number", OF_THE_CARD)

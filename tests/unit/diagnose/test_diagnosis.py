@@ -59,7 +59,7 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(why, "_BOOT", tmp_path / "boot_id")
     monkeypatch.setattr(run_reader.list_runs, "__defaults__", (tmp_path / "runs",))
     monkeypatch.setattr(run_reader.read_run, "__defaults__", (tmp_path / "runs",))
-    monkeypatch.setattr(run_reader, "properties", lambda *_: {})
+    monkeypatch.setattr(run_reader, "unit_properties", lambda *_: {})
     return tmp_path / "runs"
 
 
@@ -328,7 +328,7 @@ def test_older_runs(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_model_that_stays_down_tells_why_it_ended_everywhere(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The refusal of one restart too many is a run of its own, and says nothing of what is wrong."""
     alone = write_run(CASES["gave-up"](), runs)
-    assert why.judge("qwen72b", alone.name)[1].code == "gave-up"
+    assert why.judge_run("qwen72b", alone.name)[1].code == "gave-up"
     write_run(BEFORE["gave-up"](), runs)
     for options in ([], ["--run", "1"], ["--run", alone.name]):
         assert main.main(["why", "qwen72b", "--json", *options]) == 0
@@ -350,7 +350,7 @@ def states(runs: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     states = runs.parent / "state"
     states.mkdir()
     monkeypatch.setattr(state_file, "STATE_FOLDER", states)
-    monkeypatch.setattr(run_reader, "properties", lambda *_: UNIT)
+    monkeypatch.setattr(run_reader, "unit_properties", lambda *_: UNIT)
     monkeypatch.setattr(why, "_RECORDED", 0.0)
     ended = State("qwen72b", UNIT["InvocationID"], 7, NOW, BEGUN, "ended", NOW)
     said = ended._replace(cause="exited", reason="x (exit status 1)", error="KeyError: 'x'")
@@ -387,7 +387,7 @@ def test_the_end_file_says_it_too(runs: Path, states: Path, capsys: pytest.Captu
 )
 def test_one_that_runs_runs(shown: dict[str, str], runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Or is not known to systemd, which then proves nothing."""
-    monkeypatch.setattr(run_reader, "properties", lambda *_: shown)
+    monkeypatch.setattr(run_reader, "unit_properties", lambda *_: shown)
     write_run(make_run(seconds=10), runs)
     assert _says(capsys).startswith("qwen72b serves")
 

@@ -9,7 +9,7 @@ import pytest
 
 from vllm_safe.common.errors import Failure
 from vllm_safe.drill import drill_run, login_probes
-from vllm_safe.drill.drill_decision import Hog, judge
+from vllm_safe.drill.drill_decision import Hog, judge_drill
 
 HOG = Hog(size=100, processes=1, full=50)
 
@@ -32,17 +32,17 @@ class Pretend:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(login_probes, "EVERY", 0.01)
-    monkeypatch.setattr(login_probes, "login", lambda: 0.01)
-    monkeypatch.setattr(login_probes, "ssh", lambda: None)
+    monkeypatch.setattr(login_probes, "time_login", lambda: 0.01)
+    monkeypatch.setattr(login_probes, "time_ssh", lambda: None)
     monkeypatch.setattr(drill_run, "_TICK", 0.05)
     monkeypatch.setattr(drill_run, "_pass", lambda _seconds, show: show(1.0))
     monkeypatch.setattr(drill_run, "memory", lambda: (40, 20))
     monkeypatch.setattr(drill_run, "occupants", lambda: ())
 
 
-def drill(step: Pretend, seconds: float = 0.5) -> tuple[drill_run.Course, list[str]]:
+def drill(step: Pretend, seconds: float = 0.5) -> tuple[drill_run.DrillProgress, list[str]]:
     shown: list[str] = []
-    return drill_run.run(step, HOG, seconds, shown.append), shown  # type: ignore[arg-type]
+    return drill_run.run_drill(step, HOG, seconds, shown.append), shown  # type: ignore[arg-type]
 
 
 def test_it_measures_and_stops_the_hog() -> None:
@@ -62,7 +62,7 @@ def test_a_hog_that_ends_by_itself_ends_the_drill() -> None:
     course, _ = drill(Pretend(ended=True), 300.0)
     assert course.ended is not None
     assert course.pressed[:2] == (0.0, 0.0)
-    assert "time that the hog lived" in [line.what for line in judge(course.idle, course.drill, course.pressed) if not line.met]
+    assert "time that the hog lived" in [line.what for line in judge_drill(course.idle, course.drill, course.pressed) if not line.met]
 
 
 def test_what_was_before_the_hog_pressed_is_no_part_of_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,7 +117,7 @@ def test_ctrl_c_stops_the_hog(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_where_no_login_works_there_is_no_drill(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(login_probes, "login", lambda: None)
+    monkeypatch.setattr(login_probes, "time_login", lambda: None)
     step = Pretend()
     with pytest.raises(Failure, match="no login worked"):
         drill(step)

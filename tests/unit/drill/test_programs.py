@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from vllm_safe.drill import hog, login_probes
-from vllm_safe.drill.login_probes import GAP, LOGIN, LONGEST, Watch
+from vllm_safe.drill.login_probes import GAP, LOGIN, LONGEST, LoginWatch
 
 FOLDER = Path(hog.__file__).parent
 
@@ -73,26 +73,26 @@ def test_programs_of_the_drill_need_nothing_but_the_standard_library() -> None:
 
 class TestTimed:
     def test_how_long_it_took(self) -> None:
-        seconds = login_probes.timed(["/bin/sleep", "0.2"], Path("/bin/sleep"), Path("/nowhere"))
+        seconds = login_probes.time_command(["/bin/sleep", "0.2"], Path("/bin/sleep"), Path("/nowhere"))
         assert seconds is not None
         assert seconds >= 0.2
 
     @pytest.mark.parametrize("command", [["/bin/false"], ["/nowhere"]])
     def test_what_failed_has_no_time(self, command: list[str]) -> None:
-        assert login_probes.timed(command) is None
+        assert login_probes.time_command(command) is None
 
     def test_what_takes_for_ever_takes_long(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(login_probes, "LONGEST", 0.1)
-        assert login_probes.timed(["/bin/sleep", "60"]) == 0.1
+        assert login_probes.time_command(["/bin/sleep", "60"]) == 0.1
         assert LONGEST == 120.0
 
 
 class TestWatch:
     def test_it_samples_until_its_end(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(login_probes, "EVERY", 0.05)
-        monkeypatch.setattr(login_probes, "stalled", lambda _: 0.0)
+        monkeypatch.setattr(login_probes, "system_stalls", lambda _: 0.0)
         answers = iter([0.5, None, *[0.25] * 10_000])
-        with Watch({LOGIN: lambda: next(answers)}) as watch:
+        with LoginWatch({LOGIN: lambda: next(answers)}) as watch:
             while watch.last(GAP) is None or watch.last("stall:user.slice") is None or watch.last(LOGIN) != 0.25:
                 pass
         assert (watch.last(LOGIN), watch.worst(LOGIN)) == (0.25, 0.5)
@@ -104,9 +104,9 @@ class TestWatch:
     def test_a_stall_has_the_time_that_it_is_of_and_the_last_one_counts(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(login_probes, "EVERY", 60.0)
         totals = iter([1.0, 1.0, 1.0, 60.0, 60.0, 60.0])
-        monkeypatch.setattr(login_probes, "stalled", lambda _: next(totals))
+        monkeypatch.setattr(login_probes, "system_stalls", lambda _: next(totals))
         start = time.monotonic()
-        with Watch({}) as watch:
+        with LoginWatch({}) as watch:
             while not watch._threads[-1].is_alive():
                 pass
         stalls = [sample for sample in watch.samples if sample.what.startswith("stall:")]
@@ -116,5 +116,5 @@ class TestWatch:
     def test_without_psi_there_is_no_stall(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(login_probes, "EVERY", 0.01)
         monkeypatch.setattr(login_probes, "SLICES", ("nowhere.slice",))
-        assert login_probes.stalled("nowhere.slice") is None
+        assert login_probes.system_stalls("nowhere.slice") is None
         assert login_probes._pressures(["nowhere.slice"]) == {}

@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from vllm_safe.config.settings import Config, Earlyoom
-from vllm_safe.earlyoom.earlyoom_arguments import decide_arguments, decide_environment_file, join_arguments
+from vllm_safe.earlyoom.earlyoom_arguments import decide_earlyoom_arguments, decide_environment_file, join_arguments
 
 OPTIONS_OF_1_7 = {"-m", "-s", "-M", "-S", "-r", "-n", "-N", "-g", "-p", "--prefer", "--avoid", "--dryrun"}
 VLLM = ["VLLM::EngineCor", "VLLM::Worker_TP", "VLLM::APIServer", "vllm", "python3"]  # comm: the first 15 characters
@@ -61,7 +61,7 @@ def read_as_systemd_does(text: str) -> dict[str, str]:
 
 
 def test_the_plans_semantics_and_only_options_that_every_version_has() -> None:
-    arguments = decide_arguments(Config())
+    arguments = decide_earlyoom_arguments(Config())
     assert arguments[:4] == ("-m", "5", "-s", "5")
     assert {word for word in arguments if re.fullmatch(r"--?[a-zA-Z]+", word)} <= OPTIONS_OF_1_7
 
@@ -75,12 +75,12 @@ def test_the_patterns_match_what_they_are_for() -> None:
 
 
 def test_fractions_of_a_percent_are_passed_on() -> None:
-    arguments = decide_arguments(Config(earlyoom=Earlyoom(memory=7.5, swap=0.25)))
+    arguments = decide_earlyoom_arguments(Config(earlyoom=Earlyoom(memory=7.5, swap=0.25)))
     assert arguments[:4] == ("-m", "7.5", "-s", "0.25")
 
 
 def test_more_than_earlyoom_takes_would_end_it() -> None:
-    assert decide_arguments(Config(earlyoom=Earlyoom(memory=100.0)))[:2] == ("-m", "99")
+    assert decide_earlyoom_arguments(Config(earlyoom=Earlyoom(memory=100.0)))[:2] == ("-m", "99")
 
 
 def test_switched_off_there_is_no_file() -> None:
@@ -95,7 +95,7 @@ def test_the_file_is_one_assignment_below_a_comment() -> None:
     assert assignment.startswith('EARLYOOM_ARGS="')
     assert rest == ""
     inside = re.sub(r'\\(["\\`$])', r"\1", assignment.removeprefix('EARLYOOM_ARGS="').removesuffix('"'))
-    assert split_as_systemd_does(inside) == decide_arguments(Config())
+    assert split_as_systemd_does(inside) == decide_earlyoom_arguments(Config())
 
 
 # More than config.yaml takes: printable ASCII (config/string_types.py).
@@ -110,7 +110,7 @@ def test_any_pattern_is_one_word_of_what_earlyoom_gets(prefer: str, avoid: str, 
     text = decide_environment_file(config)
     assert text is not None
     words = split_as_systemd_does(read_as_systemd_does(text)["EARLYOOM_ARGS"])
-    assert words == decide_arguments(config)
+    assert words == decide_earlyoom_arguments(config)
     assert words[-4:] == ("--prefer", prefer, "--avoid", avoid)
 
 

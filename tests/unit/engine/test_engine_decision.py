@@ -15,7 +15,7 @@ from vllm_safe.driver.driver_facts import Driver, Nvml, NvmlCard
 from vllm_safe.engine.engine_decision import (
     NEED,
     TORCH_CPU,
-    Place,
+    InstallTarget,
     Trial,
     cuda_of,
     current_of,
@@ -28,7 +28,7 @@ from vllm_safe.engine.engine_decision import (
 from vllm_safe.engine.engine_facts import EngineFacts, Installed
 from vllm_safe.engine.requirement_locks import Lock, Requirement, read_lock
 
-PLACE = Place(python=(3, 11), machine="x86_64", free=100 * GIB)
+PLACE = InstallTarget(python=(3, 11), machine="x86_64", free=100 * GIB)
 FACTS = EngineFacts(present=True)
 
 
@@ -51,7 +51,7 @@ def test_the_tested_version_comes_from_the_shipped_lock() -> None:
 @pytest.mark.parametrize(
     ("version", "place"), [("0.33.0", PLACE), ("0.32.0", replace(PLACE, python=(3, 13))), ("0.32.0", replace(PLACE, machine="aarch64"))]
 )
-def test_what_the_lock_does_not_cover_is_resolved(version: str, place: Place) -> None:
+def test_what_the_lock_does_not_cover_is_resolved(version: str, place: InstallTarget) -> None:
     assert decide_install(Engine(), version, FACTS, place, LOCKS).lock is None
 
 
@@ -102,7 +102,7 @@ def test_torch_for_the_cpu_comes_from_pytorch_where_nothing_else_is_set(engine: 
         (replace(PLACE, free=3 * GIB), FACTS, r"vllm needs 12.0 GiB more on the file system of \S+, and 3.0 GiB are free"),
     ],
 )
-def test_what_can_never_work_is_refused_with_a_way_out(place: Place, facts: EngineFacts, words: str) -> None:
+def test_what_can_never_work_is_refused_with_a_way_out(place: InstallTarget, facts: EngineFacts, words: str) -> None:
     with pytest.raises(Failure, match=words) as caught:
         decide_install(Engine(), "0.32.0", facts, place, LOCKS)
     assert caught.value.hint

@@ -15,7 +15,7 @@ from vllm_safe.common.steps import Step
 from vllm_safe.engine import engine_steps
 from vllm_safe.engine.engine_decision import Installation, Sources
 from vllm_safe.engine.engine_facts import EngineFacts, Installed
-from vllm_safe.engine.engine_steps import EngineStep, exchange_steps, read_place, works
+from vllm_safe.engine.engine_steps import EngineStep, engine_works, exchange_steps, read_install_target
 from vllm_safe.engine.requirement_locks import Lock, read_lock
 from vllm_safe.sandbox.run_as_vllm import AsVllm, Outcome
 
@@ -160,8 +160,8 @@ def test_an_engine_works_if_both_programs_do(monkeypatch: pytest.MonkeyPatch) ->
     for status in (0, 1):
         result = Outcome("exit-code" if status else "success", status, "", "")
         monkeypatch.setattr(AsVllm, "outcome", lambda _self, result=result, **_options: result)
-        assert works(USED, facts, tried=True) is (status == 0)
-        assert works(USED, facts, tried=False) is (status == 0)
+        assert engine_works(USED, facts, tried=True) is (status == 0)
+        assert engine_works(USED, facts, tried=False) is (status == 0)
 
 
 def marked(steps: tuple[Step, ...]) -> dict[str, float] | None:
@@ -208,12 +208,12 @@ def test_a_trial_may_use_the_cards_as_the_models_service_may() -> None:
 
 def test_what_is_read_of_this_machine(tmp_path: Path) -> None:
     (tmp_path / "x-1-py3-none-any.whl").touch()
-    place = read_place(EngineFacts(tmp_path, present=True), str(tmp_path))
+    place = read_install_target(EngineFacts(tmp_path, present=True), str(tmp_path))
     assert place.python >= (3, 11)
     assert place.free > 0
     assert place.glibc >= (2, 36)
     assert place.venv
     assert place.links == {"x-1-py3-none-any.whl"}
-    assert read_place(EngineFacts(tmp_path), "https://m.example/wheels").links is None
+    assert read_install_target(EngineFacts(tmp_path), "https://m.example/wheels").links is None
     with pytest.raises(Failure, match="nowhere: No such file"):
-        read_place(EngineFacts(tmp_path), f"{tmp_path}/nowhere")
+        read_install_target(EngineFacts(tmp_path), f"{tmp_path}/nowhere")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from vllm_safe.engine.engine_decision import Installation, Sources
-from vllm_safe.engine.install_failure import explain
+from vllm_safe.engine.install_failure import explain_install_failure
 
 SOURCES = Sources("https://mirror.example/simple", None, offline=False)
 INSTALLATION = Installation("vllm", "0.32.0", "vllm-0.32.0", None, SOURCES)
@@ -90,7 +90,7 @@ help debug the issue.
     ],
 )
 def test_a_known_trouble_has_a_reason_and_a_way_out(said: str, words: str, way_out: str) -> None:
-    failure = explain(INSTALLATION, "install vllm 0.32.0", said)
+    failure = explain_install_failure(INSTALLATION, "install vllm 0.32.0", said)
     assert failure.message.startswith("could not install vllm 0.32.0: ")
     assert words in failure.message
     assert "\n" not in failure.message
@@ -98,12 +98,12 @@ def test_a_known_trouble_has_a_reason_and_a_way_out(said: str, words: str, way_o
 
 
 def test_an_unknown_trouble_has_the_programs_last_words() -> None:
-    assert explain(INSTALLATION, "do it", "first\n  last words \n\n").message == "could not do it: last words"
-    assert explain(INSTALLATION, "do it", "").message == "could not do it: it ended without a word"
+    assert explain_install_failure(INSTALLATION, "do it", "first\n  last words \n\n").message == "could not do it: last words"
+    assert explain_install_failure(INSTALLATION, "do it", "").message == "could not do it: it ended without a word"
 
 
 def test_a_folder_that_lacks_wheels_says_which() -> None:
     sources = Sources(None, "/wheels", offline=False)
     lacking = tuple(f"name{number} 1.0" for number in range(8))
-    failure = explain(Installation("vllm", "0.32.0", "vllm-0.32.0", None, sources, lacking), "install it", DNS)
+    failure = explain_install_failure(Installation("vllm", "0.32.0", "vllm-0.32.0", None, sources, lacking), "install it", DNS)
     assert "/wheels lacks name0 1.0, name1 1.0, name2 1.0, name3 1.0, name4 1.0 and 3 more" in failure.hint

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vllm_safe.guard.blame import AFTER_THAW, Blame, largest
+from vllm_safe.guard.blame import AFTER_THAW, Blame, largest_model
 from vllm_safe.guard.readings import Reading, Usage
 
 ONE, TWO = "vllm@one.service", "vllm@two.service"
@@ -47,7 +47,7 @@ def test_the_blame_of_who_was_frozen_goes_once_it_could_have_shown_itself() -> N
 
 
 def test_who_holds_half_of_the_ram_is_meant_only_while_ram_is_scarce() -> None:
-    assert largest(reading(1, 0, 0)) == ONE
-    assert largest(reading(1, 0, 0)._replace(available=10)) is None
-    assert largest(reading(1, 0, 0)._replace(ram=200)) is None
-    assert largest(Reading(1, {})) is None
+    assert largest_model(reading(1, 0, 0)) == ONE
+    assert largest_model(reading(1, 0, 0)._replace(available=10)) is None
+    assert largest_model(reading(1, 0, 0)._replace(ram=200)) is None
+    assert largest_model(Reading(1, {})) is None

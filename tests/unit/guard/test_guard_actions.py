@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from vllm_safe.common import libc
-from vllm_safe.guard.guard_actions import MARK, Hands
-from vllm_safe.guard.guard_decision import Act
+from vllm_safe.guard.guard_actions import MARK, CgroupControl
+from vllm_safe.guard.guard_decision import GuardAction
 
 UNIT = "vllm@hog.service"
 BEST_EFFORT = 2 << 13
@@ -44,60 +44,60 @@ def marked(root: Path) -> bool:
 
 
 def test_a_squeeze_takes_the_share_of_the_slice_too_and_a_restore_gives_both_back(root: Path) -> None:
-    hands = Hands(str(root))
-    assert hands.do(Act("squeeze", UNIT, "")) == ""
+    hands = CgroupControl(str(root))
+    assert hands.do(GuardAction("squeeze", UNIT, "")) == ""
     assert [value(root, "cpu.weight", group) for group in ("vllm.slice", f"vllm.slice/{UNIT}")] == ["1", "1"]
     hands.hold()
     assert marked(root)
-    assert hands.do(Act("restore", UNIT, "")) == ""
+    assert hands.do(GuardAction("restore", UNIT, "")) == ""
     assert (root / "vllm.slice/cpu.weight").read_text().startswith("10")
     assert value(root, "io.weight") == "5"
     assert not marked(root)
 
 
 def test_what_systemd_writes_meanwhile_is_overwritten_and_is_what_comes_back(root: Path) -> None:
-    hands = Hands(str(root))
-    hands.do(Act("squeeze", UNIT, ""))
+    hands = CgroupControl(str(root))
+    hands.do(GuardAction("squeeze", UNIT, ""))
     (root / "vllm.slice" / UNIT / "cpu.weight").write_text("77\n")
     hands.hold()
     assert value(root, "cpu.weight") == "1"
-    hands.do(Act("restore", UNIT, ""))
+    hands.do(GuardAction("restore", UNIT, ""))
     assert (root / "vllm.slice" / UNIT / "cpu.weight").read_text().startswith("77")
 
 
 def test_who_comes_after_a_killed_guard_takes_everything_back(root: Path) -> None:
-    hands = Hands(str(root))
-    hands.do(Act("squeeze", UNIT, ""))
-    hands.do(Act("freeze", UNIT, ""))
+    hands = CgroupControl(str(root))
+    hands.do(GuardAction("squeeze", UNIT, ""))
+    hands.do(GuardAction("freeze", UNIT, ""))
     assert value(root, "cgroup.freeze") == "1"
-    assert Hands(str(root)).recover() == ["vllm.slice", UNIT]
+    assert CgroupControl(str(root)).recover() == ["vllm.slice", UNIT]
     assert value(root, "cgroup.freeze") == "0"
     assert (root / "vllm.slice/cpu.weight").read_text().startswith("10")
     assert not marked(root)
-    assert Hands(str(root)).recover() == []
+    assert CgroupControl(str(root)).recover() == []
 
 
 def test_what_somebody_else_froze_stays_frozen(root: Path) -> None:
     (root / "vllm.slice" / UNIT / "cgroup.freeze").write_text("1\n")
-    hands = Hands(str(root))
+    hands = CgroupControl(str(root))
     hands.recover()
-    hands.do(Act("thaw", UNIT, ""))
+    hands.do(GuardAction("thaw", UNIT, ""))
     assert value(root, "cgroup.freeze") == "1"
 
 
 @pytest.mark.parametrize("unit", ["../system.slice", "..", "a/b", "."])
 def test_nothing_outside_the_slice_is_touched(root: Path, unit: str) -> None:
-    hands = Hands(str(root))
+    hands = CgroupControl(str(root))
     for kind in ("squeeze", "freeze", "thaw", "restore", "kill"):
-        assert hands.do(Act(kind, unit, "")) != ""
+        assert hands.do(GuardAction(kind, unit, "")) != ""
     assert (root / "system.slice/cgroup.kill").read_text() == ""
     assert (root / "vllm.slice/cgroup.kill").read_text() == ""
 
 
 def test_a_cgroup_that_is_gone_is_no_mistake(root: Path) -> None:
-    hands = Hands(str(root))
+    hands = CgroupControl(str(root))
     for kind in ("squeeze", "freeze", "thaw", "restore", "kill"):
-        assert hands.do(Act(kind, "vllm@gone.service", "")) == ""
+        assert hands.do(GuardAction(kind, "vllm@gone.service", "")) == ""
     hands.hold()
     assert value(root, "cpu.weight", "vllm.slice") == "1" or not marked(root)
 
@@ -107,13 +107,13 @@ def test_every_thread_gets_the_class_idle_and_what_it_had_comes_back(root: Path)
         libc.set_io_priority(one.pid, BEST_EFFORT | 6)
         libc.set_io_priority(two.pid, BEST_EFFORT | 6)
         (root / "vllm.slice" / UNIT / "cgroup.threads").write_text(f"{one.pid}\n{two.pid}\n")
-        hands = Hands(str(root))
-        assert hands.do(Act("squeeze", UNIT, "")) == ""
+        hands = CgroupControl(str(root))
+        assert hands.do(GuardAction("squeeze", UNIT, "")) == ""
         assert [libc.io_priority(process.pid) >> 13 for process in (one, two)] == [3, 3]
         libc.set_io_priority(two.pid, BEST_EFFORT | 2)
         hands.hold()
         assert libc.io_priority(max(one.pid, two.pid)) >> 13 == 3
-        assert Hands(str(root)).recover() == ["vllm.slice", UNIT]
+        assert CgroupControl(str(root)).recover() == ["vllm.slice", UNIT]
         assert all(libc.io_priority(process.pid) >> 13 == 2 for process in (one, two))
         one.kill()
         two.kill()
@@ -129,20 +129,20 @@ def test_a_limit_that_cannot_be_set_is_told_once_and_keeps_none_of_the_others(ro
 
     (root / "vllm.slice" / UNIT / "cgroup.threads").write_text(f"{os.getpid()}\n")
     monkeypatch.setattr(libc, "set_io_priority", refused)
-    hands = Hands(str(root))
-    assert "ioprio: [Errno 1] Operation not permitted" in hands.do(Act("squeeze", UNIT, ""))
+    hands = CgroupControl(str(root))
+    assert "ioprio: [Errno 1] Operation not permitted" in hands.do(GuardAction("squeeze", UNIT, ""))
     for _ in range(3):
         hands.hold()
     assert len(tried) == 1
     assert value(root, "cpu.weight") == "1"
-    assert hands.do(Act("restore", UNIT, "")) == ""
+    assert hands.do(GuardAction("restore", UNIT, "")) == ""
     assert value(root, "io.weight") == "5"
     assert not marked(root)
 
 
 def test_a_cgroup_that_goes_while_it_is_held_again_is_no_mistake(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    hands = Hands(str(root))
-    hands.do(Act("squeeze", UNIT, ""))
+    hands = CgroupControl(str(root))
+    hands.do(GuardAction("squeeze", UNIT, ""))
     (root / "vllm.slice" / UNIT / "cpu.weight").write_text("77\n")
 
     def gone(*_: object) -> None:
@@ -152,7 +152,7 @@ def test_a_cgroup_that_goes_while_it_is_held_again_is_no_mistake(root: Path, mon
         patch.setattr(os, "setxattr", gone)
         patch.setattr(os, "removexattr", gone)
         hands.hold()
-        Hands(str(root)).recover()
+        CgroupControl(str(root)).recover()
     hands.hold()
 
 
@@ -161,13 +161,13 @@ def test_what_cannot_be_taken_back_later_is_not_done(root: Path, monkeypatch: py
         raise OSError(errno.EOPNOTSUPP, "Operation not supported")
 
     monkeypatch.setattr(os, "setxattr", refused)
-    hands = Hands(str(root))
-    assert "Operation not supported" in hands.do(Act("squeeze", UNIT, ""))
-    assert "Operation not supported" in hands.do(Act("freeze", UNIT, ""))
+    hands = CgroupControl(str(root))
+    assert "Operation not supported" in hands.do(GuardAction("squeeze", UNIT, ""))
+    assert "Operation not supported" in hands.do(GuardAction("freeze", UNIT, ""))
     assert (value(root, "cpu.weight"), value(root, "cgroup.freeze")) == ("1", "0")
     assert (root / "vllm.slice" / UNIT / "cpu.weight").read_text() == "10\n"
 
 
 def test_an_old_kernel_cannot_kill_a_cgroup(root: Path) -> None:
     (root / "vllm.slice" / UNIT / "cgroup.kill").unlink()
-    assert "cgroup.kill" in Hands(str(root)).do(Act("kill", UNIT, ""))
+    assert "cgroup.kill" in CgroupControl(str(root)).do(GuardAction("kill", UNIT, ""))

@@ -7,12 +7,12 @@ from collections.abc import Iterable
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vllm_safe.contract.guard_file import Plan, Step
-from vllm_safe.guard.guard_decision import CALM, DYING, REST, TICK, Act, Guard
+from vllm_safe.contract.guard_file import GuardPlan, Threshold
+from vllm_safe.guard.guard_decision import CALM, DYING, REST, TICK, GuardAction, GuardState
 from vllm_safe.guard.guard_main import ESTIMATING
 from vllm_safe.guard.readings import Reading, Usage
 
-PLAN = Plan(squeeze=Step(0.2, 2.0), freeze=Step(0.4, 5.0), kill=Step(0.8, 20.0))
+PLAN = GuardPlan(squeeze=Threshold(0.2, 2.0), freeze=Threshold(0.4, 5.0), kill=Threshold(0.8, 20.0))
 # What system.slice waited for its disk in each two seconds of logins beside a hog, with limits alone, a disk of 150 requests a second and
 # every login as quick as when idle.
 LOGINS = (0.01, 0, 0.51, 0, 0.39, 0.06, 0, 0.01, 0, 0.59, 0.26, 0.06, 0, 0, 0, 0, 0.05)
@@ -23,15 +23,15 @@ HOG, OTHER = "vllm@hog.service", "vllm@other.service"
 class Story:
     """A machine that goes from one moment to the next."""
 
-    def __init__(self, plan: Plan = PLAN) -> None:
-        self.guard = Guard(plan)
+    def __init__(self, plan: GuardPlan = PLAN) -> None:
+        self.guard = GuardState(plan)
         self.now = 1000.0
         self.stalls = {"system.slice memory full": 5.0, "user.slice io full": 7.0}
         self.moved = {HOG: 0, OTHER: 0, "": 0}
         self.held = {HOG: GIB // 4, OTHER: GIB // 4}
         self.available = GIB // 20
         self.certain = True
-        self.acts: list[tuple[float, Act]] = []
+        self.acts: list[tuple[float, GuardAction]] = []
 
     def go(  # noqa: PLR0913 - each is a name in the story
         self, seconds: float, *, memory: float = 0.0, io: float = 0.0, hog: int = 0, other: int = 0, system: int = 0
@@ -69,7 +69,7 @@ class Story:
 
 
 def test_a_model_that_swaps_as_hard_as_it_can_is_left_alone_while_the_os_is_well() -> None:
-    story = Story(Plan())
+    story = Story(GuardPlan())
     assert story.go(600, memory=0.15, io=0.1, hog=100_000) + story.go(5, hog=100_000) == []
     for _ in range(100):  # and while it waits for moments
         assert story.go(0.25, memory=1.0, io=1.0, hog=100_000) + story.go(4.75, hog=100_000) == []
@@ -77,7 +77,7 @@ def test_a_model_that_swaps_as_hard_as_it_can_is_left_alone_while_the_os_is_well
 
 def test_logins_that_wait_for_a_hard_disk_now_and_then_go_first_and_nothing_is_frozen_for_them() -> None:
     """The first step takes nothing that nobody else wants, and so it is soon taken; the second does."""
-    story = Story(Plan())
+    story = Story(GuardPlan())
     for share in LOGINS * 5:
         story.go(2, io=share, hog=800)
     assert {act.kind for _, act in story.acts} <= {"squeeze", "restore"}
@@ -138,7 +138,7 @@ def test_who_holds_most_of_the_ram_and_does_nothing_is_killed_last_of_all() -> N
 
 
 def test_what_is_killed_is_left_alone_as_long_as_it_dies() -> None:
-    story = Story(Plan(kill=Step(0.1, 2.0)))
+    story = Story(GuardPlan(kill=Threshold(0.1, 2.0)))
     story.go(60, memory=1.0, hog=500)
     (killed, *_) = [when for when, act in story.acts if act.kind == "kill"]
     later = [(when, act.kind) for when, act in story.acts if when > killed]
@@ -166,17 +166,17 @@ def test_the_kernel_wakes_us_more_often_than_we_look_and_the_kill_comes_in_time(
 
 
 def test_a_freeze_that_helps_only_while_it_lasts_does_not_put_off_the_kill_for_ever() -> None:
-    story = Story(Plan())
+    story = Story(GuardPlan())
     story.go(5, hog=500)
     while "kill" not in [act.kind for _, act in story.acts]:
-        assert story.now < 1000.0 + 5 + 2 * Plan().kill.after
+        assert story.now < 1000.0 + 5 + 2 * GuardPlan().kill.after
         story.go(TICK, memory=0.0 if HOG in story.guard.held_back and story.guard.held_back[HOG] == "frozen" else 1.0, hog=500)
     assert len(story.frozen()) > 3
     assert story.acts[-1][1].unit == HOG
 
 
 def test_while_one_stands_still_no_other_is_blamed_for_the_little_it_does() -> None:
-    story = Story(Plan(freeze_time=5.0))
+    story = Story(GuardPlan(freeze_time=5.0))
     story.go(60, memory=1.0, hog=500, other=300)
     assert len(story.frozen()) > 3
     assert {act.unit for _, act in story.acts} == {HOG}
@@ -212,14 +212,14 @@ def test_what_is_only_estimated_does_not_kill() -> None:
 
 
 def test_an_estimate_each_second_is_soon_enough() -> None:
-    story = Story(Plan())
+    story = Story(GuardPlan())
     for second in range(30):
         story.now += ESTIMATING
         story.stalls["system.slice memory full"] += ESTIMATING * (second >= 20)
         story.moved[HOG] += 500
         story.tick()
     assert story.acts[0][1].kind == "squeeze"
-    squeeze = Plan().squeeze
+    squeeze = GuardPlan().squeeze
     assert story.acts[0][0] - (1000.0 + 20 * ESTIMATING) <= squeeze.pressure * squeeze.after + 1.0
     assert story.guard.wakeful
 

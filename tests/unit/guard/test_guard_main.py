@@ -15,7 +15,7 @@ import pytest
 from vllm_safe.guard import guard_main as program
 from vllm_safe.guard.guard_decision import TICK
 from vllm_safe.guard.guard_journal import Journal
-from vllm_safe.guard.guard_main import ESTIMATING, SLOW, Loop
+from vllm_safe.guard.guard_main import ESTIMATING, SLOW, GuardLoop
 
 ROOT = Path(__file__).parents[3]
 
@@ -57,7 +57,7 @@ class Poll:
 
 
 @pytest.fixture
-def loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Poll], Loop]]:
+def loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Poll], GuardLoop]]:
     """A loop around a folder that stands for the cgroups; it begins once it is prepared."""
     reading, writing = os.pipe()
     os.write(writing, bytes([signal.SIGTERM]))
@@ -65,9 +65,9 @@ def loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[
     monkeypatch.setattr(program, "notify", lambda **_: None)
     (tmp_path / "system.slice").mkdir()
 
-    def begin(poll: Poll) -> Loop:
+    def begin(poll: Poll) -> GuardLoop:
         monkeypatch.setattr(select, "poll", lambda: poll)
-        made = Loop(Journal(str(tmp_path), ""), str(tmp_path), str(tmp_path / "plan"))
+        made = GuardLoop(Journal(str(tmp_path), ""), str(tmp_path), str(tmp_path / "plan"))
         made.prepare()
         return made
 
@@ -77,7 +77,7 @@ def loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[
 
 
 def test_the_trigger_of_a_cgroup_that_is_gone_is_dropped_and_does_not_wake_us_for_ever(
-    tmp_path: Path, loop: Callable[[Poll], Loop]
+    tmp_path: Path, loop: Callable[[Poll], GuardLoop]
 ) -> None:
     pressure = tmp_path / "system.slice/memory.pressure"
     pressure.write_text("full avg10=0.00 avg60=0.00 avg300=0.00 total=0\n")
@@ -87,14 +87,14 @@ def test_the_trigger_of_a_cgroup_that_is_gone_is_dropped_and_does_not_wake_us_fo
     assert poll.timeouts == [SLOW * 1000] * 2
 
 
-def test_pressure_has_it_look_at_short_intervals(tmp_path: Path, loop: Callable[[Poll], Loop]) -> None:
+def test_pressure_has_it_look_at_short_intervals(tmp_path: Path, loop: Callable[[Poll], GuardLoop]) -> None:
     (tmp_path / "system.slice/memory.pressure").write_text("full avg10=0.00 avg60=0.00 avg300=0.00 total=0\n")
     poll = Poll(select.POLLPRI)
     assert loop(poll).run() == 0
     assert poll.timeouts == [SLOW * 1000, TICK * 1000]
 
 
-def test_without_psi_it_looks_each_second(loop: Callable[[Poll], Loop]) -> None:
+def test_without_psi_it_looks_each_second(loop: Callable[[Poll], GuardLoop]) -> None:
     poll = Poll()
     assert loop(poll).run() == 0
     assert poll.timeouts == [ESTIMATING * 1000]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vllm_safe.guard.pressure_watch import SYSTEM, Triggers, Watch, units
+from vllm_safe.guard.pressure_watch import SYSTEM, PressureWatch, Triggers, list_units
 
 PRESSURE = "some avg10=0.00 avg60=0.00 avg300=0.00 total=900\nfull avg10=0.00 avg60=0.00 avg300=0.00 total={total}\n"
 HOG = "vllm.slice/vllm@hog.service"
@@ -21,13 +21,13 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def watch(root: Path) -> Watch:
-    return Watch(str(root), str(root / "meminfo"))
+def watch(root: Path) -> PressureWatch:
+    return PressureWatch(str(root), str(root / "meminfo"))
 
 
 def test_models_are_watched_and_downloads_are_not(root: Path) -> None:
-    assert units(str(root)) == (["vllm@hog.service"], ["vllm-safe-install.service"])
-    assert units(str(root / "nowhere")) == ([], [])
+    assert list_units(str(root)) == (["vllm@hog.service"], ["vllm-safe-install.service"])
+    assert list_units(str(root / "nowhere")) == ([], [])
 
 
 def test_what_downloads_move_counts_among_what_others_move(root: Path) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from vllm_safe.guard.guard_actions import Hands
-from vllm_safe.guard.guard_decision import Act
+from vllm_safe.guard.guard_actions import CgroupControl
+from vllm_safe.guard.guard_decision import GuardAction
 from vllm_safe.guard.guard_journal import Journal
 from vllm_safe.guard.rehearsal import rehearse
 
@@ -18,17 +18,17 @@ ALL = {"squeeze", "freeze", "thaw", "kill", "restore"}
 def test_every_act_is_decided_carried_out_and_written_down_and_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written: set[str] = set()
     recorded: set[str] = set()
-    write, record = Hands._write, Journal.record
+    write, record = CgroupControl._write, Journal.record
 
-    def _write(self: Hands, group: str, name: str, text: str) -> None:
+    def _write(self: CgroupControl, group: str, name: str, text: str) -> None:
         write(self, group, name, text)
         written.add(name)
 
-    def _record(self: Journal, act: Act) -> None:
+    def _record(self: Journal, act: GuardAction) -> None:
         record(self, act)
         recorded.add(act.kind)
 
-    monkeypatch.setattr(Hands, "_write", _write)
+    monkeypatch.setattr(CgroupControl, "_write", _write)
     monkeypatch.setattr(Journal, "record", _record)
     monkeypatch.setattr(os, "setxattr", lambda *_: None)  # a file system may have none
     (tmp_path / ".rehearsal/left").mkdir(parents=True)

@@ -74,10 +74,10 @@ def test_arguments_of_a_process() -> None:
     with subprocess.Popen([sys.executable, "-c", program, "-m", "5"], stdin=pipe, stdout=pipe) as process:
         assert process.stdout
         process.stdout.readline()  # in the middle of exec it has no arguments yet
-        assert check_facts.earlyoom_arguments(process.pid) == ("-c", program, "-m", "5")
+        assert check_facts.read_earlyoom_arguments(process.pid) == ("-c", program, "-m", "5")
         process.communicate(b"\n")
-    assert check_facts.earlyoom_arguments(0) == ()
-    assert check_facts.earlyoom_arguments(2**22 + 1) == ()
+    assert check_facts.read_earlyoom_arguments(0) == ()
+    assert check_facts.read_earlyoom_arguments(2**22 + 1) == ()
 
 
 def test_overcommit(tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_overcommit(tmp_path: Path) -> None:
 
 
 def test_active_units() -> None:
-    assert check_facts.active({"a": {"ActiveState": "active"}, "b": {"ActiveState": "failed"}}, ["a", "b", "c"]) == ("a",)
+    assert check_facts.active_units({"a": {"ActiveState": "active"}, "b": {"ActiveState": "failed"}}, ["a", "b", "c"]) == ("a",)
 
 
 def test_only_real_disks_that_turn_have_a_scheduler_that_counts(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from vllm_safe.common import systemctl
 from vllm_safe.earlyoom.earlyoom_defaults import admin_arguments
-from vllm_safe.host.start_facts import Starts, read_ground, read_key, read_starts
+from vllm_safe.host.start_facts import Starts, read_key, read_start_facts, read_starts
 
 
 @pytest.fixture
@@ -96,7 +96,9 @@ def test_a_program_is_sought_where_the_server_will_look(tmp_path: Path) -> None:
     data.chmod(0o644)
 
     def there(server: str, path: str) -> bool:
-        return read_ground("x", server=server, path=path, host="127.0.0.1", model=None, swap_file=tmp_path, key_file=None, units={}).server
+        return read_start_facts(
+            "x", server=server, path=path, host="127.0.0.1", model=None, swap_file=tmp_path, key_file=None, units={}
+        ).server
 
     assert there("serve", f"/nowhere:{tmp_path}")
     assert there(str(program), "/nowhere")
@@ -109,7 +111,7 @@ def test_whoever_may_not_look_for_a_copy_of_the_key_reads_everything_else(tmp_pa
         raise PermissionError
 
     monkeypatch.setattr(Path, "exists", forbidden)
-    ground = read_ground("x", server="sh", path="/bin", host="127.0.0.1", model=None, swap_file=tmp_path, key_file=None, units={})
+    ground = read_start_facts("x", server="sh", path="/bin", host="127.0.0.1", model=None, swap_file=tmp_path, key_file=None, units={})
     assert (ground.server, ground.old_key) == (True, False)
 
 
@@ -118,7 +120,7 @@ def test_units_that_systemd_does_not_know_of_do_not_shift_the_others(tmp_path: P
     fake.write_text("#!/bin/sh\nprintf 'Id=a.slice\\nMemoryMin=1\\n\\nId=b.service\\n\\nId=c.slice\\nMemoryMin=3\\nStatusText=a=b\\n'\n")
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    shown = systemctl.show(["a.slice", "b.service", "c.slice"], ["Id", "MemoryMin", "StatusText"])
+    shown = systemctl.show_properties(["a.slice", "b.service", "c.slice"], ["Id", "MemoryMin", "StatusText"])
     assert shown["a.slice"]["MemoryMin"] == "1"
     assert "MemoryMin" not in shown["b.service"]
     assert shown["c.slice"] == {"Id": "c.slice", "MemoryMin": "3", "StatusText": "a=b"}
@@ -126,11 +128,11 @@ def test_units_that_systemd_does_not_know_of_do_not_shift_the_others(tmp_path: P
 
 def test_without_systemd_nothing_is_known(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert systemctl.show(["a.slice"], ["Id"]) == {}
+    assert systemctl.show_properties(["a.slice"], ["Id"]) == {}
     fake = tmp_path / "systemctl"
     fake.write_text("#!/bin/sh\nexit 1\n")
     fake.chmod(0o755)
-    assert systemctl.show(["a.slice"], ["Id"]) == {}
+    assert systemctl.show_properties(["a.slice"], ["Id"]) == {}
 
 
 def test_only_our_dropins_of_our_units_are_found(tmp_path: Path) -> None:
@@ -178,5 +180,5 @@ def test_the_addresses_of_the_host(host: str, addresses: set[str], tmp_path: Pat
         return both if name == "server" else real(name, port, type=type)
 
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
-    ground = read_ground("x", server="sh", path="/bin", host=host, model=None, swap_file=tmp_path, key_file=None, units={})
+    ground = read_start_facts("x", server="sh", path="/bin", host=host, model=None, swap_file=tmp_path, key_file=None, units={})
     assert ground.addresses == addresses

@@ -10,11 +10,11 @@ from collections.abc import Callable
 import pytest
 
 from vllm_safe.launch.http_probe import TIMEOUT, Answer, Probe
-from vllm_safe.launch.resolver import Address, Found, Resolver
+from vllm_safe.launch.resolver import Address, Resolution, Resolver
 
 
 def _ask(url: str, *addresses: Address) -> Answer:
-    probe = Probe(url, Found(addresses) if addresses else Resolver().look_up(url), 0.0)
+    probe = Probe(url, Resolution(addresses) if addresses else Resolver().look_up(url), 0.0)
     while probe.answer is None:
         assert any(select.select(probe.reading, probe.writing, (), 10)), "the probe waits for nothing"
         probe.advance(0.0)
@@ -88,7 +88,7 @@ def test_ipv6() -> None:
 
 
 def test_no_address() -> None:
-    answer = Probe("http://nowhere:1/", Found(error="Name or service not known"), 0.0).answer
+    answer = Probe("http://nowhere:1/", Resolution(error="Name or service not known"), 0.0).answer
     assert answer == Answer("cannot be reached (Name or service not known)")
 
 
@@ -124,7 +124,7 @@ def test_an_address_that_answered_is_not_left_for_another() -> None:
 def test_an_address_that_drops_everything_has_its_share_of_the_time_only() -> None:
     with socket.create_server(("127.0.0.1", 0), backlog=0) as full, socket.create_connection(full.getsockname()):
         serving: Address = (socket.AF_INET, ("127.0.0.1", _serve(_says(b"HTTP/1.1 200 OK\r\n"))))
-        probe = Probe("http://localhost/", Found(((socket.AF_INET, full.getsockname()), serving)), 0.0)
+        probe = Probe("http://localhost/", Resolution(((socket.AF_INET, full.getsockname()), serving)), 0.0)
         probe.advance(0.0)
         assert (probe.answer, probe.deadline) == (None, TIMEOUT / 2)  # with its queue full, the kernel drops what comes
         probe.advance(TIMEOUT / 2)
@@ -136,7 +136,7 @@ def test_an_address_that_drops_everything_has_its_share_of_the_time_only() -> No
 
 def test_a_server_that_accepts_and_says_nothing() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
-        probe = Probe("http://127.0.0.1/", Found(((socket.AF_INET, server.getsockname()),)), 100.0)
+        probe = Probe("http://127.0.0.1/", Resolution(((socket.AF_INET, server.getsockname()),)), 100.0)
         probe.advance(100.0)
         assert probe.answer is None
         assert probe.deadline == 100.0 + TIMEOUT

@@ -9,8 +9,8 @@ from collections.abc import Callable
 import pytest
 
 from vllm_safe.contract.launch_file import Launch
-from vllm_safe.contract.state_file import NO_CARDS, Cards
-from vllm_safe.launch.actions import Action, Ask, Order, Quit, Say, Send, Tell
+from vllm_safe.contract.state_file import NO_CARDS, CardUsage
+from vllm_safe.launch.actions import Action, AskServer, Instruction, LogLine, NotifySystemd, Quit, SendSignal
 from vllm_safe.launch.http_probe import Answer
 from vllm_safe.launch.lifecycle import EXTEND_BY, EXTEND_EVERY, Lifecycle
 from vllm_safe.launch.liveness import RUNNING, TOKENS
@@ -50,7 +50,7 @@ class Life:
         done: list[Action] = []
         for now in range(int(start), int(end) + 1):
             actions = self.tick(float(now))
-            if Order.LOOK in actions:
+            if Instruction.LOOK in actions:
                 actions += self.it.looked(float(now), float(now), processes(float(now)))
             done += actions
             if self.it.phase in {"stopping", "ended"}:
@@ -67,7 +67,7 @@ def _serving(launch: Launch = OTHER, before: str = "") -> Life:
 
 
 def _told(actions: list[Action], field: str) -> str | None:
-    return next((action.fields[field] for action in actions if isinstance(action, Tell) and field in action.fields), None)
+    return next((action.fields[field] for action in actions if isinstance(action, NotifySystemd) and field in action.fields), None)
 
 
 def _quit(actions: list[Action]) -> int | None:
@@ -75,7 +75,7 @@ def _quit(actions: list[Action]) -> int | None:
 
 
 def _said(actions: list[Action]) -> str:
-    return "\n".join(action.text for action in actions if isinstance(action, Say))
+    return "\n".join(action.text for action in actions if isinstance(action, LogLine))
 
 
 def _grows(now: float) -> tuple[Process, ...]:
@@ -116,12 +116,12 @@ def test_systemd_is_asked_for_more_time_well_before_it_runs_out() -> None:
 
 def test_health_is_asked_again_after_each_answer_ever_less_often() -> None:
     life = Life()
-    assert Ask("health") in life.tick(1000.1)
-    assert Ask("health") not in life.tick(1003.0)  # not answered yet
+    assert AskServer("health") in life.tick(1000.1)
+    assert AskServer("health") not in life.tick(1003.0)  # not answered yet
     for _ in range(9):
         life.answered(1010.0, REFUSED)
-    assert Ask("health") not in life.tick(1011.9)
-    assert Ask("health") in life.tick(1012.0)
+    assert AskServer("health") not in life.tick(1011.9)
+    assert AskServer("health") in life.tick(1012.0)
 
 
 def test_ready_is_told_once() -> None:
@@ -136,7 +136,7 @@ def test_ready_is_told_once() -> None:
 
 def test_vllm_is_ready_when_it_has_made_a_token() -> None:
     life = Life(VLLM)
-    assert life.answered(1200.0, HEALTHY) == [Ask("token")]
+    assert life.answered(1200.0, HEALTHY) == [AskServer("token")]
     assert life.it.phase == "warming-up"
     assert life.answered(1201.0, HEALTHY) == []  # and is asked once
     assert _told(life.answered(1230.0, HEALTHY, "token"), "READY") == "1"
@@ -154,7 +154,7 @@ def test_a_first_request_that_breaks_off_is_sent_again() -> None:
     life = Life(VLLM)
     life.answered(1200.0, HEALTHY)
     assert life.answered(1201.0, NOTHING, "token") == []
-    assert life.answered(1203.0, HEALTHY) == [Ask("token")]
+    assert life.answered(1203.0, HEALTHY) == [AskServer("token")]
 
 
 def test_a_server_that_fails_at_its_first_request_is_not_ready_and_is_asked_again() -> None:
@@ -162,7 +162,7 @@ def test_a_server_that_fails_at_its_first_request_is_not_ready_and_is_asked_agai
     life.answered(1010.0, HEALTHY)
     assert "answers 500: asking again" in _said(life.answered(1011.0, FAILED, "token"))
     assert life.it.phase == "warming-up"
-    assert life.answered(1012.0, HEALTHY) == [Ask("token")]
+    assert life.answered(1012.0, HEALTHY) == [AskServer("token")]
     assert life.answered(1013.0, FAILED, "token") == []  # and says it once
     life.answered(1014.0, HEALTHY)
     assert _told(life.answered(1020.0, HEALTHY, "token"), "READY") == "1"
@@ -174,10 +174,10 @@ def test_a_server_that_fails_at_every_first_request_is_ended_in_time() -> None:
     while life.it.phase != "stopping" and now < 2000:
         now += 1
         for action in life.tick(now):
-            if isinstance(action, Ask):
-                if Ask("token") in life.answered(now, HEALTHY):
+            if isinstance(action, AskServer):
+                if AskServer("token") in life.answered(now, HEALTHY):
                     life.answered(now, FAILED, "token")
-            elif action is Order.LOOK:
+            elif action is Instruction.LOOK:
                 life.it.looked(now, now, _grows(now))
     assert life.it.cause == "hang"
     assert life.it.reason.endswith("(hang_timeout); the last answers 500")
@@ -196,7 +196,7 @@ def test_a_first_request_that_is_never_answered_is_a_hang_however_busy_it_is() -
     actions = life.run(1011, 1200, _grows)
     assert life.it.cause == "hang"
     assert "has not made one token within 1 min 40 s" in life.it.reason
-    assert Order.DUMP in actions
+    assert Instruction.DUMP in actions
 
 
 def test_a_start_that_takes_too_long_is_ended_as_a_failure() -> None:
@@ -205,8 +205,8 @@ def test_a_start_that_takes_too_long_is_ended_as_a_failure() -> None:
     actions = life.tick(1600.0)
     assert _told(actions, "STATUS") == f"not ready within 10 min (start_timeout): {URL}/health answers 503"
     assert life.it.cause == "start-timeout"
-    assert Send(signal.SIGTERM) in actions
-    assert life.tick(1602.0) == [Send(signal.SIGTERM)]
+    assert SendSignal(signal.SIGTERM) in actions
+    assert life.tick(1602.0) == [SendSignal(signal.SIGTERM)]
     assert _quit(life.exited(1603.0, EXIT_0)) == 1
 
 
@@ -215,8 +215,8 @@ def test_a_start_in_which_nothing_moves_is_ended_and_says_since_when() -> None:
     actions = life.run(1000, 1500)
     assert (life.it.cause, life.it.phase) == ("stall", "stopping")
     assert life.it.reason.startswith("no progress for 5 min while starting (stall_timeout): ")
-    assert Order.DUMP in actions
-    assert Send(signal.SIGTERM) not in actions
+    assert Instruction.DUMP in actions
+    assert SendSignal(signal.SIGTERM) not in actions
     assert _told(actions, "STATUS") is not None
 
 
@@ -237,7 +237,9 @@ def _faults(now: float) -> tuple[Process, ...]:
 WAITING = b"No available shared memory broadcast block found in 60 seconds. This typically happens when some processes are hanging.\n"
 
 
-def _waiting(processes: Callable[[float], tuple[Process, ...]], *, cards: Cards = NO_CARDS, minutes: int = 9, says: bool = True) -> Life:
+def _waiting(
+    processes: Callable[[float], tuple[Process, ...]], *, cards: CardUsage = NO_CARDS, minutes: int = 9, says: bool = True
+) -> Life:
     """A start of so many minutes, whose engine says each minute that a worker does not answer, if it does."""
     life = Life(VLLM)
     for now in range(1001, 1001 + minutes * 60):
@@ -250,8 +252,8 @@ def _waiting(processes: Callable[[float], tuple[Process, ...]], *, cards: Cards 
     return life
 
 
-@pytest.mark.parametrize(("cards", "says"), [(NO_CARDS, True), (Cards(1 << 30, 1.0), False), (Cards(1 << 30, 0.99), True)])
-def test_a_start_that_spins_is_ended_and_says_by_what_that_is_known(cards: Cards, says: bool) -> None:  # noqa: FBT001 - a table
+@pytest.mark.parametrize(("cards", "says"), [(NO_CARDS, True), (CardUsage(1 << 30, 1.0), False), (CardUsage(1 << 30, 0.99), True)])
+def test_a_start_that_spins_is_ended_and_says_by_what_that_is_known(cards: CardUsage, says: bool) -> None:  # noqa: FBT001 - a table
     life = _waiting(_spins, cards=cards, says=says)
     assert life.it.cause == "stall"
     assert "its processes wait for each other in vain, since " in life.it.reason
@@ -267,21 +269,21 @@ def test_the_stacks_of_those_who_spin_are_asked_for() -> None:
         actions += [*life.tick(float(now)), *life.it.looked(float(now), float(now), _spins(float(now)))]
         if now % 60 == 0:
             life.it.heard(WAITING, float(now), float(now))
-    assert Order.DUMP in actions
-    assert actions.index(Order.DUMP) < actions.index(Order.KILL)
+    assert Instruction.DUMP in actions
+    assert actions.index(Instruction.DUMP) < actions.index(Instruction.KILL)
 
 
 @pytest.mark.parametrize(
     ("processes", "cards", "says"),
     [
         (_spins, NO_CARDS, False),  # computes, or quantizes: nothing says that it waits
-        (_spins, Cards(1 << 30, 0.5), False),
+        (_spins, CardUsage(1 << 30, 0.5), False),
         (_faults, NO_CARDS, True),  # compiles
-        (_faults, Cards(1 << 30, 1.0), True),  # tunes kernels
-        (_grows, Cards(1 << 30, 1.0), True),
+        (_faults, CardUsage(1 << 30, 1.0), True),  # tunes kernels
+        (_grows, CardUsage(1 << 30, 1.0), True),
     ],
 )
-def test_a_long_phase_that_gets_on_is_not_ended(processes: Callable[[float], tuple[Process, ...]], cards: Cards, says: bool) -> None:  # noqa: FBT001 - a table
+def test_a_long_phase_that_gets_on_is_not_ended(processes: Callable[[float], tuple[Process, ...]], cards: CardUsage, says: bool) -> None:  # noqa: FBT001 - a table
     assert _waiting(processes, cards=cards, says=says).it.cause == ""
 
 
@@ -312,7 +314,7 @@ def test_a_start_that_takes_too_long_and_spins_says_so_and_where() -> None:
     assert life.it.cause == "start-timeout"
     assert life.it.reason.startswith("not ready within 10 min (start_timeout): ")
     assert "; its processes wait for each other in vain, since " in life.it.reason
-    assert Order.DUMP in actions
+    assert Instruction.DUMP in actions
 
 
 def test_requests_without_a_token_are_a_hang_however_the_workers_spin() -> None:
@@ -381,14 +383,14 @@ def test_an_end_before_ready_says_what_the_server_said_last() -> None:
     actions = life.exited(1004.0, EXIT_1, "ValueError: it is Monday")
     expected = "demo ended by itself before it was ready (exit status 1): ValueError: it is Monday."
     assert _told(actions, "STATUS") == expected
-    assert [action for action in actions if isinstance(action, Say)][-1] == Say(expected, level=3)
+    assert [action for action in actions if isinstance(action, LogLine)][-1] == LogLine(expected, level=3)
     assert (life.it.cause, life.it.error) == ("exited", "ValueError: it is Monday")
     assert life.it.reason == "the server ended after 4 s, before it was ready (exit status 1)"
 
 
 def test_whatever_the_server_left_is_killed_before_we_end() -> None:
     actions = _serving().exited(4800.0, EXIT_0)
-    assert actions.index(Order.KILL) < actions.index(Quit(1))
+    assert actions.index(Instruction.KILL) < actions.index(Quit(1))
 
 
 @pytest.mark.parametrize("status", [EXIT_0, EXIT_1, EXIT_2, KILLED])
@@ -412,27 +414,27 @@ def test_stopping_gives_requests_their_time_then_kills() -> None:
     assert _told(actions, "STOPPING") == "1"
     assert _told(actions, "STATUS") == "stopping: running requests have 2 min"
     assert int(_told(actions, "EXTEND_TIMEOUT_USEC") or 0) > 120_000_000
-    assert Send(signal.SIGTERM) in actions
+    assert SendSignal(signal.SIGTERM) in actions
     assert life.tick(2119.0) == []
     assert life.it.due == 2120.0
-    assert Order.KILL in life.tick(2120.0)
+    assert Instruction.KILL in life.tick(2120.0)
     assert _quit(life.exited(2120.1, KILLED)) == 0
     assert life.it.cause == "stopped"
 
 
 def test_stopping_while_loading_asks_twice_and_does_not_wait_for_requests() -> None:
     life = Life()
-    assert Send(signal.SIGTERM) in life.stop(1005.0)
+    assert SendSignal(signal.SIGTERM) in life.stop(1005.0)
     assert life.tick(1006.0) == []
-    assert life.tick(1007.0) == [Send(signal.SIGTERM)]
+    assert life.tick(1007.0) == [SendSignal(signal.SIGTERM)]
     assert life.tick(1024.0) == []
-    assert Order.KILL in life.tick(1025.0)
+    assert Instruction.KILL in life.tick(1025.0)
 
 
 def test_a_short_grace_goes_before_the_second_request() -> None:
     life = Life(Launch("demo", stop_grace=1))
     life.stop(1005.0)
-    assert Order.KILL in life.tick(1006.0)
+    assert Instruction.KILL in life.tick(1006.0)
     assert life.it.due == 1008.0
 
 
@@ -468,7 +470,7 @@ def test_a_hung_server_has_time_to_say_where_even_when_its_first_process_dies_of
     for tenth in range(19, 0, -1):  # whatever wakes the loop meanwhile
         assert life.tick(due - tenth / 10) == []
     actions = life.tick(due)
-    assert Order.KILL in actions
+    assert Instruction.KILL in actions
     assert _quit(actions) == 1
 
 
@@ -495,11 +497,11 @@ def test_a_restart_waits_its_pause_then_starts() -> None:
     actions = life.tick(1000.0)
     assert (_told(actions, "STATUS") or "").startswith("automatic restart 2: waiting 2 min")
     assert _told(actions, "EXTEND_TIMEOUT_USEC")
-    assert Order.START not in life.run(1001, 1119)
+    assert Instruction.START not in life.run(1001, 1119)
     assert life.it.phase == "waiting"
-    assert life.tick(1120.0) == [Tell({"EXTEND_TIMEOUT_USEC": str(int(EXTEND_BY * 1e6))}), Order.START]
+    assert life.tick(1120.0) == [NotifySystemd({"EXTEND_TIMEOUT_USEC": str(int(EXTEND_BY * 1e6))}), Instruction.START]
     assert life.it.phase == "starting"
-    assert Order.LOOK in life.tick(1121.0)
+    assert Instruction.LOOK in life.tick(1121.0)
 
 
 def test_a_stop_ends_the_wait_at_once() -> None:
@@ -514,16 +516,16 @@ def test_a_stop_ends_the_wait_at_once() -> None:
 def test_vllm_is_asked_for_health_and_counters_any_other_for_its_health() -> None:
     for launch, asked in ((VLLM, ["health", "metrics"]), (OTHER, ["health"])):
         life = _serving(launch)
-        assert [action.what for action in life.tick(1211.0) if isinstance(action, Ask)] == asked
-        assert not [action for action in life.tick(1300.0) if isinstance(action, Ask)]  # before the answer
+        assert [action.what for action in life.tick(1211.0) if isinstance(action, AskServer)] == asked
+        assert not [action for action in life.tick(1300.0) if isinstance(action, AskServer)]  # before the answer
 
 
 def test_an_idle_server_is_never_ended() -> None:
     life = _serving(OTHER)
     for now in range(1200, 10_000, 5):
         for action in life.tick(float(now)):
-            assert isinstance(action, Ask) or action is Order.LOOK
-            if isinstance(action, Ask):
+            assert isinstance(action, AskServer) or action is Instruction.LOOK
+            if isinstance(action, AskServer):
                 life.answered(float(now), HEALTHY, action.what)
     assert life.it.phase == "ready"
 
@@ -535,7 +537,7 @@ def test_requests_without_a_token_are_a_hang() -> None:
     while life.it.phase == "ready" and now < 2000:
         now += 5
         for action in life.tick(now):
-            if isinstance(action, Ask):
+            if isinstance(action, AskServer):
                 life.answered(now, figures, action.what)
     assert life.it.cause == "hang"
     assert life.it.reason.startswith("2 requests run and no token counter moves, for ")

@@ -8,7 +8,7 @@ import pytest
 
 from vllm_safe.contract.launch_file import Launch
 from vllm_safe.launch.http_probe import Answer
-from vllm_safe.launch.liveness import RUNNING, SURELY, TOKENS, WAITING, Figures, Liveness
+from vllm_safe.launch.liveness import RUNNING, SURELY, TOKENS, WAITING, Liveness, MetricsReader
 from vllm_safe.launch.processes import Process
 
 VLLM = Launch("demo", health="http://x/health", metrics="http://x/metrics", completions="http://x/v1/completions", hang_timeout=600.0)
@@ -175,7 +175,7 @@ def test_figures_are_found_in_a_long_answer_cut_anywhere(size: int) -> None:
         b'vllm:num_requests_waiting{engine="1"} NaN\nvllm:generation_tokens_total{engine="1"} +Inf\n'
         b'vllm:generation_tokens_created{engine="0"} 1.7e+09\nvllm:num_requests_waiting{engine="0"} x\n' + b"y" * 10_000 + b"\n"
     )
-    figures = Figures()
+    figures = MetricsReader()
     for start in range(0, len(text), size):
         figures.feed(text[start : start + size])
     assert figures.values == {RUNNING: 3.0, TOKENS: 1.5e6}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from vllm_safe.common.sizes import GIB, MIB
-from vllm_safe.launch.load_progress import Checkpoint, Readings, Stillness, Sums, Waits
+from vllm_safe.launch.load_progress import Checkpoint, CommunicationWait, ProcessReadings, ProcessTotals, Stillness
 from vllm_safe.launch.processes import Process
 
 
@@ -14,12 +14,12 @@ def _process(pid: int = 1, **figures: float) -> Process:
     return Process(pid=pid, **known | figures)  # type: ignore[arg-type]
 
 
-def _after(seconds: int, each: Readings) -> Readings:
+def _after(seconds: int, each: ProcessReadings) -> ProcessReadings:
     """With ten processes, as a model on eight cards has."""
-    return Readings._make([*(value * seconds for value in each[:-1]), 10])
+    return ProcessReadings._make([*(value * seconds for value in each[:-1]), 10])
 
 
-def _still_after(seconds: int, per_second: Readings) -> Stillness:
+def _still_after(seconds: int, per_second: ProcessReadings) -> Stillness:
     """With readings that grow so much each second."""
     watch = Stillness(0.0, 1000.0)
     for now in range(seconds + 1):
@@ -28,35 +28,35 @@ def _still_after(seconds: int, per_second: Readings) -> Stillness:
 
 
 def test_nothing_at_all_is_still() -> None:
-    watch = _still_after(60, Readings())
+    watch = _still_after(60, ProcessReadings())
     assert watch.still == 60
     assert watch.since == 1000.0
 
 
 def test_what_a_dead_server_does_is_no_progress_for_ever() -> None:
-    assert _still_after(3600, Readings(read=4096, mapped=0, resident=2000, cpu=0.1)).still == 3600
+    assert _still_after(3600, ProcessReadings(read=4096, mapped=0, resident=2000, cpu=0.1)).still == 3600
 
 
 @pytest.mark.parametrize(
     "moving",
     [
-        Readings(read=MIB),
-        Readings(read=200 << 10),
-        Readings(mapped=MIB),
-        Readings(resident=MIB),
-        Readings(gpu=4 * MIB),
-        Readings(cpu=0.5),
-        Readings(news=1),
+        ProcessReadings(read=MIB),
+        ProcessReadings(read=200 << 10),
+        ProcessReadings(mapped=MIB),
+        ProcessReadings(resident=MIB),
+        ProcessReadings(gpu=4 * MIB),
+        ProcessReadings(cpu=0.5),
+        ProcessReadings(news=1),
     ],
 )
-def test_each_figure_alone_is_progress(moving: Readings) -> None:
+def test_each_figure_alone_is_progress(moving: ProcessReadings) -> None:
     assert _still_after(3600, moving).still < 15
 
 
 def test_progress_after_a_long_stillness_counts_soon() -> None:
-    watch = _still_after(840, Readings())
+    watch = _still_after(840, ProcessReadings())
     for second in range(1, 60):
-        if watch.look(840.0 + second, 1840.0 + second, Readings(read=second * MIB)):
+        if watch.look(840.0 + second, 1840.0 + second, ProcessReadings(read=second * MIB)):
             break
     assert second < 60
     assert watch.still == 0
@@ -64,7 +64,7 @@ def test_progress_after_a_long_stillness_counts_soon() -> None:
 
 def test_what_shrank_and_grows_again_is_progress() -> None:
     watch = Stillness(0.0, 0.0)
-    assert [watch.look(float(now), 0.0, Readings(resident=size)) for now, size in enumerate((GIB, GIB // 2, GIB // 2, GIB))] == [
+    assert [watch.look(float(now), 0.0, ProcessReadings(resident=size)) for now, size in enumerate((GIB, GIB // 2, GIB // 2, GIB))] == [
         True,
         False,
         False,
@@ -73,25 +73,27 @@ def test_what_shrank_and_grows_again_is_progress() -> None:
 
 
 def test_a_freeze_is_not_counted() -> None:
-    watch = _still_after(10, Readings())
-    watch.look(10.0 + 3600, 5000.0, Readings())
+    watch = _still_after(10, ProcessReadings())
+    watch.look(10.0 + 3600, 5000.0, ProcessReadings())
     assert watch.still == 15
-    watch.look(0.0, 5001.0, Readings())  # nor does a clock that went back
+    watch.look(0.0, 5001.0, ProcessReadings())  # nor does a clock that went back
     assert watch.still == 15
 
 
 def test_the_reason_says_what_stood_still_and_since_when(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.localtime", lambda _: (2026, 11, 23, 12, 4, 31, 0, 0, 0))
-    watch = _still_after(30, Readings(read=4096, resident=2048, cpu=0.01))
+    watch = _still_after(30, ProcessReadings(read=4096, resident=2048, cpu=0.01))
     assert watch.describe() == "120 KiB read, 0 B mapped, 60.0 KiB of memory taken, 0.3 s of CPU, nothing new printed since 12:04:31"
-    assert "60.0 KiB of memory taken, 30.0 KiB of the cards taken, " in _still_after(30, Readings(resident=2048, gpu=1024)).describe()
+    assert (
+        "60.0 KiB of memory taken, 30.0 KiB of the cards taken, " in _still_after(30, ProcessReadings(resident=2048, gpu=1024)).describe()
+    )
 
 
 def test_sums_outlive_the_processes() -> None:
-    sums = Sums()
+    sums = ProcessTotals()
     assert sums.add([_process(1, read=10, cpu=1.0, resident=5), _process(2, read=5, resident=5)], 0).read == 15
     after = sums.add([_process(2, read=8, resident=6), _process(1, started=9, read=3)], 4)  # 1 ended, and its number is another's
-    assert after == Readings(read=21, mapped=0, resident=6, cpu=1.0, news=4, processes=2)
+    assert after == ProcessReadings(read=21, mapped=0, resident=6, cpu=1.0, news=4, processes=2)
     assert sums.add([_process(2, read=8, faults=70), _process(3, faults=5)], 4).faults == 75
 
 
@@ -104,7 +106,7 @@ LINE = (
 OLD_LINE = "(EngineCore_0 pid=53) INFO 09-02 10:02:11 [shm_broadcast.py:466] No available block found in 60 second.\n"
 
 
-def _waited(each_second: Readings, seconds: int = 3600, *, waits: bool = True) -> float:
+def _waited(each_second: ProcessReadings, seconds: int = 3600, *, waits: bool = True) -> float:
     """How long nothing has counted as a movement, while the processes seem to wait for each other."""
     watch = Stillness(0.0, 1000.0)
     for now in range(seconds + 1):
@@ -114,7 +116,7 @@ def _waited(each_second: Readings, seconds: int = 3600, *, waits: bool = True) -
 
 def test_the_cpu_of_those_who_wait_for_each_other_is_no_progress() -> None:
     """Measured: a loop of sched_yield, as vLLM's, takes a core and one page fault in a minute."""
-    spinning = Readings(cpu=8.0, faults=0)
+    spinning = ProcessReadings(cpu=8.0, faults=0)
     assert _waited(spinning) == 3600
     assert _waited(spinning, waits=False) == 0
 
@@ -122,34 +124,34 @@ def test_the_cpu_of_those_who_wait_for_each_other_is_no_progress() -> None:
 @pytest.mark.parametrize(
     "moving",
     [
-        Readings(cpu=1.0, faults=10_000),  # torch.compile of small models: 5,000 to 22,000 a second, with seconds of next to none
-        Readings(cpu=1.0, read=200 << 10),
-        Readings(cpu=1.0, mapped=MIB),
-        Readings(cpu=1.0, resident=MIB),
-        Readings(cpu=1.0, gpu=4 * MIB),
-        Readings(cpu=1.0, news=1),
+        ProcessReadings(cpu=1.0, faults=10_000),  # torch.compile of small models: 5,000 to 22,000 a second, with seconds of next to none
+        ProcessReadings(cpu=1.0, read=200 << 10),
+        ProcessReadings(cpu=1.0, mapped=MIB),
+        ProcessReadings(cpu=1.0, resident=MIB),
+        ProcessReadings(cpu=1.0, gpu=4 * MIB),
+        ProcessReadings(cpu=1.0, news=1),
     ],
 )
-def test_who_compiles_or_loads_while_another_waits_gets_on(moving: Readings) -> None:
+def test_who_compiles_or_loads_while_another_waits_gets_on(moving: ProcessReadings) -> None:
     assert _waited(moving) < 15
 
 
 def test_page_faults_alone_are_what_pollers_do_too() -> None:
-    assert _waited(Readings(faults=1000), waits=False) == 3600
+    assert _waited(ProcessReadings(faults=1000), waits=False) == 3600
 
 
 def test_cpu_counts_again_once_nobody_waits() -> None:
     watch = Stillness(0.0, 0.0)
     for now in range(100):
-        watch.look(float(now), 0.0, Readings(cpu=float(now), processes=1), waits=True)
+        watch.look(float(now), 0.0, ProcessReadings(cpu=float(now), processes=1), waits=True)
     assert watch.still == 99
-    assert watch.look(100.0, 0.0, Readings(cpu=100.0, processes=1))
+    assert watch.look(100.0, 0.0, ProcessReadings(cpu=100.0, processes=1))
 
 
 @pytest.mark.parametrize("line", [LINE.format(60), OLD_LINE])
 @pytest.mark.parametrize("cut", [1000, 100, 7, 1])
 def test_a_worker_that_does_not_answer_is_heard_of_however_the_line_is_cut(line: str, cut: int) -> None:
-    waits = Waits()
+    waits = CommunicationWait()
     data = line.encode()
     for at in range(0, len(data), cut):
         waits.hear(data[at : at + cut], 100.0)
@@ -161,14 +163,14 @@ def test_a_worker_that_does_not_answer_is_heard_of_however_the_line_is_cut(line:
 
 def test_a_shorter_interval_is_waited_for_less_long() -> None:
     """VLLM_RINGBUFFER_WARNING_INTERVAL."""
-    waits = Waits()
+    waits = CommunicationWait()
     waits.hear(LINE.format(5).encode(), 100.0)
     assert waits.signs(114.0, None)
     assert not waits.signs(116.0, None)
 
 
 def test_cards_that_are_all_busy_are_a_sign_while_that_is_known() -> None:
-    waits = Waits()
+    waits = CommunicationWait()
     assert waits.signs(0.0, 1.0) == ("every card in use is 100% busy",)
     assert waits.signs(0.0, 0.94) == ()
     assert waits.signs(0.0, None) == ()

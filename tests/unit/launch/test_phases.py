@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vllm_safe.launch.phases import Follow, Mark, read_line
+from vllm_safe.launch.phases import LogMark, PhaseTracker, read_line
 
 WORKER = "(Worker pid=121) INFO 11-23 23:02:18 "
 COLOURED = "\x1b[0;36m(Worker pid=121)\x1b[0;0m \x1b[32mINFO\x1b[0m \x1b[90m11-23 23:02:18\x1b[0m \x1b[90m[cpu_model_runner.py:68]\x1b[0m "
@@ -55,48 +55,48 @@ CARDS = """\
     [
         (
             "[parallel_state.py:1906] world_size=2 rank=1 local_rank=1 distributed_init_method=file:///tmp/vllm_dist_24e4 backend=nccl",
-            Mark("initializing", "CUDA and NCCL"),
+            LogMark("initializing", "CUDA and NCCL"),
         ),
         (
             "[parallel_state.py:1906] world_size=1 rank=0 local_rank=0 distributed_init_method=file:///tmp/vllm_dist_24e4 backend=gloo",
-            Mark("initializing"),
+            LogMark("initializing"),
         ),
-        ("[cpu_model_runner.py:68] Starting to load model /m...", Mark("loading")),
-        ("[model_runner.py:392] Loading model from scratch...", Mark("loading")),
+        ("[cpu_model_runner.py:68] Starting to load model /m...", LogMark("loading")),
+        ("[model_runner.py:392] Loading model from scratch...", LogMark("loading")),
         (
             "[gpu_model_runner.py:5150] Model loading took 8.91 GiB memory and 1802.113000 seconds",
-            Mark("profiling", "8.91 GiB of weights loaded"),
+            LogMark("profiling", "8.91 GiB of weights loaded"),
         ),
-        ("[gpu_worker.py:760] Available KV cache memory: -0.31 GiB", Mark("profiling", "-0.31 GiB for the KV cache")),
-        ("[kv_cache_utils.py:2327] GPU KV cache size: 41,600 tokens, Maximum", Mark("profiling", "a KV cache of 41,600 tokens")),
-        ("[backends.py:1167] Dynamo bytecode transform time: 5.10 s", Mark("compiling")),
-        ("[monitor.py:62] torch.compile took 31.00 s in total", Mark("compiling")),
-        ("[monitor.py:62] [backbone] torch.compile takes 31.00 s in total", Mark("compiling")),
-        ("[gpu_model_runner.py:6582] Graph capturing finished in 9 secs, took 0.30 GiB", Mark("capturing")),
-        ("[core.py:402] init engine (profile, create kv cache, warmup model) took 2.92 s", Mark("warming-up")),
+        ("[gpu_worker.py:760] Available KV cache memory: -0.31 GiB", LogMark("profiling", "-0.31 GiB for the KV cache")),
+        ("[kv_cache_utils.py:2327] GPU KV cache size: 41,600 tokens, Maximum", LogMark("profiling", "a KV cache of 41,600 tokens")),
+        ("[backends.py:1167] Dynamo bytecode transform time: 5.10 s", LogMark("compiling")),
+        ("[monitor.py:62] torch.compile took 31.00 s in total", LogMark("compiling")),
+        ("[monitor.py:62] [backbone] torch.compile takes 31.00 s in total", LogMark("compiling")),
+        ("[gpu_model_runner.py:6582] Graph capturing finished in 9 secs, took 0.30 GiB", LogMark("capturing")),
+        ("[core.py:402] init engine (profile, create kv cache, warmup model) took 2.92 s", LogMark("warming-up")),
     ],
 )
-def test_what_a_line_announces(line: str, mark: Mark) -> None:
+def test_what_a_line_announces(line: str, mark: LogMark) -> None:
     assert read_line(WORKER + line) == mark
 
 
 @pytest.mark.parametrize(
     ("bar", "mark"),
     [
-        ("Loading safetensors checkpoint shards:  25% Completed | 1/4 [00:01<00:03,  1.16s/it]", Mark("loading", "shard 1 of 4", 1, 4)),
-        ("Loading safetensors checkpoint shards (eager):  50% Completed | 2/4 [", Mark("loading", "shard 2 of 4", 2, 4)),
-        ("Loading pt checkpoint shards: 100% Completed | 3/3 [00:01<00:00]", Mark("loading", "shard 3 of 3", 3, 3)),
-        ("Multi-thread loading shards:  10% Completed | 1/10 [", Mark("loading", "shard 1 of 10", 1, 10)),
-        ("Capturing CUDA graphs (decode, FULL):  43%|████▎     | 3/7 [00:01<00:01,  2.2it/s]", Mark("capturing", "graph 3 of 7", 3, 7)),
-        ("(Worker_TP0 pid=7) Capturing CUDA graphs:   0%|          | 0/7 [00:00<?, ?it/s]", Mark("capturing", "graph 0 of 7", 0, 7)),
+        ("Loading safetensors checkpoint shards:  25% Completed | 1/4 [00:01<00:03,  1.16s/it]", LogMark("loading", "shard 1 of 4", 1, 4)),
+        ("Loading safetensors checkpoint shards (eager):  50% Completed | 2/4 [", LogMark("loading", "shard 2 of 4", 2, 4)),
+        ("Loading pt checkpoint shards: 100% Completed | 3/3 [00:01<00:00]", LogMark("loading", "shard 3 of 3", 3, 3)),
+        ("Multi-thread loading shards:  10% Completed | 1/10 [", LogMark("loading", "shard 1 of 10", 1, 10)),
+        ("Capturing CUDA graphs (decode, FULL):  43%|████▎     | 3/7 [00:01<00:01,  2.2it/s]", LogMark("capturing", "graph 3 of 7", 3, 7)),
+        ("(Worker_TP0 pid=7) Capturing CUDA graphs:   0%|          | 0/7 [00:00<?, ?it/s]", LogMark("capturing", "graph 0 of 7", 0, 7)),
     ],
 )
-def test_how_far_a_bar_is(bar: str, mark: Mark) -> None:
+def test_how_far_a_bar_is(bar: str, mark: LogMark) -> None:
     assert read_line(bar) == mark
 
 
 def test_colours_change_nothing() -> None:
-    assert read_line(f"{COLOURED}Starting to load model /m...") == Mark("loading")
+    assert read_line(f"{COLOURED}Starting to load model /m...") == LogMark("loading")
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_other_lines_announce_nothing(line: str) -> None:
 
 @pytest.mark.parametrize("size", [1, 7, 100, 100_000])
 def test_the_phases_of_a_real_log_in_order_however_it_is_cut(size: int) -> None:
-    follow, text = Follow(0.0, "starting"), LOG.encode()
+    follow, text = PhaseTracker(0.0, "starting"), LOG.encode()
     seen = ["starting"]
     shards = []
     for at in range(0, len(text), size):
@@ -130,7 +130,7 @@ def test_the_phases_of_a_real_log_in_order_however_it_is_cut(size: int) -> None:
 
 def test_the_phases_of_a_real_log_of_cards() -> None:
     """The first capture is an estimate: kernels are compiled after it, for half a minute."""
-    follow, seen = Follow(0.0, "starting"), {}
+    follow, seen = PhaseTracker(0.0, "starting"), {}
     for line in CARDS.splitlines():
         if follow.hear(f"{line}\n".encode(), 0.0):
             seen[follow.phase] = line.split()[4]
@@ -148,7 +148,7 @@ def test_the_phases_of_a_real_log_of_cards() -> None:
 
 
 def test_phases_only_go_forward() -> None:
-    follow = Follow(0.0)
+    follow = PhaseTracker(0.0)
     follow.hear(b"(EngineCore pid=9) INFO 11-28 11:19:53 [kv_cache_utils.py:2327] GPU KV cache size: 41,600 tokens, Maximum\n", 0.5)
     follow.hear(b"Capturing CUDA graphs (decode, FULL):  43%|x| 3/7 [\n", 1.0)
     assert not follow.hear(b"Starting to load model the drafter...\n", 2.0)
@@ -159,19 +159,19 @@ def test_phases_only_go_forward() -> None:
 
 
 def test_nothing_that_is_printed_later_ends_being_ready() -> None:
-    follow = Follow(0.0)
+    follow = PhaseTracker(0.0)
     follow.go("ready", 1.0)
     assert not follow.hear(b"Starting to load model x...\n", 2.0)
 
 
 def test_the_main_process_alone_says_ready() -> None:
-    follow = Follow(0.0)
+    follow = PhaseTracker(0.0)
     follow.hear(LOG.encode() + b"ready\nstopping\nended\nApplication startup complete.\n", 1.0)
     assert follow.phase == "warming-up"
 
 
 def test_what_is_repeated_is_no_news() -> None:
-    follow = Follow(0.0)
+    follow = PhaseTracker(0.0)
     for second in range(50):
         follow.hear(
             f"(EngineCore pid=9) INFO 11-23 23:02:{second:02} [shm_broadcast.py:681] No available block found in 60 seconds.\n".encode(),
@@ -185,7 +185,7 @@ def test_what_is_repeated_is_no_news() -> None:
 
 
 def test_a_line_without_an_end_stays_small() -> None:
-    follow = Follow(0.0)
+    follow = PhaseTracker(0.0)
     for _ in range(100):
         follow.hear(b"x" * 65536, 0.0)
     assert len(follow._torn) <= 1000

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from vllm_safe.launch.resolver import Found, Resolver
+from vllm_safe.launch.resolver import Resolution, Resolver
 
 PATIENCE = 10.0  # seconds that no test takes unless it fails
 ROWS = [
@@ -44,7 +44,7 @@ def names(monkeypatch: pytest.MonkeyPatch) -> Iterator[Names]:
     names.go.set()
 
 
-def until(resolver: Resolver, right: Callable[[Found], bool]) -> Found:
+def until(resolver: Resolver, right: Callable[[Resolution], bool]) -> Resolution:
     end = time.monotonic() + PATIENCE
     while not right(found := resolver.look_up("http://server:8000/health")):
         assert time.monotonic() < end
@@ -55,7 +55,7 @@ def until(resolver: Resolver, right: Callable[[Found], bool]) -> Found:
 def test_nobody_waits_for_a_name_and_it_is_looked_up_once(names: Names) -> None:
     resolver = Resolver()
     for _ in range(3):
-        assert resolver.look_up("http://server:8000/health") == Found(error="its name is being looked up")
+        assert resolver.look_up("http://server:8000/health") == Resolution(error="its name is being looked up")
     names.go.set()
     assert until(resolver, lambda found: bool(found.addresses)).addresses == ADDRESSES
     names.answers = False  # an outage later on
@@ -66,7 +66,7 @@ def test_nobody_waits_for_a_name_and_it_is_looked_up_once(names: Names) -> None:
 def test_a_name_that_is_not_found_is_looked_up_again(names: Names) -> None:
     resolver, names.answers = Resolver(), False
     names.go.set()
-    assert until(resolver, lambda found: "Temporary" in found.error) == Found(error="Temporary failure in name resolution")
+    assert until(resolver, lambda found: "Temporary" in found.error) == Resolution(error="Temporary failure in name resolution")
     names.answers = True
     assert until(resolver, lambda found: bool(found.addresses)).addresses == ADDRESSES
 

@@ -9,7 +9,7 @@ import pytest
 from vllm_safe.common.errors import Failure
 from vllm_safe.common.findings import Level
 from vllm_safe.common.sizes import GIB
-from vllm_safe.models.fetch_decision import HubFile, Room, find_model, plan_fetch, require_room
+from vllm_safe.models.fetch_decision import HubFile, ModelDisk, find_model, plan_fetch, require_room
 from vllm_safe.models.model_files import ModelFiles
 
 KEPT = ("config.json", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "tokenizer.json", "modeling_own.py")
@@ -72,16 +72,16 @@ def test_what_is_here_needs_no_transfer() -> None:
 
 def test_room_is_needed_only_for_what_is_missing() -> None:
     plan = plan_fetch("acme/m", "c0ffee", (HubFile("m.safetensors", 70 * GIB, 30 * GIB),))
-    assert require_room(plan, Room("/m", free=50 * GIB, keep_free=10 * GIB)) == ""
+    assert require_room(plan, ModelDisk("/m", free=50 * GIB, keep_free=10 * GIB)) == ""
     with pytest.raises(Failure, match=r"40.0 GiB are to be fetched and 10.0 GiB must stay free .* /m has 49.0 GiB free") as short:
-        require_room(plan, Room("/m", free=49 * GIB, keep_free=10 * GIB))
+        require_room(plan, ModelDisk("/m", free=49 * GIB, keep_free=10 * GIB))
     assert short.value.hint.startswith("Free 1.0 GiB")
 
 
 def test_a_swapfile_that_will_not_fit_beside_it_is_warned_of() -> None:
     plan = plan_fetch("acme/m", "c0ffee", files("m.safetensors", size=70 * GIB))
-    assert require_room(plan, Room("/m", free=208 * GIB, keep_free=10 * GIB, swapfile=128 * GIB)) == ""
-    assert "the swapfile (128G)" in require_room(plan, Room("/m", free=207 * GIB, keep_free=10 * GIB, swapfile=128 * GIB))
+    assert require_room(plan, ModelDisk("/m", free=208 * GIB, keep_free=10 * GIB, swapfile=128 * GIB)) == ""
+    assert "the swapfile (128G)" in require_room(plan, ModelDisk("/m", free=207 * GIB, keep_free=10 * GIB, swapfile=128 * GIB))
 
 
 FOLDER = Path("/var/lib/vllm-safe/models/acme/m")

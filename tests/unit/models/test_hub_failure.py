@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 
 from vllm_safe.models.as_engine import hub_download
-from vllm_safe.models.hub_failure import _OTHERS, Asked, failure_of
+from vllm_safe.models.hub_failure import _OTHERS, HubRequest, hub_failure
 
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
-ASKED = Asked("tiny", "acme/m", revision="v9", config="/etc/vllm-safe/config.yaml")
-WITH_TOKEN = Asked("tiny", "acme/m", config="/etc/vllm-safe/config.yaml", token_file="/etc/vllm-safe/token")  # noqa: S106 -- a path
+ASKED = HubRequest("tiny", "acme/m", revision="v9", config="/etc/vllm-safe/config.yaml")
+WITH_TOKEN = HubRequest("tiny", "acme/m", config="/etc/vllm-safe/config.yaml", token_file="/etc/vllm-safe/token")  # noqa: S106 -- a path
 
 
-def say(asked: Asked = ASKED, **trouble: object) -> tuple[str, str]:
-    failure = failure_of(trouble, asked, NOW)
+def say(asked: HubRequest = ASKED, **trouble: object) -> tuple[str, str]:
+    failure = hub_failure(trouble, asked, NOW)
     return failure.message, failure.hint
 
 
@@ -55,7 +55,7 @@ def test_a_missing_model_may_be_private() -> None:
 
 
 def test_a_mirror_is_named_instead_of_the_public_hub() -> None:
-    _, hint = say(Asked("tiny", "acme/m", hub="https://mirror.example/hub"), trouble="missing")
+    _, hint = say(HubRequest("tiny", "acme/m", hub="https://mirror.example/hub"), trouble="missing")
     assert "https://mirror.example/hub/acme/m" in hint
     assert "huggingface.co" not in hint
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from vllm_safe.models.model_files import read_model
+from vllm_safe.models.model_files import read_model_files
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def fetched(tmp_path: Path) -> Path:
 
 
 def test_nothing_is_there(tmp_path: Path) -> None:
-    facts = read_model("acme/m", tmp_path)
+    facts = read_model_files("acme/m", tmp_path)
     assert (facts.folder, facts.repo, facts.present, facts.complete, facts.partial) == (tmp_path / "acme/m", "acme/m", False, False, 0)
 
 
@@ -33,18 +33,18 @@ def test_a_fetch_that_was_broken_off(tmp_path: Path) -> None:
     blobs.mkdir(parents=True)
     (blobs / "git-0").write_bytes(bytes(10))
     (blobs / "sha256-0.incomplete").write_bytes(bytes(500))
-    assert read_model("acme/m", tmp_path).partial == 510
+    assert read_model_files("acme/m", tmp_path).partial == 510
 
 
 def test_a_fetched_model(fetched: Path, tmp_path: Path) -> None:
-    facts = read_model("acme/m", tmp_path)
+    facts = read_model_files("acme/m", tmp_path)
     assert facts.folder == fetched
     assert (facts.complete, facts.commit, facts.count, facts.size) == (True, "c0ffee", 2, 1002)
 
 
 def test_a_file_that_is_gone_or_short_is_told(fetched: Path, tmp_path: Path) -> None:
     (fetched / "sub/m.safetensors").write_bytes(bytes(999))
-    facts = read_model("acme/m", tmp_path)
+    facts = read_model_files("acme/m", tmp_path)
     assert not facts.complete
     assert facts.problem == "1 of its 2 files are missing or cut short, 'sub/m.safetensors' for one"
     assert facts.commit == "c0ffee"
@@ -54,12 +54,12 @@ def test_a_file_that_is_gone_or_short_is_told(fetched: Path, tmp_path: Path) -> 
 def test_a_list_that_leads_out_of_the_folder_is_not_followed(fetched: Path, tmp_path: Path, name: str) -> None:
     (tmp_path / "secret").write_bytes(b"1234")
     (fetched / ".vllm-safe.json").write_text(json.dumps({"commit": "c", "files": {name: {"size": 4}}}))
-    assert "1 of its 1 files" in read_model("acme/m", tmp_path).problem
+    assert "1 of its 1 files" in read_model_files("acme/m", tmp_path).problem
 
 
 def test_a_long_name_is_shown_short_and_plain(fetched: Path, tmp_path: Path) -> None:
     (fetched / ".vllm-safe.json").write_text(json.dumps({"commit": "c", "files": {"\x1bc" + "x" * 100_000: {"size": 4}}}))
-    problem = read_model("acme/m", tmp_path).problem
+    problem = read_model_files("acme/m", tmp_path).problem
     assert len(problem) < 300
     assert problem.isprintable()
 
@@ -68,7 +68,7 @@ def test_a_link_in_place_of_a_file_is_no_file(fetched: Path, tmp_path: Path) -> 
     (fetched / "config.json").unlink()
     (tmp_path / "two").write_bytes(b"{}")
     (fetched / "config.json").symlink_to(tmp_path / "two")
-    assert not read_model("acme/m", tmp_path).complete
+    assert not read_model_files("acme/m", tmp_path).complete
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_a_link_in_place_of_a_file_is_no_file(fetched: Path, tmp_path: Path) -> 
 )
 def test_a_list_that_is_nonsense(fetched: Path, tmp_path: Path, text: str) -> None:
     (fetched / ".vllm-safe.json").write_text(text)
-    facts = read_model("acme/m", tmp_path)
+    facts = read_model_files("acme/m", tmp_path)
     assert facts.present
     if text != "null":  # JSON's null is as good as no list
         assert facts.problem == "its .vllm-safe.json is damaged"
@@ -98,19 +98,19 @@ def test_a_list_that_is_nonsense(fetched: Path, tmp_path: Path, text: str) -> No
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[" * 100_000])
 def test_a_list_that_is_no_json_is_as_good_as_none(fetched: Path, tmp_path: Path, content: bytes) -> None:
     (fetched / ".vllm-safe.json").write_bytes(content)
-    assert read_model("acme/m", tmp_path).complete  # by its config.json, as a folder that somebody copied there
+    assert read_model_files("acme/m", tmp_path).complete  # by its config.json, as a folder that somebody copied there
 
 
 def test_a_pipe_in_place_of_the_list_stops_nobody(fetched: Path, tmp_path: Path) -> None:
     (fetched / ".vllm-safe.json").unlink()
     os.mkfifo(fetched / ".vllm-safe.json")
-    assert read_model("acme/m", tmp_path).present
+    assert read_model_files("acme/m", tmp_path).present
 
 
 def test_a_list_of_monstrous_size_is_not_read(fetched: Path, tmp_path: Path) -> None:
     with (fetched / ".vllm-safe.json").open("r+b") as file:
         file.truncate(1 << 40)
-    assert read_model("acme/m", tmp_path).commit == ""
+    assert read_model_files("acme/m", tmp_path).commit == ""
 
 
 def replace_by_link(path: Path, target: Path) -> None:
@@ -122,7 +122,7 @@ def replace_by_link(path: Path, target: Path) -> None:
 def test_the_list_behind_a_link_is_not_read(fetched: Path, tmp_path: Path) -> None:
     """Root could be led to any file of the machine, or to a network mount that hangs."""
     replace_by_link(fetched / ".vllm-safe.json", tmp_path / "elsewhere.json")
-    facts = read_model("acme/m", tmp_path)
+    facts = read_model_files("acme/m", tmp_path)
     assert (facts.present, facts.commit, facts.count) == (True, "", 0)
 
 
@@ -130,23 +130,23 @@ def test_the_list_behind_a_link_is_not_read(fetched: Path, tmp_path: Path) -> No
 def test_a_link_in_place_of_a_folder_is_not_followed(fetched: Path, tmp_path: Path, folder: str) -> None:
     assert fetched.is_relative_to(tmp_path / folder)
     replace_by_link(tmp_path / folder, tmp_path / "elsewhere")
-    facts = read_model("acme/m", tmp_path)
+    facts = read_model_files("acme/m", tmp_path)
     assert (facts.present, facts.complete, facts.commit) == (True, False, "")
     assert "a link leads there" in facts.problem
 
 
 def test_a_file_behind_a_folder_that_is_a_link_is_missing(fetched: Path, tmp_path: Path) -> None:
     replace_by_link(fetched / "sub", tmp_path / "elsewhere")
-    assert read_model("acme/m", tmp_path).problem == "1 of its 2 files are missing or cut short, 'sub/m.safetensors' for one"
+    assert read_model_files("acme/m", tmp_path).problem == "1 of its 2 files are missing or cut short, 'sub/m.safetensors' for one"
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json"])
 def test_a_folder_that_somebody_copied_there_may_not_lead_elsewhere(fetched: Path, tmp_path: Path, name: str) -> None:
     (fetched / ".vllm-safe.json").unlink()
     (fetched / "model.safetensors.index.json").write_text('{"weight_map": {"a": "gone"}}')
-    assert "files of weights are missing, 'gone'" in read_model("acme/m", tmp_path).problem
+    assert "files of weights are missing, 'gone'" in read_model_files("acme/m", tmp_path).problem
     replace_by_link(fetched / name, tmp_path / "elsewhere.json")
-    assert read_model("acme/m", tmp_path).problem == ("it has no config.json" if name == "config.json" else "")
+    assert read_model_files("acme/m", tmp_path).problem == ("it has no config.json" if name == "config.json" else "")
 
 
 def test_a_fetch_behind_a_link_is_not_counted(tmp_path: Path) -> None:
@@ -154,20 +154,20 @@ def test_a_fetch_behind_a_link_is_not_counted(tmp_path: Path) -> None:
     (tmp_path / "elsewhere/git-0").write_bytes(bytes(10))
     (tmp_path / ".partial/acme--m").mkdir(parents=True)
     (tmp_path / ".partial/acme--m/blobs").symlink_to(tmp_path / "elsewhere")
-    assert read_model("acme/m", tmp_path).partial == 0
+    assert read_model_files("acme/m", tmp_path).partial == 0
 
 
 def test_the_folder_of_models_itself_may_be_a_link(fetched: Path, tmp_path: Path) -> None:
     """It is in a folder of root's: an admin put it there."""
     (tmp_path / "link").symlink_to(tmp_path)
-    assert read_model("acme/m", tmp_path / "link").complete
+    assert read_model_files("acme/m", tmp_path / "link").complete
     assert fetched.is_dir()
 
 
 def test_no_descriptor_is_left_open(fetched: Path, tmp_path: Path) -> None:
     before = len(list(Path("/proc/self/fd").iterdir()))
     for model in ("acme/m", "acme/none", "none/m", str(fetched), str(tmp_path / "none"), "acme/m/config.json"):
-        read_model(model, tmp_path)
+        read_model_files(model, tmp_path)
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
@@ -190,33 +190,33 @@ def own(tmp_path: Path) -> Path:
 
 
 def test_a_folder_of_the_admins_own(own: Path, tmp_path: Path) -> None:
-    facts = read_model(str(own), tmp_path / "models")
+    facts = read_model_files(str(own), tmp_path / "models")
     assert (facts.folder, facts.repo, facts.complete) == (own, "", True)
 
 
 def test_a_shard_that_is_gone(own: Path, tmp_path: Path) -> None:
     (tmp_path / "blobs/model-2.safetensors").unlink()
-    assert read_model(str(own), tmp_path).problem == "1 of its 2 files of weights are missing, 'model-2.safetensors' for one"
+    assert read_model_files(str(own), tmp_path).problem == "1 of its 2 files of weights are missing, 'model-2.safetensors' for one"
 
 
 @pytest.mark.parametrize("name", ["/etc/hostname", "../secret", "x" * 5000])
 def test_an_index_is_not_told_what_is_elsewhere(own: Path, tmp_path: Path, name: str) -> None:
     (tmp_path / "secret").write_bytes(b"1234")
     (tmp_path / "blobs/model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
-    assert "1 of its 1 files of weights are missing" in read_model(str(own), tmp_path).problem
+    assert "1 of its 1 files of weights are missing" in read_model_files(str(own), tmp_path).problem
 
 
 def test_an_index_of_nonsense_is_left_to_vllm(own: Path, tmp_path: Path) -> None:
     (tmp_path / "blobs/model.safetensors.index.json").write_text('{"weight_map": {"a": ["x"], "b": null, "c": {}}}')
-    assert read_model(str(own), tmp_path).present
+    assert read_model_files(str(own), tmp_path).present
 
 
 def test_a_folder_without_a_config(own: Path, tmp_path: Path) -> None:
     (own / "config.json").unlink()
-    assert read_model(str(own), tmp_path).problem == "it has no config.json"
+    assert read_model_files(str(own), tmp_path).problem == "it has no config.json"
     (own / "params.json").write_text("{}")
-    assert read_model(str(own), tmp_path).complete
+    assert read_model_files(str(own), tmp_path).complete
 
 
 def test_a_file_is_no_folder(own: Path, tmp_path: Path) -> None:
-    assert not read_model(str(own / "config.json"), tmp_path).present
+    assert not read_model_files(str(own / "config.json"), tmp_path).present

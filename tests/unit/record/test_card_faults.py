@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from vllm_safe.record.card_faults import GREPS, find_faults
-from vllm_safe.record.kill_evidence import Line
+from vllm_safe.record.kill_evidence import JournalLine
 
 CARDS = (
     {"pci": "0000:01:00.0", "name": "NVIDIA GeForce RTX 3060", "bridges": ["0000:00:02.0"]},
@@ -139,7 +139,7 @@ LINES: list[tuple[str, dict[str, Any]]] = [
 
 
 def find(*texts: str, pids: set[int] = MINE, since: float = 0.0) -> list[dict[str, Any]]:
-    lines = [Line(1e9 + number, 100.0 + number, kernel=True, text=text) for number, text in enumerate(texts)]
+    lines = [JournalLine(1e9 + number, 100.0 + number, kernel=True, text=text) for number, text in enumerate(texts)]
     return [dict(event.data) for event in find_faults(lines, since, pids, CARDS)]
 
 
@@ -177,7 +177,7 @@ def test_what_is_no_fault_of_a_card(text: str) -> None:
 
 def test_the_kernels_own_line_is_kept_in_one() -> None:
     text = next(text for text, data in LINES if data.get("client") == "535.247.01")
-    (event,) = find_faults([Line(1e9, 1.0, kernel=True, text=text)], 0, set(), ())
+    (event,) = find_faults([JournalLine(1e9, 1.0, kernel=True, text=text)], 0, set(), ())
     assert event.text.startswith(
         "the kernel said: NVRM: API mismatch: the client has the version 535.247.01, but this kernel module has the"
     )
@@ -187,7 +187,7 @@ def test_the_kernels_own_line_is_kept_in_one() -> None:
 
 def test_a_storm_is_one_event_with_its_first_time_and_how_often() -> None:
     xid = LINES[0][0]
-    lines = [Line(1e9 + number, number, kernel=True, text=xid) for number in range(500)]
+    lines = [JournalLine(1e9 + number, number, kernel=True, text=xid) for number in range(500)]
     (event,) = find_faults(lines, 0, MINE, CARDS)
     assert event.time == 1e9
     assert event.text.endswith(" (500 times)")
@@ -197,7 +197,7 @@ def test_a_storm_is_one_event_with_its_first_time_and_how_often() -> None:
 
 def test_only_the_kernel_and_only_in_the_run() -> None:
     """Whoever writes like the driver is not heard, nor what it said before."""
-    assert find_faults([Line(1e9, 100.0, kernel=False, text=LINES[0][0])], 0, MINE, CARDS) == []
+    assert find_faults([JournalLine(1e9, 100.0, kernel=False, text=LINES[0][0])], 0, MINE, CARDS) == []
     assert find(LINES[0][0], since=200.0) == []
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from vllm_safe.contract.recorded_run import Gpu
-from vllm_safe.contract.state_file import Cards
+from vllm_safe.contract.state_file import CardUsage
 from vllm_safe.record import card_usage
-from vllm_safe.record.card_usage import InUse, read_cards, visible_cards
+from vllm_safe.record.card_usage import CardsInUse, read_pci_cards, visible_cards
 
 # Of an H200, driver 580.159.04, but for its name.
 INFORMATION = (
@@ -35,14 +35,14 @@ def _put(root: Path, pci: str, name: str, above: str) -> None:
 def test_each_card_by_its_address_with_its_name_and_what_is_above_it(tmp_path: Path) -> None:
     _put(tmp_path, "0000:05:00.0", "NVIDIA GeForce RTX 3060", "0000:00:1c.0/0000:03:00.0/0000:04:01.0")
     _put(tmp_path, "0000:01:00.0", "Tesla T4", "0000:00:02.0")
-    assert read_cards(str(tmp_path)) == [
+    assert read_pci_cards(str(tmp_path)) == [
         {"pci": "0000:01:00.0", "name": "Tesla T4", "bridges": ["0000:00:02.0"]},
         {"pci": "0000:05:00.0", "name": "NVIDIA GeForce RTX 3060", "bridges": ["0000:00:1c.0", "0000:03:00.0", "0000:04:01.0"]},
     ]
 
 
 def test_a_machine_without_cards_has_none(tmp_path: Path) -> None:
-    assert read_cards(str(tmp_path)) == []
+    assert read_pci_cards(str(tmp_path)) == []
 
 
 def test_a_driver_that_does_not_say_the_names_holds_nothing_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,24 +51,24 @@ def test_a_driver_that_does_not_say_the_names_holds_nothing_up(tmp_path: Path, m
     folder.mkdir(parents=True)
     os.mkfifo(folder / "information")
     monkeypatch.setattr(card_usage, "_PATIENCE", 0.05)
-    assert read_cards(str(tmp_path)) == [{"pci": "0000:01:00.0", "name": "", "bridges": []}]
+    assert read_pci_cards(str(tmp_path)) == [{"pci": "0000:01:00.0", "name": "", "bridges": []}]
     os.close(os.open(folder / "information", os.O_WRONLY))  # lets the thread end
 
 
 def test_a_card_that_memory_was_taken_of_since_the_run_began_is_in_use() -> None:
     """Another program's card, and an idle one, say nothing of how busy the model is."""
-    in_use = InUse(None)
+    in_use = CardsInUse(None)
 
-    def look(*rows: tuple[int, float]) -> Cards:
+    def look(*rows: tuple[int, float]) -> CardUsage:
         return in_use.look([Gpu(used, 12 * GIB, busy) for used, busy in rows])
 
-    assert look((GIB, 0.1), (0, 0.0), (0, 0.0)) == Cards(GIB, None)
-    assert look((GIB, 0.1), (GIB // 2, 1.0), (GIB // 2, 0.98)) == Cards(2 * GIB, 0.98)
-    assert look((GIB, 0.1), (GIB // 2, 0.4), (GIB // 2, 1.0)) == Cards(2 * GIB, 0.4)
-    assert look((GIB // 2, 1.0), (0, 0.0), (0, 0.0)) == Cards(GIB // 2, None)
-    assert look((GIB, 1.0), (0, 0.0), (0, 0.0)) == Cards(GIB, 1.0), "it has grown from what it was when least was in use"
-    assert look((GIB, 1.0)) == Cards(GIB, None), "a card went: all is anew"
-    assert look() == Cards(0, None)
+    assert look((GIB, 0.1), (0, 0.0), (0, 0.0)) == CardUsage(GIB, None)
+    assert look((GIB, 0.1), (GIB // 2, 1.0), (GIB // 2, 0.98)) == CardUsage(2 * GIB, 0.98)
+    assert look((GIB, 0.1), (GIB // 2, 0.4), (GIB // 2, 1.0)) == CardUsage(2 * GIB, 0.4)
+    assert look((GIB // 2, 1.0), (0, 0.0), (0, 0.0)) == CardUsage(GIB // 2, None)
+    assert look((GIB, 1.0), (0, 0.0), (0, 0.0)) == CardUsage(GIB, 1.0), "it has grown from what it was when least was in use"
+    assert look((GIB, 1.0)) == CardUsage(GIB, None), "a card went: all is anew"
+    assert look() == CardUsage(0, None)
 
 
 @pytest.mark.parametrize(
@@ -86,6 +86,6 @@ def test_the_cards_that_a_model_sees(env: dict[str, str], names: list[str], seen
 
 
 def test_what_another_model_does_on_its_own_card_is_nothing_to_this_one() -> None:
-    in_use = InUse(frozenset({1}))
+    in_use = CardsInUse(frozenset({1}))
     in_use.look((Gpu(GIB, 8 * GIB, 0.1), Gpu(GIB, 8 * GIB, 0.0)))
-    assert in_use.look((Gpu(7 * GIB, 8 * GIB, 0.2), Gpu(2 * GIB, 8 * GIB, 1.0))) == Cards(2 * GIB, 1.0)
+    assert in_use.look((Gpu(7 * GIB, 8 * GIB, 0.2), Gpu(2 * GIB, 8 * GIB, 1.0))) == CardUsage(2 * GIB, 1.0)

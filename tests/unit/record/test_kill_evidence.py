@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from vllm_safe.record import kill_evidence
-from vllm_safe.record.kill_evidence import Line, find_deaths, read_journal
+from vllm_safe.record.kill_evidence import JournalLine, find_deaths, read_journal
 
 UNIT = "vllm@demo.service"
 SUMMARY = (
@@ -23,8 +23,8 @@ GLOBAL_SUMMARY = (
 GLOBAL_KILLED = "Out of memory: Killed process 500 (python3) total-vm:9kB, anon-rss:7kB, file-rss:1kB, shmem-rss:0kB, UID:998 pgtables:1kB"
 
 
-def kernel(*texts: str, at: float = 100.0) -> list[Line]:
-    return [Line(1e9 + number, at + number, kernel=True, text=text) for number, text in enumerate(texts)]
+def kernel(*texts: str, at: float = 100.0) -> list[JournalLine]:
+    return [JournalLine(1e9 + number, at + number, kernel=True, text=text) for number, text in enumerate(texts)]
 
 
 def test_at_the_memory_limit() -> None:
@@ -80,7 +80,7 @@ def test_what_was_before_the_run_is_not_its_own() -> None:
 )
 def test_earlyoom(sent: str) -> None:
     low = "low memory! at or below SIGTERM limits: mem  5.00%, swap  5.00%"
-    lines = [Line(1e9, 10, kernel=False, text=low), Line(1e9 + 1, 11, kernel=False, text=sent)]
+    lines = [JournalLine(1e9, 10, kernel=False, text=low), JournalLine(1e9 + 1, 11, kernel=False, text=sent)]
     (event,) = find_deaths(lines, 0, UNIT, {412})
     assert event.kind == "earlyoom"
     assert event.text == "earlyoom sent SIGTERM to process 412 (VLLM::Worker_TP)"
@@ -90,7 +90,7 @@ def test_earlyoom(sent: str) -> None:
 
 
 def test_who_only_talks_like_the_kernel_is_not_heard() -> None:
-    lines = [Line(1e9, 10, kernel=False, text=text) for text in (SUMMARY.format(unit=UNIT), KILLED)]
+    lines = [JournalLine(1e9, 10, kernel=False, text=text) for text in (SUMMARY.format(unit=UNIT), KILLED)]
     assert find_deaths(lines, 0, UNIT, {412}) == []
     assert find_deaths(kernel('sending SIGTERM to process 412 uid 998 "x": badness 1'), 0, UNIT, {412}) == []
 
@@ -111,7 +111,7 @@ def test_the_journal_is_asked_for_the_last_minutes_backwards_and_told_forwards(m
             for second, text, by in rows
         ) + "torn", False
 
-    monkeypatch.setattr(kill_evidence, "try_output", answer)
+    monkeypatch.setattr(kill_evidence, "try_program_output", answer)
     lines, whole = read_journal(1000.7)
     assert [(line.time, line.at, line.kernel, line.text) for line in lines] == [
         (1.0, 1.5, True, "a"),

@@ -13,15 +13,15 @@ import pytest
 from tests.runs import make_run
 from vllm_safe.contract.recorded_run import Gpu, Sample
 from vllm_safe.contract.state_file import PHASES
-from vllm_safe.record.nvml_usage import Cards
-from vllm_safe.record.prometheus import publish, render, withdraw
+from vllm_safe.record.nvml_usage import NvmlCards
+from vllm_safe.record.prometheus import publish_metrics, render_metrics, withdraw_metrics
 
 LINE = re.compile(r'vllm_safe_model_([a-z_]+)\{(?:[a-z]+="[^"]*",?)+\} (-?[0-9.e+]+)')
 
 
 def test_names_units_and_labels() -> None:
     run = make_run(gpus=2)
-    text = render(run.start, run.samples[-1])
+    text = render_metrics(run.start, run.samples[-1])
     assert f'vllm_safe_model_memory_bytes{{model="qwen72b",type="anon"}} {run.samples[-1].anon}\n' in text
     assert f'vllm_safe_model_memory_limit_bytes{{model="qwen72b",type="memory"}} {run.start.limits["memory_max"]}\n' in text
     assert 'vllm_safe_model_phase{model="qwen72b",phase="ready"} 1\n' in text
@@ -32,7 +32,7 @@ def test_names_units_and_labels() -> None:
 
 def test_each_line_is_one_that_prometheus_takes() -> None:
     run = make_run(gpus=2)
-    lines = render(run.start, run.samples[-1]).splitlines()
+    lines = render_metrics(run.start, run.samples[-1]).splitlines()
     rows = [line for line in lines if not line.startswith("#")]
     assert all(LINE.fullmatch(line) for line in rows), [line for line in rows if not LINE.fullmatch(line)]
     assert len({line.rpartition(" ")[0] for line in rows}) == len(rows), "a series twice is refused"
@@ -44,26 +44,26 @@ def test_each_line_is_one_that_prometheus_takes() -> None:
 
 
 def test_what_is_unknown_is_not_there() -> None:
-    text = render(make_run().start, Sample(1.0, "loading"))
+    text = render_metrics(make_run().start, Sample(1.0, "loading"))
     assert "tokens" not in text
     assert "None" not in text
 
 
 def test_it_is_there_for_everybody_and_then_it_is_gone(tmp_path: Path) -> None:
     run = make_run()
-    publish(str(tmp_path), run.start, run.samples[-1])
+    publish_metrics(str(tmp_path), run.start, run.samples[-1])
     (file,) = tmp_path.iterdir()
     assert file.name == "vllm-safe-qwen72b.prom"
     assert file.stat().st_mode & 0o777 == 0o644
-    withdraw(str(tmp_path), "qwen72b")
+    withdraw_metrics(str(tmp_path), "qwen72b")
     assert list(tmp_path.iterdir()) == []
-    withdraw(str(tmp_path), "qwen72b")
+    withdraw_metrics(str(tmp_path), "qwen72b")
 
 
 def test_a_folder_that_is_not_there_is_an_error(tmp_path: Path) -> None:
     run = make_run()
     with pytest.raises(OSError, match="No such file"):
-        publish(str(tmp_path / "x"), run.start, run.samples[-1])
+        publish_metrics(str(tmp_path / "x"), run.start, run.samples[-1])
 
 
 class Nvml:
@@ -95,7 +95,7 @@ class Nvml:
 
 
 def test_cards() -> None:
-    cards = Cards(Nvml())
+    cards = NvmlCards(Nvml())
     expected = (Gpu(3 << 30, 11 << 30, 0.75), Gpu(0, 0, 0.0))
     assert cards.read() == expected
     assert cards.ask(time.monotonic()) in {(), expected}, "it does not wait for them"
@@ -108,4 +108,4 @@ def test_cards() -> None:
 
 def test_a_driver_that_does_not_work_is_an_error() -> None:
     with pytest.raises(OSError, match="error 9"):
-        Cards(Nvml(start=9))
+        NvmlCards(Nvml(start=9))

@@ -13,7 +13,7 @@ import pytest
 from vllm_safe.contract.recorded_run import Gpu, Run
 from vllm_safe.contract.state_file import State
 from vllm_safe.record import kill_evidence, recorder, run_recording
-from vllm_safe.record.kill_evidence import Line
+from vllm_safe.record.kill_evidence import JournalLine
 from vllm_safe.record.recorder import Recorder
 from vllm_safe.record.run_reader import list_runs, read_run
 from vllm_safe.record.run_start import read_start
@@ -68,7 +68,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setattr(kill_evidence, "read_journal", lambda *_: ([], True))
     monkeypatch.setattr(kill_evidence, "AGAIN", 0.0)
     for module in (recorder, run_recording):
-        monkeypatch.setattr(module, "properties", lambda *_: {})
+        monkeypatch.setattr(module, "unit_properties", lambda *_: {})
     return World(tmp_path)
 
 
@@ -172,13 +172,13 @@ def test_an_end_that_systemd_does_not_know_of_is_a_lie(world: World, monkeypatch
         asked.append(names)
         return {"SubState": "running", "InvocationID": ONE}
 
-    monkeypatch.setattr(recorder, "properties", running)
+    monkeypatch.setattr(recorder, "unit_properties", running)
     world.invoke(ONE)
     world.end(cause="stopped")
     world.pass_seconds(20)
     assert world.recorded().end is None
     assert len(asked) == 1, "it is asked once about each lie"
-    monkeypatch.setattr(recorder, "properties", lambda *_: {"SubState": "stop-post", "InvocationID": ONE})
+    monkeypatch.setattr(recorder, "unit_properties", lambda *_: {"SubState": "stop-post", "InvocationID": ONE})
     world.end(cause="exited")
     world.pass_seconds(3)
     end = world.recorded().end
@@ -188,7 +188,7 @@ def test_an_end_that_systemd_does_not_know_of_is_a_lie(world: World, monkeypatch
 
 def test_an_end_without_a_word_is_systemds(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = {"Result": "oom-kill", "ExecMainCode": "2", "ExecMainStatus": "9"}
-    monkeypatch.setattr(run_recording, "properties", lambda *_: shown)
+    monkeypatch.setattr(run_recording, "unit_properties", lambda *_: shown)
     world.put("sys/fs/cgroup/vllm.slice/vllm@demo.service/memory.events", "oom_kill 3\n")
     world.invoke(ONE)
     world.say("loading")
@@ -249,11 +249,13 @@ def test_a_journal_that_is_slow_is_read_twice_and_what_was_not_read_is_not_nothi
 ) -> None:
     asked: list[float] = []
 
-    def read(since: float) -> tuple[list[kill_evidence.Line], bool]:
+    def read(since: float) -> tuple[list[kill_evidence.JournalLine], bool]:
         asked.append(since)
         reading = readings[len(asked) - 1]
         lines = (
-            [kill_evidence.Line(world.wall, world.now, kernel=True, text=text) for text in (SUMMARY, KILLED)] if reading == "late" else []
+            [kill_evidence.JournalLine(world.wall, world.now, kernel=True, text=text) for text in (SUMMARY, KILLED)]
+            if reading == "late"
+            else []
         )
         return lines, bool(reading)
 
@@ -284,7 +286,7 @@ def test_in_a_container_the_boot_is_what_systemd_says(world: World, monkeypatch:
 
 @pytest.mark.parametrize("asked_to_end", [False, True], ids=["it goes on", "it is asked to end"])
 def test_a_start_that_was_over_before_it_was_seen_is_a_run(world: World, monkeypatch: pytest.MonkeyPatch, *, asked_to_end: bool) -> None:
-    monkeypatch.setattr(recorder, "properties", lambda *_: {"SubState": "failed", "InvocationID": ONE})
+    monkeypatch.setattr(recorder, "unit_properties", lambda *_: {"SubState": "failed", "InvocationID": ONE})
     world.pass_seconds(3)
     world.say("ended", cause="refused", reason="port 8000 is taken", log=("port 8000 is taken",))
     world.end(cause="refused", reason="port 8000 is taken")
@@ -299,7 +301,7 @@ def test_a_start_that_was_over_before_it_was_seen_is_a_run(world: World, monkeyp
 
 def test_without_an_answer_of_systemd_it_asks_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     answers: list[dict[str, str]] = [{}, {"SubState": "failed", "InvocationID": ONE}]
-    monkeypatch.setattr(recorder, "properties", lambda *_: answers[0] if len(answers) == 1 else answers.pop(0))
+    monkeypatch.setattr(recorder, "unit_properties", lambda *_: answers[0] if len(answers) == 1 else answers.pop(0))
     world.end(cause="refused", reason="port 8000 is taken")
     world.pass_seconds(8)
     end = world.recorded().end
@@ -312,7 +314,7 @@ def test_the_main_process_is_told_how_much_of_the_cards_is_in_use(world: World, 
         def ask(self, _now: float) -> tuple[Gpu, ...]:
             return () if world.now > 1005 else (Gpu(int(world.now - 1000) << 30, 11 << 30, 0.97), Gpu(1 << 30, 11 << 30, 0.0))
 
-    monkeypatch.setattr("vllm_safe.record.nvml_usage.Cards", Cards)
+    monkeypatch.setattr("vllm_safe.record.nvml_usage.NvmlCards", Cards)
     (world.root / "proc/driver/nvidia/gpus/0000:01:00.0").mkdir(parents=True)
     told = world.root / "run/vllm-safe/gpus/demo"
     world.invoke(ONE)
@@ -335,7 +337,7 @@ def test_an_end_of_another_start_is_no_run(world: World, monkeypatch: pytest.Mon
         asked.append(names)
         return {"InvocationID": TWO if found == "systemd knows of another" else ONE}
 
-    monkeypatch.setattr(recorder, "properties", last)
+    monkeypatch.setattr(recorder, "unit_properties", last)
     world.end()
     if found == "it was there when the recorder began":
         world.begin_again()
@@ -442,15 +444,15 @@ def test_what_the_kernel_said_of_the_cards_in_the_whole_run_is_evidence(
     greps: list[tuple[float, str]] = []
     link = "pcieport 0000:00:02.0: AER: Correctable error message received from 0000:01:00.0"
 
-    def read(since: float, grep: str = "") -> tuple[list[Line], bool]:
+    def read(since: float, grep: str = "") -> tuple[list[JournalLine], bool]:
         greps.extend([(since, grep)] if grep else [])
-        lines = [Line(WALL + 5, 1005.0, kernel=True, text=XID), Line(WALL + 4, 1004.0, kernel=True, text=link)]
+        lines = [JournalLine(WALL + 5, 1005.0, kernel=True, text=XID), JournalLine(WALL + 4, 1004.0, kernel=True, text=link)]
         return [line for line in lines if grep and re.search(grep, line.text)], True
 
     monkeypatch.setattr(kill_evidence, "read_journal", read)
     if cards:
         world.put("proc/driver/nvidia/gpus/0000:01:00.0/information", "Model: \t\t NVIDIA GeForce RTX 3060\n")
-        monkeypatch.setattr("vllm_safe.record.nvml_usage.Cards", lambda: None)
+        monkeypatch.setattr("vllm_safe.record.nvml_usage.NvmlCards", lambda: None)
     world.invoke(ONE)
     world.pass_seconds(4000)
     world.end(cause=cause)

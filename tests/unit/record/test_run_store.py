@@ -14,7 +14,7 @@ from vllm_safe.contract.recorded_run import Event, Run, Sample
 from vllm_safe.record import run_store
 from vllm_safe.record.json_lines import CHUNK, Lines, read_lines
 from vllm_safe.record.run_reader import list_runs, read_run
-from vllm_safe.record.run_store import MOST_RUNS, Store
+from vllm_safe.record.run_store import MOST_RUNS, RunStore
 
 
 def size_of(folder: Path) -> int:
@@ -50,7 +50,7 @@ def test_a_torn_line_is_left_out_and_what_follows_it_is_not(tmp_path: Path) -> N
     folder = write_run(make_run(seconds=10), tmp_path)
     file = folder / "samples.0.jsonl"
     file.write_bytes(file.read_bytes()[:-20] + b"\n" * 500)
-    again = Store(str(tmp_path), "qwen72b", RUN)
+    again = RunStore(str(tmp_path), "qwen72b", RUN)
     again.sample(Sample(BEGUN + 60, "ready", memory=7))
     assert again.flush() == ""
     samples = read_run("qwen72b", RUN, tmp_path).samples
@@ -62,7 +62,7 @@ def test_a_torn_line_is_left_out_and_what_follows_it_is_not(tmp_path: Path) -> N
 
 def test_what_is_on_the_disk_before_it_is_closed_can_be_read(tmp_path: Path) -> None:
     """Nobody closes anything in a power cut."""
-    kept = Store(str(tmp_path), "a", RUN)
+    kept = RunStore(str(tmp_path), "a", RUN)
     run = make_run(name="a")
     kept.start(run.start)
     for sample in run.samples:
@@ -75,13 +75,13 @@ def test_what_is_on_the_disk_before_it_is_closed_can_be_read(tmp_path: Path) -> 
 
 
 def test_a_recorder_that_was_killed_goes_on_where_it_was(tmp_path: Path) -> None:
-    first = Store(str(tmp_path), "a", RUN)
+    first = RunStore(str(tmp_path), "a", RUN)
     first.start(make_run(name="a").start)
     first.event(Event(1.0, "start", "one"))
     first.flush()  # and it is killed
     assert run_store.open_run(str(tmp_path), "a", "1a2b3c4d" + "0" * 24) == RUN
     assert run_store.open_run(str(tmp_path), "a", "ffffffff" + "0" * 24) is None
-    second = Store(str(tmp_path), "a", RUN)
+    second = RunStore(str(tmp_path), "a", RUN)
     second.event(Event(2.0, "phase", "two"))
     second.end(make_run(end={}).end)  # type: ignore[arg-type]
     second.close()
@@ -91,7 +91,7 @@ def test_a_recorder_that_was_killed_goes_on_where_it_was(tmp_path: Path) -> None
 
 def test_a_run_of_a_week_keeps_its_beginning_and_its_end_in_5_mb(tmp_path: Path) -> None:
     run = make_run(name="a", gpus=8, seconds=10)
-    kept = Store(str(tmp_path), "a", RUN)
+    kept = RunStore(str(tmp_path), "a", RUN)
     kept.start(run.start)
     kept.log(("x" * 2000,) * 200)
     for number in range(60_000):
@@ -180,7 +180,7 @@ def _full(monkeypatch: pytest.MonkeyPatch, full: list[bool]) -> None:
 def test_a_full_disk_loses_nothing_when_it_has_room_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     full = [True]
     _full(monkeypatch, full)
-    kept = Store(str(tmp_path), "a", RUN)
+    kept = RunStore(str(tmp_path), "a", RUN)
     run = make_run(name="a")
     kept.start(run.start)
     for sample in run.samples:
@@ -194,7 +194,7 @@ def test_a_full_disk_loses_nothing_when_it_has_room_again(tmp_path: Path, monkey
 def test_a_disk_that_stays_full_takes_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     full = [True]
     _full(monkeypatch, full)
-    kept = Store(str(tmp_path), "a", RUN)
+    kept = RunStore(str(tmp_path), "a", RUN)
     kept.start(make_run(name="a").start)
     for number in range(3000):
         kept.sample(make_run(seconds=1).samples[0]._replace(time=BEGUN + number))
@@ -212,7 +212,7 @@ def test_older_runs_make_room_but_the_one_before(tmp_path: Path, monkeypatch: py
         write_run(make_run(name="a", run=f"20261123T21000{number}-1a2b3c4d", seconds=1), tmp_path)
     full = [True]
     _full(monkeypatch, full)
-    kept = Store(str(tmp_path), "a", RUN)
+    kept = RunStore(str(tmp_path), "a", RUN)
     kept.start(make_run(name="a").start)
     assert "No space left" in kept.flush()
     assert list_runs("a", tmp_path) == ("20261123T210004-1a2b3c4d",)
@@ -237,13 +237,13 @@ def test_nobody_else_reads_what_a_model_printed(tmp_path: Path) -> None:
 
 
 def test_the_log_is_only_the_last_one(tmp_path: Path) -> None:
-    kept = run_store.Store(str(tmp_path), "qwen72b", RUN)
+    kept = run_store.RunStore(str(tmp_path), "qwen72b", RUN)
     kept.start(make_run().start)
     for lines in (("long", "x" * 40_000, "lines"), ("short",)):
         kept.log(lines)
         assert kept.flush() == ""
         assert read_run("qwen72b", RUN, tmp_path).log == lines
-    again = run_store.Store(str(tmp_path), "qwen72b", RUN)  # the first was killed
+    again = run_store.RunStore(str(tmp_path), "qwen72b", RUN)  # the first was killed
     again.log(("shorter",))
     assert again.close() == ""
     assert (tmp_path / "qwen72b" / RUN / "log.txt").read_bytes() == b"shorter\n"

@@ -6,8 +6,19 @@ from itertools import pairwise
 
 from vllm_safe.contract.recorded_run import End
 from vllm_safe.contract.state_file import State
-from vllm_safe.record.run_tracker import GONE, LINGER, SETTLE, STEADY, Begin, Finish, Follow, Note, Pace, Seen
-from vllm_safe.record.sampler import Glance
+from vllm_safe.record.run_tracker import (
+    GONE,
+    LINGER,
+    SETTLE,
+    STEADY,
+    AddEvent,
+    BeginRun,
+    FinishRun,
+    RunTracker,
+    SamplingPace,
+    UnitObservation,
+)
+from vllm_safe.record.sampler import QuickSample
 
 ONE, TWO = "a" * 32, "b" * 32
 END = End(1.0, "exited")
@@ -19,108 +30,108 @@ def state(phase: str, run: str = ONE, cause: str = "", reason: str = "") -> Stat
 
 
 def test_a_run_begins_with_an_invocation_and_ends_a_moment_after_its_end() -> None:
-    follow = Follow()
-    assert follow.see(0, 100, Seen()) == []
-    assert follow.see(1, 101, Seen(ONE)) == [Begin(ONE)]
-    assert follow.see(2, 102, Seen(ONE)) == []
-    assert follow.see(3, 103, Seen(ONE, end=END)) == []
-    assert follow.see(3 + LINGER, 104, Seen(ONE, end=END)) == [Finish(END)]
-    assert follow.see(9, 105, Seen(ONE, end=END)) == [], "systemd keeps it while it waits to restart"
-    assert follow.see(40, 106, Seen(TWO)) == [Begin(TWO)]
+    follow = RunTracker()
+    assert follow.see(0, 100, UnitObservation()) == []
+    assert follow.see(1, 101, UnitObservation(ONE)) == [BeginRun(ONE)]
+    assert follow.see(2, 102, UnitObservation(ONE)) == []
+    assert follow.see(3, 103, UnitObservation(ONE, end=END)) == []
+    assert follow.see(3 + LINGER, 104, UnitObservation(ONE, end=END)) == [FinishRun(END)]
+    assert follow.see(9, 105, UnitObservation(ONE, end=END)) == [], "systemd keeps it while it waits to restart"
+    assert follow.see(40, 106, UnitObservation(TWO)) == [BeginRun(TWO)]
 
 
 def test_a_run_that_was_recorded_to_its_end_is_not_begun_again() -> None:
-    assert Follow(frozenset({ONE[:8]})).see(0, 0, Seen(ONE)) == []
-    assert Follow(frozenset({TWO[:8]})).see(0, 0, Seen(ONE)) == [Begin(ONE)]
+    assert RunTracker(frozenset({ONE[:8]})).see(0, 0, UnitObservation(ONE)) == []
+    assert RunTracker(frozenset({TWO[:8]})).see(0, 0, UnitObservation(ONE)) == [BeginRun(ONE)]
 
 
 def test_without_a_word_it_is_over_when_the_unit_has_gone_for_a_while() -> None:
-    follow = Follow()
-    follow.see(0, 0, Seen(ONE))
-    assert follow.see(1, 1, Seen()) == []
-    assert follow.see(2, 2, Seen(ONE)) == [], "back again"
-    assert follow.see(3, 3, Seen()) == []
-    assert follow.see(3 + GONE - 0.1, 4, Seen()) == []
-    assert follow.see(3 + GONE, 5, Seen()) == [Finish(None)]
+    follow = RunTracker()
+    follow.see(0, 0, UnitObservation(ONE))
+    assert follow.see(1, 1, UnitObservation()) == []
+    assert follow.see(2, 2, UnitObservation(ONE)) == [], "back again"
+    assert follow.see(3, 3, UnitObservation()) == []
+    assert follow.see(3 + GONE - 0.1, 4, UnitObservation()) == []
+    assert follow.see(3 + GONE, 5, UnitObservation()) == [FinishRun(None)]
 
 
 def test_the_next_start_ends_the_one_before() -> None:
-    follow = Follow()
-    follow.see(0, 0, Seen(ONE))
-    assert follow.see(1, 1, Seen(TWO)) == [Finish(None)]
-    assert follow.see(2, 2, Seen(TWO)) == [Begin(TWO)]
+    follow = RunTracker()
+    follow.see(0, 0, UnitObservation(ONE))
+    assert follow.see(1, 1, UnitObservation(TWO)) == [FinishRun(None)]
+    assert follow.see(2, 2, UnitObservation(TWO)) == [BeginRun(TWO)]
 
 
 def test_phases_are_noted_once_each() -> None:
-    follow = Follow()
-    begun = follow.see(0, 100, Seen(ONE, state("starting")))
-    assert [type(action) for action in begun] == [Begin, Note]
-    notes = [action for second in range(3) for action in follow.see(second, 101, Seen(ONE, state("loading")))]
-    assert [note.event.text for note in notes if isinstance(note, Note)] == ["loading"]
-    (stopping,) = follow.see(5, 105, Seen(ONE, state("stopping")))
-    assert isinstance(stopping, Note)
+    follow = RunTracker()
+    begun = follow.see(0, 100, UnitObservation(ONE, state("starting")))
+    assert [type(action) for action in begun] == [BeginRun, AddEvent]
+    notes = [action for second in range(3) for action in follow.see(second, 101, UnitObservation(ONE, state("loading")))]
+    assert [note.event.text for note in notes if isinstance(note, AddEvent)] == ["loading"]
+    (stopping,) = follow.see(5, 105, UnitObservation(ONE, state("stopping")))
+    assert isinstance(stopping, AddEvent)
     assert stopping.event.kind == "stopping"
     assert stopping.event.time == 105
 
 
 def test_a_hang_and_a_stall_are_events_with_their_reason() -> None:
-    follow = Follow()
-    follow.see(0, 0, Seen(ONE, state("loading")))
-    (note,) = follow.see(1, 1, Seen(ONE, state("loading", cause="stall", reason="nothing was read since 10:00")))
-    assert isinstance(note, Note)
+    follow = RunTracker()
+    follow.see(0, 0, UnitObservation(ONE, state("loading")))
+    (note,) = follow.see(1, 1, UnitObservation(ONE, state("loading", cause="stall", reason="nothing was read since 10:00")))
+    assert isinstance(note, AddEvent)
     assert (note.event.kind, note.event.text) == ("stall", "nothing was read since 10:00")
-    assert follow.see(2, 2, Seen(ONE, state("loading", cause="stall", reason="..."))) == []
+    assert follow.see(2, 2, UnitObservation(ONE, state("loading", cause="stall", reason="..."))) == []
 
 
 def test_what_another_start_said_is_not_noted() -> None:
-    follow = Follow()
-    assert follow.see(0, 0, Seen(ONE, state("ready", run=TWO))) == [Begin(ONE)]
+    follow = RunTracker()
+    assert follow.see(0, 0, UnitObservation(ONE, state("ready", run=TWO))) == [BeginRun(ONE)]
 
 
 def test_who_restarts_the_recorder_alone_wants_the_run_to_go_on() -> None:
-    follow = Follow()
-    follow.see(0, 0, Seen(ONE))
-    assert follow.leave(Seen(ONE)) == []
-    assert follow.leave(Seen()) == [Finish(None)]
-    assert follow.leave(Seen()) == []
+    follow = RunTracker()
+    follow.see(0, 0, UnitObservation(ONE))
+    assert follow.leave(UnitObservation(ONE)) == []
+    assert follow.leave(UnitObservation()) == [FinishRun(None)]
+    assert follow.leave(UnitObservation()) == []
 
 
 def test_when_the_model_was_stopped_its_end_is_written_at_once() -> None:
-    follow = Follow()
-    follow.see(0, 0, Seen(ONE))
-    assert follow.leave(Seen(ONE, end=END)) == [Finish(END)]
+    follow = RunTracker()
+    follow.see(0, 0, UnitObservation(ONE))
+    assert follow.leave(UnitObservation(ONE, end=END)) == [FinishRun(END)]
 
 
-def seconds_of_samples(pace: Pace, phase: str, glances: list[Glance], since: int = 0) -> list[int]:
+def seconds_of_samples(pace: SamplingPace, phase: str, glances: list[QuickSample], since: int = 0) -> list[int]:
     return [since + second for second, glance in enumerate(glances) if pace.due(since + second, phase, glance)]
 
 
 def test_each_second_while_it_loads_even_if_nothing_moves() -> None:
-    assert seconds_of_samples(Pace(), "loading", [Glance(GIB, 0, 0)] * 100) == list(range(100))
+    assert seconds_of_samples(SamplingPace(), "loading", [QuickSample(GIB, 0, 0)] * 100) == list(range(100))
 
 
 def test_each_ten_when_it_is_steady() -> None:
-    pace = Pace()
-    sampled = seconds_of_samples(pace, "ready", [Glance(GIB, 0, 0)] * 100)
+    pace = SamplingPace()
+    sampled = seconds_of_samples(pace, "ready", [QuickSample(GIB, 0, 0)] * 100)
     assert sampled[:30] == list(range(int(SETTLE)))
     assert {later - earlier for earlier, later in pairwise(sampled[31:])} == {int(STEADY)}
 
 
 def test_a_movement_is_sampled_at_once() -> None:
-    for moved in (Glance(2 * GIB, 0, 0), Glance(GIB, GIB, 0), Glance(GIB, 0, 2_000_000), Glance(None, None, 2_000_000)):
-        pace = Pace()
-        sampled = seconds_of_samples(pace, "ready", [Glance(GIB, 0, 0)] * 75)
+    for moved in (QuickSample(2 * GIB, 0, 0), QuickSample(GIB, GIB, 0), QuickSample(GIB, 0, 2_000_000), QuickSample(None, None, 2_000_000)):
+        pace = SamplingPace()
+        sampled = seconds_of_samples(pace, "ready", [QuickSample(GIB, 0, 0)] * 75)
         assert 74 not in sampled
         assert pace.due(75, "ready", moved)
         assert pace.due(76, "ready", moved), "and closely for a while"
 
 
 def test_a_model_that_serves_a_little_is_steady() -> None:
-    glances = [Glance(GIB + second * 1000, 0, second * 100) for second in range(100)]
-    assert len(seconds_of_samples(Pace(), "ready", glances)) < 45
+    glances = [QuickSample(GIB + second * 1000, 0, second * 100) for second in range(100)]
+    assert len(seconds_of_samples(SamplingPace(), "ready", glances)) < 45
 
 
 def test_the_end_of_a_steady_phase_is_sampled_at_once() -> None:
-    pace = Pace()
-    seconds_of_samples(pace, "ready", [Glance(GIB, 0, 0)] * 75)
-    assert pace.due(75, "stopping", Glance(GIB, 0, 0))
+    pace = SamplingPace()
+    seconds_of_samples(pace, "ready", [QuickSample(GIB, 0, 0)] * 75)
+    assert pace.due(75, "stopping", QuickSample(GIB, 0, 0))

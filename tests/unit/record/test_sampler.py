@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from vllm_safe.contract.state_file import Progress, State
-from vllm_safe.record.sampler import Glance, Sampler, count, full_stall, meminfo, table
+from vllm_safe.contract.state_file import LoadProgress, State
+from vllm_safe.record.sampler import QuickSample, Sampler, count, full_stall, meminfo, parse_table
 
 UNIT = "sys/fs/cgroup/vllm.slice/vllm@demo.service"
 MIB = 1 << 20
@@ -53,7 +53,7 @@ def disks(read: int, written: int) -> str:
 
 
 def test_what_there_is_now(root: Path) -> None:
-    state = State("demo", "x", 1, 0.0, 0.0, "loading", 0.0, progress=Progress(77, 100), running=2, tokens=9)
+    state = State("demo", "x", 1, 0.0, 0.0, "loading", 0.0, progress=LoadProgress(77, 100), running=2, tokens=9)
     sample = Sampler("demo", str(root)).read(10.0, 1000.0, state)
     assert (sample.time, sample.phase) == (1000.0, "loading")
     assert (sample.memory, sample.anon, sample.shmem, sample.file, sample.swap) == tuple(size * MIB for size in (500, 300, 50, 100, 70))
@@ -101,14 +101,14 @@ def test_a_machine_without_anything(tmp_path: Path) -> None:
     sampler.read(0.0, 0.0, None)
     sample = sampler.read(1.0, 1.0, None)
     assert set(sample[2:]) == {None, ()}
-    assert sampler.glance() == Glance(None, None, 0)
+    assert sampler.glance() == QuickSample(None, None, 0)
     assert sampler.events("memory.events") == {}
     assert sampler.processes() == []
 
 
 def test_a_glance_and_the_rest(root: Path) -> None:
     sampler = Sampler("demo", str(root))
-    assert sampler.glance() == Glance(500 * MIB, 70 * MIB, 1_000_007)
+    assert sampler.glance() == QuickSample(500 * MIB, 70 * MIB, 1_000_007)
     assert sampler.events("memory.events")["oom_kill"] == 1
     assert sampler.processes() == [12, 13]
 
@@ -116,7 +116,7 @@ def test_a_glance_and_the_rest(root: Path) -> None:
 def test_how_the_kernel_writes() -> None:
     assert count("max\n") is None
     assert count("12\n") == 12
-    assert table("a 1\nb x\nc\nd 1 2\n") == {"a": 1}
+    assert parse_table("a 1\nb x\nc\nd 1 2\n") == {"a": 1}
     assert meminfo("MemTotal:  2 kB\n") == {"MemTotal": 2048}
     assert full_stall("some avg10=0.00 avg60=0.00 avg300=0.00 total=9\n") is None
     assert full_stall("") is None

@@ -17,8 +17,8 @@ from tests.runs import BEGUN, make_run
 from vllm_safe.contract.recorded_run import Event, Run
 from vllm_safe.contract.state_file import PHASES
 from vllm_safe.diagnose.diagnosis import decide_why
-from vllm_safe.diagnose.verdict import Change, Evidence, Verdict
-from vllm_safe.report.html_report import MARK, page_of
+from vllm_safe.diagnose.verdict import Evidence, SettingChange, Verdict
+from vllm_safe.report.html_report import MARK, render_html
 
 ENDED = {"cause": "exited", "reason": "the server ended by itself", "result": "oom-kill", "memory_events": {"oom_kill": 3}}
 GUARDED = [
@@ -55,7 +55,7 @@ class Seen(HTMLParser):
 
 
 def page(run: Run) -> str:
-    return page_of(run, decide_why(run, "another-boot", BEGUN + 1000))
+    return render_html(run, decide_why(run, "another-boot", BEGUN + 1000))
 
 
 def embedded(text: str) -> dict[str, Any]:
@@ -103,10 +103,10 @@ def test_the_verdict_its_evidence_and_the_change_are_on_top() -> None:
         BEGUN,
         "bad",
         (Evidence(BEGUN + 1, "a fact"),),
-        (Change("swap.size", "1234G", "2345G", "more"),),
+        (SettingChange("swap.size", "1234G", "2345G", "more"),),
         "do this",
     )
-    words = " ".join(Seen(page_of(make_run(), verdict)).words)
+    words = " ".join(Seen(render_html(make_run(), verdict)).words)
     places = [
         words.rindex(text)
         for text in ("Killed at its limit", "do this", "swap.size", "1234G", "2345G", "a fact", "Timeline", "Last log lines")
@@ -134,7 +134,7 @@ def test_it_needs_nothing_from_elsewhere_and_runs_no_script_but_its_own() -> Non
 def test_an_option_with_the_name_of_a_limit_hides_neither() -> None:
     run = make_run()
     run = run._replace(start=run.start._replace(limits={"tasks_max": 4096}, args={"tasks_max": 17}))
-    assert {"4096", "17"} <= set(Seen(page_of(run, Verdict("x", "x", BEGUN, "ok"))).words)
+    assert {"4096", "17"} <= set(Seen(render_html(run, Verdict("x", "x", BEGUN, "ok"))).words)
 
 
 HOSTILE = (
@@ -157,9 +157,9 @@ def poisoned(text: str) -> Run:
 
 def check_harmless(text: str) -> None:
     run = poisoned(text)
-    verdict = Verdict(text, text, BEGUN, "bad", (Evidence(BEGUN, text),), (Change(text, text, text, text),), text)
-    written = page_of(run, verdict).encode().decode()
-    seen, harmless = Seen(written), Seen(page_of(poisoned("x"), verdict._replace(sentence="x")))
+    verdict = Verdict(text, text, BEGUN, "bad", (Evidence(BEGUN, text),), (SettingChange(text, text, text, text),), text)
+    written = render_html(run, verdict).encode().decode()
+    seen, harmless = Seen(written), Seen(render_html(poisoned("x"), verdict._replace(sentence="x")))
     assert [tag for tag, _ in seen.tags] == [tag for tag, _ in harmless.tags]
     assert seen.scripts[1:] == harmless.scripts[1:]
     data = json.loads(seen.scripts[0])
@@ -180,7 +180,7 @@ def test_nothing_that_a_run_says_can_be_markup(text: str) -> None:
 
 
 def test_half_a_character_ends_no_report() -> None:
-    page_of(poisoned("\ud800"), Verdict("x", "\ud800", BEGUN)).encode()
+    render_html(poisoned("\ud800"), Verdict("x", "\ud800", BEGUN)).encode()
 
 
 def test_secrets_are_on_no_part_of_it() -> None:

@@ -7,11 +7,11 @@ import pytest
 from tests.runs import BEGUN, make_run
 from vllm_safe.contract.recorded_run import Event, Run
 from vllm_safe.diagnose.diagnosis import decide_why
-from vllm_safe.report.text_report import _thinned, text_of
+from vllm_safe.report.text_report import _thinned, render_text
 
 
 def lines(run: Run, *, colours: bool = False) -> list[str]:
-    return list(text_of(run, decide_why(run, "another-boot", BEGUN + 1000), str, colours=colours))
+    return list(render_text(run, decide_why(run, "another-boot", BEGUN + 1000), str, colours=colours))
 
 
 def test_it_fits_80_columns_and_has_no_colour_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from vllm_safe.common import run_lock
 from vllm_safe.common.errors import Failure
 from vllm_safe.common.sizes import GIB
 from vllm_safe.sandbox import run_as_vllm
-from vllm_safe.sandbox.run_as_vllm import AsVllm, Outcome, failure_of
+from vllm_safe.sandbox.run_as_vllm import AsVllm, Outcome, program_failure
 
 TASK = AsVllm("vllm-safe-test", ("/usr/bin/env", "$HOME"), "do it")
 
@@ -90,7 +90,7 @@ def test_a_plan_shows_the_program() -> None:
     ],
 )
 def test_how_it_ended_is_said(outcome: Outcome, words: str) -> None:
-    assert failure_of(AsVllm("u", ("x",), "do it", time_limit=60), outcome).message == words
+    assert program_failure(AsVllm("u", ("x",), "do it", time_limit=60), outcome).message == words
 
 
 def test_stdout_is_data_and_stderr_is_shown(capfd: pytest.CaptureFixture[str]) -> None:
@@ -129,12 +129,12 @@ def test_control_sequences_are_not_words() -> None:
 
 def test_a_second_one_is_refused_while_the_first_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_lock, "RUN", tmp_path)
-    with run_as_vllm.alone("u", "the work"):
-        with pytest.raises(Failure, match="the work is running already"), run_as_vllm.alone("u", "the work"):
+    with run_as_vllm.lock_unit("u", "the work"):
+        with pytest.raises(Failure, match="the work is running already"), run_as_vllm.lock_unit("u", "the work"):
             pass
-        with run_as_vllm.alone("other", "other work"):
+        with run_as_vllm.lock_unit("other", "other work"):
             pass
-    with run_as_vllm.alone("u", "the work"):
+    with run_as_vllm.lock_unit("u", "the work"):
         pass
 
 

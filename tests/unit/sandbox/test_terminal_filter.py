@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from vllm_safe.sandbox.terminal_filter import Tame
+from vllm_safe.sandbox.terminal_filter import TerminalFilter
 
 
 @pytest.mark.parametrize(
     "text", ["\r\x1b[K50 %", "\x1b[1;31merror\x1b[0m: é ⠋\n", "\x1b[2A\x1b[2K", "\x1b[?25l\x1b[?25h\x1b[?2026h", "a\tb\b\r\n"]
 )
 def test_a_progress_bar_is_as_it_was(text: str) -> None:
-    tame = Tame()
+    tame = TerminalFilter()
     assert b"".join(tame(bytes([byte])) for byte in text.encode()) + tame(b"") == text.encode()
-    assert Tame()(text.encode()) == text.encode()
+    assert TerminalFilter()(text.encode()) == text.encode()
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ def test_a_progress_bar_is_as_it_was(text: str) -> None:
     ],
 )
 def test_nothing_else_does_more_than_words(data: bytes, shown: bytes) -> None:
-    tame = Tame()
+    tame = TerminalFilter()
     assert b"".join(tame(data[at : at + 1]) for at in range(len(data))) + tame(b"") == shown
-    tame = Tame()
+    tame = TerminalFilter()
     assert tame(data) + tame(b"") == shown

@@ -11,7 +11,7 @@ import pytest
 
 from vllm_safe.contract.state_file import State
 from vllm_safe.status import status_facts
-from vllm_safe.status.status_facts import look, running_models
+from vllm_safe.status.status_facts import read_model_status, running_models
 
 GROUP = "vllm.slice/vllm@x.service"
 
@@ -37,12 +37,12 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "ControlGroup": f"/{GROUP}",
         "StateChangeTimestampMonotonic": "0",
     }
-    monkeypatch.setattr(status_facts, "show", lambda units, _: dict.fromkeys(units, unit))
+    monkeypatch.setattr(status_facts, "show_properties", lambda units, _: dict.fromkeys(units, unit))
     return tmp_path
 
 
-def see(tree: Path) -> status_facts.Seen:
-    return look(["x"], root=tree, states=tree / "states", guard=tree / "guard")[0]
+def see(tree: Path) -> status_facts.ModelStatus:
+    return read_model_status(["x"], root=tree, states=tree / "states", guard=tree / "guard")[0]
 
 
 def put_state(tree: Path, **fields: object) -> None:

@@ -6,22 +6,22 @@ import json
 
 import pytest
 
-from vllm_safe.contract.state_file import Progress, State
-from vllm_safe.status.status_lines import Act, Seen, as_json, as_line, as_lines, phase_of
+from vllm_safe.contract.state_file import LoadProgress, State
+from vllm_safe.status.status_lines import GuardEvent, ModelStatus, describe_phase, status_as_json, status_as_line, status_as_lines
 
 NOW = 1795472448.0
 GIB = 1 << 30
-LOADING = State("x", "r", 7, NOW, NOW - 800, "loading", NOW - 700, "loading", Progress(31 * GIB, 76 * GIB, 118 * (1 << 20), 390.0))
-BUSY = Seen(
+LOADING = State("x", "r", 7, NOW, NOW - 800, "loading", NOW - 700, "loading", LoadProgress(31 * GIB, 76 * GIB, 118 * (1 << 20), 390.0))
+BUSY = ModelStatus(
     "x", NOW, "activating", "start", changed=NOW - 900, state=LOADING, memory=11 * GIB, memory_max=12 * GIB, swap=38 * GIB,
     swap_max=115 * GIB,
     memory_pressure=0.43, io_pressure=0.12, os_memory_pressure=0.02, os_io_pressure=0.0,
-    acts=(Act(NOW - 300, "squeeze", "a"), Act(NOW - 120, "freeze", "system.slice waits")),
+    acts=(GuardEvent(NOW - 300, "squeeze", "a"), GuardEvent(NOW - 120, "freeze", "system.slice waits")),
 )  # fmt: skip
 
 
-def text(seen: Seen, why: str = "") -> str:
-    return " ".join("\n".join(as_lines(seen, why)).split())
+def text(seen: ModelStatus, why: str = "") -> str:
+    return " ".join("\n".join(status_as_lines(seen, why)).split())
 
 
 def test_loading_says_how_far_how_fast_and_how_long() -> None:
@@ -41,7 +41,7 @@ def test_serving_says_requests_and_tokens() -> None:
 
 
 def test_failed_says_why_and_where_to_read_on() -> None:
-    said = text(Seen("x", NOW, "failed", "failed", "oom-kill", changed=NOW - 60), "killed at its limit")
+    said = text(ModelStatus("x", NOW, "failed", "failed", "oom-kill", changed=NOW - 60), "killed at its limit")
     assert said.startswith("x failed since ")
     assert "killed at its limit" in said
     assert "see: vllm-safe why x" in said
@@ -50,52 +50,53 @@ def test_failed_says_why_and_where_to_read_on() -> None:
 @pytest.mark.parametrize(
     ("seen", "phase"),
     [
-        (Seen("x", NOW, "activating", "auto-restart", state=LOADING), "waiting to start again"),
-        (Seen("x", NOW, "inactive", state=LOADING), "stopped"),
-        (Seen("x", NOW, "failed", state=LOADING), "failed"),
-        (Seen("x", NOW, "active"), "ready"),
-        (Seen("x", NOW, "deactivating"), "stopping"),
-        (Seen("x", NOW), "unknown: systemd does not answer"),
+        (ModelStatus("x", NOW, "activating", "auto-restart", state=LOADING), "waiting to start again"),
+        (ModelStatus("x", NOW, "inactive", state=LOADING), "stopped"),
+        (ModelStatus("x", NOW, "failed", state=LOADING), "failed"),
+        (ModelStatus("x", NOW, "active"), "ready"),
+        (ModelStatus("x", NOW, "deactivating"), "stopping"),
+        (ModelStatus("x", NOW), "unknown: systemd does not answer"),
         (BUSY, "loading"),
     ],
 )
-def test_a_phase_in_a_word(seen: Seen, phase: str) -> None:
-    assert phase_of(seen) == phase
+def test_a_phase_in_a_word(seen: ModelStatus, phase: str) -> None:
+    assert describe_phase(seen) == phase
 
 
 def test_what_was_never_started_is_one_line() -> None:
-    assert as_lines(Seen("x", NOW, "inactive")) == ["x  not started"]
-    assert as_lines(Seen("x", NOW, "inactive"), "a person stopped it") == ["x  stopped", "  a person stopped it"]
+    assert status_as_lines(ModelStatus("x", NOW, "inactive")) == ["x  not started"]
+    assert status_as_lines(ModelStatus("x", NOW, "inactive"), "a person stopped it") == ["x  stopped", "  a person stopped it"]
 
 
 def test_who_may_not_read_the_state_sees_what_systemd_was_told() -> None:
-    assert "loading, 41 %" in text(Seen("x", NOW, "activating", "start", status="loading, 41 %"))
+    assert "loading, 41 %" in text(ModelStatus("x", NOW, "activating", "start", status="loading, 41 %"))
 
 
 def test_a_total_that_is_not_known_or_zero_is_no_division() -> None:
     for total in (None, 0):
-        state = LOADING._replace(progress=Progress(GIB, total))
+        state = LOADING._replace(progress=LoadProgress(GIB, total))
         assert "1.0 GiB read" in text(BUSY._replace(state=state, memory_max=0))
 
 
 def test_nothing_is_wider_than_80_columns_or_steers_the_terminal() -> None:
     hostile = BUSY._replace(
-        state=LOADING._replace(progress=None, text="\x1b[2J " + "long words " * 40), acts=(Act(NOW, "x", "\x1b]0;x\x07" + "y" * 400),)
+        state=LOADING._replace(progress=None, text="\x1b[2J " + "long words " * 40),
+        acts=(GuardEvent(NOW, "x", "\x1b]0;x\x07" + "y" * 400),),
     )
-    for line in as_lines(hostile):
+    for line in status_as_lines(hostile):
         assert len(line) < 80
         assert line.isprintable()
-    assert as_line(hostile._replace(name="\x1b[31m")).isprintable()
+    assert status_as_line(hostile._replace(name="\x1b[31m")).isprintable()
 
 
 def test_a_line_of_a_pipe_has_it_all() -> None:
-    line = as_line(BUSY)
+    line = status_as_line(BUSY)
     assert "x  loading  41%, 31.0 GiB of 76.0 GiB" in line
     assert "swap 38.0 GiB of 115 GiB (33%)" in line
     assert "\n" not in line
 
 
 def test_json_has_bytes_and_seconds() -> None:
-    found = json.loads(json.dumps(as_json(BUSY, "w")))
+    found = json.loads(json.dumps(status_as_json(BUSY, "w")))
     assert (found["phase"], found["memory"], found["progress"]["read"], found["why"]) == ("loading", 11 * GIB, 31 * GIB, "w")
     assert found["guard"] == {"count": 2, "last": {"time": NOW - 120, "act": "freeze", "text": "system.slice waits"}}

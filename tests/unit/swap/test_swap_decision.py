@@ -13,10 +13,10 @@ from vllm_safe.common.errors import Failure
 from vllm_safe.common.sizes import GIB, MIB, parse_amount
 from vllm_safe.common.steps import Step
 from vllm_safe.config import settings
-from vllm_safe.host.host_facts import Host, Mount, Swap
+from vllm_safe.host.host_facts import Host, Mount, SwapArea
 from vllm_safe.swap.swap_decision import decide_remove, decide_swap
-from vllm_safe.swap.swapfile_facts import UNREADABLE, File, Folder, SwapFacts
-from vllm_safe.swap.swapfile_steps import Delete, Make, Rename, TurnOff, TurnOn
+from vllm_safe.swap.swapfile_facts import UNREADABLE, CandidateFile, SwapFacts, SwapFolder
+from vllm_safe.swap.swapfile_steps import DeleteSwapfile, MakeSwapfile, RenameSwapfile, TurnOff, TurnOn
 
 FILE, SECOND, ELSEWHERE = Path("/swapfile"), Path("/swapfile.new"), Path("/data/swapfile")
 ROOT = Mount("/", "ext4", "/dev/sda2", ("rw",))
@@ -27,16 +27,16 @@ def wish(size: int | None = 8 * GIB, file: Path = FILE, keep_free: str = "0") ->
     return settings.Swap(file=file, size=size, keep_free=parse_amount(keep_free))
 
 
-def host(*swaps: Swap, available: int = 8 * GIB, mounts: tuple[Mount, ...] = (ROOT, DATA)) -> Host:
+def host(*swaps: SwapArea, available: int = 8 * GIB, mounts: tuple[Mount, ...] = (ROOT, DATA)) -> Host:
     return Host(memory=16 * GIB, memory_available=available, swaps=swaps, mounts=mounts)
 
 
-def facts(*files: File, free: int = 100 * GIB, total: int = 200 * GIB, path: Path = FILE, bound: int = 0) -> SwapFacts:
-    return SwapFacts(path=path, files=files, folder=Folder(total=total, free=free), bound=bound)
+def facts(*files: CandidateFile, free: int = 100 * GIB, total: int = 200 * GIB, path: Path = FILE, bound: int = 0) -> SwapFacts:
+    return SwapFacts(path=path, files=files, folder=SwapFolder(total=total, free=free), bound=bound)
 
 
-def on(path: Path, size: int, used: int = 0) -> Swap:
-    return Swap(str(path), "file", size - 4096, used)
+def on(path: Path, size: int, used: int = 0) -> SwapArea:
+    return SwapArea(str(path), "file", size - 4096, used)
 
 
 def refusal(*arguments: object) -> Failure:
@@ -46,62 +46,66 @@ def refusal(*arguments: object) -> Failure:
 
 
 def test_made_and_turned_on_where_there_is_none() -> None:
-    assert decide_swap(wish(), host(), facts()) == (Make(FILE, 8 * GIB), TurnOn(FILE))
+    assert decide_swap(wish(), host(), facts()) == (MakeSwapfile(FILE, 8 * GIB), TurnOn(FILE))
 
 
 def test_nothing_to_do_when_it_is_on() -> None:
-    assert decide_swap(wish(), host(on(FILE, 8 * GIB)), facts(File(FILE, 8 * GIB))) == ()
+    assert decide_swap(wish(), host(on(FILE, 8 * GIB)), facts(CandidateFile(FILE, 8 * GIB))) == ()
 
 
 def test_nothing_to_do_without_a_size_even_beside_a_foreign_file() -> None:
-    assert decide_swap(wish(None), host(), facts(File(FILE, 5, "no swap space"))) == ()
+    assert decide_swap(wish(None), host(), facts(CandidateFile(FILE, 5, "no swap space"))) == ()
 
 
 def test_a_size_is_rounded_down_to_pages() -> None:
-    assert decide_swap(wish(8 * GIB + 4095), host(on(FILE, 8 * GIB)), facts(File(FILE, 8 * GIB))) == ()
+    assert decide_swap(wish(8 * GIB + 4095), host(on(FILE, 8 * GIB)), facts(CandidateFile(FILE, 8 * GIB))) == ()
 
 
 def test_one_that_is_off_after_a_boot_is_turned_on() -> None:
-    assert decide_swap(wish(), host(), facts(File(FILE, 8 * GIB))) == (TurnOn(FILE),)
+    assert decide_swap(wish(), host(), facts(CandidateFile(FILE, 8 * GIB))) == (TurnOn(FILE),)
 
 
 def test_one_that_is_off_at_its_second_name_gets_its_own() -> None:
-    assert decide_swap(wish(), host(), facts(File(SECOND, 8 * GIB))) == (Rename(SECOND, FILE), TurnOn(FILE))
+    assert decide_swap(wish(), host(), facts(CandidateFile(SECOND, 8 * GIB))) == (RenameSwapfile(SECOND, FILE), TurnOn(FILE))
 
 
 def test_one_that_is_on_at_its_second_name_is_good() -> None:
-    assert decide_swap(wish(), host(on(SECOND, 8 * GIB)), facts(File(SECOND, 8 * GIB))) == ()
+    assert decide_swap(wish(), host(on(SECOND, 8 * GIB)), facts(CandidateFile(SECOND, 8 * GIB))) == ()
 
 
 def test_btrfs_and_f2fs_get_what_they_need() -> None:
-    ways = {"btrfs": Make(FILE, 8 * GIB, nocow=True), "f2fs": Make(FILE, 8 * GIB, write=True), "xfs": Make(FILE, 8 * GIB)}
+    ways = {
+        "btrfs": MakeSwapfile(FILE, 8 * GIB, nocow=True),
+        "f2fs": MakeSwapfile(FILE, 8 * GIB, write=True),
+        "xfs": MakeSwapfile(FILE, 8 * GIB),
+    }
     for fstype, expected in ways.items():
         mounts = (replace(ROOT, fstype=fstype),)
         assert decide_swap(wish(), host(mounts=mounts), facts())[0] == expected
 
 
 def test_a_new_size_when_what_is_swapped_out_fits_in_ram() -> None:
-    steps = decide_swap(wish(9 * GIB), host(on(FILE, 8 * GIB, used=2 * GIB)), facts(File(FILE, 8 * GIB)))
-    assert steps == (Make(SECOND, 9 * GIB), TurnOff(FILE), Delete(FILE), Rename(SECOND, FILE), TurnOn(FILE))
+    steps = decide_swap(wish(9 * GIB), host(on(FILE, 8 * GIB, used=2 * GIB)), facts(CandidateFile(FILE, 8 * GIB)))
+    assert steps == (MakeSwapfile(SECOND, 9 * GIB), TurnOff(FILE), DeleteSwapfile(FILE), RenameSwapfile(SECOND, FILE), TurnOn(FILE))
 
 
 def test_a_new_size_when_it_does_not_fit_in_ram() -> None:
-    steps = decide_swap(wish(9 * GIB), host(on(FILE, 8 * GIB, used=7 * GIB)), facts(File(FILE, 8 * GIB)))
-    assert steps == (Make(SECOND, 9 * GIB), TurnOn(SECOND), TurnOff(FILE), Delete(FILE))
+    steps = decide_swap(wish(9 * GIB), host(on(FILE, 8 * GIB, used=7 * GIB)), facts(CandidateFile(FILE, 8 * GIB)))
+    assert steps == (MakeSwapfile(SECOND, 9 * GIB), TurnOn(SECOND), TurnOff(FILE), DeleteSwapfile(FILE))
 
 
 def test_ram_does_not_count_for_what_a_memory_limit_keeps_out_of_it() -> None:
     swap = on(FILE, 8 * GIB, used=MIB)
-    steps = decide_swap(wish(9 * GIB), host(swap), facts(File(FILE, 8 * GIB), bound=MIB))
-    assert steps == (Make(SECOND, 9 * GIB), TurnOn(SECOND), TurnOff(FILE), Delete(FILE))
+    steps = decide_swap(wish(9 * GIB), host(swap), facts(CandidateFile(FILE, 8 * GIB), bound=MIB))
+    assert steps == (MakeSwapfile(SECOND, 9 * GIB), TurnOn(SECOND), TurnOff(FILE), DeleteSwapfile(FILE))
     with pytest.raises(Failure, match="MemoryMax"):
-        decide_remove(host(swap), facts(File(FILE, 8 * GIB), bound=MIB))
+        decide_remove(host(swap), facts(CandidateFile(FILE, 8 * GIB), bound=MIB))
 
 
 def test_a_new_size_where_the_disk_lacks_room_for_both() -> None:
-    there = facts(File(FILE, 8 * GIB), free=5 * GIB)
+    there = facts(CandidateFile(FILE, 8 * GIB), free=5 * GIB)
     steps = decide_swap(wish(9 * GIB), host(on(FILE, 8 * GIB, used=GIB)), there)
-    assert steps == (TurnOff(FILE), Delete(FILE), Make(FILE, 9 * GIB), TurnOn(FILE))
+    assert steps == (TurnOff(FILE), DeleteSwapfile(FILE), MakeSwapfile(FILE, 9 * GIB), TurnOn(FILE))
     failure = refusal(wish(9 * GIB), host(on(FILE, 8 * GIB, used=7 * GIB)), there)
     assert "7.0 GiB are swapped out and do not fit in RAM" in failure.message
     assert "no room for the new swapfile beside the old one" in failure.message
@@ -109,67 +113,72 @@ def test_a_new_size_where_the_disk_lacks_room_for_both() -> None:
 
 
 def test_never_less_swap_than_is_in_use() -> None:
-    failure = refusal(wish(GIB), host(on(FILE, 16 * GIB, used=12 * GIB)), facts(File(FILE, 16 * GIB)))
+    failure = refusal(wish(GIB), host(on(FILE, 16 * GIB, used=12 * GIB)), facts(CandidateFile(FILE, 16 * GIB)))
     assert failure.message == "12.0 GiB are swapped out and do not fit in RAM (8.0 GiB available) and the new 1.0 GiB of swap"
 
 
 def test_free_swap_elsewhere_counts_but_not_that_in_ram() -> None:
-    used, there = on(FILE, 16 * GIB, used=12 * GIB), facts(File(FILE, 16 * GIB))
-    assert decide_remove(host(used, Swap("/dev/sda3", "partition", 12 * GIB, 0)), there) == (TurnOff(FILE), Delete(FILE))
+    used, there = on(FILE, 16 * GIB, used=12 * GIB), facts(CandidateFile(FILE, 16 * GIB))
+    assert decide_remove(host(used, SwapArea("/dev/sda3", "partition", 12 * GIB, 0)), there) == (TurnOff(FILE), DeleteSwapfile(FILE))
     with pytest.raises(Failure, match="do not fit in RAM"):
-        decide_remove(host(used, Swap("/dev/zram0", "partition", 12 * GIB, 0)), there)
+        decide_remove(host(used, SwapArea("/dev/zram0", "partition", 12 * GIB, 0)), there)
 
 
 def test_a_margin_of_ram_stays_available() -> None:
-    there = facts(File(FILE, 8 * GIB))
+    there = facts(CandidateFile(FILE, 8 * GIB))
     assert decide_remove(host(on(FILE, 8 * GIB, used=6 * GIB)), there)
     with pytest.raises(Failure, match=r"7\.0 GiB are swapped out"):  # 8 available, less a tenth of 16
         decide_remove(host(on(FILE, 8 * GIB, used=7 * GIB)), there)
 
 
 def test_a_new_place_in_the_config_moves_the_swapfile() -> None:
-    steps = decide_swap(wish(file=ELSEWHERE), host(on(FILE, 8 * GIB, used=7 * GIB)), facts(File(FILE, 8 * GIB), path=ELSEWHERE))
-    assert steps == (Make(ELSEWHERE, 8 * GIB), TurnOn(ELSEWHERE), TurnOff(FILE), Delete(FILE))
+    steps = decide_swap(wish(file=ELSEWHERE), host(on(FILE, 8 * GIB, used=7 * GIB)), facts(CandidateFile(FILE, 8 * GIB), path=ELSEWHERE))
+    assert steps == (MakeSwapfile(ELSEWHERE, 8 * GIB), TurnOn(ELSEWHERE), TurnOff(FILE), DeleteSwapfile(FILE))
 
 
 def test_room_that_the_old_file_gives_back_counts_only_on_the_same_file_system() -> None:
-    there = facts(File(FILE, 8 * GIB), path=ELSEWHERE, free=GIB)
+    there = facts(CandidateFile(FILE, 8 * GIB), path=ELSEWHERE, free=GIB)
     assert "no room for 8.0 GiB at /data/swapfile" in refusal(wish(file=ELSEWHERE), host(on(FILE, 8 * GIB)), there).message
 
 
 def test_swap_of_others_is_left_alone() -> None:
-    others = Swap("/dev/sda3", "partition", 8 * GIB, 0), on(Path("/old"), GIB)
-    there = facts(File(Path("/old"), GIB, "swap space of somebody else"))
-    assert decide_swap(wish(), host(*others), there) == (Make(FILE, 8 * GIB), TurnOn(FILE))
+    others = SwapArea("/dev/sda3", "partition", 8 * GIB, 0), on(Path("/old"), GIB)
+    there = facts(CandidateFile(Path("/old"), GIB, "swap space of somebody else"))
+    assert decide_swap(wish(), host(*others), there) == (MakeSwapfile(FILE, 8 * GIB), TurnOn(FILE))
     assert decide_remove(host(*others), there) == ()
 
 
 def test_a_leftover_that_cannot_go_now_stops_no_model() -> None:
     swaps = on(FILE, 8 * GIB, used=8 * GIB - 4096), on(SECOND, 16 * GIB, used=12 * GIB)
-    assert decide_swap(wish(), host(*swaps), facts(File(FILE, 8 * GIB), File(SECOND, 16 * GIB))) == ()
+    assert decide_swap(wish(), host(*swaps), facts(CandidateFile(FILE, 8 * GIB), CandidateFile(SECOND, 16 * GIB))) == ()
 
 
 def test_a_foreign_file_is_refused_with_ways_out() -> None:
-    failure = refusal(wish(), host(), facts(File(FILE, 8 * GIB, "no swap space")))
+    failure = refusal(wish(), host(), facts(CandidateFile(FILE, 8 * GIB, "no swap space")))
     assert failure.message == "/swapfile exists and was not made by vllm-safe (no swap space): left as it is"
     assert "swap.size: none" in failure.hint
 
 
 def test_a_foreign_file_that_is_on_with_the_right_size_is_all_that_is_asked_for() -> None:
-    file = File(FILE, 8 * GIB, "swap space of somebody else")
+    file = CandidateFile(FILE, 8 * GIB, "swap space of somebody else")
     assert decide_swap(wish(), host(on(FILE, 8 * GIB)), facts(file)) == ()
     assert "was not made by vllm-safe" in refusal(wish(), host(on(FILE, 4 * GIB)), facts(replace(file, size=4 * GIB))).message
 
 
 def test_whoever_cannot_read_the_file_is_not_told_that_it_is_foreign() -> None:
-    file = File(FILE, foreign=UNREADABLE)
+    file = CandidateFile(FILE, foreign=UNREADABLE)
     assert decide_swap(wish(), host(on(FILE, 8 * GIB)), facts(file)) == ()
     assert refusal(wish(), host(), facts(file)).hint == "Run it as root."
 
 
 def test_a_foreign_file_at_the_second_name_is_left_there() -> None:
-    swap, files = on(FILE, 8 * GIB, used=GIB), (File(FILE, 8 * GIB), File(SECOND, 3, "no swap space"))
-    assert decide_swap(wish(9 * GIB), host(swap), facts(*files)) == (TurnOff(FILE), Delete(FILE), Make(FILE, 9 * GIB), TurnOn(FILE))
+    swap, files = on(FILE, 8 * GIB, used=GIB), (CandidateFile(FILE, 8 * GIB), CandidateFile(SECOND, 3, "no swap space"))
+    assert decide_swap(wish(9 * GIB), host(swap), facts(*files)) == (
+        TurnOff(FILE),
+        DeleteSwapfile(FILE),
+        MakeSwapfile(FILE, 9 * GIB),
+        TurnOn(FILE),
+    )
 
 
 @pytest.mark.parametrize(
@@ -200,12 +209,12 @@ def test_a_read_only_mount_is_refused() -> None:
 
 
 def test_btrfs_that_stores_data_twice_is_refused() -> None:
-    there = replace(facts(), folder=Folder(total=GIB, free=GIB, profiles=frozenset({"raid1", "single"})))
+    there = replace(facts(), folder=SwapFolder(total=GIB, free=GIB, profiles=frozenset({"raid1", "single"})))
     assert "stores data as raid1" in refusal(wish(MIB), host(mounts=(replace(ROOT, fstype="btrfs"),)), there).message
 
 
 def test_a_folder_that_is_not_roots_is_refused_with_its_own_way_out() -> None:
-    failure = refusal(wish(), host(), replace(facts(), folder=Folder("/ is open to all", "chmod go-w /")))
+    failure = refusal(wish(), host(), replace(facts(), folder=SwapFolder("/ is open to all", "chmod go-w /")))
     assert (failure.message, failure.hint) == ("no swapfile can be made at /swapfile: / is open to all", "chmod go-w /")
 
 
@@ -235,7 +244,7 @@ def test_no_size_is_offered_where_nothing_fits() -> None:
 class Machine:
     """A machine of values that steps are carried out on; it refuses what the kernel refuses."""
 
-    files: dict[Path, File]
+    files: dict[Path, CandidateFile]
     used: dict[Path, int]  # of those that are on
     free: int
     available: int
@@ -251,10 +260,10 @@ class Machine:
     def carry_out(self, step: Step) -> None:
         """Do it, or fail as the kernel would."""
         match step:
-            case Make(path, size):
+            case MakeSwapfile(path, size):
                 assert path not in self.files
                 assert size <= self.free
-                self.files[path], self.free = File(path, size), self.free - size
+                self.files[path], self.free = CandidateFile(path, size), self.free - size
             case TurnOn(path):
                 assert path not in self.used
                 self.used[path] = 0
@@ -265,11 +274,11 @@ class Machine:
                     self.used[other], out = used + moved, out - moved
                 assert out <= self.available
                 self.available -= out
-            case Delete(path):
+            case DeleteSwapfile(path):
                 assert path not in self.used
                 assert not self.files[path].foreign
                 self.free += self.files.pop(path).size
-            case Rename(path, to):
+            case RenameSwapfile(path, to):
                 assert path not in self.used
                 assert to not in self.files
                 self.files[to] = replace(self.files.pop(path), path=to)
@@ -278,7 +287,7 @@ class Machine:
 
 
 SIZES = (2 * GIB, 4 * GIB, 8 * GIB)
-PLACES = (None, *(File(FILE, size) for size in SIZES), File(FILE, GIB, "no swap space"))
+PLACES = (None, *(CandidateFile(FILE, size) for size in SIZES), CandidateFile(FILE, GIB, "no swap space"))
 SWAPPED = (None, 0, GIB, 4 * GIB)  # None: the file is off
 
 

@@ -8,20 +8,20 @@ from pathlib import Path
 import pytest
 
 from vllm_safe.common.sizes import MIB
-from vllm_safe.host.host_facts import Host, Swap
+from vllm_safe.host.host_facts import Host, SwapArea
 from vllm_safe.swap import swapfile_facts
-from vllm_safe.swap.swapfile_steps import Make
+from vllm_safe.swap.swapfile_steps import MakeSwapfile
 
 
 @pytest.fixture
 def ours(tmp_path: Path) -> Path:
     path = tmp_path / "swapfile"
-    Make(path, MIB).run()
+    MakeSwapfile(path, MIB).run()
     return path
 
 
 def foreign(path: Path) -> str:
-    file = swapfile_facts.look_at(path)
+    file = swapfile_facts.read_candidate(path)
     assert file
     return file.foreign
 
@@ -33,8 +33,8 @@ def patch(path: Path, at: int, data: bytes) -> None:
 
 
 def test_ours_is_known_by_its_label(ours: Path) -> None:
-    assert swapfile_facts.look_at(ours) == swapfile_facts.File(ours, MIB)
-    assert swapfile_facts.look_at(ours.with_name("other")) is None
+    assert swapfile_facts.read_candidate(ours) == swapfile_facts.CandidateFile(ours, MIB)
+    assert swapfile_facts.read_candidate(ours.with_name("other")) is None
 
 
 def test_another_label_is_somebody_elses(ours: Path) -> None:
@@ -94,14 +94,14 @@ def test_links_in_the_folder_are_followed_to_the_path_that_the_kernel_shows(ours
     (link := tmp_path_factory.mktemp("links") / "data").symlink_to(ours.parent)
     facts = swapfile_facts.read_swap(link / "swapfile", Host())
     assert facts.path == ours
-    assert swapfile_facts.File(ours, MIB) in facts.files
+    assert swapfile_facts.CandidateFile(ours, MIB) in facts.files
 
 
 def test_files_that_are_swapped_to_elsewhere_are_looked_at(ours: Path) -> None:
-    area = Swap(str(ours), "file", MIB, 0)
-    gone = Swap(f"{ours.parent}/gone (deleted)", "file", MIB, 0)
+    area = SwapArea(str(ours), "file", MIB, 0)
+    gone = SwapArea(f"{ours.parent}/gone (deleted)", "file", MIB, 0)
     facts = swapfile_facts.read_swap(ours.parent / "other/swapfile", Host(swaps=(area, gone)))
-    assert swapfile_facts.File(ours, MIB) in facts.files
+    assert swapfile_facts.CandidateFile(ours, MIB) in facts.files
     assert "other" in facts.folder.problem
 
 

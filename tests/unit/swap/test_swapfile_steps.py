@@ -15,11 +15,11 @@ import pytest
 from vllm_safe.common import libc
 from vllm_safe.common.errors import Failure
 from vllm_safe.common.sizes import MIB
-from vllm_safe.host.host_facts import Swap
+from vllm_safe.host.host_facts import SwapArea
 from vllm_safe.swap import swap_allocation
 from vllm_safe.swap import swapfile_steps as steps
-from vllm_safe.swap.swapfile_facts import look_at
-from vllm_safe.swap.swapfile_steps import Delete, Make, Rename, TurnOff, TurnOn
+from vllm_safe.swap.swapfile_facts import read_candidate
+from vllm_safe.swap.swapfile_steps import DeleteSwapfile, MakeSwapfile, RenameSwapfile, TurnOff, TurnOn
 
 
 class Areas:
@@ -45,9 +45,9 @@ class Areas:
         self._called("swapoff")
         del self.on[os.path.realpath(path)]
 
-    def read(self) -> tuple[Swap, ...]:
+    def read(self) -> tuple[SwapArea, ...]:
         """/proc/swaps."""
-        return tuple(Swap(path, "file", MIB - 4096, used) for path, used in self.on.items())
+        return tuple(SwapArea(path, "file", MIB - 4096, used) for path, used in self.on.items())
 
 
 @pytest.fixture
@@ -76,13 +76,13 @@ def failing(code: int) -> Callable[..., None]:
 def test_made_whole_and_private(path: Path, size: int, write: bool) -> None:  # noqa: FBT001 - a parameter of the test
     umask = os.umask(0)
     try:
-        Make(path, size, write=write).run()
+        MakeSwapfile(path, size, write=write).run()
     finally:
         os.umask(umask)
     info = path.stat()
     assert (info.st_mode & 0o7777, info.st_size, info.st_nlink) == (0o600, size, 1)
     assert info.st_blocks * 512 >= size
-    file = look_at(path)
+    file = read_candidate(path)
     assert file
     assert not file.foreign
     assert list(path.parent.iterdir()) == [path]
@@ -91,21 +91,21 @@ def test_made_whole_and_private(path: Path, size: int, write: bool) -> None:  # 
 def test_what_is_there_is_not_overwritten(path: Path) -> None:
     path.write_text("mine")
     with pytest.raises(Failure, match="File exists"):
-        Make(path, MIB).run()
+        MakeSwapfile(path, MIB).run()
     assert path.read_text() == "mine"
 
 
 def test_a_link_that_is_there_is_not_followed(path: Path) -> None:
     path.symlink_to(target := path.with_name("target"))
     with pytest.raises(Failure, match="File exists"):
-        Make(path, MIB).run()
+        MakeSwapfile(path, MIB).run()
     assert not target.exists()
 
 
 def test_zeros_are_written_where_the_file_system_cannot_allocate(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(libc, "fallocate", failing(errno.EOPNOTSUPP))
     monkeypatch.setattr(swap_allocation, "_FLUSH", 4 * MIB)
-    Make(path, 9 * MIB).run()
+    MakeSwapfile(path, 9 * MIB).run()
     assert path.stat().st_blocks * 512 >= 9 * MIB
 
 
@@ -115,7 +115,7 @@ def test_zeros_are_written_where_the_file_system_cannot_allocate(path: Path, mon
 def test_an_error_leaves_nothing(path: Path, monkeypatch: pytest.MonkeyPatch, code: int, hint: str) -> None:
     monkeypatch.setattr(libc, "fallocate", failing(code))
     with pytest.raises(Failure, match=os.strerror(code)) as caught:
-        Make(path, MIB).run()
+        MakeSwapfile(path, MIB).run()
     assert hint in caught.value.hint
     assert list(path.parent.iterdir()) == []
 
@@ -124,14 +124,14 @@ def test_an_error_half_way_through_writing_leaves_nothing(path: Path, monkeypatc
     monkeypatch.setattr(swap_allocation, "_FLUSH", 4 * MIB)
     monkeypatch.setattr(os, "fdatasync", failing(errno.ENOSPC))
     with pytest.raises(Failure, match="No space left"):
-        Make(path, 32 * MIB, write=True).run()
+        MakeSwapfile(path, 32 * MIB, write=True).run()
     assert list(path.parent.iterdir()) == []
 
 
 def test_holes_are_refused_and_leave_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(libc, "fallocate", lambda file, offset, length: os.ftruncate(file, offset + length))
     with pytest.raises(Failure, match="has holes"):
-        Make(path, MIB).run()
+        MakeSwapfile(path, MIB).run()
     assert list(path.parent.iterdir()) == []
 
 
@@ -141,7 +141,7 @@ def test_ctrl_c_leaves_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(libc, "fallocate", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        Make(path, MIB).run()
+        MakeSwapfile(path, MIB).run()
     assert list(path.parent.iterdir()) == []
 
 
@@ -149,12 +149,12 @@ KILLED_WHILE_WRITING = """
 import os, sys
 from pathlib import Path
 from vllm_safe.swap import swap_allocation
-from vllm_safe.swap.swapfile_steps import Make
+from vllm_safe.swap.swapfile_steps import MakeSwapfile
 def ready(file):
     print("half", os.fstat(file).st_blocks, flush=True)
     sys.stdin.read()
 swap_allocation._mkswap = ready
-Make(Path(sys.argv[1]), 1 << 20, write=True).run()
+MakeSwapfile(Path(sys.argv[1]), 1 << 20, write=True).run()
 """
 
 
@@ -174,25 +174,25 @@ def test_kill_9_leaves_nothing(path: Path) -> None:
 def test_nothing_is_made_in_a_folder_that_others_may_write(path: Path) -> None:
     path.parent.chmod(0o777)
     with pytest.raises(Failure, match="others could change"):
-        Make(path, MIB).run()
+        MakeSwapfile(path, MIB).run()
     assert list(path.parent.iterdir()) == []
 
 
 def test_turned_on_and_seen(path: Path, areas: Areas) -> None:
-    Make(path, MIB).run()
+    MakeSwapfile(path, MIB).run()
     TurnOn(path).run()
     assert areas.on == {str(path): 0}
 
 
 def test_one_that_is_on_already_is_no_error(path: Path, areas: Areas) -> None:
-    Make(path, MIB).run()
+    MakeSwapfile(path, MIB).run()
     areas.on[str(path)] = 0
     areas.error = errno.EBUSY
     TurnOn(path).run()
 
 
 def test_one_that_the_kernel_does_not_take_is_deleted(path: Path, areas: Areas) -> None:
-    Make(path, MIB).run()
+    MakeSwapfile(path, MIB).run()
     areas.error = errno.EINVAL
     with pytest.raises(Failure, match="the kernel does not swap to"):
         TurnOn(path).run()
@@ -200,7 +200,7 @@ def test_one_that_the_kernel_does_not_take_is_deleted(path: Path, areas: Areas) 
 
 
 def test_a_process_that_may_not_is_told_of_size_none_and_keeps_the_file(path: Path, areas: Areas) -> None:
-    Make(path, MIB).run()
+    MakeSwapfile(path, MIB).run()
     areas.error = errno.EPERM
     with pytest.raises(Failure) as caught:
         TurnOn(path).run()
@@ -209,7 +209,7 @@ def test_a_process_that_may_not_is_told_of_size_none_and_keeps_the_file(path: Pa
 
 
 def test_swapon_that_proc_does_not_show_is_an_error(path: Path, monkeypatch: pytest.MonkeyPatch, areas: Areas) -> None:
-    Make(path, MIB).run()
+    MakeSwapfile(path, MIB).run()
     monkeypatch.setattr(steps, "read_swaps", tuple)
     with pytest.raises(Failure, match="/proc/swaps does not show it"):
         TurnOn(path).run()
@@ -217,7 +217,7 @@ def test_swapon_that_proc_does_not_show_is_an_error(path: Path, monkeypatch: pyt
 
 
 def test_turned_off(path: Path, areas: Areas) -> None:
-    Make(path, MIB).run()
+    MakeSwapfile(path, MIB).run()
     TurnOff(path).run()
     assert areas.calls == []  # it is off
     TurnOn(path).run()
@@ -226,7 +226,7 @@ def test_turned_off(path: Path, areas: Areas) -> None:
 
 
 def test_swapoff_without_enough_ram_is_said(path: Path, areas: Areas) -> None:
-    Make(path, MIB).run()
+    MakeSwapfile(path, MIB).run()
     TurnOn(path).run()
     areas.error = errno.ENOMEM
     with pytest.raises(Failure, match="does not fit in RAM"):
@@ -234,7 +234,7 @@ def test_swapoff_without_enough_ram_is_said(path: Path, areas: Areas) -> None:
     assert path.exists()
 
 
-@pytest.mark.parametrize("step", [TurnOn, TurnOff, Delete, lambda path: Rename(path, path.with_name("new"))])
+@pytest.mark.parametrize("step", [TurnOn, TurnOff, DeleteSwapfile, lambda path: RenameSwapfile(path, path.with_name("new"))])
 def test_a_foreign_file_is_never_touched(path: Path, areas: Areas, step: Callable[[Path], TurnOn]) -> None:
     path.write_text("mine")
     areas.on[str(path)] = 0
@@ -244,26 +244,26 @@ def test_a_foreign_file_is_never_touched(path: Path, areas: Areas, step: Callabl
     assert areas.calls == []
 
 
-@pytest.mark.parametrize("step", [TurnOn, TurnOff, Delete])
-def test_a_file_that_is_gone_is_a_clear_error(path: Path, areas: Areas, step: type[Delete]) -> None:
+@pytest.mark.parametrize("step", [TurnOn, TurnOff, DeleteSwapfile])
+def test_a_file_that_is_gone_is_a_clear_error(path: Path, areas: Areas, step: type[DeleteSwapfile]) -> None:
     with pytest.raises(Failure, match="No such file"):
         step(path).run()
     assert areas.calls == []
 
 
 def test_deleted(path: Path) -> None:
-    Make(path, MIB).run()
-    Delete(path).run()
+    MakeSwapfile(path, MIB).run()
+    DeleteSwapfile(path).run()
     assert list(path.parent.iterdir()) == []
 
 
 def test_renamed_but_never_over_something(path: Path) -> None:
-    Make(path, MIB).run()
+    MakeSwapfile(path, MIB).run()
     (other := path.with_name("other")).write_text("mine")
     with pytest.raises(Failure, match="File exists"):
-        Rename(path, other).run()
+        RenameSwapfile(path, other).run()
     assert other.read_text() == "mine"
-    Rename(path, new := path.with_name("new")).run()
+    RenameSwapfile(path, new := path.with_name("new")).run()
     assert sorted(path.parent.iterdir()) == [new, other]
 
 
@@ -279,5 +279,5 @@ def test_the_last_word_of_the_kernel_about_swap_is_the_reason() -> None:
 
 def test_what_a_step_says() -> None:
     path = Path("/swapfile")
-    assert Make(path, 128 << 30).describe() == "make the swapfile /swapfile of 128 GiB, allocated, readable by root only"
-    assert Rename(path.with_name("swapfile.new"), path).describe() == "rename /swapfile.new to /swapfile"
+    assert MakeSwapfile(path, 128 << 30).describe() == "make the swapfile /swapfile of 128 GiB, allocated, readable by root only"
+    assert RenameSwapfile(path.with_name("swapfile.new"), path).describe() == "rename /swapfile.new to /swapfile"

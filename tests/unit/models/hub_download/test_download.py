@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from tests.fakes.hub import Fault, Hub
-from vllm_safe.models.model_files import read_model
+from vllm_safe.models.model_files import read_model_files
 
 from .conftest import FILES, PROGRAM, REPO, WEIGHTS, Downloader, tree_of
 
@@ -31,7 +31,7 @@ def test_get_puts_the_whole_model_in_place(downloader: Downloader, hub: Hub) -> 
     assert tree_of(downloader.folder) == FILES
     assert not downloader.partial.exists()
     assert result.stderr.splitlines()[-1] == "2.9 of 2.9 MiB, 100 %"
-    facts = read_model(REPO, downloader.models)
+    facts = read_model_files(REPO, downloader.models)
     assert facts.complete
     assert (facts.commit, facts.count, facts.size) == (hub.branches["main"], len(FILES), sum(map(len, FILES.values())))
 
@@ -166,7 +166,7 @@ def test_the_old_revision_stays_when_the_new_one_fails(downloader: Downloader, h
     hub.faults = [Fault(CDN + commit + SAFETENSORS, after=cut) for cut in (1 << 20, 0, 0, 0)]
     assert downloader.run("get").status == 1
     assert tree_of(downloader.folder) == FILES
-    assert read_model(REPO, downloader.models).complete
+    assert read_model_files(REPO, downloader.models).complete
 
 
 def test_what_an_abandoned_revision_left_is_dropped(downloader: Downloader, hub: Hub) -> None:

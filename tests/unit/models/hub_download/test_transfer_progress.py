@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from vllm_safe.models.as_engine.hub_download import transfer_progress
-from vllm_safe.models.as_engine.hub_download.transfer_progress import Progress, progress_line
+from vllm_safe.models.as_engine.hub_download.transfer_progress import TransferProgress, progress_line
 
 GIB, MIB = 1 << 30, 1 << 20
 
@@ -35,7 +35,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def test_without_a_terminal_a_line_now_and_then(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
-    shown = Progress(100 * MIB)
+    shown = TransferProgress(100 * MIB)
     for _ in range(100):
         clock[0] += 1
         shown.came(MIB)
@@ -48,7 +48,7 @@ def test_without_a_terminal_a_line_now_and_then(clock: list[float], capsys: pyte
 
 
 def test_what_is_here_already_does_not_make_it_look_fast(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
-    shown = Progress(1000 * MIB)
+    shown = TransferProgress(1000 * MIB)
     shown.found(500 * MIB)
     for _ in range(40):
         clock[0] += 1
@@ -61,7 +61,7 @@ def test_on_a_terminal_one_line_that_changes(
 ) -> None:
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     monkeypatch.setattr(transfer_progress.shutil, "get_terminal_size", lambda: type("Size", (), {"columns": 20}))
-    shown = Progress(100 * MIB)
+    shown = TransferProgress(100 * MIB)
     for _ in range(4):
         clock[0] += 1
         shown.came(MIB)

@@ -13,11 +13,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .hub import File, Hub
-from .hub_trouble import Patience, Trouble
-from .model_store import Store
+from .hub import Hub, RepositoryFile
+from .hub_trouble import HubTrouble, Patience
+from .model_store import ModelStore
 from .transfer import Transfer
-from .transfer_progress import Progress
+from .transfer_progress import TransferProgress
 
 EXIT_TROUBLE, EXIT_INTERRUPTED = 1, 130
 _PR_SET_DUMPABLE = 4  # linux/prctl.h
@@ -30,7 +30,7 @@ def main(arguments: list[str]) -> int:
     options = _options(arguments)
     try:
         answer = get(options) if options.action == "get" else list_(options)
-    except Trouble as trouble:
+    except HubTrouble as trouble:
         answer = {"trouble": trouble.kind, **trouble.details}
     except OSError as error:
         answer = {"trouble": "disk", "said": error.strerror or str(error), "name": str(error.filename or "")}
@@ -42,29 +42,29 @@ def main(arguments: list[str]) -> int:
 
 def list_(options: argparse.Namespace) -> dict[str, Any]:
     """What a revision consists of: {"commit": SHA, "files": [[name, size, bytes that are here], ...]}."""
-    commit, files = _ask(options, Progress(0))
-    store = Store(options.models, options.repo)
+    commit, files = _ask(options, TransferProgress(0))
+    store = ModelStore(options.models, options.repo)
     in_place = store.files_in_place()
     return {"commit": commit, "files": [[file.name, file.size, store.bytes_here(file, in_place)] for file in files]}
 
 
 def get(options: argparse.Namespace) -> dict[str, Any]:
     """Fetch a revision less what --leave-out names, and put it in place: {"commit": SHA}."""
-    store = Store(options.models, options.repo)
+    store = ModelStore(options.models, options.repo)
     with store.locked():
-        commit, files = _ask(options, Progress(0))
+        commit, files = _ask(options, TransferProgress(0))
         wanted = [file for file in files if not any(fnmatch.fnmatchcase(file.name, pattern) for pattern in options.leave_out)]
         try:
             _bring(options, store, commit, wanted)
         except OSError as error:
             if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
                 raise
-            raise Trouble("disk-full", missing=sum(file.size - store.bytes_here(file, {}) for file in wanted)) from error
+            raise HubTrouble("disk-full", missing=sum(file.size - store.bytes_here(file, {}) for file in wanted)) from error
     return {"commit": commit}
 
 
-def _bring(options: argparse.Namespace, store: Store, commit: str, files: list[File]) -> None:
-    progress = Progress(sum(file.size for file in files))
+def _bring(options: argparse.Namespace, store: ModelStore, commit: str, files: list[RepositoryFile]) -> None:
+    progress = TransferProgress(sum(file.size for file in files))
     transfer = Transfer(Hub(options.repo, _token()), store, commit, _patience(options, progress), progress)
     store.prepare(files)
     for file in files:
@@ -73,7 +73,7 @@ def _bring(options: argparse.Namespace, store: Store, commit: str, files: list[F
     store.put_in_place(commit, files)
 
 
-def _ask(options: argparse.Namespace, progress: Progress) -> tuple[str, list[File]]:
+def _ask(options: argparse.Namespace, progress: TransferProgress) -> tuple[str, list[RepositoryFile]]:
     patience = _patience(options, progress)
     hub = Hub(options.repo, _token())
     while True:
@@ -83,7 +83,7 @@ def _ask(options: argparse.Namespace, progress: Progress) -> tuple[str, list[Fil
             patience.wait_after(error)
 
 
-def _patience(options: argparse.Namespace, progress: Progress) -> Patience:
+def _patience(options: argparse.Namespace, progress: TransferProgress) -> Patience:
     return Patience(tuple(options.delay), options.longest_wait, progress.tell)
 
 

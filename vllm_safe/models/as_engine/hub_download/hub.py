@@ -12,7 +12,7 @@ from importlib import import_module
 from pathlib import PurePosixPath
 from typing import Any, Protocol
 
-from .hub_trouble import Trouble
+from .hub_trouble import HubTrouble
 
 MANIFEST = ".vllm-safe.json"  # in a model's folder: what belongs to it
 _SILENCE = 30.0  # seconds without a byte, after which a connection counts as broken
@@ -31,7 +31,7 @@ class Hasher(Protocol):
 
 
 @dataclass(frozen=True)
-class File:
+class RepositoryFile:
     """One file of a repository. `key` is "sha256:HEX" (large files) or "git:HEX" (the rest); `size` in bytes."""
 
     name: str
@@ -62,7 +62,7 @@ class Hub:
         # What a connection that fails raises: the session is a client of httpx in huggingface_hub 1, of httpx2 in 2.
         self.broken: type[Exception] = sys.modules[type(self._session).__module__.partition(".")[0]].TransportError
 
-    def list_files(self, revision: str | None) -> tuple[str, list[File]]:
+    def list_files(self, revision: str | None) -> tuple[str, list[RepositoryFile]]:
         """The commit that `revision` is now, and its files. Of a gated model, also makes sure that they may be read."""
         api = self._package.HfApi(endpoint=self._endpoint, token=self._token)
         try:
@@ -70,7 +70,7 @@ class Hub:
         except (ValueError, TypeError, KeyError) as error:
             if hasattr(error, "response"):  # an answer with the status 400, which is a ValueError too
                 raise
-            raise Trouble("not-a-hub", said=str(error)) from error  # the login page of a hotel, say
+            raise HubTrouble("not-a-hub", said=str(error)) from error  # the login page of a hotel, say
         files = [_file(sibling) for sibling in info.siblings or ()]
         if info.gated and files:
             with self.open(info.sha, min(files, key=lambda file: file.size), 0):
@@ -78,7 +78,7 @@ class Hub:
         return info.sha, files
 
     @contextmanager
-    def open(self, commit: str, file: File, start: int) -> Iterator[Any]:
+    def open(self, commit: str, file: RepositoryFile, start: int) -> Iterator[Any]:
         """The response that brings the file from byte `start` on (status 206), or all of it (200). Raises if it is an error."""
         headers = self._package.utils.build_hf_headers(token=self._token)
         headers["Accept-Encoding"] = "identity"  # the bytes of the file, not of a compressed form of it
@@ -90,13 +90,13 @@ class Hub:
             yield response
 
 
-def _file(sibling: Any) -> File:  # noqa: ANN401 -- a RepoSibling of huggingface_hub
+def _file(sibling: Any) -> RepositoryFile:  # noqa: ANN401 -- a RepoSibling of huggingface_hub
     path = PurePosixPath(sibling.rfilename)
     if path.is_absolute() or ".." in path.parts or not path.name or path.parts[0] == MANIFEST:
-        raise Trouble("bad-name", name=sibling.rfilename)
+        raise HubTrouble("bad-name", name=sibling.rfilename)
     if sibling.size is None or not (sibling.lfs or sibling.blob_id):
-        raise Trouble("no-hashes", name=sibling.rfilename)
+        raise HubTrouble("no-hashes", name=sibling.rfilename)
     digest = sibling.lfs.sha256 if sibling.lfs else sibling.blob_id
     if not str(digest).isalnum():  # it becomes the name of a file
-        raise Trouble("no-hashes", name=sibling.rfilename)
-    return File(sibling.rfilename, sibling.size, f"{'sha256' if sibling.lfs else 'git'}:{digest}")
+        raise HubTrouble("no-hashes", name=sibling.rfilename)
+    return RepositoryFile(sibling.rfilename, sibling.size, f"{'sha256' if sibling.lfs else 'git'}:{digest}")

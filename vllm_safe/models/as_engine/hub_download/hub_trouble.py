@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 _FOREVER = 1e6  # seconds; a hub that says more is not waited for anyway
 
 
-class Trouble(Exception):
+class HubTrouble(Exception):
     """Why it cannot go on. `kind` is a key of the table in vllm_safe/models/fetch_decision.py, `details` fill its text."""
 
     def __init__(self, kind: str, **details: object) -> None:
@@ -42,7 +42,7 @@ class Patience:
 
     def wait_after(self, error: Exception) -> None:
         """Wait until it is worth trying again. Raises Trouble if it is not, or not any more."""
-        trouble, leave_alone = understand(error)
+        trouble, leave_alone = understand_hub_error(error)
         if trouble.kind not in _WORTH_ANOTHER_TRY or self._failures >= len(self._delays) or leave_alone > self._wait_left:
             raise trouble from error
         delay = max(self._delays[self._failures], leave_alone)
@@ -52,28 +52,28 @@ class Patience:
         time.sleep(delay)
 
 
-def understand(error: Exception) -> tuple[Trouble, float]:
+def understand_hub_error(error: Exception) -> tuple[HubTrouble, float]:
     """What an exception of the hub's client means, and for how many seconds the hub asks to be left alone."""
     response = getattr(error, "response", None)
     if response is None:
         return _network_trouble(error), 0.0
     if response.status_code == 429:
         seconds = _retry_after(response.headers)
-        return Trouble("busy", seconds=seconds), seconds
+        return HubTrouble("busy", seconds=seconds), seconds
     return _trouble_of(response.status_code, response.headers), 0.0
 
 
-def _trouble_of(status: int, headers: Mapping[str, str]) -> Trouble:
+def _trouble_of(status: int, headers: Mapping[str, str]) -> HubTrouble:
     said = headers.get("X-Error-Message", "")
     if status == 408 or status >= 500:
-        return Trouble("server", status=status)
+        return HubTrouble("server", status=status)
     if status == 401 and "Invalid credentials" in said:
-        return Trouble("token")
+        return HubTrouble("token")
     if kind := {"GatedRepo": "gated", "RevisionNotFound": "revision", "RepoNotFound": "missing"}.get(headers.get("X-Error-Code", "")):
-        return Trouble(kind)
+        return HubTrouble(kind)
     if status in {401, 404}:  # 401 is also the answer to "no such model" for those who have no token
-        return Trouble("missing")
-    return Trouble("refused", status=status, said=said)
+        return HubTrouble("missing")
+    return HubTrouble("refused", status=status, said=said)
 
 
 def _retry_after(headers: Mapping[str, str]) -> float:
@@ -83,12 +83,12 @@ def _retry_after(headers: Mapping[str, str]) -> float:
     return min(float(text), _FOREVER) if text.isdecimal() else 0.0
 
 
-def _network_trouble(error: BaseException) -> Trouble:
+def _network_trouble(error: BaseException) -> HubTrouble:
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, socket.gaierror):
-            return Trouble("dns", said=str(error))
+            return HubTrouble("dns", said=str(error))
         if isinstance(cause, ssl.SSLCertVerificationError):
-            return Trouble("tls", said=cause.verify_message)
+            return HubTrouble("tls", said=cause.verify_message)
         cause = cause.__cause__ or cause.__context__
-    return Trouble("broken", said=str(error))
+    return HubTrouble("broken", said=str(error))

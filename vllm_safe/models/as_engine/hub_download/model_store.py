@@ -17,13 +17,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .hub import MANIFEST, File
-from .hub_trouble import Trouble
+from .hub import MANIFEST, RepositoryFile
+from .hub_trouble import HubTrouble
 
 _RENAME_EXCHANGE, _AT_FDCWD = 2, -100  # linux/fs.h, linux/fcntl.h
 
 
-class Store:
+class ModelStore:
     """One model below the folder `models`."""
 
     def __init__(self, models: Path, repo: str) -> None:
@@ -43,19 +43,19 @@ class Store:
         finally:
             os.close(handle)
 
-    def blob(self, file: File) -> Path:
+    def blob(self, file: RepositoryFile) -> Path:
         """Where the file is kept under its hash."""
         return self._blobs / file.key.replace(":", "-")
 
-    def part(self, file: File) -> Path:
+    def part(self, file: RepositoryFile) -> Path:
         """Where as much of it is kept as has come."""
         return self._blobs / (file.key.replace(":", "-") + ".incomplete")
 
-    def has(self, file: File) -> bool:
+    def has(self, file: RepositoryFile) -> bool:
         """Whether it is complete."""
         return size_of(self.blob(file)) == file.size
 
-    def bytes_here(self, file: File, in_place: dict[str, Path]) -> int:
+    def bytes_here(self, file: RepositoryFile, in_place: dict[str, Path]) -> int:
         """How much of it need not be transferred; `in_place` is what `files_in_place` returned."""
         if file.key in in_place or self.has(file):
             return file.size
@@ -70,7 +70,7 @@ class Store:
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return {}
 
-    def prepare(self, files: list[File]) -> None:
+    def prepare(self, files: list[RepositoryFile]) -> None:
         """Take over what the revision in place has in common with these files; drop what an earlier run for others has left."""
         wanted = {path.name for file in files for path in (self.blob(file), self.part(file))}
         for path in self._blobs.iterdir():
@@ -82,7 +82,7 @@ class Store:
                 self.blob(file).unlink(missing_ok=True)
                 os.link(in_place[file.key], self.blob(file))
 
-    def put_in_place(self, commit: str, files: list[File]) -> None:
+    def put_in_place(self, commit: str, files: list[RepositoryFile]) -> None:
         """Make the tree and rename it to its place. A revision that is there gives way in the same instant, and is then deleted."""
         shutil.rmtree(self._tree, ignore_errors=True)
         for file in files:
@@ -106,7 +106,7 @@ def _take(handle: int) -> None:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise Trouble("locked") from None
+        raise HubTrouble("locked") from None
 
 
 def _sync(path: Path) -> None:

@@ -6,10 +6,10 @@ import os
 from collections.abc import Iterator
 from io import FileIO
 
-from .hub import File, Hasher, Hub
-from .hub_trouble import Patience, Trouble
-from .model_store import Store
-from .transfer_progress import Progress
+from .hub import Hasher, Hub, RepositoryFile
+from .hub_trouble import HubTrouble, Patience
+from .model_store import ModelStore
+from .transfer_progress import TransferProgress
 
 _CHUNK = 1 << 16  # small: what is collected for a chunk is lost when the connection breaks off
 
@@ -17,14 +17,14 @@ _CHUNK = 1 << 16  # small: what is collected for a chunk is lost when the connec
 class Transfer:
     """The transfer of files of one commit from a hub into a store."""
 
-    def __init__(self, hub: Hub, store: Store, commit: str, patience: Patience, progress: Progress) -> None:
+    def __init__(self, hub: Hub, store: ModelStore, commit: str, patience: Patience, progress: TransferProgress) -> None:
         self._hub = hub
         self._store = store
         self._commit = commit
         self._patience = patience
         self._progress = progress
 
-    def bring(self, file: File) -> None:
+    def bring(self, file: RepositoryFile) -> None:
         """Make the file complete in the store. Raises Trouble, or OSError for the disk's own troubles; what has come stays."""
         if self._store.has(file):
             self._progress.found(file.size)
@@ -36,9 +36,9 @@ class Transfer:
             self._progress.tell(f"{file.name}: what an earlier run left is damaged, starting it again")
             if self._try(file):
                 return
-        raise Trouble("wrong-bytes", name=file.name)
+        raise HubTrouble("wrong-bytes", name=file.name)
 
-    def _try(self, file: File) -> bool:
+    def _try(self, file: RepositoryFile) -> bool:
         """Bring in what is missing. Returns whether the whole then had its hash; if not, nothing of it is kept."""
         part = self._store.part(file)
         with part.open("ab+", buffering=0) as out:
@@ -51,7 +51,7 @@ class Transfer:
         self._progress.found(-file.size)
         return False
 
-    def _append(self, file: File, out: FileIO) -> Hasher:
+    def _append(self, file: RepositoryFile, out: FileIO) -> Hasher:
         """Append until the file has its size. Returns the hasher of the whole."""
         hasher, done = self._hash_start(file, out)
         while done < file.size:
@@ -75,7 +75,7 @@ class Transfer:
                 self._patience.wait_after(error)
         return hasher
 
-    def _hash_start(self, file: File, out: FileIO) -> tuple[Hasher, int]:
+    def _hash_start(self, file: RepositoryFile, out: FileIO) -> tuple[Hasher, int]:
         """Hash what an earlier run has left. Returns the hasher and how many bytes these are."""
         hasher, done = file.hasher(), 0
         if os.fstat(out.fileno()).st_size > file.size:

@@ -11,7 +11,7 @@ _TERMINAL_EVERY, _PLAIN_EVERY = 0.2, 30.0  # seconds between two lines
 _WINDOW = 20.0  # seconds over which the rate is measured
 
 
-class Progress:
+class TransferProgress:
     """Counts bytes and says so on stderr. `came`: from the hub; `found`: here already."""
 
     def __init__(self, total: int) -> None:
