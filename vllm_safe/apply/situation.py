@@ -1,4 +1,4 @@
-"""Reading everything that the checks of a model look at: for `apply`, which acts on it, and for commands that only look."""
+"""Read everything that the checks of a model look at: for `apply`, which acts on it, and for commands that only look."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from vllm_safe.common import paths
 from vllm_safe.common.systemctl import show_properties
 from vllm_safe.config.settings import Config
-from vllm_safe.decide.limits import PROPERTIES, decide_units, unit_of
-from vllm_safe.decide.serve_command import decide_environment, server_program
+from vllm_safe.decide.limits import MANAGED_UNITS, PROPERTIES, Budget, unit_of
+from vllm_safe.decide.serve_command import decide_server
 from vllm_safe.decide.start_checks import SWAP_SERVICE, Situation
 from vllm_safe.host.host_facts import Host
 from vllm_safe.host.start_facts import read_start_facts
@@ -17,29 +17,29 @@ _SET = dict.fromkeys(name for names in PROPERTIES.values() for name in names)
 _SHOWN = ("Id", *_SET, "NRestarts", "ActiveEnterTimestampMonotonic", "StatusText")
 
 
-def read_units(config: Config, host: Host, *more: str) -> dict[str, Mapping[str, str]]:
-    """The properties of the units that we set, and of `more`, as systemd has them now."""
-    return show_properties([*decide_units(config, host), *more], _SHOWN)
+def read_units(*more: str) -> dict[str, Mapping[str, str]]:
+    """Return the properties of the units whose limits vllm-safe sets, and of `more`, as systemd has them now."""
+    return show_properties([*MANAGED_UNITS, *more], _SHOWN)
 
 
-def read_situation(config: Config, host: Host, name: str) -> Situation:
-    """The facts about one start of the model `name`, which the config has."""
-    model = config.models[name]
-    ground = read_start_facts(
+def read_situation(config: Config, host: Host, budget: Budget, name: str) -> Situation:
+    """Read the facts about one start of the model `name`. The configuration has that model."""
+    model, server = config.models[name], decide_server(config, host, name)
+    facts = read_start_facts(
         name,
-        server=server_program(model),
-        path=decide_environment(config, host, name)["PATH"].value,
+        server=server.program,
+        path=server.environment["PATH"].value,
         host=model.host,
         model=model.model,
         swap_file=config.swap.file,
         key_file=model.api_key_file,
-        units=read_units(config, host, unit_of(name), SWAP_SERVICE),
+        units=read_units(unit_of(name), SWAP_SERVICE),
     )
-    return Situation(config, host, name, ground)
+    return Situation(config, host, name, budget, facts, server)
 
 
 def read_earlyoom_env() -> str | None:
-    """The text of the file that gives earlyoom its arguments, or None."""
+    """Return the text of the file that gives earlyoom its arguments, or None."""
     try:
         return paths.EARLYOOM_ENV.read_text(errors="surrogateescape")
     except OSError:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vllm_safe.apply.unit_steps import TryRestart, missing_properties, remove_dropins
+from vllm_safe.apply.unit_steps import DaemonReload, SetProperties, TryRestart, remove_dropins
 from vllm_safe.common import paths
 from vllm_safe.common.file_steps import RemoveFile, WriteFile
 from vllm_safe.contract.launch_file import Launch, launch_file
-from vllm_safe.decide.limits import unit_of
+from vllm_safe.decide.limits import EACH_UNIT, are_in_force, unit_of
 from vllm_safe.engine.trial_steps import mark_step
 
 if TYPE_CHECKING:
@@ -26,6 +26,26 @@ EARLYOOM = "earlyoom.service"
 def prepare_steps(plan: Preparation, shown: Mapping[str, Mapping[str, str]], earlyoom_env: str | None) -> tuple[Step, ...]:
     """The steps to where `plan` wants to be. `shown`: properties of units as they are; `earlyoom_env`: the file's text, or None."""
     return (*missing_properties(plan.units, shown), *_earlyoom_steps(plan.earlyoom, earlyoom_env), *_start_steps(plan))
+
+
+def missing_properties(wanted: Mapping[str, Mapping[str, int]], shown: Mapping[str, Mapping[str, str]]) -> tuple[Step, ...]:
+    """Steps for the units that `systemctl show` has with other values than wanted.
+
+    A default for the units in a slice comes first, and what runs there has it after the reload: broken off before, all of it is done again.
+    """
+    every = [(unit, name, value) for unit, properties in wanted.items() for name, value in properties.items()]
+    defaults, others = (_missing([one for one in every if (one[1] == EACH_UNIT) is first], shown) for first in (True, False))
+    reload = (DaemonReload(),) if any(EACH_UNIT in wanted[step.unit] for step in (*defaults, *others)) else ()
+    return (*defaults, *reload, *others)
+
+
+def _missing(wanted: Iterable[tuple[str, str, int]], shown: Mapping[str, Mapping[str, str]]) -> tuple[SetProperties, ...]:
+    by_unit: dict[str, dict[str, int]] = {}
+    for unit, name, value in wanted:
+        by_unit.setdefault(unit, {})[name] = value
+    return tuple(
+        SetProperties(unit, properties) for unit, properties in by_unit.items() if not are_in_force(properties, shown.get(unit, {}))
+    )
 
 
 def refusal_steps(name: str, what: str, do_next: str, *, again: bool = False, starts: Starts | None = None) -> tuple[Step, ...]:

@@ -11,7 +11,6 @@ from pathlib import Path
 from vllm_safe.common.errors import Failure
 from vllm_safe.common.file_steps import RemoveFile
 from vllm_safe.common.steps import Step
-from vllm_safe.decide.limits import EACH_UNIT, are_in_force
 
 
 def _systemctl(*arguments: str) -> None:
@@ -102,26 +101,6 @@ class DaemonReload:
     def run(self) -> None:
         """Failure if systemd refuses."""
         _systemctl("daemon-reload")
-
-
-def missing_properties(wanted: Mapping[str, Mapping[str, int]], shown: Mapping[str, Mapping[str, str]]) -> tuple[Step, ...]:
-    """Steps for the units that `systemctl show` has with other values than wanted.
-
-    A default for the units in a slice comes first, and what runs there has it after the reload: broken off before, all of it is done again.
-    """
-    every = [(unit, name, value) for unit, properties in wanted.items() for name, value in properties.items()]
-    defaults, others = (_missing([one for one in every if (one[1] == EACH_UNIT) is first], shown) for first in (True, False))
-    reload = (DaemonReload(),) if any(EACH_UNIT in wanted[step.unit] for step in (*defaults, *others)) else ()
-    return (*defaults, *reload, *others)
-
-
-def _missing(wanted: Iterable[tuple[str, str, int]], shown: Mapping[str, Mapping[str, str]]) -> tuple[SetProperties, ...]:
-    by_unit: dict[str, dict[str, int]] = {}
-    for unit, name, value in wanted:
-        by_unit.setdefault(unit, {})[name] = value
-    return tuple(
-        SetProperties(unit, properties) for unit, properties in by_unit.items() if not are_in_force(properties, shown.get(unit, {}))
-    )
 
 
 def remove_dropins(files: Iterable[Path]) -> tuple[Step, ...]:

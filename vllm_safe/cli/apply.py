@@ -3,16 +3,33 @@
 from __future__ import annotations
 
 import re
+import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
+from vllm_safe.apply.guard_steps import guard_steps, keep_guard_steps, undo_guard_steps
+from vllm_safe.apply.situation import read_earlyoom_env, read_situation, read_units
+from vllm_safe.apply.start_steps import prepare_steps, refusal_steps, undo_steps
 from vllm_safe.cli.main import config_option, dry_run_option, need_root, optional_name_argument
 from vllm_safe.common.errors import ConfigError, Failure, Misuse
-
-if TYPE_CHECKING:
-    from vllm_safe.common.steps import Step
+from vllm_safe.common.paths import starts_file
+from vllm_safe.common.steps import Step, carry_out
+from vllm_safe.common.systemctl import runtime_dropins, show_properties
+from vllm_safe.config.reader import load
+from vllm_safe.decide.guard_settings import decide_guard
+from vllm_safe.decide.limits import PROPERTIES, decide_budget, unit_of
+from vllm_safe.decide.start_checks import (
+    count_restart,
+    decide_default_protection,
+    decide_preparation,
+    decide_protection_of_all,
+    require_model,
+)
+from vllm_safe.host.host_facts import read_host
+from vllm_safe.host.start_facts import boot_clock, read_starts, time_asleep
+from vllm_safe.tunables.tunable_decision import decide_tunables
+from vllm_safe.tunables.tunable_steps import tunables_steps, undo_tunables_steps
 
 
 @click.command(name="apply")
@@ -43,57 +60,33 @@ def command(name: str | None, *, dry_run: bool, undo: bool, tunables: bool, conf
 
 
 def _carry_out(steps: tuple[Step, ...], *, dry_run: bool) -> None:
-    from vllm_safe.common.steps import carry_out
-
     if dry_run and not steps:
         click.echo("nothing to do: everything is so already")
     carry_out(steps, dry_run=dry_run, say=click.echo)
 
 
 def _undo() -> tuple[Step, ...]:
-    from vllm_safe.apply.guard_steps import undo_guard_steps
-    from vllm_safe.apply.situation import read_earlyoom_env
-    from vllm_safe.apply.start_steps import undo_steps
-    from vllm_safe.common.systemctl import runtime_dropins
-    from vllm_safe.decide.limits import PROPERTIES
-
     return (*undo_steps(runtime_dropins(PROPERTIES), read_earlyoom_env()), *undo_guard_steps(), *_undo_tunables())
 
 
 def _undo_tunables() -> tuple[Step, ...]:
-    from vllm_safe.tunables.tunable_steps import undo_tunables_steps
-
     return undo_tunables_steps()
 
 
 def _tune(config_path: Path) -> tuple[Step, ...]:
-    from vllm_safe.config.reader import load
-    from vllm_safe.host.host_facts import read_host
-    from vllm_safe.tunables.tunable_decision import decide_tunables
-    from vllm_safe.tunables.tunable_steps import tunables_steps
-
     there = read_host().tunables
     return tunables_steps(decide_tunables(load(config_path), there), there)
 
 
 def _protect(config_path: Path) -> tuple[tuple[Step, ...], ConfigError | None]:
     """A mistake in the file must not lock anybody out: then the defaults are kept for the system, and what is else stays as it is."""
-    from vllm_safe.apply.guard_steps import guard_steps, keep_guard_steps
-    from vllm_safe.apply.situation import read_earlyoom_env, read_units
-    from vllm_safe.apply.start_steps import prepare_steps
-    from vllm_safe.config.reader import load
-    from vllm_safe.config.settings import Config
-    from vllm_safe.decide.guard_settings import decide_guard
-    from vllm_safe.decide.start_checks import decide_default_protection, decide_protection_of_all
-    from vllm_safe.host.host_facts import read_host
-
     host, there = read_host(), read_earlyoom_env()
     try:
         config = load(config_path)
     except ConfigError as mistake:
-        kept = prepare_steps(decide_default_protection(host, there), read_units(Config(), host), there)
+        kept = prepare_steps(decide_default_protection(host, there), read_units(), there)
         return (*kept, *keep_guard_steps(str(mistake.mistakes[0]))), mistake
-    steps = prepare_steps(decide_protection_of_all(config, host), read_units(config, host), there)
+    steps = prepare_steps(decide_protection_of_all(config, decide_budget(config, host)), read_units(), there)
     return (*steps, *guard_steps(decide_guard(config))), None
 
 
@@ -107,8 +100,6 @@ def _prepare_or_refuse(name: str, config_path: Path, *, dry_run: bool) -> None:
     except Failure as failure:
         _carry_out(_refuse_for_now(name, failure.message, failure.hint), dry_run=dry_run)
     except Exception as error:  # noqa: BLE001 -- whatever it is, it must not be lost behind "dependency failed"
-        import traceback
-
         click.echo(traceback.format_exc(), err=True)
         what = f"vllm-safe could not prepare the start: {type(error).__name__}: {error}"
         _carry_out(_refuse_for_now(name, what, f"journalctl -u vllm-safe-prepare@{name}"), dry_run=dry_run)
@@ -116,13 +107,6 @@ def _prepare_or_refuse(name: str, config_path: Path, *, dry_run: bool) -> None:
 
 def _refuse_for_now(name: str, what: str, do_next: str) -> tuple[Step, ...]:
     """What may work the next time is tried again, as often as any other start."""
-    from vllm_safe.apply.start_steps import refusal_steps
-    from vllm_safe.common.paths import starts_file
-    from vllm_safe.common.systemctl import show_properties
-    from vllm_safe.decide.limits import unit_of
-    from vllm_safe.decide.start_checks import count_restart
-    from vllm_safe.host.start_facts import boot_clock, read_starts, time_asleep
-
     shown = show_properties([unit_of(name)], ("Id", "NRestarts", "ActiveEnterTimestampMonotonic"))
     starts, too_many = count_restart(read_starts(starts_file(name)), shown, boot_clock(), time_asleep(), name)
     return refusal_steps(name, what, do_next, again=not too_many, starts=starts)
@@ -130,14 +114,6 @@ def _refuse_for_now(name: str, what: str, do_next: str) -> tuple[Step, ...]:
 
 def _prepare(name: str, config_path: Path) -> tuple[Step, ...]:
     """What makes a start impossible is no failure here: it goes into the launch file, so that vllm@NAME itself says it."""
-    from vllm_safe.apply.guard_steps import guard_steps, keep_guard_steps
-    from vllm_safe.apply.situation import read_earlyoom_env, read_situation
-    from vllm_safe.apply.start_steps import prepare_steps, refusal_steps
-    from vllm_safe.config.reader import load
-    from vllm_safe.decide.guard_settings import decide_guard
-    from vllm_safe.decide.start_checks import decide_preparation, require_model
-    from vllm_safe.host.host_facts import read_host
-
     try:
         config = load(config_path)
         require_model(config, name)
@@ -147,7 +123,8 @@ def _prepare(name: str, config_path: Path) -> tuple[Step, ...]:
         return (*refusal_steps(name, first, hint), *keep_guard_steps(first))
     except Misuse as error:
         return refusal_steps(name, error.message, error.hint)
-    situation = read_situation(config, read_host(), name)
+    host = read_host()
+    situation = read_situation(config, host, decide_budget(config, host), name)
     # The launch file comes last, as what says that all before it was done.
-    steps = prepare_steps(decide_preparation(situation), situation.ground.units, read_earlyoom_env())
+    steps = prepare_steps(decide_preparation(situation), situation.facts.units, read_earlyoom_env())
     return (*guard_steps(decide_guard(config)), *steps)

@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
+from vllm_safe.apply.situation import read_situation
 from vllm_safe.cli.main import config_option, json_option
 from vllm_safe.common.errors import EXIT_FAILED, Failure
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from vllm_safe.common.findings import Finding
-    from vllm_safe.config.settings import Config
-    from vllm_safe.host.check_facts import Inspection
-    from vllm_safe.host.host_facts import Host
+from vllm_safe.common.findings import Finding
+from vllm_safe.common.systemctl import show_properties
+from vllm_safe.config.reader import load
+from vllm_safe.config.settings import Config
+from vllm_safe.decide.checks import EARLYOOM, MachineFacts, check_machine, check_running_model
+from vllm_safe.decide.limits import EACH_UNIT, decide_budget, unit_of
+from vllm_safe.decide.protect import UNITS
+from vllm_safe.decide.serve_command import server_url
+from vllm_safe.decide.start_checks import SWAP_SERVICE
+from vllm_safe.driver.driver_facts import read_driver
+from vllm_safe.earlyoom.earlyoom_defaults import admin_arguments
+from vllm_safe.engine.engine_decision import cuda_of
+from vllm_safe.engine.requirement_locks import read_lock
+from vllm_safe.host import check_facts
+from vllm_safe.host.check_facts import Inspection
+from vllm_safe.host.host_facts import Host, read_host
+from vllm_safe.host.start_facts import read_key
+from vllm_safe.swap.swap_decision import decide_swap
+from vllm_safe.swap.swapfile_facts import read_swap
 
 MACHINE = "this machine"
 _COLOURS = {"pass": "green", "warn": "yellow", "fail": "red"}
@@ -31,9 +43,6 @@ def command(config_path: Path, *, as_json: bool) -> int:
 
     Exit code: 0 if nothing failed, 1 if something did, 2 if the configuration has a mistake.
     """
-    from vllm_safe.config.reader import load
-    from vllm_safe.host.host_facts import read_host
-
     config = load(config_path)
     host = read_host(behind=config.swap.file)
     found = _check(config, host)
@@ -57,23 +66,17 @@ def _print(found: Mapping[str, tuple[Finding, ...]]) -> None:
 
 def _check(config: Config, host: Host) -> dict[str, tuple[Finding, ...]]:
     """The findings for the machine, then for each model; what was said once is not said of each model again."""
-    from vllm_safe.apply.situation import read_situation
-    from vllm_safe.decide.checks import MachineFacts, check_machine, check_running_model
-
-    seen = _inspect(config)
-    found = {MACHINE: check_machine(MachineFacts(config, host, seen, _swap_refused(config, host)))}
+    seen, budget = _inspect(config), decide_budget(config, host)
+    found = {MACHINE: check_machine(MachineFacts(config, host, budget, seen, _swap_refused(config, host)))}
     said = set(found[MACHINE])
     for name in config.models:
-        own = check_running_model(read_situation(config, host, name), seen)
+        own = check_running_model(read_situation(config, host, budget, name), seen)
         found[name] = tuple(finding for finding in own if finding not in said)
         said.update(own)
     return found
 
 
 def _swap_refused(config: Config, host: Host) -> Failure | None:
-    from vllm_safe.swap.swap_decision import decide_swap
-    from vllm_safe.swap.swapfile_facts import read_swap
-
     try:
         decide_swap(config.swap, host, read_swap(config.swap.file, host))
     except Failure as failure:
@@ -82,19 +85,6 @@ def _swap_refused(config: Config, host: Host) -> Failure | None:
 
 
 def _inspect(config: Config) -> Inspection:
-    from vllm_safe.common.systemctl import show_properties
-    from vllm_safe.decide.checks import EARLYOOM
-    from vllm_safe.decide.limits import EACH_UNIT, unit_of
-    from vllm_safe.decide.protect import UNITS
-    from vllm_safe.decide.serve_command import server_url
-    from vllm_safe.decide.start_checks import SWAP_SERVICE
-    from vllm_safe.driver.driver_facts import read_driver
-    from vllm_safe.earlyoom.earlyoom_defaults import admin_arguments
-    from vllm_safe.engine.engine_decision import cuda_of
-    from vllm_safe.engine.requirement_locks import read_lock
-    from vllm_safe.host import check_facts
-    from vllm_safe.host.start_facts import read_key
-
     names = {name: unit_of(name) for name in config.models}
     properties = ("Id", "LoadState", "ActiveState", "MainPID", "StatusText", "MemoryMin", EACH_UNIT, "NRestarts")
     units = show_properties([EARLYOOM, SWAP_SERVICE, *UNITS.values(), *names.values()], properties)

@@ -9,20 +9,40 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
+from vllm_safe.apply.guard_steps import guard_steps
+from vllm_safe.apply.situation import read_earlyoom_env, read_units
+from vllm_safe.apply.start_steps import prepare_steps
 from vllm_safe.cli.main import config_option, dry_run_option, json_option, model_names, need_root
+from vllm_safe.cli.table import align_columns
 from vllm_safe.common.errors import EXIT_FAILED, Misuse
-
-if TYPE_CHECKING:
-    from vllm_safe.config.settings import Config
-    from vllm_safe.decide.limits import DecidedLimits
-    from vllm_safe.drill.drill_decision import DrillRow, Hog
-    from vllm_safe.drill.drill_run import DrillProgress
-    from vllm_safe.drill.hog_unit import StartHog
-    from vllm_safe.host.host_facts import Host
+from vllm_safe.common.findings import Level
+from vllm_safe.common.pressure import memory_pressure
+from vllm_safe.common.run_lock import hold_lock
+from vllm_safe.common.sizes import format_size
+from vllm_safe.common.steps import carry_out
+from vllm_safe.common.systemctl import show_properties
+from vllm_safe.config.reader import load
+from vllm_safe.config.settings import Config
+from vllm_safe.decide.guard_settings import decide_guard
+from vllm_safe.decide.limits import Budget, DecidedLimits, decide_budget
+from vllm_safe.decide.start_checks import (
+    SWAP_SERVICE,
+    LimitSituation,
+    check_cgroups,
+    check_memory,
+    check_swap,
+    decide_protection_of_all,
+    require_model,
+)
+from vllm_safe.drill.drill_decision import DrillRow, Hog, check_ready, decide_hog, judge_drill
+from vllm_safe.drill.drill_decision import drill_as_json as lines_as_json
+from vllm_safe.drill.drill_run import DrillProgress, run_drill
+from vllm_safe.drill.hog_unit import StartHog, occupants
+from vllm_safe.host.host_facts import Host, read_host
+from vllm_safe.host.start_facts import StartFacts
 
 
 @click.command(name="drill")
@@ -38,18 +58,6 @@ def command(seconds: float, name: str | None, config_path: Path, *, as_json: boo
     with those on the idle machine, which are timed first. A hog that is killed fails too: the model would have been. Exit code: 0 PASS,
     1 FAIL, 2 refused.
     """
-    from vllm_safe.apply.guard_steps import guard_steps
-    from vllm_safe.apply.situation import read_earlyoom_env, read_units
-    from vllm_safe.apply.start_steps import prepare_steps
-    from vllm_safe.common.steps import carry_out
-    from vllm_safe.config.reader import load
-    from vllm_safe.decide.guard_settings import decide_guard
-    from vllm_safe.decide.limits import decide_limits
-    from vllm_safe.decide.start_checks import decide_protection_of_all, require_model
-    from vllm_safe.drill.drill_decision import decide_hog
-    from vllm_safe.drill.hog_unit import StartHog
-    from vllm_safe.host.host_facts import read_host
-
     if not dry_run:
         need_root()
     config, host = load(config_path), read_host()
@@ -57,36 +65,29 @@ def command(seconds: float, name: str | None, config_path: Path, *, as_json: boo
         require_model(config, name)
     elif len(config.models) == 1:
         (name,) = config.models
-    limits = decide_limits(config, host, name or "")
+    budget = decide_budget(config, host)
+    limits = budget.of(name or "")
     hog = decide_hog(limits, host.cpus)
     start = StartHog(hog, {**limits.properties, "IOSchedulingClass": limits.io_scheduling_class.value}, seconds)
     # What a start of the model does first: the drill is of the configuration as it is now.
-    common = prepare_steps(decide_protection_of_all(config, host), read_units(config, host), read_earlyoom_env())
+    common = prepare_steps(decide_protection_of_all(config, budget), read_units(), read_earlyoom_env())
     protect = (*common, *guard_steps(decide_guard(config)))
     if dry_run:
         carry_out((*protect, start), dry_run=True, say=click.echo)
         return 0
     with _one_drill():
-        _refuse(config, host, name or "the hog")
+        _refuse(config, host, budget, name or "the hog")
         carry_out(protect, dry_run=False)
         course = _run(start, hog, seconds)
     return _report(course, hog, limits, as_json=as_json)
 
 
-def _refuse(config: Config, host: Host, name: str) -> None:
+def _refuse(config: Config, host: Host, budget: Budget, name: str) -> None:
     """Raise Misuse if the machine is not one on which a drill under the limits of `name` shows anything, or would do harm."""
-    from vllm_safe.common.findings import Level
-    from vllm_safe.common.pressure import memory_pressure
-    from vllm_safe.common.systemctl import show_properties
-    from vllm_safe.decide.start_checks import SWAP_SERVICE, Situation, check_cgroups, check_memory, check_swap
-    from vllm_safe.drill.drill_decision import check_ready
-    from vllm_safe.drill.hog_unit import occupants
-    from vllm_safe.host.start_facts import StartFacts
-
-    ground = StartFacts(swap_file=str(config.swap.file.resolve()), units=show_properties([SWAP_SERVICE], ("Id", "StatusText")))
-    situation = Situation(config, host, name, ground)
+    facts = StartFacts(swap_file=str(config.swap.file.resolve()), units=show_properties([SWAP_SERVICE], ("Id", "StatusText")))
+    situation = LimitSituation(config, host, name, budget, facts)
     checks = [check(situation) for check in (check_cgroups, check_memory, check_swap)]
-    for finding in (*checks, check_ready(config, host, occupants(), memory_pressure())):
+    for finding in (*checks, check_ready(budget, host, occupants(), memory_pressure())):
         if finding.level is Level.FAIL or (finding.level is Level.WARN and finding is checks[0]):
             raise Misuse(f"no drill: {finding.what}", hint=finding.do_next)
 
@@ -94,7 +95,6 @@ def _refuse(config: Config, host: Host, name: str) -> None:
 @contextmanager
 def _one_drill() -> Iterator[None]:
     """Alone; and a terminal that has gone, or a SIGTERM, ends it as Ctrl-C does: in order."""
-    from vllm_safe.common.run_lock import hold_lock
 
     def refuse() -> None:
         raise Misuse("no drill: another one is under way")
@@ -109,8 +109,6 @@ def _one_drill() -> Iterator[None]:
 
 
 def _run(start: StartHog, hog: Hog, seconds: float) -> DrillProgress:
-    from vllm_safe.drill.drill_run import run_drill
-
     terminal = sys.stderr.isatty()
 
     def show(text: str) -> None:
@@ -124,9 +122,6 @@ def _run(start: StartHog, hog: Hog, seconds: float) -> DrillProgress:
 
 
 def _report(course: DrillProgress, hog: Hog, limits: DecidedLimits, *, as_json: bool) -> int:
-    from vllm_safe.drill.drill_decision import drill_as_json as lines_as_json
-    from vllm_safe.drill.drill_decision import judge_drill
-
     lines = judge_drill(course.idle, course.drill, course.pressed)
     bad = [line.what for line in lines if not line.met]
     word = "FAIL" if bad else "PASS"
@@ -148,9 +143,6 @@ def _report(course: DrillProgress, hog: Hog, limits: DecidedLimits, *, as_json: 
 
 
 def _text(course: DrillProgress, lines: tuple[DrillRow, ...], limits: DecidedLimits) -> Iterator[str]:
-    from vllm_safe.cli.table import align_columns
-    from vllm_safe.common.sizes import format_size
-
     yield from align_columns((("", "idle", "drill", "bound", ""), *(line.cells() for line in lines)), indent="")
     yield ""
     yield f"The hog had {format_size(course.ram)} of RAM (limit {format_size(limits.memory_max.value)}),"

@@ -5,18 +5,28 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from vllm_safe.cli.main import config_option, dry_run_option, name_argument, need_root
+from vllm_safe.cli.table import align_columns
+from vllm_safe.common import paths
+from vllm_safe.common.errors import Failure
+from vllm_safe.common.findings import Level
+from vllm_safe.common.sizes import format_size
+from vllm_safe.common.steps import carry_out
+from vllm_safe.config.reader import load
+from vllm_safe.config.settings import Config
+from vllm_safe.decide.limits import decide_budget
+from vllm_safe.decide.start_checks import require_model
+from vllm_safe.host.host_facts import read_host
+from vllm_safe.host.start_facts import read_key
+from vllm_safe.models.fetch_decision import FetchPlan, ModelDisk, count_files, find_model, plan_fetch, require_room
+from vllm_safe.models.hub_client import FetchStep, Source, list_files, require_engine
+from vllm_safe.models.hub_failure import DEFAULT_HUB, HubRequest
+from vllm_safe.models.model_files import ModelFiles, read_model_files
+from vllm_safe.sandbox.run_as_vllm import lock_unit
 from vllm_safe.sandbox.unused_proxies import warn_of_withheld_proxies
-
-if TYPE_CHECKING:
-    from vllm_safe.config.settings import Config
-    from vllm_safe.models.fetch_decision import FetchPlan, ModelDisk
-    from vllm_safe.models.hub_client import Source
-    from vllm_safe.models.model_files import ModelFiles
 
 
 @click.command(name="fetch")
@@ -28,12 +38,6 @@ if TYPE_CHECKING:
 @config_option
 def command(name: str, revision: str | None, config_path: Path, *, dry_run: bool) -> None:
     """Download the files of the model NAME, complete or not at all. Run again, it goes on where it was broken off."""
-    from vllm_safe.config.reader import load
-    from vllm_safe.decide.start_checks import require_model
-    from vllm_safe.models.hub_client import require_engine
-    from vllm_safe.models.model_files import read_model_files
-    from vllm_safe.sandbox.run_as_vllm import lock_unit
-
     config = load(config_path)
     model = require_model(config, name)
     if model.model is None:
@@ -57,10 +61,6 @@ def command(name: str, revision: str | None, config_path: Path, *, dry_run: bool
 
 def _tell_of_folder(name: str, files: ModelFiles) -> None:
     """A folder that the configuration names is the admin's own."""
-    from vllm_safe.common.errors import Failure
-    from vllm_safe.common.findings import Level
-    from vllm_safe.models.fetch_decision import find_model
-
     finding = find_model(name, files)
     if finding.level is Level.FAIL:
         raise Failure(finding.what, hint=finding.do_next)
@@ -68,9 +68,6 @@ def _tell_of_folder(name: str, files: ModelFiles) -> None:
 
 
 def _say_complete(name: str, files: ModelFiles, *, verb: str = "start") -> None:
-    from vllm_safe.common.sizes import format_size
-    from vllm_safe.models.fetch_decision import count_files
-
     if files.commit:
         click.echo(f"{files.folder} is complete: {count_files(files.count)}, {format_size(files.size)}, revision {files.commit[:10]}")
         click.echo(f"To serve it: systemctl {verb} vllm@{name}   To look for a newer one: vllm-safe fetch {name} --revision main")
@@ -79,13 +76,6 @@ def _say_complete(name: str, files: ModelFiles, *, verb: str = "start") -> None:
 
 
 def _source(config: Config, name: str, files: ModelFiles, revision: str | None) -> Source:
-    from vllm_safe.common.errors import Failure
-    from vllm_safe.decide.limits import decide_limits
-    from vllm_safe.host.host_facts import read_host
-    from vllm_safe.host.start_facts import read_key
-    from vllm_safe.models.hub_client import Source
-    from vllm_safe.models.hub_failure import DEFAULT_HUB, HubRequest
-
     token_file = config.engine.hub_token_file
     if token_file and (problem := read_key(token_file).problem):
         raise Failure(
@@ -99,15 +89,11 @@ def _source(config: Config, name: str, files: ModelFiles, revision: str | None) 
         config=config.source,
         token_file=str(token_file or ""),
     )
-    limits = decide_limits(config, read_host(), name)
+    limits = decide_budget(config, read_host()).of(name)
     return Source(asked, limits.memory_max.value, limits.swap_max.value)
 
 
 def _fetch(source: Source, room: ModelDisk, *, dry_run: bool) -> None:
-    from vllm_safe.common.steps import carry_out
-    from vllm_safe.models.fetch_decision import plan_fetch, require_room
-    from vllm_safe.models.hub_client import FetchStep, list_files
-
     warn_of_withheld_proxies()
     plan = plan_fetch(source.asked.repo, *list_files(source))
     _show(plan)
@@ -121,10 +107,6 @@ def _fetch(source: Source, room: ModelDisk, *, dry_run: bool) -> None:
 
 
 def _show(plan: FetchPlan) -> None:
-    from vllm_safe.cli.table import align_columns
-    from vllm_safe.common.sizes import format_size
-    from vllm_safe.models.fetch_decision import count_files
-
     click.echo(plan.summary)
     width = max(len(format_size(file.size)) for file in plan.files)
     notes = {file: "here" if file.here == file.size else f"{format_size(file.here)} here" for file in plan.files if file.here}
@@ -135,9 +117,6 @@ def _show(plan: FetchPlan) -> None:
 
 
 def _room(config: Config) -> ModelDisk:
-    from vllm_safe.common import paths
-    from vllm_safe.models.fetch_decision import ModelDisk
-
     disk = os.statvfs(paths.MODELS)
     swapfile = 0
     with suppress(OSError):  # no such folder: `swap create` will say so

@@ -7,19 +7,32 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from vllm_safe.cli.main import config_option, dry_run_option, need_root
 from vllm_safe.common.errors import Failure, Misuse
+from vllm_safe.common.findings import Level
+from vllm_safe.common.steps import Step, carry_out
+from vllm_safe.common.systemctl import show_properties
+from vllm_safe.config.reader import load
+from vllm_safe.config.settings import Engine
+from vllm_safe.config.string_types import VERSION
+from vllm_safe.driver.driver_facts import read_driver
+from vllm_safe.engine.engine_decision import Trial, current_of, decide_install, decide_trial, is_wanted, previous_of, require_no_loss
+from vllm_safe.engine.engine_facts import EngineFacts, Installed, read_engine
+from vllm_safe.engine.engine_steps import (
+    UNIT,
+    engine_works,
+    exchange_steps,
+    install_steps,
+    mark_tried_steps,
+    read_install_target,
+    try_steps,
+)
+from vllm_safe.engine.requirement_locks import read_lock
+from vllm_safe.sandbox.run_as_vllm import lock_unit
 from vllm_safe.sandbox.unused_proxies import warn_of_withheld_proxies
-
-if TYPE_CHECKING:
-    from vllm_safe.common.steps import Step
-    from vllm_safe.config.settings import Engine
-    from vllm_safe.engine.engine_decision import Trial
-    from vllm_safe.engine.engine_facts import EngineFacts, Installed
 
 
 @click.command(name="install")
@@ -38,13 +51,6 @@ def command(  # noqa: PLR0913 -- each is an option
     no card answers yet, vLLM is put in place untried, unless a vLLM that works would have to make room for it. The first start that
     gets ready is its trial, or `--try`.
     """
-    from vllm_safe.common.steps import carry_out
-    from vllm_safe.config.reader import load
-    from vllm_safe.config.string_types import VERSION
-    from vllm_safe.engine.engine_facts import read_engine
-    from vllm_safe.engine.engine_steps import UNIT, engine_works
-    from vllm_safe.sandbox.run_as_vllm import lock_unit
-
     if rollback and (version or reinstall):
         raise Misuse("--rollback goes back to the previous engine, whatever its version", hint="Leave out --version and --reinstall.")
     if only_try and (version or reinstall or rollback):
@@ -85,10 +91,6 @@ class _Wish:
 
 def _steps(wish: _Wish, facts: EngineFacts, is_working: Callable[[Installed, bool], bool]) -> tuple[Step, ...]:
     """What there is to do; nothing if what is asked for is in use and works."""
-    from vllm_safe.engine.engine_decision import decide_install, is_wanted, previous_of, require_no_loss
-    from vllm_safe.engine.engine_steps import exchange_steps, install_steps, read_install_target
-    from vllm_safe.engine.requirement_locks import read_lock
-
     if wish.only_try:
         return _try(facts)
     if wish.rollback:
@@ -120,9 +122,6 @@ def _steps(wish: _Wish, facts: EngineFacts, is_working: Callable[[Installed, boo
 
 def _try(facts: EngineFacts) -> tuple[Step, ...]:
     """The trial of the engine in use."""
-    from vllm_safe.engine.engine_decision import current_of
-    from vllm_safe.engine.engine_steps import try_steps
-
     current = current_of(facts)
     trial = _trial(current.package, current.version, say=False)
     if trial.cards and not trial.possible:
@@ -132,8 +131,6 @@ def _try(facts: EngineFacts) -> tuple[Step, ...]:
 
 def _keep(current: Installed, facts: EngineFacts, trial: Trial) -> tuple[Step, ...]:
     """What is there is not installed again; if it was tried just now, that is written down."""
-    from vllm_safe.engine.engine_steps import mark_tried_steps
-
     if facts.is_untried and not trial.possible:
         click.echo(f"{current} is installed, and untried. Once a card answers: vllm-safe install --try")
         return ()
@@ -143,11 +140,6 @@ def _keep(current: Installed, facts: EngineFacts, trial: Trial) -> tuple[Step, .
 
 def _trial(package: str, version: str, *, say: bool = True) -> Trial:
     """Whether an engine can be tried now; what is wrong with the cards is said. Raises Failure if it can never work on them."""
-    from vllm_safe.common.findings import Level
-    from vllm_safe.driver.driver_facts import read_driver
-    from vllm_safe.engine.engine_decision import decide_trial
-    from vllm_safe.engine.requirement_locks import read_lock
-
     trial = decide_trial(package, version, read_lock(package), read_driver() if package == "vllm" else None)
     if say and trial.cards and trial.cards.level is Level.WARN:
         click.echo(f"warning: {trial.cards.what}\n  {trial.cards.do_next}", err=True)
@@ -156,8 +148,6 @@ def _trial(package: str, version: str, *, say: bool = True) -> Trial:
 
 def _tell_done(facts: EngineFacts, names: Iterable[str]) -> None:
     """What is in use now, and what still runs on the engine before."""
-    from vllm_safe.common.systemctl import show_properties
-
     if facts.is_untried:
         click.echo(f"{facts.current} is in use, and untried. Once a card answers, the first start tries it, or: vllm-safe install --try")
     else:

@@ -9,6 +9,10 @@ import click
 
 from vllm_safe.cli.main import config_option, json_option, name_argument
 from vllm_safe.cli.table import align_columns
+from vllm_safe.config.reader import load
+from vllm_safe.decide.show_rows import decide_show, with_swap
+from vllm_safe.decide.start_checks import require_model
+from vllm_safe.host.host_facts import read_host
 
 
 @click.command(name="show")
@@ -17,11 +21,6 @@ from vllm_safe.cli.table import align_columns
 @config_option
 def command(name: str, config_path: Path, *, as_json: bool) -> None:
     """Show what `systemctl start vllm@NAME` would run: limits in bytes, arguments, environment, and where each value comes from."""
-    from vllm_safe.config.reader import load
-    from vllm_safe.decide.show_rows import decide_show, with_swap
-    from vllm_safe.decide.start_checks import require_model
-    from vllm_safe.host.host_facts import read_host
-
     config, host = load(config_path), read_host()
     planned = with_swap(config, host)
     require_model(config, name)

@@ -11,15 +11,16 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from vllm_safe.cli.main import config_option, json_option, optional_name_argument
+from vllm_safe.cli.why import judge_run
 from vllm_safe.common.errors import ConfigError, Failure
-
-if TYPE_CHECKING:
-    from vllm_safe.status.status_lines import ModelStatus
+from vllm_safe.config.reader import load
+from vllm_safe.record.run_reader import list_runs
+from vllm_safe.status.status_facts import read_model_status, running_models
+from vllm_safe.status.status_lines import ModelStatus, status_as_json, status_as_line, status_as_lines
 
 _EVERY = 1.0  # seconds
 # xterm's and every terminal's since: a screen of its own without a cursor, and back to what was there before.
@@ -58,33 +59,22 @@ class _Models:
             raise Failure(f"there is no model {name}", hint=f"{config_path} has: {', '.join(self._configured) or 'none'}")
 
     def lines(self) -> list[str]:
-        from vllm_safe.status.status_lines import status_as_lines
-
         blocks = [status_as_lines(seen, self._why(seen)) for seen in self._seen()]
         styled = [line if number else click.style(line, bold=True) for block in blocks for number, line in enumerate(block)]
         return styled or ["no model is configured, and none runs"]
 
     def short_lines(self) -> list[str]:
-        from vllm_safe.status.status_lines import status_as_line
-
         return [status_as_line(seen) for seen in self._seen()]
 
     def as_json(self, *, indent: int | None = 2) -> str:
-        from vllm_safe.status.status_lines import status_as_json
-
         return json.dumps([status_as_json(seen, self._why(seen)) for seen in self._seen()], indent=indent, ensure_ascii=False)
 
     def _seen(self) -> tuple[ModelStatus, ...]:
-        from vllm_safe.status.status_facts import read_model_status, running_models
-
         names = dict.fromkeys([*self._configured, *running_models()])
         return read_model_status(name for name in names if self._asked in {None, name})
 
     def _why(self, seen: ModelStatus) -> str:
         """The verdict on the last run of a model that does not run; "" where it may not be read."""
-        from vllm_safe.cli.why import judge_run
-        from vllm_safe.record.run_reader import list_runs
-
         if seen.active not in {"failed", "inactive"} and seen.sub != "auto-restart":
             return ""
         try:
@@ -102,8 +92,6 @@ class _Models:
 
 def _configured(config_path: Path) -> tuple[str, ...]:
     """The models of the configuration; what runs is shown even if that has a mistake."""
-    from vllm_safe.config.reader import load
-
     try:
         return tuple(load(config_path).models)
     except ConfigError as error:

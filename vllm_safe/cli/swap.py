@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,8 +13,15 @@ import click
 from vllm_safe.cli.main import SuggestingGroup, config_option, dry_run_option, json_option, need_root
 from vllm_safe.common.errors import Failure
 from vllm_safe.common.notify import notify
+from vllm_safe.common.run_lock import hold_lock
+from vllm_safe.common.sizes import format_size
+from vllm_safe.common.steps import carry_out
 from vllm_safe.config import settings
+from vllm_safe.config.reader import load
 from vllm_safe.host.host_facts import read_host
+from vllm_safe.swap.swap_decision import decide_remove, decide_swap
+from vllm_safe.swap.swap_status import read_swap_status, swap_as_lines
+from vllm_safe.swap.swapfile_facts import read_swap
 
 
 @click.group(cls=SuggestingGroup)
@@ -29,11 +37,6 @@ def create(config_path: Path, *, dry_run: bool) -> None:
 
     A new `swap.size` or `swap.file` is applied: the new file is made, then the old one is turned off and deleted.
     """
-    from vllm_safe.common.sizes import format_size
-    from vllm_safe.config.reader import load
-    from vllm_safe.swap.swap_decision import decide_swap
-    from vllm_safe.swap.swapfile_facts import read_swap
-
     if not dry_run:
         need_root()
     swap = load(config_path).swap
@@ -53,12 +56,8 @@ def create(config_path: Path, *, dry_run: bool) -> None:
 @json_option
 def status(config_path: Path, *, as_json: bool) -> None:
     """Show the swap that is on, and what `create` would do."""
-    from vllm_safe.swap.swap_status import read_swap_status, swap_as_lines
-
     answer = read_swap_status(*_swap_or_default(config_path))
     if as_json:
-        import json
-
         click.echo(json.dumps(answer, indent=2))
     else:
         click.echo("\n".join(swap_as_lines(answer)))
@@ -73,9 +72,6 @@ def remove(config_path: Path, *, dry_run: bool) -> None:
     Other swap is left as it is. Needs no valid config: a swapfile of ours that is on is found by its label, one that is off at the
     configured or the default path.
     """
-    from vllm_safe.swap.swap_decision import decide_remove
-    from vllm_safe.swap.swapfile_facts import read_swap
-
     if not dry_run:
         need_root()
     swap, problem = _swap_or_default(config_path)
@@ -95,8 +91,6 @@ def remove(config_path: Path, *, dry_run: bool) -> None:
 
 def _swap_or_default(config_path: Path) -> tuple[settings.Swap, str]:
     """The section `swap`, or its defaults and what is wrong with the config."""
-    from vllm_safe.config.reader import load
-
     try:
         return load(config_path).swap, ""
     except Failure as failure:
@@ -109,8 +103,6 @@ def _one_run(*, dry_run: bool) -> Iterator[None]:
     if dry_run:
         yield
         return
-    from vllm_safe.common.run_lock import hold_lock
-
     try:
         with hold_lock("swap", lambda: _say("waiting for another `vllm-safe swap` to end")):
             yield
@@ -120,8 +112,6 @@ def _one_run(*, dry_run: bool) -> Iterator[None]:
 
 
 def _carry_out(steps: tuple[Any, ...], *, dry_run: bool) -> None:
-    from vllm_safe.common.steps import carry_out
-
     for step in steps:
         if not dry_run:
             _say(step.describe())

@@ -6,17 +6,22 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from vllm_safe.cli.main import config_option, json_option, name_argument
 from vllm_safe.cli.table import align_columns
-from vllm_safe.common.errors import Failure, Misuse
-
-if TYPE_CHECKING:
-    from vllm_safe.contract.recorded_run import Run
-    from vllm_safe.diagnose.verdict import Verdict
+from vllm_safe.common.errors import ConfigError, Failure, Misuse
+from vllm_safe.common.sizes import format_span
+from vllm_safe.config.reader import load
+from vllm_safe.contract.recorded_run import Run
+from vllm_safe.contract.state_file import state_file
+from vllm_safe.decide.start_checks import require_model
+from vllm_safe.diagnose.diagnosis import decide_why, decide_why_down
+from vllm_safe.diagnose.verdict import Verdict
+from vllm_safe.record.run_reader import list_runs, read_run, with_end
+from vllm_safe.report.local_times import clock_time, date_time
 
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 _WIDE = 110  # characters of a sentence in a list
@@ -53,9 +58,6 @@ def command(name: str, which: str, config_path: Path, *, as_list: bool, as_json:
 
 def recorded_runs(name: str, config_path: Path) -> tuple[str, ...]:
     """The recorded runs, newest first. Failure if there are none, with what to do."""
-    from vllm_safe.contract.state_file import state_file
-    from vllm_safe.record.run_reader import list_runs
-
     try:
         runs = list_runs(name)
     except Failure as failure:
@@ -72,10 +74,6 @@ def recorded_runs(name: str, config_path: Path) -> tuple[str, ...]:
 
 def _check_name(name: str, config_path: Path) -> None:
     """Misuse if the configuration can be read, and has no such model."""
-    from vllm_safe.common.errors import ConfigError
-    from vllm_safe.config.reader import load
-    from vllm_safe.decide.start_checks import require_model
-
     try:
         config = load(config_path)
     except (ConfigError, Failure, OSError):
@@ -97,9 +95,6 @@ def judge_run(name: str, chosen: str, *, wait: float = 0.0) -> tuple[Run, Verdic
 
     wait: seconds for the recorder to write the end of one that is over.
     """
-    from vllm_safe.diagnose.diagnosis import decide_why_down
-    from vllm_safe.record.run_reader import list_runs
-
     run, verdict = _judge_alone(name, chosen, wait=wait)
     if verdict.code == "gave-up":
         before = next((_try_judge(name, older) for older in list_runs(name) if older < chosen), None)
@@ -109,9 +104,6 @@ def judge_run(name: str, chosen: str, *, wait: float = 0.0) -> tuple[Run, Verdic
 
 
 def _judge_alone(name: str, chosen: str, *, wait: float = 0.0) -> tuple[Run, Verdict]:
-    from vllm_safe.diagnose.diagnosis import decide_why
-    from vllm_safe.record.run_reader import read_run, with_end
-
     run, boot, until = read_run(name, chosen), _BOOT.read_text(encoding="ascii").strip(), time.monotonic() + wait
     while (ended := with_end(run, boot, time.time())) is not run and time.monotonic() < until:
         time.sleep(0.2)
@@ -128,8 +120,6 @@ def _try_judge(name: str, chosen: str) -> tuple[Run, Verdict] | None:
 
 
 def _list(name: str, runs: tuple[str, ...], *, as_json: bool) -> None:
-    from vllm_safe.report.local_times import date_time
-
     judged = [(number, run, _try_judge(name, run)) for number, run in enumerate(runs, 1)]
     if as_json:
         values = [
@@ -150,8 +140,6 @@ def _list(name: str, runs: tuple[str, ...], *, as_json: bool) -> None:
 
 def _show(run: Run, verdict: Verdict) -> None:
     """The verdict first, then what proves it, then what to change."""
-    from vllm_safe.report.local_times import clock_time, date_time
-
     colour = {"bad": "red", "good": "green"}.get(verdict.tone)
     click.echo(click.style(verdict.sentence, bold=True, fg=colour))
     started = f"started {date_time(run.start.time)}"
@@ -171,8 +159,6 @@ def _show(run: Run, verdict: Verdict) -> None:
 
 
 def _lasted(run: Run, verdict: Verdict) -> str:
-    from vllm_safe.common.sizes import format_span
-
     until = time.time() if verdict.code == "running" else verdict.when
     return format_span(max(0.0, until - run.start.time))
 

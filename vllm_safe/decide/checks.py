@@ -1,4 +1,4 @@
-"""The checklist of `vllm-safe check`: the machine, then each model. What makes a start impossible stands in prepare.py; it is asked too."""
+"""The checklist of `vllm-safe check`: the machine, then each model. What makes a start impossible stands in start_checks.py."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from vllm_safe.common.findings import Finding, failed, passed, warned
 from vllm_safe.common.sizes import format_size
-from vllm_safe.decide.limits import EACH_UNIT, SLICE, are_in_force, decide_units, unit_of
+from vllm_safe.decide.limits import EACH_UNIT, SLICE, Budget, are_in_force, unit_of
 from vllm_safe.decide.start_checks import CHECKS, Situation, check_admin_earlyoom, check_cgroups, check_key, check_port, check_swap
 from vllm_safe.driver.driver_findings import check_driver
 from vllm_safe.earlyoom.earlyoom_arguments import decide_earlyoom_arguments as earlyoom_arguments
@@ -34,6 +34,7 @@ class MachineFacts:
 
     config: Config
     host: Host
+    budget: Budget
     seen: Inspection
     swap_refused: Failure | None = None  # why the swapfile cannot be made or changed
 
@@ -86,7 +87,7 @@ def check_recursive(at: MachineFacts) -> Finding | None:
 
 def check_protection(at: MachineFacts) -> Finding:
     """Whether RAM is kept for the operating system now."""
-    wanted = {unit: properties for unit, properties in decide_units(at.config, at.host).items() if unit != SLICE}
+    wanted = {unit: properties for unit, properties in at.budget.units.items() if unit != SLICE}
     missing = [unit for unit, properties in wanted.items() if not are_in_force(properties, at.seen.units.get(unit, {}))]
     if missing:
         return warned(f"no RAM, or another amount, is kept for {', '.join(missing)}", "The next start sets it, or: vllm-safe apply")
@@ -192,7 +193,7 @@ def check_answer(at: Situation, seen: Inspection) -> Finding:
 def check_running_model(at: Situation, seen: Inspection) -> tuple[Finding, ...]:
     """What holds for one model, beside what check_machine says. Of a model that runs, the port is its own."""
     stopped = seen.units.get(unit_of(at.name), {}).get("ActiveState", "inactive") in {"inactive", "failed"}
-    hidden = at.ground.key is not None and at.ground.key.hidden
+    hidden = at.facts.key is not None and at.facts.key.hidden
     said = {check_cgroups, check_swap} | (set() if stopped else {check_port}) | ({check_key} if hidden else set())
     start = [finding for check in CHECKS if check not in said and (finding := check(at))]
     if hidden:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm_safe.common.sizes import MIB, format_size
 from vllm_safe.decide.origin import Origin, Sourced, origin_of
-from vllm_safe.decide.protect import UNITS, Decided, decide_protection, whole_pages
+from vllm_safe.decide.protect import UNITS, Decided, Protection, decide_protection, whole_pages
 
 if TYPE_CHECKING:
     from vllm_safe.common.sizes import Amount
@@ -59,15 +59,46 @@ EACH_UNIT = "DefaultMemoryMin"
 SHARED = ("MemoryMax", "MemorySwapMax", "CPUWeight", "IOWeight")
 
 
-def decide_limits(config: Config, host: Host, name: str) -> DecidedLimits:
-    """The limits of the model `name`, or those of the section `limits` where the file has no such model."""
+@dataclass(frozen=True)
+class Budget:
+    """How this machine is divided between the models and the operating system: decided once, and handed to all that act on it."""
+
+    protection: Protection
+    default: DecidedLimits  # of a model that the configuration does not have: the section `limits`
+    models: Mapping[str, DecidedLimits]
+
+    def of(self, name: str) -> DecidedLimits:
+        """Return the limits of the model `name`."""
+        return self.models.get(name, self.default)
+
+    @property
+    def units(self) -> dict[str, dict[str, int]]:
+        """The properties of the units that hold all models and the operating system, by unit."""
+        every = [limits.properties for limits in self.models.values()] or [self.default.properties]
+        kept = self.protection
+        values = {key: {"MemoryMin": decided.value, EACH_UNIT: kept.each_unit.value} for key, decided in kept.units.items()}
+        return {
+            SLICE: {key: max(properties[key] for properties in every) for key in SHARED},
+            **{unit: {name: values[key][name] for name in PROPERTIES[unit]} for key, unit in UNITS.items()},
+        }
+
+
+def decide_budget(config: Config, host: Host) -> Budget:
+    """Decide what the operating system keeps, and the limits of every model."""
+    protection = decide_protection(config, host)
+    models = {name: _decide_limits(config, host, protection, name) for name in config.models}
+    return Budget(protection, _decide_limits(config, host, protection, ""), MappingProxyType(models))
+
+
+def _decide_limits(config: Config, host: Host, protection: Protection, name: str) -> DecidedLimits:
+    """Decide the limits of the model `name`, or those of the section `limits` where the file has no such model."""
 
     def plain(key: str) -> Decided:
         value, origin = _asked(config, name, key)
         return Decided(value, origin)
 
     return DecidedLimits(
-        memory_max=_memory_max(config, host, name),
+        memory_max=_memory_max(config, host, protection, name),
         swap_max=_swap_max(config, host, name),
         cpu_weight=plain("cpu_weight"),
         io_weight=plain("io_weight"),
@@ -75,17 +106,6 @@ def decide_limits(config: Config, host: Host, name: str) -> DecidedLimits:
         io_scheduling_class=Sourced(*_asked(config, name, "io_scheduling_class")),
         oom_score_adj=plain("oom_score_adjust"),
     )
-
-
-def decide_units(config: Config, host: Host) -> dict[str, dict[str, int]]:
-    """The properties of the units that hold all models and the operating system, by unit."""
-    every = [decide_limits(config, host, name).properties for name in config.models or ("",)]
-    kept = decide_protection(config, host)
-    values = {key: {"MemoryMin": decided.value, EACH_UNIT: kept.each_unit.value} for key, decided in kept.units.items()}
-    return {
-        SLICE: {key: max(properties[key] for properties in every) for key in SHARED},
-        **{unit: {name: values[key][name] for name in PROPERTIES[unit]} for key, unit in UNITS.items()},
-    }
 
 
 # Every property that is ever set on a unit, by unit: what `apply --undo` takes back, and no more.
@@ -98,17 +118,20 @@ PROPERTIES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 )
 
 
+# Those of them that every machine has.
+MANAGED_UNITS = tuple(unit for unit in PROPERTIES if "*" not in unit)
+
+
 def are_in_force(properties: Mapping[str, int], shown: Mapping[str, str]) -> bool:
     """Whether all of them are what `systemctl show` has, but for what this systemd does not know."""
     unknown = {EACH_UNIT} if shown and EACH_UNIT not in shown else set()
     return all(shown.get(name) == str(value) for name, value in properties.items() if name not in unknown)
 
 
-def _memory_max(config: Config, host: Host, name: str) -> Decided:
+def _memory_max(config: Config, host: Host, protection: Protection, name: str) -> Decided:
     """The smaller of what was asked for and what the operating system and the cards leave."""
     amount, origin = _asked(config, name, "memory_max")
     ceiling = amount.of(host.memory)
-    protection = decide_protection(config, host)
     room = max(0, host.memory - protection.total)
     if ceiling <= room:
         return Decided(whole_pages(ceiling), Origin(origin.source, _of_all(amount, host.memory, "RAM")))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from math import prod
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -11,7 +12,6 @@ from vllm_safe.common import paths
 from vllm_safe.common.sizes import GIB, format_size
 from vllm_safe.config.profiles import PROFILES
 from vllm_safe.contract.launch_file import Launch
-from vllm_safe.decide.limits import decide_limits
 from vllm_safe.decide.origin import Origin, Sourced, origin_of
 
 if TYPE_CHECKING:
@@ -89,22 +89,21 @@ def _spans_machines(model: Model) -> bool:
 _FEW_CPUS, _LITTLE_MEMORY = 4, 32 * GIB
 
 
-def _worker_environment(config: Config, host: Host, name: str) -> dict[str, tuple[str, str]]:
+def _worker_environment(host: Host, model: Model, size: int) -> dict[str, tuple[str, str]]:
     """What depends on where the workers of a model are, and on how much room they have there."""
-    model, _ = _model(config, name)
     if model.command is not None or _spans_machines(model):
         return {}
     found = {key: (value, "its processes are all on this machine") for key, value in _LOOPBACK.items()}
-    if world_size(config, name) > 1 and (host.cpus <= _FEW_CPUS or host.memory < _LITTLE_MEMORY):
+    if size > 1 and (host.cpus <= _FEW_CPUS or host.memory < _LITTLE_MEMORY):
         why = f"{host.cpus} CPUs and {format_size(host.memory)} of RAM: forked workers share what is imported"
         found["VLLM_WORKER_MULTIPROC_METHOD"] = ("fork", why)
     return found
 
 
-def decide_environment(config: Config, host: Host, name: str) -> dict[str, Sourced]:
-    """The server's environment: what every server gets, its cards, then the profile's, then the model's own; the later wins."""
+def _environment(config: Config, host: Host, name: str, size: int) -> dict[str, Sourced]:
+    """Decide the server's environment: what every server gets, its cards, then the profile's, then the model's own; the later wins."""
     model, profile = _model(config, name)
-    base = _base_environment(name, own_engine=model.command is None) | _worker_environment(config, host, name)
+    base = _base_environment(name, own_engine=model.command is None) | _worker_environment(host, model, size)
     environment = {key: Sourced(value, Origin("default", reason)) for key, (value, reason) in base.items()}
     if model.gpus is not None:
         at = origin_of(config, f"models.{name}.gpus")
@@ -115,12 +114,11 @@ def decide_environment(config: Config, host: Host, name: str) -> dict[str, Sourc
     return environment
 
 
-def decide_server_arguments(config: Config, name: str) -> dict[str, Sourced]:
-    """Options of `vllm serve` without their dashes, the later instead of the earlier. {} for a `command:` server."""
+def _arguments(config: Config, name: str, grace: Sourced) -> dict[str, Sourced]:
+    """Decide the options of `vllm serve` without their dashes, the later instead of the earlier. {} for a `command:` server."""
     model, profile = _model(config, name)
     if model.model is None:
         return {}
-    grace = decide_timeouts(config, name)["stop_grace"]
     at = f"models.{name}"
     arguments = {
         "model": Sourced(str(model_folder(model.model)), origin_of(config, f"{at}.model")),
@@ -135,18 +133,15 @@ def decide_server_arguments(config: Config, name: str) -> dict[str, Sourced]:
     return arguments | dict(later)
 
 
-def world_size(config: Config, name: str) -> int:
-    """How many cards of this machine vLLM splits the model over; 0 where only the server knows."""
-    model, _ = _model(config, name)
+def _world_size(model: Model, arguments: Mapping[str, Sourced]) -> int:
     if model.model is None or _spans_machines(model):
         return 0
-    arguments = decide_server_arguments(config, name)
     sizes = (arguments[option].value for option in _SPLITS if option in arguments)
     return prod(size for size in sizes if isinstance(size, int))
 
 
-def decide_timeouts(config: Config, name: str) -> dict[str, Sourced]:
-    """Each of TIMEOUTS: the model's own, else its profile's, else ours."""
+def _timeouts(config: Config, name: str) -> dict[str, Sourced]:
+    """Decide each of TIMEOUTS: the model's own, else its profile's, else ours."""
     model, profile = _model(config, name)
     timeouts = {}
     for key, default in TIMEOUTS.items():
@@ -159,19 +154,42 @@ def decide_timeouts(config: Config, name: str) -> dict[str, Sourced]:
     return timeouts
 
 
-def decide_launch(config: Config, host: Host, name: str) -> Launch:
-    """The whole start of the model `name`, which the file must have."""
+@dataclass(frozen=True)
+class ServerCommand:
+    """How one server is started: decided once, shown by `vllm-safe show`, and part of the launch file.
+
+    arguments: options of `vllm serve` without their dashes, {} for a `command:` server. timeouts: seconds, by the keys of TIMEOUTS.
+    world_size: over how many cards of this machine vLLM splits the model; 0 where only the server knows.
+    """
+
+    program: str
+    arguments: Mapping[str, Sourced]
+    environment: Mapping[str, Sourced]
+    timeouts: Mapping[str, Sourced]
+    world_size: int
+
+
+def decide_server(config: Config, host: Host, name: str) -> ServerCommand:
+    """Decide how the server of the model `name` is started. The configuration has that model."""
     model = config.models[name]
-    limits = decide_limits(config, host, name)
-    arguments = {key: sourced.value for key, sourced in decide_server_arguments(config, name).items()}
+    timeouts = _timeouts(config, name)
+    arguments = _arguments(config, name, timeouts["stop_grace"])
+    size = _world_size(model, arguments)
+    return ServerCommand(server_program(model), arguments, _environment(config, host, name, size), timeouts, size)
+
+
+def decide_launch(config: Config, name: str, server: ServerCommand, limits: DecidedLimits) -> Launch:
+    """Decide the whole start of the model `name`. The configuration has that model."""
+    model = config.models[name]
+    arguments = {key: sourced.value for key, sourced in server.arguments.items()}
     own_engine = model.command is None
     serve_file = str(paths.SERVICE_RUN / name / "serve.yaml") if own_engine else ""
     return Launch(
         name=name,
         profile=model.profile,
         # A space between --config and the file: `--config=FILE` is ignored without a word, and another model served.
-        argv=model.command or (server_program(model), "serve", "--config", serve_file),
-        env={key: sourced.value for key, sourced in decide_environment(config, host, name).items()},
+        argv=model.command or (server.program, "serve", "--config", serve_file),
+        env={key: sourced.value for key, sourced in server.environment.items()},
         serve_file=serve_file,
         serve_args=arguments or None,
         checkpoint=str(model_folder(model.model)) if model.model else "",
@@ -182,7 +200,7 @@ def decide_launch(config: Config, host: Host, name: str) -> Launch:
         textfile=str(config.metrics.textfile or ""),
         oom_score_adj=limits.oom_score_adj.value,
         io_scheduling_class=limits.io_scheduling_class.value,
-        **{key: timeout.value for key, timeout in decide_timeouts(config, name).items()},
+        **{key: timeout.value for key, timeout in server.timeouts.items()},
         summary=tuple(_summary(limits, model)),
     )
 

@@ -8,16 +8,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from vllm_safe.common.sizes import format_size
-from vllm_safe.decide.limits import EACH_UNIT, SHARED, SLICE, decide_limits, decide_units
+from vllm_safe.decide.limits import EACH_UNIT, SHARED, SLICE, Budget, DecidedLimits, decide_budget
 from vllm_safe.decide.origin import Origin, Sourced, origin_of
-from vllm_safe.decide.protect import UNITS, Decided, decide_protection
-from vllm_safe.decide.serve_command import (
-    decide_environment,
-    decide_launch,
-    decide_server_arguments,
-    decide_timeouts,
-    health_url,
-)
+from vllm_safe.decide.protect import UNITS, Decided, Protection
+from vllm_safe.decide.serve_command import decide_launch, decide_server, health_url
 from vllm_safe.host.host_facts import Host, SwapArea
 from vllm_safe.tunables.tunable_decision import decide_tunables
 
@@ -55,43 +49,41 @@ def with_swap(config: Config, host: Host) -> Host:
 
 def decide_show(config: Config, host: Host, name: str) -> tuple[ShownSection, ...]:
     """The start of the model `name`, which the file must have: limits, protection, environment, arguments, command and timeouts."""
-    launch = decide_launch(config, host, name)
+    budget, server = decide_budget(config, host), decide_server(config, host, name)
+    launch = decide_launch(config, name, server, budget.of(name))
     model = config.models[name]
     command_origin = origin_of(config, f"models.{name}.command")
     command = ShownRow("argv", list(launch.argv), shlex.join(launch.argv), str(command_origin))
     health = ShownRow(
         "health", health_url(model), health_url(model), str(origin_of(config, f"models.{name}.health", f"models.{name}.port"))
     )
-    timeouts = decide_timeouts(config, name)
     return (
-        ShownSection("Limits", _limits(config, host, name)),
-        ShownSection("All models together", _slice(config, host)),
-        ShownSection("Kept for the system", _protection(config, host)),
+        ShownSection("Limits", _limits(budget.of(name))),
+        ShownSection("All models together", _slice(budget)),
+        ShownSection("Kept for the system", _protection(budget.protection)),
         ShownSection("Kernel tunables while a model runs", _tunables(config, host)),
         ShownSection(
-            "Command", (command, health, *(ShownRow(key, t.value, f"{t.value:g} s", str(t.origin)) for key, t in timeouts.items()))
+            "Command", (command, health, *(ShownRow(key, t.value, f"{t.value:g} s", str(t.origin)) for key, t in server.timeouts.items()))
         ),
-        ShownSection("Arguments", tuple(_row(key, sourced) for key, sourced in decide_server_arguments(config, name).items())),
-        ShownSection("Environment", tuple(_row(key, sourced) for key, sourced in sorted(decide_environment(config, host, name).items()))),
+        ShownSection("Arguments", tuple(_row(key, sourced) for key, sourced in server.arguments.items())),
+        ShownSection("Environment", tuple(_row(key, sourced) for key, sourced in sorted(server.environment.items()))),
     )
 
 
-def _limits(config: Config, host: Host, name: str) -> tuple[ShownRow, ...]:
-    limits = decide_limits(config, host, name)
+def _limits(limits: DecidedLimits) -> tuple[ShownRow, ...]:
     return tuple(
         _row(key, decided) if isinstance(decided, Sourced) else _number(key, decided, in_bytes=key in _BYTES)
         for key, decided in vars(limits).items()
     )
 
 
-def _slice(config: Config, host: Host) -> tuple[ShownRow, ...]:
-    properties = decide_units(config, host)[SLICE]
+def _slice(budget: Budget) -> tuple[ShownRow, ...]:
+    properties = budget.units[SLICE]
     origin = Origin(SLICE, "the largest of any model's, so that two cannot add up to more")
     return tuple(_number(key, Decided(properties[key], origin), in_bytes=key.startswith("Memory")) for key in SHARED)
 
 
-def _protection(config: Config, host: Host) -> tuple[ShownRow, ...]:
-    protection = decide_protection(config, host)
+def _protection(protection: Protection) -> tuple[ShownRow, ...]:
     units = [_number(f"{UNITS[key]} MemoryMin", decided, in_bytes=True) for key, decided in protection.units.items()]
     each = _number(f"each unit {EACH_UNIT}", protection.each_unit, in_bytes=True)
     return (*units, each, _number("kernel", protection.kernel, in_bytes=True), _number("NVIDIA driver", protection.cards, in_bytes=True))

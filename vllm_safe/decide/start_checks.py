@@ -12,9 +12,9 @@ from vllm_safe.common.findings import Finding, Level, failed, passed, warned
 from vllm_safe.common.sizes import format_size
 from vllm_safe.config.settings import Config
 from vllm_safe.contract.launch_file import Launch
-from vllm_safe.decide.limits import LEAST_MEMORY, decide_limits, decide_units, unit_of
-from vllm_safe.decide.protect import UNITS, decide_protection
-from vllm_safe.decide.serve_command import decide_launch, server_program, world_size
+from vllm_safe.decide.limits import LEAST_MEMORY, Budget, decide_budget, unit_of
+from vllm_safe.decide.protect import UNITS
+from vllm_safe.decide.serve_command import ServerCommand, decide_launch
 from vllm_safe.earlyoom.earlyoom_arguments import decide_environment_file
 from vllm_safe.host.start_facts import StartFacts, Starts
 from vllm_safe.models.fetch_decision import find_model
@@ -32,13 +32,21 @@ RESTARTS = len(PAUSES)
 
 
 @dataclass(frozen=True)
-class Situation:
-    """All that the checks of one model look at. The config has the model."""
+class LimitSituation:
+    """What the checks of limits and swap look at: those of a start, and of the drill, which may be in the place of no model at all."""
 
     config: Config
     host: Host
     name: str
-    ground: StartFacts
+    budget: Budget
+    facts: StartFacts
+
+
+@dataclass(frozen=True)
+class Situation(LimitSituation):
+    """What the checks of one model look at. The configuration has the model."""
+
+    server: ServerCommand
 
     @property
     def model(self) -> Model:
@@ -67,25 +75,25 @@ def check_cgroups(at: KnowsHost) -> Finding:
     return passed("cgroup v2 with the memory controller")
 
 
-def check_memory(at: Situation) -> Finding:
+def check_memory(at: LimitSituation) -> Finding:
     """Whether the system's reserve leaves a model anything."""
-    limit = decide_limits(at.config, at.host, at.name).memory_max
+    limit = at.budget.of(at.name).memory_max
     if limit.value < LEAST_MEMORY:
-        kept = decide_protection(at.config, at.host).total
+        kept = at.budget.protection.total
         what = f"{format_size(limit.value)} of {format_size(at.host.memory)} RAM would be left for {at.name}: {limit.origin}"
         return failed(what, f"Keep less than the {format_size(kept)} of the section protect, or raise limits.memory_max.")
     return passed(f"{at.name} may use {format_size(limit.value)} of RAM")
 
 
-def check_swap(at: Situation) -> Finding:
+def check_swap(at: LimitSituation) -> Finding:
     """Whether the swap that the configuration asks for is on."""
     swap = at.config.swap
     if swap.size is None:
         return passed(f"swap is left alone; {format_size(at.host.swap)} is on")
-    names = {at.ground.swap_file, str(second_name(Path(at.ground.swap_file)))}  # the second while it is being resized
+    names = {at.facts.swap_file, str(second_name(Path(at.facts.swap_file)))}  # the second while it is being resized
     if any(area.path in names for area in at.host.swaps):
         return passed(f"{swap.file} is on; {format_size(at.host.swap)} of swap in all")
-    said = at.ground.units.get(SWAP_SERVICE, {}).get("StatusText") or f"{SWAP_SERVICE} has not made it"
+    said = at.facts.units.get(SWAP_SERVICE, {}).get("StatusText") or f"{SWAP_SERVICE} has not made it"
     return failed(
         f"the swapfile {swap.file} is not on: {said}", "Try: vllm-safe swap create   (or `size: none` in the section swap, to do without)"
     )
@@ -93,13 +101,13 @@ def check_swap(at: Situation) -> Finding:
 
 def check_server(at: Situation) -> Finding:
     """Whether there is a program to run."""
-    program = server_program(at.model)
-    engine = at.ground.engine
-    if at.ground.server and engine and engine.is_untried:
+    program = at.server.program
+    engine = at.facts.engine
+    if at.facts.server and engine and engine.is_untried:
         return warned(
             f"{engine.current} is untried: no card answered when it was installed", "The next start tries it, or: vllm-safe install --try"
         )
-    if at.ground.server:
+    if at.facts.server:
         return passed(f"{engine.current} is there" if engine and engine.current else f"{program} is there")
     if at.model.command is None:
         return failed(f"no engine is installed: there is no {program}", "Run: vllm-safe install")
@@ -108,12 +116,12 @@ def check_server(at: Situation) -> Finding:
 
 def check_model_files(at: Situation) -> Finding | None:
     """Whether the model's files are there: serving is offline."""
-    return find_model(at.name, at.ground.model) if at.ground.model else None
+    return find_model(at.name, at.facts.model) if at.facts.model else None
 
 
 def check_key(at: Situation) -> Finding | None:
     """Whether the API key is there, and root's alone; and whether one is missing where anybody can ask."""
-    if key := at.ground.key:
+    if key := at.facts.key:
         return failed(key.problem, key.way_out) if key.problem else passed(f"the API key in {key.path} is root's alone")
     if at.model.host in {"127.0.0.1", "::1", "localhost"}:
         return None
@@ -131,7 +139,7 @@ def check_cards(at: Situation) -> Finding | None:
     if lost := [str(card) for card in cards if card >= there]:
         what = f"{at.name} is to see card {', '.join(lost)}, and the driver shows {there}, from 0 on"
         return failed(what, f"See models.{at.name}.gpus. nvidia-smi lists them; of one that was lost: journalctl -k -g NVRM")
-    wanted = world_size(at.config, at.name)
+    wanted = at.server.world_size
     if len(cards) < wanted:
         seen = f"it sees {len(cards)} (models.{at.name}.gpus)" if at.model.gpus else f"there are {there}"
         return failed(f"{at.name} is split over {wanted} cards, and {seen}", f"See models.{at.name}.args.")
@@ -141,7 +149,7 @@ def check_cards(at: Situation) -> Finding | None:
 def check_port(at: Situation) -> Finding:
     """Whether somebody else listens where the server wants to."""
     host, port = at.model.host, at.model.port
-    meant = at.ground.addresses | {"localhost": {"127.0.0.1", "::1"}}.get(host, {host})
+    meant = at.facts.addresses | {"localhost": {"127.0.0.1", "::1"}}.get(host, {host})
     taken = sorted(address for address, other in at.host.listening if other == port and _overlap(meant, address))
     if taken:
         way_out = f"ss -ltnp 'sport = :{port}' says what; or set models.{at.name}.port."
@@ -211,14 +219,14 @@ class Preparation:
     untried: Mapping[str, float] | None = None  # the marks of untried engines, where some have been tried since; None: they are right
 
 
-def decide_protection_of_all(config: Config, host: Host) -> Preparation:
-    """What holds whether a model runs or not."""
-    return Preparation(units=decide_units(config, host), earlyoom=decide_environment_file(config))
+def decide_protection_of_all(config: Config, budget: Budget) -> Preparation:
+    """Decide what holds whether a model runs or not."""
+    return Preparation(units=budget.units, earlyoom=decide_environment_file(config))
 
 
 def decide_default_protection(host: Host, earlyoom: str | None) -> Preparation:
     """What holds while the file has a mistake: the system keeps what it would by default, and earlyoom the arguments that it has."""
-    units = decide_units(Config(), host)
+    units = decide_budget(Config(), host).units
     return Preparation(units={unit: units[unit] for unit in UNITS.values()}, earlyoom=earlyoom)
 
 
@@ -236,24 +244,24 @@ def require_model(config: Config, name: str) -> Model:
 
 def decide_preparation(at: Situation) -> Preparation:
     """Everything before one start, which may be a refusal: then the limits are set all the same, and nothing is started."""
-    common = decide_protection_of_all(at.config, at.host)
+    common, limits = decide_protection_of_all(at.config, at.budget), at.budget.of(at.name)
     found = find_start_problems(at)
-    starts, too_many = count_restart(at.ground.starts, at.ground.units, at.ground.now, at.ground.asleep, at.name)
+    starts, too_many = count_restart(at.facts.starts, at.facts.units, at.facts.now, at.facts.asleep, at.name)
     bad = [finding for finding in (*found, too_many) if finding and finding.level is Level.FAIL]
     refusal = Launch(at.name, bad[0].what, bad[0].do_next, gave_up=bad[0] is too_many) if bad else None
     return Preparation(
-        units={unit_of(at.name): decide_limits(at.config, at.host, at.name).properties, **common.units},
+        units={unit_of(at.name): limits.properties, **common.units},
         earlyoom=common.earlyoom,
         launch=refusal or _launch(at, found, restart=len(starts.at)),
-        key=at.ground.key.text if at.ground.key and not bad else None,
-        old_key=at.ground.old_key,
+        key=at.facts.key.text if at.facts.key and not bad else None,
+        old_key=at.facts.old_key,
         starts=starts,
-        untried=at.ground.engine.marks_now if at.ground.engine and at.ground.engine.marks != at.ground.engine.marks_now else None,
+        untried=at.facts.engine.marks_now if at.facts.engine and at.facts.engine.marks != at.facts.engine.marks_now else None,
     )
 
 
 def _launch(at: Situation, found: tuple[Finding, ...], *, restart: int) -> Launch:
-    launch = decide_launch(at.config, at.host, at.name)
+    launch = decide_launch(at.config, at.name, at.server, at.budget.of(at.name))
     warnings = (f"warning: {finding.what}. {finding.do_next}" for finding in found if finding.level is Level.WARN)
     pause = PAUSES[restart - 1] if restart else 0.0
     return launch._replace(restart=restart, pause=pause, summary=(*launch.summary, *warnings))

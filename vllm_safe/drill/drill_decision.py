@@ -9,12 +9,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from vllm_safe.common.findings import Finding, failed, passed
 from vllm_safe.common.sizes import MIB, format_size
-from vllm_safe.decide.limits import LEAST_MEMORY, DecidedLimits
-from vllm_safe.decide.protect import decide_protection
+from vllm_safe.decide.limits import LEAST_MEMORY, Budget, DecidedLimits
 from vllm_safe.drill.login_probes import EVERY, GAP, LOGIN, LONGEST, SLICES, SSH, STALL, ProbeSample
 
 if TYPE_CHECKING:
-    from vllm_safe.config.settings import Config
     from vllm_safe.host.host_facts import Host
 
 # A machine is fast enough for a person within these, however fast it is when idle: without them, 60 ms instead of 30 would fail.
@@ -43,11 +41,11 @@ def decide_hog(limits: DecidedLimits, cpus: int) -> Hog:
     return Hog(max(0, room - processes * _INTERPRETER), processes, ram * 3 // 4)
 
 
-def check_ready(config: Config, host: Host, occupants: Sequence[str], pressed: float | None) -> Finding:
+def check_ready(budget: Budget, host: Host, occupants: Sequence[str], pressed: float | None) -> Finding:
     """Whether the machine has anything to spare. `pressed`: the share of the last ten seconds that something waited for memory."""
     if occupants:
         return failed(f"{occupants[0]} runs, and the drill is in its place", f"systemctl stop {occupants[0]}")
-    kept = decide_protection(config, host).total + LEAST_MEMORY
+    kept = budget.protection.total + LEAST_MEMORY
     if host.memory_available < kept:
         what = f"the machine is short of memory already: {format_size(host.memory_available)} are available, {format_size(kept)} are needed"
         return failed(what, "Stop what uses it: ps aux --sort=-rss | head")

@@ -14,6 +14,7 @@ import os
 import pwd
 import re
 import selectors
+import shlex
 import signal
 import subprocess
 import sys
@@ -113,8 +114,6 @@ class AsVllm:
 
     def describe(self) -> str:
         """Say what it does, and the program as a shell would take it."""
-        import shlex
-
         return f"{self.purpose}, as user {USER}: {shlex.join(self.argv)}"
 
     def run(self) -> None:

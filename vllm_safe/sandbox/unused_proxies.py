@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import click
 
+from vllm_safe.sandbox.run_as_vllm import withheld_proxies
+
 
 def warn_of_withheld_proxies() -> None:
     """Say which proxies have a password and are therefore not used, before a download fails for want of one."""
-    from vllm_safe.sandbox.run_as_vllm import withheld_proxies
-
     if names := " and ".join(withheld_proxies()):
         click.echo(
             f"warning: the proxy in {names} has a name or password in it, and is not used: everybody could read it meanwhile", err=True

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from vllm_safe.apply.start_steps import prepare_steps, refusal_steps, undo_steps
-from vllm_safe.apply.unit_steps import DaemonReload, RemoveDropin, SetProperties, TryRestart, missing_properties, remove_dropins
+from vllm_safe.apply.start_steps import missing_properties, prepare_steps, refusal_steps, undo_steps
+from vllm_safe.apply.unit_steps import DaemonReload, RemoveDropin, SetProperties, TryRestart, remove_dropins
 from vllm_safe.common.errors import Failure
 from vllm_safe.contract.launch_file import Launch
 from vllm_safe.decide.start_checks import Preparation

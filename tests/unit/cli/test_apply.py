@@ -106,8 +106,8 @@ def test_a_preparation_that_fails_itself_is_said_by_the_unit_and_tried_again(
         refused.append((what, again))
         return ()
 
-    monkeypatch.setattr("vllm_safe.apply.start_steps.prepare_steps", fail)
-    monkeypatch.setattr("vllm_safe.apply.start_steps.refusal_steps", refuse)
+    monkeypatch.setattr("vllm_safe.cli.apply.prepare_steps", fail)
+    monkeypatch.setattr("vllm_safe.cli.apply.refusal_steps", refuse)
     assert main(["apply", "x", "--dry-run", "--config", config]) == 0
     assert [(str(error) in what, again) for what, again in refused] == [(True, True)]
 
@@ -124,9 +124,9 @@ def test_what_may_work_the_next_time_is_tried_no_more_often_than_any_other_start
         raise Failure("no bus")
 
     now = boot_clock()
-    monkeypatch.setattr("vllm_safe.apply.start_steps.prepare_steps", fail)
-    monkeypatch.setattr("vllm_safe.host.start_facts.read_starts", lambda _: Starts(restarts - 1, (now,) * (restarts - 1)))
-    monkeypatch.setattr("vllm_safe.common.systemctl.show_properties", lambda *_: {"vllm@x.service": {"NRestarts": str(restarts)}})
+    monkeypatch.setattr("vllm_safe.cli.apply.prepare_steps", fail)
+    monkeypatch.setattr("vllm_safe.cli.apply.read_starts", lambda _: Starts(restarts - 1, (now,) * (restarts - 1)))
+    monkeypatch.setattr("vllm_safe.cli.apply.show_properties", lambda *_: {"vllm@x.service": {"NRestarts": str(restarts)}})
     launches: list[Launch] = []
 
     def describe(step: WriteLaunch) -> str:

@@ -34,11 +34,11 @@ HOST = Host(
 def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.setattr("os.geteuid", lambda: 0)
-    monkeypatch.setattr("vllm_safe.host.host_facts.read_host", lambda: HOST)
-    monkeypatch.setattr("vllm_safe.common.pressure.memory_pressure", lambda: 0.0)
+    monkeypatch.setattr("vllm_safe.cli.drill.read_host", lambda: HOST)
+    monkeypatch.setattr("vllm_safe.cli.drill.memory_pressure", lambda: 0.0)
     monkeypatch.setattr("vllm_safe.common.run_lock.RUN", tmp_path)
-    monkeypatch.setattr("vllm_safe.apply.start_steps.prepare_steps", lambda *_: ())
-    monkeypatch.setattr("vllm_safe.apply.guard_steps.guard_steps", lambda *_: ())
+    monkeypatch.setattr("vllm_safe.cli.drill.prepare_steps", lambda *_: ())
+    monkeypatch.setattr("vllm_safe.cli.drill.guard_steps", lambda *_: ())
     monkeypatch.setattr(hog_unit, "CGROUP", tmp_path / "vllm.slice")
 
 
@@ -63,7 +63,7 @@ def run_with(monkeypatch: pytest.MonkeyPatch, *seconds: float, **course: float) 
             setattr(done, name, value)
         return done
 
-    monkeypatch.setattr("vllm_safe.drill.drill_run.run_drill", run)
+    monkeypatch.setattr("vllm_safe.cli.drill.run_drill", run)
     return hogs
 
 
@@ -115,7 +115,7 @@ def test_a_signal_ends_it_in_order(
             said.append("the hog is stopped")
         raise AssertionError
 
-    monkeypatch.setattr("vllm_safe.drill.drill_run.run_drill", run)
+    monkeypatch.setattr("vllm_safe.cli.drill.run_drill", run)
     assert main(["drill", "--config", config]) == 130
     assert said == ["the hog is stopped"]
     assert "interrupted" in capsys.readouterr().err
@@ -155,14 +155,14 @@ def test_what_keeps_a_drill_from_starting(
     assert "no drill: vllm@x.service runs" in refused(capsys, config)
     (model / "cgroup.events").write_text("populated 0\nfrozen 0\n")
     with monkeypatch.context() as short:
-        short.setattr("vllm_safe.host.host_facts.read_host", lambda: replace(HOST, memory_available=GIB))
+        short.setattr("vllm_safe.cli.drill.read_host", lambda: replace(HOST, memory_available=GIB))
         assert "no drill: the machine is short of memory already: 1.0 GiB are available" in refused(capsys, config)
     with monkeypatch.context() as short:
-        short.setattr("vllm_safe.common.pressure.memory_pressure", lambda: 0.5)
+        short.setattr("vllm_safe.cli.drill.memory_pressure", lambda: 0.5)
         assert "no drill: something waited for memory in 50% of the last ten seconds" in refused(capsys, config)
-    monkeypatch.setattr("vllm_safe.host.host_facts.read_host", lambda: Host(memory=GIB, cgroup2=True, controllers=frozenset({"memory"})))
+    monkeypatch.setattr("vllm_safe.cli.drill.read_host", lambda: Host(memory=GIB, cgroup2=True, controllers=frozenset({"memory"})))
     assert "the swapfile /swapfile is not on" in refused(capsys, config)
-    monkeypatch.setattr("vllm_safe.host.host_facts.read_host", lambda: Host(memory=GIB))
+    monkeypatch.setattr("vllm_safe.cli.drill.read_host", lambda: Host(memory=GIB))
     assert "cgroup v2" in refused(capsys, config)
 
 
@@ -173,7 +173,7 @@ def test_two_at_once_are_one_too_many(config: str, monkeypatch: pytest.MonkeyPat
         codes.append(main(["drill", "--config", config]))
         raise Failure("enough")
 
-    monkeypatch.setattr("vllm_safe.drill.drill_run.run_drill", run)
+    monkeypatch.setattr("vllm_safe.cli.drill.run_drill", run)
     assert main(["drill", "--config", config]) == 1
     assert codes == [2]
     assert "another one is under way" in capsys.readouterr().err

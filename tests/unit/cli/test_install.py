@@ -9,10 +9,7 @@ import pytest
 
 from vllm_safe.cli.main import main
 from vllm_safe.common.sizes import GIB
-from vllm_safe.driver import driver_facts
 from vllm_safe.driver.driver_facts import Driver, Nvml, NvmlCard
-from vllm_safe.engine import engine_facts
-from vllm_safe.engine import engine_steps as apply_engine
 from vllm_safe.engine.engine_decision import InstallTarget
 from vllm_safe.engine.engine_facts import EngineFacts, Installed
 
@@ -31,9 +28,9 @@ OLD = replace(ANSWERING, nvml=replace(ANSWERING.nvml, driver="550.163.01", cuda=
 
 
 def found(monkeypatch: pytest.MonkeyPatch, facts: EngineFacts, cards: Driver = ANSWERING) -> None:
-    monkeypatch.setattr(engine_facts, "read_engine", lambda: facts)
-    monkeypatch.setattr(driver_facts, "read_driver", lambda: cards)
-    monkeypatch.setattr(apply_engine, "read_install_target", lambda _facts, _links: InstallTarget((3, 11), "x86_64", 100 * GIB))
+    monkeypatch.setattr("vllm_safe.cli.install.read_engine", lambda: facts)
+    monkeypatch.setattr("vllm_safe.cli.install.read_driver", lambda: cards)
+    monkeypatch.setattr("vllm_safe.cli.install.read_install_target", lambda _facts, _links: InstallTarget((3, 11), "x86_64", 100 * GIB))
 
 
 def test_dry_run_needs_no_root_and_shows_each_step(

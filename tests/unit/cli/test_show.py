@@ -18,7 +18,7 @@ def test_nothing_is_said_to_be_on_that_is_not(
     limits: str, swaps: tuple[SwapArea, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before the first start the limits are of the swap that it makes."""
-    monkeypatch.setattr("vllm_safe.host.host_facts.read_host", lambda: Host(memory=16 * GIB, swaps=swaps))
+    monkeypatch.setattr("vllm_safe.cli.show.read_host", lambda: Host(memory=16 * GIB, swaps=swaps))
     config = tmp_path / "config.yaml"
     config.write_text(f"models: {{x: {{command: [/bin/sh], limits: {limits}}}}}\n")
     assert main(["show", "x", "--config", str(config)]) == 0

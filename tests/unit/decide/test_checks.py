@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
+from tests.situations import situation_of
 from vllm_safe.common.errors import Failure
 from vllm_safe.common.sizes import GIB
 from vllm_safe.config.settings import Config, Earlyoom, Model
 from vllm_safe.decide import checks
-from vllm_safe.decide.limits import EACH_UNIT, decide_units
+from vllm_safe.decide.limits import EACH_UNIT, decide_budget
 from vllm_safe.decide.start_checks import Situation, decide_preparation
 from vllm_safe.driver.driver_facts import Driver, Nvml, NvmlCard
 from vllm_safe.earlyoom.earlyoom_arguments import decide_earlyoom_arguments
@@ -28,10 +29,10 @@ CONFIG = Config(models=MappingProxyType({"big": MODEL}))
 SWAP = SwapArea("/swapfile", "file", 128 * GIB - 4096, 0)
 HOST = Host(memory=16 * GIB, gpus=8, swaps=(SWAP,), cgroup2=True, controllers=frozenset({"memory"}), pressure=True)
 EARLYOOM = {"LoadState": "loaded", "ActiveState": "active"}
-KEPT = {unit: {name: str(value) for name, value in values.items()} for unit, values in decide_units(CONFIG, HOST).items()}
+KEPT = {unit: {name: str(value) for name, value in values.items()} for unit, values in decide_budget(CONFIG, HOST).units.items()}
 SEEN = Inspection(units={"earlyoom.service": EARLYOOM, **KEPT}, earlyoom=decide_earlyoom_arguments(CONFIG))
 OLD_DRIVER = Driver(nvml=Nvml(0, driver="550.163.01", cuda=(12, 4), cards=(NvmlCard("H200", (9, 0)),)))
-GOOD = checks.MachineFacts(CONFIG, HOST, SEEN)
+GOOD = checks.MachineFacts(CONFIG, HOST, decide_budget(CONFIG, HOST), SEEN)
 
 
 def levels(at: checks.MachineFacts) -> dict[str, str]:
@@ -94,25 +95,25 @@ def test_tunables_that_are_not_in_force_matter_only_beside_a_model_that_runs() -
 def test_earlyoom_left_to_the_admin_is_no_trouble() -> None:
     config = replace(CONFIG, earlyoom=Earlyoom(enabled=False))
     seen = replace(SEEN, earlyoom=("-m", "20"), admin_earlyoom="-m 20")
-    assert "fail" not in levels(checks.MachineFacts(config, HOST, seen)).values()
+    assert "fail" not in levels(checks.MachineFacts(config, HOST, decide_budget(config, HOST), seen)).values()
 
 
 def test_hard_disks_that_know_classes_are_well_and_none_is_no_trouble() -> None:
     seen = replace(SEEN, hard_disks={"sda": "mq-deadline", "sdb": "bfq"})
-    finding = checks.check_hard_disks(checks.MachineFacts(CONFIG, HOST, seen))
+    finding = checks.check_hard_disks(checks.MachineFacts(CONFIG, HOST, decide_budget(CONFIG, HOST), seen))
     assert finding is not None
     assert (str(finding.level), "sda has mq-deadline, sdb has bfq" in finding.what) == ("pass", True)
-    assert checks.check_hard_disks(checks.MachineFacts(CONFIG, HOST, SEEN)) is None
+    assert checks.check_hard_disks(checks.MachineFacts(CONFIG, HOST, decide_budget(CONFIG, HOST), SEEN)) is None
 
 
 def test_other_servers_need_no_compiler() -> None:
     config = Config(models=MappingProxyType({"other": Model(command=("server",))}))
-    assert checks.check_compiler(checks.MachineFacts(config, HOST, replace(SEEN, compiler=False))) is None
+    assert checks.check_compiler(checks.MachineFacts(config, HOST, decide_budget(config, HOST), replace(SEEN, compiler=False))) is None
 
 
 def situation(config: Config = CONFIG, host: Host = HOST, name: str = "big") -> Situation:
     files = ModelFiles(Path("/m"), present=True)
-    return Situation(config, host, name, StartFacts(server=True, model=files, swap_file="/swapfile"))
+    return situation_of(config, host, name, StartFacts(server=True, model=files, swap_file="/swapfile"))
 
 
 @pytest.mark.parametrize(
@@ -144,7 +145,7 @@ def test_a_running_model_holds_its_port_itself(state: str, asked: bool) -> None:
 
 def test_a_key_that_only_root_can_see_is_no_failure_of_check_but_one_of_a_start() -> None:
     key = Key(Path("/root/key"), problem="may not be read", hidden=True)
-    at = replace(situation(), ground=replace(situation().ground, key=key))
+    at = replace(situation(), facts=replace(situation().facts, key=key))
     found = [finding for finding in checks.check_running_model(at, SEEN) if "key" in finding.what]
     assert [str(finding.level) for finding in found] == ["warn"]
     plan = decide_preparation(at)

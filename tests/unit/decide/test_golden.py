@@ -14,14 +14,15 @@ from pathlib import Path
 
 import pytest
 
+from tests.situations import situation_of
 from vllm_safe.cli.table import align_columns
 from vllm_safe.common.errors import Failure
 from vllm_safe.config.reader import load
 from vllm_safe.config.settings import Config
 from vllm_safe.decide.checks import MachineFacts, check_machine, check_running_model
-from vllm_safe.decide.limits import decide_units, unit_of
+from vllm_safe.decide.limits import decide_budget, unit_of
 from vllm_safe.decide.show_rows import decide_show
-from vllm_safe.decide.start_checks import Situation, decide_preparation
+from vllm_safe.decide.start_checks import decide_preparation
 from vllm_safe.earlyoom.earlyoom_arguments import decide_environment_file
 from vllm_safe.host.check_facts import Inspection
 from vllm_safe.host.host_facts import read_host
@@ -60,14 +61,15 @@ def _decisions(case: Path) -> Iterator[str]:
     yield from (f"  {line}" for line in (decide_environment_file(config) or "left to the admin").splitlines())
     yield "units"
     yield from (
-        f"  {unit}" + "".join(f" {key}={value}" for key, value in values.items()) for unit, values in decide_units(config, host).items()
+        f"  {unit}" + "".join(f" {key}={value}" for key, value in values.items())
+        for unit, values in decide_budget(config, host).units.items()
     )
     yield "check"
-    yield from _found(check_machine(MachineFacts(config, host, Inspection(), refused)))
+    yield from _found(check_machine(MachineFacts(config, host, decide_budget(config, host), Inspection(), refused)))
     for name, model in config.models.items():
         yield from ("", f"model {name}")
         files = ModelFiles(Path("/"), model.model, present=True) if model.model else None
-        at = Situation(config, host, name, StartFacts(server=True, model=files, swap_file=str(config.swap.file)))
+        at = situation_of(config, host, name, StartFacts(server=True, model=files, swap_file=str(config.swap.file)))
         yield from _found(check_running_model(at, Inspection()))
         plan = decide_preparation(at)
         assert plan.launch is not None

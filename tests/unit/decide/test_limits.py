@@ -9,7 +9,7 @@ import pytest
 
 from vllm_safe.common.sizes import GIB, MIB, TIB, Amount
 from vllm_safe.config.settings import Config, Limits, Model, ModelLimits, Position, Protect
-from vllm_safe.decide.limits import PROPERTIES, SLICE, decide_limits, decide_units, unit_of
+from vllm_safe.decide.limits import PROPERTIES, SLICE, decide_budget, unit_of
 from vllm_safe.decide.protect import AUTO, KERNEL, UNITS, decide_protection
 from vllm_safe.host.host_facts import Host, SwapArea
 
@@ -22,7 +22,7 @@ def config_of(own: ModelLimits | None = None, **sections: object) -> Config:
 
 
 def test_on_the_plans_machine_the_reserve_wins_over_90_percent() -> None:
-    limits = decide_limits(config_of(), PLAN, "x")
+    limits = decide_budget(config_of(), PLAN).of("x")
     assert limits.memory_max.value == pytest.approx(11.6 * GIB, rel=0.01)
     kernel = decide_protection(config_of(), PLAN).kernel
     assert (kernel.value, kernel.origin.note) == ((384 + 99) * MIB, "auto: 3 % of RAM, at most 384M, and 99.0 MiB that it keeps free")
@@ -34,21 +34,21 @@ def test_on_the_plans_machine_the_reserve_wins_over_90_percent() -> None:
 
 
 def test_swap_is_a_share_of_swap_and_not_of_ram() -> None:
-    swap = decide_limits(config_of(), PLAN, "x").swap_max
+    swap = decide_budget(config_of(), PLAN).of("x").swap_max
     assert swap.value == pytest.approx(0.9 * 128 * GIB, abs=4096)
     assert swap.origin.source == "default"
 
 
 def test_with_ram_to_spare_what_was_asked_for_wins() -> None:
     big = replace(PLAN, memory=512 * GIB)
-    limit = decide_limits(config_of(), big, "x").memory_max
+    limit = decide_budget(config_of(), big).of("x").memory_max
     assert limit.value == pytest.approx(0.9 * 512 * GIB, abs=4096)
     assert limit.origin.source == "default"
 
 
 def test_limits_are_whole_pages_so_that_the_kernel_has_what_systemctl_shows() -> None:
     host = replace(PLAN, memory=PLAN.memory + 1234, swaps=(SwapArea("/s", "file", 1000 * 4096, 0),))
-    limits = decide_limits(config_of(), host, "x")
+    limits = decide_budget(config_of(), host).of("x")
     assert limits.memory_max.value % 4096 == limits.swap_max.value % 4096 == 0
 
 
@@ -57,20 +57,20 @@ def test_a_models_own_limits_go_before_the_sections() -> None:
     config = replace(
         config, positions={"models.x.limits.memory_max": Position("c.yaml", 9, 1), "limits.io_weight": Position("c.yaml", 3, 1)}
     )
-    limits = decide_limits(config, PLAN, "x")
+    limits = decide_budget(config, PLAN).of("x")
     assert (limits.memory_max.value, str(limits.memory_max.origin)) == (2 * GIB, "c.yaml:9")
     assert (limits.io_weight.value, str(limits.io_weight.origin)) == (7, "c.yaml:3")
     assert limits.cpu_weight.value == 50
 
 
 def test_a_size_of_swap_is_capped_at_what_is_on() -> None:
-    limits = decide_limits(config_of(ModelLimits(swap_max=Amount(1 * TIB))), PLAN, "x")
+    limits = decide_budget(config_of(ModelLimits(swap_max=Amount(1 * TIB))), PLAN).of("x")
     assert limits.swap_max.value == 128 * GIB
     assert limits.swap_max.origin.source == "this machine"
 
 
 def test_without_swap_a_model_has_none() -> None:
-    assert decide_limits(config_of(), replace(PLAN, swaps=()), "x").swap_max.value == 0
+    assert decide_budget(config_of(), replace(PLAN, swaps=())).of("x").swap_max.value == 0
 
 
 def test_two_models_share_the_largest_cap_instead_of_adding_theirs() -> None:
@@ -78,17 +78,17 @@ def test_two_models_share_the_largest_cap_instead_of_adding_theirs() -> None:
         "a": Model(model="a/a", limits=ModelLimits(memory_max=Amount(4 * GIB), swap_max=Amount(50, is_percent=True), cpu_weight=30)),
         "b": Model(model="b/b", limits=ModelLimits(memory_max=Amount(6 * GIB), swap_max=Amount(20, is_percent=True))),
     }
-    shared = decide_units(Config(models=models), PLAN)[SLICE]
+    shared = decide_budget(Config(models=models), PLAN).units[SLICE]
     assert shared == {"MemoryMax": 6 * GIB, "MemorySwapMax": 64 * GIB, "CPUWeight": 30, "IOWeight": 1}
 
 
 def test_without_any_model_the_section_limits_holds_for_the_slice() -> None:
-    assert decide_units(Config(), PLAN)[SLICE]["MemoryMax"] == decide_limits(config_of(), PLAN, "x").memory_max.value
+    assert decide_budget(Config(), PLAN).units[SLICE]["MemoryMax"] == decide_budget(config_of(), PLAN).of("x").memory_max.value
 
 
 def test_a_reserve_larger_than_the_machine_leaves_nothing_rather_than_less() -> None:
     config = config_of(protect=Protect(system=Amount(100, is_percent=True)))
-    assert decide_limits(config, PLAN, "x").memory_max.value == 0
+    assert decide_budget(config, PLAN).of("x").memory_max.value == 0
 
 
 def test_auto_is_a_share_on_small_machines_and_its_bound_on_large_ones() -> None:
@@ -105,7 +105,7 @@ def test_the_documentation_of_protect_has_the_numbers_of_auto() -> None:
 
 def test_everything_that_is_set_can_be_taken_back() -> None:
     config = config_of()
-    every = {unit_of("*"): decide_limits(config, PLAN, "x").properties, **decide_units(config, PLAN)}
+    every = {unit_of("*"): decide_budget(config, PLAN).of("x").properties, **decide_budget(config, PLAN).units}
     assert {unit: set(names) for unit, names in PROPERTIES.items()} == {unit: set(properties) for unit, properties in every.items()}
 
 
@@ -116,7 +116,7 @@ def test_each_unit_of_the_system_has_a_share_that_others_do_not_count_against() 
     asked = decide_protection(config_of(protect=Protect(each_unit=Amount(9 * MIB))), PLAN)
     assert asked.each_unit.value == 9 * MIB
     assert asked.total == kept.total  # it is of what is kept anyway
-    units = decide_units(config_of(protect=Protect(each_unit=Amount(9 * MIB))), PLAN)
+    units = decide_budget(config_of(protect=Protect(each_unit=Amount(9 * MIB))), PLAN).units
     assert [units[unit].get("DefaultMemoryMin") for unit in UNITS.values()] == [9 * MIB, 9 * MIB, None]
 
 

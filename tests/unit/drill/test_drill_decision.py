@@ -10,7 +10,7 @@ import pytest
 
 from vllm_safe.common.sizes import GIB, MIB, Amount
 from vllm_safe.config.settings import Config
-from vllm_safe.decide.limits import DecidedLimits, decide_limits
+from vllm_safe.decide.limits import DecidedLimits, decide_budget
 from vllm_safe.drill.drill_decision import (
     DrillSamples,
     HogPressure,
@@ -30,7 +30,7 @@ HOST = Host(memory=16 * GIB, memory_available=14 * GIB, swaps=(SwapArea("/swapfi
 
 
 def limits(host: Host) -> DecidedLimits:
-    return decide_limits(Config(), host, "")
+    return decide_budget(Config(), host).of("")
 
 
 def taken(what: str, *seconds: float) -> list[ProbeSample]:
@@ -61,7 +61,7 @@ class TestHog:
     @pytest.mark.parametrize("memory", [128 * MIB, 512 * MIB, 4 * GIB])
     def test_however_many_processors_it_is_more_than_its_ram(self, cpus: int, memory: int) -> None:
         config = Config(limits=replace(Config().limits, memory_max=Amount(memory)))
-        own = decide_limits(config, HOST, "")
+        own = decide_budget(config, HOST).of("")
         hog = decide_hog(own, cpus)
         assert own.memory_max.value == memory < hog.size
         assert hog.full == memory * 3 // 4
@@ -73,7 +73,7 @@ class TestHog:
 
     def test_it_has_no_more_processes_than_it_may(self) -> None:
         config = Config(limits=replace(Config().limits, tasks_max=16))
-        assert decide_hog(decide_limits(config, HOST, ""), 64).processes == 15
+        assert decide_hog(decide_budget(config, HOST).of(""), 64).processes == 15
 
     def test_limits_that_leave_nothing_make_no_negative_hog(self) -> None:
         assert decide_hog(limits(Host(memory=16 * MIB)), 64).size == 0
@@ -81,8 +81,8 @@ class TestHog:
 
 class TestReady:
     def test_a_machine_at_rest(self) -> None:
-        assert check_ready(Config(), HOST, (), 0.0).level == "pass"
-        assert check_ready(Config(), HOST, (), None).level == "pass"
+        assert check_ready(decide_budget(Config(), HOST), HOST, (), 0.0).level == "pass"
+        assert check_ready(decide_budget(Config(), HOST), HOST, (), None).level == "pass"
 
     @pytest.mark.parametrize(
         ("host", "occupants", "pressed", "word"),
@@ -94,7 +94,7 @@ class TestReady:
         ],
     )
     def test_what_is_refused(self, host: Host, occupants: tuple[str, ...], pressed: float, word: str) -> None:
-        finding = check_ready(Config(), host, occupants, pressed)
+        finding = check_ready(decide_budget(Config(), host), host, occupants, pressed)
         assert finding.level == "fail"
         assert word in finding.what
         assert finding.do_next
