@@ -1,6 +1,6 @@
 """Takes a server's end through the real path: the main process, the recorder, `vllm-safe why`. Runs in any checkout, by PYTHONPATH.
 
-python live.py < CASES.json > WHAT_WAS_SAID.json. It needs nothing of tests/, and of vllm_safe only what has stayed as it is since 0.2.0.
+python live.py < CASES.json > WHAT_WAS_SAID.json. It needs nothing of tests/, and of vllm_safe the modules as they stand since 0.3.0.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from vllm_safe.cli import main as cli
-from vllm_safe.cli import why
 from vllm_safe.contract import launch_file, state_file
 from vllm_safe.launch import launch_main as launch
 from vllm_safe.launch import stop_post
 from vllm_safe.record import kill_evidence, recorder, run_reader, run_recording
+from vllm_safe.report import judged_run
 
 FAKE = Path(__file__).parents[1] / "fakes/last_words.py"
 RUN = "1a2b3c4d" * 4
@@ -34,8 +34,6 @@ def main() -> None:
     kill_evidence.read_journal = lambda _since: ([], True)
     kill_evidence.AGAIN = 0.0
     recorder.unit_properties = run_recording.unit_properties = lambda *_: {}  # type: ignore[attr-defined] # what it imports
-    if hasattr(why, "properties"):
-        why.properties = lambda *_: {}
     stop_post.own_cgroup = lambda: None  # type: ignore[attr-defined] # what it imports
     json.dump({name: take(case) for name, case in json.load(sys.stdin).items()}, sys.stdout)
 
@@ -123,7 +121,7 @@ def _child(output: Path, run: Any, **env: str) -> int:  # noqa: ANN401 - any fun
 
 
 def _why(root: Path) -> dict[str, Any]:
-    why._BOOT = root / "proc/sys/kernel/random/boot_id"
+    judged_run._BOOT = root / "proc/sys/kernel/random/boot_id"
     run_reader.list_runs.__defaults__ = run_reader.read_run.__defaults__ = (root / "runs",)
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):

@@ -18,31 +18,22 @@ from vllm_safe.apply.start_steps import prepare_steps
 from vllm_safe.cli.main import config_option, dry_run_option, json_option, model_names, need_root
 from vllm_safe.cli.table import align_columns
 from vllm_safe.common.errors import EXIT_FAILED, Misuse
-from vllm_safe.common.findings import Level
-from vllm_safe.common.pressure import memory_pressure
 from vllm_safe.common.run_lock import hold_lock
 from vllm_safe.common.sizes import format_size
 from vllm_safe.common.steps import carry_out
-from vllm_safe.common.systemctl import show_properties
 from vllm_safe.config.reader import load
-from vllm_safe.config.settings import Config
 from vllm_safe.decide.guard_settings import decide_guard
-from vllm_safe.decide.limits import Budget, DecidedLimits, decide_budget
+from vllm_safe.decide.limits import DecidedLimits, decide_budget
 from vllm_safe.decide.start_checks import (
-    SWAP_SERVICE,
-    LimitSituation,
-    check_cgroups,
-    check_memory,
-    check_swap,
     decide_protection_of_all,
     require_model,
 )
-from vllm_safe.drill.drill_decision import DrillRow, Hog, check_ready, decide_hog, judge_drill
+from vllm_safe.drill.drill_checks import require_ready
+from vllm_safe.drill.drill_decision import DrillRow, Hog, decide_hog, judge_drill
 from vllm_safe.drill.drill_decision import drill_as_json as lines_as_json
 from vllm_safe.drill.drill_run import DrillProgress, run_drill
-from vllm_safe.drill.hog_unit import StartHog, occupants
-from vllm_safe.host.host_facts import Host, read_host
-from vllm_safe.host.start_facts import StartFacts
+from vllm_safe.drill.hog_unit import StartHog
+from vllm_safe.host.host_facts import read_host
 
 
 @click.command(name="drill")
@@ -76,20 +67,10 @@ def command(seconds: float, name: str | None, config_path: Path, *, as_json: boo
         carry_out((*protect, start), dry_run=True, say=click.echo)
         return 0
     with _one_drill():
-        _refuse(config, host, budget, name or "the hog")
+        require_ready(config, host, budget, name or "the hog")
         carry_out(protect, dry_run=False)
         course = _run(start, hog, seconds)
     return _report(course, hog, limits, as_json=as_json)
-
-
-def _refuse(config: Config, host: Host, budget: Budget, name: str) -> None:
-    """Raise Misuse if the machine is not one on which a drill under the limits of `name` shows anything, or would do harm."""
-    facts = StartFacts(swap_file=str(config.swap.file.resolve()), units=show_properties([SWAP_SERVICE], ("Id", "StatusText")))
-    situation = LimitSituation(config, host, name, budget, facts)
-    checks = [check(situation) for check in (check_cgroups, check_memory, check_swap)]
-    for finding in (*checks, check_ready(budget, host, occupants(), memory_pressure())):
-        if finding.level is Level.FAIL or (finding.level is Level.WARN and finding is checks[0]):
-            raise Misuse(f"no drill: {finding.what}", hint=finding.do_next)
 
 
 @contextmanager

@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-import os
-from contextlib import suppress
 from pathlib import Path
 
 import click
 
 from vllm_safe.cli.main import config_option, dry_run_option, name_argument, need_root
 from vllm_safe.cli.table import align_columns
-from vllm_safe.common import paths
 from vllm_safe.common.errors import Failure
 from vllm_safe.common.findings import Level
 from vllm_safe.common.sizes import format_size
 from vllm_safe.common.steps import carry_out
 from vllm_safe.config.reader import load
-from vllm_safe.config.settings import Config
 from vllm_safe.decide.limits import decide_budget
 from vllm_safe.decide.start_checks import require_model
 from vllm_safe.host.host_facts import read_host
-from vllm_safe.host.start_facts import read_key
 from vllm_safe.models.fetch_decision import FetchPlan, ModelDisk, count_files, find_model, plan_fetch, require_room
+from vllm_safe.models.fetch_source import fetch_source, read_model_disk
 from vllm_safe.models.hub_client import FetchStep, Source, list_files, require_engine
-from vllm_safe.models.hub_failure import DEFAULT_HUB, HubRequest
 from vllm_safe.models.model_files import ModelFiles, read_model_files
 from vllm_safe.sandbox.run_as_vllm import lock_unit
-from vllm_safe.sandbox.unused_proxies import warn_of_withheld_proxies
+from vllm_safe.sandbox.unused_proxies import withheld_proxy_lines
 
 
 @click.command(name="fetch")
@@ -52,9 +47,10 @@ def command(name: str, revision: str | None, config_path: Path, *, dry_run: bool
         return
     need_root()
     require_engine()
-    source = _source(config, name, files, revision)
+    limits = decide_budget(config, read_host()).of(name)
+    source = fetch_source(config, name, files, revision, (limits.memory_max.value, limits.swap_max.value))
     with lock_unit(source.unit, f"fetching {files.repo}"):
-        _fetch(source, _room(config), dry_run=dry_run)
+        _fetch(source, read_model_disk(config), dry_run=dry_run)
     if not dry_run:
         _say_complete(name, read_model_files(model.model), verb="restart" if files.present else "start")
 
@@ -75,26 +71,9 @@ def _say_complete(name: str, files: ModelFiles, *, verb: str = "start") -> None:
         click.echo(f"{files.folder} is there, and was not fetched by vllm-safe   To replace it: vllm-safe fetch {name} --revision main")
 
 
-def _source(config: Config, name: str, files: ModelFiles, revision: str | None) -> Source:
-    token_file = config.engine.hub_token_file
-    if token_file and (problem := read_key(token_file).problem):
-        raise Failure(
-            f"engine.hub_token_file: {problem}", hint=f"The token in one line, and: chown root:root {token_file}; chmod 600 {token_file}"
-        )
-    asked = HubRequest(
-        name=name,
-        repo=files.repo,
-        hub=(config.engine.hub or DEFAULT_HUB).rstrip("/"),
-        revision=revision or files.commit,  # what is damaged is repaired with the files of its own revision
-        config=config.source,
-        token_file=str(token_file or ""),
-    )
-    limits = decide_budget(config, read_host()).of(name)
-    return Source(asked, limits.memory_max.value, limits.swap_max.value)
-
-
 def _fetch(source: Source, room: ModelDisk, *, dry_run: bool) -> None:
-    warn_of_withheld_proxies()
+    for line in withheld_proxy_lines():
+        click.echo(line, err=True)
     plan = plan_fetch(source.asked.repo, *list_files(source))
     _show(plan)
     if warning := require_room(plan, room):
@@ -114,12 +93,3 @@ def _show(plan: FetchPlan) -> None:
     if plan.left_out:
         rest = format_size(sum(file.size for file in plan.left_out))
         click.echo(f"left out, since vLLM does not read them: {count_files(len(plan.left_out))}, {rest}, such as {plan.left_out[0].name}")
-
-
-def _room(config: Config) -> ModelDisk:
-    disk = os.statvfs(paths.MODELS)
-    swapfile = 0
-    with suppress(OSError):  # no such folder: `swap create` will say so
-        shared = paths.MODELS.stat().st_dev == config.swap.file.parent.stat().st_dev
-        swapfile = config.swap.size or 0 if shared and not config.swap.file.exists() else 0
-    return ModelDisk(str(paths.MODELS), disk.f_bavail * disk.f_frsize, config.swap.keep_free.of(disk.f_blocks * disk.f_frsize), swapfile)

@@ -8,8 +8,8 @@ from pathlib import Path
 import click
 
 from vllm_safe.cli.main import config_option, name_argument
-from vllm_safe.cli.why import choose_run, judge_run, recorded_runs
 from vllm_safe.report.html_report import render_html
+from vllm_safe.report.judged_run import choose_run, judge_run, recorded_runs
 from vllm_safe.report.report_file import write_report
 
 
@@ -29,7 +29,7 @@ def command(  # noqa: PLR0913 -- each is an option
 
     The page is one file that needs no network; what looks like a key or a token is left out of it.
     """
-    run, verdict = judge_run(name, choose_run(name, recorded_runs(name, config_path), which))
+    run, verdict = judge_run(name, choose_run(name, recorded_runs(name, config_path, "report"), which))
     if as_text:
         from vllm_safe.report.text_report import render_text  # noqa: PLC0415 - plotille takes long to import, and a page needs none of it
 

@@ -15,10 +15,10 @@ from pathlib import Path
 import click
 
 from vllm_safe.cli.main import config_option, json_option, optional_name_argument
-from vllm_safe.cli.why import judge_run
 from vllm_safe.common.errors import ConfigError, Failure
 from vllm_safe.config.reader import load
 from vllm_safe.record.run_reader import list_runs
+from vllm_safe.report.judged_run import judge_run
 from vllm_safe.status.status_facts import read_model_status, running_models
 from vllm_safe.status.status_lines import ModelStatus, status_as_json, status_as_line, status_as_lines
 

@@ -29,8 +29,10 @@ OLD = replace(ANSWERING, nvml=replace(ANSWERING.nvml, driver="550.163.01", cuda=
 
 def found(monkeypatch: pytest.MonkeyPatch, facts: EngineFacts, cards: Driver = ANSWERING) -> None:
     monkeypatch.setattr("vllm_safe.cli.install.read_engine", lambda: facts)
-    monkeypatch.setattr("vllm_safe.cli.install.read_driver", lambda: cards)
-    monkeypatch.setattr("vllm_safe.cli.install.read_install_target", lambda _facts, _links: InstallTarget((3, 11), "x86_64", 100 * GIB))
+    monkeypatch.setattr("vllm_safe.engine.install_plan.read_driver", lambda: cards)
+    monkeypatch.setattr(
+        "vllm_safe.engine.install_plan.read_install_target", lambda _facts, _links: InstallTarget((3, 11), "x86_64", 100 * GIB)
+    )
 
 
 def test_dry_run_needs_no_root_and_shows_each_step(

@@ -15,16 +15,16 @@ from pathlib import Path
 import pytest
 
 from tests.situations import situation_of
+from vllm_safe.check.check_facts import Inspection
+from vllm_safe.check.checks import MachineFacts, check_machine, check_running_model
 from vllm_safe.cli.table import align_columns
 from vllm_safe.common.errors import Failure
 from vllm_safe.config.reader import load
 from vllm_safe.config.settings import Config
-from vllm_safe.decide.checks import MachineFacts, check_machine, check_running_model
 from vllm_safe.decide.limits import decide_budget, unit_of
 from vllm_safe.decide.show_rows import decide_show
 from vllm_safe.decide.start_checks import decide_preparation
 from vllm_safe.earlyoom.earlyoom_arguments import decide_environment_file
-from vllm_safe.host.check_facts import Inspection
 from vllm_safe.host.host_facts import read_host
 from vllm_safe.host.start_facts import StartFacts
 from vllm_safe.models.model_files import ModelFiles

@@ -11,6 +11,7 @@ import pytest
 from tests.situations import changed, situation_of
 from vllm_safe.common.errors import Misuse
 from vllm_safe.common.findings import Finding, Level
+from vllm_safe.common.key_file import Key
 from vllm_safe.common.sizes import GIB, Amount
 from vllm_safe.config.settings import Config, Earlyoom, Engine, Model, Protect, Swap
 from vllm_safe.decide.limits import SLICE, unit_of
@@ -33,7 +34,7 @@ from vllm_safe.decide.start_checks import (
 from vllm_safe.engine.engine_facts import EngineFacts, Installed
 from vllm_safe.host.host_facts import Host
 from vllm_safe.host.host_facts import SwapArea as Area
-from vllm_safe.host.start_facts import Key, StartFacts, Starts
+from vllm_safe.host.start_facts import StartFacts, Starts
 from vllm_safe.models.model_files import ModelFiles
 
 GOOD = situation_of(

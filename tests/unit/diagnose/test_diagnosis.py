@@ -37,6 +37,7 @@ from vllm_safe.diagnose.error_meanings import ADVICE, advise
 from vllm_safe.diagnose.verdict import Case
 from vllm_safe.launch.end_sentence import WORDS
 from vllm_safe.record import run_reader
+from vllm_safe.report import judged_run
 
 GOLDEN = Path(__file__).parents[2] / "golden/why"
 NOW = BEGUN + 20
@@ -56,7 +57,7 @@ def _clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of recorded runs that the command looks at, in the boot of tests/runs.py."""
     (tmp_path / "boot_id").write_text(f"{BOOT}\n")
-    monkeypatch.setattr(why, "_BOOT", tmp_path / "boot_id")
+    monkeypatch.setattr(judged_run, "_BOOT", tmp_path / "boot_id")
     monkeypatch.setattr(run_reader.list_runs, "__defaults__", (tmp_path / "runs",))
     monkeypatch.setattr(run_reader.read_run, "__defaults__", (tmp_path / "runs",))
     monkeypatch.setattr(run_reader, "unit_properties", lambda *_: {})
@@ -436,7 +437,7 @@ def test_without_permission(word: str, monkeypatch: pytest.MonkeyPatch, capsys: 
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("vllm_safe.record.run_store.os.listdir", refuse)
-    monkeypatch.setattr("vllm_safe.cli.why.os.geteuid", lambda: 1000)
+    monkeypatch.setattr("vllm_safe.report.judged_run.os.geteuid", lambda: 1000)
     assert main.main([word, "qwen72b"]) == 1
     assert f"sudo vllm-safe {word} qwen72b" in capsys.readouterr().err
 

@@ -10,17 +10,18 @@ from typing import Any
 import pytest
 
 from tests.situations import situation_of
+from vllm_safe.check import checks
+from vllm_safe.check.check_facts import Inspection, Served
 from vllm_safe.common.errors import Failure
+from vllm_safe.common.key_file import Key
 from vllm_safe.common.sizes import GIB
 from vllm_safe.config.settings import Config, Earlyoom, Model
-from vllm_safe.decide import checks
 from vllm_safe.decide.limits import EACH_UNIT, decide_budget
 from vllm_safe.decide.start_checks import Situation, decide_preparation
 from vllm_safe.driver.driver_facts import Driver, Nvml, NvmlCard
 from vllm_safe.earlyoom.earlyoom_arguments import decide_earlyoom_arguments
-from vllm_safe.host.check_facts import Inspection, Served
 from vllm_safe.host.host_facts import Host, Mount, SwapArea
-from vllm_safe.host.start_facts import Key, StartFacts
+from vllm_safe.host.start_facts import StartFacts
 from vllm_safe.models.model_files import ModelFiles
 from vllm_safe.tunables.tunable_facts import LRU_GEN
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from vllm_safe.host import check_facts
+from vllm_safe.check import check_facts
 
 
 @contextmanager

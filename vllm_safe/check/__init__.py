@@ -1,0 +1,1 @@
+"""What `vllm-safe check` looks at, and the checklist."""

@@ -1,0 +1,31 @@
+"""Whether a drill may run on this machine now."""
+
+from __future__ import annotations
+
+from vllm_safe.common.errors import Misuse
+from vllm_safe.common.findings import Level
+from vllm_safe.common.pressure import memory_pressure
+from vllm_safe.common.systemctl import show_properties
+from vllm_safe.config.settings import Config
+from vllm_safe.decide.limits import Budget
+from vllm_safe.decide.start_checks import (
+    SWAP_SERVICE,
+    LimitSituation,
+    check_cgroups,
+    check_memory,
+    check_swap,
+)
+from vllm_safe.drill.drill_decision import check_ready
+from vllm_safe.drill.hog_unit import occupants
+from vllm_safe.host.host_facts import Host
+from vllm_safe.host.start_facts import StartFacts
+
+
+def require_ready(config: Config, host: Host, budget: Budget, name: str) -> None:
+    """Raise Misuse if this machine is not one on which a drill under the limits of `name` shows anything, or would do harm."""
+    facts = StartFacts(swap_file=str(config.swap.file.resolve()), units=show_properties([SWAP_SERVICE], ("Id", "StatusText")))
+    situation = LimitSituation(config, host, name, budget, facts)
+    checks = [check(situation) for check in (check_cgroups, check_memory, check_swap)]
+    for finding in (*checks, check_ready(budget, host, occupants(), memory_pressure())):
+        if finding.level is Level.FAIL or (finding.level is Level.WARN and finding is checks[0]):
+            raise Misuse(f"no drill: {finding.what}", hint=finding.do_next)
