@@ -142,8 +142,19 @@ def test_only_the_protection_is_enabled_by_the_package() -> None:
 
 
 def test_installing_starts_and_downloads_nothing() -> None:
-    commands = re.sub(r"cat <<'END'.*?^END$|^\s*#.*?$", "", (DEBIAN / "postinst").read_text(), flags=re.MULTILINE | re.DOTALL)
-    assert not re.search(r"invoke|\b(start|restart|stop|enable --now|curl|wget|pip|apt|swap)\b", commands)
+    """Only an upgrade restarts: what runs, and what watches a model."""
+    script = (DEBIAN / "postinst").read_text()
+    upgrade = re.search(r'^    if \[ "\$1" = configure \] && \[ -n "\$2" \]; then\n(.*?)^    fi$', script, re.MULTILINE | re.DOTALL)
+    assert upgrade is not None
+    restarted = re.findall(r"invoke (.*) \|\|", upgrade[1])
+    assert restarted == ["try-restart vllm-safe-guard.service 'vllm-safe-record@*.service'"]
+    commands = re.sub(r"cat <<'END'.*?^END$|^\s*#.*?$", "", script.replace(upgrade[0], ""), flags=re.MULTILINE | re.DOTALL)
+    assert not re.search(r"invoke|\b(start|restart|stop|enable --now|curl|wget|pip|apt|swap|vllm-safe apply)\b", commands)
+
+
+def test_the_configuration_is_no_conffile() -> None:
+    """What dpkg would ask about: anything that the package ships in /etc."""
+    assert not re.search(r"^\S+ /?etc\b", (DEBIAN / "install").read_text(), re.MULTILINE)
 
 
 def test_an_upgrade_stops_nothing() -> None:
@@ -273,7 +284,10 @@ def test_every_override_has_its_reason(file: str) -> None:
 
 def test_nothing_is_tied_to_a_machine() -> None:
     """What the code asks of the kernel is by name, or numbered the same on amd64 and arm64 (linux/fs.h, where a long has 64 bits)."""
-    assert "\nArchitecture: any\n" in (DEBIAN / "control").read_text()
+    assert "\nArchitecture: amd64 arm64\n" in (DEBIAN / "control").read_text()
+    psutil = re.search(r"^psutil==.*(?:\n +--hash.*)*", (DEBIAN / "requirements.txt").read_text(), re.MULTILINE)
+    assert psutil is not None
+    assert psutil[0].count("--hash=") == 2  # its wheels for the two
     tied = re.compile(r"amd64|x86_64|aarch64|arm64|/lib64|linux-gnu")
     # The first two choose vLLM's wheels by the machine that they are on, the others the number of a system call.
     names = ("decide/engine.py", "decide/lock.py", "kernel.py", "apply/as_engine/engine_folder.py")

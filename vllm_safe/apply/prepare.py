@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from vllm_safe import paths
 from vllm_safe.apply.files import RemoveFile, WriteFile
 from vllm_safe.apply.trial import mark_step
-from vllm_safe.apply.units import TryRestart, missing_properties, remove_dropins
+from vllm_safe.apply.units import DaemonReload, TryRestart, missing_properties, remove_dropins
+from vllm_safe.decide.earlyoom import EarlyoomFiles
 from vllm_safe.decide.limits import unit_of
 from vllm_safe.launch.plan import Launch, launch_file
 
@@ -23,9 +24,9 @@ if TYPE_CHECKING:
 EARLYOOM = "earlyoom.service"
 
 
-def prepare_steps(plan: Preparation, shown: Mapping[str, Mapping[str, str]], earlyoom_env: str | None) -> tuple[Step, ...]:
-    """The steps to where `plan` wants to be. `shown`: properties of units as they are; `earlyoom_env`: the file's text, or None."""
-    return (*missing_properties(plan.units, shown), *_earlyoom_steps(plan.earlyoom, earlyoom_env), *_start_steps(plan))
+def prepare_steps(plan: Preparation, shown: Mapping[str, Mapping[str, str]], earlyoom: EarlyoomFiles) -> tuple[Step, ...]:
+    """The steps to where `plan` wants to be. `shown`: properties of units as they are; `earlyoom`: its files as they are."""
+    return (*missing_properties(plan.units, shown), *_earlyoom_steps(plan.earlyoom, earlyoom), *_start_steps(plan))
 
 
 def refusal_steps(name: str, what: str, do_next: str, *, again: bool = False, starts: Starts | None = None) -> tuple[Step, ...]:
@@ -38,16 +39,25 @@ def _starts_step(name: str, starts: Starts) -> Step:
     return WriteFile(paths.starts_file(name), starts.to_json())
 
 
-def undo_steps(dropins: tuple[Path, ...], earlyoom_env: str | None) -> tuple[Step, ...]:
+def undo_steps(dropins: tuple[Path, ...], earlyoom: EarlyoomFiles) -> tuple[Step, ...]:
     """The steps that take back everything that `apply` did and that outlives a start."""
-    return (*remove_dropins(dropins), *_earlyoom_steps(None, earlyoom_env))
+    return (*remove_dropins(dropins), *_earlyoom_steps(EarlyoomFiles(), earlyoom))
 
 
-def _earlyoom_steps(wanted: str | None, there: str | None) -> tuple[Step, ...]:
+def _earlyoom_steps(wanted: EarlyoomFiles, there: EarlyoomFiles) -> tuple[Step, ...]:
+    """At boot earlyoom has not been started yet: then the reload alone counts."""
     if wanted == there:
         return ()
-    change: Step = RemoveFile(paths.EARLYOOM_ENV) if wanted is None else WriteFile(paths.EARLYOOM_ENV, wanted)
-    return (change, TryRestart(EARLYOOM))
+    steps: list[Step] = []
+    if wanted.arguments != there.arguments:
+        steps.append(_file_step(paths.EARLYOOM_ENV, wanted.arguments))
+    if wanted.dropin != there.dropin:
+        steps += (_file_step(paths.EARLYOOM_DROPIN, wanted.dropin), DaemonReload())
+    return (*steps, TryRestart(EARLYOOM))
+
+
+def _file_step(path: Path, text: str | None) -> Step:
+    return RemoveFile(path) if text is None else WriteFile(path, text)
 
 
 def _start_steps(plan: Preparation) -> tuple[Step, ...]:

@@ -53,11 +53,11 @@ def _carry_out(steps: tuple[Step, ...], *, dry_run: bool) -> None:
 def _undo() -> tuple[Step, ...]:
     from vllm_safe.apply.guard import undo_guard_steps
     from vllm_safe.apply.prepare import undo_steps
-    from vllm_safe.cli.situation import read_earlyoom_env
+    from vllm_safe.cli.situation import read_earlyoom
     from vllm_safe.decide.limits import PROPERTIES
     from vllm_safe.host.systemd import runtime_dropins
 
-    return (*undo_steps(runtime_dropins(PROPERTIES), read_earlyoom_env()), *undo_guard_steps(), *_undo_tunables())
+    return (*undo_steps(runtime_dropins(PROPERTIES), read_earlyoom()), *undo_guard_steps(), *_undo_tunables())
 
 
 def _undo_tunables() -> tuple[Step, ...]:
@@ -80,14 +80,14 @@ def _protect(config_path: Path) -> tuple[tuple[Step, ...], ConfigError | None]:
     """A mistake in the file must not lock anybody out: then the defaults are kept for the system, and what is else stays as it is."""
     from vllm_safe.apply.guard import guard_steps, keep_guard_steps
     from vllm_safe.apply.prepare import prepare_steps
-    from vllm_safe.cli.situation import read_earlyoom_env, read_units
+    from vllm_safe.cli.situation import read_earlyoom, read_units
     from vllm_safe.config.reader import load
     from vllm_safe.config.settings import Config
     from vllm_safe.decide.guard import decide_guard
     from vllm_safe.decide.prepare import decide_default_protection, decide_protection_of_all
     from vllm_safe.host.facts import read_host
 
-    host, there = read_host(), read_earlyoom_env()
+    host, there = read_host(), read_earlyoom()
     try:
         config = load(config_path)
     except ConfigError as mistake:
@@ -132,7 +132,7 @@ def _prepare(name: str, config_path: Path) -> tuple[Step, ...]:
     """What makes a start impossible is no failure here: it goes into the launch file, so that vllm@NAME itself says it."""
     from vllm_safe.apply.guard import guard_steps, keep_guard_steps
     from vllm_safe.apply.prepare import prepare_steps, refusal_steps
-    from vllm_safe.cli.situation import read_earlyoom_env, read_situation
+    from vllm_safe.cli.situation import read_earlyoom, read_situation
     from vllm_safe.config.reader import load
     from vllm_safe.decide.guard import decide_guard
     from vllm_safe.decide.prepare import decide_preparation, known_model
@@ -149,5 +149,5 @@ def _prepare(name: str, config_path: Path) -> tuple[Step, ...]:
         return refusal_steps(name, error.message, error.hint)
     situation = read_situation(config, read_host(), name)
     # The launch file comes last, as what says that all before it was done.
-    steps = prepare_steps(decide_preparation(situation), situation.ground.units, read_earlyoom_env())
+    steps = prepare_steps(decide_preparation(situation), situation.ground.units, read_earlyoom())
     return (*guard_steps(decide_guard(config)), *steps)

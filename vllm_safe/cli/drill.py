@@ -41,7 +41,7 @@ def command(seconds: float, name: str | None, config_path: Path, *, as_json: boo
     from vllm_safe.apply.guard import guard_steps
     from vllm_safe.apply.prepare import prepare_steps
     from vllm_safe.apply.steps import carry_out
-    from vllm_safe.cli.situation import read_earlyoom_env, read_units
+    from vllm_safe.cli.situation import read_earlyoom, read_units
     from vllm_safe.config.reader import load
     from vllm_safe.decide.drill import decide_hog
     from vllm_safe.decide.guard import decide_guard
@@ -61,7 +61,7 @@ def command(seconds: float, name: str | None, config_path: Path, *, as_json: boo
     hog = decide_hog(limits, host.cpus)
     start = StartHog(hog, {**limits.properties, "IOSchedulingClass": limits.io_scheduling_class.value}, seconds)
     # What a start of the model does first: the drill is of the configuration as it is now.
-    common = prepare_steps(decide_protection_of_all(config, host), read_units(config, host), read_earlyoom_env())
+    common = prepare_steps(decide_protection_of_all(config, host), read_units(config, host), read_earlyoom())
     protect = (*common, *guard_steps(decide_guard(config)))
     if dry_run:
         carry_out((*protect, start), dry_run=True, say=click.echo)

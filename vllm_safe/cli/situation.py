@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from vllm_safe import paths
 from vllm_safe.config.settings import Config
+from vllm_safe.decide.earlyoom import EarlyoomFiles
 from vllm_safe.decide.limits import PROPERTIES, decide_units, unit_of
 from vllm_safe.decide.prepare import SWAP_SERVICE, Situation
 from vllm_safe.decide.serve import decide_environment, server_program
@@ -38,9 +40,13 @@ def read_situation(config: Config, host: Host, name: str) -> Situation:
     return Situation(config, host, name, ground)
 
 
-def read_earlyoom_env() -> str | None:
-    """The text of the file that gives earlyoom its arguments, or None."""
+def read_earlyoom() -> EarlyoomFiles:
+    """The files of ours that earlyoom has."""
+    return EarlyoomFiles(_text(paths.EARLYOOM_ENV), _text(paths.EARLYOOM_DROPIN))
+
+
+def _text(path: Path) -> str | None:
     try:
-        return paths.EARLYOOM_ENV.read_text(errors="surrogateescape")
+        return path.read_text(errors="surrogateescape")
     except OSError:
         return None

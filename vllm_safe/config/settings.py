@@ -63,7 +63,7 @@ class Earlyoom:
     enabled: bool = _setting(
         kinds.BOOLEAN,
         default=True,
-        doc="Start earlyoom with what is set here. /etc/default/earlyoom stays as it is, without effect.",
+        doc="Start earlyoom with what is set here; /etc/default/earlyoom then has no effect. false: it runs as Debian ships it.",
     )
     memory: float = _setting(kinds.PERCENT, 5.0, "Act when less RAM than this is available ...")
     swap: float = _setting(kinds.PERCENT, 5.0, "... and less swap than this is free.")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from vllm_safe.config.settings import Config
-from vllm_safe.decide.earlyoom import decide_environment_file
+from vllm_safe.decide.earlyoom import EarlyoomFiles, decide_earlyoom, keep_earlyoom
 from vllm_safe.decide.fetch import find_model
 from vllm_safe.decide.findings import Finding, Level, failed, passed, warned
 from vllm_safe.decide.limits import LEAST_MEMORY, decide_limits, decide_units, unit_of
@@ -203,7 +203,7 @@ class Preparation:
     """What `apply` does: properties by unit, files by path. A text of None: no such file."""
 
     units: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    earlyoom: str | None = None
+    earlyoom: EarlyoomFiles = field(default_factory=EarlyoomFiles)
     launch: Launch | None = None  # None: for no model in particular
     key: str | None = field(default=None, repr=False)
     old_key: bool = False  # to be removed, if there is no new one
@@ -213,13 +213,13 @@ class Preparation:
 
 def decide_protection_of_all(config: Config, host: Host) -> Preparation:
     """What holds whether a model runs or not."""
-    return Preparation(units=decide_units(config, host), earlyoom=decide_environment_file(config))
+    return Preparation(units=decide_units(config, host), earlyoom=decide_earlyoom(config))
 
 
-def decide_default_protection(host: Host, earlyoom: str | None) -> Preparation:
-    """What holds while the file has a mistake: the system keeps what it would by default, and earlyoom the arguments that it has."""
+def decide_default_protection(host: Host, earlyoom: EarlyoomFiles) -> Preparation:
+    """What holds while the file has a mistake: the system keeps what it would by default, and earlyoom what it had."""
     units = decide_units(Config(), host)
-    return Preparation(units={unit: units[unit] for unit in UNITS.values()}, earlyoom=earlyoom)
+    return Preparation(units={unit: units[unit] for unit in UNITS.values()}, earlyoom=keep_earlyoom(earlyoom))
 
 
 def known_model(config: Config, name: str) -> Model:

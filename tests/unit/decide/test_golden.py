@@ -18,7 +18,7 @@ from vllm_safe.cli.table import columns
 from vllm_safe.config.reader import load
 from vllm_safe.config.settings import Config
 from vllm_safe.decide.checks import Machine, check_machine, check_model
-from vllm_safe.decide.earlyoom import decide_environment_file
+from vllm_safe.decide.earlyoom import decide_earlyoom
 from vllm_safe.decide.limits import decide_units, unit_of
 from vllm_safe.decide.prepare import Situation, decide_preparation
 from vllm_safe.decide.show import decide_show
@@ -57,7 +57,7 @@ def _decisions(case: Path) -> Iterator[str]:
         refused = failure
         yield f"  refused: {failure.message} | {failure.hint}"
     yield "earlyoom"
-    yield from (f"  {line}" for line in (decide_environment_file(config) or "left to the admin").splitlines())
+    yield from (f"  {line}" for line in (decide_earlyoom(config).arguments or "left to the admin").splitlines())
     yield "units"
     yield from (
         f"  {unit}" + "".join(f" {key}={value}" for key, value in values.items()) for unit, values in decide_units(config, host).items()

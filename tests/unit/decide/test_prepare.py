@@ -273,7 +273,7 @@ def test_at_boot_only_what_holds_for_all_is_decided() -> None:
     plan = decide_protection_of_all(GOOD.config, GOOD.host)
     assert plan.launch is None
     assert "vllm@x.service" not in plan.units
-    assert plan.earlyoom
+    assert plan.earlyoom.arguments
 
 
 @pytest.mark.parametrize(("enabled", "admin", "warns"), [(True, "-m 10", True), (True, None, False), (False, "-m 10", False)])
