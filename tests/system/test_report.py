@@ -16,7 +16,7 @@ import pytest
 
 from tests.beds.chromium import PROGRAM, Chromium
 from tests.beds.nspawn import Nspawn
-from tests.runs import BEGUN, make_run
+from tests.builders.runs import BEGUN, make_run
 from vllm_safe.decide.why.decide import decide_why
 from vllm_safe.record.run import Event, Run
 from vllm_safe.report.page import page_of

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.runs import make_run
+from tests.builders.runs import make_run
 from vllm_safe.launch.state import PHASES
 from vllm_safe.record.gpus import Cards
 from vllm_safe.record.metrics import publish, render, withdraw

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs import BEGUN, RUN, make_run, write_run
+from tests.builders.runs import BEGUN, RUN, make_run, write_run
 from vllm_safe.errors import Failure
 from vllm_safe.record import store
 from vllm_safe.record.lines import CHUNK, Lines, read_lines

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from tests.runs import BEGUN, make_run
+from tests.builders.runs import BEGUN, make_run
 from vllm_safe.decide.why.decide import decide_why
 from vllm_safe.decide.why.verdict import Change, Evidence, Verdict
 from vllm_safe.launch.state import PHASES

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.runs import BEGUN, make_run
+from tests.builders.runs import BEGUN, make_run
 from vllm_safe.decide.why.decide import decide_why
 from vllm_safe.record.run import Event, Run
 from vllm_safe.report.text import _thinned, text_of
