@@ -13,6 +13,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from tests.builders import killers
 from tests.builders.runs import BEGUN, make_run
 from vllm_safe.decide.why.decide import decide_why
 from vllm_safe.decide.why.verdict import Change, Evidence, Verdict
@@ -21,10 +22,7 @@ from vllm_safe.record.run import Event, Run
 from vllm_safe.report.page import MARK, page_of
 
 ENDED = {"cause": "exited", "reason": "the server ended by itself", "result": "oom-kill", "memory_events": {"oom_kill": 3}}
-GUARDED = [
-    Event(BEGUN + 12, "guard", "memory.high set", {"act": "squeeze"}),
-    Event(BEGUN + 38, "kernel-oom", "Memory cgroup out of memory: Killed process 7"),
-]
+GUARDED = [killers.guard(BEGUN + 10)[0], killers.kernel(BEGUN + 38, limit=True)]
 
 
 class Seen(HTMLParser):
