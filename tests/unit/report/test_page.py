@@ -75,7 +75,7 @@ def test_every_number_that_is_drawn_is_the_recorders() -> None:
     assert set(fields) >= {"anon", "shmem", "file", "swap", "memory_pressure", "os_memory_pressure", "disk_read", "disk_write", "cpu"}
     limits = {plot["key"]: plot["limit"] for plot in data["plots"]}
     assert (limits["memory"], limits["swap"]) == (run.start.limits["memory_max"], run.start.limits["swap_max"])
-    assert [(event["time"], event["tone"]) for event in data["events"]] == [(BEGUN + 12, "guard"), (BEGUN + 38, "bad")]
+    assert [(event["time"], event["tone"]) for event in data["events"]] == [(GUARDED[0].time, "guard"), (GUARDED[1].time, "bad")]
     assert [stretch["phase"] for stretch in data["phases"]] == list(dict.fromkeys(sample.phase for sample in run.samples))
 
 
