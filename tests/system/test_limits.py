@@ -153,6 +153,19 @@ class TestSystemd:
         bed.run("vllm-safe apply && sleep 1")
         assert bed.properties("earlyoom.service", "MainPID")["MainPID"] == pid  # unchanged arguments: not restarted
 
+    def test_at_boot_earlyoom_starts_with_all_that_is_ours(self, nspawn_installed: Nspawn) -> None:
+        """As a boot does it: /run is empty, and one transaction starts both units. The configuration may have got a mistake since."""
+        bed = nspawn_installed
+        for extra in ("", "earlyoom: {enabled: perhaps}\n"):
+            configure(bed)
+            bed.run("systemctl restart vllm-safe-protect && systemctl stop vllm-safe-protect earlyoom")
+            bed.run(f"rm {DROPIN} && systemctl daemon-reload")
+            configure(bed, extra=extra)
+            bed.run("systemctl start vllm-safe-protect earlyoom", check=not extra)
+            bed.wait_for("earlyoom runs", lambda: earlyoom_arguments(bed)[:4] == ["-m", "5", "-s", "5"], timeout=20)
+            assert bed.properties("earlyoom", "DropInPaths") == {"DropInPaths": DROPIN}
+            assert bed.properties("earlyoom", *AS_EARLYOOM) == dict(zip(AS_EARLYOOM, ("-20", "-100", "1s", "0"), strict=True))
+
     def test_switched_off_earlyoom_runs_as_debian_ships_it(self, nspawn_installed: Nspawn) -> None:
         """Arguments, priority, score, restarts: all as if the package were not there."""
         bed = nspawn_installed
