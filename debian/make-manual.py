@@ -44,7 +44,7 @@ once as FILE:LINE:COLUMN. The file must belong to root, and nobody else may writ
 A size is written as `512M`, `128G` or `1.5 GiB` (K, M, G and T are powers of 1024), a share as `90%`, a time as `90s`, `15min` or `2h`.
 
 A change counts from the next `systemctl restart vllm@NAME`. `vllm-safe check` says before that whether it can work, and
-`vllm-safe show NAME` where each value comes from."""
+`vllm-safe show NAME` where each value comes from; `vllm-safe config` shows the same of the whole file."""
 
 _EXAMPLE = """\
 models:
@@ -78,6 +78,7 @@ _EXITS = {
 }
 _FILES = {
     "/etc/vllm-safe/config.yaml": "The configuration.",
+    "/usr/share/doc/vllm-safe/examples/config.yaml": "What `vllm-safe config --sample` prints: every setting with its explanation.",
     "/var/lib/vllm-safe/engine": "vLLM: `current`, and `previous` to go back to.",
     "/var/lib/vllm-safe/untried": "Which of them were put in place while no card answered, and not started since.",
     "/var/lib/vllm-safe/models": "What `fetch` brought. A purge of the package keeps it.",

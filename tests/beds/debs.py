@@ -6,12 +6,13 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from tests.beds import cache
 from tests.beds.machine import BedError
 
 REPOSITORY = Path(__file__).parents[2]
-LAST_RELEASE = "ee4b78e"  # the commit of 0.1.0
+LAST_RELEASE = "75f5c57"  # the commit of 0.2.0
 NEXT = "99.0"  # a version that is above every other for a long time
 
 
@@ -26,6 +27,14 @@ def sources(archive: Path, commit: str = "") -> None:
     known = subprocess.run([*git, "ls-files", "-z", "--cached", "--others", "--exclude-standard"], check=True, capture_output=True).stdout
     pack = ["tar", "--create", "--null", "--ignore-failed-read", "--files-from=-", f"--file={archive}"]
     subprocess.run(pack, cwd=REPOSITORY, input=known, check=True, stderr=subprocess.DEVNULL)
+    # There is no git in it: the commit is said as `make deb` says it.
+    with TemporaryDirectory() as folder:
+        commit_file = Path(folder) / "debian/commit"
+        commit_file.parent.mkdir()
+        commit_file.write_text(
+            subprocess.run([REPOSITORY / "debian/version", "--commit"], check=True, capture_output=True, text=True).stdout
+        )
+        subprocess.run(["tar", "--append", f"--file={archive}", f"--directory={folder}", "debian/commit"], check=True)
 
 
 def wheelhouse() -> Path:

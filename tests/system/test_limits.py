@@ -45,6 +45,8 @@ OURS = "find /run/systemd/system.control /run/systemd/transient -name '50-*.conf
 SYSTEM = ("system.slice", "user.slice", "init.scope")
 EACH = ("system.slice/ssh.service", "system.slice/systemd-journald.service", "system.slice/cron.service")
 NEIGHBOUR = "vllm@neighbour.service"
+DROPIN = "/run/systemd/system/earlyoom.service.d/50-vllm-safe.conf"
+AS_EARLYOOM = ("Nice", "OOMScoreAdjust", "RestartUSec", "StartLimitIntervalUSec")
 LRU_GEN = "/sys/kernel/mm/lru_gen/enabled"
 
 
@@ -151,12 +153,29 @@ class TestSystemd:
         bed.run("vllm-safe apply && sleep 1")
         assert bed.properties("earlyoom.service", "MainPID")["MainPID"] == pid  # unchanged arguments: not restarted
 
-    def test_switched_off_earlyoom_has_the_admins_arguments_again(self, nspawn_installed: Nspawn) -> None:
+    def test_at_boot_earlyoom_starts_with_all_that_is_ours(self, nspawn_installed: Nspawn) -> None:
+        """As a boot does it: /run is empty, and one transaction starts both units. The configuration may have got a mistake since."""
+        bed = nspawn_installed
+        for extra in ("", "earlyoom: {enabled: perhaps}\n"):
+            configure(bed)
+            bed.run("systemctl restart vllm-safe-protect && systemctl stop vllm-safe-protect earlyoom")
+            bed.run(f"rm {DROPIN} && systemctl daemon-reload")
+            configure(bed, extra=extra)
+            bed.run("systemctl start vllm-safe-protect earlyoom", check=not extra)
+            bed.wait_for("earlyoom runs", lambda: earlyoom_arguments(bed)[:4] == ["-m", "5", "-s", "5"], timeout=20)
+            assert bed.properties("earlyoom", "DropInPaths") == {"DropInPaths": DROPIN}
+            assert bed.properties("earlyoom", *AS_EARLYOOM) == dict(zip(AS_EARLYOOM, ("-20", "-100", "1s", "0"), strict=True))
+
+    def test_switched_off_earlyoom_runs_as_debian_ships_it(self, nspawn_installed: Nspawn) -> None:
+        """Arguments, priority, score, restarts: all as if the package were not there."""
         bed = nspawn_installed
         bed.run("vllm-safe apply")
+        assert bed.properties("earlyoom", "DropInPaths") == {"DropInPaths": DROPIN}
+        assert bed.properties("earlyoom", *AS_EARLYOOM) == dict(zip(AS_EARLYOOM, ("-20", "-100", "1s", "0"), strict=True))
         configure(bed, extra="earlyoom: {enabled: false}\n")
         bed.run("vllm-safe apply")
         bed.wait_for("earlyoom runs with the package's arguments", lambda: earlyoom_arguments(bed) == ["-r", "3600"], timeout=20)
+        assert bed.properties("earlyoom", "DropInPaths", "NeedDaemonReload") == {"DropInPaths": "", "NeedDaemonReload": "no"}
 
     @pytest.mark.parametrize(
         ("name", "extra", "words"),
@@ -226,7 +245,7 @@ class TestSystemd:
         bed.run("vllm-safe apply --undo")
         assert bed.out(OURS) == "/run/systemd/system.control/system.slice.d/50-CPUWeight.conf"
         assert all(bed.properties(unit, "MemoryMin") == {"MemoryMin": "0"} for unit in SYSTEM)
-        assert not bed.exists("/var/lib/vllm-safe/earlyoom.env")
+        assert not any(bed.exists(path) for path in ("/var/lib/vllm-safe/earlyoom.env", DROPIN))
         assert "nothing to do" in bed.out("vllm-safe apply --undo --dry-run")
         bed.run("systemctl revert system.slice")
 
@@ -313,6 +332,8 @@ class TestKernel:
         bed.reboot()
         assert earlyoom_arguments(bed) == before
         assert before[:4] == ["-m", "5", "-s", "5"]
+        assert bed.properties("earlyoom", *AS_EARLYOOM) == dict(zip(AS_EARLYOOM, ("-20", "-100", "1s", "0"), strict=True))
+        assert bed.out("cat /proc/$(systemctl show -P MainPID earlyoom)/oom_score_adj") == "-100"
         kept = [int(bed.read(f"/sys/fs/cgroup/{unit}/memory.min")) >> 20 for unit in SYSTEM]
         assert kept == [150, 60, 20]
         assert [int(bed.read(f"/sys/fs/cgroup/{unit}/memory.min")) >> 20 for unit in EACH] == [15] * len(EACH)

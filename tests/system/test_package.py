@@ -63,6 +63,19 @@ class TestInstalled:
         assert nspawn_installed.out("find /var/lib/vllm-safe/engine /var/lib/vllm-safe/models /var/cache/vllm-safe -mindepth 1") == ""
         assert dropins_of_apply(nspawn_installed) == ""
 
+    def test_the_program_has_the_version_of_the_package(self, nspawn_installed: Nspawn) -> None:
+        installed = nspawn_installed.out("dpkg-query --show --showformat='${Version}' vllm-safe")
+        assert nspawn_installed.out("vllm-safe --version") == f"vllm-safe {installed}"
+
+    def test_nothing_needs_the_documentation(self, nspawn_installed: Nspawn) -> None:
+        """Container images leave /usr/share/doc out (path-exclude of dpkg)."""
+        nspawn_installed.run("mv /usr/share/doc/vllm-safe /root/doc")
+        try:
+            assert nspawn_installed.out("vllm-safe config").startswith("swap:\n")
+            assert "tensor-parallel-size: 8" in nspawn_installed.out("vllm-safe config --sample")
+        finally:
+            nspawn_installed.run("mv /root/doc /usr/share/doc/vllm-safe")
+
     def test_the_machine_will_be_protected_after_a_reboot(self, nspawn_installed: Nspawn) -> None:
         assert nspawn_installed.out("systemctl is-enabled vllm-safe-protect") == "enabled"
 

@@ -16,8 +16,9 @@ import pytest
 
 from tests.beds.chromium import PROGRAM, Chromium
 from tests.beds.nspawn import Nspawn
-from tests.runs import BEGUN, make_run
-from vllm_safe.contract.recorded_run import Event, Run
+from tests.builders import killers
+from tests.builders.runs import BEGUN, make_run
+from vllm_safe.contract.recorded_run import Run
 from vllm_safe.diagnose.diagnosis import decide_why
 from vllm_safe.report.html_report import render_html
 
@@ -35,10 +36,7 @@ models:
 def killed(cards: int) -> Run:
     """Forty minutes with everything in them, that end at the memory limit."""
     limit = 12 << 30
-    events = [
-        Event(BEGUN + 600, "guard", "memory.high set to 9.8 GiB: system.slice waits for memory 12 % of the time", {"act": "squeeze"}),
-        Event(BEGUN + 2399, "kernel-oom", "Memory cgroup out of memory: Killed process 4711 (VLLM::EngineCor)"),
-    ]
+    events = [killers.guard(BEGUN + 600)[0], killers.kernel(BEGUN + 2399, limit=True)]
     end = {
         "cause": "exited",
         "reason": PLANTED,

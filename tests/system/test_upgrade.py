@@ -25,7 +25,9 @@ models:
 """
 CONFIG_FILE = "/etc/vllm-safe/config.yaml"
 KEEP = "--force-confold"  # what a person answers who wants to keep the edited file
-BESIDE = {"vllm-safe-guard.service", "vllm-safe-record@web.service", "vllm-safe-tunables.service"}  # what runs beside a model since 0.2.0
+WATCHERS = {"vllm-safe-guard.service", "vllm-safe-record@web.service"}  # an upgrade restarts them, where they run
+BESIDE = {*WATCHERS, "vllm-safe-tunables.service"}  # what runs beside a model since 0.2.0
+FIRST_FILE = "/usr/share/vllm-safe/config.yaml"  # what the configuration of a new installation is copied from
 MARK = "Description=Model %i of another version"
 # Each script begins with this: told to, it ends dpkg as a power cut does, or itself as a mistake does; once.
 SABOTAGE = """\
@@ -41,7 +43,7 @@ fi
 
 @pytest.fixture(scope="module")
 def packages(deb: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The last release, this package, and it as a later version: with another unit, another config.yaml, and scripts that fail."""
+    """The last release, this package, and it as a later version: with another unit, another first config.yaml, and scripts that fail."""
     folder = tmp_path_factory.mktemp("packages")
     made = {"last": debs.last_release(), "this": deb}
     for name, version in (("next", debs.NEXT), ("after", f"{debs.NEXT}.1")):
@@ -51,8 +53,8 @@ def packages(deb: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, P
             path.write_text(path.read_text().replace("set -e\n", SABOTAGE, 1))
         unit = tree / "usr/lib/systemd/system/vllm@.service"
         unit.write_text(unit.read_text().replace("Description=Model %i", MARK))
-        sample = tree / CONFIG_FILE[1:]
-        sample.write_text(f"{sample.read_text()}# a later version knows more\n")
+        first = tree / FIRST_FILE[1:]
+        first.write_text(f"{first.read_text()}# a later version knows more\n")
         made[name] = debs.packed(tree, folder / f"{name}.deb")
     return made
 
@@ -81,32 +83,81 @@ def assert_in_order(bed: Machine) -> None:
     assert bed.out("dpkg --audit") == ""
     assert bed.properties("vllm@web", "NeedDaemonReload", "ActiveState") == {"NeedDaemonReload": "no", "ActiveState": "active"}
     assert bed.read(CONFIG_FILE) == CONFIG
+    assert bed.out("ls /etc/vllm-safe") == "config.yaml"
     assert json.loads(bed.out("vllm-safe show web --json"))
 
 
-def test_an_upgrade_from_the_last_release_stops_nothing(bed: Nspawn) -> None:
+def upgrade(bed: Machine, name: str) -> None:
+    """Install a package with nobody there to answer: what dpkg would ask, it fails of."""
+    said = bed.run(f"env --unset=DEBIAN_FRONTEND dpkg --install /root/{name}.deb </dev/null")
+    assert "Configuration file" not in said.stdout + said.stderr
+
+
+def assert_kept(before: dict[str, str], after: dict[str, str]) -> None:
+    """All that ran runs, and nothing but what watches a model was restarted."""
+    assert after.keys() >= before.keys()
+    assert {unit for unit in before if after[unit] != before[unit]} <= WATCHERS
+
+
+def test_an_upgrade_from_the_last_release_asks_nothing_and_stops_nothing(bed: Nspawn) -> None:
+    """The configuration is edited, and the release before has another one as a conffile."""
     before = running(bed)
-    assert "vllm@web.service" in before
-    bed.run(f"dpkg {KEEP} --install /root/this.deb")
-    assert running(bed).items() >= before.items()
+    assert before.keys() >= {"vllm@web.service", *WATCHERS}
+    upgrade(bed, "this")
+    assert_kept(before, running(bed))
     assert_in_order(bed)
     bed.run("systemctl restart vllm@web", timeout=60)  # so that all that this version runs beside a model is there
 
 
-def test_an_upgrade_stops_neither_the_model_nor_what_watches_it(bed: Nspawn) -> None:
-    before = running(bed)
+def test_a_configuration_that_nobody_touched_becomes_the_short_one(packages: dict[str, Path]) -> None:
+    """Also without a question; and what is deleted after that stays deleted, until a purge and a new installation."""
+    with Nspawn(network=False) as bed:
+        for name, package in packages.items():
+            bed.put(package, f"/root/{name}.deb")
+        bed.run("apt-get install --yes --no-install-recommends /root/last.deb", timeout=300)
+        shipped = bed.read(CONFIG_FILE)
+        bed.write(CONFIG_FILE, CONFIG)
+        bed.run("systemctl start vllm@web")
+        bed.write(CONFIG_FILE, shipped)
+        before = running(bed)
+        upgrade(bed, "this")
+        assert_kept(before, running(bed))
+        assert bed.read(CONFIG_FILE) == bed.read(FIRST_FILE) != shipped
+        assert bed.out(f"ls /etc/vllm-safe && stat -c '%U:%G %a' {CONFIG_FILE}") == "config.yaml\nroot:root 644"
+        assert json.loads(bed.out("vllm-safe show qwen72b --json"))
+        upgrade(bed, "next")
+        assert "a later version knows more" not in bed.read(CONFIG_FILE)
+
+        bed.run(f"rm {CONFIG_FILE}")
+        upgrade(bed, "after")
+        bed.run("dpkg --remove vllm-safe")
+        upgrade(bed, "after")
+        assert not bed.exists(CONFIG_FILE)
+        bed.run("dpkg --purge vllm-safe")
+        assert not bed.exists("/etc/vllm-safe")
+        upgrade(bed, "after")
+        assert "a later version knows more" in bed.read(CONFIG_FILE)
+        bed.write("/etc/vllm-safe/api-key", "the user's")
+        bed.run("dpkg --purge vllm-safe")
+        assert bed.out("ls /etc/vllm-safe") == "api-key"
+
+
+def test_an_upgrade_restarts_what_watches_the_model_and_nothing_else(bed: Nspawn) -> None:
+    before, runs = running(bed), bed.out("ls /var/lib/vllm-safe/runs/web")
     assert before.keys() >= {"vllm@web.service", *BESIDE}
-    bed.run(f"dpkg {KEEP} --install /root/next.deb")
-    assert running(bed) == before
+    upgrade(bed, "next")
+    after = running(bed)
+    assert {unit for unit in before if after[unit] != before[unit]} == WATCHERS
+    assert bed.out("ls /var/lib/vllm-safe/runs/web") == runs  # the recorder goes on with the same run
     assert bed.properties("vllm@web", "Description") == {"Description": MARK.partition("=")[2].replace("%i", "web")}
     assert_in_order(bed)
 
 
-def test_an_edited_configuration_is_asked_about_once(bed: Nspawn) -> None:
-    """What the later version ships lies beside the file. With no answer to give, dpkg would fail."""
-    assert bed.read(f"{CONFIG_FILE}.dpkg-dist").endswith("# a later version knows more\n")
-    bed.run("dpkg --install /root/next.deb </dev/null && dpkg --install /root/after.deb </dev/null")
-    assert_in_order(bed)
+def test_what_does_not_run_is_not_started_by_an_upgrade(bed: Nspawn) -> None:
+    bed.run("systemctl stop vllm-safe-guard")
+    upgrade(bed, "next")
+    assert bed.properties("vllm-safe-guard", "ActiveState") == {"ActiveState": "inactive"}
+    bed.run("systemctl start vllm-safe-guard")
 
 
 @pytest.mark.parametrize("how", ["fail", "killed"])
@@ -122,7 +173,7 @@ def test_an_upgrade_that_was_broken_off_is_mended(bed: Nspawn, step: str, how: s
         bed.run("dpkg --install /root/after.deb")
     else:
         assert mended.returncode == 0, mended.stderr
-    assert running(bed) == before
+    assert_kept(before, running(bed))
     assert_in_order(bed)
 
 
@@ -136,8 +187,8 @@ def test_a_removal_that_was_broken_off_can_be_taken_back(bed: Nspawn, how: str) 
 
 def test_a_downgrade_to_the_last_release_stops_nothing_either(bed: Nspawn) -> None:
     before = running(bed)
-    bed.run(f"dpkg {KEEP} --install /root/this.deb")
-    assert running(bed) == before
+    upgrade(bed, "this")
+    assert_kept(before, running(bed))
     assert_in_order(bed)
     bed.run(f"dpkg {KEEP} --install /root/last.deb")
     assert running(bed)["vllm@web.service"] == before["vllm@web.service"]

@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 import pytest
 
-from tests.runs import make_run
+from tests.builders.runs import make_run
 from vllm_safe.cli.entry import COMMANDS
 from vllm_safe.cli.main import cli
 from vllm_safe.common.paths import RUNS

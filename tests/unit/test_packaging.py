@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import configparser
+import hashlib
+import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -38,8 +42,88 @@ def unit(path: Path) -> configparser.ConfigParser:
 
 
 def test_the_version_is_the_same_everywhere() -> None:
-    assert re.match(r"vllm-safe \((.+?)\)", (DEBIAN / "changelog").read_text()).group(1) == __version__  # type: ignore[union-attr]
-    assert re.search(r"^## \[?([\d.]+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE).group(1) == __version__  # type: ignore[union-attr]
+    version, suite = re.match(r"vllm-safe \((.+?)\) (\w+);", (DEBIAN / "changelog").read_text()).groups()  # type: ignore[union-attr]
+    assert version == __version__
+    heading = re.search(r"^## (\[.*)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE).group(1)  # type: ignore[union-attr]
+    assert re.fullmatch(r"\[Unreleased\]" if suite == "UNRELEASED" else rf"\[{version}\] - \d{{4}}-\d\d-\d\d", heading)
+
+
+def test_what_a_released_version_says_is_never_edited() -> None:
+    """Each section of CHANGELOG.md is that of the release: changes go to a version of their own."""
+    released = re.split(r"(?m)^(?=## \[\d)", (ROOT / "CHANGELOG.md").read_text())[1:]
+    digests = {section[4 : section.index("]")]: hashlib.sha256(section.strip().encode()).hexdigest()[:16] for section in released}
+    assert digests == {"0.2.0": "f393ee5fe5910b82", "0.1.0": "25e891e4cdff635c"}
+
+
+def git(folder: Path, *words: str) -> str:
+    who = ["-c", "user.name=somebody", "-c", "user.email=somebody@example.org", "-c", "init.defaultBranch=main"]
+    environment = {"PATH": os.environ["PATH"], "HOME": str(folder), "GIT_COMMITTER_DATE": "1795910399 +0100"}  # 2026-11-28 23:59:59 UTC
+    return subprocess.run(["git", *who, *words], cwd=folder, env=environment, check=True, capture_output=True, text=True).stdout.strip()
+
+
+class TestVersion:
+    """`debian/version` in a repository of its own, whose 9.9.9 comes after 9.9.8."""
+
+    @pytest.fixture
+    def tree(self, tmp_path: Path) -> Path:
+        tree = tmp_path / "tree"
+        (tree / "debian").mkdir(parents=True)
+        for name in ("debian/version", "debian/commit", ".gitattributes"):
+            shutil.copy(ROOT / name, tree / name)
+        (tree / "debian/commit").write_text("$Format:%ct %H archived$\n")  # a tree that `make deb` has copied has another
+        git(tree, "init", "--quiet")
+        self.enter(tree, "UNRELEASED")
+        return tree
+
+    @staticmethod
+    def enter(tree: Path, suite: str) -> None:
+        (tree / "debian/changelog").write_text(f"vllm-safe (9.9.9) {suite}; urgency=medium\n\nvllm-safe (9.9.8) bookworm; urgency=medium\n")
+        git(tree, "add", "--all")
+        git(tree, "commit", "--quiet", "--message", suite)
+
+    @staticmethod
+    def built(tree: Path) -> str:
+        return subprocess.run([tree / "debian/version"], check=True, capture_output=True, text=True).stdout.strip()
+
+    def test_on_the_way_to_a_release(self, tree: Path) -> None:
+        head = git(tree, "rev-parse", "HEAD")[:7]
+        assert self.built(tree) == f"9.9.9~git20261128.{head}"
+        (tree / "new").write_text("")
+        assert self.built(tree) == f"9.9.9~git20261128.{head}+dirty"
+
+    def test_a_release_and_what_comes_after_it(self, tree: Path) -> None:
+        self.enter(tree, "bookworm")
+        assert self.built(tree) == "9.9.9"
+        (tree / "new").write_text("")
+        git(tree, "add", "new")
+        git(tree, "commit", "--quiet", "--message", "new")
+        assert self.built(tree) == f"9.9.9+git20261128.{git(tree, 'rev-parse', 'HEAD')[:7]}"
+
+    @pytest.mark.parametrize("suite", ["UNRELEASED", "bookworm"])
+    def test_an_archive_says_what_its_commit_says(self, tree: Path, suite: str, tmp_path: Path) -> None:
+        if suite != "UNRELEASED":
+            self.enter(tree, suite)
+        (tmp_path / "archive").mkdir()
+        git(tree, "archive", "--output", str(tmp_path / "archive.tar"), "HEAD")
+        subprocess.run(["tar", "-xf", tmp_path / "archive.tar"], cwd=tmp_path / "archive", check=True)
+        assert self.built(tmp_path / "archive") == self.built(tree)
+
+    def test_without_git_and_a_commit(self, tree: Path) -> None:
+        shutil.rmtree(tree / ".git")
+        assert self.built(tree) == "9.9.9~dev"
+
+    def test_a_repository_around_the_tree_is_not_asked(self, tree: Path) -> None:
+        inner = tree / "inner"
+        (inner / "debian").mkdir(parents=True)
+        for name in ("version", "commit", "changelog"):
+            shutil.copy(tree / "debian" / name, inner / "debian" / name)
+        assert self.built(inner) == "9.9.9~dev"
+
+    def test_apt_sorts_them(self) -> None:
+        versions = ["0.2.0", "0.2.0+git20261128.ffffff", "0.3.0~dev", "0.3.0~git20261128.1234567", "0.3.0~git20261128.1234567+dirty"]
+        versions += ["0.3.0~git20261129.0000000", "0.3.0", "0.3.0+git20261201.1234567", "0.3.1~git20261202.1234567", "0.3.1"]
+        for older, newer in pairwise(versions):
+            subprocess.run(["dpkg", "--compare-versions", older, "lt", newer], check=True)
 
 
 def test_every_data_file_is_installed() -> None:
@@ -59,8 +143,19 @@ def test_only_the_protection_is_enabled_by_the_package() -> None:
 
 
 def test_installing_starts_and_downloads_nothing() -> None:
-    commands = re.sub(r"cat <<'END'.*?^END$|^\s*#.*?$", "", (DEBIAN / "postinst").read_text(), flags=re.MULTILINE | re.DOTALL)
-    assert not re.search(r"invoke|\b(start|restart|stop|enable --now|curl|wget|pip|apt|swap)\b", commands)
+    """Only an upgrade restarts: what runs, and what watches a model."""
+    script = (DEBIAN / "postinst").read_text()
+    upgrade = re.search(r'^    if \[ "\$1" = configure \] && \[ -n "\$2" \]; then\n(.*?)^    fi$', script, re.MULTILINE | re.DOTALL)
+    assert upgrade is not None
+    restarted = re.findall(r"invoke (.*) \|\|", upgrade[1])
+    assert restarted == ["try-restart vllm-safe-guard.service 'vllm-safe-record@*.service'"]
+    commands = re.sub(r"cat <<'END'.*?^END$|^\s*#.*?$", "", script.replace(upgrade[0], ""), flags=re.MULTILINE | re.DOTALL)
+    assert not re.search(r"invoke|\b(start|restart|stop|enable --now|curl|wget|pip|apt|swap|vllm-safe apply)\b", commands)
+
+
+def test_the_configuration_is_no_conffile() -> None:
+    """What dpkg would ask about: anything that the package ships in /etc."""
+    assert not re.search(r"^\S+ /?etc\b", (DEBIAN / "install").read_text(), re.MULTILINE)
 
 
 def test_an_upgrade_stops_nothing() -> None:
@@ -190,7 +285,10 @@ def test_every_override_has_its_reason(file: str) -> None:
 
 def test_nothing_is_tied_to_a_machine() -> None:
     """What the code asks of the kernel is by name, or numbered the same on amd64 and arm64 (linux/fs.h, where a long has 64 bits)."""
-    assert "\nArchitecture: any\n" in (DEBIAN / "control").read_text()
+    assert "\nArchitecture: amd64 arm64\n" in (DEBIAN / "control").read_text()
+    psutil = re.search(r"^psutil==.*(?:\n +--hash.*)*", (DEBIAN / "requirements.txt").read_text(), re.MULTILINE)
+    assert psutil is not None
+    assert psutil[0].count("--hash=") == 2  # its wheels for the two
     tied = re.compile(r"amd64|x86_64|aarch64|arm64|/lib64|linux-gnu")
     # The first two choose vLLM's wheels by the machine that they are on, the others the number of a system call.
     names = ("engine/engine_decision.py", "engine/requirement_locks.py", "common/libc.py", "engine/engine_folder.py")

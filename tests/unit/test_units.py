@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from vllm_safe.config.settings import Config
+from vllm_safe.earlyoom.earlyoom_arguments import decide_earlyoom
+
 UNITS = Path(__file__).parents[2] / "systemd"
 SYSTEMD = Path("/lib/systemd/systemd")
 SYSTEM_UNITS = Path("/lib/systemd/system")
@@ -35,6 +38,8 @@ def dumped(folder: Path) -> str:
         pytest.skip("no systemd on this machine to parse the units")
     shutil.copytree(UNITS, folder, dirs_exist_ok=True)
     (folder / "earlyoom.service").write_text(EARLYOOM)
+    (folder / "earlyoom.service.d").mkdir()
+    (folder / "earlyoom.service.d/50-vllm-safe.conf").write_text(decide_earlyoom(Config()).dropin or "")
     wants = [path.name.replace("@.", "@x.") for path in folder.glob("*.*") if path.is_file()]
     (folder / "all.target").write_text(f"[Unit]\nWants={' '.join(wants)}\nDefaultDependencies=no\n")
     drop = ["setpriv", "--reuid=65534", "--clear-groups"] if os.geteuid() == 0 else []
@@ -96,7 +101,9 @@ def test_the_root_units_write_where_they_must_and_nowhere_else() -> None:
     for name in ("vllm-safe-prepare@.service", "vllm-safe-protect.service"):
         text = (UNITS / name).read_text()
         assert "ProtectSystem=strict" in text
-        assert set(re.findall(r"^ReadWritePaths=(.*)$", text, re.MULTILINE)) <= {"/run/vllm-safe /var/lib/vllm-safe", "/var/lib/vllm-safe"}
+        assert set(re.findall(r"^ReadWritePaths=(.*)$", text, re.MULTILINE)) == {
+            "/run/vllm-safe /var/lib/vllm-safe /run/systemd/system/earlyoom.service.d"
+        }
 
 
 def test_the_driver_may_be_loaded_and_its_nodes_made() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from vllm_safe.common import paths
 from vllm_safe.common.systemctl import show_properties
@@ -10,6 +11,7 @@ from vllm_safe.config.settings import Config
 from vllm_safe.decide.limits import MANAGED_UNITS, PROPERTIES, Budget, unit_of
 from vllm_safe.decide.serve_command import decide_server
 from vllm_safe.decide.start_checks import SWAP_SERVICE, Situation
+from vllm_safe.earlyoom.earlyoom_arguments import EarlyoomFiles
 from vllm_safe.host.host_facts import Host
 from vllm_safe.host.start_facts import read_start_facts
 
@@ -38,9 +40,13 @@ def read_situation(config: Config, host: Host, budget: Budget, name: str) -> Sit
     return Situation(config, host, name, budget, facts, server)
 
 
-def read_earlyoom_env() -> str | None:
-    """Return the text of the file that gives earlyoom its arguments, or None."""
+def read_earlyoom() -> EarlyoomFiles:
+    """Return the files of vllm-safe's that earlyoom has."""
+    return EarlyoomFiles(_text(paths.EARLYOOM_ENV), _text(paths.EARLYOOM_DROPIN))
+
+
+def _text(path: Path) -> str | None:
     try:
-        return paths.EARLYOOM_ENV.read_text(errors="surrogateescape")
+        return path.read_text(errors="surrogateescape")
     except OSError:
         return None

@@ -13,6 +13,7 @@ from vllm_safe.common import paths
 from vllm_safe.common.file_steps import RemoveFile, WriteFile
 from vllm_safe.contract.launch_file import Launch, launch_file
 from vllm_safe.decide.limits import EACH_UNIT, are_in_force, unit_of
+from vllm_safe.earlyoom.earlyoom_arguments import EarlyoomFiles
 from vllm_safe.engine.trial_steps import mark_step
 
 if TYPE_CHECKING:
@@ -23,9 +24,9 @@ if TYPE_CHECKING:
 EARLYOOM = "earlyoom.service"
 
 
-def prepare_steps(plan: Preparation, shown: Mapping[str, Mapping[str, str]], earlyoom_env: str | None) -> tuple[Step, ...]:
-    """The steps to where `plan` wants to be. `shown`: properties of units as they are; `earlyoom_env`: the file's text, or None."""
-    return (*missing_properties(plan.units, shown), *_earlyoom_steps(plan.earlyoom, earlyoom_env), *_start_steps(plan))
+def prepare_steps(plan: Preparation, shown: Mapping[str, Mapping[str, str]], earlyoom: EarlyoomFiles) -> tuple[Step, ...]:
+    """The steps to where `plan` wants to be. `shown`: properties of units as they are; `earlyoom`: its files as they are."""
+    return (*missing_properties(plan.units, shown), *_earlyoom_steps(plan.earlyoom, earlyoom), *_start_steps(plan))
 
 
 def missing_properties(wanted: Mapping[str, Mapping[str, int]], shown: Mapping[str, Mapping[str, str]]) -> tuple[Step, ...]:
@@ -58,16 +59,25 @@ def _starts_step(name: str, starts: Starts) -> Step:
     return WriteFile(paths.starts_file(name), starts.to_json())
 
 
-def undo_steps(dropins: tuple[Path, ...], earlyoom_env: str | None) -> tuple[Step, ...]:
+def undo_steps(dropins: tuple[Path, ...], earlyoom: EarlyoomFiles) -> tuple[Step, ...]:
     """The steps that take back everything that `apply` did and that outlives a start."""
-    return (*remove_dropins(dropins), *_earlyoom_steps(None, earlyoom_env))
+    return (*remove_dropins(dropins), *_earlyoom_steps(EarlyoomFiles(), earlyoom))
 
 
-def _earlyoom_steps(wanted: str | None, there: str | None) -> tuple[Step, ...]:
+def _earlyoom_steps(wanted: EarlyoomFiles, there: EarlyoomFiles) -> tuple[Step, ...]:
+    """At boot earlyoom has not been started yet: then the reload alone counts."""
     if wanted == there:
         return ()
-    change: Step = RemoveFile(paths.EARLYOOM_ENV) if wanted is None else WriteFile(paths.EARLYOOM_ENV, wanted)
-    return (change, TryRestart(EARLYOOM))
+    steps: list[Step] = []
+    if wanted.arguments != there.arguments:
+        steps.append(_file_step(paths.EARLYOOM_ENV, wanted.arguments))
+    if wanted.dropin != there.dropin:
+        steps += (_file_step(paths.EARLYOOM_DROPIN, wanted.dropin), DaemonReload())
+    return (*steps, TryRestart(EARLYOOM))
+
+
+def _file_step(path: Path, text: str | None) -> Step:
+    return RemoveFile(path) if text is None else WriteFile(path, text)
 
 
 def _start_steps(plan: Preparation) -> tuple[Step, ...]:

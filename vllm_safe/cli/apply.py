@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from vllm_safe.apply.guard_steps import guard_steps, keep_guard_steps, undo_guard_steps
-from vllm_safe.apply.situation import read_earlyoom_env, read_situation, read_units
+from vllm_safe.apply.situation import read_earlyoom, read_situation, read_units
 from vllm_safe.apply.start_steps import prepare_steps, refusal_steps, undo_steps
 from vllm_safe.cli.main import config_option, dry_run_option, need_root, optional_name_argument
 from vllm_safe.common.errors import ConfigError, Failure, Misuse
@@ -66,7 +66,7 @@ def _carry_out(steps: tuple[Step, ...], *, dry_run: bool) -> None:
 
 
 def _undo() -> tuple[Step, ...]:
-    return (*undo_steps(runtime_dropins(PROPERTIES), read_earlyoom_env()), *undo_guard_steps(), *_undo_tunables())
+    return (*undo_steps(runtime_dropins(PROPERTIES), read_earlyoom()), *undo_guard_steps(), *_undo_tunables())
 
 
 def _undo_tunables() -> tuple[Step, ...]:
@@ -80,7 +80,7 @@ def _tune(config_path: Path) -> tuple[Step, ...]:
 
 def _protect(config_path: Path) -> tuple[tuple[Step, ...], ConfigError | None]:
     """A mistake in the file must not lock anybody out: then the defaults are kept for the system, and what is else stays as it is."""
-    host, there = read_host(), read_earlyoom_env()
+    host, there = read_host(), read_earlyoom()
     try:
         config = load(config_path)
     except ConfigError as mistake:
@@ -126,5 +126,5 @@ def _prepare(name: str, config_path: Path) -> tuple[Step, ...]:
     host = read_host()
     situation = read_situation(config, host, decide_budget(config, host), name)
     # The launch file comes last, as what says that all before it was done.
-    steps = prepare_steps(decide_preparation(situation), situation.facts.units, read_earlyoom_env())
+    steps = prepare_steps(decide_preparation(situation), situation.facts.units, read_earlyoom())
     return (*guard_steps(decide_guard(config)), *steps)

@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 
 from vllm_safe.apply.guard_steps import guard_steps
-from vllm_safe.apply.situation import read_earlyoom_env, read_units
+from vllm_safe.apply.situation import read_earlyoom, read_units
 from vllm_safe.apply.start_steps import prepare_steps
 from vllm_safe.cli.main import config_option, dry_run_option, json_option, model_names, need_root
 from vllm_safe.cli.table import align_columns
@@ -61,7 +61,7 @@ def command(seconds: float, name: str | None, config_path: Path, *, as_json: boo
     hog = decide_hog(limits, host.cpus)
     start = StartHog(hog, {**limits.properties, "IOSchedulingClass": limits.io_scheduling_class.value}, seconds)
     # What a start of the model does first: the drill is of the configuration as it is now.
-    common = prepare_steps(decide_protection_of_all(config, budget), read_units(), read_earlyoom_env())
+    common = prepare_steps(decide_protection_of_all(config, budget), read_units(), read_earlyoom())
     protect = (*common, *guard_steps(decide_guard(config)))
     if dry_run:
         carry_out((*protect, start), dry_run=True, say=click.echo)

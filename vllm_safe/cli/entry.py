@@ -9,6 +9,7 @@ from vllm_safe import __version__
 COMMANDS = {
     "check": "Check every precondition and what runs; say what to do next",
     "show": "Show what a start would run, and where each value comes from",
+    "config": "Show the configuration in force, or a commented sample",
     "install": "Install vLLM into a venv of its own, or go back to the last",
     "fetch": "Download the files of a model",
     "swap": "Create, show or remove the swapfile",

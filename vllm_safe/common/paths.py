@@ -14,7 +14,8 @@ ENGINE = ENGINES / "current"
 UNTRIED = STATE / "untried"  # the engines that were put in place while no card answered: see engine/trial_facts.py
 MODELS = STATE / "models"  # vllm:vllm; ORG/NAME below it
 RUNS = STATE / "runs"  # root:adm 2750; NAME/RUN below it: see record/run_store.py
-EARLYOOM_ENV = STATE / "earlyoom.env"  # read by earlyoom.service.d/50-vllm-safe.conf
+EARLYOOM_ENV = STATE / "earlyoom.env"  # read by EARLYOOM_DROPIN
+EARLYOOM_DROPIN = Path("/run/systemd/system/earlyoom.service.d/50-vllm-safe.conf")  # its folder is made by tmpfiles.d
 
 RUN = Path("/run/vllm-safe")  # root:root, made by tmpfiles.d, with all that is below
 CREDENTIALS = RUN / "credentials"

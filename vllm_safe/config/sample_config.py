@@ -1,9 +1,8 @@
-"""The shipped /etc/vllm-safe/config.yaml, made from the table: python -m vllm_safe.config.sample_config > etc/vllm-safe/config.yaml."""
+"""The commented sample configuration, made from the table of settings: `vllm-safe config --sample` prints it."""
 
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from textwrap import wrap
 
@@ -15,7 +14,8 @@ _WIDTH = 100
 _GLUE = "\0"  # in place of a space at which no line may be broken
 
 _HEADER = """\
-# The configuration of vllm-safe. After a change:
+# A sample of /etc/vllm-safe/config.yaml with every setting of vllm-safe, as `vllm-safe config --sample`
+# prints it. A setting that the file does not have has its default. After a change:
 #
 #     vllm-safe check                    is everything as it should be?
 #     systemctl restart vllm@NAME        serve with it
@@ -90,7 +90,3 @@ def _comment(text: str) -> Iterator[str]:
 
 def _indented(lines: Iterable[str], by: int = 2) -> Iterator[str]:
     return (" " * by + line for line in lines)
-
-
-if __name__ == "__main__":
-    sys.stdout.write(sample_config())

@@ -1,7 +1,7 @@
 """The one table of settings: every key of config.yaml with its type, default and explanation.
 
-The fields below *are* the table. The parser (reader.py), the defaults, the shipped /etc/vllm-safe/config.yaml (sample.py) and the
-manual walk `settings_of`; nothing about a setting is written anywhere else.
+The fields below *are* the table. The parser (reader.py), the defaults, the commented sample (sample.py) and the manual walk
+`settings_of`; nothing about a setting is written anywhere else.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Setting:
     default: Any
     doc: str
     example: str  # as YAML, for what has no default to show
-    moves: bool  # the default belongs to a version of this package: the shipped file shows it as a comment, so that it stays unset
+    moves: bool  # the default belongs to a version of this package: the sample shows it as a comment, so that it stays unset
 
 
 def _setting(kind: value_types.ValueType, default: Any, doc: str, *, example: str = "", moves: bool = False) -> Any:
@@ -37,7 +37,7 @@ def _setting(kind: value_types.ValueType, default: Any, doc: str, *, example: st
 
 
 def settings_of(section: type[Any]) -> tuple[Setting, ...]:
-    """The rows of one section class, in the order in which the shipped file shows them."""
+    """The rows of one section class, in the order in which the sample shows them."""
     return tuple(Setting(row.name, **row.metadata) for row in fields(section) if row.metadata)
 
 
@@ -63,7 +63,7 @@ class Earlyoom:
     enabled: bool = _setting(
         value_types.BOOLEAN,
         default=True,
-        doc="Start earlyoom with what is set here. /etc/default/earlyoom stays as it is, without effect.",
+        doc="Start earlyoom with what is set here; /etc/default/earlyoom then has no effect. false: it runs as Debian ships it.",
     )
     memory: float = _setting(value_types.PERCENT, 5.0, "Act when less RAM than this is available ...")
     swap: float = _setting(value_types.PERCENT, 5.0, "... and less swap than this is free.")

@@ -57,7 +57,7 @@ def _content(path: Path) -> bytes:
 
 def _why_not_opened(error: OSError | ValueError) -> str:
     if isinstance(error, FileNotFoundError):
-        return "there is no such file; expected the configuration (the package installs /etc/vllm-safe/config.yaml)"
+        return "there is no such file; expected the configuration (`vllm-safe config --sample` prints one)"
     if isinstance(error, PermissionError):
         return "may not be read by this user; run the command as root"
     return f"cannot be read: {error.strerror if isinstance(error, OSError) else error}"

@@ -140,7 +140,7 @@ def _world_size(model: Model, arguments: Mapping[str, Sourced]) -> int:
     return prod(size for size in sizes if isinstance(size, int))
 
 
-def _timeouts(config: Config, name: str) -> dict[str, Sourced]:
+def decide_timeouts(config: Config, name: str) -> dict[str, Sourced]:
     """Decide each of TIMEOUTS: the model's own, else its profile's, else ours."""
     model, profile = _model(config, name)
     timeouts = {}
@@ -172,7 +172,7 @@ class ServerCommand:
 def decide_server(config: Config, host: Host, name: str) -> ServerCommand:
     """Decide how the server of the model `name` is started. The configuration has that model."""
     model = config.models[name]
-    timeouts = _timeouts(config, name)
+    timeouts = decide_timeouts(config, name)
     arguments = _arguments(config, name, timeouts["stop_grace"])
     size = _world_size(model, arguments)
     return ServerCommand(server_program(model), arguments, _environment(config, host, name, size), timeouts, size)

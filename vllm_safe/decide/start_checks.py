@@ -15,7 +15,7 @@ from vllm_safe.contract.launch_file import Launch
 from vllm_safe.decide.limits import LEAST_MEMORY, Budget, decide_budget, unit_of
 from vllm_safe.decide.protect import UNITS
 from vllm_safe.decide.serve_command import ServerCommand, decide_launch
-from vllm_safe.earlyoom.earlyoom_arguments import decide_environment_file
+from vllm_safe.earlyoom.earlyoom_arguments import EarlyoomFiles, decide_earlyoom, keep_earlyoom
 from vllm_safe.host.start_facts import StartFacts, Starts
 from vllm_safe.models.fetch_decision import find_model
 from vllm_safe.swap.swapfile_facts import second_name
@@ -211,7 +211,7 @@ class Preparation:
     """What `apply` does: properties by unit, files by path. A text of None: no such file."""
 
     units: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    earlyoom: str | None = None
+    earlyoom: EarlyoomFiles = field(default_factory=EarlyoomFiles)
     launch: Launch | None = None  # None: for no model in particular
     key: str | None = field(default=None, repr=False)
     old_key: bool = False  # to be removed, if there is no new one
@@ -221,13 +221,13 @@ class Preparation:
 
 def decide_protection_of_all(config: Config, budget: Budget) -> Preparation:
     """Decide what holds whether a model runs or not."""
-    return Preparation(units=budget.units, earlyoom=decide_environment_file(config))
+    return Preparation(units=budget.units, earlyoom=decide_earlyoom(config))
 
 
-def decide_default_protection(host: Host, earlyoom: str | None) -> Preparation:
-    """What holds while the file has a mistake: the system keeps what it would by default, and earlyoom the arguments that it has."""
+def decide_default_protection(host: Host, earlyoom: EarlyoomFiles) -> Preparation:
+    """Decide what holds while the file has a mistake: the system keeps what it would by default, and earlyoom what it had."""
     units = decide_budget(Config(), host).units
-    return Preparation(units={unit: units[unit] for unit in UNITS.values()}, earlyoom=earlyoom)
+    return Preparation(units={unit: units[unit] for unit in UNITS.values()}, earlyoom=keep_earlyoom(earlyoom))
 
 
 def require_model(config: Config, name: str) -> Model:

@@ -1,15 +1,42 @@
-"""The arguments of earlyoom, and the environment file that carries them through two of systemd's parsers."""
+"""The arguments of earlyoom, the environment file that carries them through two of systemd's parsers, and the drop-in that reads it."""
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from vllm_safe.common import paths
 
 if TYPE_CHECKING:
     from vllm_safe.config.settings import Config
 
 VARIABLE = "EARLYOOM_ARGS"
 _HEADER = "# Written by vllm-safe from the section earlyoom of its config.yaml; changes here are lost.\n"
+_DROPIN = f"""\
+# Written by vllm-safe while earlyoom.enabled of its config.yaml is true; changes here are lost at the next boot.
+
+[Unit]
+# Debian's unit tries 5 times in 10 s and then leaves the machine without it for good (earlyoom issue 378): try for ever instead.
+StartLimitIntervalSec=0
+
+[Service]
+# Read after /etc/default/earlyoom, and the later file wins. Environment= would lose to both.
+EnvironmentFile=-{paths.EARLYOOM_ENV}
+RestartSec=1s
+
+# It must get the CPU while everything else thrashes, and not be a victim itself: Debian 13 has these values, Debian 12 does not.
+Nice=-20
+OOMScoreAdjust=-100
+"""
+
+
+@dataclass(frozen=True)
+class EarlyoomFiles:
+    """The texts of paths.EARLYOOM_ENV and paths.EARLYOOM_DROPIN; None: there is no such file."""
+
+    arguments: str | None = None
+    dropin: str | None = None
 
 
 def decide_earlyoom_arguments(config: Config) -> tuple[str, ...]:
@@ -21,11 +48,16 @@ def decide_earlyoom_arguments(config: Config) -> tuple[str, ...]:
     return (*thresholds, "-r", "3600", "--prefer", earlyoom.prefer, "--avoid", earlyoom.avoid)
 
 
-def decide_environment_file(config: Config) -> str | None:
-    """The text of earlyoom.env, or None where earlyoom is left to the admin."""
+def decide_earlyoom(config: Config) -> EarlyoomFiles:
+    """The files that earlyoom is to have; none where `enabled` is false, and it then runs as Debian ships it."""
     if not config.earlyoom.enabled:
-        return None
-    return f"{_HEADER}{VARIABLE}={_quote_value(join_arguments(decide_earlyoom_arguments(config)))}\n"
+        return EarlyoomFiles()
+    return EarlyoomFiles(f"{_HEADER}{VARIABLE}={_quote_value(join_arguments(decide_earlyoom_arguments(config)))}\n", _DROPIN)
+
+
+def keep_earlyoom(there: EarlyoomFiles) -> EarlyoomFiles:
+    """The files that earlyoom is to have while the configuration has a mistake: those from before it, the drop-in again after a boot."""
+    return EarlyoomFiles(there.arguments, None if there.arguments is None else _DROPIN)
 
 
 def join_arguments(arguments: tuple[str, ...]) -> str:

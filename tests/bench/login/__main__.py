@@ -7,7 +7,6 @@ command again goes on where it was broken off, --fresh begins anew, and --report
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import subprocess
 import sys
@@ -19,15 +18,17 @@ from tests.beds.machine import BedError
 from tests.bench.login import report
 from tests.bench.login.cell import AFTER, LONGEST, PATIENCE, Cell, measure
 from tests.bench.login.setups import SETUPS
+from tests.bench.login.summary import Summary, reduce_samples
 from vllm_safe.common.sizes import format_span
 
 HERE = Path(__file__).parent
+FILE, OF = "summary.jsonl", "login-raw"
 HOGS = ("anonymous", "leak", "reader", "forkbomb", "mlock")
 BOOT, BETWEEN = 45.0, 15.0  # seconds, about: a machine with its set-up; around a cell, where nothing of it hangs
 WORDS = """# Logins while a model server misbehaves
 
 Made by `{command}`. A machine of {memory} MiB RAM with a swapfile of 6 GiB, 2 processors and a disk held to so many IOPS and 120 MiB/s;
-each hog runs for {seconds:.0f} s. Raw samples: {folder}.
+each hog runs for {seconds:.0f} s. Each cell: {summary}.
 
 isol: share of ssh logins that take at most twice the idle p99 of their round, among people who log in at every moment. ssh, exec of a
 program not in the cache, gap of a 100 ms heartbeat: seconds (median of the rounds / worst of all). stalled: the slice of the OS that stood
@@ -46,25 +47,27 @@ time, counts as {longest:.0f} s.
 def main() -> int:
     """Exit code 0 when all that was asked for is measured."""
     options = _parse(sys.argv[1:])
-    raw = options.out / "login-raw"
     if options.fresh and not options.report and not options.plan:
-        shutil.rmtree(raw, ignore_errors=True)
-    raw.mkdir(parents=True, exist_ok=True)
-    _keep_shape(options, raw / "shape.json")
-    cells = [] if options.report else [cell for cell in _cells(options) if not (raw / cell.file).exists()]
+        shutil.rmtree(options.out / OF, ignore_errors=True)
+        Summary(options.out / FILE, OF).save()
+    summary = Summary.load(options.out / FILE, OF)
+    _keep_shape(options, summary)
+    cells = [] if options.report else [cell for cell in _cells(options) if cell not in summary.runs]
     machines = len({(cell.round, cell.setup) for cell in cells})
     guess = len(cells) * (options.seconds + AFTER + BETWEEN) + machines * BOOT
     print(f"{len(cells)} cells on {machines} machines: about {format_span(guess)}", flush=True)
     if options.plan:
         return 0
     missed = 0
+    if cells:
+        summary.raw.mkdir(parents=True, exist_ok=True)
     for number in options.rounds:
         for name in options.setups:
-            missed += _measure(name, [cell for cell in cells if (cell.round, cell.setup) == (number, name)], options, raw)
-            if any(raw.glob("[!.]*.csv")):
-                _write(options, raw)  # whoever looks in between, or ends it, has what there is
+            missed += _measure(name, [cell for cell in cells if (cell.round, cell.setup) == (number, name)], options, summary)
+            if summary.runs:
+                _write(options, summary)  # whoever looks in between, or ends it, has what there is
     if options.report:
-        _write(options, raw)
+        _write(options, summary)
     if (options.out / "RESULTS.md").exists():
         print((options.out / "RESULTS.md").read_text())
     if missed:
@@ -72,16 +75,17 @@ def main() -> int:
     return 1 if missed else 0
 
 
-def _keep_shape(options: argparse.Namespace, path: Path) -> None:
+def _keep_shape(options: argparse.Namespace, summary: Summary) -> None:
     """Let nobody mix samples of two kinds: --report takes what was measured, anything else must be as it was."""
     shape = {"memory": options.memory, "seconds": options.seconds}
-    kept = json.loads(path.read_text()) if path.exists() else shape
+    kept = summary.shape or shape
     if options.report:
         options.memory, options.seconds = kept["memory"], kept["seconds"]
     elif kept != shape:
-        sys.exit(f"{path.parent} was measured with {kept}, not with {shape}: --fresh throws it away, --out FOLDER keeps both")
+        sys.exit(f"{summary.path} was measured with {kept}, not with {shape}: --fresh throws it away, --out FOLDER keeps both")
     elif not options.plan:
-        path.write_text(json.dumps(shape) + "\n")
+        summary.shape = shape
+        summary.save()
 
 
 def _parse(words: Sequence[str]) -> argparse.Namespace:
@@ -97,9 +101,9 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--seconds", type=float, default=50.0, help="how long each hog runs")
     parser.add_argument("--memory", type=int, default=1024, help="MiB of the machine")
-    parser.add_argument("--out", type=Path, default=HERE.parent, help="folder of RESULTS.md, login.svg and login-raw/")
+    parser.add_argument("--out", type=Path, default=HERE.parent, help=f"folder of RESULTS.md, login.svg, {FILE} and {OF}/")
     parser.add_argument("--fresh", action="store_true", help="throw away what was measured")
-    parser.add_argument("--report", action="store_true", help="measure nothing; write what the raw samples say")
+    parser.add_argument("--report", action="store_true", help="measure nothing; write what was measured before")
     parser.add_argument("--plan", action="store_true", help="measure nothing; say how long it would take")
     options = parser.parse_args(words)
     for given, known in ((options.setups, SETUPS), (options.hogs, HOGS)):
@@ -123,7 +127,7 @@ def _cells(options: argparse.Namespace) -> list[Cell]:
     ]
 
 
-def _measure(name: str, cells: Sequence[Cell], options: argparse.Namespace, raw: Path) -> int:
+def _measure(name: str, cells: Sequence[Cell], options: argparse.Namespace, summary: Summary) -> int:
     """All of them on one machine, or on a fresh one after a cell that could not be measured. How many could not."""
     rest, missed = list(cells), 0
     while rest:
@@ -132,26 +136,28 @@ def _measure(name: str, cells: Sequence[Cell], options: argparse.Namespace, raw:
             with SETUPS[name].boot(options.memory, {cell.hog for cell in rest}) as bed:
                 while rest:
                     cell, begin = rest.pop(0), time.monotonic()
-                    (raw / f"{cell.file}.missed").unlink(missing_ok=True)
-                    measure(bed, SETUPS[name], cell, options.seconds, raw)
-                    print(f"{cell.file}: {time.monotonic() - begin:.0f} s", flush=True)
+                    try:
+                        measure(bed, SETUPS[name], cell, options.seconds, summary.raw)
+                    finally:  # a machine that was stuck is a result, too
+                        if (summary.raw / cell.file).exists():
+                            summary.add(reduce_samples(cell, summary.raw / cell.file))
+                    print(f"{cell.name}: {time.monotonic() - begin:.0f} s", flush=True)
         except (BedError, subprocess.SubprocessError) as error:
-            print(f"{cell.file}: {error}", flush=True)
+            print(f"{cell.name}: {error}", flush=True)
             if cell in rest:  # no machine: the set-up is not what it says
                 return missed + len(rest)
-            if not (raw / cell.file).exists():
+            if cell not in summary.runs:
                 missed += 1
-                (raw / f"{cell.file}.missed").write_text(f"{error}".partition("\n")[0] + "\n")
+                summary.miss(cell, f"{error}".partition("\n")[0])
     return missed
 
 
-def _write(options: argparse.Namespace, raw: Path) -> None:
-    runs = sorted(report.load(raw), key=lambda run: list(SETUPS).index(run.cell.setup))
-    text = report.markdown(report.table(runs))
+def _write(options: argparse.Namespace, summary: Summary) -> None:
+    summary.save()
+    runs = sorted(summary.runs.values(), key=lambda run: list(SETUPS).index(run.cell.setup))
     hogs = [run.cell for run in runs if run.cell.setup != "idle"]
     if hogs:
         (options.out / "login.svg").write_text(report.picture(runs, hogs[0].hog, max(cell.disk for cell in hogs)))
-    missed = sorted(raw.glob("*.missed"))
     command = f"python -m tests.bench.login --memory {options.memory} --seconds {options.seconds:.0f}"
     words = WORDS.format(
         command=command,
@@ -159,9 +165,11 @@ def _write(options: argparse.Namespace, raw: Path) -> None:
         seconds=options.seconds,
         patience=PATIENCE,
         longest=LONGEST,
-        folder="login-raw/",
-        table=text,
-        missed="".join(f"\nNot measured: {path.name.removesuffix('.csv.missed')}: {path.read_text()}" for path in missed),
+        summary=FILE,
+        table=report.markdown(report.table(runs)),
+        missed="".join(
+            f"\nNot measured: {cell.name}: {why}\n" for cell, why in sorted(summary.missed.items(), key=lambda item: item[0].name)
+        ),
         picture="login.svg",
     )
     (options.out / "RESULTS.md").write_text(words)

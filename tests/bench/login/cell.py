@@ -29,9 +29,14 @@ class Cell:
     round: int
 
     @property
+    def name(self) -> str:
+        """How it is called in files."""
+        return f"{self.setup}.{self.hog}.{self.disk}.{self.round}"
+
+    @property
     def file(self) -> str:
         """Its raw samples."""
-        return f"{self.setup}.{self.hog}.{self.disk}.{self.round}.csv"
+        return f"{self.name}.csv"
 
 
 def measure(bed: Virtual, setup: Setup, cell: Cell, seconds: float, folder: Path) -> None:

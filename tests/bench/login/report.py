@@ -1,16 +1,13 @@
-"""What the raw samples say: a table, and one picture of login latency over time per set-up."""
+"""What the measured cells say: a table, and one picture of login latency over time per set-up."""
 
 from __future__ import annotations
 
-import csv
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
-from tests.bench.login.cell import LONGEST, Cell
+from tests.bench.login.summary import Run
 from vllm_safe.drill.drill_decision import compare_latency, percentile, share_within
-from vllm_safe.drill.login_probes import EVERY, SLICES
+from vllm_safe.drill.login_probes import EVERY
 
 HEAD = (
     "hog",
@@ -31,39 +28,6 @@ HEAD = (
 )
 WIDE, HIGH, LEFT, RIGHT, PEAK = 720, 52, 130, 230, 30.0  # of the picture: pixels, and the seconds that are a panel's whole height
 COLOURS = {True: "#2a9d5c", False: "#c8362f"}
-
-
-@dataclass(frozen=True)
-class Run:
-    """One cell's samples: (seconds since the hog's start, what, value)."""
-
-    cell: Cell
-    rows: tuple[tuple[float, str, float], ...]
-
-    @property
-    def end(self) -> float:
-        """When the machine was told to end the hog."""
-        return next((at for at, what, _ in self.rows if what == "end"), 0.0)
-
-    def answer(self, name: str) -> float | None:
-        """What the machine said once at the end; None of one that was stuck."""
-        return next((value for _, what, value in self.rows if what == name), None)
-
-    def values(self, *names: str, after: bool = False) -> list[float]:
-        """Values while the hog ran, or after its end. A login that failed lasted for ever."""
-        chosen = [(what, value) for at, what, value in self.rows if (at >= self.end) == after]
-        return [LONGEST if what.startswith("failed") else value for what, value in chosen if what in names]
-
-
-def load(folder: Path) -> list[Run]:
-    """All cells that were measured."""
-    runs = []
-    for path in sorted(folder.glob("[!.]*.csv")):
-        setup, hog, disk, number, _ = path.name.split(".")
-        with path.open(newline="") as file:
-            rows = tuple((float(at), what, float(value)) for at, what, value in csv.reader(file))
-        runs.append(Run(Cell(setup, hog, int(disk), int(number)), rows))
-    return runs
 
 
 def table(runs: Sequence[Run]) -> list[tuple[str, ...]]:
@@ -99,30 +63,29 @@ def _idle(runs: Iterable[Run], of: Iterable[Run]) -> list[float]:
     for one in of:
         same = [run for run in idle if run.cell.disk == one.cell.disk]
         same = [run for run in same if run.cell.round == one.cell.round] or same
-        bounds.append(percentile([value for run in same for value in run.values("ssh")], 99))
+        bounds.append(percentile([login.took for run in same for login in run.during() if login.good], 99))
     return bounds
 
 
 def _figures(same: Sequence[Run], idle: Sequence[float], plan: float) -> Iterable[str]:
-    def worst(*names: str) -> str:
-        each = [max(run.values(*names), default=0.0) for run in same]
+    def worst(each: Sequence[float]) -> str:
         return f"{statistics.median(each):.1f}/{max(each):.1f}"
 
-    logins = [compare_latency(run.values("ssh", "failed ssh"), max(EVERY, usual)) for run, usual in zip(same, idle, strict=True)]
+    logins = [compare_latency([login.felt for login in run.during()], max(EVERY, usual)) for run, usual in zip(same, idle, strict=True)]
     shares = [share for one, usual in zip(logins, idle, strict=True) if (share := share_within(one, 2 * usual)) is not None]
     yield f"{statistics.median(shares):.1%}" if shares and all(idle) else "-"
     yield f"{statistics.median(percentile(one, 50) for one in logins):.1f}"
-    yield worst("ssh", "failed ssh")
-    yield worst("program", "failed program")
-    yield worst("gap")
-    yield f"{statistics.median(max(_mean(run.values(f'stall:{unit}')) for unit in SLICES) for run in same):.0%}"
-    killed = [value for run in same if (value := run.answer("bystanders")) is not None]
+    yield worst([_worst(run) for run in same])
+    yield worst([run.program for run in same])
+    yield worst([run.gap for run in same])
+    yield f"{statistics.median(run.stalled for run in same):.0%}"
+    killed = [run.bystanders for run in same if run.bystanders is not None]
     yield f"{max(killed):.0f}" if killed else "-"
     yield _back(same, idle)
     pace = _pace(same)
     yield f"{pace:.0f}"
     yield f"{pace / plan:.0%}" if plan else "-"
-    alive = [value for run in same if (value := run.answer("alive")) is not None]
+    alive = [run.alive for run in same if run.alive is not None]
     stuck = f"{len(same) - len(alive)} stuck" if len(same) > len(alive) else ""
     yield f"{sum(alive):.0f}/{len(alive)} {stuck}".strip() if alive else stuck
 
@@ -131,26 +94,14 @@ def _back(same: Sequence[Run], idle: Sequence[float]) -> str:
     """Seconds from when the machine is told to end the hog until a login has been within twice the idle ones; `>` if none was."""
     times = []
     for run, usual in zip(same, idle, strict=True):
-        late = [(at - run.end, value) for at, what, value in run.rows if what == "ssh" and at >= run.end]
-        times.append(next((at + value for at, value in late if value <= 2 * usual), float("inf")))
+        late = [login for login in run.after() if login.good and login.took <= 2 * usual]
+        times.append(late[0].at - run.end + late[0].took if late else float("inf"))
     middle = statistics.median(times)
     return f"{middle:.0f}" if middle < float("inf") else ">"
 
 
 def _pace(same: Sequence[Run]) -> float:
-    """Pages a second that the hog touched or read in the second half of its time: the first is for filling what it then touches.
-
-    One that was killed makes no more.
-    """
-    paces = []
-    for run in same:
-        counts = [(at, value) for at, what, value in run.rows if what == "progress" and run.end / 2 <= at < run.end]
-        paces.append((counts[-1][1] - counts[0][1]) / (run.end - counts[0][0]) if counts else 0.0)
-    return statistics.median(paces) if paces else 0.0
-
-
-def _mean(values: Sequence[float]) -> float:
-    return statistics.fmean(values) if values else 0.0
+    return statistics.median(run.pace for run in same) if same else 0.0
 
 
 def picture(runs: Sequence[Run], hog: str, disk: int) -> str:
@@ -166,10 +117,10 @@ def picture(runs: Sequence[Run], hog: str, disk: int) -> str:
         body.append(_text(8, top + HIGH * 0.7, name, 13))
         body.append(f'<line x1="{LEFT}" y1="{top + HIGH}" x2="{LEFT + WIDE}" y2="{top + HIGH}" stroke="#999"/>')
         (usual,) = _idle(runs, [panels[name]])
-        for at, what, value in panels[name].rows:
-            if what in {"ssh", "failed ssh"} and at < span:
-                x, width, height = LEFT + at / span * WIDE, max(1.0, value / span * WIDE - 1), max(2.0, min(1.0, value / PEAK) * HIGH)
-                colour = COLOURS[what == "ssh" and value <= 2 * usual]
+        for at, took, good in panels[name].logins:
+            if at < span:
+                x, width, height = LEFT + at / span * WIDE, max(1.0, took / span * WIDE - 1), max(2.0, min(1.0, took / PEAK) * HIGH)
+                colour = COLOURS[good and took <= 2 * usual]
                 body.append(f'<rect x="{x:.1f}" y="{top + HIGH - height:.1f}" width="{width:.1f}" height="{height:.1f}" fill="{colour}"/>')
         body.append(_text(LEFT + WIDE + 8, top + HIGH * 0.7, _verdict(panels[name]), 13))
         end = LEFT + panels[name].end / span * WIDE
@@ -190,13 +141,13 @@ def _middle(runs: Iterable[Run]) -> dict[str, Run]:
 
 
 def _worst(run: Run) -> float:
-    return max(run.values("ssh", "failed ssh"), default=0.0)
+    return max((login.felt for login in run.during()), default=0.0)
 
 
 def _verdict(run: Run) -> str:
     """The longest login, and what became of the model server."""
     words = f"longest {_worst(run):.0f} s"
-    fate = {None: "stuck", 1.0: "model runs", 0.0: "model killed"}[run.answer("alive")]
+    fate = {None: "stuck", 1.0: "model runs", 0.0: "model killed"}[run.alive]
     return words if run.cell.hog == "-" else f"{words}, {fate}"
 
 

@@ -17,6 +17,7 @@ from tests.beds.vm import Virtual
 from tests.bench.login import report
 from tests.bench.login.cell import Cell, measure
 from tests.bench.login.setups import SETUPS
+from tests.bench.login.summary import Summary, reduce_samples
 
 HERE = Path(__file__).parent
 SCHEDULER = "/sys/block/vda/queue/scheduler"
@@ -95,7 +96,7 @@ TUNINGS = {
 def main() -> int:
     """Exit code 0 when all that was asked for is measured."""
     options = _parse(sys.argv[1:])
-    options.out.mkdir(parents=True, exist_ok=True)
+    summary = Summary.load(options.out.parent / "summary.jsonl", options.out.name)
     cells = [
         Cell(name, hog, disk, number)
         for number in range(1, options.rounds + 1)
@@ -103,19 +104,26 @@ def main() -> int:
         for name in ("idle", *options.tunings)
         for hog in (options.hogs if name != "idle" else ["-"])
     ]
-    rest = [cell for cell in cells if not (options.out / cell.file).exists()]
+    rest = [cell for cell in cells if cell not in summary.runs]
+    if rest:
+        summary.raw.mkdir(parents=True, exist_ok=True)
     while rest:
         try:
             with SETUPS["vllm-safe"].boot(options.memory, set(options.hogs)) as bed:
                 while rest:
                     cell = rest.pop(0)
-                    _measure(bed, cell, options)
-                    print(cell.file, flush=True)
+                    try:
+                        _measure(bed, cell, options)
+                    finally:  # a machine that was stuck is a result, too
+                        if (summary.raw / cell.file).exists():
+                            summary.add(reduce_samples(cell, summary.raw / cell.file))
+                            summary.save()
+                    print(cell.name, flush=True)
         except BedError as error:
-            print(f"{cell.file}: {error}", flush=True)
-    runs = sorted(report.load(options.out), key=lambda run: [["idle", *TUNINGS].index(name) for name in run.cell.setup.split("+")])
+            print(f"{cell.name}: {error}", flush=True)
+    runs = sorted(summary.runs.values(), key=lambda run: [["idle", *TUNINGS].index(name) for name in run.cell.setup.split("+")])
     print(report.markdown(report.table(runs)))
-    return 0 if all((options.out / cell.file).exists() for cell in cells) else 1
+    return 0 if summary.runs.keys() >= set(cells) else 1
 
 
 def _measure(bed: Virtual, cell: Cell, options: argparse.Namespace) -> None:
@@ -140,7 +148,12 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=50.0, help="how long each hog runs")
     parser.add_argument("--memory", type=int, default=1024, help="MiB of the machine")
-    parser.add_argument("--out", type=Path, default=HERE.parent / "tuning")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=HERE.parent / "tuning",
+        help="raw samples; ../summary.jsonl keeps what they say, by the name of the folder",
+    )
     return parser.parse_args(words)
 
 

@@ -12,6 +12,7 @@ from vllm_safe.apply.unit_steps import DaemonReload, RemoveDropin, SetProperties
 from vllm_safe.common.errors import Failure
 from vllm_safe.contract.launch_file import Launch
 from vllm_safe.decide.start_checks import Preparation
+from vllm_safe.earlyoom.earlyoom_arguments import EarlyoomFiles
 from vllm_safe.host.start_facts import Starts
 
 Told = Callable[[], list[str]]
@@ -82,20 +83,40 @@ def test_dropins_are_taken_back_with_their_folders(told: Told, tmp_path: Path) -
 
 
 def test_with_nothing_to_take_back_there_is_no_reload() -> None:
-    assert undo_steps((), None) == ()
+    assert undo_steps((), EarlyoomFiles()) == ()
 
 
-def described(plan: Preparation, env: str | None = None) -> list[str]:
-    return [step.describe() for step in prepare_steps(plan, {}, env)]
+def described(plan: Preparation, earlyoom: EarlyoomFiles | None = None) -> list[str]:
+    return [step.describe() for step in prepare_steps(plan, {}, earlyoom or EarlyoomFiles())]
 
 
-def test_earlyoom_is_restarted_only_when_its_file_changes() -> None:
-    assert described(Preparation(earlyoom="new"), "new") == []
-    assert described(Preparation(earlyoom="new"), "old") == [
+DROPIN = "/run/systemd/system/earlyoom.service.d/50-vllm-safe.conf"
+
+
+def test_earlyoom_is_restarted_only_when_a_file_of_it_changes() -> None:
+    ours = EarlyoomFiles("new", "drop-in")
+    assert described(Preparation(earlyoom=ours), ours) == []
+    assert described(Preparation(earlyoom=ours), EarlyoomFiles("old", "drop-in")) == [
         "write /var/lib/vllm-safe/earlyoom.env (root:root 0644)",
         "restart earlyoom.service if it runs",
     ]
-    assert described(Preparation(earlyoom=None), "old")[0] == "remove /var/lib/vllm-safe/earlyoom.env"
+
+
+def test_at_boot_the_drop_in_of_earlyoom_is_written_again() -> None:
+    assert described(Preparation(earlyoom=EarlyoomFiles("same", "drop-in")), EarlyoomFiles("same")) == [
+        f"write {DROPIN} (root:root 0644)",
+        "let systemd read its unit files again",
+        "restart earlyoom.service if it runs",
+    ]
+
+
+def test_switched_off_nothing_of_ours_is_left_to_earlyoom() -> None:
+    assert described(Preparation(), EarlyoomFiles("arguments", "drop-in")) == [
+        "remove /var/lib/vllm-safe/earlyoom.env",
+        f"remove {DROPIN}",
+        "let systemd read its unit files again",
+        "restart earlyoom.service if it runs",
+    ]
 
 
 def test_a_start_writes_its_key_its_log_and_last_of_all_the_launch_file() -> None:
@@ -117,7 +138,7 @@ def test_a_refusal_is_the_launch_file_alone() -> None:
 
 
 def test_the_order_is_limits_before_the_launch_file() -> None:
-    steps = prepare_steps(Preparation(units={"vllm@x.service": {"MemoryMax": 1}}, launch=Launch("x")), {}, None)
+    steps = prepare_steps(Preparation(units={"vllm@x.service": {"MemoryMax": 1}}, launch=Launch("x")), {}, EarlyoomFiles())
     assert isinstance(steps[0], SetProperties)
     assert steps[-1].describe().startswith("write /run/vllm-safe/launch/")
 

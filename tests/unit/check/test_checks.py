@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.situations import situation_of
+from tests.builders.situations import situation_of
 from vllm_safe.check import checks
 from vllm_safe.check.check_facts import Inspection, Served
 from vllm_safe.common.errors import Failure

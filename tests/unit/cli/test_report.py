@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs import RUN, make_run, write_run
+from tests.builders.runs import RUN, make_run, write_run
 from vllm_safe.cli.main import main
 from vllm_safe.common import paths
 from vllm_safe.record import run_reader

@@ -53,7 +53,7 @@ def test_a_file_that_lies_about_its_size_is_not_read_to_its_end(monkeypatch: pyt
 
 
 def test_a_missing_file(file: Path) -> None:
-    assert refusal(file) == "there is no such file; expected the configuration (the package installs /etc/vllm-safe/config.yaml)"
+    assert refusal(file) == "there is no such file; expected the configuration (`vllm-safe config --sample` prints one)"
 
 
 def test_a_name_that_no_file_can_have() -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.situations import situation_of
+from tests.builders.situations import situation_of
 from vllm_safe.check.check_facts import Inspection
 from vllm_safe.check.checks import MachineFacts, check_machine, check_running_model
 from vllm_safe.cli.table import align_columns
@@ -24,7 +24,7 @@ from vllm_safe.config.settings import Config
 from vllm_safe.decide.limits import decide_budget, unit_of
 from vllm_safe.decide.show_rows import decide_show
 from vllm_safe.decide.start_checks import decide_preparation
-from vllm_safe.earlyoom.earlyoom_arguments import decide_environment_file
+from vllm_safe.earlyoom.earlyoom_arguments import decide_earlyoom
 from vllm_safe.host.host_facts import read_host
 from vllm_safe.host.start_facts import StartFacts
 from vllm_safe.models.model_files import ModelFiles
@@ -58,7 +58,7 @@ def _decisions(case: Path) -> Iterator[str]:
         refused = failure
         yield f"  refused: {failure.message} | {failure.hint}"
     yield "earlyoom"
-    yield from (f"  {line}" for line in (decide_environment_file(config) or "left to the admin").splitlines())
+    yield from (f"  {line}" for line in (decide_earlyoom(config).arguments or "left to the admin").splitlines())
     yield "units"
     yield from (
         f"  {unit}" + "".join(f" {key}={value}" for key, value in values.items())

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.situations import changed, situation_of
+from tests.builders.situations import changed, situation_of
 from vllm_safe.common.errors import Misuse
 from vllm_safe.common.findings import Finding, Level
 from vllm_safe.common.key_file import Key
@@ -275,7 +275,7 @@ def test_at_boot_only_what_holds_for_all_is_decided() -> None:
     plan = decide_protection_of_all(GOOD.config, GOOD.budget)
     assert plan.launch is None
     assert "vllm@x.service" not in plan.units
-    assert plan.earlyoom
+    assert plan.earlyoom.arguments
 
 
 @pytest.mark.parametrize(("enabled", "admin", "warns"), [(True, "-m 10", True), (True, None, False), (False, "-m 10", False)])

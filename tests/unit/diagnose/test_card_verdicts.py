@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from tests import reasons
-from tests.card_endings import CARDS, CASES, ECC, LOST, MISMATCH, START, WAITING, WORKER, loaded, said, served
-from tests.runs import BEGUN, BOOT
+from tests.builders import reasons
+from tests.builders.card_endings import CARDS, CASES, ECC, LOST, MISMATCH, START, WAITING, WORKER, loaded, said, served
+from tests.builders.runs import BEGUN, BOOT
 from vllm_safe.contract.recorded_run import Event, Gpu, Run
 from vllm_safe.diagnose.diagnosis import decide_why
 from vllm_safe.diagnose.verdict import Verdict
@@ -129,7 +129,8 @@ def test_the_first_fault_is_the_cause_and_what_the_driver_wants_is_told() -> Non
 def test_what_was_long_before_is_not_the_cause(cause: str, before: float, code: str) -> None:
     end = reasons.hang() if cause == "hang" else {"cause": "exited", "reason": "the server ended (exit status 0)"}
     run = idle(served(start=START, end=end, log=()))
-    assert judge(xid(48), at=BEGUN + 14 - before, run=run).code == code
+    assert run.end is not None
+    assert judge(xid(48), at=run.end.time - before, run=run).code == code
 
 
 def test_a_lost_card_is_the_cause_however_long_ago() -> None:

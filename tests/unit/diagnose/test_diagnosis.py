@@ -1,7 +1,7 @@
-"""Every way to end, from the files that the recorder wrote to the answer of a person: tests/golden/why/CASE/.
+"""Every way to end, from the files that the recorder writes to the answer to a person: tests/golden/why/CASE/.
 
-Each case has the run's files, expected.txt and expected.json. After a wanted change: GOLDEN_UPDATE=1 pytest tests/unit/decide/why, then
-read the diff.
+Each case has expected.txt and expected.json; the run is from tests/builders/endings.py. After a wanted change:
+GOLDEN_UPDATE=1 pytest tests/unit/decide/why, then read the diff.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -20,8 +19,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.endings import BEFORE, CASES, ended
-from tests.runs import BEGUN, BOOT, GIB, make_run, write_run
+from tests.builders.endings import BEFORE, CASES, ended
+from tests.builders.runs import BEGUN, BOOT, GIB, make_run, write_run
 from tests.unit.causes.test_messages import LINES
 from vllm_safe.causes.messages import FOLLOWS, PATTERNS, Message
 from vllm_safe.causes.patterns import Pattern
@@ -55,7 +54,7 @@ def _clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of recorded runs that the command looks at, in the boot of tests/runs.py."""
+    """A folder of recorded runs that the command looks at, in the boot of tests/builders/runs.py."""
     (tmp_path / "boot_id").write_text(f"{BOOT}\n")
     monkeypatch.setattr(judged_run, "_BOOT", tmp_path / "boot_id")
     monkeypatch.setattr(run_reader.list_runs, "__defaults__", (tmp_path / "runs",))
@@ -65,24 +64,27 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_golden(case: str, runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The command's whole answer, as text and for a program."""
+def test_golden(case: str, runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command's whole answer a few seconds later, as text and for a program."""
+    built = [builders[case]() for builders in (CASES, BEFORE) if case in builders]
+    monkeypatch.setattr(time, "time", lambda: (built[0].end or built[0].samples[-1]).time + 6)
+    for run in built:
+        write_run(run, runs)
     folder = GOLDEN / case
-    if "GOLDEN_UPDATE" in os.environ:
-        shutil.rmtree(folder, ignore_errors=True)
-        shutil.copytree(write_run(CASES[case](), runs), folder / "run")
-        if case in BEFORE:
-            shutil.copytree(write_run(BEFORE[case](), runs), folder / "before")
-    for run in (folder / "run", *([folder / "before"] if case in BEFORE else [])):
-        shutil.copytree(run, runs / "qwen72b" / json.loads((run / "start.json").read_text())["run"], dirs_exist_ok=True)
     answers = {}
     for name, options in (("expected.txt", []), ("expected.json", ["--json"])):
         assert main.main(["why", "qwen72b", *options]) == 0
         answers[name] = capsys.readouterr().out
     if "GOLDEN_UPDATE" in os.environ:
+        folder.mkdir(exist_ok=True)
         for name, text in answers.items():
             (folder / name).write_text(text)
     assert answers == {name: (folder / name).read_text() for name in answers}
+
+
+def test_each_golden_answer_has_its_case() -> None:
+    """What a case is no longer made for would be kept for ever."""
+    assert {path.name for path in GOLDEN.iterdir()} == set(CASES)
 
 
 @pytest.mark.parametrize("case", CASES)

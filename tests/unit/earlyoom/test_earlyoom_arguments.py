@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from vllm_safe.config.settings import Config, Earlyoom
-from vllm_safe.earlyoom.earlyoom_arguments import decide_earlyoom_arguments, decide_environment_file, join_arguments
+from vllm_safe.earlyoom.earlyoom_arguments import EarlyoomFiles, decide_earlyoom, decide_earlyoom_arguments, join_arguments, keep_earlyoom
 
 OPTIONS_OF_1_7 = {"-m", "-s", "-M", "-S", "-r", "-n", "-N", "-g", "-p", "--prefer", "--avoid", "--dryrun"}
 VLLM = ["VLLM::EngineCor", "VLLM::Worker_TP", "VLLM::APIServer", "vllm", "python3"]  # comm: the first 15 characters
@@ -84,11 +84,18 @@ def test_more_than_earlyoom_takes_would_end_it() -> None:
 
 
 def test_switched_off_there_is_no_file() -> None:
-    assert decide_environment_file(replace(Config(), earlyoom=Earlyoom(enabled=False))) is None
+    assert decide_earlyoom(replace(Config(), earlyoom=Earlyoom(enabled=False))) == EarlyoomFiles()
+
+
+def test_a_mistake_in_the_configuration_leaves_earlyoom_as_it_was_before_the_boot_too() -> None:
+    """A boot takes what is in /run, and the arguments stay."""
+    ours = decide_earlyoom(Config())
+    assert keep_earlyoom(ours) == keep_earlyoom(replace(ours, dropin=None)) == ours
+    assert keep_earlyoom(EarlyoomFiles()) == EarlyoomFiles()
 
 
 def test_the_file_is_one_assignment_below_a_comment() -> None:
-    text = decide_environment_file(Config())
+    text = decide_earlyoom(Config()).arguments
     assert text is not None
     comment, assignment, rest = text.split("\n")
     assert comment.startswith("# ")
@@ -107,7 +114,7 @@ patterns = st.text(st.characters(codec="utf-8", exclude_characters="\0\n\r"), ma
 @example(prefer='\\"', avoid="\\'", memory=5, swap=5)
 def test_any_pattern_is_one_word_of_what_earlyoom_gets(prefer: str, avoid: str, memory: float, swap: float) -> None:
     config = Config(earlyoom=Earlyoom(prefer=prefer, avoid=avoid, memory=memory, swap=swap))
-    text = decide_environment_file(config)
+    text = decide_earlyoom(config).arguments
     assert text is not None
     words = split_as_systemd_does(read_as_systemd_does(text)["EARLYOOM_ARGS"])
     assert words == decide_earlyoom_arguments(config)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.runs import BEGUN, PHASES, make_run, write_run
+from tests.builders.runs import BEGUN, PHASES, make_run, write_run
 from vllm_safe.engine.engine_facts import read_engine
 
 FOLDER = "vllm-0.32.0"

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.runs import make_run
+from tests.builders.runs import make_run
 from vllm_safe.contract.recorded_run import Gpu, Sample
 from vllm_safe.contract.state_file import PHASES
 from vllm_safe.record.nvml_usage import NvmlCards

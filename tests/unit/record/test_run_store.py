@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs import BEGUN, RUN, make_run, write_run
+from tests.builders.runs import BEGUN, RUN, make_run, write_run
 from vllm_safe.common.errors import Failure
 from vllm_safe.contract.recorded_run import Event, Run, Sample
 from vllm_safe.record import run_store

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from tests.runs import BEGUN, make_run
+from tests.builders import killers
+from tests.builders.runs import BEGUN, make_run
 from vllm_safe.contract.recorded_run import Event, Run
 from vllm_safe.contract.state_file import PHASES
 from vllm_safe.diagnose.diagnosis import decide_why
@@ -21,10 +22,7 @@ from vllm_safe.diagnose.verdict import Evidence, SettingChange, Verdict
 from vllm_safe.report.html_report import MARK, render_html
 
 ENDED = {"cause": "exited", "reason": "the server ended by itself", "result": "oom-kill", "memory_events": {"oom_kill": 3}}
-GUARDED = [
-    Event(BEGUN + 12, "guard", "memory.high set", {"act": "squeeze"}),
-    Event(BEGUN + 38, "kernel-oom", "Memory cgroup out of memory: Killed process 7"),
-]
+GUARDED = [killers.guard(BEGUN + 10)[0], killers.kernel(BEGUN + 38, limit=True)]
 
 
 class Seen(HTMLParser):
@@ -77,7 +75,7 @@ def test_every_number_that_is_drawn_is_the_recorders() -> None:
     assert set(fields) >= {"anon", "shmem", "file", "swap", "memory_pressure", "os_memory_pressure", "disk_read", "disk_write", "cpu"}
     limits = {plot["key"]: plot["limit"] for plot in data["plots"]}
     assert (limits["memory"], limits["swap"]) == (run.start.limits["memory_max"], run.start.limits["swap_max"])
-    assert [(event["time"], event["tone"]) for event in data["events"]] == [(BEGUN + 12, "guard"), (BEGUN + 38, "bad")]
+    assert [(event["time"], event["tone"]) for event in data["events"]] == [(GUARDED[0].time, "guard"), (GUARDED[1].time, "bad")]
     assert [stretch["phase"] for stretch in data["phases"]] == list(dict.fromkeys(sample.phase for sample in run.samples))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.runs import BEGUN, make_run
+from tests.builders.runs import BEGUN, make_run
 from vllm_safe.contract.recorded_run import Event, Run
 from vllm_safe.diagnose.diagnosis import decide_why
 from vllm_safe.report.text_report import _thinned, render_text
