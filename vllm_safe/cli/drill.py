@@ -76,7 +76,7 @@ def command(seconds: float, name: str | None, config_path: Path, *, as_json: boo
 def _refuse(config: Config, host: Host, name: str) -> None:
     """Raise Misuse if the machine is not one on which a drill under the limits of `name` shows anything, or would do harm."""
     from vllm_safe.common.findings import Level
-    from vllm_safe.common.pressure import memory_pressure
+    from vllm_safe.common.kernfs import MEMORY_PRESSURE, parse_stall_share, read_kernel_file
     from vllm_safe.common.systemctl import show_properties
     from vllm_safe.decide.start_checks import SWAP_SERVICE, Situation, check_cgroups, check_memory, check_swap
     from vllm_safe.drill.drill_decision import check_ready
@@ -86,7 +86,8 @@ def _refuse(config: Config, host: Host, name: str) -> None:
     ground = StartFacts(swap_file=str(config.swap.file.resolve()), units=show_properties([SWAP_SERVICE], ("Id", "StatusText")))
     situation = Situation(config, host, name, ground)
     checks = [check(situation) for check in (check_cgroups, check_memory, check_swap)]
-    for finding in (*checks, check_ready(config, host, occupants(), memory_pressure())):
+    pressure = parse_stall_share(read_kernel_file(MEMORY_PRESSURE), "some")
+    for finding in (*checks, check_ready(config, host, occupants(), pressure)):
         if finding.level is Level.FAIL or (finding.level is Level.WARN and finding is checks[0]):
             raise Misuse(f"no drill: {finding.what}", hint=finding.do_next)
 

@@ -7,8 +7,9 @@ import shlex
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from vllm_safe.common.kernfs import MODELS_SLICE
 from vllm_safe.common.sizes import format_size
-from vllm_safe.decide.limits import EACH_UNIT, SHARED, SLICE, decide_limits, decide_units
+from vllm_safe.decide.limits import EACH_UNIT, SHARED, decide_limits, decide_units
 from vllm_safe.decide.origin import Origin, Sourced, origin_of
 from vllm_safe.decide.protect import UNITS, Decided, decide_protection
 from vllm_safe.decide.serve_command import (
@@ -85,8 +86,8 @@ def _limits(config: Config, host: Host, name: str) -> tuple[ShownRow, ...]:
 
 
 def _slice(config: Config, host: Host) -> tuple[ShownRow, ...]:
-    properties = decide_units(config, host)[SLICE]
-    origin = Origin(SLICE, "the largest of any model's, so that two cannot add up to more")
+    properties = decide_units(config, host)[MODELS_SLICE]
+    origin = Origin(MODELS_SLICE, "the largest of any model's, so that two cannot add up to more")
     return tuple(_number(key, Decided(properties[key], origin), in_bytes=key.startswith("Memory")) for key in SHARED)
 
 

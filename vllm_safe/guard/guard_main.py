@@ -8,12 +8,13 @@ import signal
 import time
 
 from vllm_safe.common import libc
+from vllm_safe.common.kernfs import CGROUPS
 from vllm_safe.common.notify import notify
 from vllm_safe.contract.guard_file import PLAN_FILE, GuardPlan, read_plan
 from vllm_safe.guard.guard_actions import CgroupControl
 from vllm_safe.guard.guard_decision import TICK, GuardAction, GuardState
 from vllm_safe.guard.guard_journal import ERROR, WARNING, Journal
-from vllm_safe.guard.pressure_watch import CGROUPS, PressureWatch, Triggers
+from vllm_safe.guard.pressure_watch import PressureWatch, Triggers
 from vllm_safe.guard.rehearsal import rehearse
 
 SLOW = 10.0  # seconds between two looks while all is quiet

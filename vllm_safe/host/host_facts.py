@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from vllm_safe.common.kernfs import parse_meminfo, read_kernel_file
 from vllm_safe.tunables.tunable_facts import read_tunables
 
 
@@ -77,9 +78,10 @@ def read_host(root: Path = Path("/"), *, behind: Path | None = None) -> Host:
     if behind:
         with suppress(OSError):
             os.close(os.open(behind.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+    memory = parse_meminfo(_text(root / "proc/meminfo"))  # psutil's virtual_memory fails where one of its many lines is missing
     return Host(
-        memory=_meminfo(root, "MemTotal"),
-        memory_available=_meminfo(root, "MemAvailable"),
+        memory=memory.get("MemTotal", 0),
+        memory_available=memory.get("MemAvailable", 0),
         kept_free=_kept_free(root),
         swaps=read_swaps(root),
         mounts=_mounts(root),
@@ -95,10 +97,7 @@ def read_host(root: Path = Path("/"), *, behind: Path | None = None) -> Host:
 
 
 def _text(path: Path) -> str:
-    try:
-        return path.read_text(errors="surrogateescape")
-    except OSError:  # absent, or switched off in this kernel (reading /proc/pressure with psi=0 is EOPNOTSUPP)
-        return ""
+    return read_kernel_file(str(path), errors="surrogateescape")
 
 
 def _count(folder: Path) -> int:
@@ -106,11 +105,6 @@ def _count(folder: Path) -> int:
         return sum(1 for _ in folder.iterdir())
     except OSError:
         return 0
-
-
-def _meminfo(root: Path, key: str) -> int:
-    match = re.search(rf"^{key}:\s+(\d+) kB", _text(root / "proc/meminfo"), re.MULTILINE)
-    return int(match[1]) * 1024 if match else 0
 
 
 def _kept_free(root: Path) -> int:

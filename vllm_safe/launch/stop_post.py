@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from vllm_safe.common.kernfs import parse_flat_keyed, read_kernel_file
 from vllm_safe.common.notify import notify
 from vllm_safe.contract import state_file
 from vllm_safe.contract.guard_file import EVENTS_FOLDER
@@ -86,8 +87,4 @@ def _last_state(name: str) -> Mapping[str, object]:
 
 def _events(folder: Path | None, name: str) -> dict[str, int]:
     """The counters in a file of the cgroup: {} where there is none."""
-    try:
-        words = (folder / name).read_text(encoding="ascii").split() if folder else []
-        return dict(zip(words[::2], map(int, words[1::2]), strict=True))
-    except (OSError, ValueError):
-        return {}
+    return parse_flat_keyed(read_kernel_file(f"{folder}/{name}")) if folder else {}

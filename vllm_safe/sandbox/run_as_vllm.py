@@ -25,6 +25,7 @@ from types import FrameType
 
 from vllm_safe.common import run_lock
 from vllm_safe.common.errors import Failure
+from vllm_safe.common.kernfs import MODELS_SLICE
 from vllm_safe.common.paths import HOME, USER
 from vllm_safe.common.sizes import GIB
 from vllm_safe.sandbox.terminal_filter import TerminalFilter
@@ -37,7 +38,7 @@ DATA = 4 * 1024 * 1024  # bytes of stdout at most: the program is not trusted wi
 # homes, but from systemd 257 on it keeps the mode of /root, and then what is named as `readable` below it cannot be reached.
 SANDBOX = (
     "Type=exec",
-    "Slice=vllm.slice",
+    f"Slice={MODELS_SLICE}",
     "NoNewPrivileges=yes",
     "CapabilityBoundingSet=",
     "ProtectSystem=strict",
