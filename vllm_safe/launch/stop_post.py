@@ -58,7 +58,7 @@ def _record(name: str) -> None:
         "memory_events": _events(folder, "memory.events"),
         "swap_events": _events(folder, "memory.swap.events"),
     }
-    state_file.write_whole(state_file.end_file(name), json.dumps(end, ensure_ascii=False) + "\n")
+    state_file.write_end(name, end)
     if not cause:  # else the main process has said it already, and better; a stale "ready" must not stay
         notify(STATUS=_by_the_guard(name) or RESULTS.get(result, f"ended: {result}").format(status=status))
 

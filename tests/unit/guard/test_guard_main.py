@@ -61,7 +61,7 @@ def loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[
     """A loop around a folder that stands for the cgroups; it begins once it is prepared."""
     reading, writing = os.pipe()
     os.write(writing, bytes([signal.SIGTERM]))
-    monkeypatch.setattr(program, "_catch_signals", lambda: reading)
+    monkeypatch.setattr(program, "open_signal_pipe", lambda _: reading)
     monkeypatch.setattr(program, "notify", lambda **_: None)
     (tmp_path / "system.slice").mkdir()
 
