@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Protocol
 
+from vllm_safe.common.systemctl import unit_properties
 from vllm_safe.contract.recorded_run import End, Event, Gpu, Sample
 from vllm_safe.contract.run_encoding import from_line, mapping, number, text, unpack_event
 from vllm_safe.contract.small_files import read_regular, remove_if_possible, write_whole
@@ -15,7 +16,6 @@ from vllm_safe.contract.untrusted_files import read_object
 from vllm_safe.record import kill_evidence, prometheus, run_start
 from vllm_safe.record.card_usage import CardsInUse, visible_cards
 from vllm_safe.record.json_lines import read_lines
-from vllm_safe.record.program_output import unit_properties
 from vllm_safe.record.run_store import EVENTS_HEAD, SMALL_MOST, RunStore, open_run, run_id, run_names
 from vllm_safe.record.run_tracker import SamplingPace
 from vllm_safe.record.sampler import Sampler

@@ -7,11 +7,11 @@ import re
 
 from vllm_safe import __version__
 from vllm_safe.common.kernfs import parse_meminfo, parse_number, read_kernel_file
+from vllm_safe.common.program_output import program_output
 from vllm_safe.contract.recorded_run import Start
 from vllm_safe.contract.run_encoding import integer, mapping, number, text
 from vllm_safe.contract.untrusted_files import read_object
 from vllm_safe.record.card_usage import read_pci_cards
-from vllm_safe.record.program_output import program_output
 
 _LAUNCH_MOST = 1 << 20  # bytes
 _SECRET = re.compile(r"(?:^|[-_.])(?:api[-_]?key|token|secret|password|passwd|credentials?|auth)(?:$|[-_.])", re.IGNORECASE)

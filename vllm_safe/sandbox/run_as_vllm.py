@@ -28,6 +28,7 @@ from vllm_safe.common.errors import Failure
 from vllm_safe.common.kernfs import MODELS_SLICE
 from vllm_safe.common.paths import HOME, USER
 from vllm_safe.common.sizes import GIB
+from vllm_safe.common.systemctl import show_properties
 from vllm_safe.sandbox.terminal_filter import TerminalFilter
 
 TAIL = 64 * 1024  # bytes of stderr that are kept to explain a failure
@@ -221,10 +222,8 @@ def _end(unit: str) -> None:
 
 
 def _result_of(unit: str) -> str:
-    show = subprocess.run(
-        ["systemctl", "show", "--property=LoadState,Result", f"{unit}.service"], check=False, capture_output=True, text=True
-    )
-    values = dict(line.partition("=")[::2] for line in show.stdout.splitlines())
+    service = f"{unit}.service"
+    values = show_properties([service], ("LoadState", "Result")).get(service, {})
     return values.get("Result", "") if values.get("LoadState") == "loaded" else "not-started"
 
 
