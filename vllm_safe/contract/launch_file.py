@@ -8,9 +8,19 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 LAUNCH_FOLDER = Path("/run/vllm-safe/launch")
+# Seconds, where neither the model nor its profile says anything.
+DEFAULT_TIMES: Mapping[str, float] = MappingProxyType(
+    {
+        "start_timeout": 4 * 3600.0,  # a large model on a hard disk takes 10 to 60 minutes; what stands still is ended by stall_timeout
+        "stall_timeout": 900.0,
+        "hang_timeout": 600.0,  # vLLM itself gives a step of several cards 300 s (VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS)
+        "stop_grace": 30.0,
+    }
+)
 
 
 def launch_file(name: str) -> Path:
@@ -43,10 +53,10 @@ class Launch(NamedTuple):
     textfile: str = ""  # the folder for the recorder's figures, or "": metrics.textfile
     oom_score_adj: int = 0  # of the server, never of the main process that watches it
     io_scheduling_class: str = ""  # likewise, in systemd's words; "": as the main process
-    start_timeout: float = 14400.0  # until `health` must have answered
-    stall_timeout: float = 900.0  # that a start may take without any progress
-    hang_timeout: float = 600.0  # that a server may take without a sign of life
-    stop_grace: float = 30.0  # that running requests may take after SIGTERM
+    start_timeout: float = DEFAULT_TIMES["start_timeout"]  # until `health` must have answered
+    stall_timeout: float = DEFAULT_TIMES["stall_timeout"]  # that a start may take without any progress
+    hang_timeout: float = DEFAULT_TIMES["hang_timeout"]  # that a server may take without a sign of life
+    stop_grace: float = DEFAULT_TIMES["stop_grace"]  # that running requests may take after SIGTERM
     summary: tuple[str, ...] = ()  # lines for the journal: what was decided, and why
 
     @property

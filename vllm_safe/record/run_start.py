@@ -8,6 +8,7 @@ import re
 from vllm_safe import __version__
 from vllm_safe.common.kernfs import parse_meminfo, parse_number, read_kernel_file
 from vllm_safe.common.program_output import program_output
+from vllm_safe.contract.launch_file import DEFAULT_TIMES
 from vllm_safe.contract.recorded_run import Start
 from vllm_safe.contract.run_encoding import integer, mapping, number, text
 from vllm_safe.contract.untrusted_files import read_object
@@ -24,7 +25,6 @@ _LIMITS = {
     "cpu_weight": "cpu.weight",
     "tasks_max": "pids.max",
 }
-_TIMES = ("start_timeout", "stall_timeout", "hang_timeout", "stop_grace")
 # No secrets: which cards it sees, and what decide/why may tell somebody to change: the old value is then the one that counted.
 _ENV = (
     "CUDA_DEVICE_ORDER",
@@ -66,7 +66,7 @@ def read_start(name: str, run: str, wall: float, cgroup: str, root: str = "") ->
         versions={"vllm-safe": __version__, "engine": _engine(root)},
         args=_without_secrets(mapping(launch.get("serve_args"))),
         profile=text(launch.get("profile")),
-        times={key: span for key in _TIMES if (span := number(launch.get(key))) is not None},
+        times={key: span for key in DEFAULT_TIMES if (span := number(launch.get(key))) is not None},
         env={key: text(environment[key]) for key in _ENV if key in environment},
     )
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import os
 import pwd
-import re
 import selectors
 import signal
 import subprocess
@@ -29,6 +28,7 @@ from vllm_safe.common.kernfs import MODELS_SLICE
 from vllm_safe.common.paths import HOME, USER
 from vllm_safe.common.sizes import GIB
 from vllm_safe.common.systemctl import show_properties
+from vllm_safe.common.terminal import ESCAPES
 from vllm_safe.sandbox.terminal_filter import TerminalFilter
 
 TAIL = 64 * 1024  # bytes of stderr that are kept to explain a failure
@@ -293,4 +293,4 @@ def _channel(*, terminal: bool) -> tuple[int, int]:
 
 
 def _plain(data: bytes) -> str:
-    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07]*\x07", "", data.decode(errors="replace")).replace("\r", "\n")
+    return ESCAPES.sub("", data.decode(errors="replace")).replace("\r", "\n")
