@@ -22,7 +22,7 @@ from vllm_safe.cli.main import cli
 from vllm_safe.config import value_types
 from vllm_safe.config.profiles import PROFILES, Profile
 from vllm_safe.config.settings import SECTIONS, Model, ModelLimits, Setting, settings_of
-from vllm_safe.contract.launch_file import DEFAULT_TIMES
+from vllm_safe.contract.default_times import DEFAULT_TIMES
 from vllm_safe.contract.recorded_run import Gpu, Sample, Start
 from vllm_safe.record.prometheus import render_metrics
 from vllm_safe.record.run_store import MOST_RUNS

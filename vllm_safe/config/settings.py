@@ -14,7 +14,7 @@ from typing import Any
 
 from vllm_safe.common.sizes import GIB, MIB, Amount
 from vllm_safe.config import value_types
-from vllm_safe.contract.launch_file import DEFAULT_TIMES
+from vllm_safe.contract.default_times import DEFAULT_TIMES
 
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
 
@@ -38,7 +38,7 @@ def _setting(kind: value_types.ValueType, default: Any, doc: str, *, example: st
 
 
 def _time(kind: value_types.ValueType, name: str, doc: str) -> Any:
-    """A time that the model's profile may have; else it is that of contract/launch_file.py."""
+    """A time that the model's profile may have; else it is that of contract/default_times.py."""
     default = kind.write(DEFAULT_TIMES[name])
     return _setting(kind, None, f"{doc} Unset, it is the profile's, else {default}.", example=default)
 

@@ -8,19 +8,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from vllm_safe.contract.default_times import DEFAULT_TIMES
+
 LAUNCH_FOLDER = Path("/run/vllm-safe/launch")
-# Seconds, where neither the model nor its profile says anything.
-DEFAULT_TIMES: Mapping[str, float] = MappingProxyType(
-    {
-        "start_timeout": 4 * 3600.0,  # a large model on a hard disk takes 10 to 60 minutes; what stands still is ended by stall_timeout
-        "stall_timeout": 900.0,
-        "hang_timeout": 600.0,  # vLLM itself gives a step of several cards 300 s (VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS)
-        "stop_grace": 30.0,
-    }
-)
 
 
 def launch_file(name: str) -> Path:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from vllm_safe.common import paths
 from vllm_safe.common.sizes import GIB, format_size
 from vllm_safe.config.profiles import PROFILES
-from vllm_safe.contract.launch_file import DEFAULT_TIMES, Launch
+from vllm_safe.contract.default_times import DEFAULT_TIMES
+from vllm_safe.contract.launch_file import Launch
 from vllm_safe.decide.limits import decide_limits
 from vllm_safe.decide.origin import Origin, Sourced, origin_of
 

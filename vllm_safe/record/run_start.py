@@ -8,7 +8,7 @@ import re
 from vllm_safe import __version__
 from vllm_safe.common.kernfs import parse_meminfo, parse_number, read_kernel_file
 from vllm_safe.common.program_output import program_output
-from vllm_safe.contract.launch_file import DEFAULT_TIMES
+from vllm_safe.contract.default_times import DEFAULT_TIMES
 from vllm_safe.contract.recorded_run import Start
 from vllm_safe.contract.run_encoding import integer, mapping, number, text
 from vllm_safe.contract.untrusted_files import read_object

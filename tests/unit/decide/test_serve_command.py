@@ -10,7 +10,8 @@ import pytest
 from vllm_safe.common.sizes import GIB
 from vllm_safe.config.profiles import PROFILES
 from vllm_safe.config.settings import Config, Model, Position, settings_of
-from vllm_safe.contract.launch_file import DEFAULT_TIMES, Launch
+from vllm_safe.contract.default_times import DEFAULT_TIMES
+from vllm_safe.contract.launch_file import Launch
 from vllm_safe.decide.serve_command import decide_environment, decide_launch, decide_server_arguments, decide_timeouts, health_url
 from vllm_safe.host.host_facts import Host
 
