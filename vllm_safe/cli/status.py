@@ -60,14 +60,14 @@ class _Models:
     def lines(self) -> list[str]:
         from vllm_safe.status.status_lines import status_as_lines
 
-        blocks = [status_as_lines(seen, self._why(seen)) for seen in self._seen()]
+        blocks = [status_as_lines(seen, time.localtime, self._why(seen)) for seen in self._seen()]
         styled = [line if number else click.style(line, bold=True) for block in blocks for number, line in enumerate(block)]
         return styled or ["no model is configured, and none runs"]
 
     def short_lines(self) -> list[str]:
         from vllm_safe.status.status_lines import status_as_line
 
-        return [status_as_line(seen) for seen in self._seen()]
+        return [status_as_line(seen, time.localtime) for seen in self._seen()]
 
     def as_json(self, *, indent: int | None = 2) -> str:
         from vllm_safe.status.status_lines import status_as_json
