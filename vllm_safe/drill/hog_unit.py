@@ -100,7 +100,7 @@ class StartHog:
 
 
 def memory() -> tuple[int, int]:
-    """Bytes of RAM and of swap that the hog has now."""
+    """Bytes of RAM and of swap that the hog's cgroup has now; psutil knows processes, whose shared pages it would count again."""
     ram, swap = (parse_number(read_kernel_file(f"{CGROUP}/{UNIT}/{name}")) for name in ("memory.current", "memory.swap.current"))
     return ram or 0, swap or 0
 

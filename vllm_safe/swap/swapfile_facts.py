@@ -138,7 +138,7 @@ def _look_at_folder(path: Path) -> SwapFolder:
     except Failure as failure:
         return SwapFolder(failure.message, failure.hint)
     try:
-        space = os.fstatvfs(folder)
+        space = os.fstatvfs(folder)  # psutil's disk_usage takes a path, and this folder has been looked at
         return SwapFolder(
             total=space.f_blocks * space.f_frsize,
             free=space.f_bavail * space.f_frsize,
