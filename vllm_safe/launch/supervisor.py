@@ -12,8 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from vllm_safe.causes.first_trouble import FirstTrouble
-from vllm_safe.common.errors import printable
 from vllm_safe.common.notify import notify
+from vllm_safe.common.printable_text import printable
 from vllm_safe.common.signal_pipe import asks_to_stop, open_signal_pipe, read_signals
 from vllm_safe.contract import state_file
 from vllm_safe.contract.launch_file import Launch

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from vllm_safe.common.errors import printable
+from vllm_safe.common.printable_text import printable
 from vllm_safe.common.sizes import format_size, format_span
 from vllm_safe.contract.state_file import LoadProgress, State
 
