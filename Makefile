@@ -64,9 +64,13 @@ clean: ## Remove what was built here (never the cache of wheels and trees)
 	rm -rf .venv dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-.venv/ready: pyproject.toml debian/requirements.txt
+.venv/ready: pyproject.toml debian/requirements.txt tests/lowest_versions.py
 	tests/tools venv
 	/usr/bin/python3 -m venv .venv
 	.venv/bin/pip install --quiet --disable-pip-version-check --requirement debian/requirements.txt
 	.venv/bin/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	/usr/bin/python3 -m venv --clear --without-pip .venv/lowest
+	.venv/bin/pip --python .venv/lowest/bin/python install --quiet --disable-pip-version-check --only-binary :all: \
+		$$($(PYTHON) tests/lowest_versions.py) \
+		|| { rm -rf .venv/lowest; echo "no .venv/lowest: those versions have wheels for Debian 12's Python; their test is skipped" >&2; }
 	touch $@

@@ -22,8 +22,8 @@ from vllm_safe.cli.main import cli
 from vllm_safe.config import value_types
 from vllm_safe.config.profiles import PROFILES, Profile
 from vllm_safe.config.settings import SECTIONS, Model, ModelLimits, Setting, settings_of
+from vllm_safe.contract.default_times import DEFAULT_TIMES
 from vllm_safe.contract.recorded_run import Gpu, Sample, Start
-from vllm_safe.decide.serve_command import TIMEOUTS
 from vllm_safe.record.prometheus import render_metrics
 from vllm_safe.record.run_store import MOST_RUNS
 
@@ -207,7 +207,7 @@ def _setting(row: Setting) -> tuple[str, str]:
 def _profile(profile: Profile) -> tuple[str, str]:
     args = [f"`{name}: {value}`" for name, value in profile.args.items()]
     env = [f"`{name}={value}`" for name, value in profile.env.items()]
-    spans = {key: getattr(profile, key) for key in TIMEOUTS}
+    spans = {key: getattr(profile, key) for key in DEFAULT_TIMES}
     times = [f"`{name}: {value_types.SPAN.write(span)}`" for name, span in spans.items() if span is not None]
     parts = {"Environment": env, "Options": args, "Times": times}
     said = "".join(f"\n\n{name}: {', '.join(values).replace('True', 'true')}." for name, values in parts.items() if values)

@@ -78,8 +78,14 @@ class _Said(NamedTuple):
     request: bool = False  # of a client's
 
 
-def find_cause(head: Sequence[str], tail: Sequence[str], *, served: bool) -> Message | None:
-    """The error that a server ended of, if it named one. head: its first trouble (first_trouble.py); tail: its last lines."""
+def find_cause(head: Sequence[str], tail: Sequence[str], *, served: bool, recorded: str = "") -> Message | None:
+    """Return the error that a server ended of, if it named one. head: its first trouble (first_trouble.py); tail: its last lines.
+
+    recorded: what the main process found and wrote down when the server ended, which had all lines, or "". It goes before what the lines
+    say, so that `why` can tell nothing else than `systemctl status` did.
+    """
+    if recorded:
+        return classify_error(recorded)
     parts = [_read(lines) for lines in (head, tail[_after_well(tail) :], tail)]
     own = [[one for one in said if not (_is_echo(one.text) or (served and one.request))] for said in parts]
     engines = [[one for one in said if not (served and one.process.startswith("(APIServer "))] for said in own]

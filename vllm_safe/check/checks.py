@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from vllm_safe.check.check_facts import active_units
 from vllm_safe.common.findings import Finding, failed, passed, warned
+from vllm_safe.common.kernfs import MODELS_SLICE
 from vllm_safe.common.sizes import format_size
-from vllm_safe.decide.limits import EACH_UNIT, SLICE, Budget, are_in_force, unit_of
+from vllm_safe.decide.limits import EACH_UNIT, Budget, are_in_force, unit_of
 from vllm_safe.decide.start_checks import CHECKS, Situation, check_admin_earlyoom, check_cgroups, check_key, check_port, check_swap
 from vllm_safe.driver.driver_findings import check_driver
 from vllm_safe.earlyoom.earlyoom_arguments import decide_earlyoom_arguments as earlyoom_arguments
@@ -87,7 +88,7 @@ def check_recursive(at: MachineFacts) -> Finding | None:
 
 def check_protection(at: MachineFacts) -> Finding:
     """Whether RAM is kept for the operating system now."""
-    wanted = {unit: properties for unit, properties in at.budget.units.items() if unit != SLICE}
+    wanted = {unit: properties for unit, properties in at.budget.units.items() if unit != MODELS_SLICE}
     missing = [unit for unit, properties in wanted.items() if not are_in_force(properties, at.seen.units.get(unit, {}))]
     if missing:
         return warned(f"no RAM, or another amount, is kept for {', '.join(missing)}", "The next start sets it, or: vllm-safe apply")

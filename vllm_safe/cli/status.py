@@ -59,12 +59,12 @@ class _Models:
             raise Failure(f"there is no model {name}", hint=f"{config_path} has: {', '.join(self._configured) or 'none'}")
 
     def lines(self) -> list[str]:
-        blocks = [status_as_lines(seen, self._why(seen)) for seen in self._seen()]
+        blocks = [status_as_lines(seen, time.localtime, self._why(seen)) for seen in self._seen()]
         styled = [line if number else click.style(line, bold=True) for block in blocks for number, line in enumerate(block)]
         return styled or ["no model is configured, and none runs"]
 
     def short_lines(self) -> list[str]:
-        return [status_as_line(seen) for seen in self._seen()]
+        return [status_as_line(seen, time.localtime) for seen in self._seen()]
 
     def as_json(self, *, indent: int | None = 2) -> str:
         return json.dumps([status_as_json(seen, self._why(seen)) for seen in self._seen()], indent=indent, ensure_ascii=False)

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from vllm_safe.common.printable_text import printable
+
 EXIT_FAILED = 1
 EXIT_MISUSE = 2  # wrong usage or configuration: systemd does not restart on it (RestartPreventExitStatus=2)
-
-
-def printable(text: str) -> str:
-    """A text without what would steer a terminal: models, servers and hubs write into what root reads. Lines stay lines."""
-    return "".join(char if char.isprintable() or char in "\n\t" else "?" for char in text)
 
 
 class Failure(Exception):

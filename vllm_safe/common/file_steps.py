@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vllm_safe.common.errors import Failure
+from vllm_safe.common.libc import rename_new
 from vllm_safe.common.trusted_paths import open_trusted_folder
 
 
@@ -28,15 +29,12 @@ class WriteFile:
     def run(self) -> None:
         """Failure if the folder is missing, not to be trusted, or full."""
         folder = open_trusted_folder(self.path.parent)
-        temporary = f".{self.path.name}.{os.urandom(4).hex()}"
         try:
-            _write(folder, temporary, self)
-            os.replace(temporary, self.path.name, src_dir_fd=folder, dst_dir_fd=folder)
-            os.fsync(folder)
+            gid = -1 if self.group is None else _gid(self.group)
+            write_in_folder(folder, self.path.name, self.content.encode("utf-8", "surrogateescape"), mode=self.mode, gid=gid)
         except OSError as error:
             raise Failure(f"cannot write {self.path}: {error.strerror}", hint=f"See: df {self.path.parent}") from error
         finally:
-            _remove(folder, temporary)
             os.close(folder)
 
 
@@ -58,16 +56,32 @@ class RemoveFile:
             raise Failure(f"cannot remove {self.path}: {error.strerror}") from error
 
 
-def _write(folder: int, name: str, step: WriteFile) -> None:
+def write_in_folder(  # noqa: PLR0913 - a file has all of these
+    folder: int, name: str, content: bytes, *, mode: int = 0o600, gid: int = -1, replace: bool = True
+) -> None:
+    """Put `content` at `name` in an open folder, all of it or nothing, also after a power cut. A link is replaced, not followed.
+
+    gid: -1 for the group that a new file has. FileExistsError where something has the name, unless it is to `replace` that.
+    """
     # 0600 until it is whole and has its owner: the mode is never wider than asked for, not even for a moment.
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    with os.fdopen(os.open(name, flags, 0o600, dir_fd=folder), "wb") as file:
-        file.write(step.content.encode("utf-8", "surrogateescape"))
-        if step.group is not None:
-            os.fchown(file.fileno(), -1, _gid(step.group))
-        os.fchmod(file.fileno(), step.mode)
-        file.flush()
-        os.fsync(file.fileno())
+    temporary = f".{name[:200]}.{os.urandom(4).hex()}"
+    try:
+        with os.fdopen(os.open(temporary, flags, 0o600, dir_fd=folder), "wb") as file:
+            file.write(content)
+            if gid != -1:
+                os.fchown(file.fileno(), -1, gid)
+            os.fchmod(file.fileno(), mode)
+            file.flush()
+            os.fsync(file.fileno())
+        if replace:
+            os.replace(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
+        else:
+            rename_new(folder, temporary, name)
+        os.fsync(folder)
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(temporary, dir_fd=folder)
 
 
 def _gid(group: str) -> int:
@@ -75,8 +89,3 @@ def _gid(group: str) -> int:
         return grp.getgrnam(group).gr_gid
     except KeyError:
         raise Failure(f"there is no group {group}", hint="Make it: systemd-sysusers /usr/lib/sysusers.d/vllm-safe.conf") from None
-
-
-def _remove(folder: int, name: str) -> None:
-    with suppress(FileNotFoundError):
-        os.unlink(name, dir_fd=folder)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from vllm_safe.common.errors import printable
+from vllm_safe.common.printable_text import printable
 
 
 class Level(StrEnum):

@@ -6,7 +6,7 @@ import os
 import socket
 from contextlib import suppress
 
-from vllm_safe.common.errors import printable
+from vllm_safe.common.printable_text import printable
 
 
 def notify(**fields: str) -> None:

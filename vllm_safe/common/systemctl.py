@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-import subprocess
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+
+from vllm_safe.common.program_output import program_output
 
 # Where systemctl set-property --runtime keeps what it was told: the first for units with a file, the second for those without, such as
 # init.scope (systemd.unit(5), table of load paths).
 CONTROL = (Path("/run/systemd/system.control"), Path("/run/systemd/transient"))
 
 
-def show_properties(units: Iterable[str], properties: Iterable[str]) -> dict[str, Mapping[str, str]]:
-    """The properties of each unit as `systemctl show` prints them, by unit; {} where no systemd runs."""
+def show_properties(units: Iterable[str], properties: Iterable[str], timeout: float = math.inf) -> dict[str, Mapping[str, str]]:
+    """Return the properties of each unit as `systemctl show` prints them, by unit; {} where no systemd answers within `timeout` seconds."""
     wanted = list(units)
     command = ["systemctl", "show", "--property", ",".join(properties), "--", *wanted]
-    try:
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
-    except OSError:  # no systemctl: a container or a bare chroot
-        return {}
-    if result.returncode:
+    shown = program_output(command, timeout=timeout)
+    if not shown:  # no systemctl, as in a bare chroot, or no systemd that it could ask
         return {}
     # One block for each unit, in the order asked for. A unit that has none of the properties has an empty block, which
     # disappears among the separators: callers ask for a property that every unit has (Id) to keep the count.
-    return dict(zip(wanted, map(_parse, result.stdout.split("\n\n")), strict=False))
+    return dict(zip(wanted, map(_parse, shown.split("\n\n")), strict=False))
+
+
+def unit_properties(unit: str, *names: str) -> Mapping[str, str]:
+    """Return properties of one unit; {} where no systemd answers within ten seconds: for the recorder, which has more to do."""
+    return show_properties([unit], names, timeout=10.0).get(unit, {})
 
 
 def _parse(block: str) -> Mapping[str, str]:

@@ -14,6 +14,7 @@ from typing import Any
 
 from vllm_safe.common.sizes import GIB, MIB, Amount
 from vllm_safe.config import value_types
+from vllm_safe.contract.default_times import DEFAULT_TIMES
 
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
 
@@ -34,6 +35,12 @@ def _setting(kind: value_types.ValueType, default: Any, doc: str, *, example: st
     """A dataclass field that is also a row of the table."""
     row = {"kind": kind, "default": default, "doc": doc, "example": example, "moves": moves}
     return field(default_factory=lambda: default, metadata=row)  # a factory, since dataclasses mistrust read-only mappings
+
+
+def _time(kind: value_types.ValueType, name: str, doc: str) -> Any:
+    """A time that the model's profile may have; else it is that of contract/default_times.py."""
+    default = kind.write(DEFAULT_TIMES[name])
+    return _setting(kind, None, f"{doc} Unset, it is the profile's, else {default}.", example=default)
 
 
 def settings_of(section: type[Any]) -> tuple[Setting, ...]:
@@ -275,29 +282,19 @@ class Model:
     health: str | None = _setting(
         value_types.HTTP_URL_OR_NONE, None, "The URL that answers 200 as soon as it serves.", example="http://127.0.0.1:8000/health"
     )
-    start_timeout: float | None = _setting(
-        value_types.SPAN, None, "The longest that a start may take. Unset, it is the profile's, else 4h.", example="4h"
+    start_timeout: float | None = _time(value_types.SPAN, "start_timeout", "The longest that a start may take.")
+    stall_timeout: float | None = _time(
+        value_types.SPAN, "stall_timeout", "How long a start may make no progress of any kind before it counts as hung."
     )
-    stall_timeout: float | None = _setting(
-        value_types.SPAN,
-        None,
-        "How long a start may make no progress of any kind before it counts as hung. Unset, it is the profile's, else 15min.",
-        example="15min",
-    )
-    hang_timeout: float | None = _setting(
-        value_types.SPAN,
-        None,
-        "How long a model may show no sign of life before it counts as hung. Unset, it is the profile's, else 10min.",
-        example="10min",
+    hang_timeout: float | None = _time(
+        value_types.SPAN, "hang_timeout", "How long a model may show no sign of life before it counts as hung."
     )
     warm_up: bool = _setting(
         value_types.BOOLEAN,
         default=True,
         doc="Ask vLLM for one token before the start counts as done, and again where nothing has moved for half of hang_timeout.",
     )
-    stop_grace: float | None = _setting(
-        value_types.GRACE, None, "How long a stop waits for requests under way. Unset, it is the profile's, else 30s.", example="30s"
-    )
+    stop_grace: float | None = _time(value_types.GRACE, "stop_grace", "How long a stop waits for requests under way.")
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from vllm_safe.contract.default_times import DEFAULT_TIMES
+
 LAUNCH_FOLDER = Path("/run/vllm-safe/launch")
 
 
@@ -43,10 +45,10 @@ class Launch(NamedTuple):
     textfile: str = ""  # the folder for the recorder's figures, or "": metrics.textfile
     oom_score_adj: int = 0  # of the server, never of the main process that watches it
     io_scheduling_class: str = ""  # likewise, in systemd's words; "": as the main process
-    start_timeout: float = 14400.0  # until `health` must have answered
-    stall_timeout: float = 900.0  # that a start may take without any progress
-    hang_timeout: float = 600.0  # that a server may take without a sign of life
-    stop_grace: float = 30.0  # that running requests may take after SIGTERM
+    start_timeout: float = DEFAULT_TIMES["start_timeout"]  # until `health` must have answered
+    stall_timeout: float = DEFAULT_TIMES["stall_timeout"]  # that a start may take without any progress
+    hang_timeout: float = DEFAULT_TIMES["hang_timeout"]  # that a server may take without a sign of life
+    stop_grace: float = DEFAULT_TIMES["stop_grace"]  # that running requests may take after SIGTERM
     summary: tuple[str, ...] = ()  # lines for the journal: what was decided, and why
 
     @property

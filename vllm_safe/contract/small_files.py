@@ -34,7 +34,11 @@ def read_regular(path: str | os.PathLike[str], most: int) -> bytes | None:
 
 
 def write_whole(path: str, content: bytes, mode: int = MODE, *, sync: bool = True) -> None:
-    """Put `content` at `path`, all of it or nothing, also after a power cut if it is to `sync`. The folder is root's alone."""
+    """Put `content` at `path`, all of it or nothing, also after a power cut if it is to `sync`.
+
+    Nobody else may write the folder. This is the writer of what is resident, which has one file of a name and rewrites it all the time;
+    root's steps have common/file_steps.py's, by a descriptor of a folder and with an owner.
+    """
     temporary = f"{path}.new"
     try:
         handle = os.open(temporary, _WRITE, mode)
@@ -47,7 +51,7 @@ def write_whole(path: str, content: bytes, mode: int = MODE, *, sync: bool = Tru
             os.close(handle)
         os.rename(temporary, path)
     except OSError:
-        remove(temporary)
+        remove_if_possible(temporary)
         raise
     if sync:
         sync_folder(os.path.dirname(path))
@@ -70,7 +74,7 @@ def sync_folder(path: str) -> None:
         os.close(handle)
 
 
-def remove(path: str) -> None:
+def remove_if_possible(path: str) -> None:
     """Take a file away, if it can be."""
     try:
         os.unlink(path)

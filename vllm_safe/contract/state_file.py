@@ -6,11 +6,13 @@ Whoever reads it as root trusts nothing in it: user vllm owns the folder.
 from __future__ import annotations
 
 import json
-import os
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
+
+from vllm_safe.contract.small_files import write_whole
 
 STATE_FOLDER = Path("/run/vllm-safe/state")  # vllm:vllm 0755, made by tmpfiles.d
 GPU_FOLDER = Path("/run/vllm-safe/gpus")  # root's, as tmpfiles.d makes it: what the recorder says to the main process
@@ -131,11 +133,16 @@ def to_json(state: State) -> str:
     return json.dumps(state._asdict() | {"progress": state.progress and state.progress._asdict()}, ensure_ascii=False) + "\n"
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Put a file in place, whole or not at all. Nothing that goes wrong here is worth a model."""
-    new = f"{path}.new"
+def write_state(state: State) -> None:
+    """Put the state of a model in place. Nothing that goes wrong here is worth a model."""
+    _write(state_file(state.name), to_json(state))
+
+
+def write_end(name: str, end: Mapping[str, object]) -> None:
+    """Put what systemd said of an end in place, likewise."""
+    _write(end_file(name), json.dumps(end, ensure_ascii=False) + "\n")
+
+
+def _write(path: Path, text: str) -> None:
     with suppress(OSError):
-        handle = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
-        with os.fdopen(handle, "wb") as file:
-            file.write(text.encode(errors="replace"))
-        os.replace(new, path)
+        write_whole(str(path), text.encode(errors="replace"), sync=False)

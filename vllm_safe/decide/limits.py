@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from vllm_safe.common.kernfs import MODELS_SLICE
 from vllm_safe.common.sizes import MIB, format_size
 from vllm_safe.decide.origin import Origin, Sourced, origin_of
 from vllm_safe.decide.protect import UNITS, Decided, Protection, decide_protection, whole_pages
@@ -15,8 +16,6 @@ if TYPE_CHECKING:
     from vllm_safe.common.sizes import Amount
     from vllm_safe.config.settings import Config
     from vllm_safe.host.host_facts import Host
-
-SLICE = "vllm.slice"
 
 # Less than a Python interpreter with its libraries mapped needs to get anywhere: such a limit is a mistake, not a small machine.
 LEAST_MEMORY = 128 * MIB
@@ -78,7 +77,7 @@ class Budget:
         kept = self.protection
         values = {key: {"MemoryMin": decided.value, EACH_UNIT: kept.each_unit.value} for key, decided in kept.units.items()}
         return {
-            SLICE: {key: max(properties[key] for properties in every) for key in SHARED},
+            MODELS_SLICE: {key: max(properties[key] for properties in every) for key in SHARED},
             **{unit: {name: values[key][name] for name in PROPERTIES[unit]} for key, unit in UNITS.items()},
         }
 
@@ -112,7 +111,7 @@ def _decide_limits(config: Config, host: Host, protection: Protection, name: str
 PROPERTIES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         unit_of("*"): (*SHARED, "TasksMax"),
-        SLICE: SHARED,
+        MODELS_SLICE: SHARED,
         **{unit: ("MemoryMin", EACH_UNIT) if unit.endswith(".slice") else ("MemoryMin",) for unit in UNITS.values()},
     }
 )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from vllm_safe.common.kernfs import SYSTEM_SLICES
 from vllm_safe.common.sizes import MIB, format_size
 from vllm_safe.decide.origin import Origin, origin_of
 
@@ -53,7 +54,7 @@ EACH_UNIT = 10
 
 # MemoryMin= of a unit below a slice is worth nothing without the slice's own, and flows down from it (memory_recursiveprot):
 # sshd is in system.slice, the login shell in user.slice, systemd itself in init.scope. Each needs its own.
-UNITS: Mapping[str, str] = MappingProxyType({"system": "system.slice", "user": "user.slice", "init": "init.scope"})
+UNITS: Mapping[str, str] = MappingProxyType(dict(zip(("system", "user", "init"), SYSTEM_SLICES, strict=True)))
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from vllm_safe.common import paths
 from vllm_safe.common.sizes import GIB, format_size
 from vllm_safe.config.profiles import PROFILES
+from vllm_safe.contract.default_times import DEFAULT_TIMES
 from vllm_safe.contract.launch_file import Launch
 from vllm_safe.decide.origin import Origin, Sourced, origin_of
 
@@ -21,14 +22,6 @@ if TYPE_CHECKING:
     from vllm_safe.config.settings import Config, Model
     from vllm_safe.decide.limits import DecidedLimits
     from vllm_safe.host.host_facts import Host
-
-# Seconds, where neither the model nor its profile says anything.
-TIMEOUTS = {
-    "start_timeout": 4 * 3600.0,  # a large model on a hard disk takes 10 to 60 minutes; what stands still is ended by stall_timeout
-    "stall_timeout": 900.0,
-    "hang_timeout": 600.0,  # vLLM itself gives a step of several cards 300 s (VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS)
-    "stop_grace": 30.0,
-}
 
 
 def _base_environment(name: str, *, own_engine: bool) -> dict[str, tuple[str, str]]:
@@ -141,10 +134,10 @@ def _world_size(model: Model, arguments: Mapping[str, Sourced]) -> int:
 
 
 def decide_timeouts(config: Config, name: str) -> dict[str, Sourced]:
-    """Decide each of TIMEOUTS: the model's own, else its profile's, else ours."""
+    """Decide each of DEFAULT_TIMES: the model's own, else its profile's, else ours."""
     model, profile = _model(config, name)
     timeouts = {}
-    for key, default in TIMEOUTS.items():
+    for key, default in DEFAULT_TIMES.items():
         if (own := getattr(model, key)) is not None:
             timeouts[key] = Sourced(own, origin_of(config, f"models.{name}.{key}"))
         elif (profiles := getattr(profile, key)) is not None:
@@ -158,7 +151,7 @@ def decide_timeouts(config: Config, name: str) -> dict[str, Sourced]:
 class ServerCommand:
     """How one server is started: decided once, shown by `vllm-safe show`, and part of the launch file.
 
-    arguments: options of `vllm serve` without their dashes, {} for a `command:` server. timeouts: seconds, by the keys of TIMEOUTS.
+    arguments: options of `vllm serve` without their dashes, {} for a `command:` server. timeouts: seconds, by the keys of DEFAULT_TIMES.
     world_size: over how many cards of this machine vLLM splits the model; 0 where only the server knows.
     """
 

@@ -7,8 +7,9 @@ import shlex
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from vllm_safe.common.kernfs import MODELS_SLICE
 from vllm_safe.common.sizes import format_size
-from vllm_safe.decide.limits import EACH_UNIT, SHARED, SLICE, Budget, DecidedLimits, decide_budget
+from vllm_safe.decide.limits import EACH_UNIT, SHARED, Budget, DecidedLimits, decide_budget
 from vllm_safe.decide.origin import Origin, Sourced, origin_of
 from vllm_safe.decide.protect import UNITS, Decided, Protection
 from vllm_safe.decide.serve_command import decide_launch, decide_server, health_url
@@ -78,8 +79,8 @@ def _limits(limits: DecidedLimits) -> tuple[ShownRow, ...]:
 
 
 def _slice(budget: Budget) -> tuple[ShownRow, ...]:
-    properties = budget.units[SLICE]
-    origin = Origin(SLICE, "the largest of any model's, so that two cannot add up to more")
+    properties = budget.units[MODELS_SLICE]
+    origin = Origin(MODELS_SLICE, "the largest of any model's, so that two cannot add up to more")
     return tuple(_number(key, Decided(properties[key], origin), in_bytes=key.startswith("Memory")) for key in SHARED)
 
 

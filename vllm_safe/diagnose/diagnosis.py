@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 
-from vllm_safe.common.errors import printable
+from vllm_safe.common.printable_text import printable
 from vllm_safe.contract.recorded_run import Run
 from vllm_safe.diagnose import card_verdicts, end_verdicts, error_verdicts, kill_verdicts
 from vllm_safe.diagnose.verdict import Case, Evidence, SettingChange, Verdict

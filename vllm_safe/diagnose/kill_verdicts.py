@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 
+from vllm_safe.common.kernfs import MODELS_SLICE
 from vllm_safe.common.sizes import GIB, MIB, format_exact, format_size
 from vllm_safe.contract.recorded_run import Event
 from vllm_safe.diagnose.verdict import Case, Evidence, SettingChange, Verdict
 
-_SHARED = "/vllm.slice"  # what the path of the cgroup of all models ends in
+_SHARED = f"/{MODELS_SLICE}"  # what the path of the cgroup of all models ends in
 _NEAR = 0.9  # of its own limit: a model alone may reach the shared one first, which is as large and counts what earlier starts left
 _USED_UP = 0.97  # share of a limit
 _MOST = 0.9  # share of RAM that a limit may be raised to

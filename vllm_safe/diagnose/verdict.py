@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from vllm_safe.causes.cause import find_cause
-from vllm_safe.causes.messages import Message, classify_error
+from vllm_safe.causes.messages import Message
 from vllm_safe.common.sizes import format_exact_span
 from vllm_safe.contract.recorded_run import End, Event, Run, Sample
 
@@ -108,7 +108,7 @@ class Case:
     @cached_property
     def message(self) -> Message | None:
         """What the server itself said was wrong: as its main process found it, or by the lines that were recorded."""
-        return classify_error(self.end.error) if self.end.error else find_cause((), self.run.log, served=self.was_ready)
+        return find_cause((), self.run.log, served=self.was_ready, recorded=self.end.error)
 
     def of(self, kind: str) -> list[Event]:
         """The events of a kind."""

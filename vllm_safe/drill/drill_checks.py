@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vllm_safe.common.errors import Misuse
 from vllm_safe.common.findings import Level
-from vllm_safe.common.pressure import memory_pressure
+from vllm_safe.common.kernfs import MEMORY_PRESSURE, parse_stall_share, read_kernel_file
 from vllm_safe.common.systemctl import show_properties
 from vllm_safe.config.settings import Config
 from vllm_safe.decide.limits import Budget
@@ -26,6 +26,6 @@ def require_ready(config: Config, host: Host, budget: Budget, name: str) -> None
     facts = StartFacts(swap_file=str(config.swap.file.resolve()), units=show_properties([SWAP_SERVICE], ("Id", "StatusText")))
     situation = LimitSituation(config, host, name, budget, facts)
     checks = [check(situation) for check in (check_cgroups, check_memory, check_swap)]
-    for finding in (*checks, check_ready(budget, host, occupants(), memory_pressure())):
+    for finding in (*checks, check_ready(budget, host, occupants(), parse_stall_share(read_kernel_file(MEMORY_PRESSURE), "some"))):
         if finding.level is Level.FAIL or (finding.level is Level.WARN and finding is checks[0]):
             raise Misuse(f"no drill: {finding.what}", hint=finding.do_next)

@@ -12,18 +12,18 @@ from pathlib import Path
 
 from vllm_safe.apply.unit_steps import StopUnit
 from vllm_safe.common.errors import Failure
+from vllm_safe.common.kernfs import CGROUPS, MODELS_SLICE, parse_number, read_kernel_file
 from vllm_safe.common.paths import USER
-from vllm_safe.decide.limits import SLICE
 from vllm_safe.drill.drill_decision import Hog
 
 UNIT = "vllm-safe-drill.service"
-CGROUP = Path("/sys/fs/cgroup") / SLICE
+CGROUP = Path(CGROUPS, MODELS_SLICE)
 FILL = 120.0  # seconds, at most, until the hog presses
 GRACE = 30.0  # seconds after the drill until systemd ends the hog, should nobody have done so; in half of it, it ends itself
 
 # The hog first, whatever the configuration says of a model; it may read the program that it is, and nothing else.
 _OWN = {
-    "Slice": SLICE,
+    "Slice": MODELS_SLICE,
     "User": USER,
     "OOMScoreAdjust": "1000",
     "OOMPolicy": "kill",
@@ -100,14 +100,9 @@ class StartHog:
 
 
 def memory() -> tuple[int, int]:
-    """Bytes of RAM and of swap that the hog has now."""
-    found = []
-    for name in ("memory.current", "memory.swap.current"):
-        try:
-            found.append(int((CGROUP / UNIT / name).read_text()))
-        except (OSError, ValueError):
-            found.append(0)
-    return found[0], found[1]
+    """Bytes of RAM and of swap that the hog's cgroup has now; psutil knows processes, whose shared pages it would count again."""
+    ram, swap = (parse_number(read_kernel_file(f"{CGROUP}/{UNIT}/{name}")) for name in ("memory.current", "memory.swap.current"))
+    return ram or 0, swap or 0
 
 
 def occupants() -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple, Self
 
 LOGIN, SSH, PROGRAM, GAP, STALL = "login", "ssh", "program", "gap", "stall"
-SLICES = ("system.slice", "user.slice", "init.scope")  # the operating system: decide/protect.py's, which this file must not import
+SLICES = ("system.slice", "user.slice", "init.scope")  # the operating system: common/kernfs.py's, which this file must not import
 EVERY = 1.0  # seconds between the beginnings of two logins, where one takes no longer
 LONGEST = 120.0  # seconds; sshd's own LoginGraceTime: after that a login has failed
 
@@ -89,7 +89,7 @@ def time_program() -> float | None:
 
 
 def system_stalls(unit: str) -> float | None:
-    """Seconds since boot in which nobody in a unit could run for want of memory (PSI); None without PSI."""
+    """Seconds since boot in which nobody in a unit could run for want of memory (PSI); None without PSI. See kernfs.parse_stall."""
     try:
         text = Path("/sys/fs/cgroup", unit, "memory.pressure").read_text()
         return int(text.rsplit("total=", 1)[1]) / 1e6  # the last line is "full avg10=... total=MICROSECONDS"

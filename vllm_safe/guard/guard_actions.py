@@ -11,11 +11,10 @@ from collections.abc import Mapping
 from contextlib import suppress
 
 from vllm_safe.common import libc
+from vllm_safe.common.kernfs import CGROUPS, MODELS_SLICE, read_kernel_file
 from vllm_safe.guard.guard_decision import GuardAction
-from vllm_safe.guard.pressure_watch import CGROUPS, SLICE, read_text
 
 MARK = "user.vllm-safe.guard"  # of a cgroup: "cpu.weight=10 io.weight=1 ioprio=0 frozen=1", as it was before
-_MOST_READ = 1 << 16  # bytes
 _PRIORITY = "ioprio"  # no file, but of each thread: weights mean nothing to mq-deadline, Debian's scheduler for hard disks, and classes do
 LEAST = {"cpu.weight": "1", "io.weight": "1", "io.bfq.weight": "1", _PRIORITY: str(libc.IO_CLASSES["idle"])}
 
@@ -29,13 +28,13 @@ class CgroupControl:
 
     def do(self, act: GuardAction) -> str:
         """Carry it out; why that could not be, or "". A cgroup that is gone is no mistake."""
-        group = f"{SLICE}/{act.unit}"
+        group = f"{MODELS_SLICE}/{act.unit}"
         if "/" in act.unit or act.unit.startswith("."):
-            return f"{act.unit} is no unit of {SLICE}"
+            return f"{act.unit} is no unit of {MODELS_SLICE}"
         try:
             if act.kind == "squeeze":
                 # Against the OS it is the slice's share that counts, among the models each one's own.
-                trouble = [*self._hold_at(SLICE, LEAST), *self._hold_at(group, LEAST)]
+                trouble = [*self._hold_at(MODELS_SLICE, LEAST), *self._hold_at(group, LEAST)]
                 if trouble and os.path.isdir(f"{self._root}/{group}"):  # noqa: PTH112 - pathlib is 2 MB
                     return f"{act.unit} fully: {'; '.join(trouble)}"
             elif act.kind == "freeze":
@@ -67,7 +66,7 @@ class CgroupControl:
     def recover(self) -> list[str]:
         """Take back what an earlier guard left; the units that it left so."""
         found = []
-        for group in (SLICE, *(f"{SLICE}/{name}" for name in _folders(f"{self._root}/{SLICE}"))):
+        for group in (MODELS_SLICE, *(f"{MODELS_SLICE}/{name}" for name in _folders(f"{self._root}/{MODELS_SLICE}"))):
             if self._marked(group):
                 with suppress(OSError):  # it went meanwhile
                     self._thaw(group)
@@ -110,9 +109,9 @@ class CgroupControl:
         self._release_slice()
 
     def _release_slice(self) -> None:
-        if set(self._held) == {SLICE}:
-            del self._held[SLICE]
-            self._restore(SLICE)
+        if set(self._held) == {MODELS_SLICE}:
+            del self._held[MODELS_SLICE]
+            self._restore(MODELS_SLICE)
 
     def _now(self, group: str, key: str) -> str:
         """What is in force; "" where there is no such thing: a file that this kernel has not, threads that have ended."""
@@ -120,7 +119,7 @@ class CgroupControl:
             with suppress(OSError):  # of the youngest, which is the server's or has it from the server
                 return str(libc.io_priority(max(self._threads(group), default=-1)))
             return ""
-        return read_text(f"{self._root}/{group}/{key}").partition("\n")[0].rpartition(" ")[2]
+        return read_kernel_file(f"{self._root}/{group}/{key}").partition("\n")[0].rpartition(" ")[2]
 
     def _set(self, group: str, key: str, value: str) -> None:
         if key == _PRIORITY:
@@ -132,15 +131,7 @@ class CgroupControl:
 
     def _threads(self, group: str) -> list[int]:
         """Thread ids; none of a slice, which has units instead."""
-        text = b""
-        with suppress(OSError):
-            file = os.open(f"{self._root}/{group}/cgroup.threads", os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                while more := os.read(file, _MOST_READ):  # the kernel hands out a page at a time
-                    text += more
-            finally:
-                os.close(file)
-        return [int(line) for line in text.split()]
+        return [int(line) for line in read_kernel_file(f"{self._root}/{group}/cgroup.threads").split()]
 
     def _write(self, group: str, name: str, text: str) -> None:
         file = os.open(f"{self._root}/{group}/{name}", os.O_WRONLY | os.O_CLOEXEC)

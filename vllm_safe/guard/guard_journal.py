@@ -5,12 +5,12 @@ Datagrams that do not wait: a journal that stands still must not make the guard 
 
 from __future__ import annotations
 
-import os
 import socket
 import time
 from contextlib import suppress
 
 from vllm_safe.contract.guard_file import EVENTS_FOLDER
+from vllm_safe.contract.small_files import write_whole
 from vllm_safe.guard.guard_decision import GuardAction
 
 JOURNAL = "/run/systemd/journal/socket"
@@ -50,11 +50,9 @@ class Journal:
             self._lines[path] = len(_lines_of(path))
         if self._lines[path] >= MOST_LINES:
             kept = _lines_of(path)[-KEPT_LINES:]
-            with open(f"{path}.new", "wb") as file:  # noqa: PTH123 - pathlib is 2 MB
-                file.writelines(kept)
-            os.replace(f"{path}.new", path)  # noqa: PTH105
+            write_whole(path, b"".join(kept), 0o644, sync=False)
             self._lines[path] = len(kept)
-        with open(path, "ab") as file:  # noqa: PTH123
+        with open(path, "ab") as file:  # noqa: PTH123 - pathlib is 2 MB
             file.write(line.encode())
         self._lines[path] += 1
 

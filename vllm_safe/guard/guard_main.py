@@ -8,12 +8,14 @@ import signal
 import time
 
 from vllm_safe.common import libc
+from vllm_safe.common.kernfs import CGROUPS
 from vllm_safe.common.notify import notify
+from vllm_safe.common.signal_pipe import asks_to_stop, open_signal_pipe, read_signals
 from vllm_safe.contract.guard_file import PLAN_FILE, GuardPlan, read_plan
 from vllm_safe.guard.guard_actions import CgroupControl
 from vllm_safe.guard.guard_decision import TICK, GuardAction, GuardState
 from vllm_safe.guard.guard_journal import ERROR, WARNING, Journal
-from vllm_safe.guard.pressure_watch import CGROUPS, PressureWatch, Triggers
+from vllm_safe.guard.pressure_watch import PressureWatch, Triggers
 from vllm_safe.guard.rehearsal import rehearse
 
 SLOW = 10.0  # seconds between two looks while all is quiet
@@ -49,7 +51,7 @@ class GuardLoop:
         self._watch, self._hands, self._triggers, self._poll = PressureWatch(root), CgroupControl(root), Triggers(root), select.poll()
         self._plan, self._guard = GuardPlan(), GuardState(GuardPlan())
         self._plan_seen: tuple[int, int] | None = None  # time and inode of the plan file
-        self._signals = _catch_signals()
+        self._signals = open_signal_pipe((signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
         self._poll.register(self._signals, select.POLLIN)
         self._status = ""
         self._slept = _slept()
@@ -75,7 +77,7 @@ class GuardLoop:
         while True:
             for file, event in self._poll.poll(self._timeout() * 1000):
                 if file == self._signals:
-                    if _stopping(self._signals):
+                    if asks_to_stop(read_signals(self._signals)):  # SIGHUP only wakes us up, to look
                         return self._end()
                 elif event & _GONE:  # a removed cgroup says POLLPRI as well, for ever
                     self._triggers.drop(file, self._poll)
@@ -166,23 +168,6 @@ class GuardLoop:
         if now >= self._beat_at:
             self._beat_at = now + SLOW - TICK
             notify(WATCHDOG="1")
-
-
-def _catch_signals() -> int:
-    """A descriptor from which the numbers of the signals that came can be read."""
-    reading, writing = os.pipe()
-    os.set_blocking(reading, False)
-    os.set_blocking(writing, False)
-    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, lambda *_: None)
-    return reading
-
-
-def _stopping(file: int) -> bool:
-    """Whether one of them ends us; SIGHUP only wakes us up, to look."""
-    numbers = os.read(file, 512)
-    return signal.SIGTERM in numbers or signal.SIGINT in numbers
 
 
 def _slept() -> float:

@@ -7,38 +7,30 @@ import select
 import time
 from collections.abc import Mapping
 
+from vllm_safe.common.kernfs import (
+    CGROUPS,
+    MODELS_SLICE,
+    SYSTEM_SLICES,
+    parse_flat_keyed,
+    parse_meminfo,
+    parse_number,
+    parse_stall,
+    read_kernel_file,
+)
 from vllm_safe.guard.readings import Reading, Usage
 
-CGROUPS = "/sys/fs/cgroup"
-SLICE = "vllm.slice"
-SYSTEM = ("system.slice", "user.slice", "init.scope")
 RESOURCES = ("memory", "io")
 DOWNLOADS = ("vllm-safe-fetch", "vllm-safe-install")  # in the slice, and no models: what they move is nobody's blame
 TRIGGER_WINDOW = 1_000_000  # microseconds
 LOW = 0.05  # of RAM and of swap: looked at closely, whatever PSI says
 FAULT = 0.01  # seconds that one page takes from a hard disk: without PSI, major faults are what tells a stall
 _PAGE = 4096
-_MOST = 16384  # bytes of a file
-
-
-def read_text(path: str) -> str:
-    """The text of a small file of the kernel's; "" if it is gone, or this kernel has none."""
-    try:
-        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return ""
-    try:
-        return os.read(file, _MOST).decode(errors="replace")
-    except OSError:  # its cgroup was removed since
-        return ""
-    finally:
-        os.close(file)
 
 
 def list_units(root: str = CGROUPS) -> tuple[list[str], list[str]]:
     """The units in the models' slice: models (and what stands in for one), which are to be watched, and downloads."""
     try:
-        with os.scandir(f"{root}/{SLICE}") as entries:
+        with os.scandir(f"{root}/{MODELS_SLICE}") as entries:
             names = sorted(entry.name for entry in entries if entry.name.endswith((".service", ".scope")))
     except OSError:
         names = []
@@ -47,7 +39,7 @@ def list_units(root: str = CGROUPS) -> tuple[list[str], list[str]]:
 
 def has_pressure(root: str = CGROUPS) -> bool:
     """Whether this kernel tells pressure."""
-    return any(read_text(f"{root}/{group}/memory.pressure") for group in SYSTEM)
+    return any(read_kernel_file(f"{root}/{group}/memory.pressure") for group in SYSTEM_SLICES)
 
 
 class Triggers:
@@ -64,7 +56,7 @@ class Triggers:
         if stall != self._stall:
             self.clear(poll)
             self._stall = stall
-        for path in (f"{self._root}/{group}/{resource}.pressure" for group in SYSTEM for resource in RESOURCES):
+        for path in (f"{self._root}/{group}/{resource}.pressure" for group in SYSTEM_SLICES for resource in RESOURCES):
             if path in self._files:
                 continue
             try:
@@ -109,25 +101,24 @@ class PressureWatch:
         """One look at everything."""
         memory = self.memory()
         models, downloads = list_units(self._root)
-        others = (*SYSTEM, *(f"{SLICE}/{unit}" for unit in downloads))
+        others = (*SYSTEM_SLICES, *(f"{MODELS_SLICE}/{unit}" for unit in downloads))
         reading = Reading(
             now=time.monotonic(),
             stalls=self._stalls() if self.pressure else {},
-            models={unit: self._usage(f"{SLICE}/{unit}") for unit in models},
+            models={unit: self._usage(f"{MODELS_SLICE}/{unit}") for unit in models},
             others=sum(self._usage(group).moved for group in others),
             ram=memory.get("MemTotal", 0),
             available=memory.get("MemAvailable", 0),
             swap_free=memory.get("SwapFree", 0),
             certain=self.pressure or _short(memory),
         )
-        there = {*others, *(f"{SLICE}/{unit}" for unit in models)}
+        there = {*others, *(f"{MODELS_SLICE}/{unit}" for unit in models)}
         self._gained = {group: value for group, value in self._gained.items() if group in there}
         return reading if self.pressure else reading._replace(stalls=self._estimate(scarce=reading.scarce))
 
     def memory(self) -> dict[str, int]:
         """Bytes, by /proc/meminfo's names."""
-        words = (line.split() for line in read_text(self._meminfo).splitlines())
-        return {parts[0].rstrip(":"): int(parts[1]) * 1024 for parts in words if len(parts) == 3}
+        return parse_meminfo(read_kernel_file(self._meminfo))
 
     def short(self) -> bool:
         """Whether RAM and swap are both nearly gone."""
@@ -135,16 +126,15 @@ class PressureWatch:
 
     def _stalls(self) -> dict[str, float]:
         stalls = {}
-        for group in SYSTEM:
+        for group in SYSTEM_SLICES:
             for resource in RESOURCES:
-                for line in read_text(f"{self._root}/{group}/{resource}.pressure").splitlines():
-                    kind, _, total = line.partition(" ")
-                    if kind == "full":
-                        stalls[f"{group} {resource} full"] = int(total.rpartition("=")[2]) / 1e6
+                stall = parse_stall(read_kernel_file(f"{self._root}/{group}/{resource}.pressure"))
+                if stall is not None:
+                    stalls[f"{group} {resource} full"] = stall / 1e6
         return stalls
 
     def _estimate(self, *, scarce: bool) -> dict[str, float]:
-        for group in SYSTEM:
+        for group in SYSTEM_SLICES:
             faults = self._stat(group).get("pgmajfault", 0)
             new = faults - self._faults.get(group, faults)
             self._faults[group] = faults
@@ -153,12 +143,10 @@ class PressureWatch:
         return dict(self._estimated)
 
     def _stat(self, group: str) -> dict[str, int]:
-        words = (line.split() for line in read_text(f"{self._root}/{group}/memory.stat").splitlines())
-        return {parts[0]: int(parts[1]) for parts in words if len(parts) == 2}
+        return parse_flat_keyed(read_kernel_file(f"{self._root}/{group}/memory.stat"))
 
     def _number(self, group: str, name: str) -> int:
-        text = read_text(f"{self._root}/{group}/{name}").strip()
-        return int(text) if text.isdecimal() else 0
+        return parse_number(read_kernel_file(f"{self._root}/{group}/{name}")) or 0
 
     def _usage(self, group: str) -> Usage:
         """Pages that came back after they had been reclaimed, went through a disk, or are more than before: what pushes others out."""
@@ -168,7 +156,7 @@ class PressureWatch:
         before, gained = self._gained.get(group, (pages, 0))
         gained += max(0, pages - before)
         self._gained[group] = (pages, gained)
-        through = _through_disks(read_text(f"{self._root}/{group}/io.stat"))
+        through = _through_disks(read_kernel_file(f"{self._root}/{group}/io.stat"))
         refaults = stat.get("workingset_refault_anon", 0) + stat.get("workingset_refault_file", 0)
         return Usage(refaults + gained + through // _PAGE, held)
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 
+from vllm_safe.common.kernfs import MODELS_SLICE
 from vllm_safe.contract.guard_file import EVENTS_FOLDER, GuardPlan
 from vllm_safe.guard.guard_actions import CgroupControl
 from vllm_safe.guard.guard_decision import CALM, TICK, GuardState
 from vllm_safe.guard.guard_journal import MOST_LINES, Journal, model_name
-from vllm_safe.guard.pressure_watch import SLICE
 from vllm_safe.guard.readings import Reading, Usage
 
 _UNIT = "rehearsal.service"
@@ -55,11 +55,11 @@ def _play(hands: CgroupControl, journal: Journal) -> set[str]:
 
 
 def _build(stage: str) -> None:
-    group = f"{stage}/{SLICE}/{_UNIT}"
+    group = f"{stage}/{MODELS_SLICE}/{_UNIT}"
     os.makedirs(group)  # noqa: PTH103 - pathlib is 2 MB
     for name, text in _FILES.items():
         _write(f"{group}/{name}", text)
-        _write(f"{stage}/{SLICE}/{name}", text)
+        _write(f"{stage}/{MODELS_SLICE}/{name}", text)
     _write(f"{stage}/{model_name(_UNIT)}.jsonl", "\n" * MOST_LINES)  # so that it is made shorter, too
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from vllm_safe.common.kernfs import parse_meminfo, read_kernel_file
 from vllm_safe.tunables.tunable_facts import read_tunables
 
 
@@ -77,14 +78,15 @@ def read_host(root: Path = Path("/"), *, behind: Path | None = None) -> Host:
     if behind:
         with suppress(OSError):
             os.close(os.open(behind.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+    memory = parse_meminfo(_text(root / "proc/meminfo"))  # psutil's virtual_memory fails where one of its many lines is missing
     return Host(
-        memory=_meminfo(root, "MemTotal"),
-        memory_available=_meminfo(root, "MemAvailable"),
+        memory=memory.get("MemTotal", 0),
+        memory_available=memory.get("MemAvailable", 0),
         kept_free=_kept_free(root),
         swaps=read_swaps(root),
         mounts=_mounts(root),
         gpus=_count(root / "proc/driver/nvidia/gpus"),
-        cpus=len(re.findall(r"^processor\s*:", _text(root / "proc/cpuinfo"), re.MULTILINE)) or 1,
+        cpus=len(re.findall(r"^processor\s*:", _text(root / "proc/cpuinfo"), re.MULTILINE)) or 1,  # psutil.cpu_count knows no root
         kernel=_text(root / "proc/sys/kernel/osrelease").strip(),
         listening=_listening(root),
         cgroup2=(root / "sys/fs/cgroup/cgroup.controllers").exists(),
@@ -95,10 +97,7 @@ def read_host(root: Path = Path("/"), *, behind: Path | None = None) -> Host:
 
 
 def _text(path: Path) -> str:
-    try:
-        return path.read_text(errors="surrogateescape")
-    except OSError:  # absent, or switched off in this kernel (reading /proc/pressure with psi=0 is EOPNOTSUPP)
-        return ""
+    return read_kernel_file(str(path), errors="surrogateescape")
 
 
 def _count(folder: Path) -> int:
@@ -106,11 +105,6 @@ def _count(folder: Path) -> int:
         return sum(1 for _ in folder.iterdir())
     except OSError:
         return 0
-
-
-def _meminfo(root: Path, key: str) -> int:
-    match = re.search(rf"^{key}:\s+(\d+) kB", _text(root / "proc/meminfo"), re.MULTILINE)
-    return int(match[1]) * 1024 if match else 0
 
 
 def _kept_free(root: Path) -> int:
@@ -125,12 +119,13 @@ def _unescape(text: str) -> str:
 
 
 def read_swaps(root: Path = Path("/")) -> tuple[SwapArea, ...]:
-    """The swap that is on, alone: for a step that checks what it did."""
+    """The swap that is on, alone: for a step that checks what it did. psutil's swap_memory only adds it up, and names no area."""
     rows = (line.split() for line in _text(root / "proc/swaps").splitlines()[1:])
     return tuple(SwapArea(_unescape(row[0]), row[1], int(row[2]) * 1024, int(row[3]) * 1024) for row in rows if len(row) >= 4)
 
 
 def _mounts(root: Path) -> tuple[Mount, ...]:
+    """The mounts as the kernel has them: psutil's disk_partitions goes by /etc/mtab where that is a file, however old."""
     mounts = []
     for line in _text(root / "proc/self/mountinfo").splitlines():
         left, _, right = line.partition(" - ")
@@ -142,24 +137,13 @@ def _mounts(root: Path) -> tuple[Mount, ...]:
 
 
 def _listening(root: Path) -> frozenset[tuple[str, int]]:
-    found = set()
-    decode: dict[str, Callable[[str], str]] = {"tcp": _ipv4, "tcp6": _ipv6}
-    for name, address_of in decode.items():
-        for line in _text(root / "proc/net" / name).splitlines()[1:]:
-            row = line.split()
-            if len(row) > 3 and row[3] == "0A":  # TCP_LISTEN
-                address, _, port = row[1].rpartition(":")
-                found.add((address_of(address), int(port, 16)))
-    return frozenset(found)
+    import psutil  # noqa: PLC0415 - 14 ms that only those who read the machine pay
 
-
-def _ipv4(text: str) -> str:
-    return ".".join(str(byte) for byte in reversed(bytes.fromhex(text)))
-
-
-def _ipv6(text: str) -> str:
-    import ipaddress  # noqa: PLC0415 - 4 ms that only a machine with an IPv6 listener pays
-
-    words = bytes.fromhex(text)
-    raw = b"".join(words[start : start + 4][::-1] for start in range(0, 16, 4))
-    return str(ipaddress.IPv6Address(raw))
+    before, psutil.PROCFS_PATH = psutil.PROCFS_PATH, str(root / "proc")
+    try:
+        sockets = psutil.net_connections(kind="tcp")
+    except (psutil.Error, OSError, RuntimeError):  # no /proc/net, as in a chroot; a line in another format
+        return frozenset()
+    finally:
+        psutil.PROCFS_PATH = before
+    return frozenset((each.laddr.ip, each.laddr.port) for each in sockets if each.status == psutil.CONN_LISTEN and each.laddr)

@@ -53,7 +53,7 @@ def _write_state(failure: Failure) -> None:
         cause = "gave-up" if isinstance(failure, _GaveUp) else "refused"
         refused = state_file.State(name, run, os.getpid(), now, now, "ended", now, text=reason, cause=cause, reason=reason)
         if "/" not in name:
-            state_file.write_whole(state_file.state_file(name), state_file.to_json(refused))
+            state_file.write_state(refused)
 
 
 def _read(name: str) -> Launch:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from vllm_safe.common.kernfs import parse_flat_keyed, read_kernel_file
 from vllm_safe.common.notify import notify
 from vllm_safe.contract import state_file
 from vllm_safe.contract.guard_file import EVENTS_FOLDER
@@ -57,7 +58,7 @@ def _record(name: str) -> None:
         "memory_events": _events(folder, "memory.events"),
         "swap_events": _events(folder, "memory.swap.events"),
     }
-    state_file.write_whole(state_file.end_file(name), json.dumps(end, ensure_ascii=False) + "\n")
+    state_file.write_end(name, end)
     if not cause:  # else the main process has said it already, and better; a stale "ready" must not stay
         notify(STATUS=_by_the_guard(name) or RESULTS.get(result, f"ended: {result}").format(status=status))
 
@@ -86,8 +87,4 @@ def _last_state(name: str) -> Mapping[str, object]:
 
 def _events(folder: Path | None, name: str) -> dict[str, int]:
     """The counters in a file of the cgroup: {} where there is none."""
-    try:
-        words = (folder / name).read_text(encoding="ascii").split() if folder else []
-        return dict(zip(words[::2], map(int, words[1::2]), strict=True))
-    except (OSError, ValueError):
-        return {}
+    return parse_flat_keyed(read_kernel_file(f"{folder}/{name}")) if folder else {}

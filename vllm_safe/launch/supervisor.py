@@ -12,8 +12,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from vllm_safe.causes.first_trouble import FirstTrouble
-from vllm_safe.common.errors import printable
 from vllm_safe.common.notify import notify
+from vllm_safe.common.printable_text import printable
+from vllm_safe.common.signal_pipe import asks_to_stop, open_signal_pipe, read_signals
 from vllm_safe.contract import state_file
 from vllm_safe.contract.launch_file import Launch
 from vllm_safe.launch import hang_evidence
@@ -43,7 +44,7 @@ def supervise(launch: Launch, env: dict[str, str]) -> int:
 
 class _Supervisor:
     def __init__(self, launch: Launch, env: dict[str, str]) -> None:
-        self._signals = _catch_signals()
+        self._signals = open_signal_pipe((signal.SIGTERM, signal.SIGINT, signal.SIGCHLD))
         self._launch, self._env = launch, env
         self._server: Server | None = None
         self._output = Output(_STDOUT, self._hear)
@@ -87,11 +88,8 @@ class _Supervisor:
         select.select(reading, writing, (), None if due is None else min(max(0.0, due - time.monotonic()), 3600.0))
 
     def _take_signals(self) -> None:
-        try:
-            numbers = os.read(self._signals, 512)
-        except BlockingIOError:
-            return
-        if signal.SIGTERM in numbers or signal.SIGINT in numbers:
+        numbers = read_signals(self._signals)
+        if asks_to_stop(numbers):
             self._do(self._life.asked_to_stop(time.monotonic(), time.time()))
         if signal.SIGCHLD in numbers and self._server and (status := self._server.reap()) is not None:
             self._output.finish(DRAIN)
@@ -213,7 +211,7 @@ class _Supervisor:
         )
         if last or new != self._written or now >= self._written_at + WRITE_STEADY:
             self._written, self._written_at = new._replace(time=time.time()), now
-            state_file.write_whole(state_file.state_file(self._launch.name), state_file.to_json(self._written))
+            state_file.write_state(self._written)
 
 
 def _error_before(launch: Launch) -> str:
@@ -242,14 +240,3 @@ def _watchdog() -> float:
     """Seconds within which systemd wants to hear of us, or 0."""
     mine = os.environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
     return int(os.environ.get("WATCHDOG_USEC") or 0) / 1e6 if mine else 0.0
-
-
-def _catch_signals() -> int:
-    """A descriptor from which the numbers of the signals that came can be read: none is lost between looking and waiting."""
-    reading, writing = os.pipe()
-    os.set_blocking(reading, False)
-    os.set_blocking(writing, False)
-    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
-        signal.signal(number, lambda *_: None)
-    return reading

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from vllm_safe.common import paths
-from vllm_safe.common.errors import Failure, printable
+from vllm_safe.common.errors import Failure
+from vllm_safe.common.printable_text import printable
 from vllm_safe.common.sizes import TIB, format_size
 from vllm_safe.models import as_engine, hub_failure
 from vllm_safe.models.fetch_decision import FetchPlan, HubFile

@@ -7,9 +7,9 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from vllm_safe.common.kernfs import read_kernel_file
 from vllm_safe.contract.recorded_run import Gpu
 from vllm_safe.contract.state_file import CardUsage
-from vllm_safe.record.sampler import read_text
 
 _PATIENCE = 2.0  # seconds for the driver to say the names
 _GROWN = 64 << 20  # bytes since the run began: CUDA alone takes 150 MiB and more of a card that a process uses
@@ -34,7 +34,7 @@ def _names(paths: list[str]) -> list[str]:
     def ask() -> None:
         try:
             for number, path in enumerate(paths):
-                lines = read_text(path).splitlines()
+                lines = read_kernel_file(path).splitlines()
                 names[number] = next((line.partition(":")[2].strip() for line in lines if line.startswith("Model:")), "")
         finally:
             asking.release()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 
-from vllm_safe.contract.small_files import MODE, remove, write_all
+from vllm_safe.contract.small_files import MODE, remove_if_possible, write_all
 
 CHUNK = 1 << 16  # bytes
 
@@ -62,7 +62,7 @@ class Lines:
         self.close()
         self._number += 1
         if self._number > 2:
-            remove(_path(self._folder, self._stem, self._number - 2))
+            remove_if_possible(_path(self._folder, self._stem, self._number - 2))
         self._open()
 
 

@@ -6,10 +6,10 @@ import re
 from collections.abc import Collection, Iterable
 from typing import Any, NamedTuple
 
+from vllm_safe.common.program_output import try_program_output
 from vllm_safe.common.sizes import format_size
 from vllm_safe.contract.recorded_run import Event
 from vllm_safe.contract.run_encoding import from_line, mapping
-from vllm_safe.record.program_output import try_program_output
 
 WINDOW = 300.0  # seconds before the end
 AGAIN = 3.0  # seconds after which the journal is asked once more, when a machine under pressure was slow to write into it

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from vllm_safe.contract.recorded_run import Sample, Start
-from vllm_safe.contract.small_files import remove, write_whole
+from vllm_safe.contract.small_files import remove_if_possible, write_whole
 from vllm_safe.contract.state_file import PHASES
 
 EVERY = 15.0  # seconds: how often Prometheus asks, in its own default
@@ -42,7 +42,7 @@ def publish_metrics(folder: str, start: Start, sample: Sample) -> None:
 
 def withdraw_metrics(folder: str, name: str) -> None:
     """Take it away: figures of what does not run any more are wrong."""
-    remove(textfile_path(folder, name))
+    remove_if_possible(textfile_path(folder, name))
 
 
 def render_metrics(start: Start, sample: Sample) -> str:

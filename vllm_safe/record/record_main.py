@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import select
 import signal
 import sys
@@ -11,6 +10,7 @@ import time
 from vllm_safe.common.errors import EXIT_MISUSE
 from vllm_safe.common.notify import notify
 from vllm_safe.common.paths import RUNS
+from vllm_safe.common.signal_pipe import open_signal_pipe
 from vllm_safe.record.recorder import Recorder
 
 LEAVE = 3.0  # seconds for the end of the unit to be written down, when we are asked to end
@@ -26,7 +26,7 @@ def main() -> None:
 
 def record_model(name: str, runs: str, root: str = "") -> None:
     """Until SIGTERM."""
-    asked = _catch_stop()
+    asked = open_signal_pipe((signal.SIGTERM, signal.SIGINT))
     recorder = Recorder(name, runs, root, _say)
     recorder.catch_up(*_clocks())
     recorder.look(*_clocks())
@@ -47,13 +47,3 @@ def _clocks() -> tuple[float, float]:
 def _say(text: str) -> None:
     sys.stderr.write(f"{text}\n")
     sys.stderr.flush()
-
-
-def _catch_stop() -> int:
-    """A descriptor that can be read once we are asked to end."""
-    reading, writing = os.pipe()
-    os.set_blocking(writing, False)
-    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)
-    return reading

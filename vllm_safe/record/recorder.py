@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 
+from vllm_safe.common.systemctl import unit_properties
 from vllm_safe.contract.recorded_run import End
 from vllm_safe.contract.run_encoding import text
 from vllm_safe.contract.state_file import STATE_FOLDER
 from vllm_safe.contract.untrusted_files import read_ended, read_object, read_state
-from vllm_safe.record.program_output import unit_properties
 from vllm_safe.record.run_recording import CardReader, RunRecording, Say
 from vllm_safe.record.run_start import boot_id
 from vllm_safe.record.run_store import SMALL_MOST, open_run, run_names

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from vllm_safe.common.errors import Failure
 from vllm_safe.common.paths import RUNS
+from vllm_safe.common.systemctl import unit_properties
 from vllm_safe.contract.recorded_run import End, Event, Run
 from vllm_safe.contract.run_encoding import from_line, unpack_end, unpack_event, unpack_sample, unpack_start
 from vllm_safe.contract.small_files import read_regular
@@ -17,7 +18,6 @@ from vllm_safe.contract.untrusted_files import read_ended, read_object, read_sta
 from vllm_safe.record import run_store
 from vllm_safe.record.json_lines import read_lines
 from vllm_safe.record.kill_evidence import UNREAD
-from vllm_safe.record.program_output import unit_properties
 
 __all__ = ["list_runs", "read_run", "read_state", "with_end"]
 

@@ -7,15 +7,15 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Protocol
 
+from vllm_safe.common.systemctl import unit_properties
 from vllm_safe.contract.recorded_run import End, Event, Gpu, Sample
 from vllm_safe.contract.run_encoding import from_line, mapping, number, text, unpack_event
-from vllm_safe.contract.small_files import read_regular, remove, write_whole
+from vllm_safe.contract.small_files import read_regular, remove_if_possible, write_whole
 from vllm_safe.contract.state_file import CardUsage, State, cards_to_line, gpu_file
 from vllm_safe.contract.untrusted_files import read_object
 from vllm_safe.record import kill_evidence, prometheus, run_start
 from vllm_safe.record.card_usage import CardsInUse, visible_cards
 from vllm_safe.record.json_lines import read_lines
-from vllm_safe.record.program_output import unit_properties
 from vllm_safe.record.run_store import EVENTS_HEAD, SMALL_MOST, RunStore, open_run, run_id, run_names
 from vllm_safe.record.run_tracker import SamplingPace
 from vllm_safe.record.sampler import Sampler
@@ -99,7 +99,7 @@ class RunRecording:
     def close(self) -> None:
         """What is in memory goes to the disk: the run has its end, or goes on without us."""
         self._tell(self._store.close())
-        remove(f"{self._root}{gpu_file(self._name)}")
+        remove_if_possible(f"{self._root}{gpu_file(self._name)}")
         if self._textfile:
             prometheus.withdraw_metrics(self._textfile, self._name)
 

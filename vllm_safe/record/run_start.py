@@ -6,12 +6,13 @@ import os
 import re
 
 from vllm_safe import __version__
+from vllm_safe.common.kernfs import parse_meminfo, parse_number, read_kernel_file
+from vllm_safe.common.program_output import program_output
+from vllm_safe.contract.default_times import DEFAULT_TIMES
 from vllm_safe.contract.recorded_run import Start
 from vllm_safe.contract.run_encoding import integer, mapping, number, text
 from vllm_safe.contract.untrusted_files import read_object
 from vllm_safe.record.card_usage import read_pci_cards
-from vllm_safe.record.program_output import program_output
-from vllm_safe.record.sampler import count, meminfo, read_text
 
 _LAUNCH_MOST = 1 << 20  # bytes
 _SECRET = re.compile(r"(?:^|[-_.])(?:api[-_]?key|token|secret|password|passwd|credentials?|auth)(?:$|[-_.])", re.IGNORECASE)
@@ -24,7 +25,6 @@ _LIMITS = {
     "cpu_weight": "cpu.weight",
     "tasks_max": "pids.max",
 }
-_TIMES = ("start_timeout", "stall_timeout", "hang_timeout", "stop_grace")
 # No secrets: which cards it sees, and what decide/why may tell somebody to change: the old value is then the one that counted.
 _ENV = (
     "CUDA_DEVICE_ORDER",
@@ -48,8 +48,8 @@ def read_start(name: str, run: str, wall: float, cgroup: str, root: str = "") ->
     """The facts. root: "" for this machine; cgroup: the folder of the unit's."""
     launch = read_launch(name, root)
     environment = mapping(launch.get("env"))
-    limits = {key: found for key, file in _LIMITS.items() if (found := count(read_text(f"{cgroup}/{file}"))) is not None}
-    weight = read_text(f"{cgroup}/io.weight").removeprefix("default ").split()
+    limits = {key: found for key, file in _LIMITS.items() if (found := parse_number(read_kernel_file(f"{cgroup}/{file}"))) is not None}
+    weight = read_kernel_file(f"{cgroup}/io.weight").removeprefix("default ").split()
     if weight and weight[0].isdecimal():
         limits["io_weight"] = int(weight[0])
     limits["oom_score_adjust"] = integer(launch.get("oom_score_adj")) or 0
@@ -66,7 +66,7 @@ def read_start(name: str, run: str, wall: float, cgroup: str, root: str = "") ->
         versions={"vllm-safe": __version__, "engine": _engine(root)},
         args=_without_secrets(mapping(launch.get("serve_args"))),
         profile=text(launch.get("profile")),
-        times={key: span for key in _TIMES if (span := number(launch.get(key))) is not None},
+        times={key: span for key in DEFAULT_TIMES if (span := number(launch.get(key))) is not None},
         env={key: text(environment[key]) for key in _ENV if key in environment},
     )
 
@@ -76,11 +76,11 @@ def boot_id(root: str) -> str:
     given = os.environ.get("BOOT_ID", "")
     if len(given) == 32:
         return "-".join((given[:8], given[8:12], given[12:16], given[16:20], given[20:]))
-    return read_text(f"{root}/proc/sys/kernel/random/boot_id").strip()
+    return read_kernel_file(f"{root}/proc/sys/kernel/random/boot_id").strip()
 
 
 def _host(root: str) -> dict[str, object]:
-    machine = meminfo(read_text(f"{root}/proc/meminfo"))
+    machine = parse_meminfo(read_kernel_file(f"{root}/proc/meminfo"))
     cards = read_pci_cards(root)
     systemd = program_output(["systemctl", "--version"]).split()
     return {

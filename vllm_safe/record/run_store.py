@@ -18,7 +18,7 @@ from contextlib import suppress
 
 from vllm_safe.contract.recorded_run import End, Event, Sample, Start
 from vllm_safe.contract.run_encoding import pack_sample, to_line
-from vllm_safe.contract.small_files import remove, sync_folder, write_whole
+from vllm_safe.contract.small_files import remove_if_possible, sync_folder, write_whole
 from vllm_safe.record.json_lines import Lines
 from vllm_safe.record.rewritten_file import RewrittenFile
 
@@ -169,7 +169,7 @@ def _remove_run(folder: str) -> bool:
     """Whether it is gone. There are no folders in it."""
     try:
         for name in os.listdir(folder):
-            remove(f"{folder}/{name}")
+            remove_if_possible(f"{folder}/{name}")
         os.rmdir(folder)
     except OSError:
         return False

@@ -6,12 +6,21 @@ import os
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from vllm_safe.common.kernfs import (
+    CGROUPS,
+    MEMORY_PRESSURE,
+    MODELS_SLICE,
+    SYSTEM_SLICES,
+    parse_flat_keyed,
+    parse_meminfo,
+    parse_number,
+    parse_stall,
+    read_kernel_file,
+)
 from vllm_safe.contract.recorded_run import Gpu, Sample
 from vllm_safe.contract.state_file import State
 
-_OTHERS = ("system.slice", "user.slice", "init.scope")  # the operating system, as far as people feel it
 _SECTOR = 512  # bytes, in /proc/diskstats, whatever the disk's own are
-_MOST = 1 << 16  # bytes of one of these files
 
 
 class Counters(NamedTuple):
@@ -20,7 +29,7 @@ class Counters(NamedTuple):
     at: float  # monotonic
     memory_stall: int | None  # microseconds, `full`, of the unit
     io_stall: int | None
-    os_memory_stalls: tuple[int | None, ...]  # of each of _OTHERS
+    os_memory_stalls: tuple[int | None, ...]  # of each of SYSTEM_SLICES
     os_io_stalls: tuple[int | None, ...]
     read: int | None  # bytes of all disks
     written: int | None
@@ -41,32 +50,32 @@ class Sampler:
 
     def __init__(self, name: str, root: str = "") -> None:
         self._root = root
-        self._cgroups = f"{root}/sys/fs/cgroup"
-        self.cgroup = f"{self._cgroups}/vllm.slice/vllm@{name}.service"
+        self._cgroups = f"{root}{CGROUPS}"
+        self.cgroup = f"{self._cgroups}/{MODELS_SLICE}/vllm@{name}.service"
         self._before: Counters | None = None
         self._disks: dict[str, bool] = {}  # name -> is a disk of its own, not a partition or an array
 
     def glance(self) -> QuickSample:
         """Whether it is worth more than a glance."""
-        stalls = (full_stall(read_text(path)) for path in (f"{self.cgroup}/memory.pressure", f"{self._root}/proc/pressure/memory"))
-        memory, swap = (count(read_text(f"{self.cgroup}/{name}")) for name in ("memory.current", "memory.swap.current"))
+        stalls = (parse_stall(read_kernel_file(path)) for path in (f"{self.cgroup}/memory.pressure", f"{self._root}{MEMORY_PRESSURE}"))
+        memory, swap = (parse_number(read_kernel_file(f"{self.cgroup}/{name}")) for name in ("memory.current", "memory.swap.current"))
         return QuickSample(memory, swap, sum(stall or 0 for stall in stalls))
 
     def read(self, now: float, wall: float, state: State | None, gpus: tuple[Gpu, ...] = ()) -> Sample:
         """The figures; rates since the time before. now: monotonic, so that a clock that is set changes no rate."""
-        stat = parse_table(read_text(f"{self.cgroup}/memory.stat"))
-        machine = meminfo(read_text(f"{self._root}/proc/meminfo"))
+        stat = parse_flat_keyed(read_kernel_file(f"{self.cgroup}/memory.stat"))
+        machine = parse_meminfo(read_kernel_file(f"{self._root}/proc/meminfo"))
         before, after = self._before, self._count(now, stat)
         self._before = after
         file, shmem = stat.get("file"), stat.get("shmem")
         return Sample(
             time=wall,
             phase=state.phase if state else "waiting",
-            memory=count(read_text(f"{self.cgroup}/memory.current")),
+            memory=parse_number(read_kernel_file(f"{self.cgroup}/memory.current")),
             anon=stat.get("anon"),
             shmem=shmem,
             file=None if file is None else max(0, file - (shmem or 0)),
-            swap=count(read_text(f"{self.cgroup}/memory.swap.current")),
+            swap=parse_number(read_kernel_file(f"{self.cgroup}/memory.swap.current")),
             ram_available=machine.get("MemAvailable"),
             swap_free=machine.get("SwapFree"),
             gpus=gpus,
@@ -78,31 +87,31 @@ class Sampler:
 
     def events(self, name: str) -> dict[str, int]:
         """memory.events or memory.swap.events of the unit; {} when its cgroup has gone."""
-        return parse_table(read_text(f"{self.cgroup}/{name}"))
+        return parse_flat_keyed(read_kernel_file(f"{self.cgroup}/{name}"))
 
     def processes(self) -> list[int]:
         """Those of the unit."""
-        return [int(pid) for pid in read_text(f"{self.cgroup}/cgroup.procs").split() if pid.isdecimal()]
+        return [int(pid) for pid in read_kernel_file(f"{self.cgroup}/cgroup.procs").split() if pid.isdecimal()]
 
     def _count(self, now: float, stat: Mapping[str, int]) -> Counters:
         read, written = self._disk_bytes()
         return Counters(
             at=now,
-            memory_stall=full_stall(read_text(f"{self.cgroup}/memory.pressure")),
-            io_stall=full_stall(read_text(f"{self.cgroup}/io.pressure")),
-            os_memory_stalls=tuple(full_stall(read_text(f"{self._cgroups}/{other}/memory.pressure")) for other in _OTHERS),
-            os_io_stalls=tuple(full_stall(read_text(f"{self._cgroups}/{other}/io.pressure")) for other in _OTHERS),
+            memory_stall=parse_stall(read_kernel_file(f"{self.cgroup}/memory.pressure")),
+            io_stall=parse_stall(read_kernel_file(f"{self.cgroup}/io.pressure")),
+            os_memory_stalls=tuple(parse_stall(read_kernel_file(f"{self._cgroups}/{other}/memory.pressure")) for other in SYSTEM_SLICES),
+            os_io_stalls=tuple(parse_stall(read_kernel_file(f"{self._cgroups}/{other}/io.pressure")) for other in SYSTEM_SLICES),
             read=read,
             written=written,
             major_faults=stat.get("pgmajfault"),
-            cpu=parse_table(read_text(f"{self.cgroup}/cpu.stat")).get("usage_usec"),
+            cpu=parse_flat_keyed(read_kernel_file(f"{self.cgroup}/cpu.stat")).get("usage_usec"),
         )
 
     def _disk_bytes(self) -> tuple[int | None, int | None]:
         """What all disks read and wrote since boot. Partitions, LVM and RAID show the same bytes again."""
         read = written = 0
         found = False
-        for line in read_text(f"{self._root}/proc/diskstats").splitlines():
+        for line in read_kernel_file(f"{self._root}/proc/diskstats").splitlines():
             row = line.split()
             if len(row) > 9 and self._is_disk(row[2]):
                 read, written, found = read + int(row[5]), written + int(row[9]), True
@@ -134,41 +143,3 @@ def _rates(before: Counters, after: Counters) -> dict[str, float | None]:
         "major_faults": rate(before.major_faults, after.major_faults),
         "cpu": rate(before.cpu, after.cpu, 1e6),
     }
-
-
-# --- how the kernel writes
-
-
-def read_text(path: str) -> str:
-    """One of the kernel's files; "" if there is none, or this kernel does not keep it."""
-    try:
-        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            return os.read(handle, _MOST).decode("ascii", "replace")
-        finally:
-            os.close(handle)
-    except OSError:
-        return ""
-
-
-def count(text: str) -> int | None:
-    """A single number; None for `max` and for nothing."""
-    return int(text) if text.strip().isdecimal() else None
-
-
-def parse_table(text: str) -> dict[str, int]:
-    """Lines of a name and a number: memory.stat, memory.events, cpu.stat."""
-    rows = (line.split() for line in text.splitlines())
-    return {row[0]: int(row[1]) for row in rows if len(row) == 2 and row[1].isdecimal()}
-
-
-def meminfo(text: str) -> dict[str, int]:
-    """/proc/meminfo, in bytes."""
-    rows = (line.split() for line in text.splitlines())
-    return {row[0].rstrip(":"): int(row[1]) * 1024 for row in rows if len(row) == 3 and row[1].isdecimal()}
-
-
-def full_stall(text: str) -> int | None:
-    """Microseconds for which all tasks waited at once, from a file of pressure-stall information."""
-    total = text.partition("full ")[2].partition("total=")[2].split()
-    return int(total[0]) if total and total[0].isdecimal() else None

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import os
 import stat
-from contextlib import suppress
 from pathlib import Path
 
 from vllm_safe.common.errors import Failure
-from vllm_safe.common.libc import rename_new
+from vllm_safe.common.file_steps import write_in_folder
 from vllm_safe.report.html_report import MARK
-
-_EXCLUSIVE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def write_report(path: Path, page: str, *, force: bool = False) -> None:
@@ -20,16 +17,8 @@ def write_report(path: Path, page: str, *, force: bool = False) -> None:
         folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         raise Failure(f"cannot write {path}: {path.parent}: {(error.strerror or str(error)).lower()}") from error
-    temporary = f".{path.name[:200]}.{os.urandom(4).hex()}"
     try:
-        with os.fdopen(os.open(temporary, _EXCLUSIVE, 0o600, dir_fd=folder), "w", encoding="utf-8") as file:
-            file.write(page)
-            file.flush()
-            os.fsync(file.fileno())
-        if force or _is_report(folder, path.name):
-            os.replace(temporary, path.name, src_dir_fd=folder, dst_dir_fd=folder)
-        else:
-            rename_new(folder, temporary, path.name)
+        write_in_folder(folder, path.name, page.encode(), replace=force or _is_report(folder, path.name))
     except FileExistsError:
         raise Failure(
             f"{path} is there, and is no report of vllm-safe", hint="Name another file with -o, or overwrite it with --force."
@@ -37,8 +26,6 @@ def write_report(path: Path, page: str, *, force: bool = False) -> None:
     except OSError as error:
         raise Failure(f"cannot write {path}: {(error.strerror or str(error)).lower()}") from error
     finally:
-        with suppress(FileNotFoundError):
-            os.unlink(temporary, dir_fd=folder)
         os.close(folder)
 
 

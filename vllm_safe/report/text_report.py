@@ -8,7 +8,7 @@ from operator import itemgetter
 
 import plotille  # type: ignore[import-untyped]
 
-from vllm_safe.common.errors import printable
+from vllm_safe.common.printable_text import printable
 from vllm_safe.common.sizes import format_span
 from vllm_safe.contract.recorded_run import Run
 from vllm_safe.diagnose.verdict import Verdict

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import os
 import pwd
-import re
 import selectors
 import shlex
 import signal
@@ -26,8 +25,11 @@ from types import FrameType
 
 from vllm_safe.common import run_lock
 from vllm_safe.common.errors import Failure
+from vllm_safe.common.kernfs import MODELS_SLICE
 from vllm_safe.common.paths import HOME, USER
 from vllm_safe.common.sizes import GIB
+from vllm_safe.common.systemctl import show_properties
+from vllm_safe.common.terminal import ESCAPES
 from vllm_safe.sandbox.terminal_filter import TerminalFilter
 
 TAIL = 64 * 1024  # bytes of stderr that are kept to explain a failure
@@ -38,7 +40,7 @@ DATA = 4 * 1024 * 1024  # bytes of stdout at most: the program is not trusted wi
 # homes, but from systemd 257 on it keeps the mode of /root, and then what is named as `readable` below it cannot be reached.
 SANDBOX = (
     "Type=exec",
-    "Slice=vllm.slice",
+    f"Slice={MODELS_SLICE}",
     "NoNewPrivileges=yes",
     "CapabilityBoundingSet=",
     "ProtectSystem=strict",
@@ -219,10 +221,8 @@ def _end(unit: str) -> None:
 
 
 def _result_of(unit: str) -> str:
-    show = subprocess.run(
-        ["systemctl", "show", "--property=LoadState,Result", f"{unit}.service"], check=False, capture_output=True, text=True
-    )
-    values = dict(line.partition("=")[::2] for line in show.stdout.splitlines())
+    service = f"{unit}.service"
+    values = show_properties([service], ("LoadState", "Result")).get(service, {})
     return values.get("Result", "") if values.get("LoadState") == "loaded" else "not-started"
 
 
@@ -292,4 +292,4 @@ def _channel(*, terminal: bool) -> tuple[int, int]:
 
 
 def _plain(data: bytes) -> str:
-    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07]*\x07", "", data.decode(errors="replace")).replace("\r", "\n")
+    return ESCAPES.sub("", data.decode(errors="replace")).replace("\r", "\n")

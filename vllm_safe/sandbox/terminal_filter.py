@@ -8,6 +8,7 @@ from __future__ import annotations
 import codecs
 import re
 
+# Not common/terminal.py's pattern, of all that is taken off before a line is read: this is the little that a terminal may see.
 # Let through: colours, moving, erasing, and (h, l) showing the cursor and drawing at once. Everything else loses its first character.
 _ALLOWED = r"\x1b\[(?:[0-9;]{0,32}[A-HJKSTm]|\?(?:25|2026)[hl])"
 _SEQUENCE = re.compile(rf"({_ALLOWED})|[^\n\r\t\b\x20-\x7e\xa0-\U0010ffff]")

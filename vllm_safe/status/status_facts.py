@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Iterable
 from pathlib import Path
 
+from vllm_safe.common.kernfs import (
+    CGROUPS,
+    MODELS_SLICE,
+    SYSTEM_SLICES,
+    parse_flat_keyed,
+    parse_number,
+    parse_stall_share,
+    read_kernel_file,
+)
 from vllm_safe.common.paths import RUN
 from vllm_safe.common.systemctl import show_properties
 from vllm_safe.contract.run_encoding import from_line, mapping, number, text
 from vllm_safe.contract.small_files import read_regular
 from vllm_safe.contract.state_file import STATE_FOLDER, state_file
-from vllm_safe.decide.limits import SLICE, unit_of
+from vllm_safe.decide.limits import unit_of
 from vllm_safe.record.run_reader import read_state
-from vllm_safe.record.sampler import count, parse_table, read_text
 from vllm_safe.status.status_lines import GuardEvent, ModelStatus
 
-_CGROUPS = Path("/sys/fs/cgroup")
-_SYSTEM = ("system.slice", "user.slice", "init.scope")
+_CGROUPS = Path(CGROUPS)
 _PROPERTIES = ("Id", "ActiveState", "SubState", "Result", "StatusText", "MainPID", "ControlGroup", "StateChangeTimestampMonotonic")
 _GUARD_MOST = 1 << 20  # bytes; the guard keeps its last 500 lines
 
@@ -27,7 +33,7 @@ def running_models(root: Path = _CGROUPS) -> tuple[str, ...]:
     """The models whose unit has a cgroup, in the configuration or not."""
     prefix, suffix = unit_of("\0").split("\0")
     try:
-        names = sorted(path.name for path in (root / SLICE).iterdir())
+        names = sorted(path.name for path in (root / MODELS_SLICE).iterdir())
     except OSError:
         return ()
     return tuple(name[len(prefix) : -len(suffix)] for name in names if name.startswith(prefix) and name.endswith(suffix))
@@ -40,12 +46,12 @@ def read_model_status(
     wanted = list(names)
     units = show_properties(map(unit_of, wanted), _PROPERTIES) if wanted else {}
     moment, elapsed = time.time(), time.monotonic()
-    system = {kind: _worst(_waits(root / part / f"{kind}.pressure") for part in _SYSTEM) for kind in ("memory", "io")}
+    system = {kind: _worst(_waits(root / part / f"{kind}.pressure") for part in SYSTEM_SLICES) for kind in ("memory", "io")}
     seen = []
     for name in wanted:
         unit = units.get(unit_of(name), {})
         group = root / unit.get("ControlGroup", "").lstrip("/") if unit.get("ControlGroup") else None
-        stat = parse_table(read_text(f"{group}/memory.stat")) if group else {}
+        stat = parse_flat_keyed(read_kernel_file(f"{group}/memory.stat")) if group else {}
         changed = int(unit.get("StateChangeTimestampMonotonic") or 0) / 1e6
         state = read_state(states / state_file(name).name)
         ours = state is not None and state.name == name and str(state.pid) == unit.get("MainPID")
@@ -74,13 +80,12 @@ def read_model_status(
 
 
 def _limit(group: Path | None, name: str) -> int | None:
-    return count(read_text(f"{group}/{name}")) if group else None
+    return parse_number(read_kernel_file(f"{group}/{name}")) if group else None
 
 
 def _waits(path: Path) -> float | None:
     """The share of the last ten seconds in which all tasks waited, 0..1."""
-    found = re.search(r"^full avg10=(\d+\.\d+)", read_text(str(path)), re.MULTILINE)
-    return float(found[1]) / 100 if found else None
+    return parse_stall_share(read_kernel_file(str(path)))
 
 
 def _worst(shares: Iterable[float | None]) -> float | None:

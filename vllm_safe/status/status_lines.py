@@ -1,17 +1,20 @@
-"""What `vllm-safe status` says of a model: values for a program, and lines of 80 columns for a person. Pure."""
+"""What `vllm-safe status` says of a model: values for a program, and lines of 80 columns for a person. Pure: the time zone is handed in."""
 
 from __future__ import annotations
 
 import textwrap
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from vllm_safe.common.errors import printable
+from vllm_safe.common.printable_text import printable
 from vllm_safe.common.sizes import format_size, format_span
 from vllm_safe.contract.state_file import LoadProgress, State
 
 _BAR = 16  # columns
 _COLUMNS = 80
+
+LocalTime = Callable[[float], time.struct_time]  # from Unix seconds: time.localtime
 
 
 class GuardEvent(NamedTuple):
@@ -70,19 +73,19 @@ def status_as_json(seen: ModelStatus, why: str = "") -> dict[str, Any]:
     }
 
 
-def status_as_line(seen: ModelStatus) -> str:
+def status_as_line(seen: ModelStatus, local: LocalTime) -> str:
     """All in one line, for a pipe."""
-    parts = [time.strftime("%H:%M:%S", time.localtime(seen.time)), seen.name, describe_phase(seen)]
+    parts = [time.strftime("%H:%M:%S", local(seen.time)), seen.name, describe_phase(seen)]
     if seen.state and seen.state.progress:
         parts.append(_progress(seen.state.progress))
     parts += _amounts(seen)
     return printable("  ".join(parts))
 
 
-def status_as_lines(seen: ModelStatus, why: str = "") -> list[str]:
+def status_as_lines(seen: ModelStatus, local: LocalTime, why: str = "") -> list[str]:
     """For a person: the first line has the name, the others are indented."""
     phase, since = describe_phase(seen), _since(seen)
-    when = "" if since is None else f" since {_moment(since, seen.time)} ({format_span(max(0.0, seen.time - since))})"
+    when = "" if since is None else f" since {_moment(since, seen.time, local)} ({format_span(max(0.0, seen.time - since))})"
     if seen.active == "inactive" and since is None and not why:
         return [f"{seen.name}  not started"]
     lines = []
@@ -118,9 +121,9 @@ def _since(seen: ModelStatus) -> float | None:
     return seen.state.since if seen.state and seen.active not in {"failed", "inactive"} else seen.changed
 
 
-def _moment(moment: float, now: float) -> str:
-    form = "%H:%M:%S" if time.localtime(moment)[:3] == time.localtime(now)[:3] else "%Y-%m-%d %H:%M"
-    return time.strftime(form, time.localtime(moment))
+def _moment(moment: float, now: float, local: LocalTime) -> str:
+    form = "%H:%M:%S" if local(moment)[:3] == local(now)[:3] else "%Y-%m-%d %H:%M"
+    return time.strftime(form, local(moment))
 
 
 def _bar(progress: LoadProgress) -> str:

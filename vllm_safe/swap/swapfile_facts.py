@@ -13,6 +13,7 @@ from pathlib import Path
 
 from vllm_safe.common import libc
 from vllm_safe.common.errors import Failure
+from vllm_safe.common.kernfs import CGROUPS
 from vllm_safe.common.trusted_paths import open_trusted_folder
 from vllm_safe.config import settings
 from vllm_safe.host.host_facts import Host
@@ -77,7 +78,7 @@ def read_swap(path: Path, host: Host) -> SwapFacts:
         files=tuple(file for each in paths if (file := read_candidate(each))),
         folder=_look_at_folder(path.parent),
         permitted=os.geteuid() != 0 or libc.may_swap(),  # whoever is not root only asks what root could do
-        bound=_bound(Path("/sys/fs/cgroup")),
+        bound=_bound(Path(CGROUPS)),
     )
 
 
@@ -138,7 +139,7 @@ def _look_at_folder(path: Path) -> SwapFolder:
     except Failure as failure:
         return SwapFolder(failure.message, failure.hint)
     try:
-        space = os.fstatvfs(folder)
+        space = os.fstatvfs(folder)  # psutil's disk_usage takes a path, and this folder has been looked at
         return SwapFolder(
             total=space.f_blocks * space.f_frsize,
             free=space.f_bavail * space.f_frsize,

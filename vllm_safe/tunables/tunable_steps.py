@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from vllm_safe.common import paths
 from vllm_safe.common.errors import Failure
 from vllm_safe.common.file_steps import RemoveFile, WriteFile
-from vllm_safe.common.pressure import memory_stalled
+from vllm_safe.common.kernfs import MEMORY_PRESSURE, parse_stall, read_kernel_file
 
 if TYPE_CHECKING:
     from vllm_safe.common.steps import Step
@@ -38,10 +38,10 @@ class AwaitCalm:
 
     def run(self) -> None:
         """Failure when it goes on."""
-        end, before = time.monotonic() + self.patience, memory_stalled()
+        end, before = time.monotonic() + self.patience, _stalled()
         while time.monotonic() < end:
             time.sleep(self.calm)
-            if (now := memory_stalled()) == before:
+            if (now := _stalled()) == before:
                 return
             before = now
         what = f"the machine has been short of memory for {self.patience:g} s: the kernel tunables stay as they are"
@@ -82,6 +82,11 @@ def undo_tunables_steps(notes: Path = paths.TUNABLES) -> tuple[Step, ...]:
     """The steps back to what was there before the first change."""
     before = _noted(notes)
     return (AwaitCalm(), *(SetTunable(path, value) for path, value in before.items()), RemoveFile(notes)) if before else ()
+
+
+def _stalled() -> int | None:
+    """Return the microseconds since boot in which something waited for memory or took some back; None without PSI."""
+    return parse_stall(read_kernel_file(MEMORY_PRESSURE), "some")
 
 
 def _noted(notes: Path) -> dict[str, str]:

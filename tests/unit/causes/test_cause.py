@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.ends.judge import CASES, FOLDER
 from vllm_safe.causes.cause import find_cause
 from vllm_safe.causes.death_patterns import signal_of
 
@@ -149,3 +150,19 @@ def test_the_head_goes_before_the_tail() -> None:
     head = tuple(traceback("", "RuntimeError: first"))
     assert cause(*traceback("", "RuntimeError: last"), head=head) == "RuntimeError: first"
     assert cause(*traceback("", "RuntimeError: last"), head=("an error, by the way",)) == "RuntimeError: last"
+
+
+def test_what_the_main_process_wrote_down_goes_before_what_the_lines_say() -> None:
+    """It had all of the lines, and `why` has the last ones only."""
+    last = ["ValueError: said by the way, at the end"]
+    message = find_cause((), last, served=False, recorded="torch.AcceleratorError: CUDA error: an illegal memory access was encountered")
+    assert message is not None
+    assert message.code == "gpu-fault"
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_is_written_down_is_read_as_the_same_error(name: str) -> None:
+    """Else `systemctl status` and `why`, which has the text alone, would say different things of one end."""
+    lines, served = (FOLDER / f"{name}.txt").read_text(encoding="utf-8", errors="replace").splitlines(), bool(CASES[name].get("ready"))
+    found = find_cause(lines[:200], lines[-200:], served=served)
+    assert find_cause((), (), served=served, recorded=found.text if found else "") == found

@@ -35,7 +35,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.setattr("os.geteuid", lambda: 0)
     monkeypatch.setattr("vllm_safe.cli.drill.read_host", lambda: HOST)
-    monkeypatch.setattr("vllm_safe.drill.drill_checks.memory_pressure", lambda: 0.0)
+    monkeypatch.setattr("vllm_safe.drill.drill_checks.parse_stall_share", lambda *_: 0.0)
     monkeypatch.setattr("vllm_safe.common.run_lock.RUN", tmp_path)
     monkeypatch.setattr("vllm_safe.cli.drill.prepare_steps", lambda *_: ())
     monkeypatch.setattr("vllm_safe.cli.drill.guard_steps", lambda *_: ())
@@ -158,7 +158,7 @@ def test_what_keeps_a_drill_from_starting(
         short.setattr("vllm_safe.cli.drill.read_host", lambda: replace(HOST, memory_available=GIB))
         assert "no drill: the machine is short of memory already: 1.0 GiB are available" in refused(capsys, config)
     with monkeypatch.context() as short:
-        short.setattr("vllm_safe.drill.drill_checks.memory_pressure", lambda: 0.5)
+        short.setattr("vllm_safe.drill.drill_checks.parse_stall_share", lambda *_: 0.5)
         assert "no drill: something waited for memory in 50% of the last ten seconds" in refused(capsys, config)
     monkeypatch.setattr("vllm_safe.cli.drill.read_host", lambda: Host(memory=GIB, cgroup2=True, controllers=frozenset({"memory"})))
     assert "the swapfile /swapfile is not on" in refused(capsys, config)

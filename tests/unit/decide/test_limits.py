@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from vllm_safe.common.kernfs import MODELS_SLICE
 from vllm_safe.common.sizes import GIB, MIB, TIB, Amount
 from vllm_safe.config.settings import Config, Limits, Model, ModelLimits, Position, Protect
-from vllm_safe.decide.limits import PROPERTIES, SLICE, decide_budget, unit_of
+from vllm_safe.decide.limits import PROPERTIES, decide_budget, unit_of
 from vllm_safe.decide.protect import AUTO, KERNEL, UNITS, decide_protection
 from vllm_safe.host.host_facts import Host, SwapArea
 
@@ -78,12 +79,12 @@ def test_two_models_share_the_largest_cap_instead_of_adding_theirs() -> None:
         "a": Model(model="a/a", limits=ModelLimits(memory_max=Amount(4 * GIB), swap_max=Amount(50, is_percent=True), cpu_weight=30)),
         "b": Model(model="b/b", limits=ModelLimits(memory_max=Amount(6 * GIB), swap_max=Amount(20, is_percent=True))),
     }
-    shared = decide_budget(Config(models=models), PLAN).units[SLICE]
+    shared = decide_budget(Config(models=models), PLAN).units[MODELS_SLICE]
     assert shared == {"MemoryMax": 6 * GIB, "MemorySwapMax": 64 * GIB, "CPUWeight": 30, "IOWeight": 1}
 
 
 def test_without_any_model_the_section_limits_holds_for_the_slice() -> None:
-    assert decide_budget(Config(), PLAN).units[SLICE]["MemoryMax"] == decide_budget(config_of(), PLAN).of("x").memory_max.value
+    assert decide_budget(Config(), PLAN).units[MODELS_SLICE]["MemoryMax"] == decide_budget(config_of(), PLAN).of("x").memory_max.value
 
 
 def test_a_reserve_larger_than_the_machine_leaves_nothing_rather_than_less() -> None:

@@ -10,9 +10,10 @@ import pytest
 from vllm_safe.common.sizes import GIB
 from vllm_safe.config.profiles import PROFILES
 from vllm_safe.config.settings import Config, Model, Position, settings_of
+from vllm_safe.contract.default_times import DEFAULT_TIMES
 from vllm_safe.contract.launch_file import Launch
 from vllm_safe.decide.limits import decide_budget
-from vllm_safe.decide.serve_command import TIMEOUTS, decide_launch, decide_server, health_url
+from vllm_safe.decide.serve_command import decide_launch, decide_server, health_url
 from vllm_safe.host.host_facts import Host
 
 HOST = Host(memory=16 * GIB)
@@ -31,11 +32,11 @@ def launch_on(host: Host, config: Config) -> Launch:
     return decide_launch(config, "x", decide_server(config, host, "x"), decide_budget(config, host).of("x"))
 
 
-@pytest.mark.parametrize("name", TIMEOUTS)
+@pytest.mark.parametrize("name", DEFAULT_TIMES)
 def test_what_the_file_says_of_a_time_is_what_holds(name: str) -> None:
     row = next(row for row in settings_of(Model) if row.name == name)
-    assert row.doc.endswith(f"Unset, it is the profile's, else {row.kind.write(TIMEOUTS[name])}.")
-    assert row.example == row.kind.write(TIMEOUTS[name])
+    assert row.doc.endswith(f"Unset, it is the profile's, else {row.kind.write(DEFAULT_TIMES[name])}.")
+    assert row.example == row.kind.write(DEFAULT_TIMES[name])
 
 
 def test_vllm_gets_its_options_from_a_file_named_after_a_space() -> None:
@@ -129,7 +130,7 @@ def test_times_are_the_models_else_the_profiles_else_ours() -> None:
         "hang_timeout": 7.0,
         "stop_grace": 0.0,
     }
-    assert {key: value.value for key, value in decide_server(config_of(), HOST, "x").timeouts.items()} == TIMEOUTS
+    assert {key: value.value for key, value in decide_server(config_of(), HOST, "x").timeouts.items()} == DEFAULT_TIMES
     assert decide_server(own, HOST, "x").arguments["shutdown-timeout"].value == 0
 
 

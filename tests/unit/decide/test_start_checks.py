@@ -11,10 +11,11 @@ import pytest
 from tests.builders.situations import changed, situation_of
 from vllm_safe.common.errors import Misuse
 from vllm_safe.common.findings import Finding, Level
+from vllm_safe.common.kernfs import MODELS_SLICE
 from vllm_safe.common.key_file import Key
 from vllm_safe.common.sizes import GIB, Amount
 from vllm_safe.config.settings import Config, Earlyoom, Engine, Model, Protect, Swap
-from vllm_safe.decide.limits import SLICE, unit_of
+from vllm_safe.decide.limits import unit_of
 from vllm_safe.decide.start_checks import (
     PAUSES,
     RESTARTS,
@@ -66,8 +67,8 @@ def test_a_good_start_passes_everything_and_is_launched() -> None:
     plan = decide_preparation(GOOD)
     assert plan.launch is not None
     assert plan.launch.refusal is None
-    assert set(plan.units) == {"vllm@x.service", SLICE, "system.slice", "user.slice", "init.scope"}
-    assert plan.units["vllm@x.service"]["MemoryMax"] <= plan.units[SLICE]["MemoryMax"]
+    assert set(plan.units) == {"vllm@x.service", MODELS_SLICE, "system.slice", "user.slice", "init.scope"}
+    assert plan.units["vllm@x.service"]["MemoryMax"] <= plan.units[MODELS_SLICE]["MemoryMax"]
 
 
 NEVER = {

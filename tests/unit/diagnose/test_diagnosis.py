@@ -25,7 +25,8 @@ from tests.unit.causes.test_messages import LINES
 from vllm_safe.causes.messages import FOLLOWS, PATTERNS, Message
 from vllm_safe.causes.patterns import Pattern
 from vllm_safe.cli import main, why
-from vllm_safe.common.errors import ConfigError, printable
+from vllm_safe.common.errors import ConfigError
+from vllm_safe.common.printable_text import printable
 from vllm_safe.common.sizes import parse_span
 from vllm_safe.config.reader import load
 from vllm_safe.contract import state_file

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from vllm_safe.guard.pressure_watch import SYSTEM, PressureWatch, Triggers, list_units
+from vllm_safe.common.kernfs import SYSTEM_SLICES
+from vllm_safe.guard.pressure_watch import PressureWatch, Triggers, list_units
 
 PRESSURE = "some avg10=0.00 avg60=0.00 avg300=0.00 total=900\nfull avg10=0.00 avg60=0.00 avg300=0.00 total={total}\n"
 HOG = "vllm.slice/vllm@hog.service"
@@ -15,7 +16,7 @@ HOG = "vllm.slice/vllm@hog.service"
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    for group in (*SYSTEM, HOG, "vllm.slice/vllm-safe-install.service", "vllm.slice/a.slice"):
+    for group in (*SYSTEM_SLICES, HOG, "vllm.slice/vllm-safe-install.service", "vllm.slice/a.slice"):
         (tmp_path / group).mkdir(parents=True)
     (tmp_path / "meminfo").write_text("MemTotal: 1000 kB\nMemAvailable: 40 kB\nSwapTotal: 100 kB\nSwapFree: 4 kB\nHugePages_Total: 0\n")
     return tmp_path

@@ -142,3 +142,8 @@ def test_without_root_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     with pytest.raises(Failure, match="needs root"):
         TASK.run()
+
+
+def test_what_steered_the_terminal_is_no_part_of_the_last_words() -> None:
+    """By the same pattern as elsewhere: a title that ends with ST, and a character set, used to stay."""
+    assert run_as_vllm._plain(b"\x1b]0;title\x1b\\\x1b[1;31merror\x1b(B\x1b[m: no\r") == "error: no\n"

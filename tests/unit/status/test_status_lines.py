@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 
@@ -21,7 +22,7 @@ BUSY = ModelStatus(
 
 
 def text(seen: ModelStatus, why: str = "") -> str:
-    return " ".join("\n".join(status_as_lines(seen, why)).split())
+    return " ".join("\n".join(status_as_lines(seen, time.gmtime, why)).split())
 
 
 def test_loading_says_how_far_how_fast_and_how_long() -> None:
@@ -64,8 +65,8 @@ def test_a_phase_in_a_word(seen: ModelStatus, phase: str) -> None:
 
 
 def test_what_was_never_started_is_one_line() -> None:
-    assert status_as_lines(ModelStatus("x", NOW, "inactive")) == ["x  not started"]
-    assert status_as_lines(ModelStatus("x", NOW, "inactive"), "a person stopped it") == ["x  stopped", "  a person stopped it"]
+    assert status_as_lines(ModelStatus("x", NOW, "inactive"), time.gmtime) == ["x  not started"]
+    assert status_as_lines(ModelStatus("x", NOW, "inactive"), time.gmtime, "a person stopped it") == ["x  stopped", "  a person stopped it"]
 
 
 def test_who_may_not_read_the_state_sees_what_systemd_was_told() -> None:
@@ -83,14 +84,14 @@ def test_nothing_is_wider_than_80_columns_or_steers_the_terminal() -> None:
         state=LOADING._replace(progress=None, text="\x1b[2J " + "long words " * 40),
         acts=(GuardEvent(NOW, "x", "\x1b]0;x\x07" + "y" * 400),),
     )
-    for line in status_as_lines(hostile):
+    for line in status_as_lines(hostile, time.gmtime):
         assert len(line) < 80
         assert line.isprintable()
-    assert status_as_line(hostile._replace(name="\x1b[31m")).isprintable()
+    assert status_as_line(hostile._replace(name="\x1b[31m"), time.gmtime).isprintable()
 
 
 def test_a_line_of_a_pipe_has_it_all() -> None:
-    line = status_as_line(BUSY)
+    line = status_as_line(BUSY, time.gmtime)
     assert "x  loading  41%, 31.0 GiB of 76.0 GiB" in line
     assert "swap 38.0 GiB of 115 GiB (33%)" in line
     assert "\n" not in line

@@ -17,7 +17,7 @@ from vllm_safe.tunables.tunable_steps import AwaitCalm, SetTunable, tunables_ste
 def notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where the notes are; the kernel's files are below the same folder, which is trusted here as /sys is."""
     monkeypatch.setattr(tunable_steps, "_KERNELS", f"{tmp_path}/")
-    monkeypatch.setattr(tunable_steps, "memory_stalled", lambda: None)
+    monkeypatch.setattr(tunable_steps, "_stalled", lambda: None)
     monkeypatch.setattr(tunable_steps.time, "sleep", lambda _: None)
     return tmp_path / "notes"
 
@@ -83,7 +83,7 @@ def test_notes_that_are_none_of_ours_change_nothing(tmp_path: Path, text: str) -
 @pytest.mark.parametrize(("readings", "naps"), [([None, None], 1), ([7, 7], 1), ([1, 2, 3, 3], 3)])
 def test_it_waits_until_no_memory_is_taken_back(readings: list[int | None], naps: int, monkeypatch: pytest.MonkeyPatch) -> None:
     left, slept = iter(readings), []
-    monkeypatch.setattr(tunable_steps, "memory_stalled", lambda: next(left))
+    monkeypatch.setattr(tunable_steps, "_stalled", lambda: next(left))
     monkeypatch.setattr(tunable_steps.time, "sleep", slept.append)
     AwaitCalm(calm=0.5).run()
     assert slept == [0.5] * naps
@@ -91,7 +91,7 @@ def test_it_waits_until_no_memory_is_taken_back(readings: list[int | None], naps
 
 def test_where_it_never_ends_nothing_is_changed(notes: Path, there: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     stalled, clock = itertools.count(), itertools.count(step=7)
-    monkeypatch.setattr(tunable_steps, "memory_stalled", lambda: next(stalled))
+    monkeypatch.setattr(tunable_steps, "_stalled", lambda: next(stalled))
     monkeypatch.setattr(tunable_steps.time, "monotonic", lambda: next(clock))
     with pytest.raises(Failure, match="short of memory for 30 s"):
         carry_out(tunables_steps(dict.fromkeys(there, "9"), there, notes), dry_run=False)

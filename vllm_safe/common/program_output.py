@@ -7,6 +7,7 @@ import select
 import signal
 import time
 
+_LONGEST = 1e6  # seconds, for select(2), which takes no infinity
 _ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
 
 
@@ -29,7 +30,7 @@ def try_program_output(argv: list[str], *, timeout: float = 10.0, most: int = 1 
         os.close(writing)
         os.close(null)
     content, until, whole = b"", time.monotonic() + timeout, False
-    while len(content) < most and (left := until - time.monotonic()) > 0 and select.select([reading], [], [], left)[0]:
+    while len(content) < most and (left := until - time.monotonic()) > 0 and select.select([reading], [], [], min(left, _LONGEST))[0]:
         if not (more := os.read(reading, 1 << 16)):
             whole = True
             break
@@ -39,9 +40,3 @@ def try_program_output(argv: list[str], *, timeout: float = 10.0, most: int = 1 
     os.close(reading)
     os.waitpid(pid, 0)
     return content.decode(errors="replace"), whole
-
-
-def unit_properties(unit: str, *names: str) -> dict[str, str]:
-    """Of a unit, as systemd has them."""
-    lines = program_output(["systemctl", "show", "--property", ",".join(names), "--", unit]).splitlines()
-    return dict(line.split("=", 1) for line in lines if "=" in line)
