@@ -1,4 +1,4 @@
-"""One moment of a model and its machine, read from /proc and /sys/fs/cgroup: some twenty small files, a millisecond in all."""
+"""A sample of a model and its machine, read from /proc and /sys/fs/cgroup: some twenty small files, a millisecond in all."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import NamedTuple
 from vllm_safe.contract.recorded_run import Gpu, Sample
 from vllm_safe.contract.state_file import State
 
-_OTHERS = ("system.slice", "user.slice", "init.scope")  # the operating system, as far as people feel it
-_SECTOR = 512  # bytes, in /proc/diskstats, whatever the disk's own are
-_MOST = 1 << 16  # bytes of one of these files
+_OTHERS = ("system.slice", "user.slice", "init.scope")  # the operating system, as far as people notice it
+_SECTOR = 512  # bytes of a sector in /proc/diskstats, whatever the sector size of the disk
+_MOST = 1 << 16  # bytes that are read of one file
 
 
 class Counters(NamedTuple):
-    """What only grows. Rates are differences of two of these. None: unknown."""
+    """Counters that only grow. Rates are computed from two readings of them. None: unknown."""
 
-    at: float  # monotonic
+    at: float  # seconds of the monotonic clock
     memory_stall: int | None  # microseconds, `full`, of the unit
     io_stall: int | None
-    os_memory_stalls: tuple[int | None, ...]  # of each of _OTHERS
+    os_memory_stalls: tuple[int | None, ...]  # one for each of _OTHERS
     os_io_stalls: tuple[int | None, ...]
     read: int | None  # bytes of all disks
     written: int | None
@@ -29,7 +29,7 @@ class Counters(NamedTuple):
 
 
 class QuickSample(NamedTuple):
-    """The least that tells whether something moves: four files."""
+    """The least data that shows whether any figure moves: four files."""
 
     memory: int | None
     swap: int | None
@@ -37,23 +37,26 @@ class QuickSample(NamedTuple):
 
 
 class Sampler:
-    """Reads one model's figures below `root` ("" for this machine)."""
+    """The source of samples of one model. root: "" for this machine."""
 
     def __init__(self, name: str, root: str = "") -> None:
         self._root = root
         self._cgroups = f"{root}/sys/fs/cgroup"
         self.cgroup = f"{self._cgroups}/vllm.slice/vllm@{name}.service"
         self._before: Counters | None = None
-        self._disks: dict[str, bool] = {}  # name -> is a disk of its own, not a partition or an array
+        self._disks: dict[str, bool] = {}  # name -> whether it is a physical disk, not a partition or an array
 
     def glance(self) -> QuickSample:
-        """Whether it is worth more than a glance."""
+        """Take a quick sample."""
         stalls = (full_stall(read_text(path)) for path in (f"{self.cgroup}/memory.pressure", f"{self._root}/proc/pressure/memory"))
         memory, swap = (count(read_text(f"{self.cgroup}/{name}")) for name in ("memory.current", "memory.swap.current"))
         return QuickSample(memory, swap, sum(stall or 0 for stall in stalls))
 
     def read(self, now: float, wall: float, state: State | None, gpus: tuple[Gpu, ...] = ()) -> Sample:
-        """The figures; rates since the time before. now: monotonic, so that a clock that is set changes no rate."""
+        """Take a sample, with rates since the previous one.
+
+        now: seconds of the monotonic clock, so that setting the system clock changes no rate. wall: Unix time.
+        """
         stat = parse_table(read_text(f"{self.cgroup}/memory.stat"))
         machine = meminfo(read_text(f"{self._root}/proc/meminfo"))
         before, after = self._before, self._count(now, stat)
@@ -77,11 +80,11 @@ class Sampler:
         )
 
     def events(self, name: str) -> dict[str, int]:
-        """memory.events or memory.swap.events of the unit; {} when its cgroup has gone."""
+        """Read memory.events or memory.swap.events of the unit; {} if its cgroup no longer exists."""
         return parse_table(read_text(f"{self.cgroup}/{name}"))
 
     def processes(self) -> list[int]:
-        """Those of the unit."""
+        """Return the process ids of the unit."""
         return [int(pid) for pid in read_text(f"{self.cgroup}/cgroup.procs").split() if pid.isdecimal()]
 
     def _count(self, now: float, stat: Mapping[str, int]) -> Counters:
@@ -99,7 +102,7 @@ class Sampler:
         )
 
     def _disk_bytes(self) -> tuple[int | None, int | None]:
-        """What all disks read and wrote since boot. Partitions, LVM and RAID show the same bytes again."""
+        """Return the bytes that all disks have read and written since boot. Partitions, LVM and RAID count the same bytes again."""
         read = written = 0
         found = False
         for line in read_text(f"{self._root}/proc/diskstats").splitlines():
@@ -136,11 +139,11 @@ def _rates(before: Counters, after: Counters) -> dict[str, float | None]:
     }
 
 
-# --- how the kernel writes
+# --- formats of the kernel
 
 
 def read_text(path: str) -> str:
-    """One of the kernel's files; "" if there is none, or this kernel does not keep it."""
+    """Read a file of the kernel; "" if it does not exist on this kernel."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -152,23 +155,23 @@ def read_text(path: str) -> str:
 
 
 def count(text: str) -> int | None:
-    """A single number; None for `max` and for nothing."""
+    """Parse a single number; None for `max` and for an empty file."""
     return int(text) if text.strip().isdecimal() else None
 
 
 def parse_table(text: str) -> dict[str, int]:
-    """Lines of a name and a number: memory.stat, memory.events, cpu.stat."""
+    """Parse lines of a name and a number: memory.stat, memory.events, cpu.stat."""
     rows = (line.split() for line in text.splitlines())
     return {row[0]: int(row[1]) for row in rows if len(row) == 2 and row[1].isdecimal()}
 
 
 def meminfo(text: str) -> dict[str, int]:
-    """/proc/meminfo, in bytes."""
+    """Parse /proc/meminfo, in bytes."""
     rows = (line.split() for line in text.splitlines())
     return {row[0].rstrip(":"): int(row[1]) * 1024 for row in rows if len(row) == 3 and row[1].isdecimal()}
 
 
 def full_stall(text: str) -> int | None:
-    """Microseconds for which all tasks waited at once, from a file of pressure-stall information."""
+    """Return the microseconds for which all tasks were stalled at once, from a file of pressure stall information."""
     total = text.partition("full ")[2].partition("total=")[2].split()
     return int(total[0]) if total and total[0].isdecimal() else None
