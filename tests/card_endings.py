@@ -17,7 +17,7 @@ CARDS = [{"pci": f"0000:0{bus}:00.0", "name": _RTX, "bridges": [f"0000:00:0{bus 
 START = {"host": {**HOST, "cards": CARDS}}
 WORKER = 71
 _SAID = "(Worker_TP0 pid=71) ERROR 11-23 22:20:57 [multiproc_executor.py:1010] torch.AcceleratorError: CUDA error: {}"
-_EXITED = {"cause": "exited", "reason": "the server ended by itself after serving for 2 s (exit status 0)"}
+_EXITED = {"cause": "exited", "reason": "the server ended after serving for 2 s (exit status 0)"}
 # Real ones; tests/unit/record/test_faults.py has their sources.
 LOST = (
     "pcieport 0000:00:02.0: AER: Multiple Uncorrectable (Fatal) error message received from 0000:00:02.0",

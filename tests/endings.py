@@ -50,7 +50,7 @@ _WATCHDOG = (
     "OpType=ALLREDUCE, NumelIn=1, NumelOut=1, Timeout(ms)=600000) ran for 600061 milliseconds before timing out."
 )
 _RPC = "(EngineCore pid=71) ERROR 11-23 22:20:57 [core.py:1510] TimeoutError: RPC call to sample_tokens timed out."
-_STEP = {"cause": "exited", "reason": "the server ended by itself after serving for 5 min (exit status 1)", "result": "exit-code"}
+_STEP = {"cause": "exited", "reason": "the server ended after serving for 5 min (exit status 1)", "result": "exit-code"}
 _RISER = {
     "profile": "pcie-riser",
     "times": {key: getattr(PCIE_RISER, key) for key in TIMES},
@@ -82,8 +82,18 @@ CASES: dict[str, Callable[[], Run]] = {
     "guard": lambda: ended(
         end={"cause": "exited", "reason": "the server ended after 9 s, before it was ready (killed by SIGKILL)"},
         events=[
-            Event(BEGUN + 5, "guard", "frozen: system.slice waits for memory 42 % of the time", {"act": "freeze"}),
-            Event(_AT, "guard", "killed, to keep the machine usable: system.slice waited for memory 42 % of 30 s", {"act": "kill"}),
+            Event(
+                BEGUN + 5,
+                "guard",
+                "frozen for at most 3 s: system services spent 52% of the last 10 s stalled on memory (guard.freeze_pressure)",
+                {"act": "freeze"},
+            ),
+            Event(
+                _AT,
+                "guard",
+                "killed by the vllm-safe guard: system services spent 82% of the last 60 s stalled on memory (guard.kill_pressure)",
+                {"act": "kill"},
+            ),
         ],
     ),
     "earlyoom": lambda: ended(
@@ -104,7 +114,7 @@ CASES: dict[str, Callable[[], Run]] = {
     "timeout": lambda: ended(end={"result": "timeout", "exit_code": "killed", "exit_status": "KILL"}),
     "engine-died": lambda: _said(_DIED),
     "worker-died": lambda: served(
-        end={"cause": "exited", "reason": "the server ended by itself after serving for 2 s (exit status 0)"},
+        end={"cause": "exited", "reason": "the server ended after serving for 2 s (exit status 0)"},
         log=[
             "(EngineCore pid=1) ERROR 11-23 22:20:57 [x.py:316] Worker proc VllmWorker-3 died unexpectedly (exit code: -9), shutting down"
         ],
@@ -163,14 +173,14 @@ CASES: dict[str, Callable[[], Run]] = {
         log=(),
     ),
     "signal": lambda: served(
-        end={"cause": "exited", "reason": "the server ended by itself after serving for 2 s (killed by SIGKILL)", "result": "exit-code"}
+        end={"cause": "exited", "reason": "the server ended after serving for 2 s (killed by SIGKILL)", "result": "exit-code"}
     ),
     "signal-unread": lambda: served(
-        end={"cause": "exited", "reason": "the server ended by itself after serving for 2 s (killed by SIGKILL)"}, events=[_UNREAD]
+        end={"cause": "exited", "reason": "the server ended after serving for 2 s (killed by SIGKILL)"}, events=[_UNREAD]
     ),
     "signal-to-main": lambda: served(end={"result": "signal", "exit_code": "killed", "exit_status": "KILL"}),
     "crashed": lambda: served(
-        end={"cause": "exited", "reason": "the server ended by itself after serving for 2 s (killed by SIGSEGV)"}, start={"command": True}
+        end={"cause": "exited", "reason": "the server ended after serving for 2 s (killed by SIGSEGV)"}, start={"command": True}
     ),
     "power-cut": lambda: served(start={"boot": "11111111-0b5a-4c39-9d2e-8a7b6c5d4e3f"}),
     "stopped": lambda: served(end={"cause": "stopped", "reason": "stopping: running requests have 30 s", "result": "success"}),

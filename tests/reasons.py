@@ -16,7 +16,7 @@ from vllm_safe.launch.processes import Process
 _URL = "http://127.0.0.1:8000"
 _VLLM = Launch("qwen72b", health=f"{_URL}/health", metrics=f"{_URL}/metrics", completions=f"{_URL}/v1/completions", **TIMES)  # type: ignore[arg-type] # times alone
 _WORKER = Process(71, 1, "VLLM::Worker_TP", "S", 1.0, 0, 0, 0, 1 << 30, 1 << 30)
-_BUSY = Answer("answers 200", healthy=True, status=200, figures={RUNNING: 1.0, TOKENS: 7.0})
+_BUSY = Answer("returns HTTP 200", healthy=True, status=200, figures={RUNNING: 1.0, TOKENS: 7.0})
 
 
 def stall(*, said: str = "", cards: CardUsage = NO_CARDS, **times: float) -> dict[str, Any]:

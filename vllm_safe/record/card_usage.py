@@ -70,7 +70,7 @@ class CardsInUse:
         self._least: tuple[int, ...] = ()  # the lowest number of bytes in use on each GPU so far
 
     def look(self, gpus: Sequence[Gpu]) -> CardUsage:
-        """Take a reading of the GPUs and return their usage. A GPU counts as the model's if its memory in use has grown since the run began."""
+        """Take a reading of the GPUs and return their usage. A GPU counts as the model's once more of its memory is in use than before."""
         gpus = [gpu for index, gpu in enumerate(gpus) if self._seen is None or index in self._seen]
         used = tuple(gpu.used for gpu in gpus)
         self._least = tuple(map(min, used, self._least)) if len(used) == len(self._least) else used

@@ -158,7 +158,7 @@ class RunRecording:
         self._publish(now, sample)
 
     def _write_gpu_file(self, cards: CardUsage) -> None:
-        """Write the GPU usage for the main process: growing memory is progress, but GPUs that are all busy may be waiting for each other."""
+        """Write the GPU usage for the main process: growing memory is progress, but GPUs that are all busy may wait for each other."""
         with suppress(OSError):
             write_whole(f"{self._root}{gpu_file(self._name)}", cards_to_line(cards).encode(), 0o644, sync=False)
 

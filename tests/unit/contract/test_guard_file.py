@@ -41,7 +41,7 @@ def test_what_was_written_is_read() -> None:
     ],
 )
 def test_anything_else_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match=r"whole|range|could not|unpack|expected"):
+    with pytest.raises(ValueError, match=r"incomplete|range|could not|unpack|expected"):
         GuardPlan.from_text(text)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 from hypothesis import given, settings
@@ -119,6 +120,26 @@ def test_a_freeze_ends_early_when_the_os_no_longer_waits() -> None:
     ((begun, ended),) = story.frozen()
     assert 1.0 <= ended - begun < PLAN.freeze_time
     assert ended <= 1004.0 + 1.0  # a second after the last stall
+
+
+def test_each_step_names_the_stall_and_its_setting() -> None:
+    story = Story()
+    story.go(45, memory=0.9, hog=500)
+    texts = {act.kind: re.sub(r"\d+%", "N%", act.text) for _, act in story.acts}
+    who = "system services spent N% of the last"
+    assert texts["squeeze"] == f"squeezed to the lowest CPU and I/O weights: {who} 2 s stalled on memory (guard.squeeze_pressure)"
+    assert texts["freeze"] == f"frozen for at most 3 s: {who} 5 s stalled on memory (guard.freeze_pressure)"
+    assert texts["kill"] == f"killed by the vllm-safe guard: {who} 20 s stalled on memory (guard.kill_pressure)"
+
+
+def test_without_psi_the_text_says_that_the_stall_is_an_estimate() -> None:
+    story = Story()
+    story.stalls["init.scope memory faults"] = 0.0
+    story.go(2, hog=500)
+    for _ in range(8):
+        story.stalls["init.scope memory faults"] += TICK
+        story.go(TICK, hog=500)
+    assert "systemd spent an estimated " in story.acts[0][1].text
 
 
 def test_calm_gives_the_share_back_once() -> None:

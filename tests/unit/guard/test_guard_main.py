@@ -58,7 +58,7 @@ class Poll:
 
 @pytest.fixture
 def loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Poll], GuardLoop]]:
-    """A loop around a folder that stands for the cgroups; it begins once it is prepared."""
+    """Return a function that makes a prepared loop on a directory that stands in for the cgroups."""
     reading, writing = os.pipe()
     os.write(writing, bytes([signal.SIGTERM]))
     monkeypatch.setattr(program, "_catch_signals", lambda: reading)

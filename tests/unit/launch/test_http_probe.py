@@ -46,15 +46,15 @@ def _says(*chunks: bytes) -> Callable[[socket.socket], None]:
 @pytest.mark.parametrize(
     ("chunks", "expected"),
     [
-        ([b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"], Answer("answers 200", healthy=True, status=200)),
-        ([b"HTTP/1.0 204 No Content\r\n\r\n"], Answer("answers 204", healthy=True, status=204)),
-        ([b"HTTP/1.1 200\r\n\r\n"], Answer("answers 200", healthy=True, status=200)),
-        ([b"HTTP/1.1 503 Service Unavailable\r\n\r\n"], Answer("answers 503", status=503)),
-        ([b"HTTP/1.1 302 Found\r\nLocation: /200\r\n\r\n"], Answer("answers 302", status=302)),
-        ([b"HT", b"TP/1.1 2", b"00 OK\r\n"], Answer("answers 200", healthy=True, status=200)),
+        ([b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"], Answer("returns HTTP 200", healthy=True, status=200)),
+        ([b"HTTP/1.0 204 No Content\r\n\r\n"], Answer("returns HTTP 204", healthy=True, status=204)),
+        ([b"HTTP/1.1 200\r\n\r\n"], Answer("returns HTTP 200", healthy=True, status=200)),
+        ([b"HTTP/1.1 503 Service Unavailable\r\n\r\n"], Answer("returns HTTP 503", status=503)),
+        ([b"HTTP/1.1 302 Found\r\nLocation: /200\r\n\r\n"], Answer("returns HTTP 302", status=302)),
+        ([b"HT", b"TP/1.1 2", b"00 OK\r\n"], Answer("returns HTTP 200", healthy=True, status=200)),
         ([], Answer("closes the connection")),
-        ([b"SSH-2.0-OpenSSH 200\r\n"], Answer("does not answer in HTTP")),
-        ([b"x" * 10000], Answer("does not answer in HTTP")),
+        ([b"SSH-2.0-OpenSSH 200\r\n"], Answer("does not speak HTTP")),
+        ([b"x" * 10000], Answer("does not speak HTTP")),
     ],
 )
 def test_understands_the_answer(chunks: list[bytes], expected: Answer) -> None:
@@ -93,7 +93,7 @@ def test_no_address() -> None:
 
 
 def _nobody() -> tuple[str, int]:
-    """An address of this machine at which nobody listens."""
+    """Return an address of this machine on which no program listens."""
     with socket.create_server(("127.0.0.2", 0)) as server:
         address: tuple[str, int] = server.getsockname()
     return address

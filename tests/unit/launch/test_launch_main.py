@@ -66,12 +66,12 @@ class Unit:
         self.process = subprocess.Popen([sys.executable, "-c", code, *arguments], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
     def status(self) -> str:
-        """The last STATUS= that was told."""
+        """Return the last STATUS= that was sent."""
         self._hear(0)
         return next((line[7:] for line in reversed(self.told) if line.startswith("STATUS=")), "")
 
     def state(self) -> dict[str, object]:
-        """What it last wrote of its server."""
+        """Return the content of the state file."""
         values: dict[str, object] = json.loads((self.folder / "state" / "demo.json").read_text())
         return values
 
@@ -272,7 +272,7 @@ def test_wrong_usage(unit: Unit, arguments: tuple[str, ...]) -> None:
 def test_a_wrong_option_is_not_tried_again(unit: Unit) -> None:
     unit.start("--swap-space", "4")
     assert unit.wait() == 2
-    assert unit.status() == "demo ended by itself: an option of it is wrong: unrecognized arguments: --swap-space 4."
+    assert unit.status() == "demo exited: an option is invalid: unrecognized arguments: --swap-space 4."
 
 
 def test_no_such_program_is_not_tried_again(unit: Unit) -> None:
@@ -294,7 +294,7 @@ def test_a_kernel_without_a_process_to_spare_is_tried_again(unit: Unit, pause: f
 def test_an_end_at_once_is_a_failure_even_with_0(unit: Unit) -> None:
     unit.start("--exit", "0", "--say", "RuntimeError: it is Monday")
     assert unit.wait() == 1
-    assert unit.status() == "demo ended by itself before it was ready (exit status 0): RuntimeError: it is Monday."
+    assert unit.status() == "demo exited before it was ready (exit status 0): RuntimeError: it is Monday."
     assert unit.output.splitlines()[-1] == b"vllm-safe: " + unit.status().encode()
 
 
@@ -333,7 +333,7 @@ def test_what_steers_a_terminal_is_in_no_word_of_ours(unit: Unit) -> None:
     """Of a line with a control character journalctl shows no more than "blob data"."""
     unit.start(argv=("sh", "-c", r"printf 'fatal: it is \033[31mMon\001day\033]0;a title\n'; exit 1"))
     assert unit.wait() == 1
-    sentence = "demo ended by itself before it was ready (exit status 1): fatal: it is Mon?day?]0;a title."
+    sentence = "demo exited before it was ready (exit status 1): fatal: it is Mon?day?]0;a title."
     assert unit.status() == sentence
     assert f"vllm-safe: {sentence}\n".encode() in unit.output
 
@@ -342,8 +342,8 @@ def test_an_end_while_serving_is_a_failure_even_with_0(unit: Unit) -> None:
     unit.start("--serve", "1")
     assert unit.wait() == 1
     unit.wait_for("READY=1")
-    assert unit.status() == "demo ended by itself while it served (exit status 0), and named no error."
-    assert str(unit.state()["reason"]).startswith("the server ended by itself after serving for")
+    assert unit.status() == "demo exited while serving (exit status 0) without an error message."
+    assert str(unit.state()["reason"]).startswith("the server ended after serving for")
     assert unit.state()["served"] is True
 
 
@@ -355,7 +355,7 @@ def test_a_killed_server_is_named_so(unit: Unit) -> None:
     assert "killed by SIGKILL" in unit.status()
 
 
-@pytest.mark.parametrize(("told", "heard"), [(["--never"], "refuses connections"), (["--status", "503"], "answers 503")])
+@pytest.mark.parametrize(("told", "heard"), [(["--never"], "refuses connections"), (["--status", "503"], "returns HTTP 503")])
 def test_never_ready(unit: Unit, told: list[str], heard: str) -> None:
     unit.start(*told, start_timeout=1.0)
     assert unit.wait() == 1
@@ -375,7 +375,7 @@ def test_a_deaf_server_is_killed_after_its_grace(unit: Unit) -> None:
     unit.wait_for("READY=1")
     child = _child(unit)
     assert unit.stop() == 0
-    assert b"has not ended in time: killing it" in unit.output
+    assert b"did not exit in time: killing it" in unit.output
     assert not _is_alive(child)
 
 

@@ -83,9 +83,10 @@ def test_a_freeze_is_not_counted() -> None:
 def test_the_reason_says_what_stood_still_and_since_when(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.localtime", lambda _: (2026, 11, 23, 12, 4, 31, 0, 0, 0))
     watch = _still_after(30, ProcessReadings(read=4096, resident=2048, cpu=0.01))
-    assert watch.describe() == "120 KiB read, 0 B mapped, 60.0 KiB of memory taken, 0.3 s of CPU, nothing new printed since 12:04:31"
+    assert watch.describe() == "120 KiB read, 0 B mapped, 60.0 KiB of memory allocated, 0.3 s of CPU time, no new output since 12:04:31"
     assert (
-        "60.0 KiB of memory taken, 30.0 KiB of the cards taken, " in _still_after(30, ProcessReadings(resident=2048, gpu=1024)).describe()
+        "60.0 KiB of memory allocated, 30.0 KiB of GPU memory allocated, "
+        in _still_after(30, ProcessReadings(resident=2048, gpu=1024)).describe()
     )
 
 
@@ -155,7 +156,7 @@ def test_a_worker_that_does_not_answer_is_heard_of_however_the_line_is_cut(line:
     data = line.encode()
     for at in range(0, len(data), cut):
         waits.hear(data[at : at + cut], 100.0)
-    assert "again and again" in waits.signs(220.0, None)[0]
+    assert "repeatedly" in waits.signs(220.0, None)[0]
     assert waits.signs(226.0, None) == (), "a minute later it should have been said again"
     waits.hear(b"\n" * 300, 500.0)
     assert waits.signs(501.0, None) == (), "a line is heard once"
@@ -171,7 +172,7 @@ def test_a_shorter_interval_is_waited_for_less_long() -> None:
 
 def test_cards_that_are_all_busy_are_a_sign_while_that_is_known() -> None:
     waits = CommunicationWait()
-    assert waits.signs(0.0, 1.0) == ("every card in use is 100% busy",)
+    assert waits.signs(0.0, 1.0) == ("every GPU in use is 100% busy",)
     assert waits.signs(0.0, 0.94) == ()
     assert waits.signs(0.0, None) == ()
 

@@ -179,7 +179,7 @@ def test_the_kernels_own_line_is_kept_in_one() -> None:
     text = next(text for text, data in LINES if data.get("client") == "535.247.01")
     (event,) = find_faults([JournalLine(1e9, 1.0, kernel=True, text=text)], 0, set(), ())
     assert event.text.startswith(
-        "the kernel said: NVRM: API mismatch: the client has the version 535.247.01, but this kernel module has the"
+        "the kernel logged: NVRM: API mismatch: the client has the version 535.247.01, but this kernel module has the"
     )
     assert "\n" not in event.text
     assert (event.time, event.kind) == (1e9, "nvidia")

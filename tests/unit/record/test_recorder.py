@@ -375,7 +375,7 @@ def test_a_disk_that_is_full_is_said_once(world: World, monkeypatch: pytest.Monk
     assert "No space left" in world.said[0]
     full[0] = False
     world.pass_seconds(10)
-    assert world.said[1:] == ["recording again"]
+    assert world.said[1:] == ["recording has resumed"]
     assert len(world.recorded().samples) > 60
 
 

@@ -144,7 +144,7 @@ def test_what_is_no_run_is_neither_listed_nor_removed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["..", "a/b", "", "."])
 def test_a_name_leads_nowhere_else(tmp_path: Path, name: str) -> None:
-    with pytest.raises(Failure, match="no model can be called"):
+    with pytest.raises(Failure, match="invalid model name"):
         list_runs(name, tmp_path)
 
 
