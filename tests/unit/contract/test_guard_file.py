@@ -1,4 +1,4 @@
-"""The guard's settings: what apply writes, the guard reads."""
+"""The guard's settings, as `apply` writes them and the guard reads them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The health question: every way in which a server may answer it, or not."""
+"""HTTP probes: every way in which a server may answer a request, or fail to."""
 
 from __future__ import annotations
 
@@ -99,8 +99,8 @@ def _nobody() -> tuple[str, int]:
     return address
 
 
-NO_FAMILY: Address = (255, ("127.0.0.1", 1))  # EAFNOSUPPORT, as AF_INET6 is to a kernel without it
-NOT_OURS: Address = (socket.AF_INET, ("255.255.255.255", 80))  # unreachable at once, as ::1 is where IPv6 is off
+NO_FAMILY: Address = (255, ("127.0.0.1", 1))  # EAFNOSUPPORT, like AF_INET6 on a kernel without IPv6
+NOT_OURS: Address = (socket.AF_INET, ("255.255.255.255", 80))  # unreachable at once, like ::1 where IPv6 is disabled
 
 
 def test_every_address_is_tried_in_order() -> None:
@@ -126,7 +126,7 @@ def test_an_address_that_drops_everything_has_its_share_of_the_time_only() -> No
         serving: Address = (socket.AF_INET, ("127.0.0.1", _serve(_says(b"HTTP/1.1 200 OK\r\n"))))
         probe = Probe("http://localhost/", Resolution(((socket.AF_INET, full.getsockname()), serving)), 0.0)
         probe.advance(0.0)
-        assert (probe.answer, probe.deadline) == (None, TIMEOUT / 2)  # with its queue full, the kernel drops what comes
+        assert (probe.answer, probe.deadline) == (None, TIMEOUT / 2)  # the kernel drops new connections while the queue is full
         probe.advance(TIMEOUT / 2)
         while probe.answer is None:
             assert any(select.select(probe.reading, probe.writing, (), 10))

@@ -1,4 +1,4 @@
-"""The main process with fake servers: what systemd is told, what the journal gets, how it exits, and that nothing is left."""
+"""The main process with fake servers: notifications to systemd, lines for the journal, exit codes, and that no process is left."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from vllm_safe.contract.launch_file import Launch
 
 FAKE = Path(__file__).parents[2] / "fakes" / "server.py"
 REPOSITORY = FAKE.parents[2]
-PATIENCE = 30  # seconds that no test takes unless it fails
-GLIBC_S_OWN = 0b11 << 31  # signals 32 and 33: whoever was started by posix_spawn(3), as make starts us, ignores them
+PATIENCE = 30  # seconds: a test that takes longer has failed
+GLIBC_S_OWN = 0b11 << 31  # signals 32 and 33: a process that was started by posix_spawn(3), as make does, ignores them
 
 
 class Unit:
-    """What systemd is to the main process: a launch file, a notify socket, signals."""
+    """A stand-in for systemd: a launch file, a notify socket, signals."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -41,7 +41,7 @@ class Unit:
         self.output = b""
 
     def start(self, *told: str, before: str = "", **changes: object) -> None:
-        """Start the main process with a fake server that was told so."""
+        """Start the main process with a fake server that gets these options."""
         values: dict[str, object] = {
             "name": "demo",
             "summary": (),
@@ -76,26 +76,26 @@ class Unit:
         return values
 
     def wait_for(self, assignment: str) -> None:
-        """Until a line that begins so was told."""
+        """Wait for a notification that begins with this text."""
         until = time.monotonic() + PATIENCE
         while not any(line.startswith(assignment) for line in self.told):
             assert time.monotonic() < until, f"never told {assignment}, but {self.told}"
             self._hear(1)
 
     def wait(self) -> int:
-        """Until the main process has ended: its exit code."""
+        """Wait for the end of the main process; return its exit code."""
         assert self.process
         self.output += self.process.communicate(timeout=PATIENCE)[0]
         return self.process.returncode
 
     def stop(self) -> int:
-        """Stop as systemd does."""
+        """Stop the main process as systemd does."""
         assert self.process
         self.process.send_signal(signal.SIGTERM)
         return self.wait()
 
     def close(self) -> None:
-        """End what a failed test left."""
+        """End the processes that a failed test left."""
         if self.process and self.process.poll() is None:
             for child in Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split():
                 os.kill(int(child), signal.SIGKILL)
@@ -151,7 +151,7 @@ real = socket.getaddrinfo
 def getaddrinfo(host, port, *, flags=0, **more):
     if host != b"server" or flags:
         return real(host, port, flags=flags, **more)
-    time.sleep(1)  # a resolver that is slow the first time, and then down
+    time.sleep(1)  # a DNS resolver that is slow the first time, and then down
     rows = [(family, 1, 6, "", (address, port)) for family, address in ((10, "::1"), (2, "127.0.0.2"), (2, "127.0.0.1"))]
     socket.getaddrinfo = lambda *_, **__: time.sleep(1e6)
     return rows
@@ -299,7 +299,7 @@ def test_an_end_at_once_is_a_failure_even_with_0(unit: Unit) -> None:
 
 
 def test_the_same_error_at_an_automatic_restart_is_the_last(unit: Unit) -> None:
-    """A person's start forgets it."""
+    """A start by a person forgets the previous error."""
     codes = []
     for restart, said in ((0, "RuntimeError: card 1 is gone"), (1, "RuntimeError: card 2 is gone"), (0, "RuntimeError: card 3 is gone")):
         unit.start("--exit", "1", "--say", said, restart=restart)
@@ -318,7 +318,7 @@ def test_a_state_of_before_that_is_none_ends_nothing(unit: Unit, state: str) -> 
 
 
 def test_the_cause_is_found_behind_any_amount_of_text(unit: Unit) -> None:
-    """More than is kept of the log: what torch prints of the other workers."""
+    """The text is longer than the kept log, like torch's output for the other workers."""
     stacks = "yes '  File \"/opt/engine/lib/python3.11/site-packages/vllm/x.py\", line 7, in run' | head -c 400000"
     frames = "yes 'frame #7: c10::f() + 0x4' | head -c 100000"
     script = f"{stacks}; echo; echo 'RuntimeError: CUDA error: misaligned address'; {frames}; exit 1"
@@ -330,7 +330,7 @@ def test_the_cause_is_found_behind_any_amount_of_text(unit: Unit) -> None:
 
 
 def test_what_steers_a_terminal_is_in_no_word_of_ours(unit: Unit) -> None:
-    """Of a line with a control character journalctl shows no more than "blob data"."""
+    """For a line with a control character, journalctl shows only "blob data"."""
     unit.start(argv=("sh", "-c", r"printf 'fatal: it is \033[31mMon\001day\033]0;a title\n'; exit 1"))
     assert unit.wait() == 1
     sentence = "demo exited before it was ready (exit status 1): fatal: it is Mon?day?]0;a title."
@@ -407,10 +407,10 @@ def test_a_server_that_becomes_a_daemon_is_told_apart(unit: Unit) -> None:
     assert unit.process
     leader = unit.process.pid
     try:
-        assert unit.process.wait(PATIENCE) == 1  # and does not wait for the daemon, which holds the pipe's other end
+        assert unit.process.wait(PATIENCE) == 1  # it does not wait for the daemon, which holds the other end of the pipe
     finally:
         for file in Path("/proc").glob("[0-9]*/cmdline"):
-            with suppress(FileNotFoundError, ProcessLookupError):  # others end while we look
+            with suppress(FileNotFoundError, ProcessLookupError):  # other processes may end meanwhile
                 if str(unit.port).encode() in file.read_bytes().split(b"\0") and int(file.parent.name) != leader:
                     os.kill(int(file.parent.name), signal.SIGKILL)
 

@@ -1,4 +1,4 @@
-"""What the main process decides at each event, without a process or a clock."""
+"""The decisions of the main process at each event, without a process or a clock."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ WORKER = Process(12, 1, "VLLM::Worker_TP", "S", 1.0, 0, 0, 0, 1 << 20, 1 << 20)
 
 
 class Life:
-    """A lifecycle whose clocks agree, and what it asked for."""
+    """A lifecycle with equal clocks, and the actions that it returned."""
 
     def __init__(self, launch: Launch = OTHER, watchdog: float = 0.0, before: str = "") -> None:
         self.it = Lifecycle(launch, 1000.0, 1000.0, watchdog=watchdog, before=before)
@@ -46,7 +46,7 @@ class Life:
         return self.it.exited(now, now, status, (), lines)
 
     def run(self, start: float, end: float, processes: Callable[[float], tuple[Process, ...]] = lambda _: (WORKER,)) -> list[Action]:
-        """Tick each second, and show these processes whenever it looks; all that it asked for until it began to end."""
+        """Tick each second, and return these processes at each reading; return all actions until the end began."""
         done: list[Action] = []
         for now in range(int(start), int(end) + 1):
             actions = self.tick(float(now))
@@ -138,7 +138,7 @@ def test_vllm_is_ready_when_it_has_made_a_token() -> None:
     life = Life(VLLM)
     assert life.answered(1200.0, HEALTHY) == [AskServer("token")]
     assert life.it.phase == "warming-up"
-    assert life.answered(1201.0, HEALTHY) == []  # and is asked once
+    assert life.answered(1201.0, HEALTHY) == []  # the request is sent once
     assert _told(life.answered(1230.0, HEALTHY, "token"), "READY") == "1"
 
 
@@ -163,7 +163,7 @@ def test_a_server_that_fails_at_its_first_request_is_not_ready_and_is_asked_agai
     assert "returns HTTP 500: retrying" in _said(life.answered(1011.0, FAILED, "token"))
     assert life.it.phase == "warming-up"
     assert life.answered(1012.0, HEALTHY) == [AskServer("token")]
-    assert life.answered(1013.0, FAILED, "token") == []  # and says it once
+    assert life.answered(1013.0, FAILED, "token") == []  # the failure is logged once
     life.answered(1014.0, HEALTHY)
     assert _told(life.answered(1020.0, HEALTHY, "token"), "READY") == "1"
 
@@ -276,7 +276,7 @@ def test_the_stacks_of_those_who_spin_are_asked_for() -> None:
 @pytest.mark.parametrize(
     ("processes", "cards", "says"),
     [
-        (_spins, NO_CARDS, False),  # computes, or quantizes: nothing says that it waits
+        (_spins, NO_CARDS, False),  # it computes or quantizes: nothing shows that it waits
         (_spins, CardUsage(1 << 30, 0.5), False),
         (_faults, NO_CARDS, True),  # compiles
         (_faults, CardUsage(1 << 30, 1.0), True),  # tunes kernels
@@ -303,7 +303,7 @@ def test_a_stopped_worker_whom_others_wait_for_is_named() -> None:
 
 
 def test_a_start_that_takes_too_long_and_spins_says_so_and_where() -> None:
-    """stall_timeout may be as long."""
+    """This happens if stall_timeout is as long as start_timeout."""
     life = Life(VLLM._replace(stall_timeout=1e6))
     life.answered(1000.0, REFUSED)
     actions: list[Action] = []
@@ -367,7 +367,7 @@ LOST_AGAIN = "RuntimeError: card 1 was lost after 9 s, process 815, address 0x7f
     [(LOST, LOST_AGAIN, 2), ("", LOST, 1), ("RuntimeError: another", LOST, 1), ("", "no error at all", 1), (LOST, "no error at all", 1)],
 )
 def test_the_same_error_twice_running_ends_the_tries(before: str, line: str, code: int) -> None:
-    """Whatever ids of processes, times, addresses and sizes are in it."""
+    """Process ids, times, addresses and sizes in the error make no difference."""
     life = Life(before=before)
     assert _quit(life.exited(1004.0, EXIT_1, line)) == code
     assert ("the same error as at the previous start" in life.it.reason) == (code == 2)
@@ -467,7 +467,7 @@ def test_a_hung_server_has_time_to_say_where_even_when_its_first_process_dies_of
     due = life.it.due
     assert due is not None
     assert life.exited(due - 2, 6) == []
-    for tenth in range(19, 0, -1):  # whatever wakes the loop meanwhile
+    for tenth in range(19, 0, -1):  # other events may wake up the loop meanwhile
         assert life.tick(due - tenth / 10) == []
     actions = life.tick(due)
     assert Instruction.KILL in actions

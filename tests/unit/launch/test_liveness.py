@@ -1,4 +1,4 @@
-"""Signs of life: what counts as a hang, after how long, and what never does."""
+"""Signs of life: what counts as a hang, after which time, and what never counts as one."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ OTHER = Launch("demo", health="http://x/health", hang_timeout=600.0)
 OK, DEAD = Answer("returns HTTP 200", healthy=True, status=200), Answer("returns HTTP 503", status=503)
 CORE = Process(11, 1, "VLLM::EngineCor", "S", 1.0, 0, 0, 0, 1, 1)
 WORKER = Process(12, 1, "VLLM::Worker_TP", "S", 1.0, 0, 0, 0, 1, 1)
-OFTEN = 10  # seconds between two looks
+OFTEN = 10  # seconds between two readings
 
 
 def _until(alive: Liveness, most: float, each: Callable[[float], None]) -> tuple[float, str]:
-    """When there is a verdict, and which; (most, "") if there is none."""
+    """Return the time and text of the first verdict; (most, "") if there is none."""
     for now in range(OFTEN, int(most) + 1, OFTEN):
         alive.pass_time(float(now), float(now))
         each(float(now))
@@ -91,7 +91,7 @@ def test_503_is_vllm_with_a_dead_engine_and_of_others_what_any_failure_is(launch
     when, said = _until(alive, 2000, lambda _: alive.health(DEAD))
     assert limit <= when <= limit + 2 * OFTEN
     assert said.startswith("http://x/health returns HTTP 503, for ")
-    assert ("(hang_timeout)" in said) is (limit != SURELY)  # a setting is named only where it decided
+    assert ("(hang_timeout)" in said) is (limit != SURELY)  # a setting is named only if it was the limit
 
 
 UNREACHABLE = Answer("cannot be reached (Temporary failure in name resolution)")

@@ -1,4 +1,4 @@
-"""What is written down and said when a unit has ended, by whatever."""
+"""The record and the status of a unit that has ended, for every kind of end."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_the_guard_is_named_if_it_was_the_guard(told: list[str], tmp_path: Path,
     [
         (["freeze", "kill", "thaw"], "demo was killed"),
         (["squeeze", "kill", "thaw", "restore"], "demo was killed"),
-        (["kill", "thaw", "squeeze"], "killed by the kernel: out of memory"),  # of the run before
+        (["kill", "thaw", "squeeze"], "killed by the kernel: out of memory"),  # the kill was in the previous run
         (["squeeze", "freeze", "thaw"], "killed by the kernel: out of memory"),
         (["thaw"], "killed by the kernel: out of memory"),
     ],
