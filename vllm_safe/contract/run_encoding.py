@@ -79,8 +79,8 @@ def pack_sample(sample: Sample) -> list[Any]:
     values[0] = round(sample.time, 2)
     values[Sample._fields.index("gpus")] = [[gpu.used, gpu.total, round(gpu.busy, 2)] for gpu in sample.gpus] or None
     for name in ("disk_read", "disk_write"):
-        place = Sample._fields.index(name)
-        values[place] = None if values[place] is None else int(values[place])
+        index = Sample._fields.index(name)
+        values[index] = None if values[index] is None else int(values[index])
     while values[-1] is None:
         values.pop()
     return values

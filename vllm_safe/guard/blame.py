@@ -1,4 +1,4 @@
-"""Decides which model causes the pressure: the one that moves most pages meanwhile, if that is a fair share of all. Pure.
+"""The decision which model causes the pressure: the one that moves most pages meanwhile, if that is a fair share of all. Pure.
 
 A frozen model moves no pages. Hence the blame stays with it while it is frozen and for a few seconds after that: otherwise another model
 would be throttled for the little that it does meanwhile.

@@ -1,4 +1,4 @@
-"""Decides from figures whether a loading server makes progress. Pure: the figures and the time are parameters.
+"""The decision from figures whether a loading server makes progress. Pure: the figures and the time are parameters.
 
 Any figure that moves is progress: bytes read, memory mapped or allocated on the machine or its GPUs, CPU time used, lines printed that were
 not printed before. The activity of a dead but polling server is no progress: see STEPS. Neither is the CPU time of processes that wait for
@@ -73,7 +73,7 @@ class ProcessTotals:
 
 
 class CommunicationWait:
-    """Detects processes that wait for each other, as in NCCL or a custom all-reduce: they spin, and use a CPU core and a GPU each.
+    """A detector for processes that wait for each other, as in NCCL or a custom all-reduce: they spin, and use a CPU core and a GPU each.
 
     Their CPU time is then no progress, but page faults are: a process that compiles, loads or computes touches memory that is new to it.
     """

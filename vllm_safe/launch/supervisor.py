@@ -55,7 +55,7 @@ class _Supervisor:
         self._started = time.time()
         self._resolver = Resolver()
         self._probes: dict[str, tuple[Probe, MetricsReader]] = {}
-        self._heard, self._heard_until = 0, 0.0
+        self._searched, self._searched_until = 0, 0.0
         self._cards = state_file.NO_CARDS
         self._written, self._written_at = state_file.State("", "", 0, 0, 0, "", 0), 0.0
         self._exit_code: int | None = None
@@ -158,12 +158,12 @@ class _Supervisor:
 
     def _hear(self, chunk: bytes) -> None:
         now = time.monotonic()
-        if now >= self._heard_until:
-            self._heard, self._heard_until = 0, now + 1
-        if self._heard < HEARD:
+        if now >= self._searched_until:
+            self._searched, self._searched_until = 0, now + 1
+        if self._searched < HEARD:
             self._life.heard(chunk, now, time.time())
-        if self._heard < SIFTED:
-            self._heard += len(chunk)
+        if self._searched < SIFTED:
+            self._searched += len(chunk)
             self._trouble.hear(chunk, now, serves=self._life.served)
 
     def _processes(self) -> tuple[Process, ...]:
