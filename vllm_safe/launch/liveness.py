@@ -46,7 +46,7 @@ class MetricsReader:
                     value = float(line.rpartition(b" ")[2])
                 except ValueError:
                     continue
-                if math.isfinite(value):  # NaN differs from itself, so that it would count as moving for ever, and it is not a number of requests
+                if math.isfinite(value):  # NaN differs from itself: it would count as moving for ever, and is not a number of requests
                     self.values[name] = self.values.get(name, 0.0) + value
 
 
@@ -137,7 +137,7 @@ class Liveness:
         """Return the reason why the server counts as hung, or ""."""
         for lasted, limit, text, since in self._wrong.values():
             if lasted >= limit:
-                setting = " (hang_timeout)" if limit == self._launch.hang_timeout else ""  # otherwise the limit is SURELY, which is not a setting
+                setting = " (hang_timeout)" if limit == self._launch.hang_timeout else ""  # SURELY is not a setting
                 return f"{text}, for {format_span(lasted)} since {time.strftime('%H:%M:%S', time.localtime(since))}{setting}"
         return ""
 
