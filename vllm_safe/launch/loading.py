@@ -11,7 +11,7 @@ from vllm_safe.launch.phases import PhaseTracker
 from vllm_safe.launch.processes import Process
 
 _QUIET = 60.0  # seconds without progress after which the status mentions it
-IN_VAIN = "its processes wait for each other"  # `why` recognizes this end by it; up to 0.2.0 "in vain" followed
+IN_VAIN = "its processes wait for each other"  # `why` recognizes this end by it
 
 
 class Loading:
