@@ -40,9 +40,9 @@ LITTER = "touch /dev/shm/psm_litter /tmp/vllm_dist_litter /run/vllm/$0/socket; e
 
 ENDS = [  # name, the cause in its state, and what STATUS= and the journal say; seconds until it is over at the latest
     ("never", "start-timeout", "not ready within 6 s", 6 + 2 + 15),
-    ("asleep", "stall", "nothing new printed since", 4 + 2 + 20),
-    ("spins", "stall", "its processes wait for each other in vain", 8 + 2 + 30),
-    ("unwell", "start-timeout", "answers 503", 6 + 2 + 15),
+    ("asleep", "stall", "no new output since", 4 + 2 + 20),
+    ("spins", "stall", "its processes wait for each other", 8 + 2 + 30),
+    ("unwell", "start-timeout", "returns HTTP 503", 6 + 2 + 15),
     ("mute", "start-timeout", "does not answer within", 8 + 2 + 15),
     ("silent", "hang", "does not answer within 30 s", 3 + 30 + 6 + 2 + 20),  # health has 30 s to answer, as slow machines need
     ("quits", "exited", "exit status 0", 15),
@@ -112,7 +112,7 @@ def test_who_spins_in_vain_is_told_what_helps_and_not_to_wait_longer(bed: Nspawn
     assert "in vain" in said["sentence"]
     assert not [change for change in said["changes"] if "timeout" in change["path"]]
     assert "A longer time cannot help" in said["hint"]
-    (seconds,) = re.findall(r"([\d.]+) s of CPU, nothing new printed", " ".join(fact["text"] for fact in said["evidence"]))
+    (seconds,) = re.findall(r"([\d.]+) s of CPU time, no new output", " ".join(fact["text"] for fact in said["evidence"]))
     assert float(seconds) > 2, "it used a processor all the time: else nothing was shown"
 
 

@@ -113,4 +113,4 @@ def test_a_dead_disk_is_a_stall_and_says_what_stood_still(reading: Virtual) -> N
     bed.wait_for("it is over", lambda: _state(bed).get("cause") or _status(bed)["SubState"] == "auto-restart", timeout=60)
     journal = bed.journal("vllm@demo.service")
     assert "no progress for 1" in journal  # 15 s, and what a slow machine adds
-    assert re.search(r"\(stall_timeout\): [0-9.]+ (?:B|KiB|MiB) read, .*nothing new printed since", journal)
+    assert re.search(r"\(stall_timeout\): [0-9.]+ (?:B|KiB|MiB) read, .*no new output since", journal)

@@ -173,7 +173,7 @@ def test_on_a_full_disk_it_says_so_once_and_goes_on_when_there_is_room(bed: Nspa
     assert len(said()) == 1
     bed.run(f"rm {RUNS}/full/filler && mount -o remount,size=8M {RUNS}/full")
     bed.wait_for("it records", lambda: bool(_recorded(bed, "full")["runs"]) and bool(_recorded(bed, "full")["run"]["times"]), timeout=30)
-    assert "recording again" in bed.journal("vllm-safe-record@full.service")
+    assert "recording has resumed" in bed.journal("vllm-safe-record@full.service")
     bed.run("systemctl stop vllm@full")
     assert _ended(bed, "full")["end"]["cause"] == "stopped"
     bed.run(f"umount {RUNS}/full", check=False)

@@ -164,7 +164,7 @@ def test_a_model_that_is_not_configured(bed: Nspawn) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "heard"), [("never", "refuses connections"), ("unwell", "answers 503"), ("mute", "does not answer within 5 s")]
+    ("name", "heard"), [("never", "refuses connections"), ("unwell", "returns HTTP 503"), ("mute", "does not answer within 5 s")]
 )
 def test_one_that_is_never_ready_is_ended_and_tried_again(bed: Nspawn, name: str, heard: str) -> None:
     assert _start(bed, name) != 0
@@ -181,7 +181,7 @@ def test_one_that_ends_before_it_is_ready_is_tried_again(bed: Nspawn) -> None:
     assert shown["SubState"] == "auto-restart"
     assert (
         shown["StatusText"]
-        == 'quits ended by itself before it was ready (exit status 0), and named no error; it last said "the engine has died".'
+        == 'quits exited before it was ready (exit status 0) without an error message; its last line was "the engine has died".'
     )
 
 

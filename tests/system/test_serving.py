@@ -148,7 +148,7 @@ def test_whichever_process_is_killed_all_go_and_it_is_tried_again(bed: Nspawn) -
     for name in VICTIMS:
         bed.run(["kill", "-KILL", _victim(bed, name)])
     _are_tried_again(bed, 60)
-    assert {name: "ended by itself after serving" in _state(bed, name)["reason"] for name in VICTIMS} == dict.fromkeys(VICTIMS, True)
+    assert {name: "ended after serving" in _state(bed, name)["reason"] for name in VICTIMS} == dict.fromkeys(VICTIMS, True)
 
 
 def test_whichever_process_is_stopped_it_is_a_hang_and_it_is_tried_again(bed: Nspawn) -> None:

@@ -1,1 +1,1 @@
-"""What servers print when they die, and which line of it is the cause. Standard library only: it is resident in each launcher."""
+"""The errors that servers print when they die, and which of them is the cause. Standard library only: resident in each launcher."""

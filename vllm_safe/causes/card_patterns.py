@@ -1,7 +1,7 @@
-"""What CUDA, its libraries and NCCL say, in the words of the runtime, of the driver's own interface, and of torch, vLLM and llama.cpp.
+"""Patterns for errors of CUDA, its libraries and NCCL, as the runtime, the driver API, torch, vLLM and llama.cpp print them.
 
-The words of CUDA's errors are those of cudaGetErrorString and cuGetErrorName (CUDA 13.0, driver_types.h and cuda.h). Which of them is the
-card's fault and which the program's cannot be told from the words alone: the kernel's lines decide, where there are any.
+The messages of CUDA are those of cudaGetErrorString and cuGetErrorName (CUDA 13.0, driver_types.h and cuda.h). The messages alone do not
+tell a fault of the GPU from a fault of the program: the kernel's log lines decide, where there are any.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ CARDS: tuple[Pattern, ...] = (
         "gpu-taken",
         r"Free memory on device (?P<device>\S* ?)\((?P<free>[\d.]+)/(?P<total>[\d.]+) GiB\) on startup is less than "
         r".{0,120}?\((?P<share>[\d.]+), (?P<wanted>[\d.]+) GiB",
-        MAYBE,  # whoever has the card may give it back
+        MAYBE,  # the other program may release the GPU
         "vllm/v1/worker/utils.py:763",
     ),
     Pattern(
@@ -107,7 +107,7 @@ CARDS: tuple[Pattern, ...] = (
     Pattern(
         "gpu-fault",
         r"GPU is lost|fallen off the bus|NVMLError_GpuIsLost|CUDA_ERROR_DEVICE_UNAVAILABLE|Unable to determine the device handle for GPU",
-        NEVER,  # until the machine was off
+        NEVER,  # until the machine has been powered off
         "NVML_ERROR_GPU_IS_LOST; NVIDIA: Xid 79",
         "gpu-lost",
     ),
@@ -124,7 +124,7 @@ CARDS: tuple[Pattern, ...] = (
         r"No CUDA GPUs are available|[Nn]o CUDA-capable device|Found no NVIDIA driver|DriverNotLoaded|"
         r"Driver Not Loaded|CUDA driver initialization failed|CUDA error: initialization error|cudaErrorInitializationError|"
         r"CUDA_ERROR_NOT_INITIALIZED|CUDA_ERROR_NO_DEVICE|cudaErrorNoDevice|Failed to initialize NVML|NVML Shared Library Not Found",
-        MAYBE,  # a driver that is loaded late
+        MAYBE,  # the driver may be loaded late
         "vllm/config/device.py:56; torch/cuda/__init__.py; pynvml",
     ),
     Pattern(

@@ -1,4 +1,7 @@
-"""Deaths that only follow from another: of a process of the server's, as the others tell it. All that says more goes before them."""
+"""Patterns for deaths that only follow from another one: processes of the server report that another process died.
+
+Every other pattern takes precedence, since it says more.
+"""
 
 from __future__ import annotations
 
@@ -38,8 +41,8 @@ DEATHS: tuple[Pattern, ...] = (
         "vllm/v1/engine/utils.py:1432; vllm/v1/engine/exceptions.py:16; vllm/v1/engine/core.py:1512; vllm/v1/utils.py:592",
     ),
 )
-BY_ITSELF = frozenset({"SIGSEGV", "SIGABRT", "SIGBUS", "SIGILL", "SIGFPE", "SIGTRAP", "SIGSYS"})  # a process does that to itself
-_ASKED = {"SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT"}  # others were told to end, since one had ended
+BY_ITSELF = frozenset({"SIGSEGV", "SIGABRT", "SIGBUS", "SIGILL", "SIGFPE", "SIGTRAP", "SIGSYS"})  # raised by a crash of the process itself
+_ASKED = {"SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT"}  # sent to the remaining processes once one has ended
 _WORDS = {
     "killed": "SIGKILL",
     "segmentation fault": "SIGSEGV",
@@ -50,22 +53,22 @@ _WORDS = {
 
 
 def describe_death(kind: str, figures: Mapping[str, str]) -> str:
-    """What died, and of what, as far as it was said: the end of a sentence, without its point."""
+    """Describe which process died, and of which signal or status if that is known: the end of a sentence, without a full stop."""
     name = figures.get("process") or figures.get("engine")
     who = f"its process {name}" if name else "one of its processes"
     if by := signal_of(figures):
         return f"{who} crashed ({by})" if by in BY_ITSELF else f"{who} was killed by {by}"
     if "status" in figures:
-        return f"{who} ended (exit status {figures['status']}), and named no error"
-    return f"{'one of its workers' if kind in {'killed', 'silent'} else 'its engine'} died, and named no error"
+        return f"{who} exited without an error message (exit status {figures['status']})"
+    return f"{'one of its workers' if kind in {'killed', 'silent'} else 'its engine'} died without an error message"
 
 
 def signal_of(figures: Mapping[str, str]) -> str:
-    """The signal that a process died of, as "SIGKILL", or "" where none is told."""
-    said = next((figures[name] for name in ("number", "signal", "negative", "word", "name", "shell") if name in figures), "")
-    name = _WORDS.get(said, said)
-    if said.isdecimal():
-        number = int(said) - 128 if "shell" in figures else int(said)
+    """Return the name of the signal that a process died of, such as "SIGKILL", or "" where none is known."""
+    found = next((figures[name] for name in ("number", "signal", "negative", "word", "name", "shell") if name in figures), "")
+    name = _WORDS.get(found, found)
+    if found.isdecimal():
+        number = int(found) - 128 if "shell" in figures else int(found)
         try:
             name = signal.Signals(number).name
         except ValueError:  # a real-time signal

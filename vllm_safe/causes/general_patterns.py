@@ -1,4 +1,4 @@
-"""What is general in the words of settings, models and the engine: looked for after what is specific, cards and the machine."""
+"""General patterns for errors of settings, models and the engine, searched for after the specific ones and those of GPUs and the host."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ GENERAL: tuple[Pattern, ...] = (
         "no-program",
         r"Exec format error|cannot execute binary file|\bENOEXEC\b",
         NEVER,
-        "errno ENOEXEC: of another machine",
+        "errno ENOEXEC: built for another architecture",
         "wrong-machine",
     ),
     Pattern(
@@ -101,7 +101,7 @@ GENERAL: tuple[Pattern, ...] = (
         "unsupported-model",
         r"error loading model: (?P<what>.+)",
         NEVER,
-        "llama.cpp: src/llama.cpp, what no other row knows",
+        "llama.cpp: src/llama.cpp, errors that no other row matches",
         "unloadable",
     ),
     Pattern(

@@ -1,10 +1,10 @@
-"""What the kernel and the C library refuse a server, in the words of errno(3) as C, C++, Python, Go, Rust and Node print them."""
+"""Patterns for errors of the kernel and the C library: the values of errno(3) as C, C++, Python, Go, Rust and Node print them."""
 
 from __future__ import annotations
 
 from vllm_safe.causes.patterns import MAYBE, NEVER, Pattern
 
-# EAGAIN is what sockets and locks say as well: it is of threads and processes only where one is to be started.
+# Sockets and locks return EAGAIN as well: it is an error of threads and processes only where one was to be started.
 _STARTS = r"(?:(?:\b|_)v?fork|\bclone\b|\bexec|[Tt]hread|(?:\b|_)spawn)"
 _AGAIN = r"(?:[Rr]esource temporarily unavailable|os error 11\b|\bEAGAIN\b)"
 _PATH = r"(?:.{0,200}?['\"<` ](?P<path>/[^'\">`\s:,]+))?"
@@ -60,7 +60,7 @@ HOST: tuple[Pattern, ...] = (
     Pattern(
         "no-address",
         r"\[Errno 99\]|[Cc]annot assign requested address|EADDRNOTAVAIL|os error 99\b",
-        MAYBE,  # an interface that comes late
+        MAYBE,  # the network interface may come up late
         "errno EADDRNOTAVAIL of bind(2)",
     ),
     Pattern(

@@ -1,4 +1,4 @@
-"""What an error says, by the table of patterns; and whether a second start can help, by the rule for errors that no pattern knows."""
+"""Classification of an error by the table of patterns; for errors that match none, a rule that decides whether a second start can help."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ from vllm_safe.causes.general_patterns import GENERAL
 from vllm_safe.causes.host_patterns import HOST
 from vllm_safe.causes.patterns import SPECIFIC, Pattern
 
-PATTERNS: tuple[Pattern, ...] = (*SPECIFIC, *CARDS, *HOST, *GENERAL, *DEATHS)  # what is specific stands before what is general
-FOLLOWS = frozenset({"worker-died", "engine-died"})  # deaths that only follow from another
+PATTERNS: tuple[Pattern, ...] = (*SPECIFIC, *CARDS, *HOST, *GENERAL, *DEATHS)  # specific patterns before general ones
+FOLLOWS = frozenset({"worker-died", "engine-died"})  # deaths that only follow from another one
 _OF_FAILING_CARDS = frozenset({"gpu-fault", "gpu-assert", "no-gpu", "nccl-error", "nccl-timeout", "step-timeout"})
-# pydantic's field and what is wrong with it, NCCL's "Last error:" and the error: one line each.
+# Errors of two lines: pydantic prints the field and its error, NCCL prints "Last error:" and the error.
 _TWO_LINES = re.compile(r"^(?P<first>[\w.\[\]-]+)\n\s*(?=.+ \[type=\w+)|^(?P<last>Last error):\n\s*(?=\S)", re.MULTILINE)
-# "torch._inductor.exc.InductorError: OSError: ...": what was wrapped is what is wrong.
+# "torch._inductor.exc.InductorError: OSError: ...": the wrapped error is the one that matters.
 _WRAPPER = re.compile(r"\A(?:[\w.]+(?:Error|Exception|Failed)(?:: backend='\w+' raised)?:\s+)+(?=[\w.]*\w(?:Error|Exception)\b)")
-_LONGEST = 2000  # characters of a line that are looked at: a server may print a megabyte without an end
+_LONGEST = 2000  # characters of a line that are searched: a server may print a megabyte without a line end
 
 
 class Message(NamedTuple):
-    """An error of a server, whole; the line of it that says most; and the figures in that by their names: length, free, wanted, gpus, ...
+    """A classified error of a server.
 
-    code and kind are those of a pattern, "" of none.
+    text: the whole error. line: its most specific line. figures: the figures in that line by name (length, free, wanted, gpus, ...).
+    code and kind: those of the pattern that matches, "" if none does.
     """
 
     code: str
@@ -37,12 +38,12 @@ class Message(NamedTuple):
 
     @property
     def is_of_cards(self) -> bool:
-        """Whether a card that failed may be what it says, in the words of CUDA, NCCL or the driver's own interface."""
+        """Whether the error, one of CUDA, NCCL or the driver API, may be the consequence of a failed GPU."""
         return self.code in _OF_FAILING_CARDS
 
 
 def classify_error(text: str) -> Message:
-    """What an error says is wrong. Its lines are asked in order, each pattern in turn."""
+    """Classify an error: return the match of the first pattern that matches one of its lines, tried in order."""
     text = _WRAPPER.sub("", text)
     lines = [line[:_LONGEST] for line in _TWO_LINES.sub(lambda match: f"{match['first'] or match['last']}: ", text).splitlines()]
     for pattern in PATTERNS:
@@ -54,15 +55,15 @@ def classify_error(text: str) -> Message:
     return Message("", "", _is_for_good(text), text, " ".join(text.split()), {})
 
 
-# --- errors that no pattern knows
+# --- errors that match no pattern
 
-# Errors of Python that say that something is wrong as it is, by what the class is called, or what its name ends in.
+# Python exceptions that a second start cannot cure, by the name of the class or its ending.
 _FOR_GOOD = re.compile(
     r"\w*(?:Value|Type|Key|Attribute|Import|ModuleNotFound|Name|UnboundLocal|Syntax|Indentation|Index|Lookup|Permission|FileNotFound|"
     r"FileExists|IsADirectory|NotADirectory|Assertion|NotImplemented|Unicode\w*|Recursion|ZeroDivision|Overflow|Validation|Config(?:uration)?|"
     r"Parse\w*|Decode|Schema|Template\w*|NotFound|Argument|Option|Format|Compil\w+)(?:Error|Exception)|\w*Unsupported\w*"
 )
-# Of any other class, those words.
+# Messages with the same meaning in exceptions of any other class.
 _WORDS_FOR_GOOD = re.compile(
     r"(?:long|larg|small|great)er than|too (?:long|large|small)|out of range|"
     r"not implemented|(?:not|n't) match|must (?:be|match|have)|too many levels|"
@@ -70,16 +71,16 @@ _WORDS_FOR_GOOD = re.compile(
     r"unknown|unrecogni[sz]ed|incompatible|not divisible|not allowed|requires|can(?:not|'t) find|no such|not compatible",
     re.IGNORECASE,
 )
-# Of cards too, those.
+# Messages with the same meaning that count for errors of GPUs as well.
 _UNSUPPORTED = re.compile(r"(?:not|n't) (?:\w+ )?support|unsupported|only supports? ", re.IGNORECASE)
-# What other programs, cards, memory or a network may give back.
+# Messages about resources that may become available again: other programs, GPUs, memory, a network.
 _GIVEN_BACK = re.compile(
     r"out of memory|not enough (?:\w+ )*memory|timed? ?out|connection (?:refused|reset|aborted|closed|error)|in use|busy|"
     r"temporar|unavailable|try again|unreachable|\bdied\b",
     re.IGNORECASE,
 )
 _OF_CARDS = re.compile(r"cuda|nccl|gloo|nvml|driver|\brank\b|socket|\bdevice\b", re.IGNORECASE)
-_PATH = re.compile(r"(?<!\w)/[^\s'\",:]+")  # a name says nothing of what is wrong
+_PATH = re.compile(r"(?<!\w)/[^\s'\",:]+")  # the name of a file does not tell what is wrong
 _CLASS = re.compile(r"(?:[\w.]+\.)?(\w+)(?:: |:?$|:? \()")
 
 
@@ -100,5 +101,5 @@ _FIGURE = re.compile(r"0x[0-9a-fA-F]+|\d+(?:[.,:-]\d+)*(?: ?(?:[KMGT]i?B|bytes)\
 
 
 def without_figures(text: str) -> str:
-    """An error's first line as it is the same at each start: without ids of processes, times, addresses, counts of bytes."""
+    """Return the first line of an error without the parts that differ at each start: process ids, times, addresses, byte counts."""
     return _FIGURE.sub("#", text.partition("\n")[0])

@@ -1,20 +1,21 @@
-"""What a pattern is, and the table of what vLLM, its libraries and other model servers say of settings, models and the engine itself.
+"""The type of a pattern, and the patterns for errors of vLLM, its libraries and other model servers: settings, models and the engine.
 
-A pattern is looked for anywhere in a line of an error; `^` where that would be too much. "vllm" is vLLM 0.32.0, and "torch", "triton",
-"transformers" and "huggingface_hub" are what its lock names; their files say these words.
+A pattern is searched for anywhere in a line of an error; `^` anchors those that would match too much. In `source`, "vllm" is vLLM 0.32.0,
+and "torch", "triton", "transformers" and "huggingface_hub" are the versions in its lock; the named files contain these messages.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-NEVER, MAYBE = True, False  # can a second start work?
+NEVER, MAYBE = True, False  # whether a second start can work
 
 
 class Pattern(NamedTuple):
-    """A row. never_can_work: started again as it is, the server would say the same; only somebody's hand can change it.
+    """A row of the table.
 
-    code is for programs; kind is one kind of it that has words of its own, "" for the code's.
+    never_can_work: a second start with the same configuration would end with the same error, until somebody changes something.
+    code: the identifier for programs. kind: a variant of the code with a message of its own, or "". source: the file that prints the error.
     """
 
     code: str

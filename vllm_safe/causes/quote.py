@@ -1,4 +1,4 @@
-"""An error in the server's own words, in one line, without the advice that it gives."""
+"""Quote an error of a server in one line, without the advice in it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import re
 
 _SHOWN = 300  # characters
 
-# From here on servers give advice: of pip, of a home folder, of options as they spell them. What to change here is said by `why`.
+# The beginning of advice in a server's error: about pip, a home folder, or options in the server's own spelling. `why` names the settings
+# to change here.
 _ADVICE = re.compile(
     r"(?:^|(?<=[.!;:]) ?|(?<=[,.]) )"
     r"(?:(?i:please|try|consider|use|set|run|re-?run|increase|decrease|reduce|reducing|lower|upgrade|update|install|see|check|checkout|"
@@ -18,12 +19,15 @@ _ADVICE = re.compile(
     r", try \w+ing\b| - please\b|\(Request ID: "
 )
 _CLASS = re.compile(r"(?:[\w.]+\.)?(?P<name>\w+): (?=\S)")
-_INNER = re.compile(r"\bValue error, ")  # of pydantic
+_INNER = re.compile(r"\bValue error, ")  # pydantic's prefix
 _OPTION = re.compile(r"(?<![\w-])--([a-z][\w-]*)")
 
 
 def quote_error(text: str, *, command: bool) -> str:
-    """The beginning of an error in the server's words, in one line, cut before its advice; an option as config.yaml spells it."""
+    """Quote the beginning of an error in one line, cut before its advice.
+
+    command: the server is not vLLM. Otherwise options are spelled as in config.yaml.
+    """
     if inner := _INNER.search(text):
         text = text[inner.end() :]
     line = " ".join(text.split())[: 4 * _SHOWN]
@@ -39,10 +43,10 @@ def quote_error(text: str, *, command: bool) -> str:
 
 
 def without_full_stop(text: str) -> str:
-    """Without a point at its end, to be gone on with; but "..." stays."""
+    """Return the text without a full stop at its end, so that a sentence can continue; "..." stays."""
     return text if text.endswith("...") else text.rstrip(".")
 
 
 def with_full_stop(text: str) -> str:
-    """With one point at its end, and with three where it is cut; with none after "!" and "?"."""
+    """Return the text with one full stop at its end; none is added after "...", "!" and "?"."""
     return text if text.endswith(("...", "!", "?")) else f"{text.rstrip('.')}."

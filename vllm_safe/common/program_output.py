@@ -1,4 +1,4 @@
-"""Running a program for what it prints, without subprocess: that would stay in the recorder's memory, 2 MB for a call an hour."""
+"""Reading the output of a program, without subprocess: that module would stay in the recorder's memory, 2 MB for a call an hour."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
 
 
 def program_output(argv: list[str], *, timeout: float = 10.0, most: int = 1 << 21) -> str:
-    """What it prints, at most so many bytes; "" if it cannot be run. After `timeout` seconds it is killed."""
+    """Return the output of a program, at most `most` bytes; "" if it cannot be run. It is killed after `timeout` seconds."""
     return try_program_output(argv, timeout=timeout, most=most)[0]
 
 
 def try_program_output(argv: list[str], *, timeout: float = 10.0, most: int = 1 << 21) -> tuple[str, bool]:
-    """The same, and whether that is all: no less was read than it had to say in that time."""
+    """Return the output of a program as program_output does, and whether it is the whole output."""
     reading, writing = os.pipe()
     try:
         null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)

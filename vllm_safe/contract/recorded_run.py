@@ -1,6 +1,6 @@
-"""One recorded run: immutable values, as `vllm-safe why`, `report` and `status` see them. Sizes are bytes, times Unix seconds.
+"""One recorded run, as immutable values: the input of `vllm-safe why`, `report` and `status`. Sizes are in bytes, times in Unix seconds.
 
-Named tuples, not dataclasses: the recorder is resident while a model is, and dataclasses alone cost 2 MB.
+Named tuples, not dataclasses: the recorder is resident while a model runs, and the module dataclasses alone costs 2 MB.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 
 class Gpu(NamedTuple):
-    """One card as NVML shows it."""
+    """One GPU, as NVML reports it."""
 
     used: int
     total: int
@@ -18,7 +18,7 @@ class Gpu(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """The figures of one moment. Rates and shares are over the time since the sample before. None: unknown."""
+    """The figures at one moment. Rates and shares are of the time since the previous sample. None: unknown."""
 
     time: float
     phase: str  # as in contract/state_file.py
@@ -29,22 +29,22 @@ class Sample(NamedTuple):
     swap: int | None = None
     memory_pressure: float | None = None  # `full` of the unit, share of the interval 0..1
     io_pressure: float | None = None
-    os_memory_pressure: float | None = None  # the worst of system.slice, user.slice and init.scope, `full`
+    os_memory_pressure: float | None = None  # `full`, the highest of system.slice, user.slice and init.scope
     os_io_pressure: float | None = None
     ram_available: int | None = None  # MemAvailable
     swap_free: int | None = None
-    disk_read: float | None = None  # bytes/s of all disks
+    disk_read: float | None = None  # bytes/s, of all disks
     disk_write: float | None = None
     major_faults: float | None = None  # per second, of the unit
-    cpu: float | None = None  # cores that the unit uses
+    cpu: float | None = None  # CPU cores that the unit uses
     gpus: tuple[Gpu, ...] = ()
-    read: int | None = None  # of the checkpoint's files so far
-    tokens: int | None = None  # generated since the start
-    requests: int | None = None  # running
+    read: int | None = None  # bytes of the checkpoint that have been read so far
+    tokens: int | None = None  # tokens generated since the start
+    requests: int | None = None  # running requests
 
 
 class Event(NamedTuple):
-    """Something that happened. kind: start, phase, guard, kernel-oom, earlyoom, nvidia, unread (the journal), stall, hang, stopping."""
+    """An event. kind: start, phase, guard, kernel-oom, earlyoom, nvidia, unread (the journal could not be read), stall, hang, stopping."""
 
     time: float
     kind: str
@@ -53,41 +53,41 @@ class Event(NamedTuple):
 
 
 class Start(NamedTuple):
-    """What a run began with."""
+    """The facts at the beginning of a run."""
 
     name: str
-    run: str  # its id: 20261123T221048-1a2b3c4d, sorts by time
+    run: str  # the id of the run: 20261123T221048-1a2b3c4d, sorts by time
     time: float
     boot: str  # /proc/sys/kernel/random/boot_id
     command: bool = False  # a `command:` server, not vLLM
-    restart: int = 0  # which automatic restart this is, of those that count, 0: started by a person
+    restart: int = 0  # the number of this automatic restart, of those that count; 0: started by a person
     health: str = ""
-    limits: Mapping[str, int] = {}  # memory_max, swap_max, cpu_weight, ... by the setting's name
-    host: Mapping[str, Any] = {}  # memory, swap, cpus, gpus (how many), cards (each), kernel, systemd
+    limits: Mapping[str, int] = {}  # by the name of the setting: memory_max, swap_max, cpu_weight, ...
+    host: Mapping[str, Any] = {}  # memory, swap, cpus, gpus (their number), cards (one entry for each GPU), kernel, systemd
     versions: Mapping[str, str] = {}  # vllm-safe, engine
-    args: Mapping[str, Any] = {}  # the options of `vllm serve`, secrets left out
+    args: Mapping[str, Any] = {}  # the options of `vllm serve`, without secrets
     profile: str = ""
     times: Mapping[str, float] = {}  # seconds: start_timeout, stall_timeout, hang_timeout, stop_grace
-    env: Mapping[str, str] = {}  # of the server: what `why` may suggest to change, by name
+    env: Mapping[str, str] = {}  # the variables of the server's environment that `why` may suggest to change
 
 
 class End(NamedTuple):
-    """What a run ended with: from the main process (cause, reason), and from systemd and the kernel (the rest) when all was over."""
+    """The facts at the end of a run: cause and reason from the main process, the rest from systemd and the kernel after the end."""
 
     time: float
-    cause: str = ""  # as in contract/state_file.py; "" when the main process could not say
-    reason: str = ""  # its one line
+    cause: str = ""  # as in contract/state_file.py; "" if the main process could not report one
+    reason: str = ""  # one line, from the main process
     result: str = ""  # $SERVICE_RESULT: success, exit-code, signal, oom-kill, watchdog, timeout ...
     exit_code: str = ""  # $EXIT_CODE: exited, killed, dumped
-    exit_status: str = ""  # $EXIT_STATUS: a number, or a signal's name
-    memory_events: Mapping[str, int] = {}  # memory.events of the unit's cgroup, oom_kill and the like
+    exit_status: str = ""  # $EXIT_STATUS: a number, or the name of a signal
+    memory_events: Mapping[str, int] = {}  # memory.events of the unit's cgroup: oom_kill and others
     swap_events: Mapping[str, int] = {}  # memory.swap.events
-    error: str = ""  # what the server ended of, in its own words, whole
-    served: bool = False  # whether it was ever ready
+    error: str = ""  # the error that ended the server, whole, as the server printed it
+    served: bool = False  # whether the server was ever ready
 
 
 class Run(NamedTuple):
-    """All of it. end is None while it runs, and for ever if the machine went down under it."""
+    """A whole run. end: None while it goes on, and for ever if the machine went down during the run."""
 
     start: Start
     samples: tuple[Sample, ...] = ()

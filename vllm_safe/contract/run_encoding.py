@@ -1,7 +1,7 @@
-"""The lines of a recorded run: how its values become JSON and come back.
+"""Encoding of a recorded run as lines of JSON, and decoding.
 
-A sample is an array in the order of Sample's fields, everything else an object by the names of the fields. Whoever reads is not sure
-who wrote: an older version, a newer one, or user vllm. A value of another type, or a number that is none, is as good as missing.
+A sample is an array in the order of the fields of Sample; everything else is an object with the names of the fields. The writer may have
+been an older version, a newer one, or user vllm. Hence a value of the wrong type, or a number that is not finite, counts as missing.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from vllm_safe.contract.recorded_run import End, Event, Gpu, Sample, Start
 
 _BYTES = ("memory", "anon", "shmem", "file", "swap", "ram_available", "swap_free", "read", "tokens", "requests")
 _LONGEST_TEXT = 4000  # characters
-_BEYOND = 1 << 62  # no size, count or moment is as large
+_BEYOND = 1 << 62  # no size, count or time is as large
 
 
 def to_line(value: object) -> str:
-    """One line of JSON, its newline included."""
+    """Return the value as one line of JSON, with its newline."""
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def from_line(line: str | bytes) -> Any:  # noqa: ANN401 - what JSON can hold
-    """What `to_line` wrote, or None for anything else: a line that was torn by a power cut."""
+def from_line(line: str | bytes) -> Any:  # noqa: ANN401 - any value of JSON
+    """Read a line that `to_line` wrote. Return None for anything else, such as a line torn by a power cut."""
     try:
         return json.loads(line)
     except (ValueError, RecursionError):
@@ -35,35 +35,35 @@ def from_line(line: str | bytes) -> Any:  # noqa: ANN401 - what JSON can hold
 
 
 def integer(value: object) -> int | None:
-    """A whole number, not too large for a size."""
+    """Return the value as a whole number, or None if it is no finite number or too large for a size."""
     found = number(value)
     return None if found is None else int(found)
 
 
 def number(value: object) -> float | None:
-    """A finite number."""
+    """Return the value if it is a finite number, else None."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not -_BEYOND < value < _BEYOND:
         return None
     return value if isfinite(value) else None
 
 
 def text(value: object) -> str:
-    """A text of bearable length, or ""."""
+    """Return the beginning of a text, or "" for any other value."""
     return value[:_LONGEST_TEXT] if isinstance(value, str) else ""
 
 
 def mapping(value: object) -> dict[str, Any]:
-    """An object of JSON, or {}."""
+    """Return the value if it is an object of JSON, else {}."""
     return value if isinstance(value, dict) else {}
 
 
 def integers(value: object) -> dict[str, int]:
-    """The whole numbers of an object."""
+    """Return those items of an object that are whole numbers."""
     return {key: found for key, item in mapping(value).items() if (found := integer(item)) is not None}
 
 
 def texts(value: object) -> tuple[str, ...]:
-    """The texts of an array."""
+    """Return those items of an array that are texts."""
     return tuple(item[:_LONGEST_TEXT] for item in value if isinstance(item, str)) if isinstance(value, list) else ()
 
 
@@ -71,20 +71,23 @@ def texts(value: object) -> tuple[str, ...]:
 
 
 def pack_sample(sample: Sample) -> list[Any]:
-    """A sample as an array, without what is missing at its end. Milliseconds, whole bytes, hundredths of a per cent are enough."""
+    """Return a sample as an array, without missing values at its end.
+
+    Hundredths of a second for the time, whole bytes, and hundredths of a per cent for shares are precise enough.
+    """
     values: list[Any] = [round(value, 4) if isinstance(value, float) else value for value in sample]
     values[0] = round(sample.time, 2)
     values[Sample._fields.index("gpus")] = [[gpu.used, gpu.total, round(gpu.busy, 2)] for gpu in sample.gpus] or None
     for name in ("disk_read", "disk_write"):
-        place = Sample._fields.index(name)
-        values[place] = None if values[place] is None else int(values[place])
+        index = Sample._fields.index(name)
+        values[index] = None if values[index] is None else int(values[index])
     while values[-1] is None:
         values.pop()
     return values
 
 
 def unpack_sample(values: object) -> Sample | None:
-    """The sample, or None if it has no time. Fields that a newer version added at the end are left out."""
+    """Return the sample, or None if it has no time. Fields that a newer version added at the end are ignored."""
     if not isinstance(values, list) or len(values) < 2 or number(values[0]) is None:
         return None
     given = dict(zip(Sample._fields, values, strict=False))
@@ -98,14 +101,14 @@ def _gpus(value: object) -> tuple[Gpu, ...]:
 
 
 def unpack_event(values: object) -> Event | None:
-    """The event, or None if it has no time or is of no kind."""
+    """Return the event, or None if it has no time or no kind."""
     given = mapping(values)
     time, kind = number(given.get("time")), text(given.get("kind"))
     return None if time is None or not kind else Event(time, kind, text(given.get("text")), mapping(given.get("data")))
 
 
 def unpack_start(values: object) -> Start | None:
-    """The start, or None if it names no run."""
+    """Return the start, or None if it has no time, no model's name or no run id."""
     given = mapping(values)
     name, run, time = text(given.get("name")), text(given.get("run")), number(given.get("time"))
     if time is None or not name or not run:
@@ -129,7 +132,7 @@ def unpack_start(values: object) -> Start | None:
 
 
 def unpack_end(values: object) -> End | None:
-    """The end, or None if it has no time."""
+    """Return the end, or None if it has no time."""
     given = mapping(values)
     time = number(given.get("time"))
     if time is None:

@@ -1,20 +1,20 @@
-"""Small files, read and written with care: the other side may be user vllm, a full disk or a power cut."""
+"""Reading and writing of small files, safe against user vllm, a full disk and a power cut."""
 
 from __future__ import annotations
 
 import os
 import stat
 
-_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # O_NONBLOCK: a pipe of that name must not stop us
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # O_NONBLOCK: opening a pipe of that name must not block
 _WRITE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
 
-MODE = 0o640  # root, and the group of the folder
+MODE = 0o640  # readable by root and the group of the directory
 
 
 def read_regular(path: str | os.PathLike[str], most: int) -> bytes | None:
-    """The content of a regular file that anybody may have put there; None if there is none, or if it is larger than `most` bytes.
+    """Read a regular file that any user may have created. Return None if there is none, or if it is larger than `most` bytes.
 
-    Links are not followed, and nothing that is no file is waited for.
+    Symbolic links are not followed, and opening a pipe or device does not block.
     """
     try:
         handle = os.open(path, _READ)
@@ -34,11 +34,7 @@ def read_regular(path: str | os.PathLike[str], most: int) -> bytes | None:
 
 
 def write_whole(path: str, content: bytes, mode: int = MODE, *, sync: bool = True) -> None:
-    """Put `content` at `path`, all of it or nothing, also after a power cut if it is to `sync`.
-
-    Nobody else may write the folder. This is the writer of what is resident, which has one file of a name and rewrites it all the time;
-    root's steps have common/file_steps.py's, by a descriptor of a folder and with an owner.
-    """
+    """Write a file atomically; with `sync`, also with respect to a power cut. Only root may write to its directory. Raises OSError."""
     temporary = f"{path}.new"
     try:
         handle = os.open(temporary, _WRITE, mode)
@@ -58,7 +54,7 @@ def write_whole(path: str, content: bytes, mode: int = MODE, *, sync: bool = Tru
 
 
 def write_all(handle: int, content: bytes, offset: int) -> None:
-    """pwrite(2) until all is written; OSError where the disk is full."""
+    """Call pwrite(2) until all of `content` is written. Raises OSError, for example if the disk is full."""
     view = memoryview(content)
     while view:
         written = os.pwrite(handle, view, offset)
@@ -66,7 +62,7 @@ def write_all(handle: int, content: bytes, offset: int) -> None:
 
 
 def sync_folder(path: str) -> None:
-    """Have the names of its files survive a power cut."""
+    """Call fsync(2) for a directory, so that the names of its files survive a power cut. Raises OSError."""
     handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(handle)

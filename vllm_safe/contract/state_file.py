@@ -1,6 +1,6 @@
-"""What the main process knows of its server, for others to read: /run/vllm-safe/state/NAME.json, at most once a second.
+"""The state file of a model: /run/vllm-safe/state/NAME.json, written by the main process at most once a second.
 
-Whoever reads it as root trusts nothing in it: user vllm owns the folder.
+A reader that is root must not trust its content: user vllm owns the directory.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import NamedTuple
 from vllm_safe.contract.small_files import write_whole
 
 STATE_FOLDER = Path("/run/vllm-safe/state")  # vllm:vllm 0755, made by tmpfiles.d
-GPU_FOLDER = Path("/run/vllm-safe/gpus")  # root's, as tmpfiles.d makes it: what the recorder says to the main process
-FRESH = 10.0  # seconds for which what it says of how busy they are holds: it writes each second
-KEPT_LINES = 200  # of what the server printed
+GPU_FOLDER = Path("/run/vllm-safe/gpus")  # owned by root, made by tmpfiles.d: data from the recorder to the main process
+FRESH = 10.0  # seconds for which the recorder's figure for busy GPUs is valid: it writes each second
+KEPT_LINES = 200  # the last lines that the server printed
 
-# In this order; a `command:` server is only starting, ready and stopping.
+# In this order. A `command:` server is only ever waiting, starting, ready, stopping or ended.
 PHASES = (
     "waiting",  # before an automatic restart
     "starting",
@@ -35,21 +35,21 @@ PHASES = (
     "ended",
 )
 
-# Why the main process ended the run, or saw it end.
+# The reasons for which the main process ended the run, or the kinds of end that it saw.
 CAUSES = (
-    "stopped",  # asked to, by systemd
-    "refused",  # never started: the launch file says why
-    "gave-up",  # never started: one automatic restart too many
-    "no-start",  # the kernel had no process or no memory for it
+    "stopped",  # on request of systemd
+    "refused",  # never started: the launch file contains the reason
+    "gave-up",  # never started: too many automatic restarts
+    "no-start",  # the kernel refused the server a process or memory
     "start-timeout",
     "stall",  # no progress of any kind while loading
-    "hang",  # requests running and no token, health failing, a process stopped or gone
+    "hang",  # requests running without a token, health failing, a process stopped or gone
     "exited",  # the server ended by itself
 )
 
 
 class LoadProgress(NamedTuple):
-    """How far a phase is. Bytes; rate in bytes per second; left in seconds."""
+    """The progress of a phase. read and total in bytes, rate in bytes per second, left in seconds."""
 
     read: int
     total: int | None = None
@@ -58,68 +58,71 @@ class LoadProgress(NamedTuple):
 
 
 class CardUsage(NamedTuple):
-    """What the recorder says of the cards."""
+    """The usage of the GPUs, as the recorder reports it."""
 
-    used: int = 0  # bytes of all of them, by whomever
-    busy: float | None = None  # of those that the model uses, the share of the last second in which the least busy one was; None: unknown
+    used: int = 0  # bytes in use on all GPUs, by any program
+    busy: float | None = None  # the share of the last second in which the least busy GPU of the model was busy; None: unknown
 
 
 NO_CARDS = CardUsage()
 
 
 class State(NamedTuple):
-    """The file. Times are Unix seconds."""
+    """The content of the state file. Times are in Unix seconds."""
 
     name: str
     run: str  # $INVOCATION_ID of the unit
     pid: int  # of the main process
-    time: float  # when this was written
+    time: float  # of this writing
     started: float
     phase: str  # one of PHASES
-    since: float  # when the phase began
-    text: str = ""  # what STATUS= says
+    since: float  # the beginning of the phase
+    text: str = ""  # the last STATUS=
     progress: LoadProgress | None = None
-    running: int | None = None  # requests
+    running: int | None = None  # requests, as is `waiting`
     waiting: int | None = None
-    tokens: int | None = None  # generated since the start
-    cause: str = ""  # one of CAUSES, once it ends
+    tokens: int | None = None  # tokens generated since the start
+    cause: str = ""  # one of CAUSES, once the run ends
     reason: str = ""
-    log: tuple[str, ...] = ()  # the last KEPT_LINES
-    error: str = ""  # what it ended of: the cause in the server's own words, whole
-    served: bool = False  # whether it was ever ready
+    log: tuple[str, ...] = ()  # the last KEPT_LINES lines of the server
+    error: str = ""  # the error that ended the server, whole, as the server printed it
+    served: bool = False  # whether the server was ever ready
 
 
 def state_file(name: str) -> Path:
-    """Where the state of a model is. Beside it, NAME.end.json: what systemd said when the unit had ended (see launch/stop_post.py)."""
+    """Return the path of the state file of a model."""
     return STATE_FOLDER / f"{name}.json"
 
 
 def end_file(name: str) -> Path:
-    """See state_file."""
+    """Return the path of the file with systemd's report of the end of the unit, written by launch/stop_post.py."""
     return STATE_FOLDER / f"{name}.end.json"
 
 
 def gpu_file(name: str) -> Path:
-    """Cards, as the recorder of a model last heard of them: "USED BUSY", or "USED" where the share is not known. None without cards.
+    """Return the path of the file with the last GPU usage that the recorder read. It does not exist on a machine without GPUs.
 
-    Words that follow are a newer recorder's.
+    Its content is "USED BUSY", or "USED" where the share is unknown. A newer recorder may append further words.
     """
     return GPU_FOLDER / name
 
 
 def cards_to_line(cards: CardUsage) -> str:
-    """The file's text."""
+    """Return the content of the GPU file."""
     return f"{cards.used}\n" if cards.busy is None else f"{cards.used} {cards.busy:.2f}\n"
 
 
 def cards_from_line(line: str) -> CardUsage:
-    """What `cards_to_line` wrote. ValueError if the text is anything else."""
+    """Read the line that `cards_to_line` wrote. Raises ValueError for any other text."""
     used, *rest = line.split() or [""]
     return CardUsage(int(used), float(rest[0]) if rest else None)
 
 
 def read_card_usage(name: str, last: CardUsage) -> CardUsage:
-    """What the recorder says now, since NVML would cost us 10 MB: of memory what it `last` said, where it says nothing."""
+    """Read the GPU usage from the recorder's file, since NVML would cost this process 10 MB.
+
+    If the file cannot be read, or is older than FRESH, `busy` is None; without a readable file, `used` is that of `last`.
+    """
     with suppress(OSError, ValueError):
         file = gpu_file(name)
         age = time.time() - file.stat().st_mtime
@@ -129,7 +132,7 @@ def read_card_usage(name: str, last: CardUsage) -> CardUsage:
 
 
 def to_json(state: State) -> str:
-    """The file's text."""
+    """Return the content of the state file."""
     return json.dumps(state._asdict() | {"progress": state.progress and state.progress._asdict()}, ensure_ascii=False) + "\n"
 
 

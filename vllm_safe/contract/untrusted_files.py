@@ -1,4 +1,4 @@
-"""What user vllm wrote for us: the state of the main process and what systemd said at the end. Nothing in it is taken on trust."""
+"""Readers for files that user vllm writes: the state of the main process, and systemd's report of the end. Every value is checked."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _BEYOND_TIME = 1e11  # Unix seconds: the year 5138
 
 
 def read_object(path: str | os.PathLike[str], most: int) -> dict[str, Any]:
-    """The object of JSON in a file that anybody may have put there; {} for anything else."""
+    """Read the JSON object in a file that any user may have written, of at most `most` bytes. Return {} for anything else."""
     content = read_regular(path, most)
     return {} if content is None else mapping(from_line(content))
 
 
 def read_state(path: str | os.PathLike[str]) -> State | None:
-    """What the main process of a model last said, or None. User vllm may have put anything there: it is looked at with care."""
+    """Read the last state that the main process of a model wrote, or None if it is not valid. User vllm may have written anything."""
     given = read_object(path, _STATE_MOST)
     pid = number(given.get("pid"))
     at, started, since = (_moment(given.get(key)) for key in ("time", "started", "since"))
@@ -51,19 +51,19 @@ def read_state(path: str | os.PathLike[str]) -> State | None:
 
 
 def read_ended(path: str | os.PathLike[str], invocation: str) -> End | None:
-    """What launch/stop_post.py wrote when this start of the unit was over, or None: not yet."""
+    """Read the end that launch/stop_post.py wrote for this invocation of the unit. None: it has not ended yet."""
     given = read_object(path, _END_MOST)
     return unpack_end(given) if given.get("run") == invocation else None
 
 
 def _moment(value: object) -> float | None:
-    """Unix seconds that localtime(3) can tell the date of."""
+    """Return the value if it is a Unix time that localtime(3) can convert, else None."""
     found = number(value)
     return found if found is not None and 0 <= found < _BEYOND_TIME else None
 
 
 def _progress(value: object) -> LoadProgress | None:
-    """It may be an object, or an array: how json writes a named tuple."""
+    """Read the progress from an object, or from an array: json writes a named tuple as an array."""
     given = dict(zip(LoadProgress._fields, value, strict=False)) if isinstance(value, list) else mapping(value)
     read = integer(given.get("read"))
     return None if read is None else LoadProgress(read, integer(given.get("total")), number(given.get("rate")), number(given.get("left")))

@@ -23,7 +23,7 @@ def by_guard(case: Case) -> Verdict | None:
     evidence = [*(_told(event) for event in case.late("guard")[-6:]), *memory_figures(case)]
     return Verdict(
         "guard",
-        f"{case.name} was killed by vllm-safe's guard: {kills[-1].text}",
+        f"{case.name} was {kills[-1].text}",
         kills[-1].time,
         evidence=tuple(evidence),
         changes=_less_memory(case),

@@ -1,4 +1,4 @@
-"""The guard: watches what the operating system suffers while models run, and holds back, freezes or kills the model that causes it.
+"""The guard: watches the pressure on the operating system while models run, and throttles, freezes or kills the model that causes it.
 
-Standard library only, few modules of it, everything locked in memory: it must decide when the machine can do nothing else.
+It uses the standard library only, few modules of it, and locks its memory: it must act when the machine can do nothing else.
 """

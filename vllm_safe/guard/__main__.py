@@ -1,4 +1,4 @@
-"""The program of vllm-safe-guard.service, run by its path with python3 -I -S: what it does not import needs no memory."""
+"""The program of vllm-safe-guard.service, run by its path with python3 -I -S: modules that are not imported need no memory."""
 
 import os
 import sys

@@ -1,7 +1,7 @@
-"""Who keeps the OS waiting: the model that moves most pages meanwhile, if that is a fair part of all. Pure, as decide.py.
+"""The decision which model causes the pressure: the one that moves most pages meanwhile, if that is a fair share of all. Pure.
 
-A model that is frozen moves nothing, so while it is, and until it could show again what it does, the blame stays with it: another would
-be held back for having done the little that was done without it.
+A frozen model moves no pages. Hence the blame stays with it while it is frozen and for a few seconds after that: otherwise another model
+would be throttled for the little that it does meanwhile.
 """
 
 from __future__ import annotations
@@ -10,45 +10,45 @@ from vllm_safe.guard.readings import Reading
 from vllm_safe.guard.window import Window
 
 SPAN = 5.0  # seconds over which the movement of pages is compared
-AFTER_THAW = 3.0  # seconds in which a model that was frozen shows again what it does
-FEWEST_PAGES = 16.0  # a second; who moves less keeps nobody waiting
-FAIR_PART = 0.2  # of all pages that models, OS and downloads move
-LARGE = 0.5  # of RAM
-_SHORTEST = 0.25  # seconds: what was compared over less says nothing of a second
+AFTER_THAW = 3.0  # seconds for which the blame stays with a thawed model, until its page movement shows again
+FEWEST_PAGES = 16.0  # pages per second; a model that moves fewer causes no pressure
+FAIR_PART = 0.2  # share of all pages that models, operating system and downloads move
+LARGE = 0.5  # share of RAM
+_SHORTEST = 0.25  # seconds: a shorter comparison allows no statement about a second
 
 
 class Blame:
-    """Pages of the last seconds."""
+    """The page movement of the last seconds, and the model that is blamed for it."""
 
     def __init__(self) -> None:
         self._moves = Window(SPAN)
-        self._frozen, self._until = "", 0.0  # whose blame stays, and how long
+        self._frozen, self._until = "", 0.0  # the unit with which the blame stays, and until when
 
     def add(self, reading: Reading) -> None:
-        """One more look."""
-        if self._frozen not in reading.models:  # another run of it begins without blame
+        """Add a reading."""
+        if self._frozen not in reading.models:  # another run of the model begins without blame
             self._frozen = ""
         self._moves.add(reading.now, _moves(reading))
 
     def clear(self) -> None:
-        """Compare from now on."""
+        """Begin a new comparison."""
         self._moves.clear()
 
     def forgive(self) -> None:
-        """Nobody's blame stays."""
+        """Lift the blame from a frozen model."""
         self._frozen = ""
 
     def froze(self, unit: str) -> None:
-        """The blame stays with this one."""
+        """Keep the blame with this unit while it is frozen."""
         self._frozen, self._until = unit, float("inf")
 
     def thawed(self, now: float) -> None:
-        """The same for a few seconds more; all that is compared from then on is what everybody does with everybody running."""
+        """Keep the blame for a few seconds more, and begin a new comparison: from now on all models run."""
         self._moves.clear()
         self._until = now + AFTER_THAW
 
     def cause(self, reading: Reading) -> str | None:
-        """The model that moves most pages, if it does enough to matter."""
+        """Return the unit of the model that moves most pages, if it moves enough to matter, else None."""
         if self._frozen and reading.now < self._until:
             return self._frozen
         moved = self._moves.grown(_moves(reading))
@@ -59,19 +59,19 @@ class Blame:
         return most if pages > 0 and enough else None
 
     def rate(self, unit: str, reading: Reading) -> float:
-        """Pages that a model moves a second."""
+        """Return the pages per second that a model moves."""
         return self._moves.grown(_moves(reading)).get(unit, 0.0) / max(self._moves.length(reading.now), _SHORTEST)
 
 
 def largest_model(reading: Reading) -> str | None:
-    """Who holds most of the RAM: where nobody moves anything, that is what the OS has not.
+    """Return the unit that holds most of the RAM, for the case that no model moves pages: the operating system lacks this RAM.
 
-    Nobody while there is RAM to be had: then the OS waits for reasons of its own, a container at its own limit for example.
+    Return None while RAM is available: the operating system is then stalled for other reasons, such as a container at its own limit.
     """
     unit = max(reading.models, key=lambda name: reading.models[name].held, default="")
     return unit if unit and reading.scarce and reading.models[unit].held >= LARGE * reading.ram else None
 
 
 def _moves(reading: Reading) -> dict[str, float]:
-    """Pages moved by unit; "" is all that is no model."""
+    """Return the pages moved by unit; "" stands for everything that is no model."""
     return {"": reading.others, **{unit: usage.moved for unit, usage in reading.models.items()}}

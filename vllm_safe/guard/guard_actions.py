@@ -1,7 +1,7 @@
-"""What the guard does to a model, and takes back: writes to the files of its cgroup, and nowhere outside of the models' slice.
+"""The actions of the guard on a model, and their reversal: writes to the files of its cgroup, never outside of the models' slice.
 
-What a file had before is kept as an attribute of the cgroup itself: it is there when the guard was killed in between, and goes with the
-cgroup. systemd may write the same files (a reload, another model's start): `hold` writes again, and what systemd wrote is what is restored.
+The previous values are kept in an extended attribute of the cgroup: it survives a kill of the guard, and disappears with the cgroup.
+systemd may write the same files (on a reload, or when another model starts): `hold` then writes again, and restores systemd's value later.
 """
 
 from __future__ import annotations
@@ -14,31 +14,32 @@ from vllm_safe.common import libc
 from vllm_safe.common.kernfs import CGROUPS, MODELS_SLICE, read_kernel_file
 from vllm_safe.guard.guard_decision import GuardAction
 
-MARK = "user.vllm-safe.guard"  # of a cgroup: "cpu.weight=10 io.weight=1 ioprio=0 frozen=1", as it was before
-_PRIORITY = "ioprio"  # no file, but of each thread: weights mean nothing to mq-deadline, Debian's scheduler for hard disks, and classes do
+MARK = "user.vllm-safe.guard"  # attribute of a cgroup with its previous values: "cpu.weight=10 io.weight=1 ioprio=0 frozen=1"
+# No file, but the I/O priority of each thread: mq-deadline, Debian's scheduler for hard disks, ignores weights and obeys I/O classes.
+_PRIORITY = "ioprio"
 LEAST = {"cpu.weight": "1", "io.weight": "1", "io.bfq.weight": "1", _PRIORITY: str(libc.IO_CLASSES["idle"])}
 
 
 class CgroupControl:
-    """Acts on the cgroups below `root`."""
+    """Control over the cgroups below `root`."""
 
     def __init__(self, root: str = CGROUPS) -> None:
         self._root = root
-        self._held: dict[str, dict[str, str]] = {}  # by cgroup, what is to be in which file
+        self._held: dict[str, dict[str, str]] = {}  # by cgroup: file -> the value that it must keep
 
     def do(self, act: GuardAction) -> str:
-        """Carry it out; why that could not be, or "". A cgroup that is gone is no mistake."""
+        """Carry out an action. Return the reason if it failed, or "". A cgroup that no longer exists is no failure."""
         group = f"{MODELS_SLICE}/{act.unit}"
         if "/" in act.unit or act.unit.startswith("."):
-            return f"{act.unit} is no unit of {MODELS_SLICE}"
+            return f"{act.unit} is not a unit of {MODELS_SLICE}"
         try:
             if act.kind == "squeeze":
-                # Against the OS it is the slice's share that counts, among the models each one's own.
+                # The slice's weights count against the operating system, the unit's own weights among the models.
                 trouble = [*self._hold_at(MODELS_SLICE, LEAST), *self._hold_at(group, LEAST)]
                 if trouble and os.path.isdir(f"{self._root}/{group}"):  # noqa: PTH112 - pathlib is 2 MB
                     return f"{act.unit} fully: {'; '.join(trouble)}"
             elif act.kind == "freeze":
-                self._mark(group, self._marked(group) | {"frozen": "1"})  # before: who finds it frozen knows by whom
+                self._mark(group, self._marked(group) | {"frozen": "1"})  # written first: a later guard can tell that the guard froze it
                 self._write(group, "cgroup.freeze", "1")
             elif act.kind == "thaw":
                 self._thaw(group)
@@ -54,7 +55,7 @@ class CgroupControl:
         return ""
 
     def hold(self) -> None:
-        """Write again what somebody else has overwritten. Never raises: a cgroup or a disk may go at any time."""
+        """Write values again that another program has overwritten. Never raises: a cgroup or disk may disappear at any time."""
         for group, wanted in list(self._held.items()):
             if not os.path.isdir(f"{self._root}/{group}"):  # noqa: PTH112 - pathlib is 2 MB
                 del self._held[group]
@@ -64,23 +65,23 @@ class CgroupControl:
             self._release_slice()
 
     def recover(self) -> list[str]:
-        """Take back what an earlier guard left; the units that it left so."""
+        """Reverse the actions that an earlier guard left in force; return the units concerned."""
         found = []
         for group in (MODELS_SLICE, *(f"{MODELS_SLICE}/{name}" for name in _folders(f"{self._root}/{MODELS_SLICE}"))):
             if self._marked(group):
-                with suppress(OSError):  # it went meanwhile
+                with suppress(OSError):  # the cgroup disappeared meanwhile
                     self._thaw(group)
                     self._restore(group)
                 found.append(group.rpartition("/")[2])
         return found
 
     def _hold_at(self, group: str, wanted: Mapping[str, str]) -> list[str]:
-        """Write these; what could not be written, which is not tried again."""
+        """Write these values; return the failures. A failed value is not tried again."""
         mark = self._marked(group)
         there = {key: now for key, value in wanted.items() if (now := self._now(group, key)) and now != value}
         try:
             self._mark(group, mark | there)
-        except OSError as error:  # without a mark nothing is changed: nobody could take it back
+        except OSError as error:  # without a mark nothing is changed, since it could not be reversed
             self._held.pop(group, None)
             return [f"{MARK}: {error}"]
         held = self._held[group] = dict(wanted)
@@ -88,7 +89,7 @@ class CgroupControl:
         for key in there:
             try:
                 self._set(group, key, wanted[key])
-            except OSError as error:  # what this kernel, or the sandbox, does not allow
+            except OSError as error:  # not permitted by this kernel or the sandbox
                 del held[key]
                 failed.append(f"{key}: {error}")
         return failed
@@ -102,7 +103,7 @@ class CgroupControl:
     def _restore(self, group: str) -> None:
         before = {key: value for key, value in self._marked(group).items() if key != "frozen"}
         for key, value in before.items():
-            with suppress(OSError, ValueError):  # one that cannot be restored keeps none of the others
+            with suppress(OSError, ValueError):  # a value that cannot be restored must not prevent the others
                 self._set(group, key, value)
         self._mark(group, {key: value for key, value in self._marked(group).items() if key == "frozen"})
         self._held.pop(group, None)
@@ -114,9 +115,9 @@ class CgroupControl:
             self._restore(MODELS_SLICE)
 
     def _now(self, group: str, key: str) -> str:
-        """What is in force; "" where there is no such thing: a file that this kernel has not, threads that have ended."""
+        """Return the present value; "" if there is none: a file that this kernel does not have, or threads that have ended."""
         if key == _PRIORITY:
-            with suppress(OSError):  # of the youngest, which is the server's or has it from the server
+            with suppress(OSError):  # of the youngest thread, which belongs to the server or inherited its priority
                 return str(libc.io_priority(max(self._threads(group), default=-1)))
             return ""
         return read_kernel_file(f"{self._root}/{group}/{key}").partition("\n")[0].rpartition(" ")[2]
@@ -124,13 +125,13 @@ class CgroupControl:
     def _set(self, group: str, key: str, value: str) -> None:
         if key == _PRIORITY:
             for thread in self._threads(group):
-                with suppress(ProcessLookupError):  # it has ended
+                with suppress(ProcessLookupError):  # the thread has ended
                     libc.set_io_priority(thread, int(value))
         else:
             self._write(group, key, value)
 
     def _threads(self, group: str) -> list[int]:
-        """Thread ids; none of a slice, which has units instead."""
+        """Return the thread ids of a cgroup; none for a slice, which contains units instead."""
         return [int(line) for line in read_kernel_file(f"{self._root}/{group}/cgroup.threads").split()]
 
     def _write(self, group: str, name: str, text: str) -> None:

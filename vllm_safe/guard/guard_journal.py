@@ -1,6 +1,6 @@
-"""Words of the guard: to the journal, where `systemctl status` of the model shows them, and to the model's own file of events.
+"""The messages of the guard: to the journal, where `systemctl status` of the model shows them, and to the model's own file of events.
 
-Datagrams that do not wait: a journal that stands still must not make the guard stand still.
+Datagrams are sent without blocking: a stalled journal must not stall the guard.
 """
 
 from __future__ import annotations
@@ -14,30 +14,33 @@ from vllm_safe.contract.small_files import write_whole
 from vllm_safe.guard.guard_decision import GuardAction
 
 JOURNAL = "/run/systemd/journal/socket"
-MOST_LINES, KEPT_LINES = 500, 250  # of a file of events: once it has the most, the oldest go
+MOST_LINES, KEPT_LINES = 500, 250  # of a file of events: when it reaches the first number, only the newest lines are kept
 INFO, WARNING, ERROR = 6, 4, 3
 _LEVELS = {"kill": ERROR, "freeze": WARNING, "squeeze": WARNING}
 
 
 class Journal:
-    """Says what is done."""
+    """A writer of messages and events."""
 
     def __init__(self, folder: str = EVENTS_FOLDER, address: str = JOURNAL) -> None:
         self._folder, self._address = folder, address
-        self._lines: dict[str, int] = {}  # in the files of events, by path
+        self._lines: dict[str, int] = {}  # the number of lines in each file of events, by path
 
     def say(self, text: str, level: int = INFO, unit: str = "") -> None:
-        """One line; with `unit`, one that `systemctl status UNIT` shows too: journalctl takes root's word for this field."""
+        """Log one line. With `unit`, `systemctl status UNIT` shows it too: journalctl trusts this field if the sender is root."""
         fields = {"MESSAGE": " ".join(text.split()), "PRIORITY": str(level), "SYSLOG_IDENTIFIER": "vllm-safe-guard"}
         if unit:
             fields["OBJECT_SYSTEMD_UNIT"] = unit
         message = "".join(f"{key}={value}\n" for key, value in fields.items())
         kind = socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
-        with suppress(OSError), socket.socket(socket.AF_UNIX, kind) as channel:  # full, or not there: what was done is more than words
+        with (
+            suppress(OSError),
+            socket.socket(socket.AF_UNIX, kind) as channel,
+        ):  # the socket is full or does not exist: an action must not fail because of its message
             channel.sendto(message.encode(), self._address)
 
     def record(self, act: GuardAction) -> None:
-        """One act, with the readings that led to it."""
+        """Log an action and write it to the file of events, with the readings that led to it."""
         figures = ", ".join(f"{key} {value:g}" for key, value in act.readings.items() if value)
         self.say(f"{act.unit} {act.text}" + (f" ({figures})" if figures else ""), _LEVELS.get(act.kind, INFO), act.unit)
         try:
@@ -58,7 +61,7 @@ class Journal:
 
 
 def event_line(act: GuardAction, now: float) -> str:
-    """The act as one line of JSON, without its module: see plan.py."""
+    """Return the action as one line of JSON, without the json module: see contract/guard_file.py."""
     readings = ", ".join(f"{_quoted(key)}: {value:g}" for key, value in act.readings.items())
     return f'{{"time": {now:.3f}, "act": {_quoted(act.kind)}, "text": {_quoted(act.text)}, "readings": {{{readings}}}}}\n'
 
@@ -69,7 +72,7 @@ def _quoted(text: str) -> str:
 
 
 def model_name(unit: str) -> str:
-    """The model's name, of vllm@NAME.service; of any other unit, what is before its suffix."""
+    """Return the name of the model for vllm@NAME.service; for any other unit, its name without the suffix."""
     return unit.removeprefix("vllm@").rpartition(".")[0]
 
 

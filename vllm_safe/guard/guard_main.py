@@ -1,4 +1,4 @@
-"""The loop of vllm-safe-guard.service: wait until the kernel tells pressure, look, decide, act. Quiet, it wakes up every ten seconds."""
+"""The loop of vllm-safe-guard.service: wait for a PSI trigger, read, decide, act. Without pressure it wakes up every ten seconds."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from vllm_safe.guard.guard_journal import ERROR, WARNING, Journal
 from vllm_safe.guard.pressure_watch import PressureWatch, Triggers
 from vllm_safe.guard.rehearsal import rehearse
 
-SLOW = 10.0  # seconds between two looks while all is quiet
-ESTIMATING = 0.9  # the same where the kernel tells no pressure: a second's window then always holds the look before
-_EXIT_NO_CGROUPS = 78  # EX_CONFIG: systemd does not try again. Not 2, with which Python ends when it cannot open its script
+SLOW = 10.0  # seconds between two readings without pressure
+ESTIMATING = 0.9  # the same without PSI in the kernel: a window of one second then always contains the previous reading
+_EXIT_NO_CGROUPS = 78  # EX_CONFIG: systemd does not try again. Not 2, with which Python exits if it cannot open its script
 _GONE = select.POLLERR | select.POLLHUP | select.POLLNVAL
 
 
 def main(root: str = CGROUPS) -> int:
-    """The exit code: 0 stopped, 78 on a machine without cgroup v2."""
+    """Run the guard and return the exit code: 0 stopped, 78 on a machine without cgroup v2."""
     journal = Journal()
     if not os.path.exists(f"{root}/cgroup.controllers"):  # noqa: PTH110 - pathlib is 2 MB
-        text = "cgroup v2 is not mounted alone: nothing can be watched or held back. Boot with systemd.unified_cgroup_hierarchy=1"
+        text = "the unified cgroup hierarchy (cgroup v2) is not in use: the guard cannot run. Boot with systemd.unified_cgroup_hierarchy=1"
         journal.say(text, ERROR)
         notify(STATUS=text)
         return _EXIT_NO_CGROUPS
@@ -39,16 +39,16 @@ def main(root: str = CGROUPS) -> int:
     try:
         libc.lock_memory()
     except OSError as error:
-        journal.say(f"cannot lock the guard's memory, as in most containers: {error}", WARNING)
+        journal.say(f"the guard's memory cannot be locked, as in most containers: {error}", WARNING)
     return loop.run()
 
 
 class GuardLoop:
-    """Everything that is open, and the loop around it."""
+    """The loop, and everything that it holds open."""
 
     def __init__(self, journal: Journal, root: str = CGROUPS, plan_file: str = PLAN_FILE) -> None:
         self._journal, self._plan_file = journal, plan_file
-        self._watch, self._hands, self._triggers, self._poll = PressureWatch(root), CgroupControl(root), Triggers(root), select.poll()
+        self._watch, self._control, self._triggers, self._poll = PressureWatch(root), CgroupControl(root), Triggers(root), select.poll()
         self._plan, self._guard = GuardPlan(), GuardState(GuardPlan())
         self._plan_seen: tuple[int, int] | None = None  # time and inode of the plan file
         self._signals = open_signal_pipe((signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
@@ -59,27 +59,29 @@ class GuardLoop:
         self._beat_at = 0.0
 
     def recover(self) -> None:
-        """Take back what a guard before us left, when it was killed."""
-        for unit in self._hands.recover():
-            self._journal.say(f"{unit} has its share again: the guard was ended while it was held back", WARNING, unit)
+        """Reverse the actions of an earlier guard that was killed."""
+        for unit in self._control.recover():
+            self._journal.say(f"{unit} thawed and restored: an earlier guard ended while it was throttled", WARNING, unit)
 
     def prepare(self) -> None:
-        """Ready to guard: the plan is read, and systemd knows."""
+        """Read the plan and report readiness to systemd."""
         self._reread_plan(first=True)
         if not self._watch.pressure:
-            text = "this kernel tells no pressure (PSI): going by RAM, swap and major faults instead. Boot with psi=1 to have it"
+            text = (
+                "pressure stall information (PSI) is not available: using RAM, swap and major faults instead. Boot with psi=1 to enable it"
+            )
             self._journal.say(text, WARNING)
         self._look()
         notify(READY="1", STATUS=self._status)
 
     def run(self) -> int:
-        """Until systemd ends us."""
+        """Run until systemd stops the guard; return the exit code."""
         while True:
             for file, event in self._poll.poll(self._timeout() * 1000):
                 if file == self._signals:
                     if asks_to_stop(read_signals(self._signals)):  # SIGHUP only wakes us up, to look
                         return self._end()
-                elif event & _GONE:  # a removed cgroup says POLLPRI as well, for ever
+                elif event & _GONE:  # a removed cgroup reports POLLPRI as well, for ever
                     self._triggers.drop(file, self._poll)
                 else:
                     self._guard.woken(time.monotonic())
@@ -102,8 +104,8 @@ class GuardLoop:
         self._slept = slept
         for act in self._guard.tick(self._watch.read()):
             self._do(act)
-        self._hands.hold()
-        self._tell(now)
+        self._control.hold()
+        self._update_status(now)
 
     def _look_slowly(self, now: float) -> None:
         self._reread_plan()
@@ -115,10 +117,10 @@ class GuardLoop:
             self._triggers.clear(self._poll)
 
     def _do(self, act: GuardAction) -> None:
-        """A kill is said first: afterwards the unit is busy dying."""
+        """Carry out an action and log it. A kill is logged first, since the unit exits afterwards."""
         if act.kind == "kill":
             self._journal.record(act)
-        if trouble := self._hands.do(act):
+        if trouble := self._control.do(act):
             self._journal.say(f"cannot {act.kind} {trouble}", ERROR, act.unit)
         if act.kind != "kill":
             self._journal.record(act)
@@ -127,7 +129,7 @@ class GuardLoop:
         notify(STOPPING="1")
         for act in self._guard.release():
             self._do(act)
-        self._hands.recover()
+        self._control.recover()
         return 0
 
     def _reread_plan(self, *, first: bool = False) -> None:
@@ -139,29 +141,29 @@ class GuardLoop:
             self._plan_seen = seen
             plan = read_plan(self._plan_file)
         except FileNotFoundError:
-            return  # `vllm-safe apply` has not run yet: the defaults, or what there was
+            return  # `vllm-safe apply` has not run yet: the defaults or the last settings stay in force
         except (OSError, ValueError) as error:
-            self._journal.say(f"{self._plan_file} is of no use, the last good settings stay: {error}", WARNING)
+            self._journal.say(f"{self._plan_file} cannot be used, the last valid settings stay in force: {error}", WARNING)
             return
         if plan.note and plan.note != self._plan.note:
-            self._journal.say(f"the last good settings stay: {plan.note}", WARNING)
+            self._journal.say(f"the last valid settings stay in force: {plan.note}", WARNING)
         if plan != self._plan:
             self._plan = plan
             self._guard.obey(plan)
             if not first:
-                self._journal.say("new settings are in force" if plan.enabled else "switched off: guard.enabled is false")
+                self._journal.say("new settings are in force" if plan.enabled else "disabled: guard.enabled is false")
 
-    def _tell(self, now: float) -> None:
-        """What `systemctl status vllm-safe-guard` shows, when it changes; and the watchdog, fed."""
+    def _update_status(self, now: float) -> None:
+        """Update the line that `systemctl status vllm-safe-guard` shows, if it has changed, and notify the watchdog."""
         held = ", ".join(f"{unit} is {how}" for unit, how in self._guard.held_back.items())
         if not self._plan.enabled:
-            status = "switched off: guard.enabled is false in config.yaml"
+            status = "disabled: guard.enabled is false in config.yaml"
         elif self._watch.pressure:
             status = held or "watching"
         else:
-            status = f"{held or 'watching'}, by RAM, swap and major faults: this kernel tells no pressure (psi=0)"
+            status = f"{held or 'watching'}, by RAM, swap and major faults: pressure stall information (PSI) is not available (psi=0)"
         if self._plan.note:
-            status += f"; the last good settings: {self._plan.note}"
+            status += f"; the last valid settings are in force: {self._plan.note}"
         if status != self._status:
             self._status = status
             notify(STATUS=status)
@@ -171,5 +173,5 @@ class GuardLoop:
 
 
 def _slept() -> float:
-    """Seconds that the machine was suspended, ever."""
+    """Return the seconds for which the machine has been suspended since boot."""
     return time.clock_gettime(time.CLOCK_BOOTTIME) - time.monotonic()

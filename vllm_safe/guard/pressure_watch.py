@@ -1,4 +1,4 @@
-"""What the guard looks at: the kernel's pressure files, which also wake it (PSI triggers), and the cgroups' own counts."""
+"""The readings of the guard: the kernel's pressure files, which also wake it up (PSI triggers), and the counters of the cgroups."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from vllm_safe.common.kernfs import (
 from vllm_safe.guard.readings import Reading, Usage
 
 RESOURCES = ("memory", "io")
-DOWNLOADS = ("vllm-safe-fetch", "vllm-safe-install")  # in the slice, and no models: what they move is nobody's blame
+DOWNLOADS = ("vllm-safe-fetch", "vllm-safe-install")  # units in the slice that are no models: no model is blamed for their page movement
 TRIGGER_WINDOW = 1_000_000  # microseconds
-LOW = 0.05  # of RAM and of swap: looked at closely, whatever PSI says
-FAULT = 0.01  # seconds that one page takes from a hard disk: without PSI, major faults are what tells a stall
+LOW = 0.05  # share of RAM and of swap below which readings are frequent, whatever PSI shows
+FAULT = 0.01  # seconds to read one page from a hard disk: without PSI, a stall is estimated from major faults
 _PAGE = 4096
 
 
 def list_units(root: str = CGROUPS) -> tuple[list[str], list[str]]:
-    """The units in the models' slice: models (and what stands in for one), which are to be watched, and downloads."""
+    """Return the units in the models' slice: models (and units that stand in for one), which are watched, and downloads."""
     try:
         with os.scandir(f"{root}/{MODELS_SLICE}") as entries:
             names = sorted(entry.name for entry in entries if entry.name.endswith((".service", ".scope")))
@@ -38,12 +38,12 @@ def list_units(root: str = CGROUPS) -> tuple[list[str], list[str]]:
 
 
 def has_pressure(root: str = CGROUPS) -> bool:
-    """Whether this kernel tells pressure."""
+    """Return whether pressure stall information (PSI) is available."""
     return any(read_kernel_file(f"{root}/{group}/memory.pressure") for group in SYSTEM_SLICES)
 
 
 class Triggers:
-    """One descriptor for each pressure file; poll(2) says POLLPRI on it when the OS has been stalled for long enough."""
+    """PSI triggers, one descriptor for each pressure file: poll(2) returns POLLPRI when the operating system has been stalled enough."""
 
     def __init__(self, root: str = CGROUPS) -> None:
         self._root = root
@@ -51,7 +51,7 @@ class Triggers:
         self._stall = 0
 
     def set(self, pressure: float, poll: select.poll) -> None:
-        """Watch for this share of a second, in every file that is there; those that are watched so already are left alone."""
+        """Set a trigger at this share of a second in each existing pressure file; triggers with the same share stay as they are."""
         stall = int(pressure * TRIGGER_WINDOW)
         if stall != self._stall:
             self.clear(poll)
@@ -61,7 +61,7 @@ class Triggers:
                 continue
             try:
                 file = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-            except OSError:  # user.slice comes with the first login
+            except OSError:  # user.slice is created at the first login
                 continue
             try:
                 os.write(file, b"full %d %d\0" % (stall, TRIGGER_WINDOW))
@@ -72,14 +72,14 @@ class Triggers:
             self._files[path] = file
 
     def drop(self, file: int, poll: select.poll) -> None:
-        """The cgroup of this one is gone."""
+        """Close the trigger of a cgroup that has been removed."""
         for path in [path for path, other in self._files.items() if other == file]:
             poll.unregister(file)
             os.close(file)
             del self._files[path]
 
     def clear(self, poll: select.poll) -> None:
-        """Watch nothing."""
+        """Close all triggers."""
         for file in list(self._files.values()):
             self.drop(file, poll)
 
@@ -88,17 +88,17 @@ class Triggers:
 
 
 class PressureWatch:
-    """Readings. Without `pressure` from the kernel, stalls are estimated from major faults while RAM is scarce."""
+    """The source of readings. Without PSI (`pressure` is false), stalls are estimated from major faults while RAM is scarce."""
 
     def __init__(self, root: str = CGROUPS, meminfo: str = "/proc/meminfo") -> None:
         self._root, self._meminfo = root, meminfo
         self.pressure = has_pressure(root)
-        self._gained: dict[str, tuple[int, int]] = {}  # by unit: pages that it had, and all that it ever gained
+        self._gained: dict[str, tuple[int, int]] = {}  # by unit: its pages at the last reading, and the pages that it has gained in total
         self._faults: dict[str, int] = {}
         self._estimated: dict[str, float] = {}
 
     def read(self) -> Reading:
-        """One look at everything."""
+        """Take a reading."""
         memory = self.memory()
         models, downloads = list_units(self._root)
         others = (*SYSTEM_SLICES, *(f"{MODELS_SLICE}/{unit}" for unit in downloads))
@@ -117,11 +117,11 @@ class PressureWatch:
         return reading if self.pressure else reading._replace(stalls=self._estimate(scarce=reading.scarce))
 
     def memory(self) -> dict[str, int]:
-        """Bytes, by /proc/meminfo's names."""
+        """Return /proc/meminfo in bytes, by its names."""
         return parse_meminfo(read_kernel_file(self._meminfo))
 
     def short(self) -> bool:
-        """Whether RAM and swap are both nearly gone."""
+        """Return whether RAM and swap are both nearly used up."""
         return _short(self.memory())
 
     def _stalls(self) -> dict[str, float]:
@@ -149,7 +149,7 @@ class PressureWatch:
         return parse_number(read_kernel_file(f"{self._root}/{group}/{name}")) or 0
 
     def _usage(self, group: str) -> Usage:
-        """Pages that came back after they had been reclaimed, went through a disk, or are more than before: what pushes others out."""
+        """Count the pages that a cgroup refaulted, read, wrote or gained: these push out the pages of others."""
         stat = self._stat(group)
         held = self._number(group, "memory.current")
         pages = (held + self._number(group, "memory.swap.current")) // _PAGE
@@ -167,7 +167,7 @@ def _short(memory: Mapping[str, int]) -> bool:
 
 
 def _through_disks(text: str) -> int:
-    """All bytes read and written, from io.stat. Some kernels begin a line with the names of disks that did nothing."""
+    """Return all bytes read and written, from io.stat. Some kernels begin a line with the names of idle disks."""
     through = 0
     for line in text.splitlines():
         counts = {key: int(value) for key, _, value in (word.partition("=") for word in line.split()) if value.isdecimal()}

@@ -1,6 +1,7 @@
-"""Everything that an emergency needs, done once before: afterwards the guard's memory is locked, and nothing is loaded from a disk to act.
+"""A rehearsal of all actions before the guard's memory is locked, so that an emergency needs nothing from a disk.
 
-Decisions are taken on readings that are made up, and carried out on a folder that stands for the cgroups: below the unit's own, in RAM.
+Decisions are made from invented readings, and carried out on a directory that stands in for the cgroups. It is in the unit's own
+RuntimeDirectory=, in RAM.
 """
 
 from __future__ import annotations
@@ -23,13 +24,16 @@ _FILES = {
     "cgroup.freeze": "0\n",
     "cgroup.kill": "",
 }
-_STALL = 2 * GuardPlan().kill.after  # seconds; frozen again and again, a model is killed somewhat later than after kill.after
+_STALL = 2 * GuardPlan().kill.after  # seconds; a model that is frozen again and again is killed somewhat later than after kill.after
 
 
 def rehearse(folder: str = EVENTS_FOLDER) -> set[str]:
-    """The kinds of act that came, which are all. What it wrote is removed; where it cannot write, it decides at least."""
+    """Rehearse, and return the kinds of actions that occurred, which are all kinds.
+
+    Its files are removed. If it cannot write, it only makes decisions.
+    """
     stage = f"{folder}/.rehearsal"
-    _remove(stage)  # of a guard that was killed meanwhile
+    _remove(stage)  # left by a guard that was killed during its rehearsal
     try:
         with suppress(OSError):
             _build(stage)
@@ -38,19 +42,19 @@ def rehearse(folder: str = EVENTS_FOLDER) -> set[str]:
         _remove(stage)
 
 
-def _play(hands: CgroupControl, journal: Journal) -> set[str]:
+def _play(control: CgroupControl, journal: Journal) -> set[str]:
     guard, done = GuardState(GuardPlan()), set[str]()
     for step in range(int((_STALL + 2 * CALM) / TICK)):
         now = step * TICK
         usage = Usage(step * 1000, 1 << 30)
         reading = Reading(now, {"system.slice memory full": min(now, _STALL)}, {_UNIT: usage}, step, 1 << 30, 1 << 20, 0)
         for act in guard.tick(reading):
-            hands.do(act)
+            control.do(act)
             journal.record(act)
             done.add(act.kind)
-            hands.hold()
+            control.hold()
     guard.release()
-    hands.recover()
+    control.recover()
     return done
 
 
@@ -60,7 +64,7 @@ def _build(stage: str) -> None:
     for name, text in _FILES.items():
         _write(f"{group}/{name}", text)
         _write(f"{stage}/{MODELS_SLICE}/{name}", text)
-    _write(f"{stage}/{model_name(_UNIT)}.jsonl", "\n" * MOST_LINES)  # so that it is made shorter, too
+    _write(f"{stage}/{model_name(_UNIT)}.jsonl", "\n" * MOST_LINES)  # long enough that the journal shortens it, too
 
 
 def _write(path: str, text: str) -> None:

@@ -1,1 +1,1 @@
-"""The main process of vllm@NAME.service: starts the server, says when it is ready, ends it. Standard library only (20 MB resident)."""
+"""The main process of vllm@NAME.service: starts, watches and ends the server. Standard library only (20 MB resident)."""

@@ -1,4 +1,4 @@
-"""What the pure core of the main process asks its loop to do, in order."""
+"""The actions that the pure core of the main process returns, for its loop to carry out in order."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 
 class LogLine(NamedTuple):
-    """A line for the journal, at a level of syslog(3): 3 is what `journalctl -p err` shows."""
+    """A line for the journal, with a level of syslog(3): `journalctl -p err` shows level 3 and below."""
 
     text: str
     level: int = 6
@@ -22,35 +22,35 @@ class NotifySystemd(NamedTuple):
 
 
 class SendSignal(NamedTuple):
-    """A signal for the server's first process."""
+    """A signal to send to the server's first process."""
 
     number: signal.Signals
 
 
 class AskServer(NamedTuple):
-    """A question for the server: "health", "metrics", or "token" for one token."""
+    """A request to send to the server: "health", "metrics", or "token" (a completion of one token)."""
 
     what: str
 
 
 class Quit(NamedTuple):
-    """The end of the main process; systemd kills what is left in the cgroup."""
+    """The exit of the main process, with its exit status; systemd kills the processes that are left in the cgroup."""
 
     code: int
 
 
 class Instruction(Enum):
-    """What needs no more words."""
+    """Actions without parameters."""
 
     START = "start the server"
-    LOOK = "read its processes"
-    DUMP = "have its processes say where they stand: the journal gets what /proc shows, Python prints its stacks at SIGABRT"
-    KILL = "SIGKILL for every process of the unit but ourselves"
+    LOOK = "read the processes of the server"
+    DUMP = "log the state of each process from /proc, and have Python print its stacks (SIGABRT)"
+    KILL = "send SIGKILL to every process of the unit except the main process"
 
 
 Action = LogLine | NotifySystemd | SendSignal | AskServer | Quit | Instruction
 
 
 def extend_timeout(seconds: float) -> dict[str, str]:
-    """The field of sd_notify(3) with which systemd waits for so much longer."""
+    """Return the field of sd_notify(3) that extends systemd's start or stop timeout by a time in seconds."""
     return {"EXTEND_TIMEOUT_USEC": str(int(seconds * 1_000_000))}

@@ -1,4 +1,4 @@
-"""Where the processes of a hung server stand, as far as /proc tells their own user; and the end of all of them."""
+"""The state of each process of a hung server, as far as /proc shows it to the same user; and signals to all of them."""
 
 from __future__ import annotations
 
@@ -11,23 +11,26 @@ from pathlib import Path
 from vllm_safe.common.sizes import format_size
 from vllm_safe.launch.processes import Process
 
-_MOST = 64  # processes: what eight cards need, several times over
+_MOST = 64  # processes: several times the number that eight GPUs need
 
 
 def describe_process_states(processes: Sequence[Process]) -> Iterator[str]:
-    """A line for each process: "VLLM::Worker_TP (123): state S, in futex_wait_queue, system call 202, 12.3 s of CPU, 430 MiB resident"."""
+    """Yield a line for each process.
+
+    Example: "VLLM::Worker_TP (123): state S, in futex_wait_queue, system call 202, 12.3 s of CPU time, 430 MiB resident".
+    """
     for process in processes[:_MOST]:
         parts = [f"state {process.state}"]
         if (where := _word(process.pid, "wchan")) not in {"", "0"}:
             parts.append(f"in {where}")
         if (call := _word(process.pid, "syscall")) and call != "running":
             parts.append(f"system call {call}")
-        parts += [f"{process.cpu:.1f} s of CPU", f"{format_size(process.resident)} resident"]
+        parts += [f"{process.cpu:.1f} s of CPU time", f"{format_size(process.resident)} resident"]
         yield f"{process.comm} ({process.pid}): {', '.join(parts)}"
 
 
 def signal_all(processes: Sequence[Process], *numbers: signal.Signals) -> None:
-    """Send each process these signals."""
+    """Send these signals to each process. Errors are ignored."""
     for process in processes:
         for number in numbers:
             with suppress(OSError):

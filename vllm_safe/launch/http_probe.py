@@ -1,6 +1,6 @@
-"""One question to the server, asked over HTTP without ever waiting: the main process has more to do meanwhile.
+"""One HTTP request to the server, without blocking: the main process has other work meanwhile.
 
-http.client would do it in two lines and 6 MB (it brings email and ssl), and would block.
+http.client would need two lines and 6 MB (it imports email and ssl), and would block.
 """
 
 from __future__ import annotations
@@ -15,15 +15,18 @@ from urllib.parse import urlsplit
 
 from vllm_safe.launch.resolver import Resolution
 
-TIMEOUT = 5.0  # seconds until a server that says nothing counts as one that does not answer
-_LONGEST = 4096  # bytes to look for the status line in
+TIMEOUT = 5.0  # seconds without an answer after which the request has failed
+_LONGEST = 4096  # bytes that are searched for the status line
 _CHUNK = 1 << 16
-_MOST = 8 << 20  # bytes of an answer that is read to its end
+_MOST = 8 << 20  # bytes: the limit of an answer that is read to its end
 _STATUS_LINE = re.compile(rb"HTTP/\d\.\d (\d{3})\b[^\n]*\n")
 
 
 class Answer(NamedTuple):
-    """`text` says it to a person, as the end of "the health URL ..."; status: of HTTP, 0 for none; figures: of a long answer."""
+    """An answer to a request.
+
+    text: a description for people, to follow "the health URL". status: the HTTP status, 0 for none. figures: those of a long answer.
+    """
 
     text: str
     healthy: bool = False
@@ -35,13 +38,14 @@ _REFUSES = Answer("refuses connections")
 
 
 class Probe:
-    """One GET, or POST of a JSON text. Wait until `reading` or `writing` is ready or `deadline` has passed, then call `advance`.
+    """One GET, or one POST of a JSON text.
 
-    Again until there is an `answer`, which is the status line; with `take`, the rest is read as well and handed on in pieces. The addresses
-    are tried in their order; the first that takes the connection is the one that is asked.
+    The caller waits until `reading` or `writing` is ready or `deadline` has passed, calls `advance`, and repeats this until there is an
+    `answer`, which is the status line. With `take`, the rest is read as well and handed on in chunks. The addresses are tried in order; the
+    first one that accepts the connection gets the request.
     """
 
-    def __init__(  # noqa: PLR0913 - each is a part of a request
+    def __init__(  # noqa: PLR0913 - each parameter is a part of the request
         self,
         url: str,
         found: Resolution,
@@ -57,7 +61,7 @@ class Probe:
         self.answer: Answer | None = None
         parts = urlsplit(url)
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        version = "1.0" if take else "1.1"  # 1.0 knows no chunked encoding, whose marks would stand within the lines
+        version = "1.0" if take else "1.1"  # HTTP/1.0 has no chunked encoding, whose chunk sizes would break the lines
         lines = [
             f"{'POST' if json else 'GET'} {target} HTTP/{version}",
             f"Host: {parts.netloc}",
@@ -75,16 +79,16 @@ class Probe:
 
     @property
     def reading(self) -> tuple[int, ...]:
-        """The descriptor to wait for until it can be read."""
+        """The descriptor to wait for until it is readable."""
         return () if self._socket is None or self._request else (self._socket.fileno(),)
 
     @property
     def writing(self) -> tuple[int, ...]:
-        """The descriptor to wait for until it can be written."""
+        """The descriptor to wait for until it is writable."""
         return (self._socket.fileno(),) if self._socket is not None and self._request else ()
 
     def advance(self, now: float) -> None:
-        """Go on as far as it goes without waiting."""
+        """Continue as far as possible without blocking."""
         if self._socket is None:
             return
         if now >= self.deadline:
@@ -100,7 +104,7 @@ class Probe:
                 self._fail(_failure(error.errno or 0), now)
 
     def close(self) -> None:
-        """Stop asking."""
+        """Close the connection."""
         if self._socket is not None:
             self._socket.close()
             self._socket = None
@@ -118,12 +122,12 @@ class Probe:
                 self._taken += len(chunk)
                 self._take(chunk)
             else:
-                self._end(Answer(f"answers {status}", healthy=200 <= status < 300, status=status))
+                self._end(Answer(f"returns HTTP {status}", healthy=200 <= status < 300, status=status))
         elif not chunk or len(self._received) >= _LONGEST:
-            self._end(Answer("closes the connection" if not self._received else "does not answer in HTTP"))
+            self._end(Answer("closes the connection" if not self._received else "does not speak HTTP"))
 
     def _connect(self, now: float) -> None:
-        """Begin with the next address, which has its share of the time that is left."""
+        """Connect to the next address, with its share of the remaining time."""
         while self._left:
             (family, address), *self._left = self._left
             self.deadline = now + (self._last_deadline - now) / (1 + len(self._left))
@@ -139,7 +143,7 @@ class Probe:
         self._end(self._failure)
 
     def _fail(self, failure: Answer, now: float) -> None:
-        """End with the failure, or go on with the next address if this one never took the connection."""
+        """End with the failure, or try the next address if this one never accepted the connection."""
         if self._connected:
             self._end(failure)
             return
@@ -148,7 +152,7 @@ class Probe:
         self._connect(now)
 
     def _remember(self, failure: Answer) -> None:
-        """Keep the failure that says most: a refusal, since the machine answers, else the last."""
+        """Keep the most informative failure: a refused connection, since the machine responds, else the last failure."""
         self._failure = self._failure if self._failure == _REFUSES else failure
 
     def _end(self, answer: Answer) -> None:

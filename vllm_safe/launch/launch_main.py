@@ -1,4 +1,4 @@
-"""vllm-safe-launch NAME: the main process of vllm@NAME.service. Started by systemd as user vllm, after vllm-safe-prepare@NAME.service."""
+"""The program vllm-safe-launch NAME, main process of vllm@NAME.service: run as user vllm, after vllm-safe-prepare@NAME.service."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from vllm_safe.launch.supervisor import journal_level, supervise
 
 
 class _GaveUp(Misuse):
-    """One automatic restart too many: systemd is not to try again, and what is wrong is what ended the last one."""
+    """Too many automatic restarts: systemd must not try again. The cause is the one that ended the last start."""
 
 
 def main() -> None:
-    """The console script: exit codes are 0 stopped, 1 failed, 2 can never work as configured (systemd does not try again)."""
+    """Run the console script. Exit codes: 0 stopped, 1 failed, 2 can never work as configured (systemd does not try again)."""
     try:
         code = launch_model(sys.argv[1:])
     except Failure as failure:
@@ -34,7 +34,7 @@ def main() -> None:
 
 
 def launch_model(arguments: list[str]) -> int:
-    """Run the server of one model; the exit code. Misuse for what can never work."""
+    """Run the server of one model and return the exit code. Raises Misuse for a start that can never work, else Failure."""
     if len(arguments) != 1:
         raise Misuse("vllm-safe-launch takes the name of one model", hint="It is started by: systemctl start vllm@NAME")
     plan = _read(arguments[0])
@@ -46,7 +46,7 @@ def launch_model(arguments: list[str]) -> int:
 
 
 def _write_state(failure: Failure) -> None:
-    """Nothing was started: for whoever asks why."""
+    """Write the state file for a start that ended before the server was started: `why` reads the reason there."""
     for name in sys.argv[1:2]:
         now, run = time.time(), os.environ.get("INVOCATION_ID", "")
         reason = ". ".join(text for text in (failure.message, failure.hint) if text)
@@ -62,38 +62,38 @@ def _read(name: str) -> Launch:
         return Launch.from_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        hint = f"systemctl status vllm-safe-prepare@{name} says why; systemctl start vllm@{name} makes it anew"
+        hint = f"See systemctl status vllm-safe-prepare@{name}; systemctl start vllm@{name} writes the file again"
         raise Misuse(f"cannot read {path}: {reason}", hint=hint) from error
 
 
 def _write_serve_file(plan: Launch) -> None:
-    """The options as vLLM's --config FILE wants them: YAML, of which JSON is a part."""
+    """Write the options for vLLM's --config FILE. The file is JSON, which is a subset of YAML. Raises Failure."""
     try:
-        # In the unit's own RuntimeDirectory: nobody else can have put anything there.
+        # The file is in the unit's own RuntimeDirectory, where no other user can have created anything.
         handle = os.open(plan.serve_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o640)
         with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump({key: _as_words(value) for key, value in (plan.serve_args or {}).items()}, file, indent=1, ensure_ascii=False)
+            json.dump({key: _as_option_value(value) for key, value in (plan.serve_args or {}).items()}, file, indent=1, ensure_ascii=False)
     except OSError as error:
         raise Failure(f"cannot write {plan.serve_file}: {error.strerror}") from error
 
 
-def _as_words(value: object) -> object:
-    """A value in which mappings are text, as vLLM's options take them.
+def _as_option_value(value: object) -> object:
+    """Return a value with its mappings as JSON text, as vLLM's options expect them.
 
-    vllm/utils/argparse_utils.py, load_config_file: of a mapping in a list it would make Python's words, and YAML takes 1e-05 for a string.
+    vllm/utils/argparse_utils.py, load_config_file: it would format a mapping in a list with repr(), and YAML reads 1e-05 as a string.
     """
     if isinstance(value, list):
-        return [_as_words(item) for item in value]
+        return [_as_option_value(item) for item in value]
     return json.dumps(value) if isinstance(value, dict) else value
 
 
 def _api_key() -> dict[str, str]:
-    """The key that clients must send, from the unit's credential: never in argv, nor in a file that others read."""
+    """Return the environment variable with the API key from the unit's credential: it is never in argv, nor in a file others can read."""
     if not (folder := os.environ.get("CREDENTIALS_DIRECTORY")):
         return {}
     try:
         key = Path(folder, "api-key").read_text(encoding="utf-8").strip()
     except (OSError, ValueError) as error:
-        # Serving without the key that was asked for would be worse than not serving.
+        # Serving without the configured key would be worse than not serving.
         raise Failure(f"cannot read the API key: {error}") from error
     return {"VLLM_API_KEY": key} if key else {}

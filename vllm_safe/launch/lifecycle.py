@@ -1,6 +1,7 @@
-"""What the main process decides when something happens to its server: pure, with the time handed in, so that each case is a test.
+"""The decisions of the main process about its server. Pure: the time is a parameter, so that each case can be tested.
 
-waiting -> starting ... warming-up -> ready -> stopping -> ended, as in state.py. Each event returns the actions to carry out, in order.
+waiting -> starting ... warming-up -> ready -> stopping -> ended, as in contract/state_file.py. Each event returns the actions to carry
+out, in order.
 """
 
 from __future__ import annotations
@@ -22,58 +23,60 @@ from vllm_safe.launch.server_end import Ended, Ending, explain_end
 from vllm_safe.launch.server_process import describe_ending
 from vllm_safe.launch.timers import Timers
 
-POLL_FIRST, POLL_LONGEST = 0.1, 2.0  # seconds between two questions to the health URL of one that loads, doubling
-LOOK_EVERY = 1.0  # seconds between two looks at the processes of one that loads
-STATUS_EVERY = 5.0
-# What systemd is to wait on for more, again and again. Long, since a guard may freeze us and swapping slow us: what stands still is ended
-# by ourselves, and this ends only ourselves. TimeoutStartSec= in vllm@.service is the first of these spans.
+POLL_FIRST, POLL_LONGEST = 0.1, 2.0  # seconds between two requests to the health URL while loading, doubling
+LOOK_EVERY = 1.0  # seconds between two readings of the processes while loading
+STATUS_EVERY = 5.0  # seconds between two updates of STATUS= while loading
+# Interval and length in seconds of the extensions of systemd's start timeout. They are long, since the guard may freeze this process and
+# swapping may slow it down: this process itself ends a server that makes no progress, and the timeout is only for this process.
+# TimeoutStartSec= in vllm@.service is the first of these spans.
 EXTEND_EVERY, EXTEND_BY = 30.0, 600.0
 
 
 class Lifecycle:
-    """The state of one server. `now` is a monotonic clock's, `wall` Unix time; `watchdog`: seconds of WatchdogSec=, 0 for none.
+    """The state of one server.
 
-    before: what the start before ended of, where this one is an automatic restart and that one never served.
+    now: seconds of a monotonic clock. wall: Unix time. watchdog: seconds of WatchdogSec=, 0 for none. sizes: see Loading.
+    before: the error that ended the previous start, if this is an automatic restart and the previous start never served; else "".
     """
 
-    def __init__(  # noqa: PLR0913 - each is a fact of another source
+    def __init__(  # noqa: PLR0913 - each parameter is a fact from another source
         self, launch: Launch, now: float, wall: float, *, sizes: Sequence[int] = (), watchdog: float = 0.0, before: str = ""
     ) -> None:
         self.phase = "waiting" if launch.pause else "starting"
-        self.since = wall  # when the phase began
-        self.text = ""  # what STATUS= says
+        self.since = wall  # the beginning of the phase
+        self.text = ""  # the last STATUS=
         self.cause = ""
         self.reason = ""
-        self.error = ""  # what it ended of, in the server's own words
+        self.error = ""  # the error that ended the server, as the server printed it
         self.served = False
         self.alive: Liveness | None = None
         self._launch, self._sizes, self._before = launch, sizes, before
-        self._started = now  # the server, or the wait for its start
+        self._started = now  # the start of the server, or of the wait for it
         self._loading = Loading(now, wall, sizes)
-        self._heard = Answer("was not asked yet")
+        self._last_health = Answer("was not asked yet")
         self._interval = POLL_FIRST
         self._first = FirstToken()
         self._ending: Ending | None = None
         self._exited = False
-        self._code = 0  # to quit with, once ending
+        self._code = 0  # the exit code, once the end has begun
         self._feed = watchdog / 4
         self._timers = Timers({"extend": now, **({"watchdog": now} if watchdog else {})})
         self._timers |= {"go": now + launch.pause} if launch.pause else self._loading_timers(now)
 
     @property
     def due(self) -> float | None:
-        """When `tick` must be called next, if at all."""
+        """The time of the next necessary call of `tick`; None if there is none."""
         if self.phase == "ended":
             return None
         return min(self._timers.due, self._ending.due if self._ending else math.inf)
 
     @property
     def loading(self) -> Loading | None:
-        """How far the start is, while it is under way."""
+        """The progress of the start, while it is under way."""
         return None if self.alive or self._ending else self._loading
 
     def tick(self, now: float, wall: float) -> list[Action]:
-        """Time has passed."""
+        """Handle the passing of time."""
         if self.phase == "ended":
             return []
         actions: list[Action] = [NotifySystemd({"WATCHDOG": "1"})] if self._timers.fires("watchdog", now, self._feed) else []
@@ -87,16 +90,16 @@ class Lifecycle:
             actions.append(Instruction.LOOK)
         actions += [
             AskServer(what) for what in ("health", "metrics") if self._timers.fires(what, now, math.inf)
-        ]  # again when it is answered
+        ]  # the next one is set when the answer arrives
         return actions + (self._serve_on(now, wall, self.alive) if self.alive else self._load_on(now, wall))
 
     def heard(self, chunk: bytes, now: float, wall: float) -> None:
-        """The server printed something."""
+        """Handle output of the server."""
         if (loading := self.loading) and loading.hear(chunk, now) and self._launch.metrics and self.phase != "waiting":
             self._go(loading.follow.phase, wall)
 
     def looked(self, now: float, wall: float, processes: Sequence[Process], cards: CardUsage = NO_CARDS) -> list[Action]:
-        """The processes of the server were read, and what the recorder says of the cards."""
+        """Handle a reading of the server's processes, and the GPU usage that the recorder reports."""
         if self._ending or self.phase == "ended":
             return []
         if self.alive:
@@ -111,7 +114,7 @@ class Lifecycle:
         return []
 
     def answered(self, now: float, wall: float, what: str, answer: Answer) -> list[Action]:
-        """A question was answered, or was not."""
+        """Handle the answer to a request, or its failure."""
         if self._ending or self.phase == "ended":
             return []
         if what == "token":
@@ -123,7 +126,7 @@ class Lifecycle:
             else:
                 self.alive.health(answer)
             return []
-        self._heard = answer
+        self._last_health = answer
         self._timers["health"] = now + self._interval
         self._interval = min(2 * self._interval, POLL_LONGEST)
         if not answer.healthy or self._first.asked:
@@ -136,45 +139,46 @@ class Lifecycle:
         return [AskServer("token")]
 
     def asked_to_stop(self, now: float, wall: float) -> list[Action]:
-        """SIGTERM from systemd, or ^C."""
+        """Handle SIGTERM from systemd, or SIGINT."""
         if self._ending or self.phase == "ended":
             self._code = 0
             return []
         if self.phase == "waiting":
             self._go("ended", wall)
-            self.cause, self.reason = "stopped", "stopped before it was started again"
+            self.cause, self.reason = "stopped", "stopped while waiting for the automatic restart"
             return [LogLine(self.reason), Quit(0)]
-        why = f"running requests have {format_span(self._launch.stop_grace)}" if self.alive else "it was still loading"
+        why = f"running requests have {format_span(self._launch.stop_grace)}" if self.alive else "the server was still loading"
         self.cause, self.reason = "stopped", f"stopping: {why}"
         return [LogLine(self.reason), *self._begin_end(now, wall, code=0, hung=False)]
 
     def exited(self, now: float, wall: float, status: int, head: Sequence[str], tail: Sequence[str]) -> list[Action]:
-        """The server has ended with this wait status. head: the beginning of its trouble; tail: the last lines that it printed."""
+        """Handle the end of the server. status: its wait status. head: its first lines of trouble. tail: the last lines that it printed."""
         ending = f"({describe_ending(status)})"
         if self._ending:
             self._exited = True
             if self._ending.hung and now < self._ending.due:
-                return []  # others still print where they stand
+                return []  # other processes are still printing their stacks
             return [LogLine(f"the server has ended {ending}"), *self._quit(wall)]
-        told = explain_end(self._launch, Ended(status, head, tail, self.served, self._before))
+        explanation = explain_end(self._launch, Ended(status, head, tail, self.served, self._before))
         after = format_span(now - self._started)
-        what = f"by itself after serving for {after}" if self.served else f"after {after}, before it was ready"
-        twice = "; the same as the time before: it is not tried again" if told.again and not told.never and not self.served else ""
-        self.cause, self.error = "exited", told.error
+        what = f"after serving for {after}" if self.served else f"after {after}, before it was ready"
+        repeated = explanation.again and not explanation.never and not self.served
+        twice = "; the same error as at the previous start: it is not started again" if repeated else ""
+        self.cause, self.error = "exited", explanation.error
         self.reason = f"the server ended {what} {ending}{twice}"
-        self._code = EXIT_MISUSE if (told.never or told.again) and not self.served else EXIT_FAILED
+        self._code = EXIT_MISUSE if (explanation.never or explanation.again) and not self.served else EXIT_FAILED
         return [
             LogLine(self.reason),
-            LogLine(told.sentence, level=3),
-            self._tell_status(told.sentence),
+            LogLine(explanation.sentence, level=3),
+            self._set_status(explanation.sentence),
             *self._quit(wall),
         ]
 
     def not_started(self, wall: float, why: str) -> list[Action]:
-        """The server could not be started: the kernel had no process or no memory for it."""
+        """Handle a failed start: the kernel refused the server a process or memory. why: the error of the kernel."""
         self.cause, self.reason = "no-start", f"the server could not be started: {why}"
         self._code = EXIT_FAILED
-        return [LogLine(self.reason, level=3), self._tell_status(self.reason), *self._quit(wall)]
+        return [LogLine(self.reason, level=3), self._set_status(self.reason), *self._quit(wall)]
 
     def _wait_on(self, now: float, wall: float) -> list[Action]:
         if self._timers.fires("go", now, math.inf):
@@ -186,8 +190,8 @@ class Lifecycle:
         if self.text:
             return []
         pause = format_span(self._launch.pause)
-        status = f"automatic restart {self._launch.restart}: waiting {pause} first; systemctl restart does not wait"
-        return [LogLine(status), self._tell_status(status)]
+        status = f"automatic restart {self._launch.restart}: waiting {pause}; systemctl restart skips the wait"
+        return [LogLine(status), self._set_status(status)]
 
     def _load_on(self, now: float, wall: float) -> list[Action]:
         if now >= self._timers["start_timeout"]:
@@ -195,14 +199,15 @@ class Lifecycle:
             self.cause = "start-timeout"
             vain = self._loading.in_vain
             self.reason = (
-                f"not ready within {allowed} (start_timeout): {self._launch.health} {self._heard.text}{'; ' if vain else ''}{vain}"
+                f"not ready within {allowed} (start_timeout): {self._launch.health} {self._last_health.text}{'; ' if vain else ''}{vain}"
             )
             return [LogLine(self.reason, level=3), *self._begin_end(now, wall, code=EXIT_FAILED, hung=bool(vain))]
         if not self._timers.fires("status", now, STATUS_EVERY):
             return []
-        # Refusing connections is what a loading server does: vLLM listens when it is ready. Anything else is worth knowing.
-        usual = self._heard.healthy or self._heard.text in {"refuses connections", "was not asked yet"}
-        return [self._tell_status(self._loading.status(now, self.phase, "" if usual else f"; {self._launch.health} {self._heard.text}"))]
+        # A loading server refuses connections, since vLLM listens only when it is ready. Any other answer is shown.
+        health = self._last_health
+        usual = health.healthy or health.text in {"refuses connections", "was not asked yet"}
+        return [self._set_status(self._loading.status(now, self.phase, "" if usual else f"; {self._launch.health} {health.text}"))]
 
     def _serve_on(self, now: float, wall: float, alive: Liveness) -> list[Action]:
         alive.pass_time(now, wall)
@@ -217,8 +222,8 @@ class Lifecycle:
         if self.alive:
             self.alive.got_token(answer)
             return []
-        ready, said = self._first.answered(answer)
-        return [*said, *self._ready(now, wall)] if ready else said
+        ready, lines = self._first.answered(answer)
+        return [*lines, *self._ready(now, wall)] if ready else lines
 
     def _ready(self, now: float, wall: float) -> list[Action]:
         took, self._started = format_span(now - self._started), now
@@ -229,7 +234,7 @@ class Lifecycle:
         self._timers = Timers(dict.fromkeys(("look", *questions), now + self.alive.interval))
         self._timers |= {"watchdog": now} if self._feed else {}
         ready = f"serving {self._launch.name} on {self._launch.url}"
-        status = self._tell_status(f"ready, {ready}")
+        status = self._set_status(f"ready, {ready}")
         return [NotifySystemd({"READY": "1", **status.fields}), LogLine(f"ready after {took}: {ready}")]
 
     def _end_hung(self, now: float, wall: float, cause: str, reason: str) -> list[Action]:
@@ -241,15 +246,15 @@ class Lifecycle:
         self._go("stopping", wall)
         self._code = code
         self._timers = Timers({"watchdog": now} if self._feed else {})
-        status = self._tell_status(self.reason)
-        until_killed = extend_timeout(self._ending.longest + 10)  # 10 s more, for a machine that is short of everything
+        status = self._set_status(self.reason)
+        until_killed = extend_timeout(self._ending.longest + 10)  # 10 s more, for a machine under pressure
         return [NotifySystemd({"STOPPING": "1", **until_killed, **status.fields}), self._ending.begin()]
 
     def _end_on(self, now: float, ending: Ending) -> list[Action]:
         actions = ending.tick(now)
         if actions is None:
-            return [LogLine("the server does not die of SIGKILL: it hangs in the kernel or a driver", level=3), *self._quit(None)]
-        # It has exited while the others still print where they stand: they have until it is time to kill.
+            return [LogLine("the server survived SIGKILL: it hangs in the kernel or a driver", level=3), *self._quit(None)]
+        # The server has exited while other processes still print their stacks: they have until the kill is due.
         return [*actions, *self._quit(None)] if self._exited and Instruction.KILL in actions else actions
 
     def _quit(self, wall: float | None) -> list[Action]:
@@ -260,7 +265,7 @@ class Lifecycle:
         if phase != self.phase:
             self.phase, self.since = phase, wall
 
-    def _tell_status(self, text: str) -> NotifySystemd:
+    def _set_status(self, text: str) -> NotifySystemd:
         self.text = text
         return NotifySystemd({"STATUS": text})
 

@@ -1,6 +1,7 @@
-"""Whether a server that serves is alive: pure. Tokens are the sign of life, since vLLM's /health says 200 while a worker hangs.
+"""The decision whether a serving server is alive. Pure. Tokens are the sign of life: vLLM's /health returns 200 while a worker hangs.
 
-Each thing that is wrong has a limit and a clock, which runs while it lasts and while we run ourselves. Idle is not wrong, nor is slow.
+Each problem has a limit and a clock. The clock runs while the problem lasts and while this process itself runs. An idle or slow server is
+no problem.
 """
 
 from __future__ import annotations
@@ -14,29 +15,29 @@ from vllm_safe.contract.launch_file import Launch
 from vllm_safe.launch.http_probe import Answer
 from vllm_safe.launch.processes import Process
 
-INTERVAL = 10.0  # seconds between two looks
-# What cannot get well again: a process of the engine that is gone, or 503 of vLLM, which says that its engine has died. vLLM ends itself
-# within 15 s then, and may first drain.
+INTERVAL = 10.0  # seconds between two readings
+# The limit in seconds for problems without recovery: a process of the engine is gone, or vLLM returns 503, which means that its engine has
+# died. vLLM then exits by itself within 15 s, and may drain requests first.
 SURELY = 60.0
 
-# As /metrics of vLLM 0.32 names them (v1/metrics/loggers.py). A prompt that is read in pieces moves no counter until it is read, but its
-# share of the cache grows.
+# The names in /metrics of vLLM 0.32 (v1/metrics/loggers.py). A prompt that is prefilled in chunks moves no counter until it is complete,
+# but its share of the KV cache grows.
 RUNNING, WAITING, TOKENS = "vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:generation_tokens_total"
 MOVING = (TOKENS, "vllm:prompt_tokens_total", "vllm:iteration_tokens_total_count", "vllm:kv_cache_usage_perc", RUNNING, WAITING)
 _NAMES = {name.encode(): name for name in MOVING}
-_ENGINE = ("VLLM::EngineCor", "VLLM::Worker")  # what processes of the engine call themselves, as far as the kernel keeps it
+_ENGINE = ("VLLM::EngineCor", "VLLM::Worker")  # the names that processes of the engine set, cut to the length that the kernel keeps
 _LONGEST_LINE = 4096
 
 
 class MetricsReader:
-    """Reads the few figures out of a long answer in pieces: the sum of each over all engines."""
+    """A parser for the few needed figures of /metrics, fed in chunks. `values`: the sum of each figure over all engines."""
 
     def __init__(self) -> None:
         self.values: dict[str, float] = {}
         self._torn = b""
 
     def feed(self, chunk: bytes) -> None:
-        """Take the next piece."""
+        """Take the next chunk."""
         lines = (self._torn + chunk).split(b"\n")
         self._torn = lines.pop()[:_LONGEST_LINE]
         for line in lines:
@@ -45,12 +46,12 @@ class MetricsReader:
                     value = float(line.rpartition(b" ")[2])
                 except ValueError:
                     continue
-                if math.isfinite(value):  # NaN differs from itself: it would move for ever, and is no number of requests
+                if math.isfinite(value):  # NaN differs from itself: it would count as moving for ever, and is not a number of requests
                     self.values[name] = self.values.get(name, 0.0) + value
 
 
 class Liveness:
-    """The clocks of one serving server. Times are seconds of one monotonic clock; `wall` is Unix time."""
+    """The clocks of one serving server. Times are seconds of one monotonic clock. wall: Unix time."""
 
     def __init__(self, launch: Launch, now: float) -> None:
         self.interval = min(INTERVAL, launch.hang_timeout / 5)
@@ -59,14 +60,14 @@ class Liveness:
         self.tokens: int | None = None
         self._launch = launch
         self._now = now
-        self._wrong: dict[str, tuple[float, float, str, float]] = {}  # what -> (lasted, limit, text, since)
-        self._quiet = 0.0  # seconds since a figure moved
+        self._wrong: dict[str, tuple[float, float, str, float]] = {}  # problem -> (seconds lasted, limit, text, Unix time of its beginning)
+        self._quiet = 0.0  # seconds since a figure last moved
         self._figures: Mapping[str, float] = {}
         self._engine: dict[int, str] = {}
         self._wall = 0.0
 
     def pass_time(self, now: float, wall: float) -> None:
-        """Let the clocks run: at most for three looks at once, the rest being a freeze or a machine too busy to judge by."""
+        """Advance the clocks, by at most three intervals at once: a longer time is a freeze, or a machine too busy to judge by."""
         passed = min(max(now - self._now, 0.0), 3 * self.interval)
         self._now, self._wall = now, wall
         self._quiet += passed
@@ -74,25 +75,28 @@ class Liveness:
 
     @property
     def wants_token(self) -> bool:
-        """Whether it is time to ask for a token: nothing has moved for long, and nobody is known to wait for anything.
+        """Whether it is time to request one token: no figure has moved for long, and no such request is under way.
 
         An engine that hangs at its first step after a pause never counts that request as running.
         """
         return bool(self._launch.completions) and self._quiet >= self._launch.hang_timeout / 2 and "token" not in self._wrong
 
     def asked_for_token(self) -> None:
-        """The question is out."""
+        """Note that the request for one token was sent."""
         self._since("token", self._launch.hang_timeout, "a request for one token is not answered, and no token counter moves")
 
     def got_token(self, answer: Answer) -> None:
-        """It was answered, by whatever: a model that makes no tokens says 404. A token is life, whatever the health URL says."""
+        """Handle any answer to the request for one token: a model that generates no tokens returns 404.
+
+        A token is a sign of life, whatever the health URL returns.
+        """
         self._wrong.pop("token", None)
         self._quiet = 0.0
         if answer.healthy:
             self._wrong.pop("health", None)
 
     def looked(self, processes: Sequence[Process]) -> None:
-        """Take what the processes are doing."""
+        """Take a reading of the processes."""
         present = {process.pid: process for process in processes if process.state not in "ZX"}
         self._engine |= {pid: process.comm for pid, process in present.items() if process.comm.startswith(_ENGINE)}
         stopped = {f"stopped {pid}": process for pid, process in present.items() if process.state == "T"}
@@ -105,7 +109,7 @@ class Liveness:
             self._since(what, min(SURELY, self._launch.hang_timeout), f"its process {comm} ({pid}) is gone")
 
     def health(self, answer: Answer) -> None:
-        """The health URL was asked."""
+        """Take an answer of the health URL."""
         if answer.healthy:
             self._wrong.pop("health", None)
             return
@@ -114,7 +118,7 @@ class Liveness:
         self._since("health", limit, f"{self._launch.health} {answer.text}")
 
     def counted(self, figures: Mapping[str, float]) -> None:
-        """/metrics was asked. {} if it did not answer: then health will say so."""
+        """Take the figures of /metrics; {} if it did not answer, which the health URL will show too."""
         if RUNNING not in figures:
             return
         self.running, self.waiting, self.tokens = (int(figures.get(name, 0.0)) for name in (RUNNING, WAITING, TOKENS))
@@ -122,7 +126,7 @@ class Liveness:
             self._figures, self._quiet = dict(figures), 0.0
             for outvoted in ("tokens", "health"):
                 self._wrong.pop(outvoted, None)
-            if "token" in self._wrong:  # it waits in a queue that moves
+            if "token" in self._wrong:  # the request waits in a queue that moves
                 del self._wrong["token"]
                 self.asked_for_token()
         elif self.running:
@@ -130,14 +134,14 @@ class Liveness:
             self._since("tokens", self._launch.hang_timeout, f"{what} and no token counter moves")
 
     def verdict(self) -> str:
-        """Why it counts as hung, or ""."""
+        """Return the reason why the server counts as hung, or ""."""
         for lasted, limit, text, since in self._wrong.values():
             if lasted >= limit:
-                setting = " (hang_timeout)" if limit == self._launch.hang_timeout else ""  # else it was SURELY, which nobody can set
+                setting = " (hang_timeout)" if limit == self._launch.hang_timeout else ""  # SURELY is not a setting
                 return f"{text}, for {format_span(lasted)} since {time.strftime('%H:%M:%S', time.localtime(since))}{setting}"
         return ""
 
     def _since(self, what: str, limit: float, text: str) -> None:
-        """Something is wrong, and was before if its clock runs."""
+        """Note a problem. If it existed before, its clock continues."""
         lasted, _, _, since = self._wrong.get(what, (0.0, 0.0, "", self._wall))
         self._wrong[what] = (lasted, limit, text, since)

@@ -1,4 +1,4 @@
-"""How far a start is, and whether it gets on: pure. Phases and lines from the log, figures from the processes."""
+"""The progress of a start, and whether it continues. Pure. Phases and lines come from the log, figures from the processes."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from vllm_safe.launch.load_progress import Checkpoint, CommunicationWait, Proces
 from vllm_safe.launch.phases import PhaseTracker
 from vllm_safe.launch.processes import Process
 
-_QUIET = 60.0  # seconds without a move that the status mentions
-IN_VAIN = "its processes wait for each other in vain"  # what `why` knows this end by
+_QUIET = 60.0  # seconds without progress after which the status mentions it
+IN_VAIN = "its processes wait for each other"  # `why` recognizes this end by it
 
 
 class Loading:
-    """One start. `sizes`: bytes of the checkpoint's files, () where none is known; times as Stillness has them."""
+    """The progress of one start. sizes: bytes of the checkpoint's files, () if unknown. Times: see Stillness."""
 
     def __init__(self, now: float, wall: float, sizes: Sequence[int]) -> None:
         self.follow = PhaseTracker(now, "starting")
@@ -29,35 +29,35 @@ class Loading:
 
     @property
     def still(self) -> float:
-        """Seconds in which nothing has moved, of the time that counts."""
+        """Seconds without any movement, as far as they count."""
         return self._stillness.still
 
     @property
     def in_vain(self) -> str:
-        """That its processes wait for each other, and by what that is known, once nothing else has moved for a while; or ""."""
+        """A statement that the processes wait for each other, with its signs, once nothing else has moved for a while; or ""."""
         return self._vain() if self.still >= _QUIET else ""
 
     def hear(self, chunk: bytes, now: float) -> bool:
-        """Take what the server printed, cut anywhere; whether the phase is another one now."""
+        """Take a chunk of the output, which may be cut anywhere; return whether the phase has changed."""
         self._waits.hear(chunk, now)
         return self.follow.hear(chunk, now)
 
     def look(self, now: float, wall: float, processes: Sequence[Process], cards: CardUsage = NO_CARDS) -> None:
-        """Take what the processes are doing, and the cards."""
+        """Take a reading of the processes and of the GPUs."""
         stopped = [f"its process {process.comm} ({process.pid}) is stopped" for process in processes if process.state == "T"]
         self._signs = (*stopped[:1], *self._waits.signs(now, cards.busy))
         self._stillness.look(now, wall, self._sums.add(processes, self.follow.news, cards.used), waits=bool(self._signs))
         loading = self.follow.phase == "loading"
         self.progress = self._checkpoint.look(now, processes, loading=loading, done=self.follow.done, of=self.follow.of)
 
-    def status(self, now: float, phase: str, heard: str) -> str:
-        """For a person: "loading, 3 min 20 s: 12.0 GiB of 71.8 GiB, 120 MiB/s, about 8 min left"."""
+    def status(self, now: float, phase: str, health: str) -> str:
+        """Describe the progress: "loading, 3 min 20 s: 12.0 GiB of 71.8 GiB, 120 MiB/s, about 8 min left". health: appended."""
         details = [*([self.follow.text] if self.follow.text and phase == self.follow.phase else []), *_describe(self.progress)]
         text = f"{phase}, {format_span(now - self._started)}" + (f": {', '.join(details)}" if details else "")
-        return text + (f"; nothing has moved for {format_span(self.still)}" if self.still >= _QUIET else "") + heard
+        return text + (f"; no progress for {format_span(self.still)}" if self.still >= _QUIET else "") + health
 
     def stall(self, phase: str) -> str:
-        """Why it counts as hung."""
+        """Return the reason why the start counts as hung."""
         vain = f"{self._vain()}; " if self._signs else ""
         return f"no progress for {format_span(self.still)} while {phase} (stall_timeout): {vain}{self._stillness.describe()}"
 

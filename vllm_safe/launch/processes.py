@@ -1,7 +1,7 @@
-"""The processes of the unit, read once a second while a model loads: who they are, what they do, and what they have got of the files.
+"""The processes of the unit, read once a second while a model loads: their identity, state, and the bytes that they have read.
 
-Of each only /proc/PID/stat, statm and io are read: 12 processes are 36 small reads, 0.1 % of a core. A process that ends meanwhile is
-left out. /proc/PID/io and the like are shown to the same user; where they are not, their figures are 0.
+Only /proc/PID/stat, statm and io are read for each process: 12 processes are 36 small reads, 0.1 % of a core. A process that ends
+meanwhile is left out. /proc/PID/io is readable for the same user; where it is not, its figures are 0.
 """
 
 from __future__ import annotations
@@ -15,50 +15,50 @@ _CGROUPS = Path("/sys/fs/cgroup")
 _PROC = Path("/proc")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _TICK = 1 / os.sysconf("SC_CLK_TCK")
-_CHECKPOINTS = (".safetensors", ".bin", ".gguf", ".pt")  # in this order: vLLM takes the first kind that there is
+_CHECKPOINTS = (".safetensors", ".bin", ".gguf", ".pt")  # in this order: vLLM loads the first type that exists
 
 
 class Process(NamedTuple):
-    """One process. Sums since it began, in bytes and seconds; sizes in bytes."""
+    """One process. Totals since it began are in bytes and seconds, sizes in bytes."""
 
     pid: int
-    started: int  # ticks since boot: with the pid, what tells it from another one
+    started: int  # ticks since boot: together with the pid, it identifies the process
     comm: str
-    state: str  # of proc_pid_stat(5): R running, S and D waiting, T stopped, t traced, Z a zombie
+    state: str  # as in proc_pid_stat(5): R running, S and D waiting, T stopped, t traced, Z zombie
     cpu: float
     faults: int  # page faults, minor and major
-    read: int  # from disks, read-ahead and swap included
-    called: int  # by read(2) and its kin, from wherever
+    read: int  # from disks, including read-ahead and swap
+    called: int  # by read(2) and similar calls, from any source
     resident: int
-    mapped: int  # of resident: pages of files, where a checkpoint appears that is mapped, whether it was in the page cache or not
+    mapped: int  # the part of resident that is pages of files: a mapped checkpoint, whether or not it was in the page cache before
 
 
 def read_processes(unit: Path | None, me: int) -> tuple[Process, ...]:
-    """All processes of the cgroup folder `unit` but `me`; without one, the descendants of `me`."""
+    """Read all processes of the cgroup directory `unit` except `me`; if `unit` is None, the descendants of `me`."""
     pids = _of_cgroup(unit) if unit else None
     return tuple(found for pid in (_descendants(me) if pids is None else pids) if pid != me and (found := _read(pid)))
 
 
 def own_cgroup() -> Path | None:
-    """The folder of our own cgroup, or None where there is none that could be read (cgroup v1, a container)."""
+    """Return the directory of this process's own cgroup, or None if there is none that can be read (cgroup v1, a container)."""
     try:
         path = next(line[3:] for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines() if line.startswith("0::"))
     except (OSError, StopIteration):
         return None
     folder = _CGROUPS / path.strip("/")
-    # At the root of what we see everybody else is, too.
+    # The root of the visible hierarchy contains all other processes, too.
     return folder if path != "/" and (folder / "cgroup.procs").exists() else None
 
 
 def checkpoint_sizes(model: Path) -> tuple[int, ...]:
-    """Bytes of each file of weights in a model's folder, in the order in which vLLM reads them (weight_utils.py, _natural_sort_key)."""
+    """Return the size of each weights file in a model's directory, in vLLM's reading order (weight_utils.py, _natural_sort_key)."""
     try:
         files = [entry for entry in os.scandir(model) if entry.is_file()]
         for ending in _CHECKPOINTS:
             if names := sorted((entry for entry in files if entry.name.endswith(ending)), key=lambda entry: _natural(entry.name)):
                 return tuple(entry.stat().st_size for entry in names)
     except OSError:
-        pass  # the server will say what is wrong with its model
+        pass  # the server will report what is wrong with its model
     return ()
 
 
@@ -107,7 +107,7 @@ def _read(pid: int) -> Process | None:
 
 
 def _transferred(pid: int) -> tuple[int, int]:
-    """The figures rchar and read_bytes of proc_pid_io(5)."""
+    """Return rchar and read_bytes of proc_pid_io(5)."""
     try:
         values = _content(f"{_PROC}/{pid}/io").split()
     except PermissionError:
@@ -116,7 +116,7 @@ def _transferred(pid: int) -> tuple[int, int]:
 
 
 def _content(path: str) -> bytes:
-    """A file of /proc in one read: Path and open() cost five times as much."""
+    """Read a file of /proc with one read(2): Path and open() cost five times as much. Raises OSError."""
     handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         return os.read(handle, 1 << 16)

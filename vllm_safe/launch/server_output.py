@@ -1,4 +1,4 @@
-"""What the server prints: passed on to the journal as it is, with the end of it kept for the question "why did it stop?"."""
+"""The output of the server: copied to the journal unchanged, with its last lines kept for `why`."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from collections.abc import Callable
 
 from vllm_safe.common.terminal import ESCAPES
 
-_CHUNK = 1 << 16  # bytes: what a pipe holds
-_KEPT = 1 << 16  # bytes of the end that are remembered
-_LONGEST = 2000  # characters of a line that are kept for others
+_CHUNK = 1 << 16  # bytes: the capacity of a pipe
+_KEPT = 1 << 16  # bytes at the end of the output that are kept
+_LONGEST = 2000  # characters of each line that are handed out
 
 
 class Output:
-    """Copies one pipe to the journal, never waiting for either.
+    """A copy from one pipe to the journal that never blocks on either.
 
-    It holds one chunk: while the journal takes nothing, nothing is read, and the server waits at its full pipe as it would at the journal.
+    It buffers one chunk: while the journal accepts nothing, nothing is read, and the server blocks on its full pipe as it would on the
+    journal.
     """
 
     def __init__(self, sink: int, hear: Callable[[bytes], None]) -> None:
@@ -30,22 +31,22 @@ class Output:
         os.set_blocking(sink, False)
 
     def read_from(self, source: int) -> None:
-        """Copy this pipe from now on. `hear` is told each piece that comes."""
+        """Copy this pipe from now on. `hear` is called with each chunk."""
         os.set_blocking(source, False)
         self._source = source
 
     @property
     def reading(self) -> tuple[int, ...]:
-        """The descriptor to wait for until it can be read."""
+        """The descriptor to wait for until it is readable."""
         return () if self._source is None or self._pending else (self._source,)
 
     @property
     def writing(self) -> tuple[int, ...]:
-        """The descriptor to wait for until it can be written."""
+        """The descriptor to wait for until it is writable."""
         return (self._sink,) if self._sink is not None and self._pending else ()
 
     def advance(self) -> None:
-        """Read what has come, write what can be written."""
+        """Read available data, and write as much as possible."""
         if self._source is not None and not self._pending:
             try:
                 self._take(os.read(self._source, _CHUNK))
@@ -54,13 +55,13 @@ class Output:
         self._write()
 
     def say(self, text: str, *, prefix: str = "") -> None:
-        """Add lines of our own between those of the server."""
+        """Add lines of the main process between those of the server."""
         lines = "".join(f"{prefix}{line}\n" for line in text.splitlines())
         self._append((b"" if self._at_line_start else b"\n") + lines.encode(errors="replace"))
         self._write()
 
     def finish(self, seconds: float) -> None:
-        """Pass on what is still in the pipe, for at most so long: a process that the server left behind may print for ever."""
+        """Copy the rest of the pipe, for at most this time in seconds: a process that the server left behind may print for ever."""
         until = time.monotonic() + seconds
         while (self.reading or self.writing) and (left := until - time.monotonic()) > 0:
             if not any(select.select(self.reading, self.writing, (), left if self.writing else 0)):
@@ -68,11 +69,11 @@ class Output:
             self.advance()
 
     def lines(self, most: int = _KEPT) -> list[str]:
-        """The last lines, at most so many, each cut to a bound, without what steers a terminal."""
+        """Return the last lines, at most `most`, each cut to a bound, without terminal escape sequences."""
         return [line[:_LONGEST] for line in ESCAPES.sub("", self._end.decode(errors="replace")).splitlines()[-most:]]
 
     def _take(self, chunk: bytes) -> None:
-        if not chunk and self._source is not None:  # every process that held the other end has gone
+        if not chunk and self._source is not None:  # every process that held the other end has exited
             os.close(self._source)
             self._source = None
         self._end = (self._end + chunk)[-_KEPT:]
@@ -90,5 +91,5 @@ class Output:
                 self._pending = self._pending[os.write(self._sink, self._pending) :]
             except BlockingIOError:
                 pass
-            except OSError:  # nobody reads any more: the server's output is lost, the server is not
+            except OSError:  # the reader has gone: only the output of the server is lost
                 self._sink, self._pending = None, b""

@@ -1,4 +1,4 @@
-"""The server process: started in the unit's own cgroup, as a child whose death is seen and whose output is kept."""
+"""The server process: a child in the unit's own cgroup, whose end is noticed and whose output is kept."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import NoReturn
 
 from vllm_safe.contract.launch_file import Launch
 
-CANNOT_RUN = 127  # what a shell exits with when there is no such program
+CANNOT_RUN = 127  # the exit status of a shell if the program does not exist
 
 
 class Server:
-    """A running child. `output` is the reading end of the pipe that its stdout and stderr are."""
+    """A running child. output: the reading end of the pipe for its stdout and stderr. Raises OSError if it cannot be forked."""
 
     def __init__(self, launch: Launch, env: Mapping[str, str]) -> None:
         self.output, output = os.pipe()
@@ -35,13 +35,13 @@ class Server:
             os.kill(self.pid, number)
 
     def reap(self) -> int | None:
-        """The server's wait status once it has ended, else None."""
+        """Return the server's wait status once it has ended, else None."""
         pid, status = os.waitpid(self.pid, os.WNOHANG)
         return status if pid else None
 
 
 def describe_ending(status: int) -> str:
-    """A wait status for a person: "exit status 1", "killed by SIGKILL"."""
+    """Describe a wait status: "exit status 1", "killed by SIGKILL"."""
     code = os.waitstatus_to_exitcode(status)
     if code >= 0:
         return f"exit status {code}"
@@ -52,18 +52,18 @@ def describe_ending(status: int) -> str:
 
 
 def _become(launch: Launch, env: Mapping[str, str], output: int) -> NoReturn:
-    """Turn the forked child into the server. Says on its output what went wrong, then exits as a shell would."""
+    """Turn the forked child into the server. On failure, print the error to its output and exit as a shell would."""
     try:
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGPIPE, signal.SIGXFSZ):
-            signal.signal(number, signal.SIG_DFL)  # Python ignores the last two, and exec hands that on
+            signal.signal(number, signal.SIG_DFL)  # Python ignores the last two, and exec inherits that
         os.setsid()
         os.dup2(output, 1)
         os.dup2(output, 2)
-        # Here and not in the unit: the main process must outlive the server, and read what it needs, to say why it died.
+        # Set here and not in the unit: the main process must outlive the server, and be able to read, to report why the server died.
         _set_oom_score_adj(launch.oom_score_adj)
         _set_io_scheduling_class(launch.io_scheduling_class)
-        os.execvpe(launch.argv[0], list(launch.argv), dict(env))  # noqa: S606 - no shell is the point
+        os.execvpe(launch.argv[0], list(launch.argv), dict(env))  # noqa: S606 - a shell is not wanted
     except OSError as error:
         os.write(2, f"vllm-safe: error: cannot run {launch.argv[0]}: {error.strerror}\n".encode(errors="replace"))
     finally:
@@ -73,16 +73,16 @@ def _become(launch: Launch, env: Mapping[str, str], output: int) -> NoReturn:
 def _set_oom_score_adj(score: int) -> None:
     try:
         Path("/proc/self/oom_score_adj").write_text(str(score), encoding="ascii")
-    except OSError:  # below 0: that is for root to give
-        os.write(2, f"vllm-safe: oom_score_adj {score} is refused by the kernel; it stays as it was\n".encode())
+    except OSError:  # a value below 0 requires root
+        os.write(2, f"vllm-safe: the kernel refused oom_score_adj {score}; it is unchanged\n".encode())
 
 
 def _set_io_scheduling_class(name: str) -> None:
     if not name:
         return
-    from vllm_safe.common import libc  # noqa: PLC0415 - in the child alone, which is another program at once
+    from vllm_safe.common import libc  # noqa: PLC0415 - imported in the child only, which is replaced by exec at once
 
     try:
         libc.set_io_priority(0, libc.IO_CLASSES[name])
     except OSError as error:
-        os.write(2, f"vllm-safe: I/O scheduling class {name} is refused by the kernel: {error.strerror}\n".encode(errors="replace"))
+        os.write(2, f"vllm-safe: the kernel refused I/O scheduling class {name}: {error.strerror}\n".encode(errors="replace"))

@@ -1,4 +1,4 @@
-"""vllm-safe-ended NAME: ExecStopPost= of vllm@NAME.service. Writes down what systemd and the kernel know of an end, and says it."""
+"""The program vllm-safe-ended NAME, ExecStopPost= of vllm@NAME.service: records what systemd and the kernel know of an end."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from vllm_safe.contract import state_file
 from vllm_safe.contract.guard_file import EVENTS_FOLDER
 from vllm_safe.launch.processes import own_cgroup
 
-JUST_NOW = 60.0  # seconds; a machine that needs its guard is slow
+JUST_NOW = 60.0  # seconds since a kill of the guard; a machine that needs its guard is slow
 
-# $SERVICE_RESULT, as systemd.exec(5) lists it, for a person.
+# The texts for $SERVICE_RESULT, as systemd.exec(5) lists its values.
 RESULTS = {
-    "oom-kill": "the kernel ended it: out of memory",
-    "watchdog": "systemd ended it: its main process had not been heard of for WatchdogSec=",
-    "timeout": "systemd ended it: its main process did not start or stop it in time",
-    "signal": "its main process was killed by SIG{status}",
-    "core-dump": "its main process was killed by SIG{status}",
-    "resources": "systemd could not start it",
-    "exit-code": "its main process ended with exit status {status}",
+    "oom-kill": "killed by the kernel: out of memory",
+    "watchdog": "killed by systemd: the main process sent no watchdog notification within WatchdogSec=",
+    "timeout": "killed by systemd: the main process did not start or stop in time",
+    "signal": "the main process was killed by SIG{status}",
+    "core-dump": "the main process was killed by SIG{status}",
+    "resources": "systemd could not start the main process",
+    "exit-code": "the main process exited with status {status}",
     "success": "stopped",
 }
 
 
 def main() -> None:
-    """The console script. It never fails: an end is an end."""
+    """Run the console script. It never fails."""
     for name in sys.argv[1:2]:
         _record(name)
 
@@ -64,15 +64,15 @@ def _record(name: str) -> None:
 
 
 def _by_the_guard(name: str) -> str:
-    """What the guard says, if the last that it did to this model was to kill it, just now; else "".
+    """Return the sentence for a kill by the guard, if its last action on this model was a recent kill; else "".
 
-    What it gives back is not counted: a model that it kills while frozen is thawed, to die.
+    Actions that take something back do not count: a model that is killed while frozen is thawed, so that it can exit.
     """
     try:
         lines = Path(EVENTS_FOLDER, f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
         last = next(event for event in map(json.loads, reversed(lines)) if event["act"] not in {"thaw", "restore"})
         recent = time.time() - float(last["time"]) < JUST_NOW
-        return f"the guard: {last['text']}" if last["act"] == "kill" and recent else ""
+        return f"{name} was {last['text']}" if last["act"] == "kill" and recent else ""
     except (OSError, ValueError, LookupError, TypeError, StopIteration):
         return ""
 
@@ -86,5 +86,5 @@ def _last_state(name: str) -> Mapping[str, object]:
 
 
 def _events(folder: Path | None, name: str) -> dict[str, int]:
-    """The counters in a file of the cgroup: {} where there is none."""
+    """Read the counters in a file of the cgroup; {} if it does not exist."""
     return parse_flat_keyed(read_kernel_file(f"{folder}/{name}")) if folder else {}

@@ -1,4 +1,4 @@
-"""The loop of the main process: one thread that waits for everything at once and never for one thing alone."""
+"""The loop of the main process: one thread that waits for all its events at once, and never blocks on a single one."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ from vllm_safe.launch.resolver import Resolver
 from vllm_safe.launch.server_output import Output
 from vllm_safe.launch.server_process import Server
 
-DRAIN = 2.0  # seconds to pass on what an ended server left in its pipe
-PATIENCE = 30.0  # seconds for an answer of one that serves, and may be busy
-HEARD = 1 << 18  # bytes a second of what is printed that are looked at: a flood has no news
-SIFTED = 1 << 20  # and that are looked through for trouble: eight workers print their stacks at once
-WRITE_EVERY, WRITE_STEADY = 1.0, 10.0  # seconds between two states that differ, and two that do not
-SWEEPS = 10  # who is killed may have forked just before
+DRAIN = 2.0  # seconds for copying the rest of the output of a server that has ended
+PATIENCE = 30.0  # seconds for an answer of a serving server, which may be busy
+HEARD = 1 << 18  # bytes of output per second that are searched for phases: a flood contains no new information
+SIFTED = 1 << 20  # bytes of output per second that are searched for trouble: eight workers print their stacks at once
+WRITE_EVERY, WRITE_STEADY = 1.0, 10.0  # seconds between two writings of states that differ, and of states that do not
+SWEEPS = 10  # attempts to kill all processes: a killed process may have forked just before
 
 _STDOUT = 1
 
 
 def supervise(launch: Launch, env: dict[str, str]) -> int:
-    """Run the server of `launch` with this environment until it ends or systemd stops it. The exit code of the main process."""
+    """Run the server of `launch` with this environment until it ends or systemd stops it; return the exit code of the main process."""
     return _Supervisor(launch, env).run()
 
 
@@ -56,7 +56,7 @@ class _Supervisor:
         self._started = time.time()
         self._resolver = Resolver()
         self._probes: dict[str, tuple[Probe, MetricsReader]] = {}
-        self._heard, self._heard_until = 0, 0.0
+        self._searched, self._searched_until = 0, 0.0
         self._cards = state_file.NO_CARDS
         self._written, self._written_at = state_file.State("", "", 0, 0, 0, "", 0), 0.0
         self._exit_code: int | None = None
@@ -80,7 +80,7 @@ class _Supervisor:
         return self._exit_code
 
     def _wait(self) -> None:
-        """Until something can be done."""
+        """Wait until a descriptor is ready or a timer is due."""
         probes = [probe for probe, _ in self._probes.values()]
         reading = [self._signals, *self._output.reading, *(handle for probe in probes for handle in probe.reading)]
         writing = [*self._output.writing, *(handle for probe in probes for handle in probe.writing)]
@@ -145,7 +145,7 @@ class _Supervisor:
         if what == "token":
             names = (self._launch.serve_args or {}).get("served-model-name") or [self._launch.name]
             question = json.dumps({"model": names if isinstance(names, str) else names[0], "prompt": "1", "max_tokens": 1})
-            # No answer is for the lifecycle to judge, which knows how much of the time counts.
+            # The lifecycle judges a missing answer, since it knows how much of the time counts.
             patience = 2 * self._launch.hang_timeout
             probe = Probe(url, found, now, timeout=patience, json=question, key=self._env.get("VLLM_API_KEY", ""))
         elif what == "metrics":
@@ -156,12 +156,12 @@ class _Supervisor:
 
     def _hear(self, chunk: bytes) -> None:
         now = time.monotonic()
-        if now >= self._heard_until:
-            self._heard, self._heard_until = 0, now + 1
-        if self._heard < HEARD:
+        if now >= self._searched_until:
+            self._searched, self._searched_until = 0, now + 1
+        if self._searched < HEARD:
             self._life.heard(chunk, now, time.time())
-        if self._heard < SIFTED:
-            self._heard += len(chunk)
+        if self._searched < SIFTED:
+            self._searched += len(chunk)
             self._trouble.hear(chunk, now, serves=self._life.served)
 
     def _processes(self) -> tuple[Process, ...]:
@@ -188,7 +188,7 @@ class _Supervisor:
     def _write_state(self, *, last: bool = False) -> None:
         now, life = time.monotonic(), self._life
         if not last and life.phase == self._written.phase and now < self._written_at + WRITE_EVERY:
-            return  # a new phase is written at once: nothing may wake us for long
+            return  # a new phase is written at once: the loop may not wake up again for long
         alive, loading = life.alive, life.loading
         new = state_file.State(
             name=self._launch.name,
@@ -215,7 +215,7 @@ class _Supervisor:
 
 
 def _error_before(launch: Launch) -> str:
-    """What the start before this one ended of, where this is an automatic restart and that one never served; or ""."""
+    """Return the error that ended the previous start, if this is an automatic restart and the previous start never served; else ""."""
     if not launch.restart:
         return ""
     with suppress(OSError, ValueError, AttributeError):
@@ -226,17 +226,17 @@ def _error_before(launch: Launch) -> str:
 
 
 def journal_level(level: int) -> str:
-    """The prefix that gives a line its level in the journal (SyslogLevelPrefix=); nothing on a terminal."""
+    """Return the prefix that sets the level of a line in the journal (SyslogLevelPrefix=); "" on a terminal."""
     return f"<{level}>" if "JOURNAL_STREAM" in os.environ else ""
 
 
 def _unit() -> Path | None:
-    """The cgroup of our unit; None where we run in somebody else's, of whom nobody may be killed."""
+    """Return the cgroup of the unit; None if this process runs in another cgroup, whose processes must not be killed."""
     folder = own_cgroup()
     return folder if folder and folder.name.startswith("vllm@") else None
 
 
 def _watchdog() -> float:
-    """Seconds within which systemd wants to hear of us, or 0."""
+    """Return the seconds within which systemd expects a watchdog notification, or 0."""
     mine = os.environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
     return int(os.environ.get("WATCHDOG_USEC") or 0) / 1e6 if mine else 0.0

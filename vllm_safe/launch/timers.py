@@ -1,4 +1,4 @@
-"""Moments to come, by name: a dict of times of the caller's clock that knows which are over."""
+"""Timers by name: a dict of times of the caller's clock."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import math
 
 
 class Timers(dict[str, float]):
-    """`timers["look"] = now` sets one, `del` and `clear` forget."""
+    """A set of timers. `timers["look"] = now` sets a timer, `del` and `clear` remove timers."""
 
     @property
     def due(self) -> float:
-        """The next moment; math.inf if there is none."""
+        """The time of the next timer; math.inf if there is none."""
         return min(self.values(), default=math.inf)
 
     def fires(self, name: str, now: float, every: float) -> bool:
-        """Whether its moment has come; then the next is `every` seconds from now. One that was never set never fires."""
+        """Return whether a timer is due, and if so set it to `every` seconds from now. A timer that was never set never fires."""
         if now < self.get(name, math.inf):
             return False
         self[name] = now + every

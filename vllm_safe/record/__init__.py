@@ -1,1 +1,1 @@
-"""The flight recorder: what a model, its limits and the machine did from a start to its end. Standard library only."""
+"""The flight recorder: a record of a model, its limits and the machine from a start to its end. Standard library only."""

@@ -1,4 +1,4 @@
-"""What the kernel, and NVIDIA's driver in it, said of the cards during a run: lines of the journal."""
+"""Messages about the GPUs that the kernel and NVIDIA's driver logged during a run, from the journal."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from typing import Any
 from vllm_safe.contract.recorded_run import Event
 from vllm_safe.record.kill_evidence import JournalLine
 
-# What journalctl looks for; below it is looked at closely. A riser may say so much of its link that it would drown out the driver.
+# The patterns for journalctl; the lines are then parsed with the patterns below. There are two, since a riser may cause so many messages
+# about its link that they would crowd out those of the driver.
 GREPS = ("NVRM|nvidia", "AER: |PCIe Bus Error|DPC: |pciehp: ")
 _MOST_EVENTS = 40
-_SHOWN = 400  # characters of a line
+_SHOWN = 400  # characters of a line that an event contains
 
-# src/nvidia/src/kernel/gpu/rc/kernel_rc.c (open-gpu-kernel-modules 595): of a MIG device "(PCI:0000:01:00 GPU-I:02)", of no process
-# "pid='<unknown>', name=<unknown>". Drivers before 346 had no "PCI:", before 450 no pid.
+# src/nvidia/src/kernel/gpu/rc/kernel_rc.c (open-gpu-kernel-modules 595). For a MIG device it prints "(PCI:0000:01:00 GPU-I:02)", without a
+# process "pid='<unknown>', name=<unknown>". Drivers before 346 printed no "PCI:", before 450 no pid.
 _XID = re.compile(
     r"NVRM: Xid \((?:PCI:)?(?P<pci>[0-9a-fA-F]{4,8}:[0-9a-fA-F]{2}:[0-9a-fA-F]{2})[^)]*\): (?P<xid>\d+)\b"
     r"(?:, pid=(?:'<unknown>'|(?P<pid>\d+)))?(?:, name=(?P<process>.*?)(?=, |$))?"
@@ -25,9 +26,9 @@ _CLIENT = re.compile(r"the client '(?P<process>[^']*)' \(pid (?P<pid>\d+)\)")
 _VERSIONS = re.compile(r"has the version (?P<client>[\d.]*\d).*?kernel module has the version (?P<module>[\d.]*\d)")
 _KINDS = (
     ("lost", re.compile(r"NVRM: .*fallen off the bus|NVRM: .*GPU is lost")),
-    ("init", re.compile(r"NVRM: .*(?:RmInitAdapter|rm_init_adapter) failed")),  # os-interface.c, osinit.c: each time that it is opened
+    ("init", re.compile(r"NVRM: .*(?:RmInitAdapter|rm_init_adapter) failed")),  # os-interface.c, osinit.c: each time the device is opened
     ("mismatch", re.compile(r"NVRM: API mismatch")),
-    ("uvm", re.compile(r"NVRM: .*uvm encountered global fatal error")),  # nv_gpu_ops.c: until the machine is booted again
+    ("uvm", re.compile(r"NVRM: .*uvm encountered global fatal error")),  # nv_gpu_ops.c: persists until the next boot
     (
         "module",  # nv.c, nv-pci.c; the kernel's module/version.c, module/main.c
         re.compile(
@@ -37,7 +38,7 @@ _KINDS = (
         ),
     ),
 )
-# drivers/pci/pcie/aer.c (its words before Linux 6.9 behind the |), dpc.c, pciehp_ctrl.c
+# drivers/pci/pcie/aer.c (after the first |: its format before Linux 6.9), dpc.c, pciehp_ctrl.c
 _LINK = re.compile(
     r"AER: .*?\b(?P<severity>(?:Unc|C)orrect\w+(?: \((?:Non-)?Fatal\))?) error (?:message )?received|"
     r"PCIe Bus Error: severity=(?P<same>(?:Unc|C)orrect\w+(?: \((?:Non-)?Fatal\))?)|"
@@ -47,9 +48,10 @@ _ADDRESS = re.compile(r"\b(?P<pci>[0-9a-fA-F]{4,8}:[0-9a-fA-F]{2}:[0-9a-fA-F]{2}
 
 
 def find_faults(lines: Iterable[JournalLine], since: float, pids: Collection[int], cards: Sequence[Mapping[str, Any]]) -> list[Event]:
-    """Events of the kind "nvidia", the first of each sort with how often it was said. since: on the monotonic clock.
+    """Return events of the kind "nvidia": the first message of each sort, with the number of its occurrences.
 
-    pids: of the unit's processes, all that were ever seen; `data["own"]` says whether it was one of them, None where that is not known.
+    since: seconds of the monotonic clock. pids: all processes of the unit that were ever seen. cards: the GPUs of the run's start.
+    `data["own"]` says whether the process in the message was one of the unit's; None if that is unknown.
     """
     events: dict[tuple[object, ...], Event] = {}
     for line in lines:
@@ -65,12 +67,12 @@ def find_faults(lines: Iterable[JournalLine], since: float, pids: Collection[int
             times = before.data["times"] + 1
             events[key] = before._replace(data={**before.data, "times": times})
         elif len(events) < _MOST_EVENTS:
-            events[key] = Event(line.time, "nvidia", f"the kernel said: {text[:_SHOWN]}", data)
+            events[key] = Event(line.time, "nvidia", f"the kernel logged: {text[:_SHOWN]}", data)
     return [_with_times(event) for event in events.values()]
 
 
 def _one_line(text: str) -> str:
-    """The driver's messages may have several, each with its own "NVRM:"."""
+    """Join the lines of a message: the driver's messages may have several, each with its own "NVRM:"."""
     first, *more = [" ".join(line.split()) for line in text.splitlines()] or [""]
     return " ".join([first, *(line.removeprefix("NVRM: ") for line in more)])
 
@@ -81,9 +83,9 @@ def _with_times(event: Event) -> Event:
 
 
 def _read(text: str, cards: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What a line says, or {}."""
+    """Return the data in a line, or {}."""
     if match := _XID.search(text):
-        mild = {"severity": "non-fatal"} if " Nonfatal " in text else {}  # of NVLink's, 144 to 150
+        mild = {"severity": "non-fatal"} if " Nonfatal " in text else {}  # in the Xids of NVLink, 144 to 150
         return (
             mild
             | {
@@ -109,14 +111,14 @@ def _details(text: str) -> dict[str, Any]:
 
 
 def _read_link(text: str, cards: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """An error of the PCIe link, if a card is behind it: the last address of the line is that of who saw it."""
+    """Return an error of a PCIe link with a GPU behind it, or {}: the last address in the line is that of the reporting device."""
     addresses = [match[0].lower() for match in _ADDRESS.finditer(text)]
     if not addresses or not (match := _LINK.search(text)):
         return {}
     behind = [card["pci"] for card in cards if addresses[-1] in {card["pci"], *card["bridges"]}]
     if not behind:
         return {}
-    words = match["severity"] or match["same"] or "Uncorrectable (Fatal)"  # the others have cut the link
+    words = match["severity"] or match["same"] or "Uncorrectable (Fatal)"  # the other messages mean that the link is down
     severity = "correctable" if words.startswith("C") else "non-fatal" if "Non-" in words else "fatal"
-    place = behind[0] if len(behind) == 1 else addresses[-1]
-    return {"kind": "link", "pci": place.rpartition(".")[0], "severity": severity}
+    address = behind[0] if len(behind) == 1 else addresses[-1]
+    return {"kind": "link", "pci": address.rpartition(".")[0], "severity": severity}

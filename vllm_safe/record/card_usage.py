@@ -1,4 +1,4 @@
-"""NVIDIA's cards as the kernel lists them, and which of them a model uses: without NVML, which may hang, not be there, or cost 10 MB."""
+"""NVIDIA GPUs as the kernel lists them, and which of them a model uses: without NVML, which may hang, be missing, or cost 10 MB."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from vllm_safe.common.kernfs import read_kernel_file
 from vllm_safe.contract.recorded_run import Gpu
 from vllm_safe.contract.state_file import CardUsage
 
-_PATIENCE = 2.0  # seconds for the driver to say the names
-_GROWN = 64 << 20  # bytes since the run began: CUDA alone takes 150 MiB and more of a card that a process uses
+_PATIENCE = 2.0  # seconds for the driver to return the names
+_GROWN = 64 << 20  # bytes since the run began: CUDA alone uses 150 MiB and more on each GPU of a process
 
 
 def read_pci_cards(root: str) -> list[dict[str, Any]]:
-    """Each card: its PCI address, its name, and the bridges above it; ordered by address, as nvidia-smi counts them."""
+    """Return the PCI address, name and upstream bridges of each GPU, ordered by address, which is the order of nvidia-smi."""
     folder = f"{root}/proc/driver/nvidia/gpus"
     try:
         found = sorted(os.listdir(folder))
@@ -27,7 +27,7 @@ def read_pci_cards(root: str) -> list[dict[str, Any]]:
 
 
 def _names(paths: list[str]) -> list[str]:
-    """What each is sold as, "" where the driver does not say: it is asked by a thread of its own, which a hung card may hold up."""
+    """Return the product name of each GPU, "" if the driver does not answer: a separate thread reads it, since a hung GPU may block it."""
     names = [""] * len(paths)
     asking = _thread.allocate_lock()
 
@@ -46,15 +46,15 @@ def _names(paths: list[str]) -> list[str]:
 
 
 def _bridges(root: str, pci: str) -> list[str]:
-    """From the root port down: /sys/devices/pci0000:00/0000:00:02.0/0000:01:00.0 is a card below one."""
+    """Return the bridges from the root port down: /sys/devices/pci0000:00/0000:00:02.0/0000:01:00.0 is a GPU behind one bridge."""
     parts = os.path.realpath(f"{root}/sys/bus/pci/devices/{pci}").split("/")
     return [part for part in parts[:-1] if part.count(":") == 2 and "." in part]
 
 
 def visible_cards(env: Mapping[str, str], names: Collection[str]) -> frozenset[int] | None:
-    """The cards that a server with this environment sees, as nvidia-smi counts them; None: all of them, or not to be told.
+    """Return the GPUs that a server with this environment sees, in the numbering of nvidia-smi; None: all of them, or unknown.
 
-    names: of all cards. Where they differ, CUDA's own order is the fastest first.
+    names: the names of all GPUs. If they differ, CUDA's default order is the fastest first.
     """
     seen = env.get("CUDA_VISIBLE_DEVICES", "").split(",")
     if all(part.strip().isdecimal() for part in seen) and (len(set(names)) == 1 or env.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID"):
@@ -63,14 +63,14 @@ def visible_cards(env: Mapping[str, str], names: Collection[str]) -> frozenset[i
 
 
 class CardsInUse:
-    """What the main process is told of the cards of one run. seen: those that the model sees; None: all."""
+    """The GPU usage that the main process of one run is told. seen: the GPUs that the model sees; None: all."""
 
     def __init__(self, seen: frozenset[int] | None) -> None:
         self._seen = seen
-        self._least: tuple[int, ...] = ()  # bytes of each card that were in use when fewest were
+        self._least: tuple[int, ...] = ()  # the lowest number of bytes in use on each GPU so far
 
     def look(self, gpus: Sequence[Gpu]) -> CardUsage:
-        """Take what the cards say now. One whose memory in use has grown since the run began counts as the model's."""
+        """Take a reading of the GPUs and return their usage. A GPU counts as the model's once more of its memory is in use than before."""
         gpus = [gpu for index, gpu in enumerate(gpus) if self._seen is None or index in self._seen]
         used = tuple(gpu.used for gpu in gpus)
         self._least = tuple(map(min, used, self._least)) if len(used) == len(self._least) else used

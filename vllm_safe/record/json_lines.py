@@ -1,9 +1,9 @@
-"""Lines of JSON that are appended for days and keep to a size: their beginning for ever, and the end of them.
+"""Files of JSON lines that are appended to for days within a size limit: the beginning is kept for ever, and the end.
 
-STEM.0.jsonl is the beginning. When it is full STEM.1.jsonl follows, then STEM.2.jsonl and so on; of these the last two stay.
+STEM.0.jsonl is the beginning. When it is full, STEM.1.jsonl follows, then STEM.2.jsonl and so on; the last two of these are kept.
 
-On a hard disk under swap each fsync of a growing file waits for the file system's journal, with all that others have in it. Hence a file
-grows by a chunk of newlines, and lines are written over them, where they cost one block each time. Blank lines mean nothing.
+On a hard disk with swap, each fsync of a growing file waits for the journal of the file system, with the data of all other programs in it.
+Hence a file grows by a chunk of newlines, and lines are written over them, which costs one block each time. Blank lines have no meaning.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ CHUNK = 1 << 16  # bytes
 
 
 class Lines:
-    """One stream of lines in a folder. OSError from `write` if they cannot be written; they are then lost, and the next may go well."""
+    """One stream of lines in a directory."""
 
     def __init__(self, folder: str, stem: str, *, head: int, tail: int) -> None:
         self._folder, self._stem = folder, stem
@@ -26,7 +26,7 @@ class Lines:
         self._size = self._used = 0
 
     def write(self, lines: bytes) -> None:
-        """Write whole lines and have them on the disk."""
+        """Write whole lines to the disk. Raises OSError; the lines are then lost, and the next call may succeed."""
         if self._handle < 0:
             self._open()
         if self._used and self._used + len(lines) > (self._tail if self._number else self._head):
@@ -39,7 +39,7 @@ class Lines:
         os.fdatasync(self._handle)
 
     def close(self) -> None:
-        """Give back what is left of the last chunk."""
+        """Truncate the rest of the last chunk."""
         if self._handle < 0:
             return
         try:
@@ -49,14 +49,14 @@ class Lines:
             self._handle = -1
 
     def _open(self) -> None:
-        """The last file, after what is in it: a recorder that was killed goes on where it was."""
+        """Open the last file at the end of its content: a recorder that was killed continues there."""
         self._handle = os.open(_path(self._folder, self._stem, self._number), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, MODE)
         content = b""
         while more := os.pread(self._handle, 1 << 20, len(content)):
             content += more
         self._size = len(content)
         self._used = len(content.rstrip(b"\n"))
-        self._used += 1 if self._used else 0  # a line that was torn ends here
+        self._used += 1 if self._used else 0  # a torn line ends here
 
     def _next(self) -> None:
         self.close()
@@ -67,7 +67,7 @@ class Lines:
 
 
 def read_lines(folder: str, stem: str, most: int) -> list[bytes]:
-    """The lines of all files there are, in order; of each file at most so many bytes. OSError if they cannot be read."""
+    """Read the lines of all files in order, at most `most` bytes of each file. Raises OSError."""
     found: list[bytes] = []
     for number in sorted(file_numbers(folder, stem)):
         with open(_path(folder, stem, number), "rb") as file:
@@ -76,7 +76,7 @@ def read_lines(folder: str, stem: str, most: int) -> list[bytes]:
 
 
 def file_numbers(folder: str, stem: str) -> list[int]:
-    """Of the files there are; none if the folder is not there."""
+    """Return the numbers of the existing files; none if the directory does not exist."""
     try:
         names = os.listdir(folder)
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Who killed what, from the journal: the kernel's and earlyoom's own lines of the last minutes of a run."""
+"""Kills of processes, from the journal: the lines of the kernel and of earlyoom in the last minutes of a run."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from vllm_safe.contract.recorded_run import Event
 from vllm_safe.contract.run_encoding import from_line, mapping
 
 WINDOW = 300.0  # seconds before the end
-AGAIN = 3.0  # seconds after which the journal is asked once more, when a machine under pressure was slow to write into it
+AGAIN = 3.0  # seconds after which the journal is read once more, since a machine under pressure may be slow to write to it
 UNREAD = "the journal could not be read in time: whether the kernel or earlyoom killed a process is not known"
 _MOST_EVENTS = 20
 
-# mm/oom_kill.c, dump_oom_summary: two lines for each death, the cgroup in the first, the memory in the second.
+# mm/oom_kill.c, dump_oom_summary: two lines for each kill, with the cgroup in the first and the memory in the second.
 _SUMMARY = re.compile(
     r"oom-kill:constraint=(?P<constraint>\w+).*?(?:oom_memcg=(?P<oom_memcg>[^,]*),)?(?:global_oom,)?"
     r"task_memcg=(?P<task_memcg>.*?),task=(?P<task>.*?),pid=(?P<pid>\d+),uid=(?P<uid>\d+)"
@@ -25,9 +25,9 @@ _KILLED = re.compile(
     r"(?P<scope>Memory cgroup out of memory|Out of memory[^:]*): Killed process (?P<pid>\d+) \((?P<task>.*?)\)(?P<rest>.*)"
 )
 _SIZES = re.compile(r"(anon-rss|shmem-rss|file-rss):(\d+)kB")
-# mm/memcontrol.c, mem_cgroup_print_oom_meminfo: before those two, of the cgroup whose limit it is.
+# mm/memcontrol.c, mem_cgroup_print_oom_meminfo: printed before those two, for the cgroup whose limit was reached.
 _SWAP = re.compile(r"swap: usage (?P<usage>\d+)kB, limit (?P<limit>\d+)kB")
-_NO_LIMIT = 1 << 60  # bytes, from which on the kernel means "max"
+_NO_LIMIT = 1 << 60  # bytes: the kernel prints a larger value for "max"
 
 # earlyoom's kill.c. 1.7: `badness 1300, VmRSS 12 MiB`; 1.8 and 1.9: `oom_score 1300, VmRSS 12 MiB, cmdline "..."`.
 _EARLYOOM = re.compile(r'sending (?P<signal>SIG\w+) to process (?P<pid>\d+)(?: uid (?P<uid>\d+))? "(?P<task>.*?)": (?P<rest>.*)')
@@ -35,7 +35,7 @@ _LOW = re.compile(r"low memory!.*|mem avail:.*")
 
 
 class JournalLine(NamedTuple):
-    """One line of the journal. at: seconds of the monotonic clock."""
+    """One line of the journal. time: Unix seconds. at: seconds of the monotonic clock. kernel: it is a kernel message."""
 
     time: float
     at: float
@@ -44,9 +44,10 @@ class JournalLine(NamedTuple):
 
 
 def read_journal(since: float, grep: str = "") -> tuple[list[JournalLine], bool]:
-    """The lines of the kernel and of earlyoom in this boot since that Unix time, oldest first; and whether all of them could be read.
+    """Read the lines of the kernel and of earlyoom in this boot since a Unix time.
 
-    Read backwards: of too many, or too slow ones, those of the end are the ones that count. grep: the kernel's alone, that match it.
+    Return the lines, oldest first, and whether all of them could be read. The journal is read backwards: if there are too many lines, or
+    reading is too slow, the last ones count. grep: only lines of the kernel that match it.
     """
     fields = "--output-fields=MESSAGE,_TRANSPORT"
     command = ["journalctl", "--quiet", "--no-pager", "--boot=0", f"--since=@{int(since)}", "--reverse", "--lines=2000", "--output=json"]
@@ -63,7 +64,7 @@ def read_journal(since: float, grep: str = "") -> tuple[list[JournalLine], bool]
 
 
 def find_deaths(lines: Iterable[JournalLine], since: float, unit: str, pids: Collection[int]) -> list[Event]:
-    """Deaths of the unit's processes. since: on the monotonic clock; pids: of the unit's processes."""
+    """Return the kills of the unit's processes. since: seconds of the monotonic clock. pids: the unit's processes."""
     events: list[Event] = []
     reports: dict[str, tuple[re.Match[str], dict[str, int]]] = {}
     low, swap = "", dict[str, int]()

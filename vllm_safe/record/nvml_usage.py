@@ -1,6 +1,6 @@
-"""NVIDIA cards through NVML, the driver's own library. Only imported where there is a driver: ctypes and NVML cost 10 MB.
+"""GPU usage through NVML, the driver's own library. It is only imported where there is a driver: ctypes and NVML cost 10 MB.
 
-A card that has hung can hold up a call for ever, so that a thread of its own asks, and the recorder takes what it last heard.
+A hung GPU can block a call for ever. Hence a separate thread reads the usage, and the recorder takes its last reading.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Any
 from vllm_safe.contract.recorded_run import Gpu
 
 LIBRARY = "libnvidia-ml.so.1"
-_STALE = 5.0  # seconds after which what was heard says nothing of now
+_STALE = 5.0  # seconds after which a reading is outdated
 
 
-class _Memory(ctypes.Structure):  # nvml.h, nvmlMemory_v2_t: the first one counted what the driver keeps of a card as used
+class _Memory(ctypes.Structure):  # nvml.h, nvmlMemory_v2_t: the first version counted the driver's reserved memory as used
     _fields_ = (
         ("version", ctypes.c_uint),
         ("total", ctypes.c_ulonglong),
@@ -34,31 +34,31 @@ class _Utilization(ctypes.Structure):  # nvmlUtilization_t
 
 
 class NvmlCards:
-    """All cards of the machine. OSError if there is no NVML, or it does not work."""
+    """All GPUs of the machine. Raises OSError if NVML does not exist or cannot be initialized."""
 
     def __init__(self, library: Any = None) -> None:  # noqa: ANN401 - any shared library
         self._nvml = library or ctypes.CDLL(LIBRARY)
         if code := self._nvml.nvmlInit_v2():
-            raise OSError(f"NVML does not start: error {code}")
-        self._heard: tuple[Gpu, ...] = ()
-        self._at = float("-inf")
+            raise OSError(f"NVML cannot be initialized: error {code}")
+        self._last: tuple[Gpu, ...] = ()
+        self._last_time = float("-inf")
         self._asking = False
 
     def ask(self, now: float) -> tuple[Gpu, ...]:
-        """What was heard since the last time, () if nothing; and have them asked for the next time."""
+        """Return the last reading, () if it is outdated, and start the next one."""
         if not self._asking:
             self._asking = True
             _thread.start_new_thread(self._ask, ())
-        return self._heard if now - self._at < _STALE else ()
+        return self._last if now - self._last_time < _STALE else ()
 
     def _ask(self) -> None:
         try:
-            self._heard, self._at = self.read(), time.monotonic()
+            self._last, self._last_time = self.read(), time.monotonic()
         finally:
             self._asking = False
 
     def read(self) -> tuple[Gpu, ...]:
-        """Every card in turn; one that does not answer has zeros."""
+        """Read the usage of all GPUs; a GPU that does not answer has zeros."""
         number = ctypes.c_uint()
         if self._nvml.nvmlDeviceGetCount_v2(ctypes.byref(number)):
             return ()

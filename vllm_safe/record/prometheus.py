@@ -1,4 +1,4 @@
-"""The figures for Prometheus, as a file that node_exporter's textfile collector reads. Names follow prometheus.io/docs/practices/naming."""
+"""Metrics for Prometheus, as a file for node_exporter's textfile collector. The names follow prometheus.io/docs/practices/naming."""
 
 from __future__ import annotations
 
@@ -9,44 +9,48 @@ from vllm_safe.contract.recorded_run import Sample, Start
 from vllm_safe.contract.small_files import remove_if_possible, write_whole
 from vllm_safe.contract.state_file import PHASES
 
-EVERY = 15.0  # seconds: how often Prometheus asks, in its own default
+EVERY = 15.0  # seconds: the scrape interval in Prometheus' example configuration
 
-# Field of Sample -> (name, labels, what it is).
+# Field of Sample -> (name, labels, HELP text).
 _GAUGES: dict[str, tuple[str, dict[str, str], str]] = {
     "memory": ("memory_charged_bytes", {}, "All memory charged to the model, page cache included."),
     "anon": ("memory_bytes", {"type": "anon"}, "Memory of the model by type."),
     "shmem": ("memory_bytes", {"type": "shmem"}, ""),
     "file": ("memory_bytes", {"type": "file"}, ""),
     "swap": ("memory_bytes", {"type": "swap"}, ""),
-    "memory_pressure": ("pressure_ratio", {"resource": "memory"}, "Share of the time in which all tasks of the model waited."),
+    "memory_pressure": (
+        "pressure_ratio",
+        {"resource": "memory"},
+        "Share of the time in which all tasks of the model were stalled (PSI, full).",
+    ),
     "io_pressure": ("pressure_ratio", {"resource": "io"}, ""),
-    "os_memory_pressure": ("system_pressure_ratio", {"resource": "memory"}, "The same of the operating system's slices, the worst."),
+    "os_memory_pressure": ("system_pressure_ratio", {"resource": "memory"}, "The same for the operating system's slices, the highest."),
     "os_io_pressure": ("system_pressure_ratio", {"resource": "io"}, ""),
-    "major_faults": ("major_faults_per_second", {}, "Pages that the model had to wait for."),
-    "cpu": ("cpu_cores", {}, "Processor cores that the model uses."),
-    "read": ("checkpoint_read_bytes", {}, "Of the checkpoint's files, read so far in this start."),
-    "requests": ("requests_running", {}, "Requests that are being answered."),
+    "major_faults": ("major_faults_per_second", {}, "Major page faults of the model."),
+    "cpu": ("cpu_cores", {}, "CPU cores that the model uses."),
+    "read": ("checkpoint_read_bytes", {}, "Bytes of the checkpoint that have been read in this start."),
+    "requests": ("requests_running", {}, "Running requests."),
 }
 _LIMITS = {"memory_max": "memory", "swap_max": "swap"}
 
 
 def textfile_path(folder: str, name: str) -> str:
-    """The file of one model in the collector's folder."""
+    """Return the path of the file of one model in the collector's directory."""
     return f"{folder}/vllm-safe-{name}.prom"
 
 
 def publish_metrics(folder: str, start: Start, sample: Sample) -> None:
-    """Write the file: OSError if that cannot be done. Not for a power cut: the next one is a few seconds away."""
+    """Write the file. Raises OSError. It is not synced against a power cut: the next one follows a few seconds later."""
     write_whole(textfile_path(folder, start.name), render_metrics(start, sample).encode(), 0o644, sync=False)
 
 
 def withdraw_metrics(folder: str, name: str) -> None:
-    """Take it away: figures of what does not run any more are wrong."""
+    """Remove the file: metrics of a model that no longer runs are wrong."""
     remove_if_possible(textfile_path(folder, name))
 
 
 def render_metrics(start: Start, sample: Sample) -> str:
-    """The text."""
+    """Return the text of the file."""
     model = {"model": start.name}
     lines: list[str] = []
     families: dict[str, tuple[str, list[str]]] = {}
@@ -69,13 +73,13 @@ def _rows(start: Start, sample: Sample) -> Iterator[tuple[str, dict[str, str], A
             yield "memory_limit_bytes", {"type": kind}, start.limits[key], "Limits of the model."
     for index, gpu in enumerate(sample.gpus):
         card = {"gpu": str(index)}
-        yield "gpu_memory_used_bytes", card, gpu.used, "Memory of a card that is in use, by whomever."
-        yield "gpu_memory_total_bytes", card, gpu.total, "Memory of a card."
-        yield "gpu_busy_ratio", card, gpu.busy, "Share of the time in which a card was busy."
-    yield "start_time_seconds", {}, start.time, "When this start began."
-    yield "restarts", {}, start.restart, "Automatic restarts that count against the three after which it stays down."
+        yield "gpu_memory_used_bytes", card, gpu.used, "Memory of a GPU in use, by any program."
+        yield "gpu_memory_total_bytes", card, gpu.total, "Memory of a GPU."
+        yield "gpu_busy_ratio", card, gpu.busy, "Share of the time in which a GPU was busy."
+    yield "start_time_seconds", {}, start.time, "Unix time of this start."
+    yield "restarts", {}, start.restart, "Automatic restarts that count towards the limit of three, after which the model stays down."
     for phase in PHASES:
-        yield "phase", {"phase": phase}, int(phase == sample.phase), "The phase that it is in."
+        yield "phase", {"phase": phase}, int(phase == sample.phase), "1 for the present phase, 0 for all others."
 
 
 def _labels(labels: dict[str, str]) -> str:

@@ -1,4 +1,4 @@
-"""vllm-safe-record NAME: the process of vllm-safe-record@NAME.service. Reads, and writes down; whatever goes wrong, the model goes on."""
+"""The program vllm-safe-record NAME of vllm-safe-record@NAME.service. It only reads and records: its failure never affects the model."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from vllm_safe.common.paths import RUNS
 from vllm_safe.common.signal_pipe import open_signal_pipe
 from vllm_safe.record.recorder import Recorder
 
-LEAVE = 3.0  # seconds for the end of the unit to be written down, when we are asked to end
+LEAVE = 3.0  # seconds after SIGTERM for recording the end of the unit
 
 
 def main() -> None:
-    """The console script."""
+    """Run the console script."""
     if len(sys.argv) != 2 or "/" in sys.argv[1]:
         sys.stderr.write("vllm-safe-record takes the name of one model; it is started with vllm@NAME.service\n")
         sys.exit(EXIT_MISUSE)
@@ -25,13 +25,13 @@ def main() -> None:
 
 
 def record_model(name: str, runs: str, root: str = "") -> None:
-    """Until SIGTERM."""
-    asked = open_signal_pipe((signal.SIGTERM, signal.SIGINT))
+    """Record the model until SIGTERM."""
+    stop = open_signal_pipe((signal.SIGTERM, signal.SIGINT))
     recorder = Recorder(name, runs, root, _say)
     recorder.catch_up(*_clocks())
     recorder.look(*_clocks())
     notify(READY="1", STATUS=f"recording vllm@{name}.service to {runs}/{name}")
-    while not select.select([asked], [], [], recorder.pause)[0]:
+    while not select.select([stop], [], [], recorder.pause)[0]:
         recorder.look(*_clocks())
     until = time.monotonic() + LEAVE
     while not recorder.leave(*_clocks()) and time.monotonic() < until:
@@ -40,7 +40,7 @@ def record_model(name: str, runs: str, root: str = "") -> None:
 
 
 def _clocks() -> tuple[float, float]:
-    """The monotonic one, and the one on the wall."""
+    """Return the monotonic clock, and Unix time."""
     return time.monotonic(), time.time()
 
 

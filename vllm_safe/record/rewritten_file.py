@@ -1,7 +1,7 @@
-"""A text that is written anew again and again, over what was there before.
+"""A file whose content is rewritten in place again and again.
 
-A new file and a rename each time would be whole after a power cut, and cost ext4 some 70 KiB in its journal and tables; this costs the
-blocks of the text. What a power cut can spoil is a few lines of a log. Blank lines at the end mean nothing.
+A new file and a rename each time would be intact after a power cut, but would cost ext4 some 70 KiB in its journal and tables; this costs
+the blocks of the text. A power cut can damage a few lines of a log. Blank lines at the end have no meaning.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import os
 
 from vllm_safe.contract.small_files import MODE, sync_folder, write_all
 
-_CHUNK = 1 << 14  # bytes: the file seldom grows, since that is what the journal must know
+_CHUNK = 1 << 14  # bytes: the file seldom grows, since growth goes through the journal of the file system
 
 
 class RewrittenFile:
-    """One file. OSError from `write` if it cannot be written; the next time may go well."""
+    """One file."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -22,7 +22,7 @@ class RewrittenFile:
         self._size = self._used = 0
 
     def write(self, text: bytes) -> None:
-        """Have it on the disk, and nothing else."""
+        """Write the text to the disk as the whole content. Raises OSError; the next call may succeed."""
         if self._handle < 0:
             self._handle = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, MODE)
             sync_folder(os.path.dirname(self._path))
@@ -35,7 +35,7 @@ class RewrittenFile:
         os.fdatasync(self._handle)
 
     def close(self) -> None:
-        """Give back what is left of the last chunk."""
+        """Truncate the rest of the last chunk."""
         if self._handle < 0:
             return
         try:

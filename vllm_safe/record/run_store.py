@@ -1,10 +1,10 @@
-"""Where runs are written: /var/lib/vllm-safe/runs/NAME/RUN/, at most 5 MB each, and 20 of each model.
+"""The files of runs: /var/lib/vllm-safe/runs/NAME/RUN/, at most 5 MB for each run, and 20 runs for each model.
 
-start.json      what it began with
-samples.N.jsonl the figures: see record/json_lines.py
-events.N.jsonl  what happened
+start.json      the facts at the start
+samples.N.jsonl the samples: see record/json_lines.py
+events.N.jsonl  the events
 log.txt         the last lines that the server printed
-end.json        what it ended with; missing while it runs, and for ever if the machine went down under it
+end.json        the end; missing while the run goes on, and for ever if the machine went down during the run
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from vllm_safe.contract.small_files import remove_if_possible, sync_folder, writ
 from vllm_safe.record.json_lines import Lines
 from vllm_safe.record.rewritten_file import RewrittenFile
 
-MOST_RUNS = 20  # of a model
+MOST_RUNS = 20  # for each model
 _STAMP = "%Y%m%dT%H%M%S"
 RUN_ID = re.compile(r"[0-9]{8}T[0-9]{6}-[0-9a-f]{8}")
 
-# Together 4.6 MB. A sample has about 200 bytes: the beginning holds two hours of one each second.
+# Together 4.6 MB. A sample has about 200 bytes: the beginning holds two hours of samples, one each second.
 SAMPLES_HEAD, SAMPLES_TAIL = 1_500_000, 1_000_000  # bytes; two tails
 EVENTS_HEAD, EVENTS_TAIL = 256_000, 256_000
 LOG_MOST = 200_000
-SMALL_MOST = 64_000  # of start.json and end.json each
+SMALL_MOST = 64_000  # for start.json and end.json each
 _HELD_MOST = 64_000  # bytes of lines in memory while the disk is full
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
@@ -44,21 +44,21 @@ def run_id(at: float, invocation: str, before: Sequence[str] = ()) -> str:
     stamp = time.strftime(_STAMP, time.gmtime(at))
     latest = max((run.partition("-")[0] for run in before), default="")
     if stamp <= latest:
-        from calendar import timegm  # noqa: PLC0415 - memory that only a clock that was set costs, as strptime does
+        from calendar import timegm  # noqa: PLC0415 - memory, as strptime, that is only needed if the clock was set back
 
-        with suppress(ValueError):  # a folder that is not ours
+        with suppress(ValueError):  # a directory that the recorder did not make
             stamp = time.strftime(_STAMP, time.gmtime(timegm(time.strptime(latest, _STAMP)) + 1))
     return f"{stamp}-{invocation[:8]}"
 
 
 def open_run(folder: str, name: str, invocation: str) -> str | None:
-    """The run of this start that has no end yet, if there is one: a recorder that was killed goes on with it."""
+    """Return the run of this invocation that has no end yet, or None: a recorder that was killed continues it."""
     runs = [run for run in run_names(folder, name) if run.endswith(f"-{invocation[:8]}")]
     return next((run for run in runs if not os.path.exists(f"{folder}/{name}/{run}/end.json")), None)
 
 
 def run_names(folder: str, name: str) -> list[str]:
-    """The runs of a model, newest first."""
+    """Return the runs of a model, newest first."""
     try:
         return sorted((run for run in os.listdir(f"{folder}/{name}") if RUN_ID.fullmatch(run)), reverse=True)
     except (FileNotFoundError, NotADirectoryError):
@@ -66,7 +66,7 @@ def run_names(folder: str, name: str) -> list[str]:
 
 
 class RunStore:
-    """Writes one run. Nothing is lost by a disk that is full for a while but what would have been written then."""
+    """The writer of one run. If the disk is full for a while, only the data of that time is lost."""
 
     def __init__(self, folder: str, name: str, run: str) -> None:
         self._runs, self._name, self._run = folder, name, run
@@ -78,29 +78,29 @@ class RunStore:
         self._page = RewrittenFile(f"{self._folder}/log.txt")
 
     def start(self, start: Start) -> None:
-        """What it begins with. Too many arguments are left out."""
+        """Store the facts at the start. If the arguments are too long, they are left out."""
         line = to_line(start._asdict()).encode(errors="replace")
         self._small["start.json"] = line if len(line) <= SMALL_MOST else to_line(start._replace(args={})._asdict()).encode(errors="replace")
 
     def sample(self, sample: Sample) -> None:
-        """One more moment."""
+        """Store a sample."""
         self._hold("samples", to_line(pack_sample(sample)))
 
     def event(self, event: Event) -> None:
-        """One more thing that happened."""
+        """Store an event."""
         self._hold("events", to_line(event._asdict()))
 
     def log(self, lines: tuple[str, ...]) -> None:
-        """The last lines that the server printed, all of them."""
+        """Store the last lines that the server printed, in place of the previous ones."""
         content = "".join(" ".join(line.splitlines()) + "\n" for line in lines).encode(errors="replace")
         self._log = content[-LOG_MOST:]
 
     def end(self, end: End) -> None:
-        """It is over."""
+        """Store the end."""
         self._small["end.json"] = to_line(end._asdict()).encode(errors="replace")
 
     def flush(self) -> str:
-        """Write what there is. What is wrong if that cannot be done, in one line, or ""; older runs make room first."""
+        """Write all stored data to the disk. Return the problem in one line, or "". On a full disk, older runs are removed first."""
         while True:
             try:
                 self._write()
@@ -113,7 +113,7 @@ class RunStore:
             return ""
 
     def close(self) -> str:
-        """Flush, and give back the space that is not used."""
+        """Flush, and truncate the unused space. Return the problem in one line, or ""."""
         problem = self.flush()
         files: tuple[Lines | RewrittenFile, ...] = (*self._lines.values(), self._page)
         for file in files:
@@ -139,7 +139,7 @@ class RunStore:
         if self._log is not None:
             self._page.write(self._log)
             self._log = None
-        if "end.json" in self._small:  # the last, so that what has an end is whole
+        if "end.json" in self._small:  # written last, so that a run with an end is complete
             self._write_small("end.json")
 
     def _write_small(self, name: str) -> None:
@@ -160,13 +160,13 @@ class RunStore:
         }
 
     def _drop_oldest(self) -> bool:
-        """Whether another run could be removed. The last one before this stays: somebody may want to know why it ended."""
+        """Remove the oldest run; return whether one was removed. The previous run is kept: somebody may ask why it ended."""
         others = [run for run in run_names(self._runs, self._name) if run != self._run][1:]
         return bool(others) and _remove_run(f"{self._runs}/{self._name}/{others[-1]}")
 
 
 def _remove_run(folder: str) -> bool:
-    """Whether it is gone. There are no folders in it."""
+    """Remove a run, which contains no directories; return whether that succeeded."""
     try:
         for name in os.listdir(folder):
             remove_if_possible(f"{folder}/{name}")

@@ -1,4 +1,4 @@
-"""What the recorder does when something happens: pure, with the time handed in. What it sees goes in, what is to be done comes out."""
+"""The decisions of the recorder: from observations to actions. Pure, with the time as a parameter."""
 
 from __future__ import annotations
 
@@ -8,38 +8,38 @@ from vllm_safe.contract.recorded_run import End, Event
 from vllm_safe.contract.state_file import State
 from vllm_safe.record.sampler import QuickSample
 
-EVERY = 1.0  # seconds between two samples while anything moves
-STEADY = 10.0  # and when nothing does
-SETTLE = 30.0  # without a movement until it is steady
-LINGER = 1.5  # seconds after the end until the kernel's and earlyoom's lines are in the journal
-GONE = 5.0  # without an invocation, and no word of the end: it is over all the same
+EVERY = 1.0  # seconds between two samples while any figure moves
+STEADY = 10.0  # seconds between two samples while no figure moves
+SETTLE = 30.0  # seconds without movement until the model counts as steady
+LINGER = 1.5  # seconds after the end until the lines of the kernel and of earlyoom are in the journal
+GONE = 5.0  # seconds without an invocation or a report of the end, after which the run is over
 
 _MOVED_BYTES = 32 << 20  # of memory or swap
 _MOVED_STALL = 0.01  # share of the time
 
 
 class UnitObservation(NamedTuple):
-    """What is to be seen of the unit. state and end belong to another start than `invocation` if they are old."""
+    """An observation of the unit. If state and end are old, they belong to another start than `invocation`."""
 
-    invocation: str = ""  # of the unit as systemd has it, "" while it is inactive
+    invocation: str = ""  # the unit's invocation id in systemd, "" while it is inactive
     state: State | None = None
-    end: End | None = None  # of the start that is recorded
+    end: End | None = None  # the end of the start that is being recorded
 
 
 class BeginRun(NamedTuple):
-    """A start of the unit is to be recorded, or gone on with."""
+    """Begin to record a start of the unit, or continue its run."""
 
     invocation: str
 
 
 class AddEvent(NamedTuple):
-    """Something that happened."""
+    """Record an event."""
 
     event: Event
 
 
 class FinishRun(NamedTuple):
-    """The run is over. end: what was said of it, None if nothing was."""
+    """Finish the run. end: the report of its end, None if there is none."""
 
     end: End | None
 
@@ -48,17 +48,17 @@ Action = BeginRun | AddEvent | FinishRun
 
 
 class RunTracker:
-    """Which run is recorded. `ended`: first 8 digits of starts that were recorded to their end before."""
+    """The state of the recorder. ended: the first 8 digits of the invocations that have been recorded to their end."""
 
     def __init__(self, ended: frozenset[str] = frozenset()) -> None:
-        self.invocation = ""  # that is recorded, "": none
+        self.invocation = ""  # the invocation that is being recorded, "" for none
         self._ended = set(ended)
         self._phase = self._cause = ""
-        self._end_at: float | None = None  # when its end was first seen
-        self._gone_at: float | None = None  # when the unit was first seen without it
+        self._end_at: float | None = None  # the time at which its end was first observed
+        self._gone_at: float | None = None  # the time at which the unit was first observed without the invocation
 
     def see(self, now: float, wall: float, seen: UnitObservation) -> list[Action]:
-        """Time has passed."""
+        """Take an observation and return the actions. now: seconds of a monotonic clock. wall: Unix time."""
         if not self.invocation:
             if not seen.invocation or seen.invocation[:8] in self._ended:
                 return []
@@ -67,11 +67,11 @@ class RunTracker:
         return [*self._notes(wall, seen), *self._over(now, seen)]
 
     def knows(self, invocation: str) -> bool:
-        """Whether this start was recorded to its end."""
+        """Return whether this start was recorded to its end."""
         return invocation[:8] in self._ended
 
     def leave(self, seen: UnitObservation) -> list[Action]:
-        """We are asked to end. Whoever only restarts us while the unit runs wants the run to go on."""
+        """Return the actions for a stop of the recorder. The run continues if the recorder is only restarted while the unit runs."""
         return [self._finish(seen.end)] if self.invocation and (seen.end or seen.invocation != self.invocation) else []
 
     def _notes(self, wall: float, seen: UnitObservation) -> list[Action]:
@@ -107,18 +107,18 @@ class RunTracker:
 
 
 class SamplingPace:
-    """When to sample: each second while it loads or anything moves, each ten when it is steady."""
+    """The sampling interval: a second while the model loads or any figure moves, ten seconds when it is steady."""
 
     def __init__(self) -> None:
         self._sampled_at = self._moved_at = float("-inf")
         self._last: tuple[str, QuickSample] | None = None
 
     def due(self, now: float, phase: str, glance: QuickSample) -> bool:
-        """Whether a sample is due, at a glance each second."""
+        """Return whether a sample is due. glance: a quick sample, taken each second."""
         if self._last is None or self._moves(now, phase, glance):
             self._moved_at = now
         steady = now >= self._moved_at + SETTLE
-        # A tenth of a second early is on time: the loop wakes once a second.
+        # A tenth of a second too early counts as due, since the loop wakes up once a second.
         if now < self._sampled_at + (STEADY if steady and self._moved_at != now else EVERY) - 0.1:
             return False
         self._sampled_at, self._last = now, (phase, glance)

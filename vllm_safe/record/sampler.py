@@ -1,4 +1,4 @@
-"""One moment of a model and its machine, read from /proc and /sys/fs/cgroup: some twenty small files, a millisecond in all."""
+"""A sample of a model and its machine, read from /proc and /sys/fs/cgroup: some twenty small files, a millisecond in all."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from vllm_safe.common.kernfs import (
 from vllm_safe.contract.recorded_run import Gpu, Sample
 from vllm_safe.contract.state_file import State
 
-_SECTOR = 512  # bytes, in /proc/diskstats, whatever the disk's own are
+_SECTOR = 512  # bytes of a sector in /proc/diskstats, whatever the sector size of the disk
 
 
 class Counters(NamedTuple):
-    """What only grows. Rates are differences of two of these. None: unknown."""
+    """Counters that only grow. Rates are computed from two readings of them. None: unknown."""
 
-    at: float  # monotonic
+    at: float  # seconds of the monotonic clock
     memory_stall: int | None  # microseconds, `full`, of the unit
     io_stall: int | None
-    os_memory_stalls: tuple[int | None, ...]  # of each of SYSTEM_SLICES
+    os_memory_stalls: tuple[int | None, ...]  # one for each of SYSTEM_SLICES
     os_io_stalls: tuple[int | None, ...]
     read: int | None  # bytes of all disks
     written: int | None
@@ -38,7 +38,7 @@ class Counters(NamedTuple):
 
 
 class QuickSample(NamedTuple):
-    """The least that tells whether something moves: four files."""
+    """The least data that shows whether any figure moves: four files."""
 
     memory: int | None
     swap: int | None
@@ -46,23 +46,26 @@ class QuickSample(NamedTuple):
 
 
 class Sampler:
-    """Reads one model's figures below `root` ("" for this machine)."""
+    """The source of samples of one model. root: "" for this machine."""
 
     def __init__(self, name: str, root: str = "") -> None:
         self._root = root
         self._cgroups = f"{root}{CGROUPS}"
         self.cgroup = f"{self._cgroups}/{MODELS_SLICE}/vllm@{name}.service"
         self._before: Counters | None = None
-        self._disks: dict[str, bool] = {}  # name -> is a disk of its own, not a partition or an array
+        self._disks: dict[str, bool] = {}  # name -> whether it is a physical disk, not a partition or an array
 
     def glance(self) -> QuickSample:
-        """Whether it is worth more than a glance."""
+        """Take a quick sample."""
         stalls = (parse_stall(read_kernel_file(path)) for path in (f"{self.cgroup}/memory.pressure", f"{self._root}{MEMORY_PRESSURE}"))
         memory, swap = (parse_number(read_kernel_file(f"{self.cgroup}/{name}")) for name in ("memory.current", "memory.swap.current"))
         return QuickSample(memory, swap, sum(stall or 0 for stall in stalls))
 
     def read(self, now: float, wall: float, state: State | None, gpus: tuple[Gpu, ...] = ()) -> Sample:
-        """The figures; rates since the time before. now: monotonic, so that a clock that is set changes no rate."""
+        """Take a sample, with rates since the previous one.
+
+        now: seconds of the monotonic clock, so that setting the system clock changes no rate. wall: Unix time.
+        """
         stat = parse_flat_keyed(read_kernel_file(f"{self.cgroup}/memory.stat"))
         machine = parse_meminfo(read_kernel_file(f"{self._root}/proc/meminfo"))
         before, after = self._before, self._count(now, stat)
@@ -86,11 +89,11 @@ class Sampler:
         )
 
     def events(self, name: str) -> dict[str, int]:
-        """memory.events or memory.swap.events of the unit; {} when its cgroup has gone."""
+        """Read memory.events or memory.swap.events of the unit; {} if its cgroup no longer exists."""
         return parse_flat_keyed(read_kernel_file(f"{self.cgroup}/{name}"))
 
     def processes(self) -> list[int]:
-        """Those of the unit."""
+        """Return the process ids of the unit."""
         return [int(pid) for pid in read_kernel_file(f"{self.cgroup}/cgroup.procs").split() if pid.isdecimal()]
 
     def _count(self, now: float, stat: Mapping[str, int]) -> Counters:
@@ -108,7 +111,7 @@ class Sampler:
         )
 
     def _disk_bytes(self) -> tuple[int | None, int | None]:
-        """What all disks read and wrote since boot. Partitions, LVM and RAID show the same bytes again."""
+        """Return the bytes that all disks have read and written since boot. Partitions, LVM and RAID count the same bytes again."""
         read = written = 0
         found = False
         for line in read_kernel_file(f"{self._root}/proc/diskstats").splitlines():

@@ -1,4 +1,4 @@
-"""Which of many errors is the cause: the first of its chain and of its process, whole, wherever it stands."""
+"""The choice of the cause among many errors: the first of its chain and its process, whole, wherever it is in the log."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_a_warning_is_no_cause() -> None:
 
 
 def test_what_refused_to_fork_is_said_where_the_error_does_not() -> None:
-    """And what refused to lock: both say EAGAIN."""
+    """The same holds for a refused lock: both errors are EAGAIN."""
     again = "BlockingIOError: [Errno 11] Resource temporarily unavailable"
     for line, code in (("self.pid = _fork_exec(args)", "no-threads"), ("fcntl.flock(file.fileno(), flags)", "locked"), ("s.recv(9)", "")):
         message = find_cause(
@@ -125,7 +125,7 @@ def test_what_a_worker_failed_of_is_in_quotes() -> None:
 
 
 def test_a_clients_error_is_not_what_it_died_of() -> None:
-    """Whether a good answer came after it or not."""
+    """It makes no difference whether a successful answer followed it."""
     client = [
         f"{API}ERROR 11-23 22:00:00 [serving.py:302] Error in preprocessing prompt inputs",
         *traceback(f"{API}ERROR 11-23 22:00:00 [serving.py:302] ", "ValueError: This model's maximum context length is 2048 tokens."),
@@ -142,11 +142,11 @@ def test_errors_that_were_survived_do_not_count() -> None:
     survived = traceback("", "ImportError: cannot import name 'flashy'")
     well = "(EngineCore pid=71) INFO 11-28 08:31:45 [model_runner.py:424] Model loading took 14.29 GiB memory and 2.083706 seconds"
     assert cause(*survived, well, *traceback(ENGINE, "RuntimeError: mine"), DIED) == "RuntimeError: mine"
-    assert cause(*survived, "", well, "it is Monday") == "ImportError: cannot import name 'flashy'"  # there is no other
+    assert cause(*survived, "", well, "it is Monday") == "ImportError: cannot import name 'flashy'"  # there is no other error
 
 
 def test_the_head_goes_before_the_tail() -> None:
-    """What was kept from the beginning of its trouble, and the last lines, of which both may have errors."""
+    """Both the kept first lines of trouble and the last lines may contain errors."""
     head = tuple(traceback("", "RuntimeError: first"))
     assert cause(*traceback("", "RuntimeError: last"), head=head) == "RuntimeError: first"
     assert cause(*traceback("", "RuntimeError: last"), head=("an error, by the way",)) == "RuntimeError: last"

@@ -1,4 +1,4 @@
-"""The beginning of a server's trouble is kept, whatever follows, and within bounds."""
+"""The first lines of a server's trouble are kept, within bounds, whatever follows."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_a_word_that_it_is_well_closes_it(well: bytes) -> None:
 
 
 def test_a_count_of_shards_is_no_such_word() -> None:
-    """As it dies tqdm prints its bar once more."""
+    """Test that it does not count as progress: tqdm prints its bar once more when the process dies."""
     assert kept(b"KeyError: 'x'\n", b"Loading safetensors checkpoint shards:  47% Completed | 7/15 [00:20<00:23]\n")[0] == "KeyError: 'x'"
 
 
@@ -76,7 +76,7 @@ def test_any_bytes_are_kept_within_bounds(chunks: list[bytes]) -> None:
 
 
 def test_a_flood_is_kept_within_bounds_and_costs_little() -> None:
-    """A megabyte, as much as is looked through in a second (SIFTED), takes a small part of that."""
+    """A megabyte, the most that is searched per second (SIFTED), takes a small part of a second."""
     trouble = FirstTrouble()
     begun = time.process_time()
     for _ in range(16):

@@ -1,4 +1,4 @@
-"""What servers print when they cannot go on: each row is found in the words of its source, and errors that have none by their rule."""
+"""The errors of servers: each pattern matches a message of its source, and errors without a pattern are classified by the rule."""
 
 from __future__ import annotations
 
@@ -291,14 +291,14 @@ LINES: dict[str, list[str]] = {
 
 @pytest.mark.parametrize(("kind", "line"), [(kind, line) for kind, lines in LINES.items() for line in lines])
 def test_each_wording_is_told_apart(kind: str, line: str) -> None:
-    """A line, among harmless ones, has its own row and no other."""
+    """A line among harmless ones matches its own row and no other."""
     message = _find("INFO 11-23 22:10:40 [launcher.py:380] vLLM API server version 0.32.0", line, "and so on")
     assert message is not None
     assert message.kind == kind
 
 
 def test_each_row_has_an_example() -> None:
-    """No pattern is unproven."""
+    """No pattern is without an example."""
     assert set(LINES) == {pattern.kind or pattern.code for pattern in PATTERNS}
 
 
@@ -315,7 +315,7 @@ def test_each_row_has_an_example() -> None:
     ],
 )
 def test_figures_are_read(line: str, figures: dict[str, str]) -> None:
-    """What a suggestion is computed from."""
+    """Suggestions are computed from these figures."""
     message = _find(line)
     assert message is not None
     assert message.figures == figures
@@ -347,13 +347,13 @@ def test_figures_are_read(line: str, figures: dict[str, str]) -> None:
     ],
 )
 def test_errors_that_no_pattern_knows_go_by_their_class(line: str, never: bool) -> None:  # noqa: FBT001 - one of a pair
-    """What Python raises of settings, values, types, imports and files is not tried again; what may be given back is."""
+    """Python's errors of settings, values, types, imports and files are final; those of resources that may become free again are not."""
     message = classify_error(line)
     assert (message.code, message.never_can_work) == ("", never)
 
 
 def test_the_same_error_is_the_same_whatever_figures_are_in_it() -> None:
-    """Ids of processes, times, addresses, counts of bytes."""
+    """The figures are process ids, times, addresses and byte counts."""
     first = without_figures("RuntimeError: worker 4711 at 0x7f12: 3.2 GiB of 12:04:31, 10.0.0.1:29500\nmore 1")
     assert first == without_figures("RuntimeError: worker 815 at 0x8: 180 MiB of 09:59:00, 10.0.0.2:1\nmore 2")
     assert first != without_figures("RuntimeError: the driver at 0x7f12: 3.2 GiB of 12:04:31, 10.0.0.1:29500")
@@ -369,12 +369,12 @@ def test_the_same_error_is_the_same_whatever_figures_are_in_it() -> None:
     ],
 )
 def test_what_quotes_an_error_is_none(line: str) -> None:
-    """People ask models about errors."""
+    """Requests to a model may quote errors."""
     assert _find(line) is None
 
 
 def test_nothing_was_printed() -> None:
-    """No line, no message."""
+    """Without a line there is no message."""
     assert _find() is None
 
 
@@ -385,7 +385,7 @@ def test_any_text_is_read(lines: list[str]) -> None:
 
 
 def test_long_lines_take_no_time() -> None:
-    """A megabyte without a line's end, made to be slow to match: of each line only the beginning is looked at."""
+    """Only the beginning of each line is searched: here a megabyte without a line end, made to be slow to match."""
     begun = time.process_time()
     _find(*["error " * 200_000, "a " * 500_000, "[" * 100_000, "(" * 10_000 + "pid=1", "/x" * 50_000 + ": permission denied"] * 20)
     assert time.process_time() - begun < 5

@@ -1,4 +1,4 @@
-"""The guard's settings: what apply writes, the guard reads."""
+"""The guard's settings, as `apply` writes them and the guard reads them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_what_was_written_is_read() -> None:
     ],
 )
 def test_anything_else_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match=r"whole|range|could not|unpack|expected"):
+    with pytest.raises(ValueError, match=r"incomplete|range|could not|unpack|expected"):
         GuardPlan.from_text(text)
 
 

@@ -1,4 +1,4 @@
-"""The launch file: whatever was decided arrives as it was, and anything else is refused."""
+"""The launch file: every decision arrives unchanged, and anything else is refused."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ FIELDS = {name: KINDS[kind] for name, kind in get_type_hints(Launch).items()}
 @given(st.fixed_dictionaries(FIELDS))
 def test_what_was_decided_arrives_as_it_was(fields: dict[str, object]) -> None:
     launch = Launch(**fields)  # type: ignore[arg-type]
-    again = Launch.from_json(launch.to_json().encode().decode())  # through a file
+    again = Launch.from_json(launch.to_json().encode().decode())  # as through a file
     assert again == launch._replace(env=None if launch.env is None else dict(launch.env))
 
 
 @settings(deadline=None, max_examples=100)
 @given(st.text() | (values | st.dictionaries(st.sampled_from([*FIELDS, "else"][1:]), scalars)).map(json.dumps))
 def test_anything_else_is_refused(text: str) -> None:
-    """Any text, any JSON, and a launch without a name or with what no version knows."""
+    """The inputs are any text, any JSON, and a launch without a name or with an unknown field."""
     with pytest.raises(ValueError, match=r"."):
         Launch.from_json(text)

@@ -1,4 +1,4 @@
-"""What the recorder says of the cards, as the main process reads it."""
+"""The GPU usage that the recorder writes, as the main process reads it."""
 
 from __future__ import annotations
 

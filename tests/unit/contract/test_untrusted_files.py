@@ -1,4 +1,4 @@
-"""What user vllm may have written: links, pipes, huge files, other types, numbers that are none."""
+"""Files that user vllm may have written: links, pipes, huge files, wrong types, invalid numbers."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_what_a_state_cannot_do_without(tmp_path: Path, key: str, value: object)
 @pytest.mark.parametrize("key", ["time", "started", "since"])
 @pytest.mark.parametrize("value", [-1, 1e11, 1 << 61, -(1 << 61)])
 def test_a_moment_that_has_no_date(tmp_path: Path, key: str, value: float) -> None:
-    """Root's `vllm-safe status` of all models would end with an error over one of them."""
+    """Without this check, `vllm-safe status` of all models would fail because of one of them."""
     assert read_state(written(tmp_path / "x", as_json(STATE) | {key: value})) is None
 
 

@@ -27,7 +27,7 @@ OF_THE_CARD = (48, 61, 62, 63, 64, 74, 79, 92, 94, 95, 119, 120, 140)
 
 def judge(*texts: str, log: tuple[str, ...] = (CUDA,), at: float = BEGUN + 12, run: Run | None = None, **more: Any) -> Verdict:  # noqa: ANN401
     """The verdict on a model that served and ended, the kernel having said this."""
-    end = {"cause": "exited", "reason": "the server ended by itself after serving for 2 s (exit status 0)"}
+    end = {"cause": "exited", "reason": "the server ended after serving for 2 s (exit status 0)"}
     run = run or served(**{"start": START, "end": end, "log": log} | more)
     return decide_why(run._replace(events=(*run.events, *said(*texts, at=at))), BOOT, NOW)
 
@@ -83,7 +83,7 @@ def test_what_another_program_did_is_no_evidence(number: int) -> None:
 
 
 def test_what_follows_from_a_kill_proves_nothing() -> None:
-    killed = {"cause": "exited", "reason": "the server ended by itself after serving for 2 s (killed by SIGKILL)"}
+    killed = {"cause": "exited", "reason": "the server ended after serving for 2 s (killed by SIGKILL)"}
     verdict = judge(*FOLLOWING, end=killed, log=("INFO all is well",))
     assert verdict.code == "signal"
     assert sum("it proves nothing" in fact.text for fact in verdict.evidence) == 2
@@ -176,7 +176,7 @@ def test_a_mild_error_of_a_link_is_evidence_and_no_verdict() -> None:
     corrected = "pcieport 0000:00:02.0: AER: Correctable error message received from 0000:01:00.0"
     verdict = judge(nonfatal, corrected, log=("INFO all is well",))
     assert verdict.code == "exited"
-    assert sum("the kernel said" in fact.text for fact in verdict.evidence) == 2
+    assert sum("the kernel logged" in fact.text for fact in verdict.evidence) == 2
     fatal = judge(LOST[0], log=("INFO all is well",))
     assert fatal.code == "gpu-fault"
     assert "the PCIe link of its slot has failed" in fatal.sentence

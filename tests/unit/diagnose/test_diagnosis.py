@@ -183,7 +183,7 @@ def test_figures_that_are_rounded_to_none_are_not_said() -> None:
         "the available KV cache memory (0.0 GiB). Based on the available memory, the estimated maximum model length is 1008. Try"
     )
     verdict = decide_why(ended(end={"cause": "exited", "reason": "x (exit status 1)"}, log=[line]), BOOT, NOW)
-    assert verdict.sentence.endswith("is too small for max-model-len 2048: the longest that fits is 1008 tokens.")
+    assert verdict.sentence.endswith("is too small for max-model-len 2048: at most 1008 tokens fit.")
     assert [change.new for change in verdict.changes] == ["1008"]
 
 
@@ -246,7 +246,7 @@ def test_of_a_setting_that_pydantic_refuses_both_lines_are_told() -> None:
     ]
     verdict = decide_why(ended(end={"cause": "exited", "reason": "x (exit status 1)"}, log=log), BOOT, NOW)
     assert verdict.code == "bad-setting"
-    assert verdict.sentence.endswith(": an option of it is wrong: max_model_len: Input should be greater than or equal to -1.")
+    assert verdict.sentence.endswith(": an option is invalid: max_model_len: Input should be greater than or equal to -1.")
 
 
 @pytest.mark.parametrize("digits", ["0", "9" * 400])
@@ -317,10 +317,10 @@ def test_older_runs(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_run(make_run(run="20261123T222049-1a2b3c4d", seconds=10), runs)
     assert main.main(["why", "qwen72b"]) == 0
     said = capsys.readouterr().out
-    assert said.index("serves") < said.index("its port 8000 is taken")
+    assert said.index("serves") < said.index("its port 8000 is already in use")
     for which in ("2", "20261123T222048-1a2b3c4d"):
         assert main.main(["why", "qwen72b", "--run", which]) == 0
-        assert "its port 8000 is taken" in capsys.readouterr().out.splitlines()[0]
+        assert "its port 8000 is already in use" in capsys.readouterr().out.splitlines()[0]
     assert main.main(["why", "qwen72b", "--list"]) == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]] == ["1", "2"]
     assert main.main(["why", "qwen72b", "--list", "--json"]) == 0
@@ -371,7 +371,7 @@ def _says(capsys: pytest.CaptureFixture[str]) -> str:
 def test_one_that_is_over_does_not_run_though_its_end_is_not_recorded_yet(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """In the second after the end systemd knows it, and the main process said why."""
     write_run(make_run(seconds=10, phases=("starting", "loading")), runs)
-    assert _says(capsys) == "qwen72b ended by itself before it was ready (exit status 1): KeyError: 'x'."
+    assert _says(capsys) == "qwen72b exited before it was ready (exit status 1): KeyError: 'x'."
 
 
 def test_the_end_file_says_it_too(runs: Path, states: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""Who is blamed: of several that move pages, and while one of them stands still."""
+"""Blame: among several models that move pages, and while one of them is frozen."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ ONE, TWO = "vllm@one.service", "vllm@two.service"
 
 
 def reading(now: float, one: float, two: float, others: float = 0) -> Reading:
-    """At these rates of pages a second since the beginning."""
+    """Return a reading with these rates in pages per second since the beginning."""
     models = {ONE: Usage(round(one * now), 60), TWO: Usage(round(two * now), 20)}
     return Reading(now, {}, models, round(others * now), 100, 5)
 
@@ -21,7 +21,7 @@ def reading(now: float, one: float, two: float, others: float = 0) -> Reading:
     [
         (500, 100, 0, ONE),
         (100, 500, 0, TWO),
-        (500, 0, 3000, None),  # a download, or the OS itself
+        (500, 0, 3000, None),  # a download, or the operating system itself
         (500, 0, 1900, ONE),
         (15, 0, 0, None),
         (0, 0, 0, None),

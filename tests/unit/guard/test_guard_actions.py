@@ -1,4 +1,4 @@
-"""What is written to cgroups, on a folder that stands for them (its files keep what is written)."""
+"""Writes to cgroups, on a directory that stands in for them: its files keep what is written."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""What the guard does when: stories of readings, and what holds for every story."""
+"""The decisions of the guard: series of readings, and properties that hold for every series."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 from hypothesis import given, settings
@@ -13,15 +14,15 @@ from vllm_safe.guard.guard_main import ESTIMATING
 from vllm_safe.guard.readings import Reading, Usage
 
 PLAN = GuardPlan(squeeze=Threshold(0.2, 2.0), freeze=Threshold(0.4, 5.0), kill=Threshold(0.8, 20.0))
-# What system.slice waited for its disk in each two seconds of logins beside a hog, with limits alone, a disk of 150 requests a second and
-# every login as quick as when idle.
+# The share of each two seconds for which system.slice was stalled on its disk during logins beside a hog, with limits alone, on a disk of
+# 150 requests a second; every login was as quick as on an idle machine.
 LOGINS = (0.01, 0, 0.51, 0, 0.39, 0.06, 0, 0.01, 0, 0.59, 0.26, 0.06, 0, 0, 0, 0, 0.05)
 GIB = 1 << 30
 HOG, OTHER = "vllm@hog.service", "vllm@other.service"
 
 
 class Story:
-    """A machine that goes from one moment to the next."""
+    """A simulated machine whose time advances."""
 
     def __init__(self, plan: GuardPlan = PLAN) -> None:
         self.guard = GuardState(plan)
@@ -33,10 +34,10 @@ class Story:
         self.certain = True
         self.acts: list[tuple[float, GuardAction]] = []
 
-    def go(  # noqa: PLR0913 - each is a name in the story
+    def go(  # noqa: PLR0913 - each parameter is a part of the story
         self, seconds: float, *, memory: float = 0.0, io: float = 0.0, hog: int = 0, other: int = 0, system: int = 0
     ) -> list[str]:
-        """So many seconds with these shares of stall and pages a second; the kinds of what was done."""
+        """Advance the time with these shares of stall and pages per second; return the kinds of the actions."""
         before = len(self.acts)
         for _ in range(round(seconds / TICK)):
             self.now += TICK
@@ -57,7 +58,7 @@ class Story:
         return Reading(self.now, dict(self.stalls), models, self.moved[""], GIB, self.available, GIB, self.certain)
 
     def frozen(self) -> list[tuple[float, float]]:
-        """From when to when."""
+        """Return the beginning and end of each freeze."""
         begun: float | None = None
         spans = []
         for when, act in self.acts:
@@ -71,12 +72,12 @@ class Story:
 def test_a_model_that_swaps_as_hard_as_it_can_is_left_alone_while_the_os_is_well() -> None:
     story = Story(GuardPlan())
     assert story.go(600, memory=0.15, io=0.1, hog=100_000) + story.go(5, hog=100_000) == []
-    for _ in range(100):  # and while it waits for moments
+    for _ in range(100):  # short stalls make no difference
         assert story.go(0.25, memory=1.0, io=1.0, hog=100_000) + story.go(4.75, hog=100_000) == []
 
 
 def test_logins_that_wait_for_a_hard_disk_now_and_then_go_first_and_nothing_is_frozen_for_them() -> None:
-    """The first step takes nothing that nobody else wants, and so it is soon taken; the second does."""
+    """The first step is taken soon, since it takes only resources that others want; the second step costs more."""
     story = Story(GuardPlan())
     for share in LOGINS * 5:
         story.go(2, io=share, hog=800)
@@ -121,6 +122,26 @@ def test_a_freeze_ends_early_when_the_os_no_longer_waits() -> None:
     assert ended <= 1004.0 + 1.0  # a second after the last stall
 
 
+def test_each_step_names_the_stall_and_its_setting() -> None:
+    story = Story()
+    story.go(45, memory=0.9, hog=500)
+    texts = {act.kind: re.sub(r"\d+%", "N%", act.text) for _, act in story.acts}
+    who = "system services spent N% of the last"
+    assert texts["squeeze"] == f"squeezed to the lowest CPU and I/O weights: {who} 2 s stalled on memory (guard.squeeze_pressure)"
+    assert texts["freeze"] == f"frozen for at most 3 s: {who} 5 s stalled on memory (guard.freeze_pressure)"
+    assert texts["kill"] == f"killed by the vllm-safe guard: {who} 20 s stalled on memory (guard.kill_pressure)"
+
+
+def test_without_psi_the_text_says_that_the_stall_is_an_estimate() -> None:
+    story = Story()
+    story.stalls["init.scope memory faults"] = 0.0
+    story.go(2, hog=500)
+    for _ in range(8):
+        story.stalls["init.scope memory faults"] += TICK
+        story.go(TICK, hog=500)
+    assert "systemd spent an estimated " in story.acts[0][1].text
+
+
 def test_calm_gives_the_share_back_once() -> None:
     story = Story()
     assert story.go(2, memory=0.5, hog=500) == ["squeeze"]
@@ -143,7 +164,7 @@ def test_what_is_killed_is_left_alone_as_long_as_it_dies() -> None:
     (killed, *_) = [when for when, act in story.acts if act.kind == "kill"]
     later = [(when, act.kind) for when, act in story.acts if when > killed]
     assert min(when for when, _ in later) >= killed + DYING
-    assert "kill" in [kind for _, kind in later]  # what does not die is killed again
+    assert "kill" in [kind for _, kind in later]  # a model that does not exit is killed again
 
 
 def test_who_holds_most_of_the_ram_has_nothing_to_do_with_a_container_at_its_own_limit() -> None:
@@ -239,7 +260,7 @@ def test_a_suspend_or_a_clock_that_jumps_is_no_pressure() -> None:
         story.guard.suspended()
         story.tick()
     assert story.acts == []
-    story.now += 500  # the same, unnoticed
+    story.now += 500  # the same without a notice of the suspend
     story.stalls["system.slice memory full"] += 500
     story.tick()
     assert "kill" not in story.go(3, hog=500)

@@ -1,4 +1,4 @@
-"""What the guard says, and what it keeps."""
+"""The messages of the guard, and its files of events."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The program: what it loads, where it refuses, and what wakes it."""
+"""The program: its imports, its refusals, and its wake-ups."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_on_cgroup_v1_or_a_hybrid_it_refuses_and_says_what_to_do(tmp_path: Path,
 
 
 class Poll:
-    """Says what it is told to, of the first trigger; then SIGTERM has come."""
+    """A poll object that returns the given events for the first trigger, then SIGTERM."""
 
     def __init__(self, *events: int) -> None:
         self.events = list(events)
@@ -69,7 +69,7 @@ class Poll:
 
 @pytest.fixture
 def loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Poll], GuardLoop]]:
-    """A loop around a folder that stands for the cgroups; it begins once it is prepared."""
+    """Return a function that makes a prepared loop on a directory that stands in for the cgroups."""
     reading, writing = os.pipe()
     os.write(writing, bytes([signal.SIGTERM]))
     monkeypatch.setattr(program, "open_signal_pipe", lambda _: reading)

@@ -1,4 +1,4 @@
-"""Before its memory is locked, the guard does once all that it may have to do."""
+"""The guard rehearses all its actions once before its memory is locked."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_every_act_is_decided_carried_out_and_written_down_and_nothing_is_left(t
 
     monkeypatch.setattr(CgroupControl, "_write", _write)
     monkeypatch.setattr(Journal, "record", _record)
-    monkeypatch.setattr(os, "setxattr", lambda *_: None)  # a file system may have none
+    monkeypatch.setattr(os, "setxattr", lambda *_: None)  # some file systems have no extended attributes
     (tmp_path / ".rehearsal/left").mkdir(parents=True)
     assert rehearse(str(tmp_path)) == recorded == ALL
     assert written >= {"cpu.weight", "io.weight", "cgroup.freeze", "cgroup.kill"}

@@ -1,4 +1,4 @@
-"""A window never says more than truly was."""
+"""A window never overestimates."""
 
 from __future__ import annotations
 

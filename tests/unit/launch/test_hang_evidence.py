@@ -1,4 +1,4 @@
-"""What is said of the processes of a hung server, and how they are ended."""
+"""The report on the processes of a hung server, and signals to them."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def child() -> Iterator[Process]:
 def test_each_process_is_a_line_with_what_it_does(child: Process) -> None:
     (line,) = hang_evidence.describe_process_states([child._replace(comm="VLLM::Worker_TP", state="D", cpu=12.34, resident=430 << 20)])
     assert line.startswith(f"VLLM::Worker_TP ({child.pid}): state D, ")
-    assert line.endswith(", 12.3 s of CPU, 430 MiB resident")
+    assert line.endswith(", 12.3 s of CPU time, 430 MiB resident")
 
 
 def test_one_that_has_gone_is_described_by_what_is_known(child: Process) -> None:
-    (line,) = hang_evidence.describe_process_states([child._replace(pid=1 << 22, state="Z")])  # above the highest there can be
-    assert line.startswith(f"{child.comm} ({1 << 22}): state Z, 0.0 s of CPU")
+    (line,) = hang_evidence.describe_process_states([child._replace(pid=1 << 22, state="Z")])  # above the highest possible pid
+    assert line.startswith(f"{child.comm} ({1 << 22}): state Z, 0.0 s of CPU time")
 
 
 def test_a_thousand_processes_are_not_a_thousand_lines(child: Process) -> None:

@@ -1,4 +1,4 @@
-"""The health question: every way in which a server may answer it, or not."""
+"""HTTP probes: every way in which a server may answer a request, or fail to."""
 
 from __future__ import annotations
 
@@ -46,15 +46,15 @@ def _says(*chunks: bytes) -> Callable[[socket.socket], None]:
 @pytest.mark.parametrize(
     ("chunks", "expected"),
     [
-        ([b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"], Answer("answers 200", healthy=True, status=200)),
-        ([b"HTTP/1.0 204 No Content\r\n\r\n"], Answer("answers 204", healthy=True, status=204)),
-        ([b"HTTP/1.1 200\r\n\r\n"], Answer("answers 200", healthy=True, status=200)),
-        ([b"HTTP/1.1 503 Service Unavailable\r\n\r\n"], Answer("answers 503", status=503)),
-        ([b"HTTP/1.1 302 Found\r\nLocation: /200\r\n\r\n"], Answer("answers 302", status=302)),
-        ([b"HT", b"TP/1.1 2", b"00 OK\r\n"], Answer("answers 200", healthy=True, status=200)),
+        ([b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"], Answer("returns HTTP 200", healthy=True, status=200)),
+        ([b"HTTP/1.0 204 No Content\r\n\r\n"], Answer("returns HTTP 204", healthy=True, status=204)),
+        ([b"HTTP/1.1 200\r\n\r\n"], Answer("returns HTTP 200", healthy=True, status=200)),
+        ([b"HTTP/1.1 503 Service Unavailable\r\n\r\n"], Answer("returns HTTP 503", status=503)),
+        ([b"HTTP/1.1 302 Found\r\nLocation: /200\r\n\r\n"], Answer("returns HTTP 302", status=302)),
+        ([b"HT", b"TP/1.1 2", b"00 OK\r\n"], Answer("returns HTTP 200", healthy=True, status=200)),
         ([], Answer("closes the connection")),
-        ([b"SSH-2.0-OpenSSH 200\r\n"], Answer("does not answer in HTTP")),
-        ([b"x" * 10000], Answer("does not answer in HTTP")),
+        ([b"SSH-2.0-OpenSSH 200\r\n"], Answer("does not speak HTTP")),
+        ([b"x" * 10000], Answer("does not speak HTTP")),
     ],
 )
 def test_understands_the_answer(chunks: list[bytes], expected: Answer) -> None:
@@ -93,14 +93,14 @@ def test_no_address() -> None:
 
 
 def _nobody() -> tuple[str, int]:
-    """An address of this machine at which nobody listens."""
+    """Return an address of this machine on which no program listens."""
     with socket.create_server(("127.0.0.2", 0)) as server:
         address: tuple[str, int] = server.getsockname()
     return address
 
 
-NO_FAMILY: Address = (255, ("127.0.0.1", 1))  # EAFNOSUPPORT, as AF_INET6 is to a kernel without it
-NOT_OURS: Address = (socket.AF_INET, ("255.255.255.255", 80))  # unreachable at once, as ::1 is where IPv6 is off
+NO_FAMILY: Address = (255, ("127.0.0.1", 1))  # EAFNOSUPPORT, like AF_INET6 on a kernel without IPv6
+NOT_OURS: Address = (socket.AF_INET, ("255.255.255.255", 80))  # unreachable at once, like ::1 where IPv6 is disabled
 
 
 def test_every_address_is_tried_in_order() -> None:
@@ -126,7 +126,7 @@ def test_an_address_that_drops_everything_has_its_share_of_the_time_only() -> No
         serving: Address = (socket.AF_INET, ("127.0.0.1", _serve(_says(b"HTTP/1.1 200 OK\r\n"))))
         probe = Probe("http://localhost/", Resolution(((socket.AF_INET, full.getsockname()), serving)), 0.0)
         probe.advance(0.0)
-        assert (probe.answer, probe.deadline) == (None, TIMEOUT / 2)  # with its queue full, the kernel drops what comes
+        assert (probe.answer, probe.deadline) == (None, TIMEOUT / 2)  # the kernel drops new connections while the queue is full
         probe.advance(TIMEOUT / 2)
         while probe.answer is None:
             assert any(select.select(probe.reading, probe.writing, (), 10))

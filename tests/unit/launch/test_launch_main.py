@@ -1,4 +1,4 @@
-"""The main process with fake servers: what systemd is told, what the journal gets, how it exits, and that nothing is left."""
+"""The main process with fake servers: notifications to systemd, lines for the journal, exit codes, and that no process is left."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from vllm_safe.contract.launch_file import Launch
 
 FAKE = Path(__file__).parents[2] / "fakes" / "server.py"
 REPOSITORY = FAKE.parents[2]
-PATIENCE = 30  # seconds that no test takes unless it fails
-GLIBC_S_OWN = 0b11 << 31  # signals 32 and 33: whoever was started by posix_spawn(3), as make starts us, ignores them
+PATIENCE = 30  # seconds: a test that takes longer has failed
+GLIBC_S_OWN = 0b11 << 31  # signals 32 and 33: a process that was started by posix_spawn(3), as make does, ignores them
 
 
 class Unit:
-    """What systemd is to the main process: a launch file, a notify socket, signals."""
+    """A stand-in for systemd: a launch file, a notify socket, signals."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -41,7 +41,7 @@ class Unit:
         self.output = b""
 
     def start(self, *told: str, before: str = "", **changes: object) -> None:
-        """Start the main process with a fake server that was told so."""
+        """Start the main process with a fake server that gets these options."""
         values: dict[str, object] = {
             "name": "demo",
             "summary": (),
@@ -66,36 +66,36 @@ class Unit:
         self.process = subprocess.Popen([sys.executable, "-c", code, *arguments], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
     def status(self) -> str:
-        """The last STATUS= that was told."""
+        """Return the last STATUS= that was sent."""
         self._hear(0)
         return next((line[7:] for line in reversed(self.told) if line.startswith("STATUS=")), "")
 
     def state(self) -> dict[str, object]:
-        """What it last wrote of its server."""
+        """Return the content of the state file."""
         values: dict[str, object] = json.loads((self.folder / "state" / "demo.json").read_text())
         return values
 
     def wait_for(self, assignment: str) -> None:
-        """Until a line that begins so was told."""
+        """Wait for a notification that begins with this text."""
         until = time.monotonic() + PATIENCE
         while not any(line.startswith(assignment) for line in self.told):
             assert time.monotonic() < until, f"never told {assignment}, but {self.told}"
             self._hear(1)
 
     def wait(self) -> int:
-        """Until the main process has ended: its exit code."""
+        """Wait for the end of the main process; return its exit code."""
         assert self.process
         self.output += self.process.communicate(timeout=PATIENCE)[0]
         return self.process.returncode
 
     def stop(self) -> int:
-        """Stop as systemd does."""
+        """Stop the main process as systemd does."""
         assert self.process
         self.process.send_signal(signal.SIGTERM)
         return self.wait()
 
     def close(self) -> None:
-        """End what a failed test left."""
+        """End the processes that a failed test left."""
         if self.process and self.process.poll() is None:
             for child in Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split():
                 os.kill(int(child), signal.SIGKILL)
@@ -151,7 +151,7 @@ real = socket.getaddrinfo
 def getaddrinfo(host, port, *, flags=0, **more):
     if host != b"server" or flags:
         return real(host, port, flags=flags, **more)
-    time.sleep(1)  # a resolver that is slow the first time, and then down
+    time.sleep(1)  # a DNS resolver that is slow the first time, and then down
     rows = [(family, 1, 6, "", (address, port)) for family, address in ((10, "::1"), (2, "127.0.0.2"), (2, "127.0.0.1"))]
     socket.getaddrinfo = lambda *_, **__: time.sleep(1e6)
     return rows
@@ -272,7 +272,7 @@ def test_wrong_usage(unit: Unit, arguments: tuple[str, ...]) -> None:
 def test_a_wrong_option_is_not_tried_again(unit: Unit) -> None:
     unit.start("--swap-space", "4")
     assert unit.wait() == 2
-    assert unit.status() == "demo ended by itself: an option of it is wrong: unrecognized arguments: --swap-space 4."
+    assert unit.status() == "demo exited: an option is invalid: unrecognized arguments: --swap-space 4."
 
 
 def test_no_such_program_is_not_tried_again(unit: Unit) -> None:
@@ -294,12 +294,12 @@ def test_a_kernel_without_a_process_to_spare_is_tried_again(unit: Unit, pause: f
 def test_an_end_at_once_is_a_failure_even_with_0(unit: Unit) -> None:
     unit.start("--exit", "0", "--say", "RuntimeError: it is Monday")
     assert unit.wait() == 1
-    assert unit.status() == "demo ended by itself before it was ready (exit status 0): RuntimeError: it is Monday."
+    assert unit.status() == "demo exited before it was ready (exit status 0): RuntimeError: it is Monday."
     assert unit.output.splitlines()[-1] == b"vllm-safe: " + unit.status().encode()
 
 
 def test_the_same_error_at_an_automatic_restart_is_the_last(unit: Unit) -> None:
-    """A person's start forgets it."""
+    """A start by a person forgets the previous error."""
     codes = []
     for restart, said in ((0, "RuntimeError: card 1 is gone"), (1, "RuntimeError: card 2 is gone"), (0, "RuntimeError: card 3 is gone")):
         unit.start("--exit", "1", "--say", said, restart=restart)
@@ -318,7 +318,7 @@ def test_a_state_of_before_that_is_none_ends_nothing(unit: Unit, state: str) -> 
 
 
 def test_the_cause_is_found_behind_any_amount_of_text(unit: Unit) -> None:
-    """More than is kept of the log: what torch prints of the other workers."""
+    """The text is longer than the kept log, like torch's output for the other workers."""
     stacks = "yes '  File \"/opt/engine/lib/python3.11/site-packages/vllm/x.py\", line 7, in run' | head -c 400000"
     frames = "yes 'frame #7: c10::f() + 0x4' | head -c 100000"
     script = f"{stacks}; echo; echo 'RuntimeError: CUDA error: misaligned address'; {frames}; exit 1"
@@ -330,10 +330,10 @@ def test_the_cause_is_found_behind_any_amount_of_text(unit: Unit) -> None:
 
 
 def test_what_steers_a_terminal_is_in_no_word_of_ours(unit: Unit) -> None:
-    """Of a line with a control character journalctl shows no more than "blob data"."""
+    """For a line with a control character, journalctl shows only "blob data"."""
     unit.start(argv=("sh", "-c", r"printf 'fatal: it is \033[31mMon\001day\033]0;a title\n'; exit 1"))
     assert unit.wait() == 1
-    sentence = "demo ended by itself before it was ready (exit status 1): fatal: it is Mon?day?]0;a title."
+    sentence = "demo exited before it was ready (exit status 1): fatal: it is Mon?day?]0;a title."
     assert unit.status() == sentence
     assert f"vllm-safe: {sentence}\n".encode() in unit.output
 
@@ -342,8 +342,8 @@ def test_an_end_while_serving_is_a_failure_even_with_0(unit: Unit) -> None:
     unit.start("--serve", "1")
     assert unit.wait() == 1
     unit.wait_for("READY=1")
-    assert unit.status() == "demo ended by itself while it served (exit status 0), and named no error."
-    assert str(unit.state()["reason"]).startswith("the server ended by itself after serving for")
+    assert unit.status() == "demo exited while serving (exit status 0) without an error message."
+    assert str(unit.state()["reason"]).startswith("the server ended after serving for")
     assert unit.state()["served"] is True
 
 
@@ -355,7 +355,7 @@ def test_a_killed_server_is_named_so(unit: Unit) -> None:
     assert "killed by SIGKILL" in unit.status()
 
 
-@pytest.mark.parametrize(("told", "heard"), [(["--never"], "refuses connections"), (["--status", "503"], "answers 503")])
+@pytest.mark.parametrize(("told", "heard"), [(["--never"], "refuses connections"), (["--status", "503"], "returns HTTP 503")])
 def test_never_ready(unit: Unit, told: list[str], heard: str) -> None:
     unit.start(*told, start_timeout=1.0)
     assert unit.wait() == 1
@@ -375,7 +375,7 @@ def test_a_deaf_server_is_killed_after_its_grace(unit: Unit) -> None:
     unit.wait_for("READY=1")
     child = _child(unit)
     assert unit.stop() == 0
-    assert b"has not ended in time: killing it" in unit.output
+    assert b"did not exit in time: killing it" in unit.output
     assert not _is_alive(child)
 
 
@@ -407,10 +407,10 @@ def test_a_server_that_becomes_a_daemon_is_told_apart(unit: Unit) -> None:
     assert unit.process
     leader = unit.process.pid
     try:
-        assert unit.process.wait(PATIENCE) == 1  # and does not wait for the daemon, which holds the pipe's other end
+        assert unit.process.wait(PATIENCE) == 1  # it does not wait for the daemon, which holds the other end of the pipe
     finally:
         for file in Path("/proc").glob("[0-9]*/cmdline"):
-            with suppress(FileNotFoundError, ProcessLookupError):  # others end while we look
+            with suppress(FileNotFoundError, ProcessLookupError):  # other processes may end meanwhile
                 if str(unit.port).encode() in file.read_bytes().split(b"\0") and int(file.parent.name) != leader:
                     os.kill(int(file.parent.name), signal.SIGKILL)
 

@@ -1,4 +1,4 @@
-"""What the main process decides at each event, without a process or a clock."""
+"""The decisions of the main process at each event, without a process or a clock."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ TIMES = {"start_timeout": 600.0, "stop_grace": 120.0, "stall_timeout": 300.0, "h
 OTHER = Launch("demo", health=f"{URL}/health", **TIMES)  # type: ignore[arg-type] # times alone
 VLLM = OTHER._replace(metrics=f"{URL}/metrics", completions=f"{URL}/v1/completions")
 REFUSED, NOTHING = Answer("refuses connections"), Answer("closes the connection")
-FAILED = Answer("answers 500", status=500)
-HEALTHY, GONE = Answer("answers 200", healthy=True, status=200), Answer("answers 404", status=404)
+FAILED = Answer("returns HTTP 500", status=500)
+HEALTHY, GONE = Answer("returns HTTP 200", healthy=True, status=200), Answer("returns HTTP 404", status=404)
 EXIT_0, EXIT_1, EXIT_2, EXIT_127, KILLED = 0, 1 << 8, 2 << 8, 127 << 8, 9
 WORKER = Process(12, 1, "VLLM::Worker_TP", "S", 1.0, 0, 0, 0, 1 << 20, 1 << 20)
 
 
 class Life:
-    """A lifecycle whose clocks agree, and what it asked for."""
+    """A lifecycle with equal clocks, and the actions that it returned."""
 
     def __init__(self, launch: Launch = OTHER, watchdog: float = 0.0, before: str = "") -> None:
         self.it = Lifecycle(launch, 1000.0, 1000.0, watchdog=watchdog, before=before)
@@ -46,7 +46,7 @@ class Life:
         return self.it.exited(now, now, status, (), lines)
 
     def run(self, start: float, end: float, processes: Callable[[float], tuple[Process, ...]] = lambda _: (WORKER,)) -> list[Action]:
-        """Tick each second, and show these processes whenever it looks; all that it asked for until it began to end."""
+        """Tick each second, and return these processes at each reading; return all actions until the end began."""
         done: list[Action] = []
         for now in range(int(start), int(end) + 1):
             actions = self.tick(float(now))
@@ -92,7 +92,7 @@ def test_tells_how_long_it_loads() -> None:
     assert _told(life.tick(1201.0), "STATUS") is None
 
 
-@pytest.mark.parametrize("text", ["answers 503", "does not answer within 5 s"])
+@pytest.mark.parametrize("text", ["returns HTTP 503", "does not answer within 5 s"])
 def test_tells_what_a_server_that_listens_but_is_not_ready_does(text: str) -> None:
     life = Life()
     assert life.answered(1004.0, Answer(text)) == []
@@ -138,7 +138,7 @@ def test_vllm_is_ready_when_it_has_made_a_token() -> None:
     life = Life(VLLM)
     assert life.answered(1200.0, HEALTHY) == [AskServer("token")]
     assert life.it.phase == "warming-up"
-    assert life.answered(1201.0, HEALTHY) == []  # and is asked once
+    assert life.answered(1201.0, HEALTHY) == []  # the request is sent once
     assert _told(life.answered(1230.0, HEALTHY, "token"), "READY") == "1"
 
 
@@ -147,7 +147,7 @@ def test_a_model_that_makes_no_tokens_is_ready_all_the_same() -> None:
     life.answered(1200.0, HEALTHY)
     actions = life.answered(1201.0, GONE, "token")
     assert _told(actions, "READY") == "1"
-    assert "answers 404" in _said(actions)
+    assert "returns HTTP 404" in _said(actions)
 
 
 def test_a_first_request_that_breaks_off_is_sent_again() -> None:
@@ -160,10 +160,10 @@ def test_a_first_request_that_breaks_off_is_sent_again() -> None:
 def test_a_server_that_fails_at_its_first_request_is_not_ready_and_is_asked_again() -> None:
     life = Life(VLLM)
     life.answered(1010.0, HEALTHY)
-    assert "answers 500: asking again" in _said(life.answered(1011.0, FAILED, "token"))
+    assert "returns HTTP 500: retrying" in _said(life.answered(1011.0, FAILED, "token"))
     assert life.it.phase == "warming-up"
     assert life.answered(1012.0, HEALTHY) == [AskServer("token")]
-    assert life.answered(1013.0, FAILED, "token") == []  # and says it once
+    assert life.answered(1013.0, FAILED, "token") == []  # the failure is logged once
     life.answered(1014.0, HEALTHY)
     assert _told(life.answered(1020.0, HEALTHY, "token"), "READY") == "1"
 
@@ -180,14 +180,14 @@ def test_a_server_that_fails_at_every_first_request_is_ended_in_time() -> None:
             elif action is Instruction.LOOK:
                 life.it.looked(now, now, _grows(now))
     assert life.it.cause == "hang"
-    assert life.it.reason.endswith("(hang_timeout); the last answers 500")
+    assert life.it.reason.endswith("(hang_timeout); the last returns HTTP 500")
     assert 1100 <= now <= 1130
 
 
 def test_a_model_that_says_it_makes_no_tokens_with_501_is_ready() -> None:
     life = Life(VLLM)
     life.answered(1200.0, HEALTHY)
-    assert _told(life.answered(1201.0, Answer("answers 501", status=501), "token"), "READY") == "1"
+    assert _told(life.answered(1201.0, Answer("returns HTTP 501", status=501), "token"), "READY") == "1"
 
 
 def test_a_first_request_that_is_never_answered_is_a_hang_however_busy_it_is() -> None:
@@ -195,15 +195,15 @@ def test_a_first_request_that_is_never_answered_is_a_hang_however_busy_it_is() -
     life.answered(1010.0, HEALTHY)
     actions = life.run(1011, 1200, _grows)
     assert life.it.cause == "hang"
-    assert "has not made one token within 1 min 40 s" in life.it.reason
+    assert "no token was generated within 1 min 40 s" in life.it.reason
     assert Instruction.DUMP in actions
 
 
 def test_a_start_that_takes_too_long_is_ended_as_a_failure() -> None:
     life = Life()
-    life.answered(1300.0, Answer("answers 503"))
+    life.answered(1300.0, Answer("returns HTTP 503"))
     actions = life.tick(1600.0)
-    assert _told(actions, "STATUS") == f"not ready within 10 min (start_timeout): {URL}/health answers 503"
+    assert _told(actions, "STATUS") == f"not ready within 10 min (start_timeout): {URL}/health returns HTTP 503"
     assert life.it.cause == "start-timeout"
     assert SendSignal(signal.SIGTERM) in actions
     assert life.tick(1602.0) == [SendSignal(signal.SIGTERM)]
@@ -240,7 +240,7 @@ WAITING = b"No available shared memory broadcast block found in 60 seconds. This
 def _waiting(
     processes: Callable[[float], tuple[Process, ...]], *, cards: CardUsage = NO_CARDS, minutes: int = 9, says: bool = True
 ) -> Life:
-    """A start of so many minutes, whose engine says each minute that a worker does not answer, if it does."""
+    """Return a start of so many minutes; with `says`, its engine reports each minute that a worker does not answer."""
     life = Life(VLLM)
     for now in range(1001, 1001 + minutes * 60):
         if says and now % 60 == 0:
@@ -256,10 +256,10 @@ def _waiting(
 def test_a_start_that_spins_is_ended_and_says_by_what_that_is_known(cards: CardUsage, says: bool) -> None:  # noqa: FBT001 - a table
     life = _waiting(_spins, cards=cards, says=says)
     assert life.it.cause == "stall"
-    assert "its processes wait for each other in vain, since " in life.it.reason
-    assert ("again and again" in life.it.reason) == says
-    assert ("every card in use is" in life.it.reason) == (cards.busy is not None)
-    assert " s of CPU, nothing new printed since " in life.it.reason
+    assert "its processes wait for each other, since " in life.it.reason
+    assert ("repeatedly" in life.it.reason) == says
+    assert ("every GPU in use is" in life.it.reason) == (cards.busy is not None)
+    assert " s of CPU time, no new output since " in life.it.reason
 
 
 def test_the_stacks_of_those_who_spin_are_asked_for() -> None:
@@ -276,7 +276,7 @@ def test_the_stacks_of_those_who_spin_are_asked_for() -> None:
 @pytest.mark.parametrize(
     ("processes", "cards", "says"),
     [
-        (_spins, NO_CARDS, False),  # computes, or quantizes: nothing says that it waits
+        (_spins, NO_CARDS, False),  # it computes or quantizes: nothing shows that it waits
         (_spins, CardUsage(1 << 30, 0.5), False),
         (_faults, NO_CARDS, True),  # compiles
         (_faults, CardUsage(1 << 30, 1.0), True),  # tunes kernels
@@ -303,7 +303,7 @@ def test_a_stopped_worker_whom_others_wait_for_is_named() -> None:
 
 
 def test_a_start_that_takes_too_long_and_spins_says_so_and_where() -> None:
-    """stall_timeout may be as long."""
+    """This happens if stall_timeout is as long as start_timeout."""
     life = Life(VLLM._replace(stall_timeout=1e6))
     life.answered(1000.0, REFUSED)
     actions: list[Action] = []
@@ -313,7 +313,7 @@ def test_a_start_that_takes_too_long_and_spins_says_so_and_where() -> None:
         actions += [*life.tick(float(now)), *life.it.looked(float(now), float(now), _spins(float(now)))]
     assert life.it.cause == "start-timeout"
     assert life.it.reason.startswith("not ready within 10 min (start_timeout): ")
-    assert "; its processes wait for each other in vain, since " in life.it.reason
+    assert "; its processes wait for each other, since " in life.it.reason
     assert Instruction.DUMP in actions
 
 
@@ -347,7 +347,7 @@ def test_an_end_before_ready_is_tried_again_unless_it_never_can_work(status: int
     ("line", "code", "said"),
     [
         ("ValueError: No available memory for the cache blocks. Try increasing", 2, "leave no memory for the KV cache"),
-        ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.", 1, "a card ran out of memory"),
+        ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.", 1, "a GPU ran out of memory"),
         ("ValueError: it is Monday", 2, "ValueError: it is Monday"),
         ("RuntimeError: it is Monday", 1, "RuntimeError: it is Monday"),
     ],
@@ -367,10 +367,10 @@ LOST_AGAIN = "RuntimeError: card 1 was lost after 9 s, process 815, address 0x7f
     [(LOST, LOST_AGAIN, 2), ("", LOST, 1), ("RuntimeError: another", LOST, 1), ("", "no error at all", 1), (LOST, "no error at all", 1)],
 )
 def test_the_same_error_twice_running_ends_the_tries(before: str, line: str, code: int) -> None:
-    """Whatever ids of processes, times, addresses and sizes are in it."""
+    """Process ids, times, addresses and sizes in the error make no difference."""
     life = Life(before=before)
     assert _quit(life.exited(1004.0, EXIT_1, line)) == code
-    assert ("the same as the time before" in life.it.reason) == (code == 2)
+    assert ("the same error as at the previous start" in life.it.reason) == (code == 2)
 
 
 def test_one_that_served_is_tried_again_whatever_was_before() -> None:
@@ -381,7 +381,7 @@ def test_one_that_served_is_tried_again_whatever_was_before() -> None:
 def test_an_end_before_ready_says_what_the_server_said_last() -> None:
     life = Life()
     actions = life.exited(1004.0, EXIT_1, "ValueError: it is Monday")
-    expected = "demo ended by itself before it was ready (exit status 1): ValueError: it is Monday."
+    expected = "demo exited before it was ready (exit status 1): ValueError: it is Monday."
     assert _told(actions, "STATUS") == expected
     assert [action for action in actions if isinstance(action, LogLine)][-1] == LogLine(expected, level=3)
     assert (life.it.cause, life.it.error) == ("exited", "ValueError: it is Monday")
@@ -397,7 +397,7 @@ def test_whatever_the_server_left_is_killed_before_we_end() -> None:
 def test_an_end_while_serving_is_always_a_failure_to_try_again(status: int) -> None:
     actions = _serving().exited(4800.0, status)
     assert _quit(actions) == 1
-    assert "ended by itself after serving for 1 h" in _said(actions)
+    assert "ended after serving for 1 h" in _said(actions)
 
 
 def test_nothing_follows_the_end() -> None:
@@ -467,7 +467,7 @@ def test_a_hung_server_has_time_to_say_where_even_when_its_first_process_dies_of
     due = life.it.due
     assert due is not None
     assert life.exited(due - 2, 6) == []
-    for tenth in range(19, 0, -1):  # whatever wakes the loop meanwhile
+    for tenth in range(19, 0, -1):  # other events may wake up the loop meanwhile
         assert life.tick(due - tenth / 10) == []
     actions = life.tick(due)
     assert Instruction.KILL in actions
@@ -485,7 +485,7 @@ def test_a_server_that_cannot_be_started_is_a_failure_with_its_cause() -> None:
 def test_an_end_is_told_though_the_package_was_replaced_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "vllm_safe.launch.end_sentence", None)
     actions = Life().exited(1004.0, EXIT_1, "ValueError: it is Monday")
-    assert "ended by itself (exit status 1)." in _said(actions)
+    assert "exited (exit status 1)." in _said(actions)
     assert _quit(actions) == 1
 
 

@@ -1,4 +1,4 @@
-"""Signs of life: what counts as a hang, after how long, and what never does."""
+"""Signs of life: what counts as a hang, after which time, and what never counts as one."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from vllm_safe.launch.processes import Process
 
 VLLM = Launch("demo", health="http://x/health", metrics="http://x/metrics", completions="http://x/v1/completions", hang_timeout=600.0)
 OTHER = Launch("demo", health="http://x/health", hang_timeout=600.0)
-OK, DEAD = Answer("answers 200", healthy=True, status=200), Answer("answers 503", status=503)
+OK, DEAD = Answer("returns HTTP 200", healthy=True, status=200), Answer("returns HTTP 503", status=503)
 CORE = Process(11, 1, "VLLM::EngineCor", "S", 1.0, 0, 0, 0, 1, 1)
 WORKER = Process(12, 1, "VLLM::Worker_TP", "S", 1.0, 0, 0, 0, 1, 1)
-OFTEN = 10  # seconds between two looks
+OFTEN = 10  # seconds between two readings
 
 
 def _until(alive: Liveness, most: float, each: Callable[[float], None]) -> tuple[float, str]:
-    """When there is a verdict, and which; (most, "") if there is none."""
+    """Return the time and text of the first verdict; (most, "") if there is none."""
     for now in range(OFTEN, int(most) + 1, OFTEN):
         alive.pass_time(float(now), float(now))
         each(float(now))
@@ -90,8 +90,8 @@ def test_503_is_vllm_with_a_dead_engine_and_of_others_what_any_failure_is(launch
     alive = Liveness(launch, 0.0)
     when, said = _until(alive, 2000, lambda _: alive.health(DEAD))
     assert limit <= when <= limit + 2 * OFTEN
-    assert said.startswith("http://x/health answers 503, for ")
-    assert ("(hang_timeout)" in said) is (limit != SURELY)  # a setting is named only where it decided
+    assert said.startswith("http://x/health returns HTTP 503, for ")
+    assert ("(hang_timeout)" in said) is (limit != SURELY)  # a setting is named only if it was the limit
 
 
 UNREACHABLE = Answer("cannot be reached (Temporary failure in name resolution)")
@@ -109,7 +109,7 @@ def test_tokens_outvote_health(answer: Answer) -> None:
 
 
 def test_a_token_that_was_asked_for_outvotes_health_and_another_answer_does_not() -> None:
-    for answer, hangs in ((OK, False), (Answer("answers 404", status=404), True), (UNREACHABLE, True)):
+    for answer, hangs in ((OK, False), (Answer("returns HTTP 404", status=404), True), (UNREACHABLE, True)):
         alive = Liveness(VLLM, 0.0)
 
         def each(_: float, alive: Liveness = alive, answer: Answer = answer) -> None:

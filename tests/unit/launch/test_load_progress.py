@@ -1,4 +1,4 @@
-"""Whether a loading server gets on: what moves, what does not, what time counts, and how much is read."""
+"""The progress of a loading server: which figures count, which time counts, and how much has been read."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ def _process(pid: int = 1, **figures: float) -> Process:
 
 
 def _after(seconds: int, each: ProcessReadings) -> ProcessReadings:
-    """With ten processes, as a model on eight cards has."""
+    """Return the stillness after these readings, with ten processes as for a model on eight GPUs."""
     return ProcessReadings._make([*(value * seconds for value in each[:-1]), 10])
 
 
 def _still_after(seconds: int, per_second: ProcessReadings) -> Stillness:
-    """With readings that grow so much each second."""
+    """Return the stillness after readings that grow by this amount each second."""
     watch = Stillness(0.0, 1000.0)
     for now in range(seconds + 1):
         watch.look(float(now), 1000.0 + now, _after(now, per_second))
@@ -76,28 +76,31 @@ def test_a_freeze_is_not_counted() -> None:
     watch = _still_after(10, ProcessReadings())
     watch.look(10.0 + 3600, 5000.0, ProcessReadings())
     assert watch.still == 15
-    watch.look(0.0, 5001.0, ProcessReadings())  # nor does a clock that went back
+    watch.look(0.0, 5001.0, ProcessReadings())  # a clock that is set back makes no difference either
     assert watch.still == 15
 
 
 def test_the_reason_says_what_stood_still_and_since_when(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.localtime", lambda _: (2026, 11, 23, 12, 4, 31, 0, 0, 0))
     watch = _still_after(30, ProcessReadings(read=4096, resident=2048, cpu=0.01))
-    assert watch.describe() == "120 KiB read, 0 B mapped, 60.0 KiB of memory taken, 0.3 s of CPU, nothing new printed since 12:04:31"
+    assert watch.describe() == "120 KiB read, 0 B mapped, 60.0 KiB of memory allocated, 0.3 s of CPU time, no new output since 12:04:31"
     assert (
-        "60.0 KiB of memory taken, 30.0 KiB of the cards taken, " in _still_after(30, ProcessReadings(resident=2048, gpu=1024)).describe()
+        "60.0 KiB of memory allocated, 30.0 KiB of GPU memory allocated, "
+        in _still_after(30, ProcessReadings(resident=2048, gpu=1024)).describe()
     )
 
 
 def test_sums_outlive_the_processes() -> None:
     sums = ProcessTotals()
     assert sums.add([_process(1, read=10, cpu=1.0, resident=5), _process(2, read=5, resident=5)], 0).read == 15
-    after = sums.add([_process(2, read=8, resident=6), _process(1, started=9, read=3)], 4)  # 1 ended, and its number is another's
+    after = sums.add(
+        [_process(2, read=8, resident=6), _process(1, started=9, read=3)], 4
+    )  # process 1 ended, and another process got its pid
     assert after == ProcessReadings(read=21, mapped=0, resident=6, cpu=1.0, news=4, processes=2)
     assert sums.add([_process(2, read=8, faults=70), _process(3, faults=5)], 4).faults == 75
 
 
-# The log of vllm issue 51513; the words before vLLM 0.11.
+# The log of vllm issue 51513, and the form before vLLM 0.11.
 LINE = (
     "(EngineCore pid=71) INFO 11-23 22:21:57 [shm_broadcast.py:705] No available shared memory broadcast block found in {} seconds. "
     "This typically happens when some processes are hanging or doing some time-consuming work (e.g. compilation, weight/kv cache "
@@ -107,7 +110,7 @@ OLD_LINE = "(EngineCore_0 pid=53) INFO 09-02 10:02:11 [shm_broadcast.py:466] No 
 
 
 def _waited(each_second: ProcessReadings, seconds: int = 3600, *, waits: bool = True) -> float:
-    """How long nothing has counted as a movement, while the processes seem to wait for each other."""
+    """Return the time without movement while the processes seem to wait for each other."""
     watch = Stillness(0.0, 1000.0)
     for now in range(seconds + 1):
         watch.look(float(now), 1000.0 + now, _after(now, each_second), waits=waits)
@@ -115,7 +118,7 @@ def _waited(each_second: ProcessReadings, seconds: int = 3600, *, waits: bool = 
 
 
 def test_the_cpu_of_those_who_wait_for_each_other_is_no_progress() -> None:
-    """Measured: a loop of sched_yield, as vLLM's, takes a core and one page fault in a minute."""
+    """A loop of sched_yield like vLLM's was measured: it uses a core and takes one page fault in a minute."""
     spinning = ProcessReadings(cpu=8.0, faults=0)
     assert _waited(spinning) == 3600
     assert _waited(spinning, waits=False) == 0
@@ -155,14 +158,14 @@ def test_a_worker_that_does_not_answer_is_heard_of_however_the_line_is_cut(line:
     data = line.encode()
     for at in range(0, len(data), cut):
         waits.hear(data[at : at + cut], 100.0)
-    assert "again and again" in waits.signs(220.0, None)[0]
+    assert "repeatedly" in waits.signs(220.0, None)[0]
     assert waits.signs(226.0, None) == (), "a minute later it should have been said again"
     waits.hear(b"\n" * 300, 500.0)
     assert waits.signs(501.0, None) == (), "a line is heard once"
 
 
 def test_a_shorter_interval_is_waited_for_less_long() -> None:
-    """VLLM_RINGBUFFER_WARNING_INTERVAL."""
+    """The interval is VLLM_RINGBUFFER_WARNING_INTERVAL."""
     waits = CommunicationWait()
     waits.hear(LINE.format(5).encode(), 100.0)
     assert waits.signs(114.0, None)
@@ -171,7 +174,7 @@ def test_a_shorter_interval_is_waited_for_less_long() -> None:
 
 def test_cards_that_are_all_busy_are_a_sign_while_that_is_known() -> None:
     waits = CommunicationWait()
-    assert waits.signs(0.0, 1.0) == ("every card in use is 100% busy",)
+    assert waits.signs(0.0, 1.0) == ("every GPU in use is 100% busy",)
     assert waits.signs(0.0, 0.94) == ()
     assert waits.signs(0.0, None) == ()
 
@@ -180,7 +183,7 @@ SIZES = (400 * MIB, 300 * MIB, 300 * MIB)
 
 
 def _load(workers: int, *, tell: bool = True, called: bool = False, each_second: int = 10 * MIB, seconds: int = 50) -> Checkpoint:
-    """Workers that map one file after another, each the whole of it, and let it go."""
+    """Simulate workers that map one whole file after another and unmap it."""
     checkpoint = Checkpoint(SIZES)
     libraries = 210 * MIB
     for now in range(seconds + 1):

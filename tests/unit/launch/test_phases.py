@@ -1,4 +1,4 @@
-"""The phases of a start, as the log of vLLM tells them: lines as the real 0.32 printed them, and as its source has them for cards."""
+"""The phases of a start in the log of vLLM: lines that the real 0.32 printed, and lines for GPUs from its source."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from vllm_safe.launch.phases import LogMark, PhaseTracker, read_line
 WORKER = "(Worker pid=121) INFO 11-23 23:02:18 "
 COLOURED = "\x1b[0;36m(Worker pid=121)\x1b[0;0m \x1b[32mINFO\x1b[0m \x1b[90m11-23 23:02:18\x1b[0m \x1b[90m[cpu_model_runner.py:68]\x1b[0m "
 
-# Printed by vLLM 0.32.0 on a CPU, in this order; some left out.
+# Printed by vLLM 0.32.0 on a CPU, in this order; some lines are left out.
 LOG = """\
 (APIServer pid=88) INFO 11-23 23:02:02 [api_utils.py:286] non-default args: {'model_tag': '/srv/models/big', 'host': '127.0.0.1'}
 (APIServer pid=88) INFO 11-23 23:02:08 [model.py:733] Resolved architecture: Qwen2ForCausalLM
@@ -30,7 +30,7 @@ LOG = """\
 """
 
 
-# Printed by vLLM 0.32.0 at the first start of 14 GB on two H200s, with its times; some left out, and lines that are long cut.
+# Printed by vLLM 0.32.0 at the first start of 14 GB on two H200s, with its times; some lines are left out, and long lines are cut.
 CARDS = """\
 (APIServer pid=1021) INFO 11-28 11:18:51 [model.py:733] Resolved architecture: Qwen2ForCausalLM
 (EngineCore pid=1046) INFO 11-28 11:18:59 [core.py:133] Initializing a V1 LLM engine (v0.32.0) with config: model='/srv/models/large'
@@ -122,14 +122,14 @@ def test_the_phases_of_a_real_log_in_order_however_it_is_cut(size: int) -> None:
         if follow.hear(text[at : at + size], float(at)):
             seen.append(follow.phase)
         shards.append((follow.done, follow.of))
-    if size == 1:  # else several go by at once
+    if size == 1:  # otherwise several phases pass at once
         assert seen == ["starting", "importing", "loading", "profiling", "warming-up"]
         assert list(dict.fromkeys(shards)) == [(0, 0), (0, 4), (1, 4), (4, 4)]
     assert follow.phase == "warming-up"
 
 
 def test_the_phases_of_a_real_log_of_cards() -> None:
-    """The first capture is an estimate: kernels are compiled after it, for half a minute."""
+    """The first capture is an estimate: kernels are compiled after it for half a minute."""
     follow, seen = PhaseTracker(0.0, "starting"), {}
     for line in CARDS.splitlines():
         if follow.hear(f"{line}\n".encode(), 0.0):

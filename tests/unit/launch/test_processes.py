@@ -1,4 +1,4 @@
-"""Processes as they are: our own children, in this machine's /proc."""
+"""Readings of real processes: children of the test, in this machine's /proc."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _find(pid: int, unit: Path | None = None) -> Process | None:
 
 
 def test_a_child_with_all_its_figures(child: subprocess.Popen[bytes]) -> None:
-    until = time.monotonic() + 10  # until it sleeps
+    until = time.monotonic() + 10  # wait until it sleeps
     while (found := _find(child.pid)) and found.state != "S" and time.monotonic() < until:
         time.sleep(0.01)
     assert found is not None
@@ -57,7 +57,7 @@ def test_a_stopped_one_and_a_zombie_are_told(child: subprocess.Popen[bytes]) -> 
 
 
 def test_all_of_a_cgroup_but_ourselves(child: subprocess.Popen[bytes], tmp_path: Path) -> None:
-    (tmp_path / "cgroup.procs").write_text(f"{os.getpid()}\n{child.pid}\n4194305\n")  # the last is none
+    (tmp_path / "cgroup.procs").write_text(f"{os.getpid()}\n{child.pid}\n4194305\n")  # the last pid does not exist
     assert [process.pid for process in read_processes(tmp_path, os.getpid())] == [child.pid]
 
 

@@ -1,4 +1,4 @@
-"""Names of hosts: looked up once, and never while anybody waits."""
+"""Host names: looked up once, without blocking."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from vllm_safe.launch.resolver import Resolution, Resolver
 
-PATIENCE = 10.0  # seconds that no test takes unless it fails
+PATIENCE = 10.0  # seconds: a test that takes longer has failed
 ROWS = [
     (socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("::1", 8000, 0, 0)),
     (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 8000)),
@@ -20,12 +20,12 @@ ADDRESSES = ((socket.AF_INET6, ("::1", 8000, 0, 0)), (socket.AF_INET, ("127.0.0.
 
 
 class Names:
-    """A resolver that answers when it is told to."""
+    """A resolver that answers on command."""
 
     def __init__(self) -> None:
         self.answers, self.asked, self.go = True, 0, threading.Event()
 
-    def getaddrinfo(self, host: bytes, port: int, *, type: int, flags: int) -> object:  # noqa: A002 - the name is socket's
+    def getaddrinfo(self, host: bytes, port: int, *, type: int, flags: int) -> object:  # noqa: A002 - the name is that of the socket module
         if flags & socket.AI_NUMERICHOST:
             raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
         assert (host, port, type) == (b"server", 8000, socket.SOCK_STREAM)

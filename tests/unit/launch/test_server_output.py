@@ -1,4 +1,4 @@
-"""The server's output: passed on whole, without waiting, and its last lines kept."""
+"""The server's output: copied completely and without blocking, with its last lines kept."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_a_process_that_prints_for_ever_does_not_hold_the_end_up() -> None:
     reader, sink = os.pipe()
     os.write(writer, b"x")
     output = _copy(source, sink)
-    output.finish(60)  # the writing end stays open: would wait for ever if it waited for its end
+    output.finish(60)  # the writing end stays open: waiting for its end would take for ever
     assert os.read(reader, 9) == b"x"
 
 

@@ -1,4 +1,4 @@
-"""What is written down and said when a unit has ended, by whatever."""
+"""The record and the status of a unit that has ended, for every kind of end."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ def test_writes_what_systemd_and_the_kernel_know(told: list[str], tmp_path: Path
     assert (end["run"], end["result"], end["exit_code"], end["exit_status"], end["cause"]) == ("run1", "oom-kill", "killed", "KILL", "")
     assert end["memory_events"]["oom_kill"] == 3
     assert end["swap_events"] == {}
-    assert told == ["the kernel ended it: out of memory"]
+    assert told == ["killed by the kernel: out of memory"]
 
 
 @pytest.mark.parametrize(
     ("event", "said"),
     [
-        ({"act": "kill", "text": "killed, to keep the machine usable"}, "the guard: killed, to keep the machine usable"),
-        ({"act": "kill", "text": "killed", "time": 1.0}, "the kernel ended it: out of memory"),
-        ({"act": "thaw", "text": "thawed"}, "the kernel ended it: out of memory"),
-        ({}, "the kernel ended it: out of memory"),
-        ([], "the kernel ended it: out of memory"),
+        ({"act": "kill", "text": "killed by the vllm-safe guard"}, "demo was killed by the vllm-safe guard"),
+        ({"act": "kill", "text": "killed", "time": 1.0}, "killed by the kernel: out of memory"),
+        ({"act": "thaw", "text": "thawed"}, "killed by the kernel: out of memory"),
+        ({}, "killed by the kernel: out of memory"),
+        ([], "killed by the kernel: out of memory"),
     ],
 )
 def test_the_guard_is_named_if_it_was_the_guard(told: list[str], tmp_path: Path, event: object, said: str) -> None:
@@ -63,16 +63,16 @@ def test_the_guard_is_named_if_it_was_the_guard(told: list[str], tmp_path: Path,
 @pytest.mark.parametrize(
     ("acts", "said"),
     [
-        (["freeze", "kill", "thaw"], "the guard: kill"),
-        (["squeeze", "kill", "thaw", "restore"], "the guard: kill"),
-        (["kill", "thaw", "squeeze"], "the kernel ended it: out of memory"),  # of the run before
-        (["squeeze", "freeze", "thaw"], "the kernel ended it: out of memory"),
-        (["thaw"], "the kernel ended it: out of memory"),
+        (["freeze", "kill", "thaw"], "demo was killed"),
+        (["squeeze", "kill", "thaw", "restore"], "demo was killed"),
+        (["kill", "thaw", "squeeze"], "killed by the kernel: out of memory"),  # the kill was in the previous run
+        (["squeeze", "freeze", "thaw"], "killed by the kernel: out of memory"),
+        (["thaw"], "killed by the kernel: out of memory"),
     ],
 )
 def test_a_model_that_was_killed_while_frozen_was_thawed_to_die(told: list[str], tmp_path: Path, acts: list[str], said: str) -> None:
     (tmp_path / "guard").mkdir()
-    lines = [json.dumps({"time": time.time(), "act": act, "text": act}) for act in acts]
+    lines = [json.dumps({"time": time.time(), "act": act, "text": "killed" if act == "kill" else act}) for act in acts]
     (tmp_path / "guard/demo.jsonl").write_text("".join(f"{line}\n" for line in lines))
     stop_post.main()
     assert told == [said]

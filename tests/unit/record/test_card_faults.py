@@ -1,4 +1,4 @@
-"""What the kernel said of the cards, in its own words: lines from public reports, each with its source."""
+"""Messages of the kernel about GPUs: lines from public reports, each with its source."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CARDS = (
 MINE = {13641}
 
 LINES: list[tuple[str, dict[str, Any]]] = [
-    # An H200, driver 580.159.04: a kernel that wrote to where nothing is, and one that gave up
+    # An H200, driver 580.159.04: a kernel that wrote to an unmapped address, and one that gave up
     (
         (
             "NVRM: Xid (PCI:0000:00:06): 31, pid=475, name=b, channel 0x0000000a, intr 00000000. MMU Fault: ENGINE GRAPHICS GPC1 "
@@ -75,7 +75,7 @@ LINES: list[tuple[str, dict[str, Any]]] = [
         ),
         {"xid": 119, "process": "nvc:[driver]", "own": False},
     ),
-    # stas00/ml-engineering; a MIG device, as kernel_rc.c writes it; NVIDIA's document, of an old driver
+    # stas00/ml-engineering; a MIG device in the format of kernel_rc.c; NVIDIA's document, for an old driver
     (
         "NVRM: Xid (PCI:0000:10:1c): 63, pid=1896, Row Remapper: New row marked for remapping, reset gpu to activate.",
         {"xid": 63, "pid": 1896},
@@ -85,7 +85,7 @@ LINES: list[tuple[str, dict[str, Any]]] = [
         {"xid": 94, "pci": "0000:01:00", "own": True},
     ),
     ("NVRM: Xid (0000:03:00): 14, Channel 00000001", {"xid": 14, "pci": "0000:03:00"}),
-    # NVIDIA forum: a card that comes up no more
+    # NVIDIA forum: a GPU that can no longer be initialized
     ("NVRM: GPU 0000:02:00.0: RmInitAdapter failed! (0x24:0x65:1185)", {"kind": "init", "pci": "0000:02:00"}),
     ("NVRM: GPU 0000:02:00.0: rm_init_adapter failed, device minor number 0", {"kind": "init", "pci": "0000:02:00"}),
     # qemu-devel; and driver 570, which names the client
@@ -104,7 +104,7 @@ LINES: list[tuple[str, dict[str, Any]]] = [
         ),
         {"kind": "mismatch", "client": "570.86.15", "module": "565.57.01", "process": "nvidia-smi", "own": False},
     ),
-    # tinygrad and vast.ai: after a card was lost
+    # tinygrad and vast.ai: after a GPU was lost
     (
         "NVRM: nvGpuOpsReportFatalError: uvm encountered global fatal error 0x60, requiring os reboot to recover.",
         {"kind": "uvm", "pci": ""},
@@ -120,7 +120,7 @@ LINES: list[tuple[str, dict[str, Any]]] = [
         {"kind": "module", "pci": "0000:05:00"},
     ),
     ("nvidia_uvm: Unknown symbol nvUvmInterfaceSessionDestroy (err -2)", {"kind": "module"}),
-    # linux-pci: AER before and since Linux 6.9, of a card's slot
+    # linux-pci: AER messages before and since Linux 6.9, about the slot of a GPU
     (
         "pcieport 0000:00:02.0: AER: Multiple Uncorrectable (Fatal) error message received from 0000:00:02.0",
         {"kind": "link", "pci": "0000:01:00", "severity": "fatal"},
@@ -152,7 +152,7 @@ def test_what_a_line_says(text: str, expected: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("text", [text for text, _ in LINES])
 def test_what_is_read_is_asked_for(text: str) -> None:
-    """Journalctl --grep looks at a message as a whole."""
+    """The option --grep of journalctl searches a message as a whole."""
     assert any(word in text for grep in GREPS for word in grep.split("|"))
 
 
@@ -179,7 +179,7 @@ def test_the_kernels_own_line_is_kept_in_one() -> None:
     text = next(text for text, data in LINES if data.get("client") == "535.247.01")
     (event,) = find_faults([JournalLine(1e9, 1.0, kernel=True, text=text)], 0, set(), ())
     assert event.text.startswith(
-        "the kernel said: NVRM: API mismatch: the client has the version 535.247.01, but this kernel module has the"
+        "the kernel logged: NVRM: API mismatch: the client has the version 535.247.01, but this kernel module has the"
     )
     assert "\n" not in event.text
     assert (event.time, event.kind) == (1e9, "nvidia")
@@ -196,12 +196,12 @@ def test_a_storm_is_one_event_with_its_first_time_and_how_often() -> None:
 
 
 def test_only_the_kernel_and_only_in_the_run() -> None:
-    """Whoever writes like the driver is not heard, nor what it said before."""
+    """Lines of other programs that imitate the driver are ignored, and so are lines before the run."""
     assert find_faults([JournalLine(1e9, 100.0, kernel=False, text=LINES[0][0])], 0, MINE, CARDS) == []
     assert find(LINES[0][0], since=200.0) == []
 
 
 def test_whose_it_was_is_not_known_without_the_processes() -> None:
-    """A recorder that only writes the end down has seen none."""
+    """A recorder that only records the end has observed no processes."""
     (data,) = find(LINES[0][0], pids=set())
     assert data["own"] is None

@@ -1,4 +1,4 @@
-"""Which cards there are, as the kernel lists them, and which of them a model uses."""
+"""The GPUs that the kernel lists, and those that a model uses."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vllm_safe.contract.state_file import CardUsage
 from vllm_safe.record import card_usage
 from vllm_safe.record.card_usage import CardsInUse, read_pci_cards, visible_cards
 
-# Of an H200, driver 580.159.04, but for its name.
+# From an H200, driver 580.159.04, except for the name.
 INFORMATION = (
     "Model: \t\t {name}\nIRQ:   \t\t 41\nGPU UUID: \t GPU-0eb5a1f8-4e15-94d7-4ea2-259d628a7a5c\nVideo BIOS: \t 96.00.a5.00.1a\n"
     "Bus Type: \t PCIe\nDMA Size: \t 52 bits\nDMA Mask: \t 0xfffffffffffff\nBus Location: \t 0000:00:06.0\nDevice Minor: \t 0\n"
@@ -46,7 +46,7 @@ def test_a_machine_without_cards_has_none(tmp_path: Path) -> None:
 
 
 def test_a_driver_that_does_not_say_the_names_holds_nothing_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As one whose card hangs: the file is opened, and nothing comes."""
+    """This is how the driver of a hung GPU behaves: the file can be opened, but reading blocks."""
     folder = tmp_path / "proc/driver/nvidia/gpus/0000:01:00.0"
     folder.mkdir(parents=True)
     os.mkfifo(folder / "information")
@@ -56,7 +56,7 @@ def test_a_driver_that_does_not_say_the_names_holds_nothing_up(tmp_path: Path, m
 
 
 def test_a_card_that_memory_was_taken_of_since_the_run_began_is_in_use() -> None:
-    """Another program's card, and an idle one, say nothing of how busy the model is."""
+    """The GPU of another program, and an idle one, do not show how busy the model is."""
     in_use = CardsInUse(None)
 
     def look(*rows: tuple[int, float]) -> CardUsage:
@@ -67,7 +67,7 @@ def test_a_card_that_memory_was_taken_of_since_the_run_began_is_in_use() -> None
     assert look((GIB, 0.1), (GIB // 2, 0.4), (GIB // 2, 1.0)) == CardUsage(2 * GIB, 0.4)
     assert look((GIB // 2, 1.0), (0, 0.0), (0, 0.0)) == CardUsage(GIB // 2, None)
     assert look((GIB, 1.0), (0, 0.0), (0, 0.0)) == CardUsage(GIB, 1.0), "it has grown from what it was when least was in use"
-    assert look((GIB, 1.0)) == CardUsage(GIB, None), "a card went: all is anew"
+    assert look((GIB, 1.0)) == CardUsage(GIB, None), "a GPU disappeared: the comparison begins anew"
     assert look() == CardUsage(0, None)
 
 
@@ -76,7 +76,7 @@ def test_a_card_that_memory_was_taken_of_since_the_run_began_is_in_use() -> None
     [
         ({}, ["A", "A"], None),
         ({"CUDA_VISIBLE_DEVICES": "1,0"}, ["A", "A"], {0, 1}),
-        ({"CUDA_VISIBLE_DEVICES": "1"}, ["A", "B"], None),  # the fastest first: which that is, nobody knows here
+        ({"CUDA_VISIBLE_DEVICES": "1"}, ["A", "B"], None),  # CUDA counts the fastest first, and which one that is is unknown
         ({"CUDA_VISIBLE_DEVICES": "1", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}, ["A", "B"], {1}),
         ({"CUDA_VISIBLE_DEVICES": "GPU-8932f937", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}, ["A"], None),
     ],

@@ -1,4 +1,4 @@
-"""Who killed what, in the words of the kernel and of earlyoom."""
+"""Kills of processes, from lines of the kernel and of earlyoom."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_at_the_memory_limit() -> None:
 
 
 def test_the_swap_at_the_memory_limit() -> None:
-    """Of the cgroup at whose limit it was, as the kernel reports before the death; "max" is none, and each report is of one death."""
+    """The kernel reports the swap of the cgroup whose limit was reached before each kill; "max" is no limit."""
     swap = "swap: usage 98068kB, limit {limit}kB, failcnt 0"
     lines = kernel(swap.format(limit=98304), SUMMARY.format(unit=UNIT), KILLED)
     (event,) = find_deaths(lines, 0, UNIT, set())

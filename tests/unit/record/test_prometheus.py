@@ -1,4 +1,4 @@
-"""The file for Prometheus, and the cards behind some of its figures."""
+"""The file for Prometheus, and the GPU usage in it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_each_line_is_one_that_prometheus_takes() -> None:
     rows = [line for line in lines if not line.startswith("#")]
     assert all(LINE.fullmatch(line) for line in rows), [line for line in rows if not LINE.fullmatch(line)]
     assert len({line.rpartition(" ")[0] for line in rows}) == len(rows), "a series twice is refused"
-    # all rows of a family stand together, behind its HELP and TYPE
+    # all rows of a family follow its HELP and TYPE lines
     families = [match[1] for line in rows if (match := LINE.match(line))]
     assert len([name for name, before in zip(families, ["", *families], strict=False) if name != before]) == len(set(families))
     assert {line.split()[2] for line in lines if line.startswith("# HELP")} == {f"vllm_safe_model_{name}" for name in families}
@@ -67,12 +67,12 @@ def test_a_folder_that_is_not_there_is_an_error(tmp_path: Path) -> None:
 
 
 class Nvml:
-    """NVML with two cards, the second of which does not answer."""
+    """NVML with two GPUs, of which the second does not answer."""
 
     def __init__(self, start: int = 0) -> None:
         self._start = start
 
-    def nvmlInit_v2(self) -> int:  # noqa: N802 - NVML's own names
+    def nvmlInit_v2(self) -> int:  # noqa: N802 - the name is that of NVML
         return self._start
 
     def nvmlDeviceGetCount_v2(self, number: Any) -> int:  # noqa: ANN401, N802

@@ -1,4 +1,4 @@
-"""The recorder as a whole, below a root of its own: what it writes while things happen to a model and to itself."""
+"""The whole recorder on a root directory of its own: its files while events happen to a model and to the recorder."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WALL = 1_795_472_448.0
 
 
 class World:
-    """A machine in a folder, and a recorder on it."""
+    """A machine in a directory, and a recorder on it."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.runs = root, root / "runs"
@@ -104,7 +104,7 @@ def test_each_start_is_a_run_and_none_is_recorded_twice(world: World) -> None:
 
 
 def test_the_newest_run_is_the_last_that_was_started_whatever_the_clock_said(world: World) -> None:
-    """A machine without a clock of its own starts in the past; two starts may also be within a second."""
+    """A machine without a real-time clock boots with a time in the past; two starts may also be within a second."""
     invocations = [f"{number:08x}" * 4 for number in (9, 5, 7, 3, 1)]
     for invocation, wall in zip(invocations, (WALL, WALL, 86_400.0, WALL - 86_400, WALL + 86_400), strict=True):
         world.wall = wall - 1
@@ -271,7 +271,7 @@ def test_a_journal_that_is_slow_is_read_twice_and_what_was_not_read_is_not_nothi
 
 
 def test_in_a_container_the_boot_is_what_systemd_says(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernel's own file is the machine's there, or hidden."""
+    """In a container, the kernel's file shows the id of the host, or is hidden."""
     monkeypatch.setenv("BOOT_ID", "0123456789abcdef" * 2)
     world.put("proc/sys/kernel/random/boot_id", "the-machine-s\n")
     world.invoke(ONE)
@@ -318,10 +318,10 @@ def test_the_main_process_is_told_how_much_of_the_cards_is_in_use(world: World, 
     (world.root / "proc/driver/nvidia/gpus/0000:01:00.0").mkdir(parents=True)
     told = world.root / "run/vllm-safe/gpus/demo"
     world.invoke(ONE)
-    world.pass_seconds(2)  # without the folder
+    world.pass_seconds(2)  # the directory does not exist
     told.parent.mkdir()
     world.pass_seconds(3)
-    # What does not answer changes nothing. The card that nothing is taken of is not the model's: that it is idle says nothing.
+    # A GPU that does not answer changes nothing. A GPU without growing memory use is not the model's, so that its idleness does not count.
     assert (told.read_text(), told.stat().st_mode & 0o777) == (f"{6 << 30} 0.97\n", 0o644)
     world.end()
     world.invoke("")
@@ -375,7 +375,7 @@ def test_a_disk_that_is_full_is_said_once(world: World, monkeypatch: pytest.Monk
     assert "No space left" in world.said[0]
     full[0] = False
     world.pass_seconds(10)
-    assert world.said[1:] == ["recording again"]
+    assert world.said[1:] == ["recording has resumed"]
     assert len(world.recorded().samples) > 60
 
 
@@ -440,7 +440,7 @@ def test_what_the_kernel_said_of_the_cards_in_the_whole_run_is_evidence(
     cause: str,
     asked: int,
 ) -> None:
-    """However long ago: a lost card may be missed hours later. Not of an end that was asked for, nor of a machine without cards."""
+    """The messages may be hours old, since a lost GPU may be noticed late. They are not read for a requested stop or without GPUs."""
     greps: list[tuple[float, str]] = []
     link = "pcieport 0000:00:02.0: AER: Correctable error message received from 0000:01:00.0"
 

@@ -1,4 +1,4 @@
-"""What the recorder writes, and what is read of it: also after power cuts, on full disks and in long runs."""
+"""The files of the recorder, written and read: also after power cuts, on full disks and in long runs."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_a_run_without_an_end_has_none(tmp_path: Path) -> None:
 
 
 def test_a_torn_line_is_left_out_and_what_follows_it_is_not(tmp_path: Path) -> None:
-    """A power cut leaves the beginning of a line and then the newlines that were there before, or blocks of zeros."""
+    """A power cut leaves the beginning of a line, followed by the previous newlines or by blocks of zeros."""
     folder = write_run(make_run(seconds=10), tmp_path)
     file = folder / "samples.0.jsonl"
     file.write_bytes(file.read_bytes()[:-20] + b"\n" * 500)
@@ -61,7 +61,7 @@ def test_a_torn_line_is_left_out_and_what_follows_it_is_not(tmp_path: Path) -> N
 
 
 def test_what_is_on_the_disk_before_it_is_closed_can_be_read(tmp_path: Path) -> None:
-    """Nobody closes anything in a power cut."""
+    """In a power cut, no file is closed."""
     kept = RunStore(str(tmp_path), "a", RUN)
     run = make_run(name="a")
     kept.start(run.start)
@@ -78,7 +78,7 @@ def test_a_recorder_that_was_killed_goes_on_where_it_was(tmp_path: Path) -> None
     first = RunStore(str(tmp_path), "a", RUN)
     first.start(make_run(name="a").start)
     first.event(Event(1.0, "start", "one"))
-    first.flush()  # and it is killed
+    first.flush()  # then the recorder is killed
     assert run_store.open_run(str(tmp_path), "a", "1a2b3c4d" + "0" * 24) == RUN
     assert run_store.open_run(str(tmp_path), "a", "ffffffff" + "0" * 24) is None
     second = RunStore(str(tmp_path), "a", RUN)
@@ -144,7 +144,7 @@ def test_what_is_no_run_is_neither_listed_nor_removed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["..", "a/b", "", "."])
 def test_a_name_leads_nowhere_else(tmp_path: Path, name: str) -> None:
-    with pytest.raises(Failure, match="no model can be called"):
+    with pytest.raises(Failure, match="invalid model name"):
         list_runs(name, tmp_path)
 
 
@@ -243,7 +243,7 @@ def test_the_log_is_only_the_last_one(tmp_path: Path) -> None:
         kept.log(lines)
         assert kept.flush() == ""
         assert read_run("qwen72b", RUN, tmp_path).log == lines
-    again = run_store.RunStore(str(tmp_path), "qwen72b", RUN)  # the first was killed
+    again = run_store.RunStore(str(tmp_path), "qwen72b", RUN)  # the first recorder was killed
     again.log(("shorter",))
     assert again.close() == ""
     assert (tmp_path / "qwen72b" / RUN / "log.txt").read_bytes() == b"shorter\n"

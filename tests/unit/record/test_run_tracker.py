@@ -1,4 +1,4 @@
-"""When a run begins and ends, what is noted of it, and how often it is sampled."""
+"""The beginning and end of a run, its events, and its sampling interval."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One moment, from the files of a machine that never was."""
+"""A sample from the files of an invented machine."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_rates_are_over_the_time_since_the_sample_before(root: Path) -> None:
             "proc/diskstats": disks(1000 + 8000, 2000 + 4),
         },
     )
-    sample = sampler.read(14.0, 900.0, None)  # and the clock was set back
+    sample = sampler.read(14.0, 900.0, None)  # the clock has been set back
     assert sample.memory_pressure == pytest.approx(0.25)
     assert sample.io_pressure == pytest.approx(0.25)
     assert sample.os_memory_pressure == pytest.approx(0.125), "the worst of the slices"
