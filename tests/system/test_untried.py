@@ -148,7 +148,7 @@ def test_one_that_works_is_not_given_up_for_one_that_cannot_be_tried(bed: Nspawn
     tell(bed, error=18)
     done = install(bed, "--reinstall")
     assert done.returncode == 1
-    assert "vllm 0.32.0 cannot be tried, and vllm 0.32.0 is in use and works: the NVIDIA driver was upgraded" in done.stderr
+    assert "vllm 0.32.0 cannot be tried, so vllm 0.32.0, which works, stays in use: the NVIDIA driver was upgraded" in done.stderr
     assert "  Reboot." in done.stderr
     assert current(bed) == "vllm-0.32.0"
 

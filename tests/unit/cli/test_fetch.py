@@ -204,5 +204,5 @@ def test_a_proxy_with_a_password_is_said_not_to_be_used(bench: Bench, monkeypatc
     monkeypatch.setenv("HTTPS_PROXY", "http://me:hunter2@proxy.example:3128")
     code, out, err = bench.fetch("tiny")
     assert code == 0
-    assert err.startswith("warning: the proxy in HTTPS_PROXY has a name or password in it, and is not used: ")
+    assert err.startswith("warning: the proxy in HTTPS_PROXY contains credentials and is not used: ")
     assert "hunter2" not in out + err

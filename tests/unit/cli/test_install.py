@@ -75,7 +75,7 @@ def test_another_version_is_said_not_to_be_the_tested_one(
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        (["--rollback"], 1, "there is no previous engine to go back to"),
+        (["--rollback"], 1, "there is no previous engine to roll back to"),
         (["--rollback", "--version", "1.0"], 2, "--rollback goes back to the previous engine"),
         (["--rollback", "--reinstall"], 2, "--rollback goes back to the previous engine"),
         (["--try"], 1, "no engine is installed"),
@@ -141,7 +141,7 @@ def test_without_a_card_the_previous_one_takes_the_place_of_one_that_works_only_
     newer = Installed("vllm-0.33.0", "vllm", "0.33.0", whole=True)
     found(monkeypatch, EngineFacts(current=newer, previous=CURRENT, present=True, untried=frozenset(untried)), Driver())
     assert main(["install", "--dry-run", "--config", config]) == code
-    refused = "vllm 0.32.0 cannot be tried, and vllm 0.33.0 is in use and works: there is no NVIDIA driver"
+    refused = "vllm 0.32.0 cannot be tried, so vllm 0.33.0, which works, stays in use: there is no NVIDIA driver"
     assert (refused in capsys.readouterr().err) == bool(code)
     assert main(["install", "--rollback", "--dry-run", "--config", config]) == 0  # as asked for
 
@@ -185,7 +185,7 @@ def test_a_proxy_with_a_password_is_said_not_to_be_used(
     monkeypatch.setenv("ALL_PROXY", PROXY)
     assert main(["install", "--dry-run", "--config", config]) == 0
     out, err = capsys.readouterr()
-    assert err.startswith("warning: the proxy in https_proxy and ALL_PROXY has a name or password in it, and is not used: ")
+    assert err.startswith("warning: the proxy in https_proxy and ALL_PROXY contains credentials and is not used: ")
     assert "hunter2" not in out + err
 
 

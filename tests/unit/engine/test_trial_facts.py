@@ -44,7 +44,7 @@ def test_a_marked_engine_is_untried_until_a_model_was_ready_with_it(place: Path)
         {"versions": {"engine": "vllm-0.31.0"}},
         {"versions": {}},
         {"command": True},
-        {"time": BEGUN - 61},  # an engine of the same name, which was there before
+        {"time": BEGUN - 61},  # an earlier engine of the same name
     ],
 )
 def test_only_a_start_of_that_very_engine_is_its_trial(place: Path, start: dict[str, Any]) -> None:
