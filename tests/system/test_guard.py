@@ -223,7 +223,9 @@ def test_the_last_resort_is_the_whole_unit_and_nothing_else(bed: Virtual) -> Non
     bed.wait_for("its unit says so", lambda: why in bed.properties("vllm@hog.service", "StatusText")["StatusText"], timeout=60)
     assert why in bed.journal("vllm@hog.service")
     bed.wait_for(
-        "why knows", lambda: bed.run("vllm-safe why hog", check=False).stdout.startswith("hog was killed by the vllm-safe guard"), timeout=60
+        "why knows",
+        lambda: bed.run("vllm-safe why hog", check=False).stdout.startswith("hog was killed by the vllm-safe guard"),
+        timeout=60,
     )
     assert acts(bed).count("kill") == 1
     assert int(bed.properties(GUARD, "NRestarts")["NRestarts"]) <= restarts  # none for the cgroup that went

@@ -99,7 +99,8 @@ def test_without_a_card_it_is_said_what_to_install_and_the_engine_is_put_in_plac
     found(monkeypatch, EngineFacts(present=True), Driver(system="debian12"))
     assert main(["install", "--dry-run", "--config", config]) == 0
     said = capsys.readouterr()
-    assert said.err.startswith("warning: there is no NVIDIA driver, and no NVIDIA card on the PCI bus\n  Debian's own nvidia-driver")
+    warning = "warning: no NVIDIA driver is installed, and there is no NVIDIA card on the PCI bus\n  Debian's own nvidia-driver"
+    assert said.err.startswith(warning)
     lines = said.out.splitlines()
     assert "would try vllm 0.32.0: import the server" in lines[-3]
     assert lines[-2].startswith("would write /var/lib/vllm-safe/untried ")
@@ -114,7 +115,7 @@ def test_a_driver_that_is_too_old_is_said_before_anything_is_done(
     assert main(["install", "--dry-run", "--config", config, *words]) == 1
     said = capsys.readouterr()
     assert said.out == ""
-    assert said.err.startswith("vllm-safe: NVIDIA driver 550.163.01 knows CUDA 12.4, and this vLLM is made for CUDA 13.0")
+    assert said.err.startswith("vllm-safe: NVIDIA driver 550.163.01 supports CUDA 12.4, but this vLLM is built for CUDA 13.0")
 
 
 UNTRIED = EngineFacts(
@@ -130,7 +131,7 @@ def test_what_is_untried_stays_so_until_a_card_answers(
     assert capsys.readouterr().out == "vllm 0.32.0 is installed, and untried. Once a card answers: vllm-safe install --try\n"
     assert main(["install", "--try", "--dry-run", "--config", config]) == 1
     said = capsys.readouterr().err
-    assert said.startswith("vllm-safe: vllm 0.32.0 cannot be tried: there is no NVIDIA driver")
+    assert said.startswith("vllm-safe: vllm 0.32.0 cannot be tried: no NVIDIA driver is installed")
     assert "nvidia-open" in said
 
 
@@ -141,7 +142,7 @@ def test_without_a_card_the_previous_one_takes_the_place_of_one_that_works_only_
     newer = Installed("vllm-0.33.0", "vllm", "0.33.0", whole=True)
     found(monkeypatch, EngineFacts(current=newer, previous=CURRENT, present=True, untried=frozenset(untried)), Driver())
     assert main(["install", "--dry-run", "--config", config]) == code
-    refused = "vllm 0.32.0 cannot be tried, so vllm 0.33.0, which works, stays in use: there is no NVIDIA driver"
+    refused = "vllm 0.32.0 cannot be tried, so vllm 0.33.0, which works, stays in use: no NVIDIA driver is installed"
     assert (refused in capsys.readouterr().err) == bool(code)
     assert main(["install", "--rollback", "--dry-run", "--config", config]) == 0  # as asked for
 

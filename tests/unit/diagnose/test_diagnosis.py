@@ -218,9 +218,7 @@ def test_what_vllm_says_is_to_be_set_is_a_change(line: str, changes: list[tuple[
     assert [(change.path.removeprefix("models.qwen72b.args."), change.new) for change in verdict.changes] == changes
 
 
-@pytest.mark.parametrize(
-    ("args", "hint"), [({"quantization": "foo"}, "Remove models.qwen72b.args.quantization"), ({}, "Another engine")]
-)
+@pytest.mark.parametrize(("args", "hint"), [({"quantization": "foo"}, "Remove models.qwen72b.args.quantization"), ({}, "Another engine")])
 def test_an_unknown_quantization_is_no_fault_of_the_card(args: dict[str, str], hint: str) -> None:
     run = ended(
         end={"cause": "exited", "reason": "x (exit status 1)"}, log=["ValueError: Unknown quantization method: foo. Must be one of"]

@@ -144,14 +144,16 @@ def test_a_glibc_that_is_older_than_a_wheel_wants_is_seen_first() -> None:
         decide_install(Engine(), "0.32.0", FACTS, replace(PLACE, glibc=(2, 31)), locks)
     assert caught.value.hint
     assert decide_install(Engine(), "0.32.0", FACTS, replace(PLACE, glibc=(2, 34)), locks)
-    assert decide_install(Engine(), "0.33.0", FACTS, replace(PLACE, glibc=(2, 31)), locks)  # a version without a lock, whose wheels are not known
+    assert decide_install(
+        Engine(), "0.33.0", FACTS, replace(PLACE, glibc=(2, 31)), locks
+    )  # a version without a lock, whose wheels are not known
 
 
 # --- without a card
 
 OLD = Driver(loaded="535.261.03", nvml=Nvml(0, driver="535.261.03", cuda=(12, 2), cards=(NvmlCard("H200", (9, 0)),)))
 NEW = Driver(loaded="580.95.05", nvml=Nvml(0, driver="580.95.05", cuda=(13, 0), cards=(NvmlCard("H200", (9, 0)),)))
-SILENT = replace(PLACE, trial=Trial(possible=False, cards=warned("there is no NVIDIA driver", "Install it.")))
+SILENT = replace(PLACE, trial=Trial(possible=False, cards=warned("no NVIDIA driver is installed", "Install it.")))
 USED = Installed("vllm-0.31.0", "vllm", "0.31.0", whole=True)
 
 
@@ -159,7 +161,7 @@ def test_a_trial_needs_a_card_that_answers_and_a_driver_that_will_do() -> None:
     lock = read_lock("vllm")
     assert decide_trial("vllm", "0.32.0", lock, NEW).possible
     assert not decide_trial("vllm", "0.32.0", lock, Driver()).possible
-    with pytest.raises(Failure, match=r"knows CUDA 12.2, and this vLLM is made for CUDA 13.0") as caught:
+    with pytest.raises(Failure, match=r"supports CUDA 12.2, but this vLLM is built for CUDA 13.0") as caught:
         decide_trial("vllm", "0.32.0", lock, OLD)
     assert "nvidia-open" in caught.value.hint
     assert decide_trial("vllm", "0.20.0", lock, OLD).possible  # another version may be built for another CUDA
@@ -188,7 +190,7 @@ def test_where_nothing_that_works_is_lost_an_engine_is_installed_untried(facts: 
 
 def test_one_that_works_is_not_replaced_by_one_that_cannot_be_tried() -> None:
     facts = replace(FACTS, current=USED)
-    message = "vllm 0.32.0 cannot be tried, so vllm 0.31.0, which works, stays in use: there is no NVIDIA driver"
+    message = "vllm 0.32.0 cannot be tried, so vllm 0.31.0, which works, stays in use: no NVIDIA driver is installed"
     with pytest.raises(Failure, match=message) as caught:
         decide_install(Engine(), "0.32.0", facts, SILENT, LOCKS)
     assert caught.value.hint == "Install it."

@@ -54,7 +54,7 @@ def test_nothing_to_do_when_it_is_on() -> None:
 
 
 def test_nothing_to_do_without_a_size_even_beside_a_foreign_file() -> None:
-    assert decide_swap(wish(None), host(), facts(CandidateFile(FILE, 5, "no swap space"))) == ()
+    assert decide_swap(wish(None), host(), facts(CandidateFile(FILE, 5, "not swap space"))) == ()
 
 
 def test_a_size_is_rounded_down_to_pages() -> None:
@@ -138,12 +138,12 @@ def test_a_new_place_in_the_config_moves_the_swapfile() -> None:
 
 def test_room_that_the_old_file_gives_back_counts_only_on_the_same_file_system() -> None:
     there = facts(CandidateFile(FILE, 8 * GIB), path=ELSEWHERE, free=GIB)
-    assert "no room for 8.0 GiB at /data/swapfile" in refusal(wish(file=ELSEWHERE), host(on(FILE, 8 * GIB)), there).message
+    assert "not enough disk space for 8.0 GiB at /data/swapfile" in refusal(wish(file=ELSEWHERE), host(on(FILE, 8 * GIB)), there).message
 
 
 def test_swap_of_others_is_left_alone() -> None:
     others = SwapArea("/dev/sda3", "partition", 8 * GIB, 0), on(Path("/old"), GIB)
-    there = facts(CandidateFile(Path("/old"), GIB, "swap space of somebody else"))
+    there = facts(CandidateFile(Path("/old"), GIB, "swap space with another label"))
     assert decide_swap(wish(), host(*others), there) == (MakeSwapfile(FILE, 8 * GIB), TurnOn(FILE))
     assert decide_remove(host(*others), there) == ()
 
@@ -154,13 +154,13 @@ def test_a_leftover_that_cannot_go_now_stops_no_model() -> None:
 
 
 def test_a_foreign_file_is_refused_with_ways_out() -> None:
-    failure = refusal(wish(), host(), facts(CandidateFile(FILE, 8 * GIB, "no swap space")))
-    assert failure.message == "/swapfile exists and was not made by vllm-safe (no swap space): left as it is"
+    failure = refusal(wish(), host(), facts(CandidateFile(FILE, 8 * GIB, "not swap space")))
+    assert failure.message == "/swapfile exists and was not made by vllm-safe (not swap space): left as it is"
     assert "swap.size: none" in failure.hint
 
 
 def test_a_foreign_file_that_is_on_with_the_right_size_is_all_that_is_asked_for() -> None:
-    file = CandidateFile(FILE, 8 * GIB, "swap space of somebody else")
+    file = CandidateFile(FILE, 8 * GIB, "swap space with another label")
     assert decide_swap(wish(), host(on(FILE, 8 * GIB)), facts(file)) == ()
     assert "was not made by vllm-safe" in refusal(wish(), host(on(FILE, 4 * GIB)), facts(replace(file, size=4 * GIB))).message
 
@@ -172,7 +172,7 @@ def test_whoever_cannot_read_the_file_is_not_told_that_it_is_foreign() -> None:
 
 
 def test_a_foreign_file_at_the_second_name_is_left_there() -> None:
-    swap, files = on(FILE, 8 * GIB, used=GIB), (CandidateFile(FILE, 8 * GIB), CandidateFile(SECOND, 3, "no swap space"))
+    swap, files = on(FILE, 8 * GIB, used=GIB), (CandidateFile(FILE, 8 * GIB), CandidateFile(SECOND, 3, "not swap space"))
     assert decide_swap(wish(9 * GIB), host(swap), facts(*files)) == (
         TurnOff(FILE),
         DeleteSwapfile(FILE),
@@ -184,17 +184,17 @@ def test_a_foreign_file_at_the_second_name_is_left_there() -> None:
 @pytest.mark.parametrize(
     ("fstype", "why"),
     [
-        ("ntfs3", "stands still when RAM is full"),
-        ("fuseblk", "stands still when RAM is full"),
-        ("fuse.sshfs", "stands still when RAM is full"),
-        ("zfs", "stands still when RAM is full"),
-        ("nfs4", "a network needs memory"),
-        ("9p", "a network needs memory"),
+        ("ntfs3", "would hang when RAM is full"),
+        ("fuseblk", "would hang when RAM is full"),
+        ("fuse.sshfs", "would hang when RAM is full"),
+        ("zfs", "would hang when RAM is full"),
+        ("nfs4", "network I/O needs memory"),
+        ("9p", "network I/O needs memory"),
         ("tmpfs", "in RAM itself"),
         ("overlay", "the kernel refuses it"),
-        ("vfat", "everybody could read"),
-        ("squashfs", "cannot be written"),
-        ("bcachefs", "nobody has tried it"),
+        ("vfat", "any user could read"),
+        ("squashfs", "it is read-only"),
+        ("bcachefs", "this file system is untested"),
     ],
 )
 def test_file_systems_that_are_refused(fstype: str, why: str) -> None:
@@ -215,7 +215,7 @@ def test_btrfs_that_stores_data_twice_is_refused() -> None:
 
 def test_a_folder_that_is_not_roots_is_refused_with_its_own_way_out() -> None:
     failure = refusal(wish(), host(), replace(facts(), folder=SwapFolder("/ is open to all", "chmod go-w /")))
-    assert (failure.message, failure.hint) == ("no swapfile can be made at /swapfile: / is open to all", "chmod go-w /")
+    assert (failure.message, failure.hint) == ("cannot create a swapfile at /swapfile: / is open to all", "chmod go-w /")
 
 
 def test_a_container_is_told_of_size_none() -> None:
@@ -232,12 +232,13 @@ def test_too_small_is_refused() -> None:
 def test_room_is_what_is_left_after_keep_free() -> None:
     assert decide_swap(wish(90 * GIB, keep_free="5%"), host(), facts(free=100 * GIB, total=200 * GIB))
     failure = refusal(wish(91 * GIB, keep_free="5%"), host(), facts(free=100 * GIB, total=200 * GIB))
-    assert failure.message == "no room for 91.0 GiB at /swapfile: 100 GiB are free, and 10.0 GiB must stay free (swap.keep_free: 5%)"
-    assert failure.hint == "Set `swap.size` to 90G or less, or make room, or set `swap.file` to another disk."
+    assert failure.message.startswith("not enough disk space for 91.0 GiB at /swapfile: 100 GiB are free, ")
+    assert failure.message.endswith("and 10.0 GiB must stay free (swap.keep_free: 5%)")
+    assert failure.hint == "Set `swap.size` to 90G or less, or free some space, or set `swap.file` to a path on another disk."
 
 
 def test_no_size_is_offered_where_nothing_fits() -> None:
-    assert refusal(wish(), host(), facts(free=0)).hint == "Make room, or set `swap.file` to another disk."
+    assert refusal(wish(), host(), facts(free=0)).hint == "Free some space, or set `swap.file` to a path on another disk."
 
 
 @dataclass
@@ -287,7 +288,7 @@ class Machine:
 
 
 SIZES = (2 * GIB, 4 * GIB, 8 * GIB)
-PLACES = (None, *(CandidateFile(FILE, size) for size in SIZES), CandidateFile(FILE, GIB, "no swap space"))
+PLACES = (None, *(CandidateFile(FILE, size) for size in SIZES), CandidateFile(FILE, GIB, "not swap space"))
 SWAPPED = (None, 0, GIB, 4 * GIB)  # None: the file is off
 
 

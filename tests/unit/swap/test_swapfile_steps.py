@@ -110,7 +110,7 @@ def test_zeros_are_written_where_the_file_system_cannot_allocate(path: Path, mon
 
 
 @pytest.mark.parametrize(
-    ("code", "hint"), [(errno.ENOSPC, "Make room"), (errno.EFBIG, "lower `swap.size`"), (errno.EIO, "journalctl"), (errno.EINVAL, "")]
+    ("code", "hint"), [(errno.ENOSPC, "Free some space"), (errno.EFBIG, "lower `swap.size`"), (errno.EIO, "journalctl"), (errno.EINVAL, "")]
 )
 def test_an_error_leaves_nothing(path: Path, monkeypatch: pytest.MonkeyPatch, code: int, hint: str) -> None:
     monkeypatch.setattr(libc, "fallocate", failing(code))
@@ -279,5 +279,5 @@ def test_the_last_word_of_the_kernel_about_swap_is_the_reason() -> None:
 
 def test_what_a_step_says() -> None:
     path = Path("/swapfile")
-    assert MakeSwapfile(path, 128 << 30).describe() == "make the swapfile /swapfile of 128 GiB, allocated, readable by root only"
+    assert MakeSwapfile(path, 128 << 30).describe() == "create the swapfile /swapfile of 128 GiB, allocated, readable by root only"
     assert RenameSwapfile(path.with_name("swapfile.new"), path).describe() == "rename /swapfile.new to /swapfile"
