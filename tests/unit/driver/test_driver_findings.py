@@ -1,4 +1,4 @@
-"""Each state that NVIDIA's driver is found in, and what to do about it."""
+"""Tests of the finding on each state of the NVIDIA driver, and of its advice."""
 
 from __future__ import annotations
 

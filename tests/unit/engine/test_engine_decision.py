@@ -1,4 +1,4 @@
-"""From which sources an engine comes, into which folder, and what is refused."""
+"""Tests of the decision on an installation: its sources, its folder, and what is refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The program that changes the folder of engines as user vllm."""
+"""Tests of the program that changes the folder of engines as user vllm."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The steps of an installation: their order, where wheels come from, and that nothing is switched before it was tried."""
+"""Tests of the steps of an installation: their order, the sources of wheels, and that an engine is tried before the switch."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ def test_an_engine_works_if_both_programs_do(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def marked(steps: tuple[Step, ...]) -> dict[str, float] | None:
-    """The marks that the steps leave, or None if they leave them as they are."""
+    """Return the marks after the steps, or None if the steps do not change them."""
     changes = [step for step in steps if not isinstance(step, EngineStep)]
     if not changes:
         return None

@@ -1,4 +1,4 @@
-"""What pip 23 and uv 0.13.9 really wrote, and what a person is told."""
+"""Tests of the explanation of real output of pip 23 and uv 0.13.9."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which engines are untried: the marks, and the recorded runs that outdate them."""
+"""Tests of which engines are untried: the marks, and the recorded runs that supersede them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FOLDER = "vllm-0.32.0"
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    """An engine in use, which was marked as untried a minute before BEGUN."""
+    """Make an engine in use that was marked as untried a minute before BEGUN."""
     server = tmp_path / "engine" / FOLDER / "bin/vllm"
     server.parent.mkdir(parents=True)
     server.touch(mode=0o755)

@@ -1,4 +1,4 @@
-"""How a program is run as user vllm: the call of systemd-run, and what becomes of its output."""
+"""Tests of running a program as user vllm: the call of systemd-run, and the handling of its output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What gets through to root's terminal, however it is cut into pieces."""
+"""Tests of the output that reaches root's terminal, split at any point."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What counts as a swapfile of ours, on real files."""
+"""Tests of recognising a swapfile of vllm-safe, on real files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The steps on real files without a name and in real folders; only swapon and swapoff themselves are stood in for."""
+"""Tests of the steps on real unnamed files and in real folders; only swapon and swapoff are faked."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from vllm_safe.swap.swapfile_steps import DeleteSwapfile, MakeSwapfile, RenameSw
 
 
 class Areas:
-    """Stands in for the kernel's list of swap; `swapon` and `swapoff` raise `error` when it is set."""
+    """A fake of the kernel's list of swap areas; `swapon` and `swapoff` raise `error` if it is set."""
 
     def __init__(self) -> None:
         self.on: dict[str, int] = {}
@@ -36,17 +36,17 @@ class Areas:
             raise OSError(self.error, os.strerror(self.error))
 
     def swapon(self, path: str) -> None:
-        """By the name that the descriptor has, as the kernel does."""
+        """Add an area under the name of the descriptor, as the kernel does."""
         self._called("swapon")
         self.on[os.path.realpath(path)] = 0
 
     def swapoff(self, path: str) -> None:
-        """Likewise."""
+        """Remove the area under the name of the descriptor."""
         self._called("swapoff")
         del self.on[os.path.realpath(path)]
 
     def read(self) -> tuple[SwapArea, ...]:
-        """/proc/swaps."""
+        """Return the areas as /proc/swaps lists them."""
         return tuple(SwapArea(path, "file", MIB - 4096, used) for path, used in self.on.items())
 
 
