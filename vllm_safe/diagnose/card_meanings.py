@@ -183,7 +183,7 @@ CARDS: Mapping[str, Adviser] = {
     "gpu-assert": hint_of(
         "The lines before it name the check. If it happens again, fetch the model again (vllm-safe fetch) or try another engine.version."
     ),
-    "gpu-fault": hint_of(_CARD + " If it reported nothing, the server is at fault: try another engine.version."),
+    "gpu-fault": hint_of(_CARD + " If it reported nothing, the server is at fault: try another engine.version, or args.enforce-eager."),
     "buffers": _cuda_memory,
     "graph-capture": _eager,
     "cuda-refused": hint_of(
