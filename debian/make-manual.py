@@ -79,7 +79,7 @@ _EXITS = {
 _FILES = {
     "/etc/vllm-safe/config.yaml": "The configuration.",
     "/usr/share/doc/vllm-safe/examples/config.yaml": "What `vllm-safe config --sample` prints: every setting with its explanation.",
-    "/var/lib/vllm-safe/engine": "vLLM: `current`, and `previous` to go back to.",
+    "/var/lib/vllm-safe/engine": "vLLM: `current`, and `previous` to roll back to.",
     "/var/lib/vllm-safe/untried": "Which of them were put in place while no card answered, and not started since.",
     "/var/lib/vllm-safe/models": "What `fetch` brought. A purge of the package keeps it.",
     "/var/lib/vllm-safe/runs": f"The flight recorder's: a folder for each start of a model, the last {MOST_RUNS} of each, of at most 5 MB. "

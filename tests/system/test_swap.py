@@ -90,7 +90,7 @@ def refusal(bed: Virtual) -> str:
 def test_made_once_and_removed(bed: Virtual, fstype: str) -> None:
     file = f"/mnt/{fstype}/swapfile"
     configure(bed, file, "256M")
-    assert f"would make the swapfile {file} of 256 MiB" in bed.out("vllm-safe swap create --dry-run")
+    assert f"would create the swapfile {file} of 256 MiB" in bed.out("vllm-safe swap create --dry-run")
     assert bed.out(f"ls -A /mnt/{fstype}") in {"", "lost+found"}
     create(bed)
     assert areas(bed) == {file: 256}
@@ -124,7 +124,7 @@ def test_the_service_says_in_one_line_why_not(bed: Virtual) -> None:
     configure(bed, IN_RAM, "16M")
     assert bed.run("systemctl start vllm-safe-swap", check=False).returncode == 1
     said = bed.run("systemctl status vllm-safe-swap", check=False).stdout
-    assert 'Status: "no swapfile can be made at /dev/shm/swapfile, on tmpfs: it is in RAM itself"' in said
+    assert 'Status: "cannot create a swapfile at /dev/shm/swapfile, on tmpfs: it is stored in RAM itself"' in said
 
 
 @pytest.mark.vm
@@ -197,11 +197,11 @@ def test_remove_kills_nothing_and_needs_no_config(bed: Virtual) -> None:
 @pytest.mark.vm
 def test_places_that_are_refused(bed: Virtual) -> None:
     configure(bed, IN_RAM, "16M")
-    assert "on tmpfs: it is in RAM itself" in refusal(bed)
+    assert "on tmpfs: it is stored in RAM itself" in refusal(bed)
     configure(bed, "/mnt/vfat/swapfile", "16M")
     assert "on vfat: " in refusal(bed)
     configure(bed, "/bed/swapfile", "16M")
-    assert "on 9p: a network needs memory" in refusal(bed)
+    assert "on 9p: network I/O needs memory" in refusal(bed)
     configure(bed, "/mnt/ext4/no/swapfile", "16M")
     assert "/mnt/ext4/no" in refusal(bed)
     configure(bed, OPEN_TO_ALL, "16M")
@@ -221,7 +221,7 @@ def test_what_is_not_ours_stays_as_it_is(bed: Virtual) -> None:
     bed.run("cd /mnt/ext4 && fallocate -l 64M swapfile && chmod 600 swapfile && mkswap -L vllm-safer swapfile && swapon swapfile")
     before = bed.out("sha256sum /mnt/ext4/swapfile; stat -c '%i %Y %a' /mnt/ext4/swapfile")
     configure(bed, "/mnt/ext4/swapfile", "128M")
-    assert "was not made by vllm-safe (swap space of somebody else): left as it is" in refusal(bed)
+    assert "was not made by vllm-safe (swap space with another label): left as it is" in refusal(bed)
     assert "left as it is: /mnt/ext4/swapfile" in bed.out("vllm-safe swap remove")
     configure(bed, "/mnt/ext4/swapfile", "none")
     assert "it is left as it is" in create(bed).stdout
@@ -253,7 +253,7 @@ def test_a_disk_that_fills_up_on_the_way_leaves_nothing(bed: Virtual) -> None:
     configure(bed, "/mnt/ext2/swapfile", str(free))  # the block lists of ext2 take what is missing then
     said = refusal(bed)
     assert "No space left on device" in said
-    assert "Make room" in said
+    assert "Free some space" in said
     assert not bed.exists("/mnt/ext2/swapfile")
     assert available(bed) == free
     configure(bed, "/mnt/ext2/swapfile", "128M")
@@ -323,7 +323,7 @@ def test_ctrl_c_while_it_turns_off_keeps_all_swap(bed: Virtual) -> None:
 def test_two_runs_at_once_make_one(bed: Virtual) -> None:
     configure(bed, "/mnt/ext2/swapfile", "128M")
     both = bed.run("vllm-safe swap create & vllm-safe swap create; first=$?; wait $! && [ $first = 0 ]", timeout=300)
-    assert both.stdout.count("make the swapfile") == 1
+    assert both.stdout.count("create the swapfile") == 1
     assert areas(bed) == {"/mnt/ext2/swapfile": 128}
 
 

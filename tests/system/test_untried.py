@@ -72,7 +72,7 @@ def current(bed: Nspawn) -> str:
 def test_before_the_driver_it_is_put_in_place_untried(bed: Nspawn) -> None:
     done = install(bed)
     assert done.returncode == 0, done.stderr
-    assert re.search(r"warning: there is no NVIDIA driver.*\n  .*non-free.*nvidia-open \(580 or newer\)", done.stderr)
+    assert re.search(r"warning: no NVIDIA driver is installed.*\n  .*non-free.*nvidia-open \(580 or newer\)", done.stderr)
     assert "vllm 0.32.0 is in use, and untried. Once a card answers, the first start tries it, or: vllm-safe install --try" in done.stdout
     assert current(bed) == "vllm-0.32.0"
     assert bed.out(f"stat --format='%U %a' {UNTRIED}") == "root 644"
@@ -83,7 +83,7 @@ def test_before_the_driver_it_is_put_in_place_untried(bed: Nspawn) -> None:
     assert (again.returncode, "is installed, and untried" in again.stdout) == (0, True)
     tried = install(bed, "--try")
     assert tried.returncode == 1
-    assert tried.stderr.startswith("vllm-safe: vllm 0.32.0 cannot be tried: there is no NVIDIA driver")
+    assert tried.stderr.startswith("vllm-safe: vllm 0.32.0 cannot be tried: no NVIDIA driver is installed")
     assert checked(bed, "untried")
 
 
@@ -125,7 +125,7 @@ def test_try_tries_it_and_says_what_is_broken(bed: Nspawn) -> None:
 @pytest.mark.parametrize(
     ("told", "words"),
     [
-        ({"driver": "550.163.01", "cuda": 12040}, "NVIDIA driver 550.163.01 knows CUDA 12.4, and this vLLM is made for CUDA 13.0"),
+        ({"driver": "550.163.01", "cuda": 12040}, "NVIDIA driver 550.163.01 supports CUDA 12.4, but this vLLM is built for CUDA 13.0"),
         ({"capability": "6.1"}, "too old: Fake (6.1)"),
     ],
 )
@@ -148,7 +148,7 @@ def test_one_that_works_is_not_given_up_for_one_that_cannot_be_tried(bed: Nspawn
     tell(bed, error=18)
     done = install(bed, "--reinstall")
     assert done.returncode == 1
-    assert "vllm 0.32.0 cannot be tried, and vllm 0.32.0 is in use and works: the NVIDIA driver was upgraded" in done.stderr
+    assert "vllm 0.32.0 cannot be tried, so vllm 0.32.0, which works, stays in use: the NVIDIA driver was upgraded" in done.stderr
     assert "  Reboot." in done.stderr
     assert current(bed) == "vllm-0.32.0"
 

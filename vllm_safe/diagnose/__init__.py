@@ -1,1 +1,1 @@
-"""Why a model stopped: a recorded run in, a verdict with its evidence and the setting to change out. Pure."""
+"""Diagnosis of why a model stopped: it turns a recorded run into a verdict with evidence and the setting to change. Pure."""

@@ -1,4 +1,4 @@
-"""What is said to do about an error: settings to change, and the rest."""
+"""Advice on an error: settings to change, and a hint about everything else."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vllm_safe.diagnose.verdict import Case, SettingChange
 
 
 class Advice(NamedTuple):
-    """What to change, and what to do besides."""
+    """Settings to change, and a hint about what else to do."""
 
     changes: tuple[SettingChange, ...] = ()
     hint: str = ""
@@ -20,21 +20,21 @@ Adviser = Callable[[Case, Message], Advice]
 
 
 def hint_of(hint: str) -> Adviser:
-    """What to do, without a setting."""
+    """Return an adviser that gives only a hint."""
     return lambda _case, _message: Advice(hint=hint)
 
 
 def change_argument(case: Case, name: str, new: str, reason: str) -> SettingChange:
-    """A change of an option of vLLM."""
+    """Return a change of an option of `vllm serve`."""
     return SettingChange(case.path(f"args.{name}"), case.arg(name), new, reason)
 
 
 def change_variable(case: Case, name: str, new: str, reason: str) -> SettingChange:
-    """A change of a variable."""
+    """Return a change of an environment variable of the server."""
     return SettingChange(case.path(f"env.{name}"), case.env(name), new, reason)
 
 
 def change_profile_to_riser(case: Case) -> SettingChange:
-    """The profile for cards on risers."""
-    reason = "cards on risers hang when they talk to each other directly: NCCL_P2P_DISABLE=1"
+    """Return the change to the profile for cards on PCIe risers."""
+    reason = "cards on risers hang with peer-to-peer transfers: the profile sets NCCL_P2P_DISABLE=1"
     return SettingChange(case.path("profile"), case.run.start.profile, "pcie-riser", reason)

@@ -1,4 +1,4 @@
-"""What to do about an error of cards, their memory, their driver, and of what the cards say to each other."""
+"""Advice on errors of GPUs: their memory, their driver, and the communication between them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from vllm_safe.launch.end_sentence import error_figure, fitting_length
 
 def _kv_cache(case: Case, message: Message) -> Advice:
     length = fitting_length(message.figures)
-    change = [change_argument(case, "max-model-len", str(length), "the longest that vLLM says fits")] if length else _more_gpu(case)
+    reason = "the longest that fits, according to vLLM"
+    change = [change_argument(case, "max-model-len", str(length), reason)] if length else _more_gpu(case)
     return Advice(tuple(change))
 
 
@@ -23,22 +24,22 @@ def _more_gpu(case: Case) -> list[SettingChange]:
     except ValueError:
         old = 0.92  # vllm/config/cache.py:102
     new = min(0.95, old + 0.03)
-    return [change_argument(case, "gpu-memory-utilization", f"{new:.2f}", "more of each card for the KV cache")] if new > old else []
+    return [change_argument(case, "gpu-memory-utilization", f"{new:.2f}", "more memory of each card for the KV cache")] if new > old else []
 
 
 def _no_kv_cache(case: Case, _message: Message) -> Advice:
-    return Advice(tuple(_more_gpu(case)), "Else: more cards (args.tensor-parallel-size), or a model with fewer bits.")
+    return Advice(tuple(_more_gpu(case)), "Otherwise use more cards (args.tensor-parallel-size), or a model with stronger quantization.")
 
 
 def _cache_blocks(case: Case, message: Message) -> Advice:
-    return Advice((change_argument(case, "max-num-seqs", message.figures["blocks"], "as many as fit, by vLLM"),))
+    return Advice((change_argument(case, "max-num-seqs", message.figures["blocks"], "as many as fit, according to vLLM"),))
 
 
 def _gpu_taken(case: Case, message: Message) -> Advice:
     free, total = error_figure(message.figures, "free"), error_figure(message.figures, "total")
     share = math.floor(100 * free / total - 1) / 100 if total else 0.0
     change = change_argument(case, "gpu-memory-utilization", f"{share:.2f}", f"{free:g} of {total:g} GiB were free")
-    return Advice((change,) if share >= 0.1 else (), "nvidia-smi shows what holds the card: an old process, a desktop?")
+    return Advice((change,) if share >= 0.1 else (), "nvidia-smi shows which processes use the card, such as an old server or a desktop.")
 
 
 def _cuda_memory(case: Case, _message: Message) -> Advice:
@@ -49,7 +50,7 @@ def _cuda_memory(case: Case, _message: Message) -> Advice:
         share = 0.87  # vLLM's default is 0.92
     seqs, length = case.arg("max-num-seqs"), case.arg("max-model-len")
     changes = [
-        change_argument(case, "gpu-memory-utilization", f"{share:.2f}", "leaves more for what vLLM does not plan"),
+        change_argument(case, "gpu-memory-utilization", f"{share:.2f}", "leaves more memory for what vLLM does not account for"),
         change_argument(case, "max-num-seqs", str(max(1, int(seqs) // 2)) if seqs.isdecimal() else "16", "fewer requests at once"),
     ]
     if length.isdecimal() and int(length) > 2048:
@@ -59,8 +60,8 @@ def _cuda_memory(case: Case, _message: Message) -> Advice:
 
 def _too_few_gpus(case: Case, message: Message) -> Advice:
     gpus = message.figures["gpus"]
-    change = SettingChange(case.path("args.tensor-parallel-size"), message.figures["wanted"], gpus, f"{gpus} cards answer")
-    return Advice((change,) if gpus != "0" else (), "If one is missing: nvidia-smi, journalctl -k -g NVRM")
+    change = SettingChange(case.path("args.tensor-parallel-size"), message.figures["wanted"], gpus, f"{gpus} cards are available")
+    return Advice((change,) if gpus != "0" else (), "If a card is missing, see nvidia-smi and journalctl -k -g NVRM.")
 
 
 def _heads(case: Case, message: Message) -> Advice:
@@ -72,11 +73,11 @@ def _heads(case: Case, message: Message) -> Advice:
 def _fewer_cards(case: Case, _message: Message) -> Advice:
     old = case.arg("tensor-parallel-size")
     half = (
-        (change_argument(case, "tensor-parallel-size", str(int(old) // 2), "larger shares of each weight"),)
+        (change_argument(case, "tensor-parallel-size", str(int(old) // 2), "each card gets a larger part of each weight"),)
         if old.isdecimal() and old > "1"
         else ()
     )
-    return Advice(half, "More cards do share it with args.pipeline-parallel-size: whole layers for each.")
+    return Advice(half, "To use more cards, set args.pipeline-parallel-size: each card then gets whole layers.")
 
 
 def _nccl(case: Case, message: Message) -> Advice:
@@ -86,13 +87,16 @@ def _nccl(case: Case, message: Message) -> Advice:
         change_profile_to_riser(case),
         change_argument(case, "distributed-timeout-seconds", str(max(7200, 2 * allowed)), f"{allowed} s were not enough"),
     )
-    hint = "A riser or its cable: journalctl -k -g 'NVRM|AER|pcieport' shows link errors; a slower link (Gen1 in the BIOS) is a steady one."
+    hint = (
+        "Check the riser and its cable: journalctl -k -g 'NVRM|AER|pcieport' shows link errors; "
+        "a slower link (Gen1 in the BIOS) is a more stable one."
+    )
     return Advice(changes, hint)
 
 
 def _peer_access(case: Case, _message: Message) -> Advice:
-    change = change_argument(case, "disable-custom-all-reduce", "true", "NCCL's all-reduce instead, which goes through the machine's RAM")
-    return Advice((change,), "profile: pcie-riser sets it, with what else such cards need.")
+    change = change_argument(case, "disable-custom-all-reduce", "true", "uses NCCL's all-reduce, which goes through the machine's RAM")
+    return Advice((change,), "profile: pcie-riser sets it, and what else such cards need.")
 
 
 def _step(case: Case, _message: Message) -> Advice:
@@ -101,9 +105,9 @@ def _step(case: Case, _message: Message) -> Advice:
     seconds = max(1800, 2 * int(old)) if old.isdecimal() and len(old) < 7 else 1800
     changes = [change_variable(case, name, str(seconds), "300 s by default; a step over an x1 riser takes minutes")]
     if case.run.start.times.get("hang_timeout", 0.0) <= seconds:
-        changes += case.longer("hang_timeout", "else it is ended before vLLM can say what hangs", least=seconds)
+        changes += case.longer("hang_timeout", "otherwise the model is ended before vLLM can report what hangs", least=seconds)
     riser = case.run.start.profile == "pcie-riser"
-    return Advice(tuple(changes), "" if riser else "profile: pcie-riser sets both, with what else risers need.")
+    return Advice(tuple(changes), "" if riser else "profile: pcie-riser sets both, and what else risers need.")
 
 
 def _ready(case: Case, _message: Message) -> Advice:
@@ -114,12 +118,12 @@ def _ready(case: Case, _message: Message) -> Advice:
 
 
 def _dtype(case: Case, _message: Message) -> Advice:
-    return Advice((change_argument(case, "dtype", "half", "float16, which older cards can do"),))
+    return Advice((change_argument(case, "dtype", "half", "float16, which older cards support"),))
 
 
 def _fork(case: Case, _message: Message) -> Advice:
     return Advice(
-        (change_variable(case, "VLLM_WORKER_MULTIPROC_METHOD", "spawn", "each worker starts anew: slower, and with more memory"),)
+        (change_variable(case, "VLLM_WORKER_MULTIPROC_METHOD", "spawn", "each worker is a new process: slower, and uses more memory"),)
     )
 
 
@@ -128,61 +132,69 @@ def _eager(case: Case, _message: Message) -> Advice:
 
 
 _SHM = (
-    "This unit's /dev/shm is its own, half of the RAM: the host's has no part in it. systemctl edit vllm@.service, [Service], "
-    "TemporaryFileSystem=/dev/shm:mode=1777,nosuid,nodev,size=75%; what is used counts against limits.memory_max. Fewer cards need less."
+    "The unit has its own /dev/shm of half the RAM; the host's is not used. To enlarge it, run systemctl edit vllm@.service and set "
+    "TemporaryFileSystem=/dev/shm:mode=1777,nosuid,nodev,size=75% in [Service]; what is used counts against limits.memory_max. "
+    "Fewer cards need less."
 )
-_CARD = "journalctl -k -g NVRM   shows what the driver says of it (Xid)."
+_CARD = "journalctl -k -g NVRM   shows what the driver reported (Xid)."
 CARDS: Mapping[str, Adviser] = {
     "kv-cache-too-small": _kv_cache,
     "no-kv-cache": _no_kv_cache,
     "cache-blocks": _cache_blocks,
     "too-few-gpus": _too_few_gpus,
-    "device-ordinal": hint_of("nvidia-smi lists those that are there; if one is missing: journalctl -k -g NVRM"),
+    "device-ordinal": hint_of("nvidia-smi lists the cards that are present; if one is missing, see journalctl -k -g NVRM"),
     "heads": _heads,
     "shapes-by-cards": _fewer_cards,
     "dtype": _dtype,
-    "quantization": hint_of("Another quantization of the model (AWQ and GPTQ need less of a card than FP8 and NVFP4), or a newer card."),
+    "quantization": hint_of("Use another quantization of the model (AWQ and GPTQ run on older cards than FP8 and NVFP4), or a newer card."),
     "gpu-taken": _gpu_taken,
-    "profiling-race": hint_of("Nothing else may begin or end on the card while it starts: nvidia-smi shows what is there."),
-    "gpu-busy": hint_of("nvidia-smi shows what holds the card; nvidia-smi -c DEFAULT lets several programs have it."),
+    "profiling-race": hint_of("No other program may start or end on the card while the model starts: nvidia-smi shows what uses it."),
+    "gpu-busy": hint_of("nvidia-smi shows which process uses the card; nvidia-smi -c DEFAULT lets several programs share it."),
     "cuda-memory": _cuda_memory,
     "pinned-memory": hint_of(
-        "It counts against limits.memory_max and cannot be swapped; the unit's LimitMEMLOCK= sets no bound. Leave it more RAM, or ask for "
-        "less of it (args.cpu-offload-gb, args.kv-offloading-size)."
+        "Pinned memory counts against limits.memory_max and cannot be swapped; the unit's LimitMEMLOCK= does not limit it. Leave the model "
+        "more RAM, or reduce args.cpu-offload-gb or args.kv-offloading-size."
     ),
     "peer-access": _peer_access,
     "no-kernel-image": hint_of(
-        "Another engine.version that has it: vllm-safe install. nvidia-smi --query-gpu=name,compute_cap --format=csv shows the card."
+        "Install an engine.version that supports the card: vllm-safe install. "
+        "nvidia-smi --query-gpu=name,compute_cap --format=csv shows the card."
     ),
-    "kernel-resources": hint_of("Another args.attention-backend, another model, or another engine.version may fit."),
+    "kernel-resources": hint_of("Try another args.attention-backend, another model, or another engine.version."),
     "driver-too-old": hint_of(
-        "CUDA 13 needs R580. A newer driver (nvidia-driver of Debian's backports or NVIDIA's repository), or an engine.version for CUDA 12."
+        "CUDA 13 needs R580. Install a newer driver (nvidia-driver from Debian backports or NVIDIA's repository), "
+        "or an engine.version for CUDA 12."
     ),
-    "driver-mismatch": hint_of("Reboot: until then each start ends so. dpkg -l 'nvidia*' shows the installed version."),
-    "fabric-manager": hint_of("systemctl status nvidia-fabricmanager; its package must be of the driver's very version."),
-    "mps": hint_of("Is nvidia-cuda-mps-control meant to run? It must be of the same user (vllm), or be stopped."),
+    "driver-mismatch": hint_of("Reboot: until then each start fails in the same way. dpkg -l 'nvidia*' shows the installed version."),
+    "fabric-manager": hint_of("See systemctl status nvidia-fabricmanager; its package must have exactly the driver's version."),
+    "mps": hint_of("nvidia-cuda-mps-control must run as the same user (vllm), or be stopped if it is not wanted."),
     "uvm": hint_of(
-        "modprobe -r nvidia_uvm; modprobe nvidia_uvm   or reboot. systemctl status vllm-safe-nvidia   shows how its load at boot went."
+        "modprobe -r nvidia_uvm; modprobe nvidia_uvm   or reboot. systemctl status vllm-safe-nvidia   shows whether it was loaded at boot."
     ),
-    "no-gpu": hint_of("nvidia-smi; the driver must be loaded, and be new enough (R580). vllm-safe check says more."),
+    "no-gpu": hint_of("See nvidia-smi; the driver must be loaded and new enough (R580). vllm-safe check gives details."),
     "cuda-fork": _fork,
-    "gpu-lost": hint_of("Waiting does not help: power the machine off and on. Then the card's power, heat and riser. " + _CARD),
+    "gpu-lost": hint_of(
+        f"Waiting does not help: power the machine off and on. If it happens again, check its power, heat and riser. {_CARD}"
+    ),
     "ecc": hint_of(
-        "nvidia-smi -q -d ECC   counts them; a reset of the card or a reboot retires the page. If it comes back, the card is bad."
+        "nvidia-smi -q -d ECC   shows the counts; a reset of the card or a reboot retires the page. "
+        "If errors return, the card is defective."
     ),
     "gpu-assert": hint_of(
-        "The lines before it name the check. A damaged model (vllm-safe fetch) or another engine.version, if it comes again."
+        "The lines before it name the check. If it happens again, fetch the model again (vllm-safe fetch) or try another engine.version."
     ),
-    "gpu-fault": hint_of(_CARD + " Where it says nothing, the server is at fault: another engine.version, args.enforce-eager."),
+    "gpu-fault": hint_of(_CARD + " If it reported nothing, the server is at fault: try another engine.version, or args.enforce-eager."),
     "buffers": _cuda_memory,
     "graph-capture": _eager,
     "cuda-refused": hint_of(
-        "A fault of the program or of its settings: args.enforce-eager, another args.attention-backend or engine.version."
+        "This is a fault of the program or its settings: try args.enforce-eager, another args.attention-backend, or another engine.version."
     ),
-    "duplicate-gpu": hint_of("One card for each worker: args.tensor-parallel-size and args.data-parallel-size against nvidia-smi -L."),
+    "duplicate-gpu": hint_of(
+        "Each worker needs its own card: compare args.tensor-parallel-size and args.data-parallel-size with nvidia-smi -L."
+    ),
     "nccl-timeout": _nccl,
     "engine-timeout": _ready,
     "step-timeout": _step,
-    "nccl-error": hint_of("With env.NCCL_DEBUG: INFO it says more; profile: pcie-riser is for cards on risers."),
+    "nccl-error": hint_of("Set env.NCCL_DEBUG: INFO for details; profile: pcie-riser is for cards on risers."),
     "shm-full": hint_of(_SHM),
 }

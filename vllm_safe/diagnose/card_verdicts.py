@@ -1,4 +1,4 @@
-"""What the kernel said of the cards decides between a card and the program: faults of hardware, of the driver, and of what ran on it."""
+"""Verdicts from the kernel's messages about GPUs, which tell faults of the hardware, of the driver and of the program apart."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from vllm_safe.diagnose.verdict import MOMENTS, SHORTLY, Case, Evidence, Verdict
 from vllm_safe.diagnose.xids import AFTER, CARD, LOST, PROGRAM, UNKNOWN, WEAR, WHERE, Xid, demand, explain_xid
 from vllm_safe.record.card_usage import visible_cards
 
-_WAITED = {"stall", "hang", "start-timeout"}  # causes that come long after what they come of
+_WAITED = {"stall", "hang", "start-timeout"}  # causes that are noticed long after the fault behind them
 _ENDED = {"exited", "", *_WAITED}
-_FIRST = ("xid", "lost", "uvm", "init", "link")  # what is more certain goes before
-_ACTION = 154  # the Xid that says what the driver wants
+_FIRST = ("xid", "lost", "uvm", "init", "link")  # kinds of faults, the most certain first
+_ACTION = 154  # the Xid that names the recovery that the driver asks for
 _OF_CARDS = re.compile(r"CUDA|NVML|NVIDIA|driver|device type|GPUs", re.IGNORECASE)
-_GROWN = 64 * MIB  # of a card that the model uses; CUDA alone takes more
+_GROWN = 64 * MIB  # the least growth of a card that the model uses; CUDA alone takes more
 _OTHERS_GREW = 1024 * MIB
 
 _KINDS: Mapping[str, Xid] = {
@@ -27,23 +27,24 @@ _KINDS: Mapping[str, Xid] = {
     "init": Xid(
         CARD,
         "the driver could not initialise it",
-        "Power the machine off and on. If it stays so: power supply, riser, the BIOS (Above 4G Decoding); journalctl -k -g NVRM says more.",
+        "Power the machine off and on. If it happens again, check the power supply, the riser and the BIOS (Above 4G Decoding); "
+        "journalctl -k -g NVRM shows details.",
     ),
     "uvm": Xid(
         CARD,
         "the driver's memory manager (UVM) has failed, for every process on the machine",
-        "Waiting, or starting it again, cannot help: reboot.",
+        "Neither waiting nor a restart of the model helps: reboot.",
     ),
     "link": Xid(
         CARD,
         "the PCIe link of its slot has failed",
-        "Power the machine off and on; then look at the riser, its cable and its power, and try another slot.",
+        "Power the machine off and on; then check the riser, its cable and its power, and try another slot.",
     ),
 }
 
 
 class Fault(NamedTuple):
-    """An event of the kind "nvidia", and what it means."""
+    """An event of the kind "nvidia", with its meaning."""
 
     event: Event
     kind: str
@@ -51,12 +52,12 @@ class Fault(NamedTuple):
 
     @property
     def data(self) -> Mapping[str, Any]:
-        """What record/card_faults.py found in the line."""
+        """The fields that record/card_faults.py parsed from the line."""
         return self.event.data
 
 
 def driver_mismatched(case: Case) -> Verdict | None:
-    """The driver's libraries are not of the version of its module, or the module does not take the cards: CUDA cannot begin."""
+    """Decide whether CUDA could not start because the driver's libraries and its module differ, or its module does not bind the cards."""
     if case.was_ready or case.end.cause not in _ENDED or not _is_of_cards(case):
         return None
     found = [
@@ -66,17 +67,20 @@ def driver_mismatched(case: Case) -> Verdict | None:
         return None
     data = found[-1].data
     if data["kind"] == "mismatch":
-        versions = f" ({data['client']}, and {data['module']} is loaded)" if data.get("client") and data.get("module") else ""
-        what = f"NVIDIA's libraries are not of the version of the driver in the kernel{versions}, as after an upgrade"
-        hint = "Waiting, or starting it again, cannot help: reboot, so that the kernel loads the new one."
+        versions = f" ({data['client']}, while {data['module']} is loaded)" if data.get("client") and data.get("module") else ""
+        what = f"the NVIDIA libraries and the loaded NVIDIA kernel module differ in version{versions}, as after an upgrade"
+        hint = "Neither waiting nor a restart of the model helps: reboot, so that the kernel loads the new module."
     else:
-        what = "NVIDIA's driver in the kernel does not work with the cards, or not with this kernel"
-        hint = "The kernel's line says why: nouveau has the cards, they are too old or too new for it, or it was built for another kernel."
+        what = "the NVIDIA kernel module does not support these cards, or not with this kernel"
+        hint = (
+            "The kernel's message gives the reason: nouveau is bound to the cards, they are too old or too new for the module, "
+            "or it was built for another kernel."
+        )
     return Verdict("no-gpu", f"{case.name} could not use the cards: {what}.", case.end.time, evidence=_proof(case), hint=hint)
 
 
 def card_failed(case: Case) -> Verdict | None:
-    """A card, its link or its firmware failed."""
+    """Decide whether a card, its link or its firmware failed."""
     if case.end.cause not in _ENDED:
         return None
     faults = [fault for fault in _faults(case) if _is_failure(fault) and _may_have_ended(case, fault)]
@@ -92,24 +96,27 @@ def card_failed(case: Case) -> Verdict | None:
 
 
 def card_misused(case: Case) -> Verdict | None:
-    """What the program had a card do was wrong, by the driver's word; nothing else is known of its end, or only that CUDA failed."""
+    """Decide whether, according to the driver, the program misused a card.
+
+    This applies only where nothing else is known about the end, or only that CUDA failed.
+    """
     if case.end.cause not in _ENDED or not _is_vague(case):
         return None
     faults = [fault for fault in _faults(case) if fault.meaning.of == PROGRAM and _may_have_ended(case, fault)]
     if not faults:
         return None
     root = faults[0]
-    sentence = f"{case.name} {_how(case)} by a fault of its program on {_card(case, root)}: {root.meaning.what} (Xid {root.data['xid']})."
+    sentence = f"{case.name} {_how(case)} because of a program fault on {_card(case, root)}: {root.meaning.what} (Xid {root.data['xid']})."
     return Verdict("gpu-program-fault", sentence, case.end.time, evidence=_proof(case), hint=root.meaning.todo)
 
 
 def card_evidence(case: Case) -> list[Evidence]:
-    """What the kernel said of the cards that this model uses, each with its meaning."""
+    """Return the kernel's messages about the cards that this model uses, each with its meaning."""
     return [Evidence(fault.event.time, f"{fault.event.text}{_meaning(fault)}") for fault in _faults(case)]
 
 
 def _faults(case: Case) -> list[Fault]:
-    """Those of cards that it uses; not what another process did."""
+    """Return the faults of the cards that the model uses, without those that another process caused."""
     found = []
     for event in case.of("nvidia"):
         kind, number = str(event.data.get("kind")), event.data.get("xid")
@@ -130,7 +137,10 @@ def _is_failure(fault: Fault) -> bool:
 
 
 def _may_have_ended(case: Case, fault: Fault) -> bool:
-    """Shortly before the end; or before what was waited for in vain; or at any time, of what is broken until somebody resets it."""
+    """Decide whether a fault may have caused the end.
+
+    It may if it came shortly before the end, or before a wait that did not succeed. A fault that lasts until a reset counts at any time.
+    """
     before = case.end.time - fault.event.time
     if fault.kind == "init":
         return not case.was_ready and _is_of_cards(case)
@@ -142,18 +152,24 @@ def _may_have_ended(case: Case, fault: Fault) -> bool:
 
 
 def _went_on(case: Case, time: float) -> bool:
-    """Whether it made tokens after that moment: then it was another card, or no matter."""
+    """Decide whether the model generated tokens after that moment: the fault was then of another card, or harmless."""
     tokens = [sample.tokens for sample in case.run.samples if sample.time > time + MOMENTS and sample.tokens is not None]
     return bool(tokens) and tokens[-1] > tokens[0]
 
 
 def _patience(case: Case) -> float:
-    """Seconds that a hang may take to be seen: at half of hang_timeout an idle one is asked for a token, and has all of it to answer."""
+    """Return the seconds that may pass until a hang is noticed.
+
+    An idle model is asked for a token after half of hang_timeout, and then has the whole hang_timeout to answer.
+    """
     return SHORTLY + 1.5 * case.run.start.times.get("hang_timeout", SHORTLY)
 
 
 def _certainty(fault: Fault) -> tuple[bool, bool, bool, int, float]:
-    """Less is more: lost cards first, then what fails by itself, then what the driver wants, in the order of time."""
+    """Return a sort key, the most certain fault first.
+
+    Lost cards come first, then faults of their own, then the recovery that the driver asks for, each in the order of time.
+    """
     follows = fault.data.get("xid") == _ACTION
     return (fault.meaning != LOST, follows, fault.meaning.of == WEAR, _FIRST.index(fault.kind), fault.event.time)
 
@@ -165,7 +181,7 @@ def _how(case: Case) -> str:
 
 
 def _is_vague(case: Case) -> bool:
-    """Whether its own words say no more than that something of CUDA, or a process, has failed."""
+    """Decide whether the server's own error says no more than that CUDA, or a process, has failed."""
     message = case.message
     if message is None or message.code in FOLLOWS:
         return True
@@ -173,26 +189,26 @@ def _is_vague(case: Case) -> bool:
 
 
 def _is_of_cards(case: Case) -> bool:
-    """Whether its own words are of cards at all, or say nothing."""
+    """Decide whether the server's own error is about cards, or says nothing specific."""
     return _is_vague(case) or bool(case.message and _OF_CARDS.search(case.message.text))
 
 
 def _todo(root: Fault, wanted: str) -> str:
-    """What to do; wanted: what the driver asks for, which is not enough for a lost card."""
+    """Return what to do. wanted: the recovery that the driver asks for, which is not enough for a lost card."""
     if root.meaning == LOST or not wanted:
         return root.meaning.todo
     return wanted if root.data.get("xid") == _ACTION else f"{root.meaning.todo} {wanted}"
 
 
 def _proof(case: Case) -> tuple[Evidence, ...]:
-    """The kernel's own lines are added to every verdict (decide.py); this is what the others said."""
+    """Return the evidence besides the kernel's own lines, which diagnosis.py adds to every verdict."""
     return (*launcher_evidence(case), *(error_evidence(case) or last_lines(case)))
 
 
 def _meaning(fault: Fault) -> str:
     if fault.kind != "xid" or fault.data.get("xid") == _ACTION:
         return ""
-    more = {AFTER: "; it proves nothing", UNKNOWN: f"; {WHERE}"}.get(fault.meaning.of, "")
+    more = {AFTER: "; not evidence of a cause", UNKNOWN: f"; {WHERE}"}.get(fault.meaning.of, "")
     return f" - {fault.meaning.what}{more}"
 
 
@@ -200,7 +216,7 @@ def _meaning(fault: Fault) -> str:
 
 
 def _cards(case: Case) -> Sequence[Mapping[str, Any]]:
-    """As nvidia-smi counts them; () for a run that was recorded by an older version."""
+    """Return the cards in the order of nvidia-smi; () for a run that an older version recorded."""
     cards = case.run.start.host.get("cards")
     return [card for card in cards if isinstance(card, dict)] if isinstance(cards, list) else ()
 
@@ -210,7 +226,7 @@ def _index(case: Case, pci: str) -> int | None:
 
 
 def _card(case: Case, fault: Fault) -> str:
-    """For a person: "card 1 (NVIDIA GeForce RTX 3060, 0000:01:00)"."""
+    """Return the name of a card for a person: "card 1 (NVIDIA GeForce RTX 3060, 0000:01:00)"."""
     pci = str(fault.data.get("pci", ""))
     index = _index(case, pci)
     if index is None:
@@ -220,7 +236,10 @@ def _card(case: Case, fault: Fault) -> str:
 
 
 def _uses(case: Case, pci: str) -> bool:
-    """Whether the model uses it, as far as that is known: by what it may see, or by the memory that was taken of it and not of others."""
+    """Decide whether the model uses a card, as far as that is known.
+
+    The visible devices decide; without them, the growth of this card's memory while that of the others did not grow.
+    """
     index, cards = _index(case, pci), _cards(case)
     if index is None:
         return True

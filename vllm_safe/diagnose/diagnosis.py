@@ -1,4 +1,4 @@
-"""The rules, in the order of their certainty: the first that has a verdict decides."""
+"""The diagnosis of a run: rules in the order of their certainty, of which the first with a verdict decides."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from vllm_safe.diagnose.verdict import Case, Evidence, SettingChange, Verdict
 
 Rule = Callable[[Case], Verdict | None]
 
-# Who killed it goes before what it said, since it says much while it dies, and so does what the kernel said of the cards; what it said goes
-# before how it ended.
+# Rules about who killed the server come before those about its own errors, since a dying server prints many. So do rules about the kernel's
+# messages on the cards. Rules about its own errors come before those about how it ended.
 RULES: tuple[Rule, ...] = (
     end_verdicts.running,
     end_verdicts.machine_went_down,
@@ -42,12 +42,12 @@ RULES: tuple[Rule, ...] = (
 
 
 def decide_why(run: Run, boot: str, now: float) -> Verdict:
-    """Why the run stopped. boot: the id of the present boot; now: Unix seconds."""
+    """Return why the run stopped. boot: the id of the present boot; now: Unix seconds."""
     case = Case(run, boot, now)
     verdict = next((found for rule in RULES if (found := rule(case))), None) or end_verdicts.unknown(case)
     others = [*case.late("guard")[-4:], *case.of("unread")] if verdict.code != "running" else []
-    told = [*(Evidence(event.time, event.text) for event in others), *card_verdicts.card_evidence(case)]
-    evidence = _in_order(dict.fromkeys((*verdict.evidence, *told)))
+    more = [*(Evidence(event.time, event.text) for event in others), *card_verdicts.card_evidence(case)]
+    evidence = _in_order(dict.fromkeys((*verdict.evidence, *more)))
     return verdict._replace(
         sentence=_line(verdict.sentence),
         evidence=tuple(fact._replace(text=_line(fact.text)) for fact in evidence),
@@ -57,19 +57,19 @@ def decide_why(run: Run, boot: str, now: float) -> Verdict:
 
 
 def decide_why_down(refused: Verdict, run: Run, verdict: Verdict) -> Verdict:
-    """Why a model stays down: `verdict` on the last `run` before the start that was `refused` as one restart too many."""
+    """Return why a model stays down: `verdict` on the last `run` before the start that was `refused` as one restart too many."""
     name, restarts = run.start.name, run.start.restart
     after = f" after {restarts} automatic restart{'s' if restarts > 1 else ''}" if restarts else ""
     again = f"Then: systemctl start vllm@{name}"
     return verdict._replace(
         sentence=f"{name} stays down{after}: {verdict.sentence}",
-        evidence=_in_order([*verdict.evidence, Evidence(refused.when, "it was not started once more: it stays down")]),
+        evidence=_in_order([*verdict.evidence, Evidence(refused.when, "not restarted again: the limit of automatic restarts is reached")]),
         hint=f"{verdict.hint} {again}" if verdict.hint else again,
     )
 
 
 def _plain(value: str) -> str:
-    """As it is compared: what is so already is not suggested, however it is spelled."""
+    """Return a value in the form in which values are compared, so that a value is not suggested that is already set in another spelling."""
     word = value.strip("\"' ").lower()
     try:
         return f"{float(word):g}"
@@ -77,11 +77,11 @@ def _plain(value: str) -> str:
         return word
 
 
-def _in_order(told: Iterable[Evidence]) -> tuple[Evidence, ...]:
-    """By their times; those of the whole run last."""
-    return tuple(sorted(told, key=lambda fact: math.inf if fact.time is None else fact.time))
+def _in_order(evidence: Iterable[Evidence]) -> tuple[Evidence, ...]:
+    """Return the evidence sorted by time; evidence on the whole run comes last."""
+    return tuple(sorted(evidence, key=lambda fact: math.inf if fact.time is None else fact.time))
 
 
 def _line(text: str) -> str:
-    """One line that steers no terminal: servers wrote much of it."""
+    """Return the text as one line without control characters, since much of it was written by servers."""
     return printable(" ".join(text.split()))

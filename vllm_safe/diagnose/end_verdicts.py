@@ -1,4 +1,4 @@
-"""Ends that the main process, systemd or the next boot tell of: stopped, refused, stuck, signalled, gone; and that nobody knows."""
+"""Verdicts on ends that the main process, systemd or the next boot recorded: stops, refused starts, hangs, signals, unknown causes."""
 
 from __future__ import annotations
 
@@ -17,102 +17,110 @@ from vllm_safe.launch.phases import read_line
 
 _KILLED = re.compile(r"killed by (SIG\w+|signal \d+)")
 
-_AGAIN = 3  # lines, one a minute, that a worker does not answer: fewer are a slow step
-_STOPPED = re.compile(r"its process .* is (?:stopped|gone)")  # in the words of launch/loading.py and launch/liveness.py
+_AGAIN = 3  # lines, one a minute, which report that a worker does not respond: fewer of them are a slow step
+_STOPPED = re.compile(r"its process .* is (?:stopped|gone)")  # the wording of launch/loading.py and launch/liveness.py
 
 
 def running(case: Case) -> Verdict | None:
-    """It has not stopped."""
+    """Decide whether the model has not stopped."""
     if not case.is_running:
         return None
-    phase = {"ready": "serves", "": "runs"}.get(case.phase, f"is starting ({case.phase})")
+    phase = {"ready": "is serving", "": "is running"}.get(case.phase, f"is starting ({case.phase})")
     since = format_span(max(0.0, case.now - case.run.start.time))
     return Verdict("running", f"{case.name} {phase}; it was started {since} ago.", case.run.start.time, "good", (*memory_figures(case),))
 
 
 def machine_went_down(case: Case) -> Verdict | None:
-    """No end, and another boot: the power was cut, or the machine reset or crashed."""
+    """Decide whether the machine went down: no end was recorded, and the present boot is another one."""
     start = case.run.start
     if case.run.end is not None or not start.boot or start.boot == case.boot:
         return None
     evidence = [
-        Evidence(case.last_seen, "the last record; an orderly stop or shutdown would have recorded an end"),
-        Evidence(None, f"it ran in boot {start.boot[:8]}, and this is boot {case.boot[:8] or '?'}"),
+        Evidence(case.last_seen, "the last record; a regular stop or shutdown would have recorded an end"),
+        Evidence(None, f"it ran in boot {start.boot[:8]}; the current boot is {case.boot[:8] or '?'}"),
         *memory_figures(case),
     ]
-    hint = "journalctl -b -1 -e shows what the machine said last. Power supply, heat and risers are what to look at."
+    hint = "journalctl -b -1 -e shows the last messages of that boot. Check the power supply, the heat and the risers."
     sentence = f"{case.name} went down with the machine: a power cut, a reset or a crash of the kernel."
     return Verdict("power-cut", sentence, case.last_seen, evidence=tuple(evidence), hint=hint)
 
 
 def record_broke_off(case: Case) -> Verdict | None:
-    """No end in this boot, and nothing is written any more."""
+    """Decide whether the record broke off: no end was recorded in this boot, and nothing is written any more."""
     if case.run.end is not None:
         return None
     hint = f"systemctl status vllm@{case.name} vllm-safe-record@{case.name}"
     evidence = (Evidence(case.last_seen, "the last record"), *last_lines(case))
-    sentence = f"It is not known why {case.name} stopped, or whether it did: its recorder ended before it."
+    sentence = f"It is not known why {case.name} stopped, or whether it did: its recorder ended first."
     return Verdict("unknown", sentence, case.last_seen, "", evidence, hint=hint)
 
 
 def stopped(case: Case) -> Verdict | None:
-    """Systemd was asked to stop it. In the same boot no shutdown can have been the reason."""
+    """Decide whether systemd was asked to stop the model. Within the same boot a shutdown cannot be the reason."""
     if case.end.cause != "stopped":
         return None
     same_boot = case.run.start.boot == case.boot
-    who = "a person (or a program) told systemd to" if same_boot else "a person told systemd to, or the machine was shut down or rebooted"
+    who = (
+        "a person or a program asked systemd to stop it"
+        if same_boot
+        else "a person asked systemd to stop it, or the machine was shut down or rebooted"
+    )
     code = "stopped" if same_boot else "stopped-or-shutdown"
     return Verdict(code, f"{case.name} was stopped: {who}.", case.end.time, "", tuple(launcher_evidence(case)))
 
 
 def refused(case: Case) -> Verdict | None:
-    """It was never started."""
+    """Decide whether the checks before the start refused it."""
     if case.end.cause != "refused":
         return None
-    hint = f"vllm-safe check   shows all that is in the way; then: systemctl start vllm@{case.name}"
-    sentence = f"{case.name} was not started, since it could not have worked: {case.end.reason}"
+    hint = f"vllm-safe check   shows everything that prevents a start; then: systemctl start vllm@{case.name}"
+    sentence = f"{case.name} was not started: {case.end.reason}"
     return Verdict("refused", sentence, case.end.time, evidence=tuple(launcher_evidence(case)), hint=hint)
 
 
 def gave_up(case: Case) -> Verdict | None:
-    """It was never started: one automatic restart too many. Why it failed before, the run before it tells (see decide.py)."""
+    """Decide whether it was not started because of too many automatic restarts. The run before shows why it failed (see diagnosis.py)."""
     if case.end.cause != "gave-up":
         return None
-    hint = f"vllm-safe why {case.name} --run 2   says why it ended before; then: systemctl start vllm@{case.name}"
-    sentence = f"{case.name} was not started once more: {case.end.reason}"
+    hint = f"vllm-safe why {case.name} --run 2   shows why it ended before; then: systemctl start vllm@{case.name}"
+    sentence = f"{case.name} was not restarted again: {case.end.reason}"
     return Verdict("gave-up", sentence, case.end.time, evidence=tuple(launcher_evidence(case)), hint=hint)
 
 
 def no_start(case: Case) -> Verdict | None:
-    """The kernel did not even begin it."""
+    """Decide whether the kernel refused to start its process."""
     if case.end.cause != "no-start":
         return None
-    hint = f"limits.tasks_max and limits.memory_max of vllm@{case.name}, or the whole machine is out of processes or memory."
+    hint = f"Check limits.tasks_max and limits.memory_max of vllm@{case.name}; or the whole machine has no processes or memory left."
     return Verdict(
-        "no-start", f"{case.name} was not begun: {case.end.reason}", case.end.time, evidence=tuple(launcher_evidence(case)), hint=hint
+        "no-start",
+        f"{case.name} was not started: {case.end.reason}",
+        case.end.time,
+        evidence=tuple(launcher_evidence(case)),
+        hint=hint,
     )
 
 
 def load_stalled(case: Case) -> Verdict | None:
-    """Nothing moved while it loaded."""
+    """Decide whether it made no progress while it loaded."""
     if case.end.cause != "stall":
         return None
     if _in_vain(case):
         return _waited(case, "stall")
-    return _stuck(case, f"{case.name} hung while it loaded ({case.phase or 'starting'}), and was ended: {case.end.reason}", "stall_timeout")
+    return _stuck(case, f"{case.name} hung while loading ({case.phase or 'starting'}) and was ended: {case.end.reason}", "stall_timeout")
 
 
 def hung(case: Case) -> Verdict | None:
-    """It served, or was about to, and then did not."""
+    """Decide whether it hung while it served or warmed up."""
     if case.end.cause != "hang":
         return None
     if _in_vain(case):
         return _waited(case, "hang")
-    return _stuck(case, f"{case.name} hung {_when(case)}, and was ended: {case.end.reason}", "hang_timeout")
+    return _stuck(case, f"{case.name} hung {_when(case)} and was ended: {case.end.reason}", "hang_timeout")
 
 
 def start_timeout(case: Case) -> Verdict | None:
-    """It went on loading for too long."""
+    """Decide whether it loaded for too long."""
     if case.end.cause != "start-timeout":
         return None
     if _in_vain(case):
@@ -129,25 +137,25 @@ def start_timeout(case: Case) -> Verdict | None:
 
 
 def watchdog(case: Case) -> Verdict | None:
-    """Systemd heard nothing of the main process."""
+    """Decide whether systemd's watchdog killed it."""
     if case.end.result != "watchdog":
         return None
-    sentence = f"{case.name} was killed by systemd's watchdog: its main process was not heard of in time."
-    hint = "The machine was starved, or the process was stopped (SIGSTOP)."
+    sentence = f"{case.name} was killed by the systemd watchdog: its main process sent no keep-alive in time (WatchdogSec=)."
+    hint = "Either the machine was starved of CPU time or memory, or the process was stopped (SIGSTOP)."
     evidence = (*launcher_evidence(case), *_pressure(case), *memory_figures(case))
     return Verdict("watchdog", sentence, case.end.time, evidence=evidence, hint=hint)
 
 
 def systemd_timeout(case: Case) -> Verdict | None:
-    """Systemd's own limit on a start or a stop."""
+    """Decide whether systemd's own timeout on a start or a stop ended it."""
     if case.end.result != "timeout":
         return None
-    sentence = f"{case.name} was killed by systemd, since its start or stop took longer than allowed."
+    sentence = f"{case.name} was killed by systemd: its start or stop timed out."
     return Verdict("timeout", sentence, case.end.time, evidence=(*launcher_evidence(case), *_pressure(case), *last_lines(case)))
 
 
 def signalled(case: Case) -> Verdict | None:
-    """A signal ended the server or its main process, and none of those who kill for memory sent it."""
+    """Decide whether a signal ended the server or its main process that was not sent because of memory."""
     found = _KILLED.search(case.end.reason) if case.end.cause in {"exited", ""} else None
     name = found[1] if found else ""
     if not name and case.end.exit_code in {"killed", "dumped"}:
@@ -155,7 +163,7 @@ def signalled(case: Case) -> Verdict | None:
     if not name:
         return None
     if name in BY_ITSELF:
-        hint = f"coredumpctl info   (if systemd-coredump is installed); journalctl -u vllm@{case.name}"
+        hint = f"See coredumpctl info (if systemd-coredump is installed) and journalctl -u vllm@{case.name}"
         return Verdict(
             "crashed",
             describe_end(case, f"killed by {name}"),
@@ -166,67 +174,67 @@ def signalled(case: Case) -> Verdict | None:
     sentence = f"{case.name} was killed by {name}, sent by a person or another program: {NOBODY}."
     evidence = (*launcher_evidence(case), *memory_figures(case))
     if case.of("unread"):
-        sentence = f"{case.name} was killed by {name}, and it is not known by whom: the journal could not be read in time."
-        hint = "journalctl -k -g 'Killed process'; journalctl -u earlyoom   may still say it."
+        sentence = f"{case.name} was killed by {name}; the sender is not known, since the journal could not be read in time."
+        hint = "journalctl -k -g 'Killed process'; journalctl -u earlyoom   may still show the sender."
         return Verdict("signal", sentence, case.end.time, evidence=evidence, hint=hint)
-    return Verdict("signal", sentence, case.end.time, evidence=evidence, hint="journalctl --since=-1h _COMM=sudo   may say who ran kill.")
+    return Verdict("signal", sentence, case.end.time, evidence=evidence, hint="journalctl --since=-1h _COMM=sudo   may show who ran kill.")
 
 
 def ended_by_itself(case: Case) -> Verdict | None:
-    """It exited, with an error of its own at most."""
+    """Decide whether it exited by itself, with or without an error of its own."""
     if case.end.cause != "exited":
         return None
-    hint = f"journalctl -u vllm@{case.name} has all that it printed."
+    hint = f"journalctl -u vllm@{case.name} shows its whole output."
     evidence = (*error_evidence(case), *launcher_evidence(case), *last_lines(case))
     return Verdict("exited", describe_end(case), case.end.time, evidence=evidence, hint=hint)
 
 
 def unknown(case: Case) -> Verdict:
-    """Nothing proves anything."""
-    others = [Evidence(event.time, event.text) for event in case.run.events[-8:] if event.kind != "nvidia"]  # see decide.py for those
+    """Return the verdict on a run of which no record shows why it ended."""
+    others = [Evidence(event.time, event.text) for event in case.run.events[-8:] if event.kind != "nvidia"]  # diagnosis.py adds those
     evidence = (*launcher_evidence(case), *others, *memory_figures(case), *last_lines(case))
-    hint = f"journalctl -u vllm@{case.name} has all that it printed."
+    hint = f"journalctl -u vllm@{case.name} shows its whole output."
     return Verdict(
-        "unknown", f"It is not known why {case.name} stopped; this is what was recorded.", case.end.time, "bad", evidence, hint=hint
+        "unknown", f"It is not known why {case.name} stopped; all that was recorded follows.", case.end.time, "bad", evidence, hint=hint
     )
 
 
 def _stuck(case: Case, sentence: str, setting: str) -> Verdict:
-    # What is gone for good has a limit of its own (launch/liveness.py): more of another changes nothing.
+    # A process that is gone has a time limit of its own (launch/liveness.py), so a longer hang_timeout would change nothing.
     longer = _longer(case, setting) if f"({setting})" in case.end.reason else ()
     changes = (*((change_profile_to_riser(case),) if _workers(case) > 1 else ()), *longer)
     code = "stall" if setting == "stall_timeout" else "hang"
-    slow = "; a longer time helps only if it was slow" if longer else ""
+    slow = "; a longer timeout helps only if the model was merely slow" if longer else ""
     return Verdict(code, sentence, case.end.time, evidence=_signs(case), changes=changes, hint=f"{_stacks(case)}{slow}.")
 
 
 def _waited(case: Case, code: str) -> Verdict:
-    """Processes that wait for each other in vain: no time is long enough."""
+    """Return the verdict on processes that waited for each other without progress: a longer timeout does not help."""
     several = _workers(case) > 1
-    who = "its workers waited for each other in vain" if several else "its engine waited for its worker in vain"
+    who = "its workers waited for each other without progress" if several else "its engine waited for its worker without progress"
     changes = _apart(case) if several else ()
-    way = "profile: pcie-riser sets both, and more" if len(changes) > 1 else "" if changes else "NCCL_DEBUG: INFO in its env may say more"
-    hint = f"A longer time cannot help{'; ' + way if way else ''}. {_stacks(case)}."
-    sentence = f"{case.name} hung {_when(case)}, and was ended: {who}."
+    way = "profile: pcie-riser sets both, and more" if len(changes) > 1 else "" if changes else "NCCL_DEBUG: INFO in its env may show more"
+    hint = f"A longer timeout does not help{'; ' + way if way else ''}. {_stacks(case)}."
+    sentence = f"{case.name} hung {_when(case)} and was ended: {who}."
     return Verdict(code, sentence, case.end.time, evidence=_signs(case), changes=changes, hint=hint)
 
 
 def _in_vain(case: Case) -> bool:
-    """Whether its processes waited for each other, as the main process saw, or its log says; not for one that is stopped or gone."""
+    """Decide whether its processes waited for each other, by the main process or the log, and none of them was stopped or gone."""
     return (IN_VAIN in case.end.reason or _says_in_vain(case.run.log)) and not _STOPPED.search(case.end.reason)
 
 
 def _says_in_vain(log: tuple[str, ...]) -> bool:
-    """Whether it said again and again, with little between, that a worker does not answer, and after that was no further."""
-    said = [number for number, line in enumerate(log) if WAITS.search(line)]
-    again = len(said) >= _AGAIN and said[-1] - said[-_AGAIN] < 2 * _AGAIN
-    return again and not any(read_line(line) for line in log[said[-1] :])
+    """Decide whether the log reports repeatedly that a worker does not respond, with few other lines between and no progress after."""
+    waits = [number for number, line in enumerate(log) if WAITS.search(line)]
+    again = len(waits) >= _AGAIN and waits[-1] - waits[-_AGAIN] < 2 * _AGAIN
+    return again and not any(read_line(line) for line in log[waits[-1] :])
 
 
 def _when(case: Case) -> str:
     if case.was_ready:
-        return "while it served"
-    return "while it warmed up" if case.end.cause == "hang" else f"while it loaded ({case.phase or 'starting'})"
+        return "while serving"
+    return "while warming up" if case.end.cause == "hang" else f"while loading ({case.phase or 'starting'})"
 
 
 def _signs(case: Case) -> tuple[Evidence, ...]:
@@ -235,16 +243,18 @@ def _signs(case: Case) -> tuple[Evidence, ...]:
 
 
 def _stacks(case: Case) -> str:
-    return f"journalctl -u vllm@{case.name} has the stacks of its threads, where they could be had"
+    return f"journalctl -u vllm@{case.name} has the stack traces of its threads, if they could be read"
 
 
 def _apart(case: Case) -> tuple[SettingChange, ...]:
-    """What has the cards talk through RAM, as far as it is not so."""
+    """Return the changes that make the cards communicate through RAM, as far as they are not set yet."""
     reduce, direct = case.arg("disable-custom-all-reduce"), case.env("NCCL_P2P_DISABLE")
-    reason = "it hangs where cards cannot reach each other's memory"
+    reason = "it hangs where the cards have no peer access to each other's memory"
     changes = [SettingChange(case.path("args.disable-custom-all-reduce"), reduce, "true", reason)] if reduce.lower() != "true" else []
     changes += (
-        [SettingChange(case.path("env.NCCL_P2P_DISABLE"), direct, '"1"', "NCCL through RAM, for the same reason")] if direct != "1" else []
+        [SettingChange(case.path("env.NCCL_P2P_DISABLE"), direct, '"1"', "NCCL then uses RAM, for the same reason")]
+        if direct != "1"
+        else []
     )
     return tuple(changes)
 
@@ -253,7 +263,7 @@ def _pressure(case: Case) -> list[Evidence]:
     last = case.last
     parts = [f"{what} {share:.0%}" for what, share in (("disk", last.io_pressure), ("memory", last.memory_pressure)) if share is not None]
     rate = f"; the disks read {format_size(int(last.disk_read))}/s" if last.disk_read is not None else ""
-    return [Evidence(last.time, f"share of time that it waited for: {', '.join(parts)}{rate}")] if parts else []
+    return [Evidence(last.time, f"share of time stalled on: {', '.join(parts)}{rate}")] if parts else []
 
 
 def _workers(case: Case) -> int:
@@ -262,4 +272,4 @@ def _workers(case: Case) -> int:
 
 
 def _longer(case: Case, setting: str) -> tuple[SettingChange, ...]:
-    return case.longer(setting, f"twice the {format_span(case.run.start.times.get(setting, 0.0))} that were not enough")
+    return case.longer(setting, f"twice the {format_span(case.run.start.times.get(setting, 0.0))} that did not suffice")

@@ -1,4 +1,4 @@
-"""What `vllm-safe why` answers, and what the rules that find the answer look at."""
+"""The verdict that `vllm-safe why` prints, and the case that the rules judge."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from vllm_safe.causes.messages import Message
 from vllm_safe.common.sizes import format_exact_span
 from vllm_safe.contract.recorded_run import End, Event, Run, Sample
 
-MOMENTS = 15.0  # seconds, a recorder's slowest interval and a death that takes its time
-SHORTLY = 120.0  # seconds before the end in which what happened may have caused it
-_QUARTER = 900.0  # seconds: what a suggested time is a multiple of
-_LONGEST = 30 * 86400.0  # seconds that a setting takes
-_SILENT = 120.0  # seconds without a line of the recorder, which writes one each ten, until it counts as gone
+MOMENTS = 15.0  # seconds: the recorder's slowest interval, and the time that a process takes to die
+SHORTLY = 120.0  # seconds before the end, in which an event may have caused it
+_QUARTER = 900.0  # seconds: a suggested time is a multiple of it
+_LONGEST = 30 * 86400.0  # seconds: the longest time that a setting accepts
+_SILENT = 120.0  # seconds without a line of the recorder, which writes one every ten seconds, after which it counts as gone
 
 
 class Evidence(NamedTuple):
-    """One recorded fact. time: Unix seconds; None: of the whole run."""
+    """One recorded fact. time: Unix seconds, or None for a fact about the whole run."""
 
     time: float | None
     text: str
 
 
 class SettingChange(NamedTuple):
-    """A setting to change: its path in config.yaml, both values as they are written there ("": not recorded), and why."""
+    """A setting to change: its path in config.yaml, both values as written there ("" if not recorded), and the reason."""
 
     path: str
     old: str
@@ -37,7 +37,7 @@ class SettingChange(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """The answer. code: a word for a program; tone: bad, good, or "" where it is neither; when: Unix seconds."""
+    """The verdict on a run. code: a word for programs; tone: "bad", "good", or "" for neither; when: Unix seconds."""
 
     code: str
     sentence: str
@@ -45,12 +45,12 @@ class Verdict(NamedTuple):
     tone: str = "bad"
     evidence: tuple[Evidence, ...] = ()
     changes: tuple[SettingChange, ...] = ()
-    hint: str = ""  # what to do besides, in one line, or ""
+    hint: str = ""  # what else to do, in one line, or ""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A run to be judged. boot: the id of the present boot; now: Unix seconds."""
+    """A run to judge. boot: the id of the present boot; now: Unix seconds."""
 
     run: Run
     boot: str
@@ -58,33 +58,33 @@ class Case:
 
     @property
     def name(self) -> str:
-        """The model's."""
+        """Name of the model."""
         return self.run.start.name
 
     @property
     def end(self) -> End:
-        """What it ended with; an empty one at the last sign of life where nothing was recorded."""
+        """The recorded end; without one, an empty end at the time of the last record."""
         return self.run.end or End(self.last_seen)
 
     @cached_property
     def last_seen(self) -> float:
-        """The time of the last record."""
+        """Time of the last record, in Unix seconds."""
         parts: tuple[Sequence[Sample | Event | End], ...] = (self.run.samples, self.run.events, [self.run.end] if self.run.end else [])
         return max(self.run.start.time, *(part[-1].time for part in parts if part), 0.0)
 
     @property
     def is_running(self) -> bool:
-        """Whether the recorder still writes."""
+        """Whether the recorder still writes to the run."""
         return self.run.end is None and self.run.start.boot == self.boot and self.now - self.last_seen < _SILENT
 
     @property
     def last(self) -> Sample:
-        """The last figures."""
+        """The last sample."""
         return self.run.samples[-1] if self.run.samples else Sample(self.last_seen, "")
 
     @cached_property
     def fullest(self) -> Sample:
-        """The figures of when it held most RAM in its last moments: those after a kill tell of what was freed."""
+        """The sample with most RAM in the last moments: samples after a kill show memory that was freed already."""
         if self.is_running:
             return self.last
         moments = [sample for sample in reversed(self.run.samples) if self.last.time - sample.time <= MOMENTS]
@@ -92,13 +92,13 @@ class Case:
 
     @cached_property
     def phase(self) -> str:
-        """The phase that it was in before its end was begun, or ""."""
+        """The last phase before the end began, or ""."""
         phases = [sample.phase for sample in self.run.samples if sample.phase not in {"stopping", "ended", ""}]
         return phases[-1] if phases else ""
 
     @property
     def was_ready(self) -> bool:
-        """Whether it ever served."""
+        """Whether the model ever served."""
         return (
             self.end.served
             or any(line.phase == "ready" for line in self.run.samples)
@@ -107,41 +107,41 @@ class Case:
 
     @cached_property
     def message(self) -> Message | None:
-        """What the server itself said was wrong: as its main process found it, or by the lines that were recorded."""
+        """The server's own error, as its main process recorded it, or as the recorded log lines show it."""
         return find_cause((), self.run.log, served=self.was_ready, recorded=self.end.error)
 
     def of(self, kind: str) -> list[Event]:
-        """The events of a kind."""
+        """Return the events of a kind."""
         return [event for event in self.run.events if event.kind == kind]
 
     def late(self, kind: str) -> list[Event]:
-        """Those of them that may have caused the end."""
+        """Return the events of a kind that were shortly before the end, so that they may have caused it."""
         return [event for event in self.of(kind) if self.end.time - event.time < SHORTLY]
 
     def peak(self, field: str) -> int | None:
-        """The largest of a figure."""
+        """Return the largest value of a field of the samples."""
         return max((value for sample in self.run.samples if (value := getattr(sample, field)) is not None), default=None)
 
     def limit(self, name: str) -> int | None:
-        """A limit in bytes, by its setting's name."""
+        """Return a limit by the name of its setting, in bytes (tasks_max: a count)."""
         return self.run.start.limits.get(name)
 
     def host(self, name: str) -> int:
-        """A figure of the machine, or 0."""
+        """Return a figure of the machine, or 0."""
         value: Any = self.run.start.host.get(name)
         return value if isinstance(value, int) else 0
 
     def arg(self, name: str) -> str:
-        """An option of `vllm serve` as it was written, or "unset"."""
+        """Return an option of `vllm serve` as written, or "unset"."""
         args: Mapping[str, Any] = self.run.start.args
         return str(args[name]) if name in args else "unset"
 
     def env(self, name: str) -> str:
-        """A variable of the server's environment, or "unset"; begin.py says which ones are recorded."""
+        """Return a variable of the server's environment, or "unset"; record/run_start.py lists those that are recorded."""
         return self.run.start.env.get(name, "unset")
 
     def longer(self, setting: str, reason: str, *, least: float = 0.0) -> tuple[SettingChange, ...]:
-        """Twice one of its times, and more than `least` seconds; () where that is not known, or cannot be set."""
+        """Suggest twice a time setting, and more than `least` seconds; () where the time is not known, or cannot be set that long."""
         old = self.run.start.times.get(setting, 0.0)
         new = math.ceil(max(2 * old, least + 1) / _QUARTER) * _QUARTER
         if not 0 < old < new <= _LONGEST:
@@ -149,5 +149,5 @@ class Case:
         return (SettingChange(self.path(setting), format_exact_span(old), format_exact_span(new), reason),)
 
     def path(self, rest: str) -> str:
-        """A setting of this model."""
+        """Return the path of a setting of this model in config.yaml."""
         return f"models.{self.name}.{rest}"

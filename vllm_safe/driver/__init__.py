@@ -1,1 +1,1 @@
-"""NVIDIA's driver and its cards: facts about them, and whether an engine can work on them."""
+"""The NVIDIA driver and its cards: facts about them, and findings on whether an engine can work with them."""

@@ -1,4 +1,4 @@
-"""Facts about NVIDIA's driver and its cards, read from /proc, /sys and /lib/modules below a root that tests may replace, and from NVML."""
+"""Facts about the NVIDIA driver and its cards, from NVML and from /proc, /sys and /lib/modules below a root that tests can replace."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from typing import Any
 
 from vllm_safe.driver import nvml
 
-_NVIDIA, _DISPLAY = "0x10de", "0x03"  # PCI's vendor, and its class of display controllers
-_SECURE_BOOT = "sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"  # UEFI: global variable; 4 bytes of flags, 1
-# nvidia.ko, in Debian nvidia-current.ko and the like; not nvidia-uvm.ko, which comes with it.
+_NVIDIA, _DISPLAY = "0x10de", "0x03"  # PCI vendor ID, and PCI class of display controllers
+_SECURE_BOOT = "sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"  # UEFI global variable: 4 bytes of flags, then 1
+# Matches nvidia.ko, in Debian nvidia-current.ko and similar names; not nvidia-uvm.ko, which belongs to it.
 _MODULE = re.compile(r"^(?:\S*/)?nvidia(?:-current|-tesla|-legacy)?(?:-[0-9]+(?:xx)?)?(?:-open)?\.ko(?:\.\w+)?:", re.MULTILINE)
 _VERSION = re.compile(r"\s(\d{3,4}\.\d+(?:\.\d+)?)\s")
-_TIME = 30.0  # seconds for NVML: the first call of a cold driver takes 2 s a card
+_TIME = 30.0  # seconds for NVML: the first call of a cold driver takes 2 s per card
 _UNKNOWN = 999  # NVML_ERROR_UNKNOWN
-_LONGEST = 1 << 16  # bytes of its answer
+_LONGEST = 1 << 16  # bytes of NVML's answer that are read
 
 
 @dataclass(frozen=True)
 class PciCard:
-    """An NVIDIA display controller on the PCI bus. `driver`: the kernel's driver that it is bound to, or ""."""
+    """An NVIDIA display controller on the PCI bus. `driver`: the kernel driver to which it is bound, or ""."""
 
     address: str
     driver: str = ""
@@ -33,7 +33,7 @@ class PciCard:
 
 @dataclass(frozen=True)
 class NvmlCard:
-    """A card that the driver has. `capability`: its CUDA compute capability; (0, 0) if it does not answer."""
+    """A card of the driver. `capability`: its CUDA compute capability; (0, 0) if it does not respond."""
 
     name: str
     capability: tuple[int, int]
@@ -41,42 +41,42 @@ class NvmlCard:
 
 @dataclass(frozen=True)
 class Nvml:
-    """What NVML says. `error`: what nvmlInit returned; None where there is no NVML."""
+    """The answer of NVML. `error`: the return value of nvmlInit; None if NVML is not installed."""
 
     error: int | None = None
     hung: bool = False  # it did not answer in time
-    library: str = ""  # the version of the driver that the library belongs to
-    driver: str = ""  # the version of the kernel's side
-    cuda: tuple[int, int] = (0, 0)  # the newest CUDA that the driver's libcuda.so.1 knows; (0, 0): there is none
+    library: str = ""  # version of the driver to which the library belongs
+    driver: str = ""  # version of the kernel module
+    cuda: tuple[int, int] = (0, 0)  # newest CUDA version that the driver's libcuda.so.1 supports; (0, 0): no libcuda
     cards: tuple[NvmlCard, ...] = ()
 
 
 @dataclass(frozen=True)
 class Driver:
-    """All that is known of the driver."""
+    """The facts about the driver."""
 
     system: str = ""  # ID and VERSION_ID of os-release: "debian12"
-    kernel: str = ""  # release of the running one
+    kernel: str = ""  # release of the running kernel
     pci: tuple[PciCard, ...] = ()
-    loaded: str = ""  # the version of the kernel module that is loaded
-    built: bool = False  # there is a module for the running kernel
-    secure_boot: bool = False  # the kernel loads signed modules only
+    loaded: str = ""  # version of the loaded kernel module, or ""
+    built: bool = False  # a module exists for the running kernel
+    secure_boot: bool = False  # the kernel loads only signed modules
     nvml: Nvml = Nvml()
 
     @property
     def answers(self) -> bool:
-        """A card can be used now."""
+        """Whether a card can be used now."""
         return self.nvml.cuda > (0, 0) and any(card.capability > (0, 0) for card in self.nvml.cards)
 
     @property
     def installed(self) -> bool:
-        """The driver's programs and libraries are there, whether it works or not."""
+        """Whether the driver's programs and libraries are installed, working or not."""
         return self.nvml.error is not None or self.nvml.hung
 
 
 def read_driver(root: Path = Path("/")) -> Driver:
-    """The facts. Asking NVML loads the driver's module where nothing has yet, as nvidia-smi does."""
-    asked = ask_nvml()  # first: what it loads shows below
+    """Read the facts. NVML loads the kernel module if it is not loaded yet, as nvidia-smi does."""
+    asked = ask_nvml()  # this comes first, since a module that it loads is seen below
     kernel = _text(root / "proc/sys/kernel/osrelease").strip()
     version = _VERSION.search(_text(root / "proc/driver/nvidia/version"))
     return Driver(
@@ -91,10 +91,10 @@ def read_driver(root: Path = Path("/")) -> Driver:
 
 
 def ask_nvml(command: tuple[str, ...] = (sys.executable, "-I", "-B", nvml.__file__), seconds: float = _TIME) -> Nvml:
-    """Ask in a process of its own. One that hangs in the kernel cannot be killed, and is not waited for."""
+    """Query NVML in a separate process. A process that hangs in the kernel cannot be killed, and is not waited for."""
     child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     try:
-        said, _ = child.communicate(timeout=seconds)
+        output, _ = child.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
         child.kill()
         if child.stdout:
@@ -103,7 +103,7 @@ def ask_nvml(command: tuple[str, ...] = (sys.executable, "-I", "-B", nvml.__file
             child.wait(1.0)
         return Nvml(hung=True)
     with suppress(ValueError, KeyError, TypeError, AttributeError):
-        return _nvml(json.loads(said[:_LONGEST]))
+        return _nvml(json.loads(output[:_LONGEST]))
     return Nvml(error=_UNKNOWN)  # the library itself crashed
 
 
@@ -121,7 +121,7 @@ def _nvml(answer: dict[str, Any]) -> Nvml:
 
 
 def _pci_cards(root: Path) -> tuple[PciCard, ...]:
-    """The NVIDIA cards, whatever drives them."""
+    """Read the NVIDIA cards, whatever driver they are bound to."""
     cards = []
     for device in sorted((root / "sys/bus/pci/devices").glob("*")):
         if _text(device / "vendor").strip() == _NVIDIA and _text(device / "class").startswith(_DISPLAY):

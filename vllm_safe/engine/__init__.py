@@ -1,1 +1,1 @@
-"""The engine (vLLM in a virtual environment of its own): facts, decisions and steps of `vllm-safe install`, and the locks."""
+"""The engine (vLLM in its own virtual environment): facts, decisions and steps of `vllm-safe install`, and the lock files."""

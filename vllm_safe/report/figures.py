@@ -1,4 +1,4 @@
-"""The table of figures of a report: each the extreme or the last of a recorded column, and when that was."""
+"""The table of figures of a report: the extreme or the last value of each recorded column, with its time."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from vllm_safe.report.series import phases_of, samples_of
 
 
 class Figure(NamedTuple):
-    """One row. `value` is the recorder's own number (seconds, where `text` is a time that passed)."""
+    """One row of the table. `value` is the recorder's own number (seconds where `text` is a time span)."""
 
     key: str
     label: str
     value: float
     text: str
-    time: float | None = None  # when
+    time: float | None = None  # when it was recorded, in Unix seconds
     limit: int | None = None
     limit_text: str = ""
 
 
 def share_text(share: float) -> str:
-    """0.4213 as a person reads it."""
+    """Return a share of 0..1 as a percentage: 0.4213 as "42%"."""
     return f"{share:.0%}" if not 0 < share < 0.1 else f"{share:.1%}"
 
 
 def rate_text(rate: float) -> str:
-    """Bytes per second."""
+    """Return bytes per second as text."""
     return f"{format_size(int(rate))}/s"
 
 
@@ -42,42 +42,42 @@ def _count_text(count: float) -> str:
 
 
 def format_figure(unit: str) -> Callable[[float], str]:
-    """How a value of a unit (see Plot) is said."""
+    """Return the function that formats a value of a unit (see Plot)."""
     return {"bytes": _size_text, "bytes/s": rate_text, "share": share_text}.get(unit, _count_text)
 
 
-# key of Sample, label, which of the values, how it is said, the limit's name
+# field of Sample, label, function that picks a sample, formatter, name of the limit
 _ROWS: tuple[tuple[str, str, Callable[..., Sample], Callable[[float], str], str], ...] = (
-    ("memory", "Memory of the model, all of it, at most", max, _size_text, "memory_max"),
-    ("anon", "Anonymous memory at most", max, _size_text, ""),
-    ("swap", "Swap of the model at most", max, _size_text, "swap_max"),
-    ("ram_available", "RAM available on the machine at least", min, _size_text, ""),
-    ("swap_free", "Swap free on the machine at least", min, _size_text, ""),
-    ("memory_pressure", "Model waits for memory at most", max, share_text, ""),
-    ("os_memory_pressure", "System waits for memory at most", max, share_text, ""),
-    ("io_pressure", "Model waits for the disk at most", max, share_text, ""),
-    ("os_io_pressure", "System waits for the disk at most", max, share_text, ""),
-    ("disk_read", "Disks read at most", max, rate_text, ""),
-    ("disk_write", "Disks written at most", max, rate_text, ""),
-    ("major_faults", "Major faults in a second at most", max, _count_text, ""),
-    ("read", "Files of the model read", max, _size_text, ""),
-    ("cpu", "CPUs in use at most", max, _count_text, ""),
-    ("requests", "Requests at once at most", max, _count_text, ""),
+    ("memory", "Peak memory of the model, in total", max, _size_text, "memory_max"),
+    ("anon", "Peak anonymous memory of the model", max, _size_text, ""),
+    ("swap", "Peak swap of the model", max, _size_text, "swap_max"),
+    ("ram_available", "Lowest RAM available on the machine", min, _size_text, ""),
+    ("swap_free", "Lowest swap free on the machine", min, _size_text, ""),
+    ("memory_pressure", "Peak memory pressure of the model", max, share_text, ""),
+    ("os_memory_pressure", "Peak memory pressure of the system", max, share_text, ""),
+    ("io_pressure", "Peak I/O pressure of the model", max, share_text, ""),
+    ("os_io_pressure", "Peak I/O pressure of the system", max, share_text, ""),
+    ("disk_read", "Peak disk read rate", max, rate_text, ""),
+    ("disk_write", "Peak disk write rate", max, rate_text, ""),
+    ("major_faults", "Peak major faults per second", max, _count_text, ""),
+    ("read", "Model files read", max, _size_text, ""),
+    ("cpu", "Peak CPUs in use", max, _count_text, ""),
+    ("requests", "Peak concurrent requests", max, _count_text, ""),
     ("tokens", "Tokens generated", max, _count_text, ""),
 )
 
 
 def figures_of(run: Run) -> tuple[Figure, ...]:
-    """The figures that are known of a run."""
+    """Return the figures that are known of a run."""
     samples = samples_of(run)
     rows = [*_times(run)]
-    for key, label, pick, say, limit_name in _ROWS:
+    for key, label, pick, render, limit_name in _ROWS:
         known = [sample for sample in samples if getattr(sample, key) is not None]
         if known:
             found = pick(known, key=attrgetter(key))
             limit = run.start.limits.get(limit_name)
             value = getattr(found, key)
-            rows.append(Figure(key, label, value, say(value), found.time, limit, "" if limit is None else _size_text(limit)))
+            rows.append(Figure(key, label, value, render(value), found.time, limit, "" if limit is None else _size_text(limit)))
     return (*rows, *_gpus(samples))
 
 
@@ -104,7 +104,7 @@ def _gpus(samples: tuple[Sample, ...]) -> list[Figure]:
         rows.append(
             Figure(
                 f"gpu{card}.used",
-                f"Memory of GPU {card} at most",
+                f"Peak memory of GPU {card}",
                 gpu.used,
                 _size_text(gpu.used),
                 most.time,

@@ -1,7 +1,7 @@
-"""A run as one file of HTML that needs nothing else: its text is readable as it is, its plots are drawn from JSON within it.
+"""A report as one self-contained HTML file: its text is readable without scripts, its plots are drawn from embedded JSON.
 
-What comes from the run is data: text is escaped, the JSON cannot end its element, and the policy of the page lets no script run but the
-two that are named in it by their hashes.
+Everything from the run is data. Text is escaped, the JSON cannot close its element, and the Content-Security-Policy of the page allows
+only the two scripts that it names by their hashes.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from vllm_safe.report.local_times import clock_time, date_time, offset_at, zone_
 from vllm_safe.report.redact import redact
 from vllm_safe.report.series import Plot, known_values, last_time, phases_of, plots_of, samples_of
 
-MARK = "<!-- A report of vllm-safe -->"  # how an earlier one is known
+MARK = "<!-- A report of vllm-safe -->"  # the line by which an earlier report is recognised
 _BAD = frozenset({"kernel-oom", "earlyoom", "nvidia", "stall", "hang", "killing"})
-_IN_PHASES = frozenset({"start", "phase"})  # what the phases on the plots show already
+_IN_PHASES = frozenset({"start", "phase"})  # kinds of events that the phases on the plots show already
 _ERROR = re.compile(r"\b(?:ERROR|CRITICAL|FATAL|Traceback|\w+Error|Killed|out of memory)\b")
-_MANY = 5  # lines of one plot, too many to tell the most of each: the figures have it
+_MANY = 5  # lines of one plot, from which on the caption omits the peak of each: the table of figures has them
 _UNSAFE = {ord(char): f"\\u{ord(char):04x}" for char in "<>&"}
 
 
 def render_html(run: Run, verdict: Verdict) -> str:
-    """The whole file."""
+    """Return the whole HTML file."""
     plots = plots_of(run)
     library, own = _asset("uplot/uPlot.iife.min.js"), _asset("page.js")
     style = _asset("uplot/uPlot.min.css") + _asset("page.css")
@@ -54,8 +54,8 @@ def render_html(run: Run, verdict: Verdict) -> str:
 <body>
 <main>
 {body}
-<footer>Made by vllm-safe {__version__} from what was recorded; times are the server's ({_text(zone_at(run.start.time))}). What looks like a
-key or a token was left out of the log. Look through it all the same before you send it.</footer>
+<footer>Made by vllm-safe {__version__} from recorded data. Times are in the server's time zone ({_text(zone_at(run.start.time))}).
+Text that looks like a key or a token was removed; review the report nevertheless before you send it.</footer>
 </main>
 <script type="application/json" id="run">{_json(_data(run, plots))}</script>
 <script>{library}</script>
@@ -66,14 +66,14 @@ key or a token was left out of the log. Look through it all the same before you 
 
 
 def tone_of(event: Event) -> str:
-    """How an event is shown: bad, guard, or "" for what is ordinary."""
+    """Return how an event is shown: "bad", "guard", or "" for an ordinary one."""
     if event.kind in _BAD or (event.kind == "guard" and event.data.get("act") == "kill"):
         return "bad"
     return "guard" if event.kind == "guard" else ""
 
 
 def _data(run: Run, plots: Iterable[Plot]) -> dict[str, Any]:
-    """What the script draws. Times are Unix seconds, `offset` is what the server's clock is ahead of UTC."""
+    """Return the data that the script draws. Times are Unix seconds; `offset` is the server's offset from UTC in seconds."""
     plots = tuple(plots)
     return {
         "name": run.start.name,
@@ -110,8 +110,8 @@ def _top(run: Run, verdict: Verdict) -> Iterator[str]:
     yield f'<p class="where"><b>{_text(run.start.name)}</b> · run <span class="mono">{_text(run.start.run)}</span></p>'
     yield f"<h1>{_text(verdict.sentence)}</h1>"
     span = format_span(last_time(run) - run.start.time)
-    until = f"ended {clock_time(run.end.time, run.start.time)}, after {span}" if run.end else f"known until {span} later"
-    restart = f" It was automatic restart {run.start.restart}." if run.start.restart else ""
+    until = f"ended {clock_time(run.end.time, run.start.time)}, after {span}" if run.end else f"recorded until {span} later"
+    restart = f" This was automatic restart {run.start.restart}." if run.start.restart else ""
     yield f'<p class="soft">Started {date_time(run.start.time)}, {until}.{restart}</p>'
     if verdict.hint:
         yield f"<p><b>{_text(verdict.hint)}</b></p>"
@@ -138,13 +138,13 @@ def _timeline(run: Run, plots: Iterable[Plot]) -> Iterator[str]:
     yield '<h2 id="timeline">Timeline</h2>'
     phases = phases_of(run)
     if not phases:
-        yield '<p class="soft">Nothing was recorded of this run: it was over before the first sample.</p>'
+        yield '<p class="soft">No sample was recorded: the run ended before the first one.</p>'
         return
     yield '<ol class="plain phases" aria-label="Phases">'
     yield from (f"<li><b>{_text(stretch.phase)}</b> {format_span(stretch.end - stretch.begin)}</li>" for stretch in phases)
     yield "</ol>"
-    yield '<p class="soft screen">Numbers above the first plot are those of the events below. Drag over a plot to look closer; '
-    yield "double-click to see all again.</p>"
+    yield '<p class="soft screen">The numbers above the first plot refer to the events below. Drag over a plot to zoom in; '
+    yield "double-click to zoom out.</p>"
     for plot in plots:
         title, words = _text(plot.title), _text(_summary(plot))
         yield f'<figure id="plot-{plot.key}"><figcaption><h3>{title}</h3><p>{words}</p></figcaption>'
@@ -152,16 +152,16 @@ def _timeline(run: Run, plots: Iterable[Plot]) -> Iterator[str]:
 
 
 def _summary(plot: Plot) -> str:
-    """The peak of each line, or of the whole, in words; the least of what should not run out."""
-    tell = format_figure(plot.unit)
+    """Return the peak of each line, or of the whole, as text; the minimum of a resource that should not run out."""
+    render = format_figure(plot.unit)
     if plot.scarce:
-        words = f"at least {tell(min(known_values(line.values for line in plot.lines)))}"
+        words = f"minimum {render(min(known_values(line.values for line in plot.lines)))}"
     elif plot.stacked or len(plot.lines) not in range(2, _MANY):
-        words = f"at most {tell(plot.peak)}"
+        words = f"peak {render(plot.peak)}"
     else:
         shown = [(line.label, max(value for value in line.values if value is not None)) for line in plot.lines]
-        words = "at most: " + ", ".join(f"{label} {tell(most)}" for label, most in shown)
-    return words + (f", {plot.limit_label} {tell(plot.limit)}" if plot.limit is not None else "")
+        words = "peaks: " + ", ".join(f"{label} {render(most)}" for label, most in shown)
+    return words + (f", {plot.limit_label} {render(plot.limit)}" if plot.limit is not None else "")
 
 
 def _events(run: Run) -> Iterator[str]:
@@ -193,7 +193,7 @@ def _figures(run: Run) -> Iterator[str]:
 def _log(run: Run) -> Iterator[str]:
     yield '<h2 id="lines">Last log lines</h2>'
     if not run.log:
-        yield '<p class="soft">The server printed nothing, or nothing that was recorded.</p>'
+        yield '<p class="soft">No output of the server was recorded.</p>'
         return
     lines = (f'<span class="error">{_text(line)}</span>' if _ERROR.search(line) else _text(line) for line in run.log)
     yield '<pre id="log" tabindex="0" role="region" aria-label="Last log lines">' + "\n".join(lines) + "</pre>"
@@ -222,12 +222,12 @@ _SIZES = frozenset({"memory", "swap", "memory_max", "swap_max"})
 
 
 def _pairs(*parts: Mapping[str, Any]) -> Iterator[str]:
-    """One table of all parts: an option of vLLM with the name of a limit must not hide it."""
+    """Yield one table of all parts. An option of vLLM with the name of a limit does not hide the limit."""
     yield "<table><tbody>"
     for key, value in (pair for part in parts for pair in part.items()):
         shown = format_exact(value) if key in _SIZES and isinstance(value, int) else value
         plain = shown if isinstance(shown, str) else json.dumps(shown, ensure_ascii=False)
-        # The name goes with the value through the filter: it is what tells that api-key is a secret.
+        # The name is filtered together with the value, since only the name shows that the value of api-key is a secret.
         safe = redact(f"{key}: {plain}").partition(": ")[2]
         yield f'<tr><th scope="row">{_text(key)}</th><td class="mono">{_text(safe)}</td></tr>'
     yield "</tbody></table>"
@@ -238,15 +238,15 @@ def _asset(name: str) -> str:
 
 
 def _hash(content: str) -> str:
-    """As a policy names a script or a style that is in the page."""
+    """Return the source expression by which a Content-Security-Policy allows an inline script or style."""
     return f"'sha256-{b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"
 
 
 def _json(value: object) -> str:
-    """JSON that can stand in a script element whatever it holds: no "</script", no "<!--"."""
+    """Return JSON that is safe in a script element with any content: without "</script" and "<!--"."""
     return json.dumps(value, separators=(",", ":"), allow_nan=False).translate(_UNSAFE)
 
 
 def _text(text: str) -> str:
-    """As text of HTML or an attribute, without secrets and without what no HTML may hold."""
+    """Return text for HTML or an attribute, without secrets and without characters that HTML does not allow."""
     return escape("".join(char if char.isprintable() or char in "\n\t" else "\ufffd" for char in redact(text)))

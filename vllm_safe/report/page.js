@@ -1,8 +1,8 @@
-// Draws the plots of a report. All that it shows comes from the JSON in #run, and only as text on a canvas or as numbers.
+// Draws the plots of a report. All data comes from the JSON in #run, and is shown only as text on a canvas or as numbers.
 "use strict";
 (() => {
   const run = JSON.parse(document.getElementById("run").textContent);
-  const BREAK = 60; // seconds without a sample: nothing was recorded there, and no line is drawn across
+  const BREAK = 60; // seconds without a sample after which no line is drawn across the gap
   const RANK = ["bad", "guard", ""];
   const STEPS = [1, 2, 5, 10, 20, 50, 100, 200, 500];
   const UNITS = ["B", "KiB", "MiB", "GiB", "TiB"];
@@ -20,11 +20,11 @@
     share: (value) => `${plain(value * 100)} %`,
     count: (value) => (value < 10 ? plain(value) : Math.round(value).toLocaleString("en").replaceAll(",", "\u202f")),
   };
-  // The clock of the server, wherever this is read.
+  // Times in the server's time zone, not in that of the browser.
   const serverTime = (seconds) => uPlot.tzDate(new Date((seconds + run.offset) * 1000), "Etc/UTC");
   const clock = (seconds) => new Date((seconds + run.offset) * 1000).toISOString().slice(11, 19);
 
-  // The columns, with a hole where the recorder was silent.
+  // The columns, with a gap where the recorder wrote no samples.
   const holes = run.time.flatMap((time, at) => (at && time - run.time[at - 1] > BREAK ? [at] : []));
   const holed = (values, filler) => {
     const result = values.slice();
@@ -62,7 +62,7 @@
 
   function events(plot, named) {
     const { ctx, bbox } = plot;
-    const taken = []; // by numbers, from left to right each; what matters most is numbered first
+    const taken = []; // horizontal ranges taken by numbers; the most important events are placed first
     ctx.save();
     ctx.font = `600 ${10 * devicePixelRatio}px ${colour("sans")}`;
     ctx.textAlign = "center";
@@ -92,7 +92,7 @@
     const box = figure.querySelector(".canvas");
     const say = SAY[plot.unit];
     const raw = plot.lines.map((line) => holed(run.columns[line.key], () => null));
-    // The whole is drawn behind its parts: each line is the sum of itself and those below it.
+    // The total is drawn behind its parts: each line is the sum of itself and the lines below it.
     const order = plot.stacked ? raw.map((_, at) => raw.length - 1 - at) : raw.map((_, at) => at);
     const drawn = order.map((at) => (plot.stacked ? sum(raw.slice(0, at + 1)) : raw[at]));
     const series = order.map((at) => ({
@@ -149,12 +149,12 @@
 
   let before = innerWidth;
   addEventListener("resize", () => {
-    if (innerWidth === before) return; // a phone's address bar comes and goes
+    if (innerWidth === before) return; // on a phone only the height changes when the address bar hides
     before = innerWidth;
     for (const { chart, measure } of built) chart.setSize(measure());
   });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
-  // Paper is white and narrower.
+  // For printing, the page is white and narrower.
   addEventListener("beforeprint", () => {
     document.documentElement.classList.add("paper");
     document.querySelector("main").style.width = "700px";

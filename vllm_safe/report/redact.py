@@ -1,4 +1,4 @@
-"""Secrets, as they appear in what servers print. Leave one thing too many out rather than one too few: a report is sent to strangers."""
+"""Removal of secrets from the output of servers. It removes too much rather than too little, since reports are sent to strangers."""
 
 from __future__ import annotations
 
@@ -6,32 +6,32 @@ import re
 
 REMOVED = "[removed]"
 
-# Names whose value is a secret, by how they end. Not `token` alone: vLLM's log is full of eos_token_id=2 and max_tokens=16.
+# Endings of names whose value is a secret. `token` alone is not one: vLLM's log is full of eos_token_id=2 and max_tokens=16.
 _SECRET_NAME = re.compile(
     r"(?:api[_-]?keys?|secret(?:[_-][\w-]*)?|passw(?:or)?d|passphrase|credentials?|private[_-]?key|"
     r"(?:access|auth|hub|hf|huggingface|hugging_face_hub|bearer|github|ngc|refresh|session|id)[_-]?tokens?)\Z",
     re.IGNORECASE,
 )
 _QUOTED = r"\"(?:[^\"\\]|\\.)*\"?|'(?:[^'\\]|\\.)*'?"
-# A name and what parts it from its value: api_key=..., 'api_key': ['...'], "api-key": "..."; a space does only after an option's.
+# A name and the separator before its value: api_key=..., 'api_key': ['...'], "api-key": "...". A space separates only after an option.
 _NAMED = re.compile(r"(?<![\w-])([\w-]++)([\"']?\s*+[=:]\s*+|\s++)")
-# None, False and nothing at all stay as they are.
+# The values None, null, False and True, and an empty value, are kept.
 _VALUE = re.compile(rf"(?!(?:None|null|False|True)\b)(?:\[[^\]]*\]?|\([^)]*\)?|{_QUOTED}|[^\s,;\])}}\"']+)", re.IGNORECASE)
 
-# Whoever may write to the log may try to keep a report from being made: the time that each pattern takes is linear in the length of the
-# text. None looks through the whole of a run of characters from each place within it, and none can split a run in more than one way.
+# A program that writes to the log may try to prevent a report. Each pattern therefore takes time linear in the length of the text: none
+# scans a whole run of characters from each position within it, and none can split a run in more than one way.
 _HEADERS = (
-    # Authorization: Bearer ..., and the same as a header in a list or an object
+    # Authorization: Bearer ..., and the same header in a list or an object
     (re.compile(rf"((?:proxy-)?authorization[\"']?\s*[:=,]\s*)({_QUOTED}|[^\s,;\"']+(?:\s+[^\s,;\"']+)?)", re.IGNORECASE), r"\1" + REMOVED),
     (re.compile(r"\b(bearer|basic)\s+[\w.~+/=-]{8,}", re.IGNORECASE), r"\1 " + REMOVED),
     (re.compile(r"((?:set-)?cookie[\"']?\s*:\s*).+", re.IGNORECASE), r"\1" + REMOVED),
 )
 _SHAPES = (
-    # The user and the password of an address
+    # User and password of a URL
     (re.compile(r"(://)[^\s/@]+@"), r"\1" + REMOVED + "@"),
-    # What a signed download carries
+    # Query parameters of a signed download
     (re.compile(r"([?&](?:signature|sig|x-amz-[\w-]+|token|key-pair-id|policy)=)[^&\s\"']+", re.IGNORECASE), r"\1" + REMOVED),
-    # Keys by their own shape: Hugging Face, OpenAI and those like it, GitHub, GitLab, AWS, Google, NVIDIA, Slack, JWT
+    # Keys recognised by their format: Hugging Face, OpenAI and similar, GitHub, GitLab, AWS, Google, NVIDIA, Slack, JWT
     (
         re.compile(
             r"\b(?:(?:hf|api_org)_[A-Za-z0-9]{16,}|sk-[\w-]{16,}|(?:gh[pousr]_|github_pat_)\w{20,}|glpat-[\w-]{16,}|"
@@ -44,7 +44,7 @@ _SHAPES = (
 
 
 def redact(text: str) -> str:
-    """Return the text without what looks like a key, a token or a password."""
+    """Return the text without parts that look like a key, a token or a password."""
     for pattern, replacement in _HEADERS:
         text = pattern.sub(replacement, text)
     text = _without_named(text)
@@ -54,13 +54,13 @@ def redact(text: str) -> str:
 
 
 def _without_named(text: str) -> str:
-    """Remove the values of what has a secret's name."""
-    kept, copied, at = [], 0, 0
-    while named := _NAMED.search(text, at):
-        at = named.end()
+    """Remove the values whose names are those of secrets."""
+    kept, copied, position = [], 0, 0
+    while named := _NAMED.search(text, position):
+        position = named.end()
         if named[2].isspace() and not named[1].startswith("--"):
             continue
-        if _SECRET_NAME.search(named[1]) and (value := _VALUE.match(text, at)):
-            kept += [text[copied:at], REMOVED]
-            copied = at = value.end()
+        if _SECRET_NAME.search(named[1]) and (value := _VALUE.match(text, position)):
+            kept += [text[copied:position], REMOVED]
+            copied = position = value.end()
     return "".join([*kept, text[copied:]])

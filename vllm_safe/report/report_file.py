@@ -1,4 +1,4 @@
-"""Putting a report where it was asked for: whole or not at all, for its owner's eyes, and never over anything but an earlier report."""
+"""Writing of a report file: atomically, readable only by its owner, and replacing nothing but an earlier report."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from vllm_safe.report.html_report import MARK
 
 
 def write_report(path: Path, page: str, *, force: bool = False) -> None:
-    """Write the page to `path` (0600). Failure if something else is there, unless `force`; a link is replaced, never followed."""
+    """Write the page to `path` with mode 0600.
+
+    Raises Failure if another file exists there, unless `force`. A symbolic link is replaced, never followed.
+    """
     try:
         folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
@@ -21,7 +24,7 @@ def write_report(path: Path, page: str, *, force: bool = False) -> None:
         write_in_folder(folder, path.name, page.encode(), replace=force or _is_report(folder, path.name))
     except FileExistsError:
         raise Failure(
-            f"{path} is there, and is no report of vllm-safe", hint="Name another file with -o, or overwrite it with --force."
+            f"{path} exists and is not a report of vllm-safe", hint="Choose another file with -o, or overwrite it with --force."
         ) from None
     except OSError as error:
         raise Failure(f"cannot write {path}: {(error.strerror or str(error)).lower()}") from error
@@ -30,7 +33,7 @@ def write_report(path: Path, page: str, *, force: bool = False) -> None:
 
 
 def _is_report(folder: int, name: str) -> bool:
-    """Whether an earlier report is there. A pipe or a device is not even waited for, a link not followed."""
+    """Decide whether an earlier report exists there, without waiting for a pipe or a device and without following a link."""
     try:
         handle = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
     except OSError:

@@ -1,6 +1,6 @@
-"""What a report draws of a run, as plain values: the page embeds them as JSON, the terminal draws the same. Pure.
+"""The plots of a run as plain values, which the HTML page embeds as JSON and the terminal report draws. Pure.
 
-Units are the recorder's: bytes, bytes per second, shares 0..1, Unix seconds. No number is rounded or made up here.
+Units are the recorder's: bytes, bytes per second, shares 0..1, Unix seconds. No number is rounded or interpolated.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from typing import NamedTuple
 from vllm_safe.contract.recorded_run import Run, Sample
 
 Column = tuple[float | None, ...]
-_BEYOND_HEADROOM = 4  # a limit this much higher than all that was used would flatten the line: it is said in words only
+_BEYOND_HEADROOM = 4  # a limit above this multiple of the peak would flatten the line: it is only named in the caption
 
 
 class PlotLine(NamedTuple):
-    """One line of a plot. Its values are as many as the samples; None where nothing is known."""
+    """One line of a plot, with a value for each sample; None where the value is not known."""
 
-    key: str  # of Sample, or gpu0.used
+    key: str  # field of Sample, or gpu0.used
     label: str
     values: Column
 
 
 class Plot(NamedTuple):
-    """One plot: what is measured in the same unit. `stacked`: the lines add up to a whole."""
+    """One plot of values in the same unit. `stacked`: the lines add up to a total."""
 
     key: str
     title: str
@@ -33,23 +33,23 @@ class Plot(NamedTuple):
     limit: int | None = None
     limit_label: str = ""
     stacked: bool = False
-    scarce: bool = False  # the least of it matters
+    scarce: bool = False  # the minimum matters, not the peak
 
     @property
     def peak(self) -> float:
-        """The highest value drawn."""
+        """Highest value drawn."""
         columns = [line.values for line in self.lines]
         tops = [sum(value or 0 for value in row) for row in zip(*columns, strict=True)] if self.stacked else known_values(columns)
         return max(tops, default=0.0)
 
     @property
     def limit_fits(self) -> bool:
-        """Whether the limit can be drawn without flattening what was used."""
+        """Whether the limit can be drawn without flattening the lines."""
         return self.limit is not None and self.limit <= _BEYOND_HEADROOM * self.peak
 
 
 class PhaseSpan(NamedTuple):
-    """A phase, from when until when."""
+    """A phase with its begin and end, in Unix seconds."""
 
     phase: str
     begin: float
@@ -61,7 +61,7 @@ class _Kind(NamedTuple):
     title: str
     unit: str
     lines: tuple[tuple[str, str], ...]  # field of Sample, label
-    limit: str = ""  # its name among the limits of a run
+    limit: str = ""  # name of the limit in Run.start.limits
     limit_label: str = ""
     stacked: bool = False
     scarce: bool = False
@@ -72,27 +72,27 @@ _KINDS = (
         "memory",
         "Memory of the model",
         "bytes",
-        (("anon", "anonymous"), ("shmem", "shared"), ("file", "files' cache")),
+        (("anon", "anonymous"), ("shmem", "shared"), ("file", "page cache")),
         "memory_max",
         "memory_max",
         stacked=True,
     ),
     _Kind("swap", "Swap", "bytes", (("swap", "of the model"), ("swap_free", "free on the machine")), "swap_max", "swap_max"),
-    _Kind("available", "RAM that is available on the machine", "bytes", (("ram_available", "available"),), scarce=True),
+    _Kind("available", "RAM available on the machine", "bytes", (("ram_available", "available"),), scarce=True),
     _Kind(
         "pressure",
-        "Pressure: share of the time in which all waits for it",
+        "Pressure (PSI full): share of time in which all tasks stall",
         "share",
         (
             ("memory_pressure", "memory (model)"),
-            ("io_pressure", "disk (model)"),
+            ("io_pressure", "I/O (model)"),
             ("os_memory_pressure", "memory (system)"),
-            ("os_io_pressure", "disk (system)"),
+            ("os_io_pressure", "I/O (system)"),
         ),
     ),
     _Kind("disk", "Disks of the machine", "bytes/s", (("disk_read", "read"), ("disk_write", "written"))),
-    _Kind("faults", "Pages of the model fetched back from disk, each second", "count", (("major_faults", "major faults"),)),
-    _Kind("read", "Files of the model read so far", "bytes", (("read", "read"),)),
+    _Kind("faults", "Major page faults of the model per second", "count", (("major_faults", "major faults"),)),
+    _Kind("read", "Model files read since the start", "bytes", (("read", "read"),)),
     _Kind("cpu", "CPUs in use by the model", "count", (("cpu", "cores"),)),
     _Kind("requests", "Requests running", "count", (("requests", "requests"),)),
     _Kind("tokens", "Tokens generated since the start", "count", (("tokens", "tokens"),)),
@@ -100,19 +100,19 @@ _KINDS = (
 
 
 def samples_of(run: Run) -> tuple[Sample, ...]:
-    """In the order of time, which a clock that was set back may have broken."""
+    """Return the samples sorted by time, since a clock that was set back may have disordered them."""
     return tuple(sorted(run.samples, key=attrgetter("time")))
 
 
 def plots_of(run: Run) -> tuple[Plot, ...]:
-    """The plots of a run that have anything to show."""
+    """Return the plots of a run that have at least one value."""
     samples = samples_of(run)
     found = [_plot(kind, samples, run) for kind in _KINDS] + list(_gpu_plots(samples))
     return tuple(plot for plot in found if plot.lines)
 
 
 def phases_of(run: Run) -> tuple[PhaseSpan, ...]:
-    """What it went through, from the start to the end or to the last that is known."""
+    """Return the phases of the run, from the start to the end or to the last sample."""
     stretches: list[PhaseSpan] = []
     for sample in samples_of(run):
         if not stretches:
@@ -128,13 +128,13 @@ def phases_of(run: Run) -> tuple[PhaseSpan, ...]:
 
 
 def last_time(run: Run) -> float:
-    """The last moment of which something is known."""
+    """Return the time of the end, or of the last record if there is no end."""
     known = [run.start.time, *(sample.time for sample in run.samples), *(event.time for event in run.events)]
     return max(known) if run.end is None else run.end.time
 
 
 def known_values(columns: Iterable[Column]) -> list[float]:
-    """All that is known."""
+    """Return all values that are known."""
     return [value for column in columns for value in column if value is not None]
 
 
@@ -155,8 +155,8 @@ def _gpu_plots(samples: tuple[Sample, ...]) -> Iterable[Plot]:
         )
 
     totals = {gpu.total for sample in samples for gpu in sample.gpus}
-    yield Plot("gpu-memory", "GPU memory", "bytes", lines("used"), max(totals, default=None), "of a card")
-    yield Plot("gpu-busy", "GPUs: share of the time in which they compute", "share", lines("busy"))
+    yield Plot("gpu-memory", "GPU memory", "bytes", lines("used"), max(totals, default=None), "per card")
+    yield Plot("gpu-busy", "GPU utilization: share of time in which a card computes", "share", lines("busy"))
 
 
 def _with_values(lines: Iterable[PlotLine]) -> tuple[PlotLine, ...]:

@@ -1,4 +1,4 @@
-"""The same report in a terminal of 80 columns: the verdict, the plots, the figures, the events and the last lines."""
+"""The report for a terminal of 80 columns: verdict, plots, figures, events and last log lines."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from vllm_safe.report.redact import redact
 from vllm_safe.report.series import Plot, PlotLine, known_values, last_time, phases_of, plots_of, samples_of
 
 _COLUMNS = 80
-_WIDTH, _HEIGHT = 64, 7  # of a plot, in characters, without its axes
+_WIDTH, _HEIGHT = 64, 7  # size of a plot in characters, without its axes
 _COLOURS = ("blue", "yellow", "green", "magenta", "cyan", "red", "white")
 _LOG_LINES = 20
-_LEAST_POINTS = 5  # of a line that shows a course; fewer are dots
+_LEAST_POINTS = 5  # the fewest points of a line that shows a trend; fewer are mere dots
 
 
 def render_text(run: Run, verdict: Verdict, bold: Callable[[str], str], *, colours: bool) -> Iterator[str]:
-    """Lines without secrets and without what steers a terminal, but for `bold` and the colours of the plots."""
+    """Yield lines without secrets, and without control sequences except those of `bold` and of the colours of the plots."""
     yield from map(bold, _wrapped(verdict.sentence))
-    until = f"ended {clock_time(run.end.time, run.start.time)}" if run.end else "no end is recorded"
+    until = f"ended {clock_time(run.end.time, run.start.time)}" if run.end else "no end recorded"
     yield f"started {date_time(run.start.time)}, {until}; {format_span(last_time(run) - run.start.time)}"
     for moment, text in verdict.evidence:
         yield from _wrapped(text, "          " if moment is None else f"{clock_time(moment, run.start.time):<10}")
@@ -54,7 +54,7 @@ def render_text(run: Run, verdict: Verdict, bold: Callable[[str], str], *, colou
 
 
 def _plots(run: Run, bold: Callable[[str], str], *, colours: bool) -> Iterator[str]:
-    """The plots in which there is something to see; the others by their names."""
+    """Yield the plots that show something, and then the titles of the others."""
     few, zero = [], []
     for plot in plots_of(run):
         if max(sum(value is not None for value in line.values) for line in plot.lines) < _LEAST_POINTS:
@@ -64,14 +64,14 @@ def _plots(run: Run, bold: Callable[[str], str], *, colours: bool) -> Iterator[s
         else:
             yield ""
             yield from _drawn(run, plot, bold, colours=colours)
-    for why, titles in ((f"Not drawn, with fewer than {_LEAST_POINTS} samples", few), ("0 all the time", zero)):
+    for reason, titles in ((f"Not drawn (fewer than {_LEAST_POINTS} samples)", few), ("Not drawn (always 0)", zero)):
         if titles:
             yield ""
-            yield from _wrapped(f"{why}: {'; '.join(titles)}")
+            yield from _wrapped(f"{reason}: {'; '.join(titles)}")
 
 
 def _drawn(run: Run, plot: Plot, bold: Callable[[str], str], *, colours: bool) -> Iterator[str]:
-    """One plot: its title, its lines, its axes, and the colour or the order of its lines."""
+    """Yield one plot: its title, its lines, its axes, and its legend by colour or order."""
     times = [sample.time for sample in samples_of(run)]
     begin, end = min(run.start.time, times[0]), max(last_time(run), times[-1], run.start.time + 1)
     top = max(plot.peak, float(plot.limit or 0) if plot.limit_fits else 0.0, 0.1 if plot.unit == "share" else 0.0) or 1.0
@@ -80,36 +80,39 @@ def _drawn(run: Run, plot: Plot, bold: Callable[[str], str], *, colours: bool) -
     figure.set_x_limits(begin, end)
     figure.set_y_limits(0, top * 1.05)
     figure.x_label = figure.y_label = ""
-    tell = format_figure(plot.unit)
-    figure.y_ticks_fkt = lambda low, _: f"{tell(max(0.0, low)):>10}"
+    render = format_figure(plot.unit)
+    figure.y_ticks_fkt = lambda low, _: f"{render(max(0.0, low)):>10}"
     figure.x_ticks_fkt = lambda low, _: clock_time(low, low)
     lines = _stacked(plot.lines) if plot.stacked else plot.lines
     for line, colour in zip(lines, _COLOURS * 2, strict=False):
-        known = _thinned([(at, value) for at, value in zip(times, line.values, strict=True) if value is not None])
-        figure.plot([at for at, _ in known], [value for _, value in known], lc=colour if colours else None)
+        known = _thinned([(time, value) for time, value in zip(times, line.values, strict=True) if value is not None])
+        figure.plot([time for time, _ in known], [value for _, value in known], lc=colour if colours else None)
     if plot.limit is not None and plot.limit_fits:
         figure.plot([begin, end], [plot.limit, plot.limit], lc="red" if colours else None)
-    yield bold(plot.title) + (f"; {plot.limit_label} {tell(plot.limit)}" if plot.limit is not None else "")
+    yield bold(plot.title) + (f"; {plot.limit_label} {render(plot.limit)}" if plot.limit is not None else "")
     *rows, axis, marks = figure.show().splitlines()[1:]
     yield from (line.rstrip() for line in rows)
-    yield axis.removesuffix("> ()")[:_COLUMNS]  # x needs no name: it is time
-    yield marks[: _COLUMNS - 8].rstrip()  # without the last mark, which would not fit
+    yield axis.removesuffix("> ()")[:_COLUMNS]  # the x axis is time and needs no label
+    yield marks[: _COLUMNS - 8].rstrip()  # without the last tick label, which would not fit
     names = [plotille.color(line.label, fg=colour, no_color=not colours) for line, colour in zip(lines, _COLOURS * 2, strict=False)]
     yield f"{'':13}{', '.join(names)}"
 
 
 def _thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The lowest and the highest of each stretch that is narrower than a dot: nobody sees more, and a day is drawn in seconds."""
+    """Return the lowest and the highest point of each stretch narrower than a dot.
+
+    No more is visible, and a day is drawn within seconds.
+    """
     size = len(points) // (4 * _WIDTH) + 1
     stretches = (points[first : first + size] for first in range(0, len(points), size))
     return [point for part in stretches for point in sorted({min(part, key=itemgetter(1)), max(part, key=itemgetter(1))})]
 
 
 def _stacked(lines: tuple[PlotLine, ...]) -> tuple[PlotLine, ...]:
-    """Each line as the sum of itself and those before it."""
+    """Return each line as the sum of itself and the lines before it."""
     rows = [[0.0] * len(lines[0].values)]
     for line in lines:
-        rows.append([below + (value or 0) for below, value in zip(rows[-1], line.values, strict=True)])
+        rows.append([base + (value or 0) for base, value in zip(rows[-1], line.values, strict=True)])
     labels = [line.label if not number else f"+ {line.label}" for number, line in enumerate(lines)]
     return tuple(line._replace(label=label, values=tuple(row)) for line, label, row in zip(lines, labels, rows[1:], strict=True))
 

@@ -1,1 +1,1 @@
-"""Run a program as user vllm, in a sandbox of systemd's and under limits."""
+"""Execution of programs as user vllm, in a systemd sandbox and under limits."""

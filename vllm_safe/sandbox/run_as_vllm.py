@@ -1,10 +1,10 @@
-"""Run a program as user vllm: in vllm.slice, in a sandbox, under limits, its progress shown, ended when we end.
+"""Execution of a program as user vllm: in vllm.slice, sandboxed, under limits, with its progress shown, and ended with the caller.
 
-Everything that downloads code or models, or that opens what was downloaded, runs through here and never as root. systemd-run makes a
-transient service (works on systemd 252 to 262) whose name is fixed, so that what a killed run left behind is found and ended by the next.
+Everything that downloads code or models, or opens downloaded files, runs through this module and never as root. systemd-run creates a
+transient service (works on systemd 252 to 262) with a fixed name, so that the next run finds and ends what a killed run left behind.
 
-The program's stdout is data for us. Its stderr is shown as it comes, through a terminal of its own where ours is one: it draws its
-progress, but never holds root's terminal, which it could read from.
+The program's stdout is data for the caller. Its stderr is shown as it arrives; on a terminal it goes through a pseudoterminal of its own,
+so that the program can draw its progress but never gets root's terminal, from which it could read.
 """
 
 from __future__ import annotations
@@ -32,12 +32,13 @@ from vllm_safe.common.systemctl import show_properties
 from vllm_safe.common.terminal import ESCAPES
 from vllm_safe.sandbox.terminal_filter import TerminalFilter
 
-TAIL = 64 * 1024  # bytes of stderr that are kept to explain a failure
+TAIL = 64 * 1024  # bytes of stderr kept to explain a failure
 _PROXIES = tuple(name for word in ("http_proxy", "https_proxy", "all_proxy", "no_proxy") for name in (word, word.upper()))
-DATA = 4 * 1024 * 1024  # bytes of stdout at most: the program is not trusted with our memory
+DATA = 4 * 1024 * 1024  # bytes of stdout kept at most: an untrusted program must not fill the caller's memory
 
-# The sandbox: reads the system, writes only where it is told to, gains nothing, sees nobody's home. ProtectHome=tmpfs would do for the
-# homes, but from systemd 257 on it keeps the mode of /root, and then what is named as `readable` below it cannot be reached.
+# The sandbox: the program can read the system, writes only to `writable`, gains no privileges, and sees no home directory.
+# ProtectHome=tmpfs would hide the homes too, but since systemd 257 it keeps the mode of /root, so that a `readable` path below it
+# could not be reached.
 SANDBOX = (
     "Type=exec",
     f"Slice={MODELS_SLICE}",
@@ -73,32 +74,32 @@ SANDBOX = (
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a program ended. `result` is systemd's: success, exit-code, signal, timeout, oom-kill ...; "not-started" if it never ran."""
+    """The end of a program. `result` is systemd's: success, exit-code, signal, timeout, oom-kill ...; "not-started" if it never ran."""
 
     result: str
-    status: int  # the program's exit status, or the number of the signal that ended it
+    status: int  # exit status of the program, or the number of the signal that ended it
     stdout: str
     stderr: str  # the last TAIL bytes, without terminal control sequences
 
     @property
     def ok(self) -> bool:
-        """The program ended by itself with exit status 0."""
+        """Whether the program exited with status 0."""
         return self.result == "success"
 
     @property
     def last_line(self) -> str:
-        """The last line of stderr that says anything, or ""."""
+        """The last non-empty line of stderr, or ""."""
         return next((line.strip() for line in reversed(self.stderr.splitlines()) if line.strip()), "")
 
 
 @dataclass(frozen=True)
 class AsVllm:
-    """A step: run `argv` as user vllm.
+    """A step that runs `argv` as user vllm.
 
-    unit: the transient service's name, without ".service"; purpose: what it does, in the imperative, for people.
-    env: variables, never secrets; credentials: name -> file that root reads, found below $CREDENTIALS_DIRECTORY.
-    writable, readable: folders it may write, or read although they are in /home, /root or /run/user.
-    memory_max, swap_max: bytes; time_limit: seconds. Without `network` it has none; without `devices` it sees no GPU.
+    unit: name of the transient service, without ".service"; purpose: what it does, in the imperative, for people.
+    env: variables, never secrets; credentials: name -> file that root reads, which appears in $CREDENTIALS_DIRECTORY.
+    writable: folders that it may write; readable: folders in /home, /root or /run/user that it may read.
+    memory_max, swap_max: bytes; time_limit: seconds. Without `network` it has no network; without `devices` it has no GPU.
     """
 
     unit: str
@@ -115,17 +116,17 @@ class AsVllm:
     devices: bool = False
 
     def describe(self) -> str:
-        """Say what it does, and the program as a shell would take it."""
+        """Describe the purpose, and the program as a shell command."""
         return f"{self.purpose}, as user {USER}: {shlex.join(self.argv)}"
 
     def run(self) -> None:
-        """Run it to its end. Raises Failure if it does not succeed."""
+        """Run the program to its end. Raises Failure if it does not succeed."""
         outcome = self.outcome()
         if not outcome.ok:
             raise program_failure(self, outcome)
 
     def command(self) -> tuple[str, ...]:
-        """Return the call of systemd-run."""
+        """Return the command line of systemd-run."""
         properties = [
             *SANDBOX,
             f"MemoryMax={self.memory_max}",
@@ -136,7 +137,7 @@ class AsVllm:
             *(f"BindReadOnlyPaths={_quoted(path)}" for path in self.readable),
             *(f"LoadCredential={name}:{path}" for name, path in self.credentials.items()),
             *([f"RuntimeMaxSec={self.time_limit}"] if self.time_limit else []),
-            *(["SupplementaryGroups=video"] if self.devices else []),  # whose the cards are in Debian, as in vllm@.service
+            *(["SupplementaryGroups=video"] if self.devices else []),  # the group of the cards in Debian, as in vllm@.service
         ]
         environment = {"HOME": str(HOME), "LANG": "C.UTF-8", "TERM": os.environ.get("TERM", "dumb"), **self.env}
         return (
@@ -148,10 +149,10 @@ class AsVllm:
         )
 
     def outcome(self, *, quiet: bool = False) -> Outcome:
-        """Run it to its end and tell how it went; `quiet` shows nothing of it. Raises Failure where it cannot even be tried."""
+        """Run the program to its end and return how it ended. `quiet` hides its stderr. Raises Failure if it cannot be started here."""
         _require_systemd_and_user()
         with _ended_on_signals():
-            _end(self.unit)  # of a run that was killed; who runs beside us is kept out by `alone`
+            _end(self.unit)  # left by a run that was killed; lock_unit excludes a concurrent run
             try:
                 status, stdout, stderr = _pump(self.command(), quiet=quiet)
                 result = "success" if status == 0 else _result_of(self.unit)
@@ -161,18 +162,18 @@ class AsVllm:
 
 
 def program_failure(task: AsVllm, outcome: Outcome) -> Failure:
-    """Return the failure to report when nothing more is known than how the program ended."""
-    said = f": {outcome.last_line}" if outcome.last_line else ""
+    """Return the failure to report when only the end of the program is known."""
+    error = f": {outcome.last_line}" if outcome.last_line else ""
     if outcome.result == "oom-kill":
         message = f"could not {task.purpose}: it needed more than {task.memory_max // 2**20} MiB of RAM"
         return Failure(message, hint="Stop a model (systemctl stop 'vllm@*') and run the same command again.")
     if outcome.result == "timeout":
-        return Failure(f"could not {task.purpose}: it took longer than {task.time_limit} s{said}")
-    return Failure(f"could not {task.purpose}{said or f' ({outcome.result}, status {outcome.status})'}")
+        return Failure(f"could not {task.purpose}: it took longer than {task.time_limit} s{error}")
+    return Failure(f"could not {task.purpose}{error or f' ({outcome.result}, status {outcome.status})'}")
 
 
 def network_environment() -> dict[str, str]:
-    """Return what a download needs of our own environment: the proxy, and the system's certificates (with a company's own CA)."""
+    """Return the variables that a download needs: the caller's proxy, and the system's certificates (including a company's own CA)."""
     withheld = withheld_proxies()
     proxies = {name: os.environ[name] for name in _PROXIES if name in os.environ and name not in withheld}
     bundle = "/etc/ssl/certs/ca-certificates.crt"
@@ -180,16 +181,16 @@ def network_environment() -> dict[str, str]:
 
 
 def withheld_proxies() -> tuple[str, ...]:
-    """Return the variables whose proxy has a password: everybody can read a service's environment, so they are not passed on."""
+    """Return the variables whose proxy has a password. They are not passed on, since any user can read a service's environment."""
     return tuple(name for name in _PROXIES if "@" in os.environ.get(name, ""))
 
 
 @contextlib.contextmanager
 def lock_unit(unit: str, what: str) -> Iterator[None]:
-    """Hold the lock of `unit` while the body runs. Raises Failure if another process has it: `what` is running already."""
+    """Hold the lock of `unit` while the body runs. Raises Failure if another process has it, since `what` is then running already."""
 
     def refuse() -> None:
-        raise Failure(f"{what} is running already", hint=f"Wait for it, or end it with Ctrl-C where it runs. Its service: {unit}.")
+        raise Failure(f"{what} is running already", hint=f"Wait for it, or stop it with Ctrl-C where it runs. Its service is {unit}.")
 
     with run_lock.hold_lock(unit, refuse):
         yield
@@ -200,13 +201,13 @@ def _require_systemd_and_user() -> None:
         raise Failure("this needs root", hint="Run it with sudo.")
     if not Path("/run/systemd/system").is_dir():
         raise Failure(
-            "systemd does not run here",
-            hint="Programs are run under its limits: boot the chroot or container, systemd-nspawn --boot --directory=FOLDER.",
+            "systemd is not running here",
+            hint="Programs run under its limits: boot the chroot or container, such as with systemd-nspawn --boot --directory=FOLDER.",
         )
     try:
         pwd.getpwnam(USER)
     except KeyError:
-        raise Failure(f"there is no user {USER}", hint="The package makes it; again: systemd-sysusers") from None
+        raise Failure(f"the user {USER} does not exist", hint="The package creates it; to do so again, run: systemd-sysusers") from None
 
 
 def _quoted(path: Path) -> str:
@@ -215,7 +216,7 @@ def _quoted(path: Path) -> str:
 
 
 def _end(unit: str) -> None:
-    """Stop the service and forget it, if it is there."""
+    """Stop the service if it exists, and reset its failed state."""
     for verb in ("stop", "reset-failed"):
         subprocess.run(["systemctl", verb, f"{unit}.service"], check=False, capture_output=True)
 
@@ -228,7 +229,7 @@ def _result_of(unit: str) -> str:
 
 @contextlib.contextmanager
 def _ended_on_signals() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP (a lost ssh connection) end the body as Ctrl-C does, so that the service is stopped too."""
+    """Let SIGTERM and SIGHUP (a lost SSH connection) end the body as Ctrl-C does, so that the service is stopped too."""
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
@@ -242,22 +243,22 @@ def _ended_on_signals() -> Iterator[None]:
 
 
 def _pump(command: tuple[str, ...], *, quiet: bool) -> tuple[int, str, bytes]:
-    """Run the command; copy its stderr to ours as it comes. Returns its status, stdout and the tail of stderr."""
-    ours, theirs = _channel(terminal=not quiet and sys.stderr.isatty())
-    stdout, tail, tame = bytearray(), bytearray(), TerminalFilter()
-    with os.fdopen(ours, "rb", buffering=0) as errors:
+    """Run the command and copy its stderr to stderr as it arrives. Returns its status, its stdout and the tail of its stderr."""
+    reading, writing = _channel(terminal=not quiet and sys.stderr.isatty())
+    stdout, tail, terminal_filter = bytearray(), bytearray(), TerminalFilter()
+    with os.fdopen(reading, "rb", buffering=0) as errors:
         try:
-            # A process group of its own: Ctrl-C reaches us alone, and we stop the service.
-            child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=theirs, process_group=0)
+            # The child has its own process group: Ctrl-C reaches only this process, which then stops the service.
+            child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=writing, process_group=0)
         finally:
-            os.close(theirs)
+            os.close(writing)
         with child, selectors.DefaultSelector() as selector:
             selector.register(child.stdout or errors, selectors.EVENT_READ, stdout)
             selector.register(errors, selectors.EVENT_READ, tail)
             try:
                 while selector.get_map():
                     for key, _ in selector.select():
-                        _copy(selector, key, tame if key.data is tail and not quiet else None)
+                        _copy(selector, key, terminal_filter if key.data is tail and not quiet else None)
                     del tail[:-TAIL], stdout[DATA:]
             except BaseException:
                 child.terminate()
@@ -265,30 +266,30 @@ def _pump(command: tuple[str, ...], *, quiet: bool) -> tuple[int, str, bytes]:
         return child.returncode, stdout.decode(errors="replace"), bytes(tail)
 
 
-def _copy(selector: selectors.BaseSelector, key: selectors.SelectorKey, tame: TerminalFilter | None) -> None:
+def _copy(selector: selectors.BaseSelector, key: selectors.SelectorKey, terminal_filter: TerminalFilter | None) -> None:
     try:
         data = os.read(key.fd, 65536)
-    except OSError:  # EIO: the other side of a terminal is closed
+    except OSError:  # EIO: the other side of the pseudoterminal is closed
         data = b""
     if not data:
         selector.unregister(key.fileobj)
     key.data.extend(data)
-    if tame:
-        with contextlib.suppress(OSError):  # our own stderr is gone: go on, the work matters more
-            sys.stderr.buffer.write(tame(data))
+    if terminal_filter:
+        with contextlib.suppress(OSError):  # if stderr is closed, the program continues without it
+            sys.stderr.buffer.write(terminal_filter(data))
             sys.stderr.buffer.flush()
 
 
 def _channel(*, terminal: bool) -> tuple[int, int]:
-    """Our side and the program's side of its stderr: a terminal of our size, that changes nothing on the way, or a pipe."""
+    """Open the reading and the writing side of the program's stderr: a raw pseudoterminal of the caller's size, or a pipe."""
     if not terminal:
         return os.pipe()
-    ours, theirs = os.openpty()
-    mode = termios.tcgetattr(theirs)
+    reading, writing = os.openpty()
+    mode = termios.tcgetattr(writing)
     mode[1] &= ~termios.OPOST
-    termios.tcsetattr(theirs, termios.TCSANOW, mode)
-    termios.tcsetwinsize(theirs, termios.tcgetwinsize(sys.stderr.fileno()))
-    return ours, theirs
+    termios.tcsetattr(writing, termios.TCSANOW, mode)
+    termios.tcsetwinsize(writing, termios.tcgetwinsize(sys.stderr.fileno()))
+    return reading, writing
 
 
 def _plain(data: bytes) -> str:

@@ -1,4 +1,4 @@
-"""What is said of a proxy that a download does not use."""
+"""Warning about proxies that a download does not use."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from vllm_safe.sandbox.run_as_vllm import withheld_proxies
 
 
 def withheld_proxy_lines() -> tuple[str, ...]:
-    """Say which proxies have a password and are therefore not used, before a download fails for want of one."""
+    """Return the warning about proxies with a password, which are not used, before a download fails without one."""
     if not (names := " and ".join(withheld_proxies())):
         return ()
     return (
-        f"warning: the proxy in {names} has a name or password in it, and is not used: everybody could read it meanwhile",
+        f"warning: the proxy in {names} contains credentials and is not used: any user could read them during the download",
         (
-            "  Name one that asks for none, such as cntlm or tinyproxy on this machine, which can have the password; "
+            "  Use a proxy without credentials, such as cntlm or tinyproxy on this machine, which can hold the password; "
             "or a mirror: engine.index, engine.find_links, engine.hub"
         ),
     )

@@ -1,1 +1,1 @@
-"""What `vllm-safe status` reads and shows."""
+"""The facts and the output of `vllm-safe status`."""

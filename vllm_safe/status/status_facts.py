@@ -1,4 +1,4 @@
-"""What can be seen of the models at this moment, by anybody: systemd, cgroups, what the main process says, what the guard wrote."""
+"""Facts about the models at this moment, as any user may read them: systemd, cgroups, the main processes' states, the guard's records."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _GUARD_MOST = 1 << 20  # bytes; the guard keeps its last 500 lines
 
 
 def running_models(root: Path = _CGROUPS) -> tuple[str, ...]:
-    """The models whose unit has a cgroup, in the configuration or not."""
+    """Return the models whose unit has a cgroup, whether or not they are in the configuration."""
     prefix, suffix = unit_of("\0").split("\0")
     try:
         names = sorted(path.name for path in (root / MODELS_SLICE).iterdir())
@@ -42,7 +42,7 @@ def running_models(root: Path = _CGROUPS) -> tuple[str, ...]:
 def read_model_status(
     names: Iterable[str], *, root: Path = _CGROUPS, states: Path = STATE_FOLDER, guard: Path = RUN / "guard"
 ) -> tuple[ModelStatus, ...]:
-    """Each of the models. What cannot be read is None, or empty."""
+    """Read the status of each model. Values that cannot be read are None or empty."""
     wanted = list(names)
     units = show_properties(map(unit_of, wanted), _PROPERTIES) if wanted else {}
     moment, elapsed = time.time(), time.monotonic()
@@ -54,7 +54,7 @@ def read_model_status(
         stat = parse_flat_keyed(read_kernel_file(f"{group}/memory.stat")) if group else {}
         changed = int(unit.get("StateChangeTimestampMonotonic") or 0) / 1e6
         state = read_state(states / state_file(name).name)
-        ours = state is not None and state.name == name and str(state.pid) == unit.get("MainPID")
+        current = state is not None and state.name == name and str(state.pid) == unit.get("MainPID")
         seen.append(
             ModelStatus(
                 name=name,
@@ -64,7 +64,7 @@ def read_model_status(
                 result=unit.get("Result", ""),
                 status=unit.get("StatusText", ""),
                 changed=moment - elapsed + changed if changed else None,
-                state=state if ours else None,
+                state=state if current else None,
                 memory=stat["anon"] + stat.get("shmem", 0) if "anon" in stat else None,
                 memory_max=_limit(group, "memory.max"),
                 swap=_limit(group, "memory.swap.current"),
@@ -84,7 +84,7 @@ def _limit(group: Path | None, name: str) -> int | None:
 
 
 def _waits(path: Path) -> float | None:
-    """The share of the last ten seconds in which all tasks waited, 0..1."""
+    """Read the share of the last ten seconds in which all tasks stalled (PSI full avg10), 0..1."""
     return parse_stall_share(read_kernel_file(str(path)))
 
 
@@ -93,8 +93,10 @@ def _worst(shares: Iterable[float | None]) -> float | None:
 
 
 def _acts(path: Path) -> tuple[GuardEvent, ...]:
-    """What the guard did to a model since it started, oldest first."""
+    """Read the guard's actions on a model since its start, oldest first."""
     lines = (mapping(from_line(line)) for line in (read_regular(path, _GUARD_MOST) or b"").splitlines())
     return tuple(
-        GuardEvent(at, text(line.get("act")), text(line.get("text"))) for line in lines if (at := number(line.get("time"))) is not None
+        GuardEvent(moment, text(line.get("act")), text(line.get("text")))
+        for line in lines
+        if (moment := number(line.get("time"))) is not None
     )

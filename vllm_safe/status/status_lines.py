@@ -1,4 +1,4 @@
-"""What `vllm-safe status` says of a model: values for a program, and lines of 80 columns for a person. Pure: the time zone is handed in."""
+"""The output of `vllm-safe status` on a model: values for programs, and lines of 80 columns for people. Pure: the time zone is handed in."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LocalTime = Callable[[float], time.struct_time]  # from Unix seconds: time.local
 
 
 class GuardEvent(NamedTuple):
-    """Something that the guard did."""
+    """An action of the guard. time: Unix seconds."""
 
     time: float
     act: str  # squeeze, freeze, thaw, kill, restore
@@ -26,17 +26,17 @@ class GuardEvent(NamedTuple):
 
 
 class ModelStatus(NamedTuple):
-    """One model at one moment. Bytes, Unix seconds, shares 0..1; None: unknown."""
+    """The status of one model at one moment. Units: bytes, Unix seconds, shares 0..1; None: unknown."""
 
     name: str
     time: float
-    active: str = ""  # ActiveState, SubState, Result and StatusText of the unit
+    active: str = ""  # this and the next three: ActiveState, SubState, Result and StatusText of the unit
     sub: str = ""
     result: str = ""
     status: str = ""
-    changed: float | None = None  # since when the unit is in this state
-    state: State | None = None  # of this very main process
-    memory: int | None = None  # anonymous and shared: what cannot be dropped
+    changed: float | None = None  # when the unit entered this state
+    state: State | None = None  # the state file of the current main process
+    memory: int | None = None  # anonymous and shared memory, which cannot be dropped
     memory_max: int | None = None
     swap: int | None = None
     swap_max: int | None = None
@@ -48,7 +48,7 @@ class ModelStatus(NamedTuple):
 
 
 def describe_phase(seen: ModelStatus) -> str:
-    """In one word, or two."""
+    """Return the phase of a model in a few words."""
     if seen.sub == "auto-restart":
         return "waiting to start again"
     if seen.state is not None and seen.active not in {"failed", "inactive"}:
@@ -58,7 +58,7 @@ def describe_phase(seen: ModelStatus) -> str:
 
 
 def status_as_json(seen: ModelStatus, why: str = "") -> dict[str, Any]:
-    """All that is known, by name; sizes in bytes, times in Unix seconds. `why`: the verdict on the last run."""
+    """Return all that is known, by name; sizes in bytes, times in Unix seconds. `why`: the verdict on the last run."""
     state = seen.state
     plain = {key: value for key, value in seen._asdict().items() if key not in {"state", "acts"}}
     return plain | {
@@ -74,7 +74,7 @@ def status_as_json(seen: ModelStatus, why: str = "") -> dict[str, Any]:
 
 
 def status_as_line(seen: ModelStatus, local: LocalTime) -> str:
-    """All in one line, for a pipe."""
+    """Return the status as one line, for a pipe."""
     parts = [time.strftime("%H:%M:%S", local(seen.time)), seen.name, describe_phase(seen)]
     if seen.state and seen.state.progress:
         parts.append(_progress(seen.state.progress))
@@ -83,7 +83,7 @@ def status_as_line(seen: ModelStatus, local: LocalTime) -> str:
 
 
 def status_as_lines(seen: ModelStatus, local: LocalTime, why: str = "") -> list[str]:
-    """For a person: the first line has the name, the others are indented."""
+    """Return the status as lines for a person: the first has the name, the others are indented."""
     phase, since = describe_phase(seen), _since(seen)
     when = "" if since is None else f" since {_moment(since, seen.time, local)} ({format_span(max(0.0, seen.time - since))})"
     if seen.active == "inactive" and since is None and not why:
@@ -107,7 +107,7 @@ def status_as_lines(seen: ModelStatus, local: LocalTime, why: str = "") -> list[
     if seen.acts:
         last, times = seen.acts[-1], len(seen.acts)
         ago = format_span(max(0.0, seen.time - last.time))
-        lines.append(f"the guard acted {'once' if times == 1 else f'{times} times'}, last {ago} ago: {last.text or last.act}")
+        lines.append(f"guard: acted {'once' if times == 1 else f'{times} times'}, last {ago} ago: {last.text or last.act}")
     if phase == "failed":
         lines.append(f"see: vllm-safe why {seen.name}")
     wrapped = (
@@ -158,8 +158,8 @@ def _pressure(seen: ModelStatus) -> list[str]:
     system = _waits(seen.os_memory_pressure, seen.os_io_pressure)
     if not model:
         return []
-    return [f"waits for {model} of the time" + (f"; the system for {system}" if system else "")]
+    return [f"time stalled on {model}" + (f"; system: {system}" if system else "")]
 
 
 def _waits(memory: float | None, disk: float | None) -> str:
-    return ", ".join(f"{what} {share:.0%}" for what, share in (("memory", memory), ("disk", disk)) if share is not None)
+    return ", ".join(f"{what} {share:.0%}" for what, share in (("memory", memory), ("I/O", disk)) if share is not None)

@@ -1,1 +1,1 @@
-"""The swapfile: facts, the decision, the steps, and what `vllm-safe swap status` shows."""
+"""The swapfile: facts, decision, steps, and the output of `vllm-safe swap status`."""

@@ -1,4 +1,4 @@
-"""Swap space in an empty file: blocks on the disk, no holes, and the header that mkswap(8) writes."""
+"""Allocation of swap space in an empty file: blocks on the disk without holes, and the header that mkswap(8) writes."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from vllm_safe.common.progress import Progress
 from vllm_safe.common.sizes import GIB, MIB
 from vllm_safe.swap.swapfile_facts import LABEL
 
-_ALLOCATION = GIB  # one fallocate: small enough for Ctrl-C and a bar, large enough for long extents
+_ALLOCATION = GIB  # bytes per fallocate: small enough for Ctrl-C and a progress bar, large enough for long extents
 _WRITE = 4 * MIB
-_FLUSH = 64 * MIB  # written between two fdatasync: more would fill RAM with dirty pages and stall every other writer
+_FLUSH = 64 * MIB  # bytes written between two fdatasync: more would fill RAM with dirty pages and stall all other writers
 
 
 def allocate_swap_space(file: int, size: int, path: Path, *, nocow: bool, write: bool) -> None:
-    """Make `size` bytes of swap space in the empty `file`, which `path` will name, and bring it to the disk.
+    """Create `size` bytes of swap space in the empty `file`, which `path` will name, and flush it to the disk.
 
-    Allocates, or writes where the file system cannot or `write` says that it must. Raises OSError or Failure; the file is then useless.
+    The space is allocated, or written if the file system cannot allocate or `write` requires it. Raises OSError or Failure; the file is
+    then unusable.
     """
     if nocow:
-        libc.set_nocow(file)  # while it is empty: later btrfs refuses
+        libc.set_nocow(file)  # btrfs allows this only while the file is empty
     if write or not _fallocate(file, size, path):
         _write_zeros(file, size, path)
     _mkswap(file)
@@ -36,7 +37,7 @@ def allocate_swap_space(file: int, size: int, path: Path, *, nocow: bool, write:
 
 
 def _fallocate(file: int, size: int, path: Path) -> bool:
-    """Whether the file system could allocate."""
+    """Allocate the file, and return whether the file system supports that."""
     with Progress(f"allocating {path}", size) as progress:
         for offset in range(0, size, _ALLOCATION):
             try:
@@ -57,7 +58,7 @@ def _write_zeros(file: int, size: int, path: Path) -> None:
             done += os.write(file, zeros[: size - done])
             if done - flushed >= _FLUSH:
                 os.fdatasync(file)
-                os.posix_fadvise(file, flushed, done - flushed, os.POSIX_FADV_DONTNEED)  # nobody reads zeros again
+                os.posix_fadvise(file, flushed, done - flushed, os.POSIX_FADV_DONTNEED)  # the zeros are not read again
                 flushed = done
             progress.update(done)
 

@@ -1,8 +1,11 @@
-"""How the swapfile of the config comes to be there and on, or none of ours is. Decided from what is there: so a broken-off run completes.
+"""Decision on the steps that create and turn on the configured swapfile, or remove the swapfiles of vllm-safe.
 
-A file that is swapped to can be neither renamed nor deleted. A new size is therefore made at the second name (`/swapfile.new`) while the
-old file is on. If what is swapped out fits in RAM, the old one is turned off, deleted, and the new one takes its name; else the new one
-is turned on first and keeps the second name until it is off, after the next boot. Both names are good; the one that suits is kept.
+It depends only on the present state, so that a later run completes an interrupted one.
+
+An active swapfile can be neither renamed nor deleted. A file of a new size is therefore made under the second name (`/swapfile.new`) while
+the old one is on. If the swapped out memory fits in RAM, the old file is turned off and deleted, and the new one takes its name. Otherwise
+the new file is turned on first, and keeps the second name until it is off, after the next boot. Both names are valid; whichever file has
+the right size is kept.
 """
 
 from __future__ import annotations
@@ -20,16 +23,16 @@ from vllm_safe.swap.swap_place import MINIMUM, SwapfileMethod, lack_of_room, swa
 from vllm_safe.swap.swapfile_facts import PAGE, UNREADABLE, CandidateFile, SwapFacts, second_name
 from vllm_safe.swap.swapfile_steps import DeleteSwapfile, MakeSwapfile, RenameSwapfile, TurnOff, TurnOn, not_permitted
 
-_MARGIN = 0.1  # of RAM, that stays available when swapped out memory comes back
+_MARGIN = 0.1  # share of RAM that must stay available when swapped out memory is read back
 _STOP = "Stop the models first (systemctl stop 'vllm@*'), or free RAM."
 
 
 def decide_swap(swap: settings.Swap, host: Host, facts: SwapFacts) -> tuple[Step, ...]:
-    """The steps to the swapfile that `swap` asks for; none when it is on. Raises Failure, with the way out, when it cannot be had."""
+    """Return the steps to the swapfile that `swap` asks for; none if it is on. Raises Failure with a hint if it is not possible."""
     if swap.size is None:
         return ()
 
-    # Is it there? Of ours all but one file is surplus: an old size, an old place, what a broken-off run left.
+    # Find the file to keep. All other swapfiles of vllm-safe are surplus: of an old size, at an old path, or left by an interrupted run.
     size = swap.size // PAGE * PAGE
     state = _State(host, facts)
     names = (facts.path, second_name(facts.path))
@@ -37,12 +40,12 @@ def decide_swap(swap: settings.Swap, host: Host, facts: SwapFacts) -> tuple[Step
     keep = max(good, key=lambda file: (state.is_on(file), file.path == facts.path), default=None)
     surplus = [file for file in state.ours if file is not keep]
     if keep and state.is_on(keep):
-        return _retire(surplus, state) if state.fits(surplus) else ()  # more swap than asked for harms nobody: a later run has it fit
+        return _retire(surplus, state) if state.fits(surplus) else ()  # surplus swap does no harm: a later run removes it
 
     if any(area.path == str(facts.path) and area.size == size - PAGE for area in host.swaps):
-        return ()  # made by somebody else, exactly as asked for
+        return ()  # another program made it exactly as requested
 
-    # Have a file of that size that is not on yet. What holds nothing makes room first.
+    # Provide a file of that size that is not on yet. Files that are off are deleted first, to make room.
     way = _way(size, host, facts)
     busy = [file for file in surplus if state.is_on(file)]
     idle = [file for file in surplus if not state.is_on(file)]
@@ -56,10 +59,10 @@ def decide_swap(swap: settings.Swap, host: Host, facts: SwapFacts) -> tuple[Step
             return (*steps, *_retire(busy, state), make, TurnOn(path))
         steps.append(make)
 
-    # Change over to it.
+    # Switch over to it.
     if not state.fits(busy, arriving=size):
         raise _unfit(busy, state, f" and the new {format_size(size)} of swap")
-    if state.fits(busy):  # off before on: the new file has its own name at once
+    if state.fits(busy):  # turn off first, so that the new file gets its final name at once
         steps += _retire(busy, state)
         busy = []
     if path != facts.path and all(file.path != facts.path for file in busy):
@@ -69,11 +72,11 @@ def decide_swap(swap: settings.Swap, host: Host, facts: SwapFacts) -> tuple[Step
 
 
 def _way(size: int, host: Host, facts: SwapFacts) -> SwapfileMethod:
-    """How the file is made. Raises Failure when that, or turning it on, cannot work here at all."""
+    """Decide how the file is made. Raises Failure if making it, or turning it on, cannot work here at all."""
     if foreign := next((file for file in facts.files if file.foreign and file.path == facts.path), None):
         if foreign.foreign == UNREADABLE:
-            raise Failure(f"only root can tell whether {facts.path} is a swapfile of vllm-safe", hint="Run it as root.")
-        hint = "Move it away, set `swap.file` to another path, or `swap.size: none` to use the swap that is on."
+            raise Failure(f"only root can read whether {facts.path} is a swapfile of vllm-safe", hint="Run it as root.")
+        hint = "Move the file away, set `swap.file` to another path, or set `swap.size: none` to use the swap that is active."
         raise Failure(f"{facts.path} exists and was not made by vllm-safe ({foreign.foreign}): left as it is", hint=hint)
     if size < MINIMUM:
         raise Failure(f"a swapfile of {size} bytes is too small", hint="Set `swap.size` to 1M or more, or to none.")
@@ -84,7 +87,7 @@ def _way(size: int, host: Host, facts: SwapFacts) -> SwapfileMethod:
 
 
 def decide_remove(host: Host, facts: SwapFacts) -> tuple[Step, ...]:
-    """The steps that take away every swapfile of ours. Raises Failure when what is swapped out fits nowhere else."""
+    """Return the steps that remove every swapfile of vllm-safe. Raises Failure if the swapped out memory fits nowhere else."""
     state = _State(host, facts)
     if not state.fits(state.ours):
         raise _unfit(state.ours, state)
@@ -92,7 +95,7 @@ def decide_remove(host: Host, facts: SwapFacts) -> tuple[Step, ...]:
 
 
 def _place(size: int, keep_free: Amount, state: _State, idle: Sequence[CandidateFile], busy: Sequence[CandidateFile]) -> tuple[Path, bool]:
-    """Where the new file is made, and whether while `busy` are still there. Raises Failure when there is no room either way."""
+    """Decide where the new file is made, and whether beside `busy`. Raises Failure if there is no room either way."""
     path = state.facts.path
     taken = {file.path for file in (*busy, *(file for file in state.facts.files if file.foreign))}
     free_name = next((each for each in (path, second_name(path)) if each not in taken), None)
@@ -110,14 +113,14 @@ def _place(size: int, keep_free: Amount, state: _State, idle: Sequence[Candidate
 
 
 def _unfit(leaving: Sequence[CandidateFile], state: _State, more: str = "") -> Failure:
-    """What is said when what is swapped out to `leaving` has no other place."""
+    """Return the failure to report if the memory swapped out to `leaving` fits nowhere else."""
     used, available = format_size(state.used(leaving)), format_size(state.host.memory_available)
-    limit = "; a MemoryMax may let nothing back in" if state.facts.bound else ""
+    limit = "; a MemoryMax= limit may prevent reading it back" if state.facts.bound else ""
     return Failure(f"{used} are swapped out and do not fit in RAM ({available} available{limit}){more}", hint=_STOP)
 
 
 def _retire(files: Iterable[CandidateFile], state: _State) -> tuple[Step, ...]:
-    """Turn off, where on, and delete."""
+    """Return the steps that turn files off, if they are on, and delete them."""
     steps: list[Step] = []
     for file in files:
         steps += [TurnOff(file.path), DeleteSwapfile(file.path)] if state.is_on(file) else [DeleteSwapfile(file.path)]
@@ -126,7 +129,7 @@ def _retire(files: Iterable[CandidateFile], state: _State) -> tuple[Step, ...]:
 
 @dataclass(frozen=True)
 class _State:
-    """What is there, as the rules ask for it."""
+    """The present state, with the questions that the rules ask."""
 
     host: Host
     facts: SwapFacts
@@ -145,13 +148,14 @@ class _State:
         return sum(area.used for file in files if (area := self.area(file)))
 
     def size_beside(self, path: Path, files: Iterable[CandidateFile]) -> int:
-        """Bytes of those `files` that are on the file system of `path`."""
+        """Return the total bytes of those `files` that are on the file system of `path`."""
         return sum(file.size for file in files if self.host.mount_of(file.path) == self.host.mount_of(path))
 
     def fits(self, leaving: Iterable[CandidateFile], *, arriving: int = 0) -> bool:
-        """Whether what is swapped out to `leaving` has a place without them: in other swap (and `arriving` bytes more), else in RAM.
+        """Decide whether the memory swapped out to `leaving` fits elsewhere: in other swap plus `arriving` bytes, otherwise in RAM.
 
-        RAM counts only while nothing with a MemoryMax is swapped out: its limit may not let that back in, and the kernel would kill it.
+        RAM counts only while no cgroup with a MemoryMax= has memory swapped out: reading it back could exceed the limit, and the kernel
+        would kill the cgroup.
         """
         leaving = list(leaving)
         used = self.used(leaving)

@@ -1,4 +1,4 @@
-"""Where a swapfile may be: what each kind of file system makes of one, and how much room it leaves."""
+"""Suitable places for a swapfile: which file systems support one and how, and how much space there is."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from vllm_safe.common.sizes import GIB, MIB, Amount, format_exact, format_size
 from vllm_safe.host.host_facts import Host, Mount
 from vllm_safe.swap.swapfile_facts import SwapFacts
 
-MINIMUM = MIB  # mkswap wants 10 pages; smaller files are mistakes
+MINIMUM = MIB  # mkswap needs 10 pages; a file below this size is surely a mistake
 
 
 @dataclass(frozen=True)
 class SwapfileMethod:
-    """How a swapfile is made on a kind of file system."""
+    """How a swapfile is made on a type of file system."""
 
     nocow: bool = False
-    write: bool = False  # the kernel takes no allocated file as swap there, or cannot allocate
+    write: bool = False  # the kernel does not swap to allocated files there, or cannot allocate them
 
 
 WAYS = MappingProxyType(
@@ -33,52 +33,51 @@ WAYS = MappingProxyType(
     }
 )
 
-_DEADLOCK = "its driver needs memory to free memory, and the machine stands still when RAM is full"
-_NETWORK = "a network needs memory to write, and the machine stands still when RAM is full"
-_RAM = "it is in RAM itself"
-_IMAGE = "it cannot be written to"
+_DEADLOCK = "its driver needs memory to free memory, so the machine would hang when RAM is full"
+_NETWORK = "network I/O needs memory to free memory, so the machine would hang when RAM is full"
+_RAM = "it is stored in RAM itself"
+_IMAGE = "it is read-only"
 _REASONS = MappingProxyType(
     dict.fromkeys(("ntfs", "ntfs3", "fuse", "fuseblk", "zfs", "ecryptfs"), _DEADLOCK)
     | dict.fromkeys(("nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "afs", "ocfs2", "gfs2", "virtiofs"), _NETWORK)
     | dict.fromkeys(("tmpfs", "ramfs", "devtmpfs", "hugetlbfs", "rootfs"), _RAM)
     | dict.fromkeys(("squashfs", "iso9660", "erofs", "udf", "cramfs"), _IMAGE)
-    | dict.fromkeys(("vfat", "msdos", "exfat"), "it knows no owners and no permissions: everybody could read what is swapped out")
+    | dict.fromkeys(("vfat", "msdos", "exfat"), "it has no owners and permissions, so any user could read swapped out memory")
     | {"overlay": "the kernel refuses it (a container or a live system)"}
 )
 
 
 def swapfile_method(host: Host, facts: SwapFacts) -> SwapfileMethod:
-    """How the swapfile is made at its configured place. Raises Failure where it cannot be."""
+    """Decide how the swapfile is made at its configured path. Raises Failure if it cannot be made there."""
     mount = host.mount_of(facts.path)
     fstype = mount.fstype if mount else "unknown"
     if not mount or fstype not in WAYS:
-        reason = _REASONS.get(fstype.partition(".")[0], "nobody has tried it")
-        raise Failure(f"no swapfile can be made at {facts.path}, on {fstype}: {reason}", hint=_elsewhere(host))
+        reason = _REASONS.get(fstype.partition(".")[0], "this file system is untested")
+        raise Failure(f"cannot create a swapfile at {facts.path}, on {fstype}: {reason}", hint=_elsewhere(host))
     if "ro" in mount.options:
-        raise Failure(f"no swapfile can be made at {facts.path}: {mount.point} is mounted read-only", hint=_elsewhere(host))
+        raise Failure(f"cannot create a swapfile at {facts.path}: {mount.point} is mounted read-only", hint=_elsewhere(host))
     if facts.folder.problem:
-        raise Failure(f"no swapfile can be made at {facts.path}: {facts.folder.problem}", hint=facts.folder.way_out)
+        raise Failure(f"cannot create a swapfile at {facts.path}: {facts.folder.problem}", hint=facts.folder.way_out)
     if several := facts.folder.profiles - {"single"}:
-        message = (
-            f"no swapfile can be made at {facts.path}: this btrfs stores data as {', '.join(sorted(several))}, and the kernel wants single"
-        )
+        profiles = ", ".join(sorted(several))
+        message = f"cannot create a swapfile at {facts.path}: this btrfs stores data as {profiles}, but the kernel requires single"
         raise Failure(message, hint=_elsewhere(host))
     return WAYS[fstype]
 
 
 def lack_of_room(size: int, keep_free: Amount, facts: SwapFacts, *, freed: int) -> Failure | None:
-    """Why `size` bytes do not fit beside what must stay free, when `freed` bytes have been given back before; None if they do."""
+    """Return the failure if `size` bytes do not fit while `keep_free` stays free; None if they do. freed: bytes that are freed before."""
     keep = keep_free.of(facts.folder.total)
     free = facts.folder.free + freed
     if free - size >= keep:
         return None
     unit = GIB if free - keep >= GIB else MIB
     most = max(0, (free - keep) // unit * unit)
-    ways = ["make room", "set `swap.file` to another disk"]
+    ways = ["free some space", "set `swap.file` to a path on another disk"]
     if most >= MINIMUM:
         ways.insert(0, f"set `swap.size` to {format_exact(most)} or less")
     message = (
-        f"no room for {format_size(size)} at {facts.path}: {format_size(free)} are free, "
+        f"not enough disk space for {format_size(size)} at {facts.path}: {format_size(free)} are free, "
         f"and {format_size(keep)} must stay free (swap.keep_free: {keep_free})"
     )
     return Failure(message, hint=_sentence(ways))
@@ -87,7 +86,7 @@ def lack_of_room(size: int, keep_free: Amount, facts: SwapFacts, *, freed: int) 
 def _elsewhere(host: Host) -> str:
     points = dict.fromkeys(mount.point for mount in host.mounts if _suits(mount))
     here = f" (here: {', '.join(list(points)[:4])})" if points else ""
-    return _sentence([f"set `swap.file` to a path on ext4, xfs or btrfs{here}", "`swap.size: none` to use the swap that is on"])
+    return _sentence([f"set `swap.file` to a path on ext4, xfs or btrfs{here}", "set `swap.size: none` to use the swap that is active"])
 
 
 def _suits(mount: Mount) -> bool:

@@ -1,4 +1,4 @@
-"""What `vllm-safe swap status` shows, as JSON and as lines of it."""
+"""The output of `vllm-safe swap status`, as JSON and as lines."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from vllm_safe.swap.swapfile_facts import read_swap
 
 
 def read_swap_status(swap: settings.Swap, problem: str) -> dict[str, Any]:
-    """The answer with --json; sizes in bytes. `problem`: what is wrong with the config, when `swap` is only the defaults."""
+    """Read the answer with --json; sizes in bytes.
+
+    problem: the error in the configuration, or ""; with an error, `swap` has the defaults.
+    """
     host = read_host(behind=swap.file)
     facts = read_swap(swap.file, host)
     ours = {str(file.path) for file in facts.files if not file.foreign}
@@ -37,15 +40,15 @@ def read_swap_status(swap: settings.Swap, problem: str) -> dict[str, Any]:
 
 
 def swap_as_lines(answer: dict[str, Any]) -> list[str]:
-    """The same for a person."""
+    """Return the answer as lines for a person."""
     lines = [f"{format_size(answer['size'])} of swap are on, {format_size(answer['used'])} in use" if answer["areas"] else "no swap is on"]
     width = max((len(area["path"]) for area in answer["areas"]), default=0)
     for area in answer["areas"]:
         whose = "made by vllm-safe" if area["ours"] else area["kind"]
         lines.append(f"  {area['path']:<{width}}  {format_size(area['size']):>9}  {format_size(area['used']):>9} in use  {whose}")
     if config := answer["config"]:
-        wanted = "none: what is on is used" if config["size"] is None else f"{format_size(config['size'])} at {config['file']}"
-        lines.append(f"the config wants {wanted}")
+        wanted = "none (uses the swap that is active)" if config["size"] is None else f"{format_size(config['size'])} at {config['file']}"
+        lines.append(f"configured: {wanted}")
     if answer["problem"]:
         lines.append(f"problem: {answer['problem']}")
     if answer["way_out"]:

@@ -1,4 +1,4 @@
-"""What is at the places where a swapfile may be, read without following links. Ours is known by its label, not by its name."""
+"""Facts about possible swapfiles, read without following links. A swapfile of vllm-safe is recognised by its label, not by its name."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from vllm_safe.host.host_facts import Host
 
 LABEL = "vllm-safe"
 MODE = 0o600
-UNREADABLE = "readable by root only"  # foreign to a user who cannot tell
+UNREADABLE = "readable by root only"  # the value of `foreign` for a user who cannot read the file
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
 # The swap header, as mkswap(8) writes it into the first page (include/linux/swap.h, union swap_header).
-_MAGIC = b"SWAPSPACE2"  # the last bytes of the page; a hibernated system leaves another word there
+_MAGIC = b"SWAPSPACE2"  # the last bytes of the page; a hibernated system leaves another signature there
 _HEADER = struct.Struct("=III16s16s")  # version, last page, bad pages, UUID, label
 _HEADER_AT = 1024
 
@@ -33,7 +33,7 @@ _BTRFS_IOC_FS_INFO, _FS_INFO_SIZE, _FSID = 0x8400941F, 1024, slice(16, 32)  # li
 
 @dataclass(frozen=True)
 class CandidateFile:
-    """A file at a path where a swapfile of ours may be. `foreign` says why it is not ours, "" if it is; `size` in bytes."""
+    """A file at a possible path of a swapfile. `foreign`: why it is not one of vllm-safe, or ""; `size` in bytes."""
 
     path: Path
     size: int = 0
@@ -42,33 +42,33 @@ class CandidateFile:
 
 @dataclass(frozen=True)
 class SwapFolder:
-    """The folder of `swap.file`. `problem` says why no file can be made in it, or is ""; sizes in bytes, of its file system."""
+    """The folder of `swap.file`. `problem`: why no file can be made in it, or ""; sizes of its file system in bytes."""
 
     problem: str = ""
     way_out: str = ""
     total: int = 0
-    free: int = 0  # for everybody: without the blocks that ext4 keeps for root
+    free: int = 0  # available to any user: without the blocks that ext4 reserves for root
     profiles: frozenset[str] = frozenset()  # how btrfs stores data: "single", "raid1" ...
 
 
 @dataclass(frozen=True)
 class SwapFacts:
-    """All that a decision about the swapfile needs beside the config and the Host."""
+    """The facts that the decision about the swapfile needs besides the configuration and the Host."""
 
-    path: Path  # of the swapfile, as /proc/swaps would show it: links in `swap.file` followed
-    files: tuple[CandidateFile, ...] = ()  # those that exist: at the configured and the default path, and wherever a file is swapped to
+    path: Path  # path of the swapfile as /proc/swaps would show it, with the links in `swap.file` resolved
+    files: tuple[CandidateFile, ...] = ()  # existing files at the configured and the default path, and all active swapfiles
     folder: SwapFolder = SwapFolder()
     permitted: bool = True  # root may call swapon here
-    bound: int = 0  # bytes swapped out of control groups with a MemoryMax, as models have: it may not let them back into RAM
+    bound: int = 0  # bytes swapped out of cgroups with a MemoryMax=, such as models: the limit may prevent reading them back
 
 
 def second_name(path: Path) -> Path:
-    """Where a new swapfile is made while the old one is at `path`. A file that is swapped to cannot be renamed."""
+    """Return the path of a new swapfile while the old one is at `path`, since an active swapfile cannot be renamed."""
     return path.with_name(f"{path.name}.new")
 
 
 def read_swap(path: Path, host: Host) -> SwapFacts:
-    """The facts about the swapfile at `path`, at the default path, and wherever else a file is swapped to. Whole only for root."""
+    """Read the facts about the swapfile at `path`, at the default path, and about active swapfiles. They are complete only for root."""
     path = Path(os.path.realpath(path.parent), path.name)
     on = (Path(area.path) for area in host.swaps if area.kind == "file")
     default = settings.Swap().file
@@ -83,7 +83,7 @@ def read_swap(path: Path, host: Host) -> SwapFacts:
 
 
 def read_candidate(path: Path) -> CandidateFile | None:
-    """What is at `path`; None if nothing is."""
+    """Read the file at `path`; None if there is none."""
     if not os.path.lexists(path):
         return None
     try:
@@ -99,7 +99,10 @@ def read_candidate(path: Path) -> CandidateFile | None:
 
 @contextmanager
 def open_candidate(path: Path) -> Iterator[tuple[int, int]]:
-    """Descriptors of the folder, which is root's own, and of the file. No link is followed, no pipe waited for. OSError or Failure."""
+    """Open the folder, which only root can write, and the file in it; yield both descriptors.
+
+    No link is followed, and no pipe is waited for. Raises OSError or Failure.
+    """
     folder = open_trusted_folder(path.parent)
     try:
         handle = os.open(path.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
@@ -112,24 +115,24 @@ def open_candidate(path: Path) -> Iterator[tuple[int, int]]:
 
 
 def why_foreign(handle: int) -> str:
-    """Why this file was not made by us, or ""."""
+    """Return why this file is not a swapfile of vllm-safe, or ""."""
     info = os.fstat(handle)
     if not stat.S_ISREG(info.st_mode):
         return "not a regular file"
     if reason := why_no_swap_space(os.pread(handle, PAGE, 0)):
         return reason
     if info.st_uid != os.geteuid() or stat.S_IMODE(info.st_mode) != MODE:
-        return f"of user {info.st_uid} with mode {stat.S_IMODE(info.st_mode):04o}, not root's with 0600"
-    return "" if info.st_nlink == 1 else "a file with a second name (a hard link)"
+        return f"owned by user {info.st_uid} with mode {stat.S_IMODE(info.st_mode):04o}, not by root with 0600"
+    return "" if info.st_nlink == 1 else "a file with several hard links"
 
 
 def why_no_swap_space(page: bytes) -> str:
-    """Why the first page of a file is not that of swap space with our label, or ""."""
+    """Return why the first page of a file is not that of swap space with the label of vllm-safe, or ""."""
     if len(page) < PAGE or not page.endswith(_MAGIC):
-        return "no swap space"
+        return "not swap space"
     _version, _last, _bad, uuid, label = _HEADER.unpack_from(page, _HEADER_AT)
     if label.rstrip(b"\0") != LABEL.encode() or not any(uuid):
-        return "swap space of somebody else"
+        return "swap space with another label"
     return ""
 
 
@@ -150,7 +153,7 @@ def _look_at_folder(path: Path) -> SwapFolder:
 
 
 def _btrfs_profiles(folder: int) -> frozenset[str]:
-    """How the btrfs that has the folder stores data; nothing where it is not btrfs, or does not say."""
+    """Read the data profiles of the btrfs with the folder; none if it is not btrfs, or they cannot be read."""
     try:
         answer = fcntl.ioctl(folder, _BTRFS_IOC_FS_INFO, bytes(_FS_INFO_SIZE))
         raw = answer[_FSID].hex()
@@ -162,14 +165,14 @@ def _btrfs_profiles(folder: int) -> frozenset[str]:
 
 
 def _bound(group: Path) -> int:
-    """Bytes swapped out of the topmost groups below `group` that have a limit."""
+    """Return the bytes swapped out of the topmost cgroups below `group` that have a limit."""
     total = 0
-    for below in group.iterdir() if group.is_dir() else ():
+    for child in group.iterdir() if group.is_dir() else ():
         try:
-            swapped = int((below / "memory.swap.current").read_text())
+            swapped = int((child / "memory.swap.current").read_text())
             if swapped:
-                unlimited = (below / "memory.max").read_text() == "max\n"
-                total += _bound(below) if unlimited else swapped
-        except (OSError, ValueError):  # a file, a group without the memory controller, or one that has just gone
+                unlimited = (child / "memory.max").read_text() == "max\n"
+                total += _bound(child) if unlimited else swapped
+        except (OSError, ValueError):  # a file, a cgroup without the memory controller, or one that was just removed
             continue
     return total

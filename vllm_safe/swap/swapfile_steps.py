@@ -1,7 +1,7 @@
-"""Steps that make, use and take away a swapfile. Wherever they are broken off, there is a whole swapfile or none.
+"""Steps that create, activate and remove a swapfile. If they are interrupted anywhere, there is a complete swapfile or none.
 
-A swapfile is made without a name (O_TMPFILE) and linked into place when it is ready: until then a crash leaves nothing behind. A file is
-looked at again right before it is deleted, moved or swapped to, and touched only if it is ours.
+A swapfile is created without a name (O_TMPFILE) and linked into place when it is complete: until then a crash leaves nothing behind. A file
+is checked again right before it is deleted, moved or activated, and only changed if it is a swapfile of vllm-safe.
 """
 
 from __future__ import annotations
@@ -25,14 +25,17 @@ from vllm_safe.swap.swap_allocation import allocate_swap_space
 
 
 def not_permitted() -> Failure:
-    """What is said when swapon would be, or was, refused to this process."""
-    hint = "`swap.size: none` uses the swap that is on. A container has its host's: run `vllm-safe swap create` there."
-    return Failure("this process may not turn swap on or off (is it in a container?)", hint=hint)
+    """Return the failure to report if the kernel denies swapon to this process, or would deny it."""
+    hint = "Set `swap.size: none` to use the swap that is active. A container uses its host's: run `vllm-safe swap create` there."
+    return Failure("this process may not turn swap on or off, as in a container", hint=hint)
 
 
 @dataclass(frozen=True)
 class MakeSwapfile:
-    """Make a swapfile that is not on yet. `size` in bytes; `write`: fill it instead of allocating; `nocow`: as btrfs needs it."""
+    """The step that creates a swapfile without activating it.
+
+    size: bytes; write: fill the file instead of allocating it; nocow: disable copy-on-write, as btrfs requires.
+    """
 
     path: Path
     size: int
@@ -40,41 +43,40 @@ class MakeSwapfile:
     write: bool = False
 
     def describe(self) -> str:
-        """The step in one line."""
-        return (
-            f"make the swapfile {self.path} of {format_size(self.size)}, {'written' if self.write else 'allocated'}, readable by root only"
-        )
+        """Describe the step in one line."""
+        how = "written" if self.write else "allocated"
+        return f"create the swapfile {self.path} of {format_size(self.size)}, {how}, readable by root only"
 
     def run(self) -> None:
-        """Make it. Raises Failure; then nothing is left of it. FileExistsError is one: what is there is not overwritten."""
+        """Create the file. Raises Failure and leaves nothing behind; an existing file is not overwritten, but a Failure as well."""
         folder = open_trusted_folder(self.path.parent)
         try:
             handle = os.open(".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, swapfile_facts.MODE, dir_fd=folder)
             try:
                 allocate_swap_space(handle, self.size, self.path, nocow=self.nocow, write=self.write)
                 os.link(f"/proc/self/fd/{handle}", self.path.name, dst_dir_fd=folder)
-                os.fsync(handle)  # again: btrfs writes the metadata of a file only when it has a name
+                os.fsync(handle)  # a second time, since btrfs writes the metadata of a file only when it has a name
                 os.fsync(folder)
             finally:
                 os.close(handle)
         except OSError as error:
-            raise _failed(f"the swapfile {self.path} could not be made, and nothing is left of it", error) from error
+            raise _failed(f"the swapfile {self.path} could not be created, and nothing is left of it", error) from error
         finally:
             os.close(folder)
 
 
 @dataclass(frozen=True)
 class TurnOn:
-    """Start to use a swapfile."""
+    """The step that activates a swapfile."""
 
     path: Path
 
     def describe(self) -> str:
-        """The step in one line."""
+        """Describe the step in one line."""
         return f"turn on {self.path}"
 
     def run(self) -> None:
-        """Turn it on and see that it is. A file that the kernel does not take as swap is deleted: it could only take space."""
+        """Activate the file and check that it is active. A file that the kernel rejects is deleted, since it would only take space."""
         with _ours(self.path) as folder, _kernel_log() as log:
             try:
                 libc.swapon(str(self.path))
@@ -83,28 +85,28 @@ class TurnOn:
             except OSError as error:
                 if error.errno == errno.EINVAL:
                     os.unlink(self.path.name, dir_fd=folder)
-                    said = _about_swap(log)
-                    reason = f": {said}" if said else ""
-                    hint = "Set `swap.file` to a path on another file system. The kernel's words: journalctl --dmesg --lines=20"
-                    raise Failure(f"the kernel does not swap to {self.path}{reason}; deleted it again", hint=hint) from error
-                if error.errno != errno.EBUSY:  # EBUSY: it is on, see below
+                    message = _about_swap(log)
+                    reason = f": {message}" if message else ""
+                    hint = "Set `swap.file` to a path on another file system. For the kernel's messages: journalctl --dmesg --lines=20"
+                    raise Failure(f"the kernel does not swap to {self.path}{reason}; the file was deleted", hint=hint) from error
+                if error.errno != errno.EBUSY:  # EBUSY: it is active already, which is checked below
                     raise _failed(f"{self.path} could not be turned on", error) from error
             if not _area(self.path):
-                raise Failure(f"{self.path} is on, but /proc/swaps does not show it by that name", hint="See it with: swapon --show")
+                raise Failure(f"{self.path} is on, but /proc/swaps does not show it by that name", hint="Check it with: swapon --show")
 
 
 @dataclass(frozen=True)
 class TurnOff:
-    """Bring back what is swapped out to a swapfile, and stop using it."""
+    """The step that reads swapped out memory back from a swapfile and deactivates it."""
 
     path: Path
 
     def describe(self) -> str:
-        """The step in one line."""
+        """Describe the step in one line."""
         return f"turn off {self.path}"
 
     def run(self) -> None:
-        """Turn it off. Takes as long as reading what is swapped out; when it is interrupted the file stays on."""
+        """Deactivate the file. This takes as long as reading the swapped out memory; if it is interrupted, the file stays active."""
         with _ours(self.path):
             if not (area := _area(self.path)):
                 return
@@ -116,23 +118,23 @@ class TurnOff:
             except OSError as error:
                 if error.errno == errno.ENOMEM:
                     raise Failure(
-                        f"what is swapped out to {self.path} does not fit in RAM", hint="Stop the models and try again."
+                        f"memory swapped out to {self.path} does not fit in RAM", hint="Stop the models and try again."
                     ) from error
                 raise _failed(f"{self.path} could not be turned off", error) from error
 
 
 @dataclass(frozen=True)
 class DeleteSwapfile:
-    """Delete a swapfile that is off."""
+    """The step that deletes an inactive swapfile."""
 
     path: Path
 
     def describe(self) -> str:
-        """The step in one line."""
+        """Describe the step in one line."""
         return f"delete {self.path}"
 
     def run(self) -> None:
-        """Delete it; the kernel refuses while it is on."""
+        """Delete the file; the kernel refuses that while it is active."""
         with _ours(self.path) as folder:
             os.unlink(self.path.name, dir_fd=folder)
             os.fsync(folder)
@@ -140,17 +142,17 @@ class DeleteSwapfile:
 
 @dataclass(frozen=True)
 class RenameSwapfile:
-    """Give a swapfile that is off the name that the config has for it."""
+    """The step that renames an inactive swapfile to its configured path."""
 
     path: Path
     to: Path  # in the same folder
 
     def describe(self) -> str:
-        """The step in one line."""
+        """Describe the step in one line."""
         return f"rename {self.path} to {self.to}"
 
     def run(self) -> None:
-        """Rename it. FileExistsError when something has the name."""
+        """Rename the file. Raises FileExistsError if the new name exists."""
         with _ours(self.path) as folder:
             libc.rename_new(folder, self.path.name, self.to.name)
             os.fsync(folder)
@@ -158,7 +160,10 @@ class RenameSwapfile:
 
 @contextmanager
 def _ours(path: Path) -> Iterator[int]:
-    """A descriptor of the folder, if the file is ours. Only root can change the folders on the way: `path` stays that file."""
+    """Yield a descriptor of the folder, if the file is a swapfile of vllm-safe; otherwise raise Failure.
+
+    Only root can change the folders on the path, so that `path` keeps naming the same file.
+    """
     try:
         with swapfile_facts.open_candidate(path) as (folder, handle):
             if reason := swapfile_facts.why_foreign(handle):
@@ -169,13 +174,13 @@ def _ours(path: Path) -> Iterator[int]:
 
 
 def _area(path: Path) -> SwapArea | None:
-    """The line of /proc/swaps about the file, if it is on."""
+    """Return the entry of the file in /proc/swaps, or None if it is not active."""
     return next((area for area in read_swaps() if area.path == str(path)), None)
 
 
 @contextmanager
 def _watched(area: SwapArea) -> Iterator[None]:
-    """Show how much is still swapped out while swapoff has this thread, where it hears Ctrl-C."""
+    """Show the progress while the body calls swapoff, which blocks this thread (Ctrl-C interrupts it)."""
     over = threading.Event()
 
     def watch() -> None:
@@ -195,7 +200,7 @@ def _watched(area: SwapArea) -> Iterator[None]:
 
 @contextmanager
 def _kernel_log() -> Iterator[int]:
-    """A descriptor of the kernel's log from here on, or -1: swapon says only "Invalid argument", and the reason there."""
+    """Yield a descriptor of the kernel's log from now on, or -1. swapon only returns EINVAL, and the reason is in the log."""
     try:
         log = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
@@ -209,27 +214,27 @@ def _kernel_log() -> Iterator[int]:
 
 
 def _about_swap(log: int) -> str:
-    """What the kernel has said about a swapfile since the log was opened, or ""."""
-    said = ""
+    """Return the kernel's last message about a swapfile since the log was opened, or ""."""
+    message = ""
     try:
         while record := os.read(log, 8192):  # one record for each read(2): "priority,number,time,flags;text"
             text = record.decode(errors="replace").partition(";")[2].partition("\n")[0]
-            said = text if "swap" in text else said
-    except OSError:  # EAGAIN: that was all; EBADF: no log
+            message = text if "swap" in text else message
+    except OSError:  # EAGAIN: no further record; EBADF: no log
         pass
-    return said
+    return message
 
 
 def _failed(what: str, error: OSError) -> Failure:
-    """The words for an error of the kernel that has no better ones, with a way out where there is one."""
+    """Return the failure for an error of the kernel without a message of its own, with a hint where there is one."""
     hints = {
-        errno.ENOSPC: "Make room on that file system, or lower `swap.size`.",
-        errno.EDQUOT: "Make room on that file system, or lower `swap.size`.",
-        errno.EFBIG: "That file system has no files of this size: lower `swap.size`, or set `swap.file` elsewhere.",
-        errno.EROFS: "That file system is mounted read-only: set `swap.file` elsewhere.",
+        errno.ENOSPC: "Free some space on that file system, or lower `swap.size`.",
+        errno.EDQUOT: "Free some space on that file system, or lower `swap.size`.",
+        errno.EFBIG: "That file system does not support files of this size: lower `swap.size`, or set `swap.file` to another one.",
+        errno.EROFS: "That file system is mounted read-only: set `swap.file` to another one.",
         errno.EOPNOTSUPP: "Set `swap.file` to a path on ext4, xfs or btrfs.",
         errno.EIO: "The disk has errors: see journalctl --dmesg.",
-        errno.EEXIST: "Something else has made that file just now. Run it again.",
+        errno.EEXIST: "Another program has just created that file. Run the command again.",
         errno.EACCES: "Run it as root.",
     }
     return Failure(f"{what}: {os.strerror(error.errno or 0)}", hint=hints.get(error.errno or 0, ""))

@@ -73,8 +73,8 @@ UNIFIED = Mount("/sys/fs/cgroup", "cgroup2", "cgroup2", ("rw",))
         ({"seen": replace(SEEN, hard_disks={"sda": "mq-deadline", "sdb": "none"})}, "warn", "scheduler none of the hard disk sdb"),
         ({"seen": replace(SEEN, compiler=False)}, "warn", "no C++ compiler"),
         ({"seen": replace(SEEN, headers=False)}, "warn", "Python.h"),
-        ({"seen": replace(SEEN, driver=Driver())}, "warn", "there is no NVIDIA driver"),
-        ({"seen": replace(SEEN, driver=OLD_DRIVER, cuda=(13, 0))}, "fail", "knows CUDA 12.4"),
+        ({"seen": replace(SEEN, driver=Driver())}, "warn", "no NVIDIA driver is installed"),
+        ({"seen": replace(SEEN, driver=OLD_DRIVER, cuda=(13, 0))}, "fail", "supports CUDA 12.4"),
     ],
 )
 def test_each_trouble_is_one_line_with_a_way_out(changes: dict[str, Any], level: str, words: str) -> None:

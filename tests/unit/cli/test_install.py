@@ -74,7 +74,7 @@ def test_another_version_is_said_not_to_be_the_tested_one(
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        (["--rollback"], 1, "there is no previous engine to go back to"),
+        (["--rollback"], 1, "there is no previous engine to roll back to"),
         (["--rollback", "--version", "1.0"], 2, "--rollback goes back to the previous engine"),
         (["--rollback", "--reinstall"], 2, "--rollback goes back to the previous engine"),
         (["--try"], 1, "no engine is installed"),
@@ -98,7 +98,8 @@ def test_without_a_card_it_is_said_what_to_install_and_the_engine_is_put_in_plac
     found(monkeypatch, EngineFacts(present=True), Driver(system="debian12"))
     assert main(["install", "--dry-run", "--config", config]) == 0
     said = capsys.readouterr()
-    assert said.err.startswith("warning: there is no NVIDIA driver, and no NVIDIA card on the PCI bus\n  Debian's own nvidia-driver")
+    warning = "warning: no NVIDIA driver is installed, and there is no NVIDIA card on the PCI bus\n  Debian's own nvidia-driver"
+    assert said.err.startswith(warning)
     lines = said.out.splitlines()
     assert "would try vllm 0.32.0: import the server" in lines[-3]
     assert lines[-2].startswith("would write /var/lib/vllm-safe/untried ")
@@ -113,7 +114,7 @@ def test_a_driver_that_is_too_old_is_said_before_anything_is_done(
     assert main(["install", "--dry-run", "--config", config, *words]) == 1
     said = capsys.readouterr()
     assert said.out == ""
-    assert said.err.startswith("vllm-safe: NVIDIA driver 550.163.01 knows CUDA 12.4, and this vLLM is made for CUDA 13.0")
+    assert said.err.startswith("vllm-safe: NVIDIA driver 550.163.01 supports CUDA 12.4, but this vLLM is built for CUDA 13.0")
 
 
 UNTRIED = EngineFacts(
@@ -129,7 +130,7 @@ def test_what_is_untried_stays_so_until_a_card_answers(
     assert capsys.readouterr().out == "vllm 0.32.0 is installed, and untried. Once a card answers: vllm-safe install --try\n"
     assert main(["install", "--try", "--dry-run", "--config", config]) == 1
     said = capsys.readouterr().err
-    assert said.startswith("vllm-safe: vllm 0.32.0 cannot be tried: there is no NVIDIA driver")
+    assert said.startswith("vllm-safe: vllm 0.32.0 cannot be tried: no NVIDIA driver is installed")
     assert "nvidia-open" in said
 
 
@@ -140,7 +141,7 @@ def test_without_a_card_the_previous_one_takes_the_place_of_one_that_works_only_
     newer = Installed("vllm-0.33.0", "vllm", "0.33.0", whole=True)
     found(monkeypatch, EngineFacts(current=newer, previous=CURRENT, present=True, untried=frozenset(untried)), Driver())
     assert main(["install", "--dry-run", "--config", config]) == code
-    refused = "vllm 0.32.0 cannot be tried, and vllm 0.33.0 is in use and works: there is no NVIDIA driver"
+    refused = "vllm 0.32.0 cannot be tried, so vllm 0.33.0, which works, stays in use: no NVIDIA driver is installed"
     assert (refused in capsys.readouterr().err) == bool(code)
     assert main(["install", "--rollback", "--dry-run", "--config", config]) == 0  # as asked for
 
@@ -184,7 +185,7 @@ def test_a_proxy_with_a_password_is_said_not_to_be_used(
     monkeypatch.setenv("ALL_PROXY", PROXY)
     assert main(["install", "--dry-run", "--config", config]) == 0
     out, err = capsys.readouterr()
-    assert err.startswith("warning: the proxy in https_proxy and ALL_PROXY has a name or password in it, and is not used: ")
+    assert err.startswith("warning: the proxy in https_proxy and ALL_PROXY contains credentials and is not used: ")
     assert "hunter2" not in out + err
 
 

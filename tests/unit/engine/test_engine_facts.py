@@ -1,4 +1,4 @@
-"""What is read of the folder of engines, which belongs to user vllm."""
+"""Tests of reading the folder of engines, which belongs to user vllm."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_only_what_no_engine_has_counts_as_left_by_an_interrupted_installation(t
 
 @pytest.mark.parametrize("top", [CACHE, STAGING])
 def test_what_user_vllm_plants_is_neither_followed_nor_waited_for(tmp_path: Path, top: str) -> None:
-    """A pipe that is opened to be read waits for a writer: the test would not end."""
+    """Opening a pipe for reading would wait for a writer, so that the test would not end."""
     elsewhere, engines = tmp_path / "elsewhere", tmp_path / "engines"
     elsewhere.mkdir()
     (elsewhere / "big").write_bytes(b"x" * 1_000_000)

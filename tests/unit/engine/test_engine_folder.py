@@ -1,4 +1,4 @@
-"""The program that changes the folder of engines as user vllm."""
+"""Tests of the program that changes the folder of engines as user vllm."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_each_process_of_an_engine_may_use_the_processors_amx(tmp_path: Path) ->
     packages.mkdir(parents=True)
     engine_folder.amx(tmp_path)
     ask = "import ctypes, site; mask = ctypes.c_ulong(); ask = lambda what: ctypes.CDLL(None).syscall(158, what, ctypes.byref(mask))"
-    tell = "print(-1 if ask(0x1021) else mask.value & 1 << 18, ask(0x1022) or mask.value & 1 << 18)"  # what there is; what is allowed
+    tell = "print(-1 if ask(0x1021) else mask.value & 1 << 18, ask(0x1022) or mask.value & 1 << 18)"  # supported; permitted
     program = f"{ask}; site.addsitedir({str(packages)!r}); {tell}"
     done = subprocess.run([sys.executable, "-I", "-c", program], check=True, capture_output=True, text=True)
     there, allowed = done.stdout.split()

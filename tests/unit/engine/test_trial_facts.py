@@ -1,4 +1,4 @@
-"""Which engines are untried: the marks, and the recorded runs that outdate them."""
+"""Tests of which engines are untried: the marks, and the recorded runs that supersede them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FOLDER = "vllm-0.32.0"
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    """An engine in use, which was marked as untried a minute before BEGUN."""
+    """Make an engine in use that was marked as untried a minute before BEGUN."""
     server = tmp_path / "engine" / FOLDER / "bin/vllm"
     server.parent.mkdir(parents=True)
     server.touch(mode=0o755)
@@ -44,7 +44,7 @@ def test_a_marked_engine_is_untried_until_a_model_was_ready_with_it(place: Path)
         {"versions": {"engine": "vllm-0.31.0"}},
         {"versions": {}},
         {"command": True},
-        {"time": BEGUN - 61},  # an engine of the same name, which was there before
+        {"time": BEGUN - 61},  # an earlier engine of the same name
     ],
 )
 def test_only_a_start_of_that_very_engine_is_its_trial(place: Path, start: dict[str, Any]) -> None:

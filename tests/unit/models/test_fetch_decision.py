@@ -1,4 +1,4 @@
-"""What is fetched, where it fits, and what is said of a model's files."""
+"""Tests of which files are fetched, whether they fit, and of the findings on a model's files."""
 
 from __future__ import annotations
 
@@ -55,10 +55,10 @@ def test_without_safetensors_everything_is_fetched() -> None:
 
 
 def test_only_gguf_and_nothing_at_all_are_refused() -> None:
-    with pytest.raises(Failure, match="GGUF only") as gguf:
+    with pytest.raises(Failure, match="only as GGUF") as gguf:
         plan_fetch("acme/m", "c0ffee", files("config.json", "m-Q4.gguf", "m-Q8.gguf"))
     assert "safetensors" in gguf.value.hint
-    with pytest.raises(Failure, match="no weights that vLLM reads"):
+    with pytest.raises(Failure, match="no weights that vLLM can read"):
         plan_fetch("acme/m", "c0ffee", files("README.md"))
     with pytest.raises(Failure, match="no weights"):
         plan_fetch("acme/m", "c0ffee", ())
@@ -91,9 +91,9 @@ FOLDER = Path("/var/lib/vllm-safe/models/acme/m")
     ("facts", "what", "do_next"),
     [
         (ModelFiles(FOLDER, "acme/m"), "acme/m is not fetched yet", "vllm-safe fetch tiny"),
-        (ModelFiles(FOLDER, "acme/m", partial=GIB), "1.0 GiB of it are here", "vllm-safe fetch tiny"),
-        (ModelFiles(FOLDER, "acme/m", present=True, problem="2 of 3 gone"), "not complete: 2 of 3 gone", "vllm-safe fetch tiny"),
-        (ModelFiles(Path("/srv/m")), "there is no folder /srv/m", "models.tiny.model"),
+        (ModelFiles(FOLDER, "acme/m", partial=GIB), "acme/m is fetched only in part (1.0 GiB)", "vllm-safe fetch tiny"),
+        (ModelFiles(FOLDER, "acme/m", present=True, problem="2 of 3 gone"), "incomplete: 2 of 3 gone", "vllm-safe fetch tiny"),
+        (ModelFiles(Path("/srv/m")), "the folder /srv/m does not exist", "models.tiny.model"),
         (ModelFiles(Path("/srv/m"), present=True, problem="it has no config.json"), "it has no config.json", "Copy it again"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Whether a model's files are there, told by root without trusting the folder."""
+"""Tests of reading a model's files as root without trusting the folder."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vllm_safe.models.model_files import read_model_files
 
 @pytest.fixture
 def fetched(tmp_path: Path) -> Path:
-    """A fetched model of two files, in the folder of models."""
+    """Make a fetched model of two files in the folder of models."""
     folder = tmp_path / "acme/m"
     (folder / "sub").mkdir(parents=True)
     (folder / "config.json").write_bytes(b"{}")
@@ -46,7 +46,7 @@ def test_a_file_that_is_gone_or_short_is_told(fetched: Path, tmp_path: Path) -> 
     (fetched / "sub/m.safetensors").write_bytes(bytes(999))
     facts = read_model_files("acme/m", tmp_path)
     assert not facts.complete
-    assert facts.problem == "1 of its 2 files are missing or cut short, 'sub/m.safetensors' for one"
+    assert facts.problem == "1 of its 2 files are missing or truncated, such as 'sub/m.safetensors'"
     assert facts.commit == "c0ffee"
 
 
@@ -91,14 +91,14 @@ def test_a_list_that_is_nonsense(fetched: Path, tmp_path: Path, text: str) -> No
     (fetched / ".vllm-safe.json").write_text(text)
     facts = read_model_files("acme/m", tmp_path)
     assert facts.present
-    if text != "null":  # JSON's null is as good as no list
+    if text != "null":  # JSON's null counts like a missing manifest
         assert facts.problem == "its .vllm-safe.json is damaged"
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[" * 100_000])
 def test_a_list_that_is_no_json_is_as_good_as_none(fetched: Path, tmp_path: Path, content: bytes) -> None:
     (fetched / ".vllm-safe.json").write_bytes(content)
-    assert read_model_files("acme/m", tmp_path).complete  # by its config.json, as a folder that somebody copied there
+    assert read_model_files("acme/m", tmp_path).complete  # like a folder that a person copied there, it needs only a config.json
 
 
 def test_a_pipe_in_place_of_the_list_stops_nobody(fetched: Path, tmp_path: Path) -> None:
@@ -114,13 +114,13 @@ def test_a_list_of_monstrous_size_is_not_read(fetched: Path, tmp_path: Path) -> 
 
 
 def replace_by_link(path: Path, target: Path) -> None:
-    """Move it to `target`, and put a link to there in its place."""
+    """Move the path to `target`, and replace it by a link to there."""
     path.rename(target)
     path.symlink_to(target)
 
 
 def test_the_list_behind_a_link_is_not_read(fetched: Path, tmp_path: Path) -> None:
-    """Root could be led to any file of the machine, or to a network mount that hangs."""
+    """A link could lead root to any file of the machine, or to a network mount that hangs."""
     replace_by_link(fetched / ".vllm-safe.json", tmp_path / "elsewhere.json")
     facts = read_model_files("acme/m", tmp_path)
     assert (facts.present, facts.commit, facts.count) == (True, "", 0)
@@ -132,19 +132,19 @@ def test_a_link_in_place_of_a_folder_is_not_followed(fetched: Path, tmp_path: Pa
     replace_by_link(tmp_path / folder, tmp_path / "elsewhere")
     facts = read_model_files("acme/m", tmp_path)
     assert (facts.present, facts.complete, facts.commit) == (True, False, "")
-    assert "a link leads there" in facts.problem
+    assert "it is a symbolic link" in facts.problem
 
 
 def test_a_file_behind_a_folder_that_is_a_link_is_missing(fetched: Path, tmp_path: Path) -> None:
     replace_by_link(fetched / "sub", tmp_path / "elsewhere")
-    assert read_model_files("acme/m", tmp_path).problem == "1 of its 2 files are missing or cut short, 'sub/m.safetensors' for one"
+    assert read_model_files("acme/m", tmp_path).problem == "1 of its 2 files are missing or truncated, such as 'sub/m.safetensors'"
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json"])
 def test_a_folder_that_somebody_copied_there_may_not_lead_elsewhere(fetched: Path, tmp_path: Path, name: str) -> None:
     (fetched / ".vllm-safe.json").unlink()
     (fetched / "model.safetensors.index.json").write_text('{"weight_map": {"a": "gone"}}')
-    assert "files of weights are missing, 'gone'" in read_model_files("acme/m", tmp_path).problem
+    assert "weight files are missing, such as 'gone'" in read_model_files("acme/m", tmp_path).problem
     replace_by_link(fetched / name, tmp_path / "elsewhere.json")
     assert read_model_files("acme/m", tmp_path).problem == ("it has no config.json" if name == "config.json" else "")
 
@@ -158,7 +158,7 @@ def test_a_fetch_behind_a_link_is_not_counted(tmp_path: Path) -> None:
 
 
 def test_the_folder_of_models_itself_may_be_a_link(fetched: Path, tmp_path: Path) -> None:
-    """It is in a folder of root's: an admin put it there."""
+    """The link is in a folder that only root can write, so an admin made it."""
     (tmp_path / "link").symlink_to(tmp_path)
     assert read_model_files("acme/m", tmp_path / "link").complete
     assert fetched.is_dir()
@@ -173,7 +173,7 @@ def test_no_descriptor_is_left_open(fetched: Path, tmp_path: Path) -> None:
 
 @pytest.fixture
 def own(tmp_path: Path) -> Path:
-    """A folder that the config names, in two shards, as a hub's cache has it: of links."""
+    """Make a folder that the configuration names, with two shards, made of links like a hub's cache."""
     folder, blobs = tmp_path / "own", tmp_path / "blobs"
     for path in (folder, blobs):
         path.mkdir()
@@ -196,14 +196,14 @@ def test_a_folder_of_the_admins_own(own: Path, tmp_path: Path) -> None:
 
 def test_a_shard_that_is_gone(own: Path, tmp_path: Path) -> None:
     (tmp_path / "blobs/model-2.safetensors").unlink()
-    assert read_model_files(str(own), tmp_path).problem == "1 of its 2 files of weights are missing, 'model-2.safetensors' for one"
+    assert read_model_files(str(own), tmp_path).problem == "1 of its 2 weight files are missing, such as 'model-2.safetensors'"
 
 
 @pytest.mark.parametrize("name", ["/etc/hostname", "../secret", "x" * 5000])
 def test_an_index_is_not_told_what_is_elsewhere(own: Path, tmp_path: Path, name: str) -> None:
     (tmp_path / "secret").write_bytes(b"1234")
     (tmp_path / "blobs/model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
-    assert "1 of its 1 files of weights are missing" in read_model_files(str(own), tmp_path).problem
+    assert "1 of its 1 weight files are missing" in read_model_files(str(own), tmp_path).problem
 
 
 def test_an_index_of_nonsense_is_left_to_vllm(own: Path, tmp_path: Path) -> None:

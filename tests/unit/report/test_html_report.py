@@ -1,4 +1,4 @@
-"""The page: its numbers are the recorder's, and nothing in a run can be anything but text of it."""
+"""Tests of the HTML report: its numbers are the recorder's, and data of a run is never markup."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ GUARDED = [killers.guard(BEGUN + 10)[0], killers.kernel(BEGUN + 38, limit=True)]
 
 
 class Seen(HTMLParser):
-    """The elements of a page as a browser sees them, and the text of its scripts."""
+    """The elements of a page as a browser parses them, and the text of its scripts."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -147,7 +147,7 @@ HOSTILE = (
 
 
 def poisoned(text: str) -> Run:
-    """A run in which everything that is text is this one."""
+    """Return a run in which each text is this one."""
     run = make_run(phases=("starting", text or "x"), log=[f"{text} Killed", f"ERROR {text}"], end=ENDED | {"reason": text, "result": text})
     start = run.start._replace(host={text: text}, versions={"engine": text}, args={text: [text, {text: text}]}, name=text, run=text)
     return run._replace(start=start, events=(Event(BEGUN + 1, text, text, {"act": text}), Event(BEGUN + 2, "guard", text)))
@@ -173,7 +173,7 @@ def test_what_a_run_says_cannot_be_markup(text: str) -> None:
 @settings(max_examples=60)
 @given(st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from("<>&\"'/!-`\\"), min_size=1, max_size=40))
 def test_nothing_that_a_run_says_can_be_markup(text: str) -> None:
-    assume(text not in PHASES)  # that is another run, with another page
+    assume(text not in PHASES)  # a phase gives another page
     check_harmless(text)
 
 

@@ -1,4 +1,4 @@
-"""What is left out of a report, and what is not."""
+"""Tests of the removal of secrets from a report."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from vllm_safe.report.redact import redact
 
-SECRET = "hunter2hunter2hunter2"  # noqa: S105 -- of nobody
+SECRET = "hunter2hunter2hunter2"  # noqa: S105 -- not a real password
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_what_is_no_secret_stays_as_it_is(line: str) -> None:
     assert redact(line) == line
 
 
-# What a program that has read this file would print to keep a report from being made.
+# Pieces of lines that a program could print to make the removal slow, knowing the patterns.
 PIECES = [
     *(
         "a-",
@@ -133,14 +133,14 @@ def _seconds(text: str) -> float:
 
 
 def test_hostile_lines_take_no_more_time_than_others() -> None:
-    """Each piece again and again, after each other one: 4000 characters, the longest that are recorded of a line."""
+    """Each piece is repeated after each other one, up to 4000 characters, the longest line that is recorded."""
     for before in PIECES:
         for piece in PIECES:
             assert _seconds((before + piece * 4000)[:4000]) < 0.1, (before, piece)
 
 
 def test_mixed_hostile_lines_take_no_more_time_than_others() -> None:
-    chance = random.Random(0)  # noqa: S311 - the same lines each time
+    chance = random.Random(0)  # noqa: S311 - seeded, so that the lines are the same each time
     for _ in range(300):
         unit = "".join(chance.choices(PIECES, k=chance.randint(2, 5)))
         assert _seconds((unit * 4000)[:4000]) < 0.1, unit

@@ -1,4 +1,4 @@
-"""Where a report is written, and over what it is not."""
+"""Tests of writing a report, and of what it does not overwrite."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_an_earlier_report_is_replaced(tmp_path: Path) -> None:
 
 def test_anything_else_is_not_unless_asked_for(tmp_path: Path) -> None:
     (tmp_path / "x.html").write_text("mine")
-    with pytest.raises(Failure, match="no report"):
+    with pytest.raises(Failure, match="not a report"):
         write_report(tmp_path / "x.html", PAGE)
     assert (tmp_path / "x.html").read_text() == "mine"
     write_report(tmp_path / "x.html", PAGE, force=True)

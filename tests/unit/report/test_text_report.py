@@ -1,4 +1,4 @@
-"""The report in a terminal."""
+"""Tests of the report for a terminal."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_the_parts_are_there_in_order() -> None:
         for title in ("Memory of the model", "Swap", "Figures", "Events", "Last log lines")
     ]
     assert places == sorted(places)
-    assert any("Memory of the model, all of it, at most" in line and "of 12.0 GiB" in line for line in found)
+    assert any("Peak memory of the model, in total" in line and "of 12.0 GiB" in line for line in found)
 
 
 def test_a_run_without_samples_has_a_text() -> None:
@@ -60,16 +60,16 @@ def test_a_run_too_short_for_lines_has_figures_and_no_empty_plots(seconds: int) 
     found = lines(run)
     assert len(run.samples) == seconds
     assert not [line for line in found if line.startswith(AXIS)]
-    note = next(place for place, line in enumerate(found) if line.startswith("Not drawn, with fewer than 5 samples: Memory of the model;"))
+    note = next(place for place, line in enumerate(found) if line.startswith("Not drawn (fewer than 5 samples): Memory of the model;"))
     assert note < found.index("Figures")
-    assert any("Memory of the model, all of it, at most" in line for line in found)
+    assert any("Peak memory of the model, in total" in line for line in found)
 
 
 def test_what_was_0_all_the_time_is_no_plot() -> None:
     run = make_run()
     still = run._replace(samples=tuple(sample._replace(disk_read=0.0, disk_write=0.0, swap=0, swap_free=0) for sample in run.samples))
     found = lines(still)
-    assert "0 all the time: Swap; Disks of the machine" in found
+    assert "Not drawn (always 0): Swap; Disks of the machine" in found
     assert "Disks of the machine" not in found
     assert len([line for line in lines(run) if line.startswith(AXIS)]) == len([line for line in found if line.startswith(AXIS)]) + 2
 
@@ -77,7 +77,7 @@ def test_what_was_0_all_the_time_is_no_plot() -> None:
 def test_what_is_known_of_a_moment_only_is_no_plot() -> None:
     run = make_run(seconds=60, phases=("loading",), last={"tokens": 3})
     found = lines(run._replace(samples=(*run.samples[:-4], *(sample._replace(tokens=None) for sample in run.samples[-4:]))))
-    assert "Not drawn, with fewer than 5 samples: Tokens generated since the start" in found
+    assert "Not drawn (fewer than 5 samples): Tokens generated since the start" in found
     assert any(line.startswith("Memory of the model;") for line in found)
 
 

@@ -1,4 +1,4 @@
-"""How a program is run as user vllm: the call of systemd-run, and what becomes of its output."""
+"""Tests of running a program as user vllm: the call of systemd-run, and the handling of its output."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_it_runs_as_vllm_in_the_slice_and_can_gain_nothing() -> None:
 
 def test_the_program_is_taken_word_by_word() -> None:
     command = TASK.command()
-    assert command[command.index("--") + 1 :] == ("/usr/bin/env", "$$HOME")  # the manager makes one $ of two
+    assert command[command.index("--") + 1 :] == ("/usr/bin/env", "$$HOME")  # the manager reduces two $ to one
 
 
 def test_what_it_may_touch_is_named() -> None:

@@ -1,4 +1,4 @@
-"""What gets through to root's terminal, however it is cut into pieces."""
+"""Tests of the output that reaches root's terminal, split at any point."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def test_a_progress_bar_is_as_it_was(text: str) -> None:
     ("data", "shown"),
     [
         (b"\x1b]52;c;cm0=\x07", b"]52;c;cm0="),  # the clipboard
-        (b"\x1b[21t\x1b[6n\x1b[c", b"[21t[6n[c"),  # title, cursor, kind of terminal: answered as if typed
+        (b"\x1b[21t\x1b[6n\x1b[c", b"[21t[6n[c"),  # queries of title, cursor and terminal type, answered as if typed
         (b"\x1b[?1000h\x1bc\x1bP$q\x1b\\", b"[?1000hcP$q\\"),
-        ("\u009b6n\u009d0;t\u009c".encode(), b"6n0;t"),  # the same in one character
+        ("\u009b6n\u009d0;t\u009c".encode(), b"6n0;t"),  # the same as C1 control characters
         (b"\x9b6n\xff", "\ufffd6n\ufffd".encode()),
         (b"words \x1b[", b"words ["),
         (b"\x1b[" + b"1;" * 1000 + b"m", b"[" + b"1;" * 1000 + b"m"),

@@ -1,4 +1,4 @@
-"""What is read of the models, from a tree of files like the kernel's."""
+"""Tests of reading the status of models, from a tree of files like the kernel's."""
 
 from __future__ import annotations
 

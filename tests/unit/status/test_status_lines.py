@@ -1,4 +1,4 @@
-"""What status says, of what was seen."""
+"""Tests of the output of `vllm-safe status`."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def test_loading_says_how_far_how_fast_and_how_long() -> None:
     assert "(11 min 40 s)" in said
     assert "41%, 31.0 GiB of 76.0 GiB, 118 MiB/s, 6 min 30 s left" in said
     assert "RAM 11.0 GiB of 12.0 GiB (92%), swap 38.0 GiB of 115 GiB (33%)" in said
-    assert "waits for memory 43%, disk 12% of the time; the system for memory 2%, disk 0%" in said
-    assert "the guard acted 2 times, last 2 min ago: system.slice waits" in said
+    assert "time stalled on memory 43%, I/O 12%; system: memory 2%, I/O 0%" in said
+    assert "guard: acted 2 times, last 2 min ago: system.slice waits" in said
     assert "[######" in said
 
 

@@ -1,4 +1,4 @@
-"""What counts as a swapfile of ours, on real files."""
+"""Tests of recognising a swapfile of vllm-safe, on real files."""
 
 from __future__ import annotations
 
@@ -39,23 +39,23 @@ def test_ours_is_known_by_its_label(ours: Path) -> None:
 
 def test_another_label_is_somebody_elses(ours: Path) -> None:
     patch(ours, 1052, b"swap".ljust(16, b"\0"))
-    assert foreign(ours) == "swap space of somebody else"
+    assert foreign(ours) == "swap space with another label"
 
 
 def test_a_label_that_only_starts_like_ours_is_somebody_elses(ours: Path) -> None:
     patch(ours, 1052, b"vllm-safer")
-    assert foreign(ours) == "swap space of somebody else"
+    assert foreign(ours) == "swap space with another label"
 
 
 def test_a_hibernated_system_is_not_swap_space(ours: Path) -> None:
     patch(ours, swapfile_facts.PAGE - 10, b"S1SUSPEND\0")
-    assert foreign(ours) == "no swap space"
+    assert foreign(ours) == "not swap space"
 
 
 @pytest.mark.parametrize("content", [b"", b"notes", bytes(MIB)])
 def test_an_ordinary_file_is_not_ours(tmp_path: Path, content: bytes) -> None:
     (path := tmp_path / "swapfile").write_bytes(content)
-    assert foreign(path) == "no swap space"
+    assert foreign(path) == "not swap space"
 
 
 def test_a_mode_that_lets_others_read_is_not_ours(ours: Path) -> None:
@@ -65,7 +65,7 @@ def test_a_mode_that_lets_others_read_is_not_ours(ours: Path) -> None:
 
 def test_a_hard_link_is_not_ours(ours: Path) -> None:
     os.link(ours, ours.with_name("second"))
-    assert foreign(ours) == "a file with a second name (a hard link)"
+    assert foreign(ours) == "a file with several hard links"
 
 
 def test_a_link_to_ours_is_not_followed(ours: Path) -> None:

@@ -1,4 +1,4 @@
-"""The steps on real files without a name and in real folders; only swapon and swapoff themselves are stood in for."""
+"""Tests of the steps on real unnamed files and in real folders; only swapon and swapoff are faked."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from vllm_safe.swap.swapfile_steps import DeleteSwapfile, MakeSwapfile, RenameSw
 
 
 class Areas:
-    """Stands in for the kernel's list of swap; `swapon` and `swapoff` raise `error` when it is set."""
+    """A fake of the kernel's list of swap areas; `swapon` and `swapoff` raise `error` if it is set."""
 
     def __init__(self) -> None:
         self.on: dict[str, int] = {}
@@ -36,17 +36,17 @@ class Areas:
             raise OSError(self.error, os.strerror(self.error))
 
     def swapon(self, path: str) -> None:
-        """By the name that the descriptor has, as the kernel does."""
+        """Add an area under the name of the descriptor, as the kernel does."""
         self._called("swapon")
         self.on[os.path.realpath(path)] = 0
 
     def swapoff(self, path: str) -> None:
-        """Likewise."""
+        """Remove the area under the name of the descriptor."""
         self._called("swapoff")
         del self.on[os.path.realpath(path)]
 
     def read(self) -> tuple[SwapArea, ...]:
-        """/proc/swaps."""
+        """Return the areas as /proc/swaps lists them."""
         return tuple(SwapArea(path, "file", MIB - 4096, used) for path, used in self.on.items())
 
 
@@ -110,7 +110,7 @@ def test_zeros_are_written_where_the_file_system_cannot_allocate(path: Path, mon
 
 
 @pytest.mark.parametrize(
-    ("code", "hint"), [(errno.ENOSPC, "Make room"), (errno.EFBIG, "lower `swap.size`"), (errno.EIO, "journalctl"), (errno.EINVAL, "")]
+    ("code", "hint"), [(errno.ENOSPC, "Free some space"), (errno.EFBIG, "lower `swap.size`"), (errno.EIO, "journalctl"), (errno.EINVAL, "")]
 )
 def test_an_error_leaves_nothing(path: Path, monkeypatch: pytest.MonkeyPatch, code: int, hint: str) -> None:
     monkeypatch.setattr(libc, "fallocate", failing(code))
@@ -279,5 +279,5 @@ def test_the_last_word_of_the_kernel_about_swap_is_the_reason() -> None:
 
 def test_what_a_step_says() -> None:
     path = Path("/swapfile")
-    assert MakeSwapfile(path, 128 << 30).describe() == "make the swapfile /swapfile of 128 GiB, allocated, readable by root only"
+    assert MakeSwapfile(path, 128 << 30).describe() == "create the swapfile /swapfile of 128 GiB, allocated, readable by root only"
     assert RenameSwapfile(path.with_name("swapfile.new"), path).describe() == "rename /swapfile.new to /swapfile"

@@ -1,1 +1,1 @@
-"""Programs that the engine's own python runs as user vllm: standard library, the engine's packages, and nothing of vllm_safe."""
+"""Programs that the engine's own Python runs as user vllm. They import the standard library and the engine's packages, not vllm_safe."""

@@ -1,4 +1,7 @@
-"""`python -I THIS_FOLDER list|get ...`: python puts the folder on sys.path, so what is beside this file has no `vllm_safe.` before it."""
+"""Entry point of `python -I THIS_FOLDER list|get ...`.
+
+Python puts the folder on sys.path, so that modules beside this file are imported without the prefix `vllm_safe.`.
+"""
 
 import sys
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""The real program, with the real huggingface_hub, against a hub on loopback."""
+"""Fixtures that run the real program, with the real huggingface_hub, against a hub on loopback."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ FILES = {
 
 @dataclass(frozen=True)
 class Answer:
-    """What a run of the program gave."""
+    """The result of a run of the program."""
 
     status: int
     answer: dict[str, Any]
@@ -44,7 +44,7 @@ class Answer:
 
 @dataclass
 class Downloader:
-    """Runs the program for REPO with `models` as the folder of all models."""
+    """Runner of the program for REPO, with `models` as the folder of all models."""
 
     hub: Hub
     models: Path
@@ -54,12 +54,12 @@ class Downloader:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What the service sets."""
+        """Return the environment that the service sets."""
         values = {"HF_ENDPOINT": self.hub.url, "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HOME": str(self.models.parent / "hf-home")}
         return values | ({"CREDENTIALS_DIRECTORY": str(self.token_folder)} if self.token_folder else {})
 
     def arguments(self, action: str, *more: str) -> list[str]:
-        """The command line, with three quick retries."""
+        """Return the command line, with three quick retries."""
         return [action, "--repo", self.repo, "--models", str(self.models), *["--delay=0.01"] * 3, "--longest-wait=3", *more]
 
     def start(self, action: str, *more: str) -> subprocess.Popen[str]:
@@ -94,16 +94,16 @@ class Downloader:
 
     @property
     def folder(self) -> Path:
-        """Where the model ends up."""
+        """The final folder of the model."""
         return self.models / self.repo
 
     @property
     def partial(self) -> Path:
-        """Where what is broken off is kept."""
+        """The folder of an interrupted download."""
         return self.models / ".partial" / self.repo.replace("/", "--")
 
     def broken_off(self) -> int:
-        """Bytes of the file that has come in part."""
+        """Bytes of the partial file."""
         return sum(path.stat().st_size for path in self.partial.glob("blobs/*.incomplete"))
 
 
@@ -120,7 +120,7 @@ def downloader(hub: Hub, tmp_path: Path) -> Downloader:
 
 @pytest.fixture
 def token(downloader: Downloader, tmp_path: Path) -> str:
-    """A token that the program is given and the hub knows."""
+    """Give the program a token that the hub accepts."""
     downloader.token_folder = tmp_path
     downloader.hub.token = tmp_path.name + "-secret"
     (tmp_path / "hub-token").write_text(f"{downloader.hub.token}\n")
@@ -128,6 +128,6 @@ def token(downloader: Downloader, tmp_path: Path) -> str:
 
 
 def tree_of(folder: Path) -> dict[str, bytes]:
-    """What a folder holds, less our own list of it."""
+    """Return the contents of a folder, without the manifest."""
     paths = [path for path in folder.rglob("*") if path.is_file() and path.name != ".vllm-safe.json"]
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths}

@@ -1,4 +1,4 @@
-"""A model arrives complete or not at all, and what has come is never fetched twice."""
+"""Tests that a model is fetched completely or not at all, and that received bytes are never fetched twice."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_killed_midway_it_goes_on_where_it_was(downloader: Downloader, hub: Hub)
 
 def test_killed_before_the_last_rename_nothing_is_transferred_again(downloader: Downloader, hub: Hub) -> None:
     assert downloader.run("get").status == 0
-    blobs = downloader.partial / "blobs"  # as it is just before the rename
+    blobs = downloader.partial / "blobs"  # the state just before the rename
     blobs.mkdir(parents=True)
     rows = json.loads((downloader.folder / ".vllm-safe.json").read_text())["files"]
     for name, row in rows.items():

@@ -1,4 +1,4 @@
-"""Each way in which a hub says no has its own name."""
+"""Tests that each refusal of a hub has a kind of its own."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_a_busy_hub_is_waited_for(downloader: Downloader, hub: Hub) -> None:
     hub.faults = [Fault(API, status=429, headers={"Retry-After": "1"}), Fault("/cdn/", status=429, headers={"RateLimit": '"cdn";r=0;t=1'})]
     result = downloader.run("get")
     assert result.status == 0
-    assert result.stderr.count("the hub is busy: trying again in 1 s") == 2
+    assert result.stderr.count("the hub is busy: retrying in 1 s") == 2
 
 
 def test_a_hub_that_is_busy_for_too_long_is_left_alone(downloader: Downloader, hub: Hub) -> None:
@@ -126,7 +126,7 @@ def test_a_listing_without_hashes(downloader: Downloader, hub: Hub) -> None:
 
 
 def test_nobody_listens(downloader: Downloader, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.socket() as bound:  # bound and not listening: nobody else gets the port
+    with socket.socket() as bound:  # bound and not listening, so that no other program gets the port
         bound.bind(("127.0.0.1", 0))
         monkeypatch.setattr(type(hub), "url", f"http://127.0.0.1:{bound.getsockname()[1]}")
         answer = downloader.run("list").answer

@@ -1,4 +1,4 @@
-"""The token of the hub is in the memory of a process whose user also runs models."""
+"""Tests that models, which run as the same user, cannot read the hub token from the memory of the program."""
 
 from __future__ import annotations
 

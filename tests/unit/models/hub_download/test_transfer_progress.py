@@ -1,4 +1,4 @@
-"""How far it is, in words."""
+"""Tests of the progress line."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_lines(done: int, total: int, rate: float, line: str) -> None:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The time, as a list of one."""
+    """Replace the clock by a list with one time."""
     now = [100.0]
     monkeypatch.setattr(transfer_progress.time, "monotonic", lambda: now[0])
     return now

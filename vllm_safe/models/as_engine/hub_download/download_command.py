@@ -1,4 +1,4 @@
-"""The command line. stdout has one line of JSON, the answer; stderr is for people, and shows the progress."""
+"""The command line of the download. stdout receives the answer as one line of JSON; stderr shows the progress to people."""
 
 from __future__ import annotations
 
@@ -24,8 +24,11 @@ _PR_SET_DUMPABLE = 4  # linux/prctl.h
 
 
 def main(arguments: list[str]) -> int:
-    """Run `list` or `get`. The answer is {"trouble": KIND, ...} with exit code 1, or what the function of that name returns."""
-    logging.disable(logging.WARNING)  # the hub's client warns of what we handle
+    """Run `list` or `get` and return the exit code.
+
+    The answer is the value of the function of that name, or {"trouble": KIND, ...} with exit code 1.
+    """
+    logging.disable(logging.WARNING)  # the hub's client warns about conditions that are handled here
     os.umask(0o022)
     options = _options(arguments)
     try:
@@ -41,7 +44,7 @@ def main(arguments: list[str]) -> int:
 
 
 def list_(options: argparse.Namespace) -> dict[str, Any]:
-    """What a revision consists of: {"commit": SHA, "files": [[name, size, bytes that are here], ...]}."""
+    """Return the contents of a revision: {"commit": SHA, "files": [[name, size, bytes that need no transfer], ...]}."""
     commit, files = _ask(options, TransferProgress(0))
     store = ModelStore(options.models, options.repo)
     in_place = store.files_in_place()
@@ -49,7 +52,7 @@ def list_(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def get(options: argparse.Namespace) -> dict[str, Any]:
-    """Fetch a revision less what --leave-out names, and put it in place: {"commit": SHA}."""
+    """Fetch a revision without the files that --leave-out matches, put it in place, and return {"commit": SHA}."""
     store = ModelStore(options.models, options.repo)
     with store.locked():
         commit, files = _ask(options, TransferProgress(0))
@@ -79,7 +82,7 @@ def _ask(options: argparse.Namespace, progress: TransferProgress) -> tuple[str, 
     while True:
         try:
             return hub.list_files(options.revision)
-        except (hub.broken, OSError) as error:  # what the hub answers is an OSError too
+        except (hub.broken, OSError) as error:  # an error response of the hub is an OSError too
             patience.wait_after(error)
 
 
@@ -88,8 +91,9 @@ def _patience(options: argparse.Namespace, progress: TransferProgress) -> Patien
 
 
 def _token() -> str | None:
-    """The credential `hub-token` of the service, if it was given one."""
-    ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0)  # models run as this user, too: no other process of it may read our memory
+    """Read the credential `hub-token` of the service, or return None if it has none."""
+    # Models run as the same user: no other process of that user may read the memory of this one.
+    ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0)
     try:
         return (Path(os.environ["CREDENTIALS_DIRECTORY"]) / "hub-token").read_text().strip()
     except (KeyError, FileNotFoundError):
@@ -103,8 +107,8 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--revision", help="a branch, a tag or a commit")
     parser.add_argument("--models", type=Path, required=True, help="the folder of all models")
     parser.add_argument("--leave-out", action="append", default=[], help="a pattern of names")
-    parser.add_argument("--delay", type=float, action="append", default=[], help="seconds before the next try, in turn")
-    parser.add_argument("--longest-wait", type=float, default=0.0, help="most seconds in all to wait for a busy hub")
+    parser.add_argument("--delay", type=float, action="append", default=[], help="seconds before the next retry; once for each retry")
+    parser.add_argument("--longest-wait", type=float, default=0.0, help="most seconds in total to wait for a busy hub")
     return parser.parse_args(arguments)
 
 

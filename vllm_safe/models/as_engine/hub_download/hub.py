@@ -1,4 +1,4 @@
-"""A hub, through the engine's own huggingface_hub (1.31 or later)."""
+"""Access to a hub through the engine's own huggingface_hub (1.31 or later)."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from typing import Any, Protocol
 
 from .hub_trouble import HubTrouble
 
-MANIFEST = ".vllm-safe.json"  # in a model's folder: what belongs to it
+MANIFEST = ".vllm-safe.json"  # in a model's folder: the list of its files
 _SILENCE = 30.0  # seconds without a byte, after which a connection counts as broken
-_REQUEST = 8 << 30  # most bytes asked for at once: hubs refuse answers over 50 GB, and a part of a larger file is none
+_REQUEST = 8 << 30  # most bytes per request: hubs refuse responses over 50 GB, but serve ranges of larger files
 
 
 class Hasher(Protocol):
-    """What of a hashlib object is used."""
+    """The part of the interface of hashlib objects that is used here."""
 
     def update(self, data: bytes, /) -> None:
-        """Take in more bytes."""
+        """Add bytes."""
 
     def hexdigest(self) -> str:
-        """The hash of all of them."""
+        """Return the hash of all bytes."""
         ...
 
 
@@ -39,38 +39,38 @@ class RepositoryFile:
     key: str
 
     def hasher(self) -> Hasher:
-        """What ends with the hash in `key` when it has had all bytes. Git hashes a header with the size first."""
+        """Return a hasher that yields the hash in `key` after all bytes. Git hashes a header with the size first."""
         if self.key.startswith("sha256:"):
             return hashlib.sha256()
         return hashlib.sha1(b"blob %d\0" % self.size, usedforsecurity=False)
 
     def matches(self, hasher: Hasher) -> bool:
-        """Whether that object has seen this file."""
+        """Return whether the hasher has the hash of this file."""
         return self.key.partition(":")[2] == hasher.hexdigest()
 
 
 class Hub:
-    """The hub at $HF_ENDPOINT, asked about one repository."""
+    """The hub at $HF_ENDPOINT, for one repository."""
 
     def __init__(self, repo: str, token: str | None) -> None:
-        package = import_module("huggingface_hub")  # here and not above: what needs no hub is tested without
+        package = import_module("huggingface_hub")  # imported here, so that code without a hub is tested without the package
         self._repo = repo
         self._package: Any = package
-        self._token = token or False  # False: nor the token that somebody may have left in a home directory
+        self._token = token or False  # False also ignores a token that may lie in a home directory
         self._endpoint = os.environ["HF_ENDPOINT"]
         self._session = package.get_session()
-        # What a connection that fails raises: the session is a client of httpx in huggingface_hub 1, of httpx2 in 2.
+        # The exception of a failed connection. The session is a client of httpx in huggingface_hub 1, and of httpx2 in 2.
         self.broken: type[Exception] = sys.modules[type(self._session).__module__.partition(".")[0]].TransportError
 
     def list_files(self, revision: str | None) -> tuple[str, list[RepositoryFile]]:
-        """The commit that `revision` is now, and its files. Of a gated model, also makes sure that they may be read."""
+        """Return the commit to which `revision` resolves now, and its files. For a gated model it also checks read access."""
         api = self._package.HfApi(endpoint=self._endpoint, token=self._token)
         try:
             info = api.model_info(self._repo, revision=revision, files_metadata=True, timeout=_SILENCE)
         except (ValueError, TypeError, KeyError) as error:
-            if hasattr(error, "response"):  # an answer with the status 400, which is a ValueError too
+            if hasattr(error, "response"):  # a response with status 400, which is a ValueError too
                 raise
-            raise HubTrouble("not-a-hub", said=str(error)) from error  # the login page of a hotel, say
+            raise HubTrouble("not-a-hub", said=str(error)) from error  # for example a captive portal
         files = [_file(sibling) for sibling in info.siblings or ()]
         if info.gated and files:
             with self.open(info.sha, min(files, key=lambda file: file.size), 0):
@@ -79,9 +79,9 @@ class Hub:
 
     @contextmanager
     def open(self, commit: str, file: RepositoryFile, start: int) -> Iterator[Any]:
-        """The response that brings the file from byte `start` on (status 206), or all of it (200). Raises if it is an error."""
+        """Open the response with the file from byte `start` on (status 206), or with all of it (200). Raises for an error status."""
         headers = self._package.utils.build_hf_headers(token=self._token)
-        headers["Accept-Encoding"] = "identity"  # the bytes of the file, not of a compressed form of it
+        headers["Accept-Encoding"] = "identity"  # the bytes of the file itself, not compressed
         if file.size:
             headers["Range"] = f"bytes={start}-{min(file.size, start + _REQUEST) - 1}"
         url = self._package.hf_hub_url(self._repo, file.name, revision=commit, endpoint=self._endpoint)

@@ -1,9 +1,9 @@
-"""The folders of one model. All of it belongs to the user that runs this; root only looks (vllm_safe/models/model_files.py).
+"""The folders of one model. They belong to the user that runs this program; root only reads them (vllm_safe/models/model_files.py).
 
-MODELS/.partial/ORG--NAME/blobs/HASH              a file that is complete and has that hash
-MODELS/.partial/ORG--NAME/blobs/HASH.incomplete   as much of it as has come
-MODELS/.partial/ORG--NAME/tree                    the model, made of links to the blobs, about to be renamed to ...
-MODELS/ORG/NAME                                   ... with MANIFEST, which lists what belongs to it
+MODELS/.partial/ORG--NAME/blobs/HASH              a complete file with that hash
+MODELS/.partial/ORG--NAME/blobs/HASH.incomplete   the part of it that was received
+MODELS/.partial/ORG--NAME/tree                    the model, made of hard links to the blobs, about to be renamed to ...
+MODELS/ORG/NAME                                   ... the final folder, with MANIFEST, which lists its files
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class ModelStore:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Make the folders, and keep other processes out of them meanwhile."""
+        """Create the folders and lock them against other processes."""
         self._blobs.mkdir(parents=True, exist_ok=True)
         handle = os.open(self._partial, os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -44,26 +44,26 @@ class ModelStore:
             os.close(handle)
 
     def blob(self, file: RepositoryFile) -> Path:
-        """Where the file is kept under its hash."""
+        """Return the path of the complete file, named by its hash."""
         return self._blobs / file.key.replace(":", "-")
 
     def part(self, file: RepositoryFile) -> Path:
-        """Where as much of it is kept as has come."""
+        """Return the path of the part of a file that was received."""
         return self._blobs / (file.key.replace(":", "-") + ".incomplete")
 
     def has(self, file: RepositoryFile) -> bool:
-        """Whether it is complete."""
+        """Return whether the file is complete."""
         return size_of(self.blob(file)) == file.size
 
     def bytes_here(self, file: RepositoryFile, in_place: dict[str, Path]) -> int:
-        """How much of it need not be transferred; `in_place` is what `files_in_place` returned."""
+        """Return the bytes of a file that need no transfer. in_place: the value of `files_in_place`."""
         if file.key in in_place or self.has(file):
             return file.size
         part = size_of(self.part(file))
         return part if 0 <= part <= file.size else 0
 
     def files_in_place(self) -> dict[str, Path]:
-        """The files of the revision that is in place, by key. None if there is no revision, or not one that was fetched."""
+        """Return the files of the revision in place, by key; {} if there is none, or it was not fetched by this program."""
         try:
             rows = json.loads((self.final / MANIFEST).read_text())["files"]
             return {row["key"]: self.final / name for name, row in rows.items() if size_of(self.final / name) == row["size"]}
@@ -71,7 +71,7 @@ class ModelStore:
             return {}
 
     def prepare(self, files: list[RepositoryFile]) -> None:
-        """Take over what the revision in place has in common with these files; drop what an earlier run for others has left."""
+        """Reuse files that the revision in place has in common with these, and delete what an earlier run left of other files."""
         wanted = {path.name for file in files for path in (self.blob(file), self.part(file))}
         for path in self._blobs.iterdir():
             if path.name not in wanted:
@@ -83,7 +83,7 @@ class ModelStore:
                 os.link(in_place[file.key], self.blob(file))
 
     def put_in_place(self, commit: str, files: list[RepositoryFile]) -> None:
-        """Make the tree and rename it to its place. A revision that is there gives way in the same instant, and is then deleted."""
+        """Build the tree and rename it to its place. A revision in place is exchanged atomically, and then deleted."""
         shutil.rmtree(self._tree, ignore_errors=True)
         for file in files:
             path = self._tree / file.name
@@ -110,7 +110,7 @@ def _take(handle: int) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Have a file, or the names in a folder, on the disk itself."""
+    """Flush a file, or the names in a folder, to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -119,7 +119,7 @@ def _sync(path: Path) -> None:
 
 
 def size_of(path: Path) -> int:
-    """Bytes, or -1 where there is no such file."""
+    """Return the size in bytes, or -1 if there is no such file."""
     try:
         return path.lstat().st_size
     except OSError:
@@ -127,7 +127,7 @@ def size_of(path: Path) -> int:
 
 
 def _exchange(one: Path, other: Path) -> None:
-    """Swap two paths in one step, so that at no time `other` is missing. Python has no function of its own for it."""
+    """Exchange two paths atomically, so that `other` is never missing. Python has no function for it."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE):
         number = ctypes.get_errno()

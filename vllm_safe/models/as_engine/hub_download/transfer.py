@@ -1,4 +1,4 @@
-"""Bring files in, one after the other: a disk writes one stream fastest, and a busy hub likes one connection best."""
+"""Transfer of files one after the other: a disk writes a single stream fastest, and a busy hub prefers a single connection."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .hub_trouble import HubTrouble, Patience
 from .model_store import ModelStore
 from .transfer_progress import TransferProgress
 
-_CHUNK = 1 << 16  # small: what is collected for a chunk is lost when the connection breaks off
+_CHUNK = 1 << 16  # bytes: small, since a partial chunk is lost when the connection breaks
 
 
 class Transfer:
@@ -25,21 +25,21 @@ class Transfer:
         self._progress = progress
 
     def bring(self, file: RepositoryFile) -> None:
-        """Make the file complete in the store. Raises Trouble, or OSError for the disk's own troubles; what has come stays."""
+        """Complete a file in the store. Raises HubTrouble, or OSError for errors of the disk; received bytes are kept."""
         if self._store.has(file):
             self._progress.found(file.size)
             return
         resumed = self._store.part(file).exists()
         if self._try(file):
             return
-        if resumed:  # what was there before may be what was wrong: once more, from the first byte
-            self._progress.tell(f"{file.name}: what an earlier run left is damaged, starting it again")
+        if resumed:  # the bytes of an earlier run may be the damaged ones: retry once from the first byte
+            self._progress.tell(f"{file.name}: data of an earlier run is damaged, fetching the file again")
             if self._try(file):
                 return
         raise HubTrouble("wrong-bytes", name=file.name)
 
     def _try(self, file: RepositoryFile) -> bool:
-        """Bring in what is missing. Returns whether the whole then had its hash; if not, nothing of it is kept."""
+        """Transfer the missing bytes and return whether the whole file has its hash; if not, nothing of it is kept."""
         part = self._store.part(file)
         with part.open("ab+", buffering=0) as out:
             hasher = self._append(file, out)
@@ -52,12 +52,12 @@ class Transfer:
         return False
 
     def _append(self, file: RepositoryFile, out: FileIO) -> Hasher:
-        """Append until the file has its size. Returns the hasher of the whole."""
+        """Append bytes until the file has its size, and return the hasher of the whole file."""
         hasher, done = self._hash_start(file, out)
         while done < file.size:
             try:
                 with self._hub.open(self._commit, file, done) as response:
-                    if done and response.status_code != 206:  # it sends everything again
+                    if done and response.status_code != 206:  # the hub sends the whole file again
                         out.truncate(0)
                         self._progress.found(-done)
                         hasher, done = file.hasher(), 0
@@ -70,13 +70,13 @@ class Transfer:
             except self._hub.broken as error:
                 self._patience.wait_after(error)
             except OSError as error:
-                if getattr(error, "response", None) is None:  # not the hub's answer: the disk's
+                if getattr(error, "response", None) is None:  # an error of the disk, not a response of the hub
                     raise
                 self._patience.wait_after(error)
         return hasher
 
     def _hash_start(self, file: RepositoryFile, out: FileIO) -> tuple[Hasher, int]:
-        """Hash what an earlier run has left. Returns the hasher and how many bytes these are."""
+        """Hash the bytes that an earlier run left, and return the hasher and their number."""
         hasher, done = file.hasher(), 0
         if os.fstat(out.fileno()).st_size > file.size:
             out.truncate(0)
@@ -89,14 +89,14 @@ class Transfer:
 
 
 def _write(out: FileIO, chunk: bytes) -> None:
-    """Write all of it: an unbuffered file writes less when the disk is nearly full, and raises the next time."""
+    """Write the whole chunk: an unbuffered file writes less when the disk is nearly full, and raises at the next write."""
     view = memoryview(chunk)
     while view:
         view = view[out.write(view) :]
 
 
 def _at_most(chunks: Iterator[bytes], limit: int) -> Iterator[bytes]:
-    """The chunks, as far as `limit` bytes."""
+    """Yield the chunks up to `limit` bytes in total."""
     for chunk in chunks:
         yield chunk[:limit]
         limit -= len(chunk)
