@@ -7,13 +7,13 @@ from pathlib import Path
 
 
 def memory_pressure(root: Path = Path("/")) -> float | None:
-    """The share of the last ten seconds in which something waited for memory; None where the kernel does not say."""
+    """Return the share (0 to 1) of the last ten seconds in which some task waited for memory; None without PSI in the kernel."""
     found = _some(root, "avg10")
     return float(found) / 100 if found else None
 
 
 def memory_stalled(root: Path = Path("/")) -> int | None:
-    """Microseconds since boot in which something waited for memory or took some back, likewise."""
+    """Return the microseconds since boot in which some task waited for memory or reclaimed it; None without PSI in the kernel."""
     found = _some(root, "total")
     return int(found) if found else None
 

@@ -1,4 +1,4 @@
-"""What systemd knows: properties of units, and the drop-ins that `set-property --runtime` left."""
+"""Properties of systemd units, and the drop-ins that `systemctl set-property --runtime` leaves."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import subprocess
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-# Where systemctl set-property --runtime keeps what it was told: the first for units with a file, the second for those without, such as
-# init.scope (systemd.unit(5), table of load paths).
+# The folders in which `systemctl set-property --runtime` keeps its drop-ins: the first for units that have a unit file, the second for
+# units without one, such as init.scope (systemd.unit(5), table of load paths).
 CONTROL = (Path("/run/systemd/system.control"), Path("/run/systemd/transient"))
 
 
 def show_properties(units: Iterable[str], properties: Iterable[str]) -> dict[str, Mapping[str, str]]:
-    """The properties of each unit as `systemctl show` prints them, by unit; {} where no systemd runs."""
+    """Return the properties of each unit as `systemctl show` prints them, by unit; {} where no systemd runs."""
     wanted = list(units)
     command = ["systemctl", "show", "--property", ",".join(properties), "--", *wanted]
     try:
@@ -21,8 +21,8 @@ def show_properties(units: Iterable[str], properties: Iterable[str]) -> dict[str
         return {}
     if result.returncode:
         return {}
-    # One block for each unit, in the order asked for. A unit that has none of the properties has an empty block, which
-    # disappears among the separators: callers ask for a property that every unit has (Id) to keep the count.
+    # systemctl prints one block for each unit, in the requested order. A unit that has none of the properties has an empty block, which
+    # cannot be told from the separators. To keep the count, callers request a property that every unit has (Id).
     return dict(zip(wanted, map(_parse, result.stdout.split("\n\n")), strict=False))
 
 
@@ -31,6 +31,9 @@ def _parse(block: str) -> Mapping[str, str]:
 
 
 def runtime_dropins(table: Mapping[str, Iterable[str]], folders: Iterable[Path] = CONTROL) -> tuple[Path, ...]:
-    """The drop-in files that set-property --runtime made for these properties, by unit (a name, or a glob such as vllm@*.service)."""
+    """Return the drop-in files that `set-property --runtime` made for these properties.
+
+    `table` has the properties by unit; a unit is a name, or a glob such as vllm@*.service.
+    """
     wanted = [f"{unit}.d/50-{name}.conf" for unit, properties in table.items() for name in properties]
     return tuple(sorted(path for folder in folders for pattern in wanted for path in folder.glob(pattern)))

@@ -1,4 +1,4 @@
-"""What the kernel says of memory that somebody waits for."""
+"""Memory pressure (PSI) of the whole machine."""
 
 from __future__ import annotations
 
