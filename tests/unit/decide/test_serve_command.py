@@ -29,7 +29,7 @@ def launch_of(**model: object) -> Launch:
 @pytest.mark.parametrize("name", TIMEOUTS)
 def test_what_the_file_says_of_a_time_is_what_holds(name: str) -> None:
     row = next(row for row in settings_of(Model) if row.name == name)
-    assert row.doc.endswith(f"Unset, it is the profile's, else {row.kind.write(TIMEOUTS[name])}.")
+    assert row.doc.endswith(f"Unset: the profile's, else {row.kind.write(TIMEOUTS[name])}.")
     assert row.example == row.kind.write(TIMEOUTS[name])
 
 
