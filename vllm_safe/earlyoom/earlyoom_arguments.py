@@ -1,4 +1,4 @@
-"""The arguments of earlyoom, and the environment file that carries them through two of systemd's parsers."""
+"""The arguments of earlyoom, and the environment file that passes them unchanged through two parsers of systemd."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ _HEADER = "# Written by vllm-safe from the section earlyoom of its config.yaml; 
 
 
 def decide_earlyoom_arguments(config: Config) -> tuple[str, ...]:
-    """What earlyoom is started with. Only options that 1.7, 1.8 and 1.9 all have: an unknown one ends it (exit 13)."""
+    """Decide the arguments of earlyoom: only options that 1.7, 1.8 and 1.9 all have, since it exits (13) on an unknown one."""
     earlyoom = config.earlyoom
-    memory = min(earlyoom.memory, 99)  # the most that -m takes
+    memory = min(earlyoom.memory, 99)  # the maximum that -m accepts
     thresholds = ("-m", f"{memory:g}", "-s", f"{earlyoom.swap:g}")  # SIGTERM below both, SIGKILL below half of both
-    # One report an hour is Debian's own choice; without -r there is one each second.
+    # One report an hour is Debian's default; without -r there is one every second.
     return (*thresholds, "-r", "3600", "--prefer", earlyoom.prefer, "--avoid", earlyoom.avoid)
 
 
 def decide_environment_file(config: Config) -> str | None:
-    """The text of earlyoom.env, or None where earlyoom is left to the admin."""
+    """Return the text of earlyoom.env, or None where earlyoom is left to the administrator."""
     if not config.earlyoom.enabled:
         return None
     return f"{_HEADER}{VARIABLE}={_quote_value(join_arguments(decide_earlyoom_arguments(config)))}\n"
 
 
 def join_arguments(arguments: tuple[str, ...]) -> str:
-    r"""One string that systemd splits into exactly these words where a unit says ExecStart=... $NAME.
+    r"""Join arguments to one string that systemd splits into exactly these words for ExecStart=... $NAME in a unit.
 
-    It splits at whitespace, respects and removes quotes, and eats one backslash before any character, in quotes too
+    systemd splits at whitespace, respects and removes quotes, and removes one backslash before any character, inside quotes too
     (systemd.service(5), "Command lines"; earlyoom issue 57).
     """
     return " ".join(_quote_word(word) for word in arguments)
@@ -44,5 +44,5 @@ def _quote_word(word: str) -> str:
 
 
 def _quote_value(value: str) -> str:
-    r"""A double-quoted value of an environment file: there, a backslash before one of " \ ` $ stands for that character."""
+    r"""Quote a value for an environment file. Inside double quotes, a backslash before one of " \ ` $ stands for that character."""
     return '"' + re.sub(r'(["\\`$])', r"\\\1", value) + '"'
