@@ -112,7 +112,7 @@ class TestDrill:
             bed.wait_for("the hog has gone", lambda: is_gone(bed), timeout=PATIENCE)
             bed.wait_for("the drill says why", lambda: "other.service was started" in bed.read("/root/drill.out"), timeout=PATIENCE)
             refused = bed.run("vllm-safe drill", check=False)
-            assert (refused.returncode, "other.service runs" in refused.stderr) == (2, True)
+            assert (refused.returncode, "other.service is running" in refused.stderr) == (2, True)
             assert bed.properties("other.service", "ActiveState")["ActiveState"] == "active"
         finally:
             bed.run("systemctl stop other")

@@ -152,7 +152,7 @@ def test_what_keeps_a_drill_from_starting(
     model = tmp_path / "vllm.slice/vllm@x.service"
     model.mkdir(parents=True)
     (model / "cgroup.events").write_text("populated 1\nfrozen 0\n")
-    assert "no drill: vllm@x.service runs" in refused(capsys, config)
+    assert "no drill: vllm@x.service is running" in refused(capsys, config)
     (model / "cgroup.events").write_text("populated 0\nfrozen 0\n")
     with monkeypatch.context() as short:
         short.setattr("vllm_safe.host.host_facts.read_host", lambda: replace(HOST, memory_available=GIB))
