@@ -1,4 +1,4 @@
-"""python -m tests.ends [--at CHECKOUT]...: the table of ends, right, vague or misleading, of this checkout and of others before it."""
+"""python -m tests.ends [--at CHECKOUT]...: print the table of ends (right, vague or misleading) for this checkout and for older ones."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ GRADES = ("right", "vague", "misleading")
 
 
 def main() -> None:
-    """Print it, as Markdown."""
+    """Print the table as Markdown."""
     ask = argparse.ArgumentParser(prog="python -m tests.ends", description=__doc__)
     ask.add_argument("--at", action="append", default=[], type=Path, metavar="CHECKOUT", help="another one, before this")
     places = [*ask.parse_args().at, HERE]
     titles = [_title(place) for place in places]
     said = [take(CASES, place) for place in places]
-    print(f"| end | source | {' | '.join(titles)} |\n|{' --- |' * (len(places) + 2)}")  # noqa: T201 - it is what the command is for
+    print(f"| end | source | {' | '.join(titles)} |\n|{' --- |' * (len(places) + 2)}")  # noqa: T201 - printing is the purpose of the command
     for name, case in CASES.items():
         cells = [_cell(case, answers[name]) for answers in said]
         print(f"| {name}{' (found)' if case.get('found') else ''} | {case['source']} | {' | '.join(cells)} |")  # noqa: T201

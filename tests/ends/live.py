@@ -1,6 +1,6 @@
-"""Takes a server's end through the real path: the main process, the recorder, `vllm-safe why`. Runs in any checkout, by PYTHONPATH.
+"""Take a server's end through the real path: the main process, the recorder, `vllm-safe why`. Runs in any checkout, with PYTHONPATH.
 
-python live.py < CASES.json > WHAT_WAS_SAID.json. It needs nothing of tests/, and of vllm_safe only what has stayed as it is since 0.2.0.
+python live.py < CASES.json > EXPLANATIONS.json. It needs nothing of tests/, and of vllm_safe only what has not changed since 0.2.0.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ from vllm_safe.record import kill_evidence, recorder, run_reader, run_recording
 
 FAKE = Path(__file__).parents[1] / "fakes/last_words.py"
 RUN = "1a2b3c4d" * 4
-QUIET_PORT = 7  # echo: of root's, and served nowhere
+QUIET_PORT = 7  # echo: only root can listen on it, and no machine does
 MACHINE = "MemTotal: 16777216 kB\nMemAvailable: 8388608 kB\nSwapTotal: 134217728 kB\nSwapFree: 134217728 kB\n"
 
 
 def main() -> None:
-    """All cases, one after the other."""
+    """Run all cases, one after the other."""
     kill_evidence.read_journal = lambda _since: ([], True)
     kill_evidence.AGAIN = 0.0
-    recorder.unit_properties = run_recording.unit_properties = lambda *_: {}  # type: ignore[attr-defined] # what it imports
+    recorder.unit_properties = run_recording.unit_properties = lambda *_: {}  # type: ignore[attr-defined] # a name that the module imports
     if hasattr(why, "properties"):
         why.properties = lambda *_: {}
-    stop_post.own_cgroup = lambda: None  # type: ignore[attr-defined] # what it imports
+    stop_post.own_cgroup = lambda: None  # type: ignore[attr-defined] # a name that the module imports
     json.dump({name: take(case) for name, case in json.load(sys.stdin).items()}, sys.stdout)
 
 
 def take(case: dict[str, Any]) -> dict[str, Any]:
-    """One case: what is said of it, where, and with which status the main process ends."""
+    """Run one case. Return its explanations by the place where people read them, and the exit status of the main process."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         place = _machine(root)
@@ -75,7 +75,7 @@ def _port() -> int:
 
 
 def _launch(root: Path, place: Path, case: dict[str, Any], port: int) -> tuple[int, str]:
-    """The main process and what systemd runs after it; the recorder looks before and after."""
+    """Run the main process and what systemd runs after it. The recorder takes samples before and after."""
     end = ["--signal", str(case["signal"])] if "signal" in case else ["--status", str(case["status"])]
     ready = ["--ready", str(place / "state/m.json")] if case.get("ready") else []
     args = {"model": "/srv/models/m", **case.get("args", {})}
@@ -103,7 +103,7 @@ def _launch(root: Path, place: Path, case: dict[str, Any], port: int) -> tuple[i
 
 
 def _child(output: Path, run: Any, **env: str) -> int:  # noqa: ANN401 - any function
-    """Run it in a process of its own; its exit status."""
+    """Run a function in a process of its own. Return its exit status."""
     pid = os.fork()
     if pid == 0:
         handle = os.open(output, os.O_WRONLY | os.O_CREAT)
@@ -112,7 +112,7 @@ def _child(output: Path, run: Any, **env: str) -> int:  # noqa: ANN401 - any fun
         os.environ.update(env)
         os.environ.pop("JOURNAL_STREAM", None)
         sys.argv = ["vllm-safe", "m"]
-        sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115 - until it exits
+        sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115 - open until the process exits
         try:
             run()
         except SystemExit as error:

@@ -1,4 +1,4 @@
-"""A server that behaves, or misbehaves, as it is told: python3 server.py PORT [option]... Standard library only; runs in beds as well."""
+"""A server that behaves or misbehaves as its options say: python3 server.py PORT [option]... Standard library only; also runs in beds."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from types import FrameType
 
 
 def main() -> None:
-    """Do what the arguments say, in this order."""
+    """Run the server as the arguments say, in this order."""
     ask = argparse.ArgumentParser(prog="fake")
     ask.add_argument("port", type=int)
     ask.add_argument("--deaf", action="store_true", help="ignore SIGTERM")
@@ -79,7 +79,7 @@ def _signals(told: argparse.Namespace) -> None:
 
 
 def _detach() -> None:
-    """As daemon(3) does, but the output stays the journal's."""
+    """Detach as daemon(3) does, but keep the output in the journal."""
     for _ in range(2):
         if os.fork():
             os._exit(0)
@@ -95,13 +95,13 @@ def _use_disk(told: argparse.Namespace) -> None:
         except OSError as error:
             _write(f"{error}\n".encode())
     if told.read:
-        with open(told.read, "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:  # noqa: PTH123 - small
+        with open(told.read, "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:  # noqa: PTH123 - without pathlib, which takes memory
             for at in range(0, len(mapped), mmap.PAGESIZE):
                 mapped[at]
 
 
 def _fill(path: str) -> None:
-    with open(path, "wb", buffering=0) as file:  # noqa: PTH123 - small
+    with open(path, "wb", buffering=0) as file:  # noqa: PTH123 - without pathlib, which takes memory
         while True:
             file.write(bytes(1 << 16))
 

@@ -1,6 +1,6 @@
-"""Models to serve: the tiny one that knows a sentence, and one of 14 GB that knows nothing, made by the engine's own Python.
+"""Models for the scenarios: the tiny one that knows a sentence, and one of 14 GB with random weights, made by the engine's own Python.
 
-`python -m tests.gpu.models FOLDER` writes the large one: Qwen2.5-7B's shape in bf16, in nine files as a hub has them.
+`python -m tests.gpu.models FOLDER` writes the large one: Qwen2.5-7B's shape in bf16, in nine files as on the hub.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ CONFIG = {
 
 
 def shapes() -> dict[str, tuple[int, ...]]:
-    """The name and shape of each tensor."""
+    """Return the name and shape of each tensor."""
     kv = KV_HEADS * HEAD
     found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (VOCABULARY, HIDDEN), "lm_head.weight": (VOCABULARY, HIDDEN)}
     found["model.norm.weight"] = (HIDDEN,)
@@ -50,7 +50,7 @@ def shapes() -> dict[str, tuple[int, ...]]:
 
 
 def make_large(folder: Path) -> None:
-    """Write the large model without a tokenizer: the tiny one's does."""
+    """Write the large model, without a tokenizer, since it uses that of the tiny model."""
     torch, save = import_module("torch"), import_module("safetensors.torch").save_file
     torch.manual_seed(0)
     device = "cuda" if torch.cuda.is_available() else "cpu"
