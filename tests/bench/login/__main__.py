@@ -1,7 +1,7 @@
-"""`python -m tests.bench.login`: measure the matrix, or what of it is asked for, and write table, picture and raw samples.
+"""`python -m tests.bench.login`: measure the matrix, or the selected part of it, and write the table, the picture and the samples.
 
-Rounds are outermost and set-ups in turn within each, so that what changes on the host hits all of them. What was measured is kept: the same
-command again goes on where it was broken off, --fresh begins anew, and --report measures nothing.
+Rounds are the outermost loop, with the set-ups in turn within each, so that a change on the host affects all of them. Results are kept: the
+same command resumes where it was interrupted, --fresh begins anew, and --report measures nothing.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from vllm_safe.common.sizes import format_span
 
 HERE = Path(__file__).parent
 HOGS = ("anonymous", "leak", "reader", "forkbomb", "mlock")
-BOOT, BETWEEN = 45.0, 15.0  # seconds, about: a machine with its set-up; around a cell, where nothing of it hangs
+BOOT, BETWEEN = 45.0, 15.0  # seconds, roughly: to boot a machine with its set-up; beside a cell's own time, if nothing hangs
 WORDS = """# Logins while a model server misbehaves
 
 Made by `{command}`. A machine of {memory} MiB RAM with a swapfile of 6 GiB, 2 processors and a disk held to so many IOPS and 120 MiB/s;
@@ -44,7 +44,7 @@ time, counts as {longest:.0f} s.
 
 
 def main() -> int:
-    """Exit code 0 when all that was asked for is measured."""
+    """Measure. Return the exit code, which is 0 when all selected cells have been measured."""
     options = _parse(sys.argv[1:])
     raw = options.out / "login-raw"
     if options.fresh and not options.report and not options.plan:
@@ -73,7 +73,7 @@ def main() -> int:
 
 
 def _keep_shape(options: argparse.Namespace, path: Path) -> None:
-    """Let nobody mix samples of two kinds: --report takes what was measured, anything else must be as it was."""
+    """Prevent a mix of samples of two kinds: --report uses what was measured, anything else must have the same parameters."""
     shape = {"memory": options.memory, "seconds": options.seconds}
     kept = json.loads(path.read_text()) if path.exists() else shape
     if options.report:
@@ -124,7 +124,7 @@ def _cells(options: argparse.Namespace) -> list[Cell]:
 
 
 def _measure(name: str, cells: Sequence[Cell], options: argparse.Namespace, raw: Path) -> int:
-    """All of them on one machine, or on a fresh one after a cell that could not be measured. How many could not."""
+    """Measure all cells on one machine, or on a new one after a cell that could not be measured. Return how many could not."""
     rest, missed = list(cells), 0
     while rest:
         cell = rest[0]
@@ -137,7 +137,7 @@ def _measure(name: str, cells: Sequence[Cell], options: argparse.Namespace, raw:
                     print(f"{cell.file}: {time.monotonic() - begin:.0f} s", flush=True)
         except (BedError, subprocess.SubprocessError) as error:
             print(f"{cell.file}: {error}", flush=True)
-            if cell in rest:  # no machine: the set-up is not what it says
+            if cell in rest:  # there was no machine: its set-up is not what it should be
                 return missed + len(rest)
             if not (raw / cell.file).exists():
                 missed += 1
