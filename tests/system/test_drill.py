@@ -55,7 +55,7 @@ def rest(bed: Virtual) -> None:
 
 
 def begin(bed: Virtual) -> None:
-    """A drill in the background, up to where its hog has more than it could have by chance."""
+    """Start a drill in the background, and wait until its hog has more memory than it could have by chance."""
     rest(bed)
     script = "vllm-safe drill --seconds 40 --json & echo $! >/root/drill.pid; wait $!; echo $? >/root/drill.code"
     bed.run(f"rm -f /root/drill.*; setsid sh -c '{script}' >/root/drill.out 2>&1 &")

@@ -47,9 +47,7 @@ def measure(bed: Virtual, setup: Setup, cell: Cell, seconds: float, folder: Path
     bed.run(f"systemctl start {' '.join(BYSTANDERS[:-1])}", check=False)  # restart those that the last cell has killed
     setup.check(bed)
     ssh = bed.ssh("find", "--version")
-    subprocess.run(
-        ssh, check=True, capture_output=True, timeout=LONGEST
-    )  # files that one login has read are cached for the next, in every set-up
+    subprocess.run(ssh, check=True, capture_output=True, timeout=LONGEST)  # caches the files that every login reads, in every set-up
     bed.run(f"setsid python3 {GUEST}/inside.py /bed/inside.csv {PROGRESS} </dev/null >/root/inside.log 2>&1 & echo $! >/run/inside.pid")
     before = _alive(bed)
     lines: list[tuple[float, str, float]] = []
