@@ -136,9 +136,9 @@ class Chromium:
         message: dict[str, Any] = json.loads(raw)
         method = message.get("method", "")
         self._seen.append(method)
-        told = message.get("params", {})
+        details = message.get("params", {})
         if method in {"Runtime.exceptionThrown", "Log.entryAdded", "Runtime.consoleAPICalled"}:
-            self.complaints.append(json.dumps(told)[:500])
-        if method == "Network.requestWillBeSent" and not told["request"]["url"].startswith(("file:", "about:")):
-            self.complaints.append(f"asks for {told['request']['url']}")
+            self.complaints.append(json.dumps(details)[:500])
+        if method == "Network.requestWillBeSent" and not details["request"]["url"].startswith(("file:", "about:")):
+            self.complaints.append(f"asks for {details['request']['url']}")
         return message

@@ -67,8 +67,8 @@ def _make(folder: Path, tree: Path, size: str) -> None:
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "bed", "-f", str(key)], check=True)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         upper, work, root = (Path(scratch, name) for name in ("upper", "work", "root"))
-        for place in (upper / "bed", work, root):
-            place.mkdir(parents=True)
+        for made in (upper / "bed", work, root):
+            made.mkdir(parents=True)
         for name, text in FILES.items():
             path = upper / name
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -126,21 +126,21 @@ class Nspawn(Machine):
         return self.run(["systemctl", "is-system-running"], check=False).stdout.strip() in {"running", "degraded"}
 
     def _connect(self) -> None:
-        ready, told = os.pipe()
+        ready, write_end = os.pipe()
         try:
             command = [*TIED, "slirp4netns", "--configure", "--mtu=65520", "--disable-host-loopback"]
             with (self._folder.path / "network").open("wb") as log:
                 self._processes.append(
                     subprocess.Popen(
-                        [*command, f"--ready-fd={told}", str(self.leader), "tap0"],
-                        pass_fds=(told,),
+                        [*command, f"--ready-fd={write_end}", str(self.leader), "tap0"],
+                        pass_fds=(write_end,),
                         stdin=subprocess.DEVNULL,
                         stdout=log,
                         stderr=log,
                         start_new_session=True,
                     )
                 )
-            os.close(told)
+            os.close(write_end)
             if os.read(ready, 1) != b"1":
                 raise BedError(f"no network: {(self._folder.path / 'network').read_text(errors='replace')}")
         finally:

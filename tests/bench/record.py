@@ -48,7 +48,7 @@ def measure(bed: Nspawn) -> list[Row]:
     return [
         Row("watching a model that loads: resident", sum(own) + mapped, 20, "MiB", resident),
         Row("watching a model that loads: processor", main + recorder, 0.5, "% of a core", shares),
-        Row("recorder: written", rate, 2, "KiB/s", "what it hands on; whole blocks and the journal come on top"),
+        Row("recorder: written", rate, 2, "KiB/s", "without rounding to blocks, and without the journal"),
     ]
 
 

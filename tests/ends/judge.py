@@ -38,47 +38,47 @@ def take(names: Iterable[str], checkout: Path = HERE) -> dict[str, dict[str, Any
     return found
 
 
-def read_by_people(said: Mapping[str, Any]) -> list[str]:
+def read_by_people(answer: Mapping[str, Any]) -> list[str]:
     """Return all lines of an explanation that people read."""
-    why = said["why"]
+    why = answer["why"]
     changes = [f"{change['path']} {change['old']} -> {change['new']} {change['reason']}" for change in why["changes"]]
-    return [said["status"], said["journal"], why["sentence"], *(fact["text"] for fact in why["evidence"]), *changes, why["hint"]]
+    return [answer["status"], answer["journal"], why["sentence"], *(fact["text"] for fact in why["evidence"]), *changes, why["hint"]]
 
 
-def faults(case: Mapping[str, Any], said: Mapping[str, Any]) -> list[str]:
+def faults(case: Mapping[str, Any], answer: Mapping[str, Any]) -> list[str]:
     """Return the parts of the expectation that do not hold."""
-    why, lines = said["why"], read_by_people(said)
+    why, lines = answer["why"], read_by_people(answer)
     found = [] if why["code"] in case["code"] else [f"code {why['code']}, not {' or '.join(case['code'])}"]
-    tried_again = said["code"] != 2
+    tried_again = answer["code"] != 2
     if case["tried_again"] not in {None, tried_again}:
         found.append("is tried again" if tried_again else "is not tried again")
     changes = {change["path"].removeprefix("models.m."): change["new"] for change in why["changes"]}
     found += [f"{path} is not changed to {new}" for path, new in case.get("change", {}).items() if changes.get(path) != new]
-    answer = "\n".join([why["sentence"], why["hint"], *lines[-1 - len(why["changes"]) : -1]])
-    found += [f"does not say {words}" for words in case.get("says", ()) if not re.search(words, answer, re.IGNORECASE)]
-    return found + lies(case, said) + not_ours(case, said)
+    text = "\n".join([why["sentence"], why["hint"], *lines[-1 - len(why["changes"]) : -1]])
+    found += [f"does not say {words}" for words in case.get("says", ()) if not re.search(words, text, re.IGNORECASE)]
+    return found + lies(case, answer) + not_ours(case, answer)
 
 
-def lies(case: Mapping[str, Any], said: Mapping[str, Any]) -> list[str]:
+def lies(case: Mapping[str, Any], answer: Mapping[str, Any]) -> list[str]:
     """Return the statements that must not be made, but are."""
-    lines = "\n".join(read_by_people(said))
+    lines = "\n".join(read_by_people(answer))
     return [f"says {words}" for words in case.get("never", ()) if re.search(words, lines, re.IGNORECASE)]
 
 
-def not_ours(case: Mapping[str, Any], said: Mapping[str, Any]) -> list[str]:
+def not_ours(case: Mapping[str, Any], answer: Mapping[str, Any]) -> list[str]:
     """Return advice that vllm-safe must not give."""
-    lines = "\n".join(read_by_people(said))
+    lines = "\n".join(read_by_people(answer))
     options = () if case.get("command") else OPTION.finditer(lines)
     return [f"says {match[0]}" for match in (*NOT_OURS.finditer(lines), *options)]
 
 
-def with_one_voice(said: Mapping[str, Any]) -> bool:
+def with_one_voice(answer: Mapping[str, Any]) -> bool:
     """Return whether Status:, the journal's last line and `why` have the same words."""
-    return len({said["status"], said["why"]["sentence"], said["journal"]}) == 1
+    return len({answer["status"], answer["why"]["sentence"], answer["journal"]}) == 1
 
 
-def grade(case: Mapping[str, Any], said: Mapping[str, Any]) -> str:
+def grade(case: Mapping[str, Any], answer: Mapping[str, Any]) -> str:
     """Return "right" if the whole expectation holds, "vague" if the code only says how it ended and nothing is false, else "misleading"."""
-    if not faults(case, said):
+    if not faults(case, answer):
         return "right"
-    return "vague" if said["why"]["code"] in GENERIC and not lies(case, said) and not said["why"]["changes"] else "misleading"
+    return "vague" if answer["why"]["code"] in GENERIC and not lies(case, answer) and not answer["why"]["changes"] else "misleading"

@@ -44,18 +44,18 @@ def take(case: dict[str, Any]) -> dict[str, Any]:
     """Run one case. Return its explanations by the place where people read them, and the exit status of the main process."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        place = _machine(root)
-        code, printed = _launch(root, place, case, _port() if case.get("ready") else QUIET_PORT)
-        said = _why(root)
-        last = json.loads((place / "state/m.json").read_text())
+        run_folder = _machine(root)
+        code, printed = _launch(root, run_folder, case, _port() if case.get("ready") else QUIET_PORT)
+        explanation = _why(root)
+        last = json.loads((run_folder / "state/m.json").read_text())
         journal = [line for line in printed.splitlines() if line.startswith("vllm-safe: ")]
-        return {"code": code, "status": last["text"], "journal": journal[-1].removeprefix("vllm-safe: "), "why": said}
+        return {"code": code, "status": last["text"], "journal": journal[-1].removeprefix("vllm-safe: "), "why": explanation}
 
 
 def _machine(root: Path) -> Path:
-    place = root / "run/vllm-safe"
+    run_folder = root / "run/vllm-safe"
     for name in ("launch", "state"):
-        (place / name).mkdir(parents=True)
+        (run_folder / name).mkdir(parents=True)
     (root / "run/systemd/units").mkdir(parents=True)
     (root / "run/systemd/units/invocation:vllm@m.service").symlink_to(RUN)
     cgroup = root / "sys/fs/cgroup/vllm.slice/vllm@m.service"
@@ -64,9 +64,9 @@ def _machine(root: Path) -> Path:
     (root / "proc/sys/kernel/random").mkdir(parents=True)
     (root / "proc/sys/kernel/random/boot_id").write_text("6f1c2d7e-0b5a-4c39-9d2e-8a7b6c5d4e3f\n")
     (root / "proc/meminfo").write_text(MACHINE)
-    launch_file.LAUNCH_FOLDER, state_file.STATE_FOLDER = place / "launch", place / "state"
+    launch_file.LAUNCH_FOLDER, state_file.STATE_FOLDER = run_folder / "launch", run_folder / "state"
     recorder.STATE_FOLDER = Path("/run/vllm-safe/state")
-    return place
+    return run_folder
 
 
 def _port() -> int:
@@ -74,10 +74,10 @@ def _port() -> int:
         return int(server.getsockname()[1])
 
 
-def _launch(root: Path, place: Path, case: dict[str, Any], port: int) -> tuple[int, str]:
+def _launch(root: Path, run_folder: Path, case: dict[str, Any], port: int) -> tuple[int, str]:
     """Run the main process and what systemd runs after it. The recorder takes samples before and after."""
     end = ["--signal", str(case["signal"])] if "signal" in case else ["--status", str(case["status"])]
-    ready = ["--ready", str(place / "state/m.json")] if case.get("ready") else []
+    ready = ["--ready", str(run_folder / "state/m.json")] if case.get("ready") else []
     args = {"model": "/srv/models/m", **case.get("args", {})}
     values = {
         "name": "m",
@@ -89,7 +89,7 @@ def _launch(root: Path, place: Path, case: dict[str, Any], port: int) -> tuple[i
         **({} if case.get("command") else {"serve_file": str(root / "serve.yaml"), "serve_args": args}),
         **case.get("launch", {}),
     }
-    (place / "launch/m.json").write_text(launch_file.Launch(**values).to_json())
+    (run_folder / "launch/m.json").write_text(launch_file.Launch(**values).to_json())
     watch = recorder.Recorder("m", str(root / "runs"), str(root), lambda _text: None)
     now, wall = time.monotonic(), time.time()
     watch.look(now, wall)

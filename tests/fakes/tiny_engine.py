@@ -103,8 +103,8 @@ def main() -> None:
     """Write everything into the folder that the command line names."""
     folder = Path(sys.argv[1])
     (folder / "other").mkdir(parents=True, exist_ok=True)
-    for place in (folder, folder / "other"):
-        write_wheel(place, "ballast", "1.0", {"ballast.bin": os.urandom(BALLAST)})
+    for target in (folder, folder / "other"):
+        write_wheel(target, "ballast", "1.0", {"ballast.bin": os.urandom(BALLAST)})
     for version in (SOUND, NEWER, BROKEN):
         write_engine(folder, version)
     write_cards_engine(folder)

@@ -148,8 +148,8 @@ class Box:
 
     def must_answer(self, name: str) -> str:
         """Ask the tiny model for the sentence that it knows. Return the unit's status. Raises Wrong."""
-        if (said := self.ask(name, SENTENCE[:15], 20)) != SENTENCE[15:35]:
-            raise Wrong(f"{name} answers {said!r} and not {SENTENCE[15:35]!r}")
+        if (answer := self.ask(name, SENTENCE[:15], 20)) != SENTENCE[15:35]:
+            raise Wrong(f"{name} answers {answer!r} and not {SENTENCE[15:35]!r}")
         return self.shown(name)["StatusText"]
 
     def must_fail(self, name: str, timeout: float = 300) -> dict[str, Any]:
@@ -193,13 +193,13 @@ class Box:
         """Return the answer of `vllm-safe why`, once the recorder has recorded the end."""
         answer: dict[str, Any] = {}
 
-        def told() -> bool:
+        def is_recorded() -> bool:
             nonlocal answer
             with suppress(Wrong, ValueError):
                 answer = json.loads(run(["vllm-safe", "why", name, "--json"]))
             return bool(answer) and answer["code"] != "running"
 
-        wait_for(f"why {name} ended is known", told, 20)
+        wait_for(f"why {name} ended is known", is_recorded, 20)
         return answer
 
     def pids(self, name: str) -> dict[int, str]:

@@ -38,14 +38,14 @@ def shapes() -> dict[str, tuple[int, ...]]:
     found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (VOCABULARY, HIDDEN), "lm_head.weight": (VOCABULARY, HIDDEN)}
     found["model.norm.weight"] = (HIDDEN,)
     for layer in range(LAYERS):
-        at = f"model.layers.{layer}"
+        prefix = f"model.layers.{layer}"
         found |= {
-            f"{at}.self_attn.{name}_proj.weight": (size, HIDDEN) for name, size in (("q", HIDDEN), ("k", kv), ("v", kv), ("o", HIDDEN))
+            f"{prefix}.self_attn.{name}_proj.weight": (size, HIDDEN) for name, size in (("q", HIDDEN), ("k", kv), ("v", kv), ("o", HIDDEN))
         }
-        found |= {f"{at}.self_attn.{name}_proj.bias": (size,) for name, size in (("q", HIDDEN), ("k", kv), ("v", kv))}
-        found |= {f"{at}.mlp.{name}_proj.weight": (INTERMEDIATE, HIDDEN) for name in ("gate", "up")}
-        found |= {f"{at}.mlp.down_proj.weight": (HIDDEN, INTERMEDIATE), f"{at}.input_layernorm.weight": (HIDDEN,)}
-        found[f"{at}.post_attention_layernorm.weight"] = (HIDDEN,)
+        found |= {f"{prefix}.self_attn.{name}_proj.bias": (size,) for name, size in (("q", HIDDEN), ("k", kv), ("v", kv))}
+        found |= {f"{prefix}.mlp.{name}_proj.weight": (INTERMEDIATE, HIDDEN) for name in ("gate", "up")}
+        found |= {f"{prefix}.mlp.down_proj.weight": (HIDDEN, INTERMEDIATE), f"{prefix}.input_layernorm.weight": (HIDDEN,)}
+        found[f"{prefix}.post_attention_layernorm.weight"] = (HIDDEN,)
     return found
 
 

@@ -61,10 +61,10 @@ def measure(bed: Virtual, setup: Setup, cell: Cell, seconds: float, folder: Path
     lines.append((end - start, "end", 0.0))
     stuck = None
     with ThreadPoolExecutor(1) as pool:  # logins continue meanwhile
-        told = pool.submit(setup.end, bed, PATIENCE) if setup.hog else pool.submit(bool)
-        _log_in(ssh, start, lambda: time.time() < end + AFTER or not told.done(), end + PATIENCE, lines)
+        ended = pool.submit(setup.end, bed, PATIENCE) if setup.hog else pool.submit(bool)
+        _log_in(ssh, start, lambda: time.time() < end + AFTER or not ended.done(), end + PATIENCE, lines)
     try:
-        lines.append((end - start, "alive", float(told.result())))
+        lines.append((end - start, "alive", float(ended.result())))
         bed.run("kill $(cat /run/inside.pid)", check=False)
         after = _alive(bed)
         lines.append((time.time() - start, "bystanders", float(sum(before[unit] != after.get(unit) for unit in before))))
