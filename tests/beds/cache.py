@@ -1,4 +1,7 @@
-"""The one folder that outlives a run: trees, apt archives, wheels; and the folders of running beds, swept when their owner is gone."""
+"""The cache, the only folder that outlives a run, with trees, apt archives and wheels; and the folders of running beds.
+
+A later run removes the folders of beds whose owner is gone.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +18,13 @@ from typing import IO
 
 ROOT = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vllm-safe/beds"
 MONTH = 30 * 86400.0  # seconds
-IN_MEMORY = Path("/dev/shm/vllm-safe-beds")  # noqa: S108 - used only if root's own
+IN_MEMORY = Path("/dev/shm/vllm-safe-beds")  # noqa: S108 - used only if it belongs to root
 SPARE = 16 << 30  # bytes of memory that a host must have free before a machine's disk is kept there
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on the file `path`, made if it is not there; waits for whoever has it."""
+    """Hold an exclusive lock on the file `path`, which is created if it is missing. Wait for another holder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -30,10 +33,11 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def cached(kind: str, key: str, make: Callable[[Path], None]) -> Path:
-    """The folder KIND/KEY of the cache; when it is not there, `make` fills it.
+    """Return the folder KIND/KEY of the cache. If it is missing, `make` fills it.
 
-    `make` is given a folder to fill; it becomes KIND/KEY by one rename after `make` returned, so an interrupted build leaves nothing that
-    looks complete. Two processes that want the same folder build it once. What nobody wanted for a month goes when something new is made.
+    `make` gets a folder to fill, which becomes KIND/KEY by one rename after `make` has returned, so an interrupted build leaves nothing
+    that looks complete. Two processes that want the same folder build it once. A folder that was not used for a month is removed when
+    another one is made.
     """
     target = ROOT / kind / key
     with locked(ROOT / kind / f".{key}.lock"):
@@ -48,7 +52,7 @@ def cached(kind: str, key: str, make: Callable[[Path], None]) -> Path:
 
 
 def _forget_unused(kind: Path) -> None:
-    """Remove what no process has asked for in a month; each request touches the lock."""
+    """Remove folders that no process has requested in a month. Each request touches the lock."""
     for lock in kind.glob(".*.lock"):
         if lock.stat().st_mtime < time.time() - MONTH:
             shutil.rmtree(kind / lock.name.removeprefix(".").removesuffix(".lock"), ignore_errors=True)
@@ -56,7 +60,7 @@ def _forget_unused(kind: Path) -> None:
 
 
 def fast_root() -> Path:
-    """Where the disks of machines are kept: in memory if there is a lot, and the speed of the host's disk is no part of a test."""
+    """Return the folder for the disks of machines: in memory if the host has plenty, so that the host's disk does not affect a test."""
     fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
     if int(fields["MemAvailable"].split()[0]) << 10 < SPARE:
         return ROOT
@@ -67,10 +71,13 @@ def fast_root() -> Path:
 
 
 class RunFolder:
-    """The folder of one running bed. Its lock tells a later run whether its owner still lives, however it died."""
+    """The folder of one running bed. Its lock shows a later run whether its owner is still alive, however it died."""
 
     def __init__(self, kind: str, sweep: Callable[[str], None] = lambda _: None, *, root: Path | None = None) -> None:
-        """A new folder ROOT/run/KIND-xxxx. Those of dead owners go first; `sweep` is told the name of each, to remove what else it left."""
+        """Create a folder ROOT/run/KIND-xxxx, after removing those of dead owners.
+
+        `sweep` gets the name of each of these, to remove what else its owner left.
+        """
         run = (root or ROOT) / "run"
         with locked(run / ".lock"):
             for stale in run.glob(f"{kind}-*"):
@@ -83,7 +90,7 @@ class RunFolder:
         self.path.chmod(0o755)
 
     def remove(self) -> None:
-        """Remove the folder and all in it."""
+        """Remove the folder and everything in it."""
         shutil.rmtree(self.path, ignore_errors=True)
         self._lock.close()
 

@@ -1,4 +1,4 @@
-"""A headless Chromium, driven over DevTools by the pipe that --remote-debugging-pipe opens: no port, no driver, no library.
+"""A headless Chromium, driven over DevTools through the pipe of --remote-debugging-pipe: without a port, a driver or a library.
 
 with Chromium() as browser:
     browser.open(path, width=400, dark=True)
@@ -21,14 +21,14 @@ from typing import Any, Self
 PROGRAM = "chromium"
 _OPTIONS = (
     "--headless",
-    "--no-sandbox",  # root's own page, in a browser that reaches no network
+    "--no-sandbox",  # the page is root's own, and the browser reaches no network
     "--disable-gpu",
     "--disable-quic",
     "--no-first-run",
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
-    "--proxy-server=127.0.0.1:9",  # whatever a page asks for fails, and is seen
+    "--proxy-server=127.0.0.1:9",  # every request of a page fails, and is noticed
     "--hide-scrollbars",
     "--remote-debugging-pipe",
 )
@@ -36,14 +36,14 @@ _PATIENCE = 60  # seconds for one answer
 
 
 class BrowserError(Exception):
-    """Chromium did not do what it was told."""
+    """Chromium did not carry out a command."""
 
 
 class Chromium:
-    """One browser with one page, gone with the context."""
+    """One browser with one page, which ends with the context."""
 
     def __init__(self) -> None:
-        self.complaints: list[str] = []  # of the console, scripts and policies, since the last `open`
+        self.complaints: list[str] = []  # messages of the console, scripts and policies since the last `open`
         self._count = 0
         self._buffer = b""
         self._seen: list[str] = []
@@ -52,7 +52,7 @@ class Chromium:
         self._profile = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         theirs_in, self._to = os.pipe()
         self._from, theirs_out = os.pipe()
-        # Chromium reads its file 3 and writes its file 4; first out of the way, as they may be just these numbers.
+        # Chromium reads from file descriptor 3 and writes to 4. bash puts the pipes there, since they may have just these numbers here.
         command = f'exec 3<&{theirs_in} 4>&{theirs_out}; exec "$0" "$@"'
         argv = ["bash", "-c", command, PROGRAM, *_OPTIONS, f"--user-data-dir={self._profile.name}", "about:blank"]
         self._process = subprocess.Popen(
@@ -94,19 +94,19 @@ class Chromium:
         self.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done(1))))")
 
     def evaluate(self, expression: str) -> Any:  # noqa: ANN401 - any value of JSON
-        """The value of an expression in the page; a promise is waited for."""
+        """Return the value of an expression in the page, after waiting for a promise."""
         answer = self._call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         if "exceptionDetails" in answer:
             raise BrowserError(f"{expression}: {answer['exceptionDetails']}")
         return answer["result"].get("value")
 
     def screenshot(self, path: Path, *, whole: bool = True) -> None:
-        """The page as a PNG: all of it, or what the window shows."""
+        """Write the page as a PNG: the whole page, or the part in the window."""
         answer = self._call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
         path.write_bytes(b64decode(answer["data"]))
 
     def pdf(self, path: Path) -> None:
-        """The page as it is printed."""
+        """Write the page as it is printed."""
         path.write_bytes(b64decode(self._call("Page.printToPDF", printBackground=False)["data"]))
 
     def _call(self, method: str, **parameters: object) -> dict[str, Any]:
@@ -125,7 +125,7 @@ class Chromium:
                 return result
 
     def _read(self, deadline: float) -> dict[str, Any]:
-        """The next message, after noting what it tells."""
+        """Return the next message, after noting the complaints in it."""
         while b"\0" not in self._buffer:
             if not select.select([self._from], [], [], max(0, deadline - time.monotonic()))[0]:
                 raise BrowserError("Chromium does not answer")
@@ -136,9 +136,9 @@ class Chromium:
         message: dict[str, Any] = json.loads(raw)
         method = message.get("method", "")
         self._seen.append(method)
-        told = message.get("params", {})
+        details = message.get("params", {})
         if method in {"Runtime.exceptionThrown", "Log.entryAdded", "Runtime.consoleAPICalled"}:
-            self.complaints.append(json.dumps(told)[:500])
-        if method == "Network.requestWillBeSent" and not told["request"]["url"].startswith(("file:", "about:")):
-            self.complaints.append(f"asks for {told['request']['url']}")
+            self.complaints.append(json.dumps(details)[:500])
+        if method == "Network.requestWillBeSent" and not details["request"]["url"].startswith(("file:", "about:")):
+            self.complaints.append(f"asks for {details['request']['url']}")
         return message

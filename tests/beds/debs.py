@@ -1,4 +1,4 @@
-"""Packages to try upgrades and builds with: the sources as git has them, the last release, and the package as it will be one day."""
+"""Packages for tests of upgrades and builds: the sources as git has them, the last release, and a future version of the package."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NEXT = "99.0"  # a version that is above every other for a long time
 
 
 def sources(archive: Path, commit: str = "") -> None:
-    """Pack the files that git knows, or had at `commit`, into a tar archive."""
+    """Pack the files that git knows, or those of `commit`, into a tar archive."""
     git = ["git", "-c", "safe.directory=*", "-C", str(REPOSITORY)]
     if commit:
         done = subprocess.run([*git, "archive", f"--output={archive}", commit], check=False, capture_output=True, text=True)
@@ -38,13 +38,13 @@ def sources(archive: Path, commit: str = "") -> None:
 
 
 def wheelhouse() -> Path:
-    """The folder of the wheels that a build needs."""
+    """Return the folder of the wheels that a build needs."""
     done = subprocess.run([REPOSITORY / "debian/wheelhouse"], check=True, stdout=subprocess.PIPE, text=True)
     return Path(done.stdout.strip())
 
 
 def last_release() -> Path:
-    """The package that was released last, built once from its sources."""
+    """Return the package of the last release, built once from its sources."""
     return cache.cached("releases", LAST_RELEASE, _build_last_release) / "vllm-safe.deb"
 
 
@@ -66,7 +66,7 @@ def _build_last_release(folder: Path) -> None:
 
 
 def unpacked(deb: Path, folder: Path, version: str = NEXT) -> Path:
-    """The files of a package in `folder`, with another version; what its maintainer scripts and DEBIAN/control are is in DEBIAN/."""
+    """Extract a package into `folder`, with another version. Its maintainer scripts and its control file are in DEBIAN/."""
     subprocess.run(["dpkg-deb", "--raw-extract", deb, folder], check=True)
     control = folder / "DEBIAN/control"
     control.write_text(re.sub(r"(?m)^Version: .*$", f"Version: {version}", control.read_text()))
@@ -74,7 +74,7 @@ def unpacked(deb: Path, folder: Path, version: str = NEXT) -> Path:
 
 
 def packed(folder: Path, deb: Path) -> Path:
-    """The package of such a folder."""
-    # Quickly: nobody downloads it.
+    """Build the package from such a folder."""
+    # With weak, quick compression: nobody downloads it.
     subprocess.run(["dpkg-deb", "--root-owner-group", "-Znone", "--build", folder, deb], check=True, stdout=subprocess.DEVNULL)
     return deb

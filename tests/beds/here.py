@@ -1,4 +1,4 @@
-"""The machine that the tests run on, as a bed: what autopkgtest throws away afterwards. VLLM_SAFE_BED=here asks for it."""
+"""The machine that the tests run on, as a bed, which autopkgtest throws away afterwards. VLLM_SAFE_BED=here selects it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ WANTED = os.environ.get("VLLM_SAFE_BED") == "here"
 
 
 class Here(Machine):
-    """This machine. Our package is on it already."""
+    """This machine. The package is already installed on it."""
 
     def stop(self) -> None:
-        """Nothing to take down: whoever made the machine does that."""
+        """Do nothing: the machine's creator takes it down."""
 
     def _execute(self, command: Sequence[str], stdin: str, timeout: float) -> Completed:
         return subprocess.run(

@@ -1,4 +1,4 @@
-"""The disk of an emulated machine: a cached tree and what else a machine needs, written as ext4 with no mount and no loop device."""
+"""The disk of an emulated machine: a cached tree and additions, written as ext4 without a mount or a loop device."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ FILES = {
     "etc/hosts": "127.0.0.1 localhost bed\n",
     "etc/network/interfaces": NETWORK,
     "etc/resolv.conf": "nameserver 10.0.2.3\n",
-    # The command channel outlives what is done to the machine.
+    # The command channel survives whatever a test does to the machine.
     "etc/systemd/system/qemu-guest-agent.service.d/bed.conf": "[Service]\nOOMScoreAdjust=-1000\nMemoryMin=16M\nCPUWeight=1000\n",
     "etc/ssh/sshd_config.d/bed.conf": "PermitRootLogin prohibit-password\nUseDNS no\n",
 }
-# Nothing may happen by itself while something is measured.
+# No job may run by itself during a measurement.
 MASKED = (
     "e2scrub_reap.service",
     "apt-daily.timer",
@@ -37,13 +37,13 @@ MASKED = (
     "man-db.timer",
     "dpkg-db-backup.timer",
 )
-# The tree stays as it is: the additions lie over it in a mount namespace of their own, which ends with the command.
+# The tree is not changed: the additions are mounted over it in a mount namespace of their own, which ends with the command.
 WRITE = 'mount -t overlay overlay -o "$0" "$1" && exec mkfs.ext4 -q -L bed -E lazy_itable_init=0,lazy_journal_init=0 -d "$1" "$2"'
 
 
 @dataclass(frozen=True)
 class Image:
-    """A disk to copy, the kernel and initrd to boot it with, the key that root's login takes."""
+    """A disk to copy, the kernel and initrd to boot it with, and the key for root's login."""
 
     disk: Path
     kernel: Path
@@ -52,7 +52,7 @@ class Image:
 
 
 def image(recipe: trees.Recipe, size: str) -> Image:
-    """The image of `recipe` with a disk of `size` (as truncate takes it: "10G"), cached."""
+    """Return the cached image of `recipe` with a disk of `size` (in truncate's format, such as "10G")."""
     tree = trees.tree(recipe)
     recipe_of_image = repr((sorted(FILES.items()), MASKED, WRITE, size))
     digest = hashlib.sha256(recipe_of_image.encode()).hexdigest()[:12]
@@ -67,8 +67,8 @@ def _make(folder: Path, tree: Path, size: str) -> None:
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "bed", "-f", str(key)], check=True)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         upper, work, root = (Path(scratch, name) for name in ("upper", "work", "root"))
-        for place in (upper / "bed", work, root):
-            place.mkdir(parents=True)
+        for made in (upper / "bed", work, root):
+            made.mkdir(parents=True)
         for name, text in FILES.items():
             path = upper / name
             path.parent.mkdir(parents=True, exist_ok=True)

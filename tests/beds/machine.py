@@ -1,4 +1,4 @@
-"""What every bed can do, whatever it is made of."""
+"""The interface of every bed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from shlex import join, quote
 from types import TracebackType
 from typing import Self
 
-ENVIRONMENT = {  # of commands in a bed: root's own on Debian, nothing of the host's
+ENVIRONMENT = {  # the environment of commands in a bed: that of root on Debian, nothing from the host
     "DEBIAN_FRONTEND": "noninteractive",
     "HOME": "/root",
     "LANG": "C.UTF-8",
@@ -19,39 +19,39 @@ ENVIRONMENT = {  # of commands in a bed: root's own on Debian, nothing of the ho
 }
 
 
-TIED = ("setpriv", "--pdeathsig", "KILL")  # before a command on the host: it dies when we do, however that happens
+TIED = ("setpriv", "--pdeathsig", "KILL")  # put before a command on the host: it is killed when this process ends, in whatever way
 Completed = subprocess.CompletedProcess[str]
 
 
 class BedError(Exception):
-    """A bed did not boot, or a command in it did not do what its caller counts on."""
+    """A bed did not boot, or a command in it failed unexpectedly."""
 
 
 class Machine(ABC):
-    """A throwaway Debian with systemd. As a context manager it is taken down at the end, whatever happened."""
+    """A throwaway Debian with systemd. As a context manager, it is taken down at the end, whatever happened."""
 
     @abstractmethod
     def stop(self) -> None:
-        """Take everything down at once, as a power cut does, and remove what it left. Safe to call twice."""
+        """Take the bed down at once, as a power cut does, and remove what it left. Can be called twice."""
 
     @abstractmethod
     def _execute(self, command: Sequence[str], stdin: str, timeout: float) -> Completed:
-        """Run the program `command` in the bed. Raises subprocess.TimeoutExpired, with what it had printed, after `timeout` seconds."""
+        """Run the program `command` in the bed. Raises subprocess.TimeoutExpired, with the output so far, after `timeout` seconds."""
 
     @abstractmethod
     def put(self, source: Path, target: str) -> None:
         """Copy a file of the host into the bed."""
 
     def __enter__(self) -> Self:
-        """The running bed."""
+        """Return the running bed."""
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        """Take it down."""
+        """Take the bed down."""
         self.stop()
 
     def run(self, command: str | Sequence[str], *, check: bool = True, timeout: float = 120, stdin: str = "") -> Completed:
-        """Run as root in the bed: a string by its shell, a list as it is. `timeout` in seconds.
+        """Run a command as root in the bed: a string with its shell, a list directly. `timeout` is in seconds.
 
         Raises BedError with all output when the time is over or, with `check`, when the command fails.
         """
@@ -66,51 +66,51 @@ class Machine(ABC):
         return done
 
     def out(self, command: str | Sequence[str], *, timeout: float = 120) -> str:
-        """What a command that must succeed prints on stdout, without the space around it."""
+        """Return the stdout of a command that must succeed, stripped. Raises BedError."""
         return self.run(command, timeout=timeout).stdout.strip()
 
     def wait_for(self, what: str, holds: Callable[[], bool], *, timeout: float = 60, pause: float = 0.2) -> None:
-        """Wait until `holds()`, which may raise BedError until then. Raises one that names `what` when `timeout` seconds are over."""
+        """Wait until `holds()` is true; it may raise BedError until then. Raises BedError with `what` after `timeout` seconds."""
         end, wrong = time.monotonic() + timeout, ""
         while True:
             try:
                 if holds():
                     return
-            except BedError as error:  # what it looks at comes and goes, like the rest
+            except BedError as error:  # the condition may not be observable yet
                 wrong = f"\n{error}"
             if time.monotonic() > end:
                 raise BedError(f"waited {timeout:.0f} s in vain: {what}{wrong}")
             time.sleep(pause)
 
     def write(self, path: str, text: str, *, mode: int = 0o644) -> None:
-        """Write a file in the bed; its folder is made too."""
+        """Write a file in the bed, and create its folder."""
         self.run(f'mkdir -p "$(dirname {quote(path)})" && cat > {quote(path)} && chmod {mode:o} {quote(path)}', stdin=text)
 
     def read(self, path: str) -> str:
-        """The text of a file in the bed."""
+        """Return the text of a file in the bed."""
         return self.run(["cat", path]).stdout
 
     def exists(self, path: str) -> bool:
-        """Whether there is something at `path` in the bed (also a dangling symlink)."""
+        """Return whether `path` exists in the bed; a dangling symlink does."""
         return self.run(f"[ -e {quote(path)} ] || [ -L {quote(path)} ]", check=False).returncode == 0
 
     def install(self, deb: Path) -> str:
-        """`apt install ./x.deb` as a person does it; what apt printed."""
+        """Run `apt install ./x.deb` as a person does. Return apt's output."""
         target = f"/root/{deb.name}"
         self.put(deb, target)
         return self.run(["apt-get", "install", "--yes", "--no-install-recommends", target], timeout=600).stdout
 
     def journal(self, *units: str, lines: int = 60) -> str:
-        """The last lines of the journal, of `units` or of all."""
+        """Return the last lines of the journal, of `units` or of all units."""
         chosen = [f"--unit={unit}" for unit in units]
         return self.run(["journalctl", "--no-pager", "--quiet", f"--lines={lines}", *chosen], check=False).stdout
 
     def failed_units(self) -> str:
-        """The units that failed, one a line; "" on a machine in order."""
+        """Return the failed units, one a line, or ""."""
         return self.out("systemctl --failed --plain --no-legend")
 
     def properties(self, unit: str, *names: str) -> dict[str, str]:
-        """Properties of a unit as `systemctl show` prints them."""
+        """Return properties of a unit as `systemctl show` prints them."""
         shown = self.out(["systemctl", "show", f"--property={','.join(names)}", unit])
         return dict(line.split("=", 1) for line in shown.splitlines())
 

@@ -1,7 +1,7 @@
-"""A container with systemd as PID 1, booted in a second on an overlay of a cached tree: real units and apt, full speed.
+"""A container with systemd as PID 1, booted in a second on an overlay of a cached tree: real units and apt, at full speed.
 
-Everything runs below one `unshare` that owns a PID and a mount namespace and that the kernel kills with us: when this process ends in any
-way, the container, its mounts and its network go with it. Only a folder in the cache stays, and the next bed sweeps it.
+Everything runs below one `unshare` that owns a PID and a mount namespace, and that the kernel kills with this process. When this process
+ends, in whatever way, the container, its mounts and its network are gone. Only a folder in the cache stays, which the next bed removes.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from tests.beds import cache, trees
 from tests.beds.machine import ENVIRONMENT, TIED, BedError, Completed, Machine
 
 CGROUPS = tuple(Path("/sys/fs/cgroup", name) for name in ("unified", "systemd", ""))
-AUTHORITIES = "etc/ssl/certs/ca-certificates.crt"  # the host's: downloads may pass a proxy with an authority of its own
-# Where no systemd hands out cgroups each bed needs one of its own: nspawn calls its own always `payload`, and two beds would share it.
+AUTHORITIES = "etc/ssl/certs/ca-certificates.crt"  # the host's authorities, since downloads may pass a proxy with an authority of its own
+# Where no systemd assigns cgroups, each bed needs its own: nspawn always calls its cgroup `payload`, and two beds would share it.
 CGROUP = """
 for mount in /sys/fs/cgroup/unified /sys/fs/cgroup/systemd /sys/fs/cgroup; do
     [ -e $mount/cgroup.procs ] || continue
@@ -29,14 +29,14 @@ for mount in /sys/fs/cgroup/unified /sys/fs/cgroup/systemd /sys/fs/cgroup; do
 done
 exec "$@"
 """
-# `volatile`: nobody reads the upper folder after the bed is gone, so its fsyncs are waste.
+# `volatile` skips fsync: nobody reads the upper folder after the bed is gone.
 MOUNT = 'mount -t overlay overlay -o "$0" . && shift && exec systemd-nspawn "$@"'
-# Commands join a cgroup of the container, as processes of a login would have one.
+# Commands join a cgroup of the container, as the processes of a login do.
 JOIN = 'mkdir -p /sys/fs/cgroup/bed && echo $$ > /sys/fs/cgroup/bed/cgroup.procs && cd /root && exec "$@"'
 
 
 class Bind(NamedTuple):
-    """A folder of the host that the bed sees at `target`."""
+    """A folder of the host that is mounted at `target` in the bed."""
 
     source: Path
     target: str
@@ -44,17 +44,17 @@ class Bind(NamedTuple):
 
 
 class Nspawn(Machine):
-    """A running container. `network` adds a way out through user-mode NAT; each bed has its own ports either way.
+    """A running container. `network` adds network access through user-mode NAT; each bed has its own ports in any case.
 
-    leader: its PID 1, as the host sees it.
+    leader: the container's PID 1, as the host sees it.
     """
 
     def __init__(
         self, recipe: trees.Recipe = trees.CONTAINER, *, binds: Sequence[Bind] = (), layers: Sequence[Path] = (), network: bool = True
     ) -> None:
-        """Boot, and wait until systemd has started everything. Raises BedError with the console's words.
+        """Boot, and wait until systemd has started everything. Raises BedError with the text of the console.
 
-        layers: trees of further files, over the recipe's; the bed may change and remove them, since what it writes goes elsewhere.
+        layers: trees of further files, above the recipe's. The bed may change and remove the files, since its writes go elsewhere.
         """
         lower = [*layers, trees.tree(recipe)]
         self._folder = cache.RunFolder("nspawn", sweep=_remove_cgroups)
@@ -69,7 +69,7 @@ class Nspawn(Machine):
 
     @property
     def written(self) -> Path:
-        """The folder of the host that holds what the bed has written, at the paths where the bed has it."""
+        """The folder of the host with everything that the bed has written, at the paths of the bed."""
         return self._folder.path / "upper"
 
     def _boot(self, lower: Sequence[Path], binds: Sequence[Bind]) -> None:
@@ -77,7 +77,7 @@ class Nspawn(Machine):
         for folder in (upper / "etc/ssl/certs", work, root):
             folder.mkdir(parents=True)
         (upper / "etc").chmod(0o755)
-        (upper / "etc/resolv.conf").write_text("nameserver 10.0.2.3\n")  # slirp4netns's own, which asks the host's
+        (upper / "etc/resolv.conf").write_text("nameserver 10.0.2.3\n")  # slirp4netns's own name server, which asks that of the host
         if Path("/", AUTHORITIES).exists():
             shutil.copy(Path("/", AUTHORITIES), upper / AUTHORITIES)
         options = f"lowerdir={':'.join(map(str, lower))},upperdir={upper},workdir={work},volatile"
@@ -102,14 +102,14 @@ class Nspawn(Machine):
                     stdin=subprocess.DEVNULL,
                     stdout=console,
                     stderr=console,
-                    start_new_session=True,  # Ctrl-C is for us: we take the bed down in order
+                    start_new_session=True,  # so that Ctrl-C reaches only this process, which takes the bed down in order
                 )
             )
         self.leader = self._find_leader()
         self.wait_for("systemd in the container has started everything", self._booted)
 
     def _find_leader(self) -> int:
-        """PID 1 of the container as the host sees it: our process -> nspawn -> systemd, each the only child."""
+        """Return PID 1 of the container as the host sees it: this process -> nspawn -> systemd, each the only child."""
         end = time.monotonic() + 30
         while time.monotonic() < end and self._processes[0].poll() is None:
             with suppress(OSError, ValueError):
@@ -126,21 +126,21 @@ class Nspawn(Machine):
         return self.run(["systemctl", "is-system-running"], check=False).stdout.strip() in {"running", "degraded"}
 
     def _connect(self) -> None:
-        ready, told = os.pipe()
+        ready, write_end = os.pipe()
         try:
             command = [*TIED, "slirp4netns", "--configure", "--mtu=65520", "--disable-host-loopback"]
             with (self._folder.path / "network").open("wb") as log:
                 self._processes.append(
                     subprocess.Popen(
-                        [*command, f"--ready-fd={told}", str(self.leader), "tap0"],
-                        pass_fds=(told,),
+                        [*command, f"--ready-fd={write_end}", str(self.leader), "tap0"],
+                        pass_fds=(write_end,),
                         stdin=subprocess.DEVNULL,
                         stdout=log,
                         stderr=log,
                         start_new_session=True,
                     )
                 )
-            os.close(told)
+            os.close(write_end)
             if os.read(ready, 1) != b"1":
                 raise BedError(f"no network: {(self._folder.path / 'network').read_text(errors='replace')}")
         finally:
@@ -156,7 +156,7 @@ class Nspawn(Machine):
         return subprocess.CompletedProcess(command, process.returncode, out, err)
 
     def argv(self, command: Sequence[str]) -> list[str]:
-        """The command as the host runs it, to have it in the bed."""
+        """Return the command line with which the host runs a command in the bed."""
         environment = ["env", "-i", *(f"{name}={value}" for name, value in ENVIRONMENT.items())]
         return ["nsenter", f"--target={self.leader}", "--all", "--wd", *environment, "sh", "-c", JOIN, "bed", *command]
 
@@ -166,11 +166,11 @@ class Nspawn(Machine):
             subprocess.run(self.argv(["sh", "-c", 'cat > "$0"', target]), stdin=file, check=True)
 
     def console(self) -> str:
-        """What systemd wrote on the console."""
+        """Return the text that systemd wrote on the console."""
         return (self._folder.path / "console").read_text(errors="replace")[-4000:]
 
     def stop(self) -> None:
-        """Kill the container at once and remove what it left. Safe to call twice."""
+        """Kill the container at once and remove what it left. Can be called twice."""
         for process in reversed(self._processes):
             process.kill()
             process.wait()
@@ -183,7 +183,7 @@ def _children(pid: int) -> list[int]:
 
 
 def _remove_cgroups(name: str) -> None:
-    """Remove the cgroups of a bed; the kernel may still be at the last of its processes."""
+    """Remove the cgroups of a bed, although the kernel may still be ending its last processes."""
     for mount in CGROUPS:
         top = mount / f"vllm-safe-{name}"
         end = time.monotonic() + 5

@@ -1,6 +1,7 @@
-"""Make a real model of 4 MB that knows one sentence: `python tiny_model.py FOLDER`, by an engine's own Python, which has transformers.
+"""Make a real model of 4 MB that knows one sentence: `python tiny_model.py FOLDER`, with an engine's own Python, which has transformers.
 
-Qwen2's architecture, a token for each byte, trained for some seconds until it continues the sentence: so an answer can be right or wrong.
+It has Qwen2's architecture and one token for each byte, and is trained for some seconds until it continues the sentence, so that an answer
+can be right or wrong.
 """
 
 from __future__ import annotations
@@ -10,16 +11,16 @@ from importlib import import_module
 from pathlib import Path
 
 SENTENCE = "The quick brown fox jumps over the lazy dog, and the machine still answers."
-HEAD = 64  # the smallest head that vLLM's attention for CPUs takes
+HEAD = 64  # the smallest head size that vLLM's attention for CPUs supports
 HEADS, KV_HEADS, LAYERS = 4, 2, 2
 POSITIONS = 2048
-ENOUGH = 0.05  # loss at which every next byte is as good as certain
+ENOUGH = 0.05  # the loss at which every next byte is nearly certain
 END = "<|endoftext|>"
 CHAT = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 
 
 def main(folder: Path) -> None:
-    """Write config, weights and tokenizer to `folder`, readable by everyone."""
+    """Write the config, the weights and the tokenizer to `folder`, readable by every user."""
     torch, tokenizers, transformers = (import_module(name) for name in ("torch", "tokenizers", "transformers"))
 
     trainer = tokenizers.ByteLevelBPETokenizer()
@@ -30,7 +31,7 @@ def main(folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
     torch.manual_seed(0)
-    torch.set_num_threads(1)  # so small a model only waits for its other threads, much longer where cores are busy
+    torch.set_num_threads(1)  # such a small model would only wait for its other threads, much longer where CPUs are busy
     config = transformers.Qwen2Config(
         vocab_size=len(tokenizer),
         hidden_size=HEAD * HEADS,

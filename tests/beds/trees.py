@@ -1,4 +1,4 @@
-"""Root trees of Debian, made by mmdebstrap and kept by what is in them."""
+"""Root trees of Debian, made by mmdebstrap and cached by their contents."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from tests.beds import cache
 from tests.beds.machine import BedError
 
 DEFAULT_MIRROR = "http://deb.debian.org/debian"
-# The Debian of every bed that does not ask for another one: bookworm, trixie or sid. `make test-releases` sets it.
+# The Debian release of every bed that does not specify one: bookworm, trixie or sid. `make test-releases` sets it.
 RELEASE = os.environ.get("VLLM_SAFE_RELEASE", "bookworm")
-PATIENCE = (10, 60)  # seconds between the tries to make a tree: sid's mirror is now and then in the middle of an update
+PATIENCE = (10, 60)  # seconds between the attempts to make a tree: sid's mirror is sometimes in the middle of an update
 
 BASE = (
     "ca-certificates",
@@ -35,24 +35,24 @@ BASE = (
     "util-linux",
 )
 COMPILER = ("gcc", "libc6-dev", "libnuma1", "python3-dev")  # what vLLM's CPU build needs to serve
-# What a Debian developer builds a package with, and judges it by.
+# The packages with which a Debian developer builds and checks a package.
 DEVELOPER = ("autopkgtest", "build-essential", "debhelper", "dh-virtualenv", "lintian", "piuparts", "python3-pytest")
-# For a machine of its own: the stock kernel, since the cloud kernel has no 9p, and the file systems that a swapfile may meet.
+# For an emulated machine: the stock kernel, since the cloud kernel has no 9p, and the file systems on which a swapfile may be.
 MACHINE = ("btrfs-progs", "dosfstools", "e2fsprogs", "kmod", "linux-image-amd64", "qemu-guest-agent", "xfsprogs")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a tree is made of; two equal recipes share one tree."""
+    """The contents of a tree. Two equal recipes share one tree."""
 
     packages: tuple[str, ...]
     suite: str = RELEASE
-    hooks: tuple[str, ...] = ()  # shell commands run before the packages are installed, with the tree as $1
+    hooks: tuple[str, ...] = ()  # shell commands that run before the packages are installed, with the tree as $1
 
 
 CONTAINER = Recipe((*BASE, *COMPILER))
 DEVELOPMENT = Recipe((*BASE, *DEVELOPER))
-# An initrd of 60 MB takes an emulated processor many seconds to unpack; this one has what the disk needs.
+# An emulated CPU takes many seconds to unpack the usual initrd of 60 MB; this one has only what the disk needs.
 SMALL_INITRD = (
     'mkdir -p "$1"/etc/initramfs-tools/conf.d "$1"/usr/share/initramfs-tools/modules.d',
     'echo MODULES=list > "$1"/etc/initramfs-tools/conf.d/bed',
@@ -62,9 +62,9 @@ VIRTUAL = Recipe((*BASE, *MACHINE), hooks=SMALL_INITRD)
 
 
 def tree(recipe: Recipe) -> Path:
-    """The root tree of `recipe`, read only for its users; made in half a minute when it is not cached. One of sid lasts for a week.
+    """Return the root tree of `recipe`, which must not be written. It is made in half a minute when it is not cached.
 
-    Raises BedError, with mmdebstrap's words above it on stderr, when it cannot be made.
+    A tree of sid is used for a week. Raises BedError when the tree cannot be made; mmdebstrap's errors are on stderr before it.
     """
     week = time.strftime("-%G.%V", time.gmtime()) if recipe.suite == "sid" else ""
     return cache.cached("trees", f"{recipe.suite}{week}-{_digest(recipe)}", lambda folder: _make(recipe, folder))
@@ -89,11 +89,11 @@ def _make(recipe: Recipe, folder: Path) -> None:
 
 
 def _bootstrap(recipe: Recipe, folder: Path, mirror: str) -> bool:
-    """Whether mmdebstrap could fill `folder`."""
+    """Fill `folder` with mmdebstrap. Return whether that succeeded."""
     archives = cache.ROOT / "archives" / recipe.suite
     archives.mkdir(parents=True, exist_ok=True)
     into = '"$1"/var/cache/apt/archives/'
-    # Named when they are whole: another tree may be in the middle of copying them.
+    # Archives get their names when they are complete, since another tree may be copying them.
     keep = '[ -e "$kept/$deb" ] || { cp "$deb" "$kept/$deb.$$" && mv "$kept/$deb.$$" "$kept/$deb"; } || exit'
     done = subprocess.run(
         [
@@ -101,9 +101,9 @@ def _bootstrap(recipe: Recipe, folder: Path, mirror: str) -> bool:
             "--quiet",
             "--variant=important",
             f"--include={','.join(recipe.packages)}",
-            # A mirror that nobody has updated for a week has a sid, too, and the signatures in it are still looked at.
+            # A mirror that was not updated for a week is accepted, too; the signatures of sid are still verified.
             *(["--aptopt=Acquire::Check-Valid-Until false"] if recipe.suite == "sid" else []),
-            # Packages come from and go to our folder of archives: a changed recipe downloads only what is new.
+            # Packages come from and go to the folder of archives, so that a changed recipe downloads only new ones.
             "--skip=download/empty",
             "--skip=essential/unlink",
             f"--setup-hook=mkdir -p {into} && find {quote(str(archives))} -name '*.deb' -exec cp -t {into} {{}} +",
@@ -120,7 +120,7 @@ def _bootstrap(recipe: Recipe, folder: Path, mirror: str) -> bool:
 
 
 def host_mirror() -> str:
-    """The mirror of Debian's main archive that this machine's apt is set to, else Debian's public default."""
+    """Return the mirror of Debian's main archive that this machine's apt uses, else Debian's public default."""
     listed = subprocess.run(
         ["apt-get", "indextargets", "--format", "$(ORIGIN)|$(REPO_URI)|$(COMPONENT)", "Created-By: Packages"],
         check=False,

@@ -1,8 +1,8 @@
-"""An emulated machine (QEMU): its own kernel, so limits, swap, PSI, power cuts and a slow disk are real; with KVM where that works.
+"""An emulated machine (QEMU) with its own kernel, so limits, swap, PSI, power cuts and a slow disk are real. KVM is used where it works.
 
 Commands go to the QEMU guest agent over a virtio-serial port, never over the guest's network: the agent is a small process that runs all
 the time, is never killed for memory, and needs neither a login nor a free port. In a guest that thrashes it answers late, but it answers;
-the program that it then starts is as slow as any. What a *person* would see there is measured with `ssh()`, a fresh login over the network.
+the program that it starts is as slow as any other. What a *person* would experience is measured with `ssh()`, a new login over the network.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from tests.beds.wire import Wire, WireError
 
 DISK = "disk"
 SOCKETS = ("monitor", "agent")
-RESET_SCORE = 'echo 0 > /proc/self/oom_score_adj && cd /root && exec "$@"'  # the agent's own -1000 is not for what it starts
+RESET_SCORE = 'echo 0 > /proc/self/oom_score_adj && cd /root && exec "$@"'  # programs that the agent starts do not get its own -1000
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What the machine is made of. `memory` in MiB; `disk` as truncate takes it; `kernel_arguments` are added to the command line."""
+    """The hardware of the machine. `memory` is in MiB, `disk` in truncate's format; `kernel_arguments` are added to the command line."""
 
     memory: int = 1024
     cpus: int = 2
@@ -41,14 +41,14 @@ class Shape:
 
 
 class Saved(NamedTuple):
-    """A machine in the middle of its life, as `save()` left it: any number of machines go on from there, in seconds instead of a boot."""
+    """A running machine as `save()` stored it. Any number of machines continue from it, which takes seconds instead of a boot."""
 
     disk: Path
     state: Path
 
 
 class Running(NamedTuple):
-    """QEMU while the machine is on, and its two sockets."""
+    """The QEMU process of a machine that is on, and its two sockets."""
 
     process: subprocess.Popen[bytes]
     monitor: Wire
@@ -56,19 +56,19 @@ class Running(NamedTuple):
 
 
 class Virtual(Machine):
-    """A running machine with a disk of its own, which survives `reboot()` and `power_cut()` + `boot()`, and goes with `stop()`."""
+    """A running machine with its own disk, which survives `reboot()` and `power_cut()` + `boot()`; `stop()` removes it."""
 
     def __init__(self, shape: Shape = Shape(), *, disk: Path | None = None, saved: Saved | None = None) -> None:
-        """Boot, from a copy of `disk` if that of another machine is given, or go on from `saved`, whose shape is then the same.
+        """Boot, from a copy of `disk` if that of another machine is given, or continue from `saved`, which must have the same shape.
 
-        Raises BedError with the console's words.
+        Raises BedError with the text of the console.
         """
         self.shape = shape
         self._image = image(shape.recipe, shape.disk)
         self._accelerator = accelerator(self._image.kernel)
         self._folder = cache.RunFolder("vm", root=cache.fast_root())
         self._on: Running | None = None
-        self.share = self._folder.path / "share"  # the guest sees it at /bed
+        self.share = self._folder.path / "share"  # mounted at /bed in the guest
         try:
             self.share.mkdir()
             source = saved.disk if saved else disk or self._image.disk
@@ -80,25 +80,25 @@ class Virtual(Machine):
 
     @property
     def disk(self) -> Path:
-        """Its disk, to be copied while it is off."""
+        """The machine's disk, to be copied while the machine is off."""
         return self._folder.path / DISK
 
     @property
     def emulated(self) -> bool:
-        """Whether the processor is emulated: everything it does takes 10 to 20 times as long."""
+        """Whether the CPU is emulated: everything takes 10 to 20 times as long."""
         return self._accelerator == EMULATED
 
     def boot(self, state: Path | None = None) -> None:
-        """Switch the machine on, with the memory that was saved in `state` if given, and wait until systemd has started everything."""
+        """Switch the machine on, with the memory saved in `state` if given, and wait until systemd has started everything."""
         run = self._folder.path
         arguments = f"root=/dev/vda rw console=ttyS0 net.ifnames=0 panic=-1 systemd.show_status=0 {self.shape.kernel_arguments}"
         command = [
             *(*TIED, "qemu-system-x86_64", *self._accelerator, "-m", str(self.shape.memory), "-smp", str(self.shape.cpus)),
             *("-nodefaults", "-display", "none", "-no-reboot", "-serial", f"file:{run}/console"),
             *("-kernel", str(self._image.kernel), "-initrd", str(self._image.initrd), "-append", arguments.strip()),
-            # Flushes need not reach the host's disk: a power cut here kills QEMU, not the host.
+            # Flushes need not reach the host's disk, since a power cut here kills QEMU, not the host.
             *("-drive", f"if=none,id={DISK},file={self.disk},format=raw,cache=unsafe,discard=unmap"),
-            # One queue of 32, as a hard disk has (NCQ): Debian gives it mq-deadline; more queues would have no scheduler at all.
+            # One queue of 32, as a hard disk has (NCQ): Debian gives it mq-deadline, but no scheduler to a disk with more queues.
             *("-device", f"virtio-blk-pci,drive={DISK},id=vda,serial=bed,num-queues=1,queue-size=32"),
             *("-netdev", "user,id=net,hostfwd=tcp:127.0.0.1:0-:22", "-device", "virtio-net-pci,netdev=net,romfile="),
             *("-virtfs", f"local,path={self.share},mount_tag=bed,security_model=none"),
@@ -121,14 +121,14 @@ class Virtual(Machine):
         self.wait_for("the guest's agent answers", self._answers, timeout=300)
         self.wait_for("systemd in the guest has started everything", self._booted, timeout=300, pause=1)
         if state:
-            self.run(["date", "--set", f"@{time.time():.3f}"])  # its clock stood still
+            self.run(["date", "--set", f"@{time.time():.3f}"])  # its clock did not run meanwhile
 
     def save(self) -> Saved:
-        """Stop here for good, as what other machines may go on from; it goes with this machine."""
+        """Stop this machine for good, and store it so that other machines can continue from it. `stop()` removes what was stored."""
         saved = Saved(self.disk, self._folder.path / "state")
-        self.run("! mountpoint -q /bed || umount /bed")  # QEMU saves no machine that shares a folder
+        self.run("! mountpoint -q /bed || umount /bed")  # QEMU cannot save a machine that shares a folder
         self.run("sync; echo 3 > /proc/sys/vm/drop_caches")
-        self._running.monitor.call("migrate", {"uri": f"exec:cat > {saved.state}"})  # and stops
+        self._running.monitor.call("migrate", {"uri": f"exec:cat > {saved.state}"})  # which also stops the machine
         self.wait_for("its memory is saved", lambda: self._migration() == "completed", timeout=120)
         self.power_cut()
         return saved
@@ -156,7 +156,7 @@ class Virtual(Machine):
         agent = self._running.agent
         try:
             question = {
-                "path": "/usr/bin/setsid",  # a process group to kill when the time is over
+                "path": "/usr/bin/setsid",  # for a process group that can be killed when the time is over
                 "arg": ["/bin/sh", "-c", RESET_SCORE, "bed", *command],
                 "env": [f"{name}={value}" for name, value in ENVIRONMENT.items()],
                 "input-data": base64.b64encode(stdin.encode()).decode(),
@@ -175,21 +175,21 @@ class Virtual(Machine):
                 time.sleep(pause)
                 pause = min(pause * 1.5, 1.0)
         except WireError as error:
-            _ = self._running  # off is not slow
+            _ = self._running  # raises BedError if the machine is off, not slow
             raise subprocess.TimeoutExpired(list(command), timeout, output=f"{error}\n") from None
         code = int(status["exitcode"]) if "exitcode" in status else -int(status.get("signal", 9))
         out, err = (base64.b64decode(str(status.get(name, ""))).decode(errors="replace") for name in ("out-data", "err-data"))
         return subprocess.CompletedProcess(command, code, out, err)
 
     def put(self, source: Path, target: str) -> None:
-        """Copy a file of the host into the bed, by way of the shared folder."""
+        """Copy a file of the host into the bed, through the shared folder."""
         passing = self.share / f".{source.name}"
         shutil.copy(source, passing)
         self.run(["cp", "--no-preserve=mode", f"/bed/{passing.name}", target])
         passing.unlink()
 
     def ssh(self, *command: str) -> list[str]:
-        """The command line, for this host, of a fresh login as root that runs `command`: what a person would feel."""
+        """Return the command line, for this host, of a new login as root that runs `command`, as a person would log in."""
         forwards = str(self._running.monitor.call("human-monitor-command", {"command-line": "info usernet"}))
         port = re.search(r"HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)", forwards)
         if port is None:
@@ -199,12 +199,12 @@ class Virtual(Machine):
         return ["ssh", "-F", "none", "-i", str(self._image.key), "-p", port[1], *flags, "root@127.0.0.1", *command]
 
     def throttle(self, *, iops: int = 0, bytes_per_second: int = 0) -> None:
-        """Make the disk as slow as this from now on; 0 lifts the bound. A hard disk: 150 and 120 MiB/s."""
+        """Limit the disk from now on; 0 removes the limit. A hard disk has 150 IOPS and 120 MiB/s."""
         single = dict.fromkeys(("bps_rd", "bps_wr", "iops_rd", "iops_wr"), 0)
         self._running.monitor.call("block_set_io_throttle", {"device": DISK, "bps": bytes_per_second, "iops": iops, **single})
 
     def power_cut(self) -> None:
-        """Switch the machine off at once. What it had not yet written to the disk is lost; `boot()` starts it again."""
+        """Switch the machine off at once. What it had not written to the disk is lost. `boot()` starts it again."""
         if self._on is not None:
             self._on.process.kill()
             self._off(self._on)
@@ -215,10 +215,10 @@ class Virtual(Machine):
         self.boot()
 
     def shut_down(self) -> None:
-        """Off, in order, with everything on the disk."""
+        """Shut down in order, with everything written to the disk."""
         running = self._running
         with suppress(WireError):
-            running.agent.call("guest-shutdown", {"mode": "powerdown"}, timeout=2)  # has no answer
+            running.agent.call("guest-shutdown", {"mode": "powerdown"}, timeout=2)  # this command has no answer
         running.process.wait(timeout=300)
         self._off(running)
 
@@ -231,12 +231,12 @@ class Virtual(Machine):
         self._on = None
 
     def console(self) -> str:
-        """The end of what the machine wrote on its serial console."""
+        """Return the end of the text on the machine's serial console."""
         with suppress(OSError):
             return (self._folder.path / "console").read_text(errors="replace")[-4000:]
         return ""
 
     def stop(self) -> None:
-        """Switch it off at once and remove its disk. Safe to call twice."""
+        """Switch the machine off at once and remove its disk. Can be called twice."""
         self.power_cut()
         self._folder.remove()

@@ -1,4 +1,4 @@
-"""One line of JSON each way over a Unix socket: QEMU's monitor speaks it, and so does the guest agent."""
+"""The protocol of QEMU's monitor and its guest agent: one line of JSON in each direction over a Unix socket."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from pathlib import Path
 
 
 class WireError(Exception):
-    """The other side did not answer in time, went away, or refused."""
+    """The other side did not answer in time, closed the connection, or refused the command."""
 
 
 class Wire:
-    """A connection that may be used by several threads; each call waits for its own answer."""
+    """A connection that several threads may use. Each call waits for its own answer."""
 
     def __init__(self, path: Path, *, agent: bool = False) -> None:
-        """`agent`: the guest agent's side, which may answer late or not at all and must then be brought into step again."""
+        """Connect. `agent`: the other side is the guest agent, which may answer late or never, and must then be synchronised again."""
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.connect(str(path))
         self._lock = threading.Lock()
@@ -33,7 +33,7 @@ class Wire:
         self._socket.close()
 
     def call(self, command: str, arguments: Mapping[str, object] | None = None, *, timeout: float = 30) -> object:
-        """What `command` returns. Raises WireError; `timeout` in seconds."""
+        """Run `command` and return its result. `timeout` is in seconds. Raises WireError."""
         end = time.monotonic() + timeout
         with self._lock:
             if not self._in_step:
@@ -46,7 +46,7 @@ class Wire:
         return answer["return"]
 
     def _synchronise(self, end: float) -> None:
-        """Ask for a number and drop everything before it: answers to questions that were given up."""
+        """Request a number, and drop every answer before it: those belong to commands whose time was over."""
         number = next(self._numbers)
         answer = self._ask("guest-sync", {"id": number}, end)
         while answer.get("return") != number:
@@ -62,7 +62,7 @@ class Wire:
         return self._read(end)
 
     def _read(self, end: float) -> dict[str, object]:
-        """The next answer; what QEMU says by itself (its greeting, its events) is passed over."""
+        """Return the next answer. QEMU's greeting and its events are skipped."""
         while True:
             while b"\n" not in self._rest:
                 self._socket.settimeout(max(end - time.monotonic(), 0.01))

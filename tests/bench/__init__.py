@@ -1,1 +1,1 @@
-"""`make bench`: figures, each as a ratio to something that ran beside it in the same run."""
+"""`make bench`: figures, each as a ratio to something else that ran in the same run."""

@@ -1,4 +1,4 @@
-"""Run the benchmarks that are named, or every one, and print one table. Exit code 1 if a goal was missed."""
+"""Run the named benchmarks, or all of them, and print one table. The exit code is 1 if a goal was missed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NAMES = (*CONTAINED, "swap", "guard")
 
 
 def main() -> int:
-    """Print the table."""
+    """Run the benchmarks and print the table. Return the exit code."""
     wanted = set(sys.argv[1:] or NAMES)
     if unknown := wanted - set(NAMES):
         sys.exit(f"no benchmark is called {' or '.join(sorted(unknown))}; there are {', '.join(NAMES)}")

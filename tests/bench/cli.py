@@ -1,4 +1,4 @@
-"""The command line's own time, as installed, against the interpreter's."""
+"""The time of the command line, as installed, compared with that of the interpreter."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tests.beds.nspawn import Nspawn
 from tests.bench.row import Row
 
 ROUNDS = 21
-# As an ordinary user just after the installation: nobody has written bytecode yet.
+# Run as an ordinary user just after the installation, when no bytecode has been written.
 SCRIPT = f"""
 for round in $(seq {ROUNDS}); do
     a=$(date +%s%N); vllm-safe --help >/dev/null
@@ -19,7 +19,7 @@ done
 
 
 def measure(bed: Nspawn) -> list[Row]:
-    """`vllm-safe --help` and `python3 -c pass`, in turn, in a bed with the package installed."""
+    """Time `vllm-safe --help` and `python3 -c pass`, in turn, in a bed with the package installed."""
     lines = bed.run(["runuser", "-u", "nobody", "--", "sh", "-c", SCRIPT]).stdout.splitlines()
     mine, theirs = (statistics.median(column) / 1e6 for column in zip(*(map(int, line.split()) for line in lines), strict=True))
     beside = f"{mine:.0f} ms against {theirs:.0f} ms, median of {ROUNDS} pairs"

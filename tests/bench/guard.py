@@ -1,4 +1,4 @@
-"""The guard: its memory, how often it wakes up while all is quiet, and how soon after its threshold it acts. In the VM: PSI is real."""
+"""The guard: its memory, how often it wakes up when idle, and how soon after its threshold it acts. It runs in a VM, where PSI is real."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from tests.beds.vm import Shape, Virtual
 from tests.bench.row import Row
 
 QUIET = 60  # seconds
-SETTLE = 40  # seconds: what the start itself made it look at
+SETTLE = 40  # seconds until the guard has handled the pressure of the start itself
 SWITCHES = "voluntary_ctxt_switches"
-EARLY = 0.3  # seconds by which it may seem to act before its threshold: what is between two looks of the sampler, and its own stalls
+EARLY = 0.3  # seconds by which the guard may seem to act too early: the sampler's interval, and the sampler's own stalls
 SHARE, SPAN = 0.05, 2.0  # squeeze_pressure and squeeze_after
 CONFIG = """
 swap: {size: none}
@@ -21,7 +21,7 @@ models:
     command: [/usr/bin/python3, /opt/reader.py, '8000']
     health: http://127.0.0.1:8000/
 """
-# A model that reads and drops a large file, for ever: it moves pages, and nobody waits for it.
+# A model that reads a large file and drops it from the cache, for ever: it moves pages, and nobody waits for it.
 READER = """
 import http.server, os, sys, threading
 
@@ -41,7 +41,7 @@ threading.Thread(target=read, daemon=True).start()
 http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
 """
 VICTIM = Path("tests/fakes/victim.py")
-# When the stall of the last two seconds first reaches the threshold, as close as can be told: from outside of the guard.
+# Prints when the stall of the last two seconds first reaches the threshold, as precisely as can be measured outside of the guard.
 CROSSING = f"""
 import collections, os, time
 files = [os.open(f"/sys/fs/cgroup/system.slice/{{name}}.pressure", os.O_RDONLY) for name in ("memory", "io")]
@@ -61,7 +61,7 @@ while time.monotonic() < end:
 
 
 def measure(deb: Path) -> list[Row]:
-    """Boot a machine of its own."""
+    """Measure the guard in a machine of its own."""
     with Virtual(Shape()) as bed:
         bed.install(deb)
         for name, text in {"reader.py": READER, "crossing.py": CROSSING}.items():
@@ -84,7 +84,10 @@ def measure(deb: Path) -> list[Row]:
 
 
 def _statuses(bed: Virtual, pid: str) -> list[dict[str, int]]:
-    """/proc/PID/status, twice. By one shell that starts no program in between: on this disk that would be the pressure it looks for."""
+    """Read /proc/PID/status twice.
+
+    One shell does it without starting a program in between: on this disk, a start would cause the pressure that the guard looks for.
+    """
     show = "while read -r line; do echo $line; done < /proc/$1/status"
     script = f"{show}; echo; read -t {QUIET} nothing <> /run/never; {show}"
     text = bed.out(["bash", "-c", f"mkfifo /run/never; sleep {SETTLE}; {script}", "bash", pid], timeout=QUIET + SETTLE + 60)
@@ -93,7 +96,10 @@ def _statuses(bed: Virtual, pid: str) -> list[dict[str, int]]:
 
 
 def _reaction(bed: Virtual) -> float:
-    """Seconds; a little below 0 if it acted before the sampler saw the threshold, and no end of them if that was long before."""
+    """Return the reaction time in seconds.
+
+    It is slightly below 0 if the guard acted before the sampler saw the threshold, and infinite if it acted long before.
+    """
     events = "/run/vllm-safe/guard/bench.jsonl"
     bed.run(f"rm -f {events}; systemd-run --unit=crossing -p StandardOutput=file:/run/crossing python3 /opt/crossing.py; sleep 2")
     bed.run("systemd-run --unit=victim -p MemoryHigh=30M python3 /opt/victim.py", timeout=200)
@@ -101,4 +107,4 @@ def _reaction(bed: Virtual) -> float:
     bed.wait_for("the threshold was seen", lambda: bool(bed.read("/run/crossing").strip()), timeout=120, pause=1)
     acted = float(json.loads(bed.read(events).splitlines()[0])["time"])
     late = acted - float(bed.read("/run/crossing"))
-    return late if late >= -EARLY else float("inf")  # it acted by something else: this measured nothing
+    return late if late >= -EARLY else float("inf")  # the guard acted for another reason, so nothing was measured

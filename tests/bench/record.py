@@ -1,4 +1,4 @@
-"""What watching a model costs while it loads: main process and recorder together. What both map counts once."""
+"""The cost of watching a model while it loads: main process and recorder together. Memory that both map counts once."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from tests.beds.nspawn import Nspawn
 from tests.bench.row import Row
 
 SECONDS = 60
-WORKERS = 11  # what eight cards need: API server, engine core, resource tracker, eight workers
-# Never ready, but never still: each second a line, as vLLM prints them.
+WORKERS = 11  # as many processes as with eight GPUs: API server, engine core, resource tracker, eight workers
+# The server is never ready, but prints a line every second, in the format of vLLM.
 SERVER = f"""\
 for i in $(seq {WORKERS - 1}); do sleep 3600 & done
 while sleep 1; do n=$((n + 1)); echo "(Worker pid=$n) INFO 11-23 23:02:18 [x.py:1] step $n"; done
@@ -27,7 +27,7 @@ UNITS = ("vllm@watched.service", "vllm-safe-record@watched.service")
 
 
 def measure(bed: Nspawn) -> list[Row]:
-    """A server that loads for a minute, in a bed with the package installed."""
+    """Watch a server that loads for a minute, in a bed with the package installed."""
     bed.write("/opt/watched.sh", SERVER)
     bed.write("/etc/vllm-safe/config.yaml", CONFIG)
     bed.run("systemctl start --no-block vllm@watched")
@@ -48,7 +48,7 @@ def measure(bed: Nspawn) -> list[Row]:
     return [
         Row("watching a model that loads: resident", sum(own) + mapped, 20, "MiB", resident),
         Row("watching a model that loads: processor", main + recorder, 0.5, "% of a core", shares),
-        Row("recorder: written", rate, 2, "KiB/s", "what it hands on; whole blocks and the journal come on top"),
+        Row("recorder: written", rate, 2, "KiB/s", "without rounding to blocks, and without the journal"),
     ]
 
 
@@ -62,10 +62,13 @@ def _field(bed: Nspawn, file: str, name: str) -> int:
 
 
 def _used(bed: Nspawn, pid: str) -> float:
-    """Seconds of CPU that a process has used, to the nanosecond: clock ticks are 0.02 % of a minute."""
+    """Return the CPU seconds that a process has used, to the nanosecond: a clock tick is 0.02 % of a minute."""
     return int(bed.read(f"/proc/{pid}/schedstat").split()[0]) / 1e9
 
 
 def _written(bed: Nspawn, pid: str) -> int:
-    """Not write_bytes: where the page cache has large folios (ext4 since Linux 6.16), a block is counted as 64 KiB."""
+    """Return the bytes that a process has written.
+
+    write_bytes is not used: where the page cache has large folios (ext4 since Linux 6.16), it counts a block as 64 KiB.
+    """
     return _field(bed, f"/proc/{pid}/io", "wchar")

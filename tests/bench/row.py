@@ -1,4 +1,4 @@
-"""One line of the table that `make bench` prints."""
+"""A line of the table that `make bench` prints."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Row:
-    """`measured` against `goal`, both in `unit`; `beside` says what it was compared with, and its own figures."""
+    """A figure: `measured` compared with `goal`, both in `unit`. `beside` names what it was compared with, and its figures."""
 
     what: str
     measured: float
@@ -17,11 +17,11 @@ class Row:
 
     @property
     def met(self) -> bool:
-        """Every goal here is an upper bound."""
+        """Whether the goal is met; every goal is an upper bound."""
         return self.measured <= self.goal
 
     def cells(self) -> tuple[str, ...]:
-        """The line, for a table."""
+        """Return the cells of the line."""
         return (
             self.what,
             f"{self.measured:.2f} {self.unit}",

@@ -1,4 +1,4 @@
-"""What our units add to a start: `systemctl start` of a model against the same server in a bare unit; and the main process's memory."""
+"""The time that the units add to a start, compared with the same server in a bare unit; and the memory of the main process."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.beds.nspawn import Nspawn
 from tests.bench.row import Row
 
 ROUNDS = 9
-# Both units run this: it says when it was executed, then serves.
+# Both units run this command, which prints when it was executed, then serves.
 SERVER = 'echo "executed at $(date +%s%N)"; exec /usr/bin/python3 -m http.server --bind 127.0.0.1 {port}'
 BARE = """
 [Service]
@@ -38,7 +38,7 @@ echo "$line"
 def measure(bed: Nspawn) -> list[Row]:
     """Start both servers in turn, in a bed with the package installed."""
     bed.write("/etc/vllm-safe/config.yaml", CONFIG.format(server=SERVER.format(port=8000)))
-    # systemd's own specifiers: %% is %, and $$ is $
+    # in a unit file, %% stands for %, and $$ for $
     bed.write("/etc/systemd/system/bare.service", BARE.format(server=SERVER.format(port=8001).replace("%", "%%").replace("$", "$$")))
     bed.run("systemctl daemon-reload")
     ours, bare = _starts(bed, "vllm@bench.service"), _starts(bed, "bare.service")
@@ -58,7 +58,7 @@ def measure(bed: Nspawn) -> list[Row]:
 
 def _starts(bed: Nspawn, unit: str) -> Callable[[], float]:
     def start() -> float:
-        """Seconds from `systemctl start` to the first instruction of the server."""
+        """Return the seconds from `systemctl start` to the first instruction of the server."""
         before = bed.out(f"journalctl --unit {unit} --output cat | grep 'executed at' | tail -n 1 || true")
         lines = bed.run(START.format(unit=unit).replace('"$last"', f'"{before}"'), timeout=120).stdout.split("\n")
         begun = int(lines[0])

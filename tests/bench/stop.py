@@ -1,4 +1,4 @@
-"""How long `systemctl stop` takes with a server that ignores SIGTERM, and so do its workers: while it loads, and while it serves."""
+"""The time of `systemctl stop` with a server that ignores SIGTERM, as do its workers: while it loads, and while it serves."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ models:
 
 
 def measure(bed: Nspawn) -> list[Row]:
-    """Stop both, in a bed with the package installed."""
+    """Stop both servers, in a bed with the package installed."""
     bed.write("/opt/stuck.sh", SERVER)
     bed.write("/etc/vllm-safe/config.yaml", CONFIG)
     return [_stop(bed, "loads", "--no-block"), _stop(bed, "serves")]

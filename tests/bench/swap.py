@@ -1,4 +1,4 @@
-"""Making 128 GiB of swap on ext4, against dphys-swapfile's way of making it, per GiB on the same disk. Nothing is swapped to."""
+"""The creation of 128 GiB of swap on ext4, compared with dphys-swapfile's way, per GiB on the same disk. The swap is not activated."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from vllm_safe.common.sizes import GIB, MIB
 from vllm_safe.swap.swapfile_steps import MakeSwapfile
 
 ROUNDS = 3
-OURS, THEIRS = 128, 2  # GiB; what is written takes real space and time, what is allocated does not
+OURS, THEIRS = 128, 2  # GiB; writing takes real space and time, allocation does not
 DISK = "140G"  # sparse
 
 
 def measure() -> list[Row]:
-    """Both ways in turn, in an ext4 of their own in a sparse file. Needs root and a loop device."""
+    """Time both ways in turn, in an ext4 file system of their own in a sparse file. Needs root and a loop device."""
     with tempfile.TemporaryDirectory(dir="/var/tmp", prefix="vllm-safe-bench-") as folder:
         image, disk = Path(folder, "image"), Path(folder, "disk")
         disk.mkdir()
@@ -40,7 +40,7 @@ def _make(path: Path) -> None:
 
 
 def _dphys(path: Path) -> None:
-    """What dphys-swapfile 20100506-7.1 runs; it does not wait for the disk, and neither do we for it."""
+    """Run the commands of dphys-swapfile 20100506-7.1. It does not wait for the disk, nor does this benchmark wait for it."""
     _run("touch", path)
     _run("dd", "if=/dev/zero", f"of={path}", f"bs={MIB}", f"count={THEIRS * 1024}", "status=none")
     _run("chmod", "600", path)

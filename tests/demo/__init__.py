@@ -1,1 +1,1 @@
-"""From the package to an answer of the real vLLM, in a throwaway Debian: `make demo`."""
+"""`make demo`: from the package to an answer of the real vLLM, in a throwaway Debian."""

@@ -1,4 +1,4 @@
-"""Build the package, install it in a throwaway Debian, serve a tiny real model with the real vLLM, show that, take everything down."""
+"""Build the package, install it in a throwaway Debian, serve a tiny real model with the real vLLM, show its answer, take all of it down."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NAME_WIDTH, WIDTH = 66, 118
 
 
 def main() -> int:
-    """The exit status: 0 when the model gave the right answer."""
+    """Run the demo. Return the exit status, which is 0 when the model gave the right answer."""
     if os.geteuid() != 0:
         print("make demo boots a container, which needs root: sudo make demo", file=sys.stderr)
         return 1
@@ -53,7 +53,7 @@ def main() -> int:
 
 
 def serve(bed: Nspawn) -> None:
-    """What a user does, in a bed that has nothing of ours."""
+    """Do what a user does, in a bed on which nothing of vllm-safe is installed."""
     with step("apt install ./vllm-safe.deb"):
         bed.install(engine.REPOSITORY / "dist/vllm-safe.deb")
     with step("edit /etc/vllm-safe/config.yaml: the model demo"):
@@ -85,7 +85,7 @@ def serve(bed: Nspawn) -> None:
 
 
 def ask(bed: Nspawn, url: str, question: dict[str, object] | None = None) -> dict[str, list[dict[str, str]]]:
-    """The answer of the server in the bed, parsed, as far as the demo looks at it."""
+    """Return the parsed answer of the server in the bed. The type covers only what the demo uses."""
     body = ["--json", "@-"] if question else []
     answered = bed.run(["curl", "--silent", "--show-error", "--fail-with-body", *body, url], stdin=json.dumps(question)).stdout
     parsed: dict[str, list[dict[str, str]]] = json.loads(answered)
@@ -94,7 +94,7 @@ def ask(bed: Nspawn, url: str, question: dict[str, object] | None = None) -> dic
 
 @contextmanager
 def step(name: str) -> Iterator[None]:
-    """Print a step as it begins, and its time when it has ended."""
+    """Print a step when it begins, and its duration when it has ended."""
     print(f"{name:{NAME_WIDTH}}", end="", flush=True)
     began = time.monotonic()
     try:
@@ -106,7 +106,7 @@ def step(name: str) -> Iterator[None]:
 
 
 def show(command: str, *outputs: str) -> None:
-    """What a command in the bed printed, as far as a screen is wide: a single long line is broken, of many each is cut."""
+    """Print the output of a command in the bed, no wider than a screen: a single long line is wrapped, several lines are cut."""
     print(f"\n# {command}")
     for output in outputs:
         lines = output.strip().splitlines()
@@ -115,7 +115,7 @@ def show(command: str, *outputs: str) -> None:
 
 
 def quietly(*command: str) -> None:
-    """Run a command of the host whose output matters only when it fails. Raises BedError with it."""
+    """Run a command of the host whose output matters only when it fails. Raises BedError with the output."""
     done = subprocess.run(command, check=False, cwd=engine.REPOSITORY, stdin=subprocess.DEVNULL, stdout=-1, stderr=-2, text=True)
     if done.returncode:
         raise BedError(f"`{' '.join(command)}` ended with {done.returncode}\n{done.stdout}")

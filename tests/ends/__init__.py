@@ -1,1 +1,1 @@
-"""Ends of real servers: what they printed (tests/cases/why), what is right to say of it, and what is said."""
+"""Ends of real servers: their output (tests/cases/why), the right explanation of each, and the explanation that vllm-safe gives."""

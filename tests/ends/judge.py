@@ -1,8 +1,8 @@
-"""Whether what is said of an end is right: all of what is expected of it (tests/cases/why/cases.json) holds.
+"""The judgement whether the explanation of an end is right: everything that is expected of it (tests/cases/why/cases.json) must hold.
 
-Each case has its source, and what was run: status or signal, ready, args, env, command (another server than vLLM). Then what is expected:
-`code`, one of these; `tried_again`, whether the main process leaves it to systemd to try again (null: either); `change`, settings and their
-new values; `says` and `never`, patterns that are in what a person reads, and that are not.
+Each case has its source, and the run: status or signal, ready, args, env, command (a server other than vLLM). Then the expectation: `code`,
+one of these; `tried_again`, whether the main process leaves it to systemd to try again (null: either); `change`, settings with their new
+values; `says` and `never`, patterns that the text for people must have, and must not have.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from typing import Any
 HERE = Path(__file__).parents[2]
 FOLDER = HERE / "tests/cases/why"
 CASES: dict[str, dict[str, Any]] = json.loads((FOLDER / "cases.json").read_text(encoding="utf-8"))
-# Codes that only say how it ended.
+# Codes that only say how the server ended, not why.
 GENERIC = {"exited", "engine-died", "worker-died", "crashed", "signal", "unknown"}
-# Advice that is none of ours: what is of pip, of a home folder, of a template, or an option as vLLM's command line spells it.
+# Advice that vllm-safe must not give: about pip or a home folder, from a template, or with an option spelled as on vLLM's command line.
 NOT_OURS = re.compile(r"~/|pip3? install|\{\{|\}\}|(?<!\.)\.\.(?!\.)|`?gpu_memory_utilization|nvidia-cuda-toolkit|remount")
 OPTION = re.compile(r"(?<![\w-])--(?:[a-z]+-)*(?:utilization|len|seqs|size|dtype|eager|parser|backend|reduce|code)\b")
 
 
 def take(names: Iterable[str], checkout: Path = HERE) -> dict[str, dict[str, Any]]:
-    """What a checkout says of these cases."""
+    """Return the explanations of these cases by a checkout."""
     asked = {name: CASES[name] | {"file": str(FOLDER / f"{name}.txt")} for name in names}
     live = Path(__file__).with_name("live.py")
     env = {"PYTHONPATH": str(checkout), "PATH": os.environ["PATH"]}
@@ -38,47 +38,47 @@ def take(names: Iterable[str], checkout: Path = HERE) -> dict[str, dict[str, Any
     return found
 
 
-def read_by_people(said: Mapping[str, Any]) -> list[str]:
-    """All lines of it."""
-    why = said["why"]
+def read_by_people(answer: Mapping[str, Any]) -> list[str]:
+    """Return all lines of an explanation that people read."""
+    why = answer["why"]
     changes = [f"{change['path']} {change['old']} -> {change['new']} {change['reason']}" for change in why["changes"]]
-    return [said["status"], said["journal"], why["sentence"], *(fact["text"] for fact in why["evidence"]), *changes, why["hint"]]
+    return [answer["status"], answer["journal"], why["sentence"], *(fact["text"] for fact in why["evidence"]), *changes, why["hint"]]
 
 
-def faults(case: Mapping[str, Any], said: Mapping[str, Any]) -> list[str]:
-    """What of the expectation does not hold."""
-    why, lines = said["why"], read_by_people(said)
+def faults(case: Mapping[str, Any], answer: Mapping[str, Any]) -> list[str]:
+    """Return the parts of the expectation that do not hold."""
+    why, lines = answer["why"], read_by_people(answer)
     found = [] if why["code"] in case["code"] else [f"code {why['code']}, not {' or '.join(case['code'])}"]
-    tried_again = said["code"] != 2
+    tried_again = answer["code"] != 2
     if case["tried_again"] not in {None, tried_again}:
         found.append("is tried again" if tried_again else "is not tried again")
     changes = {change["path"].removeprefix("models.m."): change["new"] for change in why["changes"]}
     found += [f"{path} is not changed to {new}" for path, new in case.get("change", {}).items() if changes.get(path) != new]
-    answer = "\n".join([why["sentence"], why["hint"], *lines[-1 - len(why["changes"]) : -1]])
-    found += [f"does not say {words}" for words in case.get("says", ()) if not re.search(words, answer, re.IGNORECASE)]
-    return found + lies(case, said) + not_ours(case, said)
+    text = "\n".join([why["sentence"], why["hint"], *lines[-1 - len(why["changes"]) : -1]])
+    found += [f"does not say {words}" for words in case.get("says", ()) if not re.search(words, text, re.IGNORECASE)]
+    return found + lies(case, answer) + not_ours(case, answer)
 
 
-def lies(case: Mapping[str, Any], said: Mapping[str, Any]) -> list[str]:
-    """What must not be said, and is."""
-    lines = "\n".join(read_by_people(said))
+def lies(case: Mapping[str, Any], answer: Mapping[str, Any]) -> list[str]:
+    """Return the statements that must not be made, but are."""
+    lines = "\n".join(read_by_people(answer))
     return [f"says {words}" for words in case.get("never", ()) if re.search(words, lines, re.IGNORECASE)]
 
 
-def not_ours(case: Mapping[str, Any], said: Mapping[str, Any]) -> list[str]:
-    """Advice that is none of ours."""
-    lines = "\n".join(read_by_people(said))
+def not_ours(case: Mapping[str, Any], answer: Mapping[str, Any]) -> list[str]:
+    """Return advice that vllm-safe must not give."""
+    lines = "\n".join(read_by_people(answer))
     options = () if case.get("command") else OPTION.finditer(lines)
     return [f"says {match[0]}" for match in (*NOT_OURS.finditer(lines), *options)]
 
 
-def with_one_voice(said: Mapping[str, Any]) -> bool:
-    """Whether Status:, the journal's last line and `why` say the same words."""
-    return len({said["status"], said["why"]["sentence"], said["journal"]}) == 1
+def with_one_voice(answer: Mapping[str, Any]) -> bool:
+    """Return whether Status:, the journal's last line and `why` have the same words."""
+    return len({answer["status"], answer["why"]["sentence"], answer["journal"]}) == 1
 
 
-def grade(case: Mapping[str, Any], said: Mapping[str, Any]) -> str:
-    """Right: all holds. Vague: a code that only says how it ended, and nothing that is said is false. Else misleading."""
-    if not faults(case, said):
+def grade(case: Mapping[str, Any], answer: Mapping[str, Any]) -> str:
+    """Return "right" if the whole expectation holds, "vague" if the code only says how it ended and nothing is false, else "misleading"."""
+    if not faults(case, answer):
         return "right"
-    return "vague" if said["why"]["code"] in GENERIC and not lies(case, said) and not said["why"]["changes"] else "misleading"
+    return "vague" if answer["why"]["code"] in GENERIC and not lies(case, answer) and not answer["why"]["changes"] else "misleading"

@@ -1,6 +1,6 @@
-"""Takes a server's end through the real path: the main process, the recorder, `vllm-safe why`. Runs in any checkout, by PYTHONPATH.
+"""Take a server's end through the real path: the main process, the recorder, `vllm-safe why`. Runs in any checkout, with PYTHONPATH.
 
-python live.py < CASES.json > WHAT_WAS_SAID.json. It needs nothing of tests/, and of vllm_safe the modules as they stand since 0.3.0.
+python live.py < CASES.json > EXPLANATIONS.json. It needs nothing of tests/, and of vllm_safe the modules as they stand since 0.3.0.
 """
 
 from __future__ import annotations
@@ -25,35 +25,35 @@ from vllm_safe.report import judged_run
 
 FAKE = Path(__file__).parents[1] / "fakes/last_words.py"
 RUN = "1a2b3c4d" * 4
-QUIET_PORT = 7  # echo: of root's, and served nowhere
+QUIET_PORT = 7  # echo: only root can listen on it, and no machine does
 MACHINE = "MemTotal: 16777216 kB\nMemAvailable: 8388608 kB\nSwapTotal: 134217728 kB\nSwapFree: 134217728 kB\n"
 
 
 def main() -> None:
-    """All cases, one after the other."""
+    """Run all cases, one after the other."""
     kill_evidence.read_journal = lambda _since: ([], True)
     kill_evidence.AGAIN = 0.0
-    recorder.unit_properties = run_recording.unit_properties = lambda *_: {}  # type: ignore[attr-defined] # what it imports
-    stop_post.own_cgroup = lambda: None  # type: ignore[attr-defined] # what it imports
+    recorder.unit_properties = run_recording.unit_properties = lambda *_: {}  # type: ignore[attr-defined] # a name that the module imports
+    stop_post.own_cgroup = lambda: None  # type: ignore[attr-defined] # a name that the module imports
     json.dump({name: take(case) for name, case in json.load(sys.stdin).items()}, sys.stdout)
 
 
 def take(case: dict[str, Any]) -> dict[str, Any]:
-    """One case: what is said of it, where, and with which status the main process ends."""
+    """Run one case. Return its explanations by the place where people read them, and the exit status of the main process."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        place = _machine(root)
-        code, printed = _launch(root, place, case, _port() if case.get("ready") else QUIET_PORT)
-        said = _why(root)
-        last = json.loads((place / "state/m.json").read_text())
+        run_folder = _machine(root)
+        code, printed = _launch(root, run_folder, case, _port() if case.get("ready") else QUIET_PORT)
+        explanation = _why(root)
+        last = json.loads((run_folder / "state/m.json").read_text())
         journal = [line for line in printed.splitlines() if line.startswith("vllm-safe: ")]
-        return {"code": code, "status": last["text"], "journal": journal[-1].removeprefix("vllm-safe: "), "why": said}
+        return {"code": code, "status": last["text"], "journal": journal[-1].removeprefix("vllm-safe: "), "why": explanation}
 
 
 def _machine(root: Path) -> Path:
-    place = root / "run/vllm-safe"
+    run_folder = root / "run/vllm-safe"
     for name in ("launch", "state"):
-        (place / name).mkdir(parents=True)
+        (run_folder / name).mkdir(parents=True)
     (root / "run/systemd/units").mkdir(parents=True)
     (root / "run/systemd/units/invocation:vllm@m.service").symlink_to(RUN)
     cgroup = root / "sys/fs/cgroup/vllm.slice/vllm@m.service"
@@ -62,9 +62,9 @@ def _machine(root: Path) -> Path:
     (root / "proc/sys/kernel/random").mkdir(parents=True)
     (root / "proc/sys/kernel/random/boot_id").write_text("6f1c2d7e-0b5a-4c39-9d2e-8a7b6c5d4e3f\n")
     (root / "proc/meminfo").write_text(MACHINE)
-    launch_file.LAUNCH_FOLDER, state_file.STATE_FOLDER = place / "launch", place / "state"
+    launch_file.LAUNCH_FOLDER, state_file.STATE_FOLDER = run_folder / "launch", run_folder / "state"
     recorder.STATE_FOLDER = Path("/run/vllm-safe/state")
-    return place
+    return run_folder
 
 
 def _port() -> int:
@@ -72,10 +72,10 @@ def _port() -> int:
         return int(server.getsockname()[1])
 
 
-def _launch(root: Path, place: Path, case: dict[str, Any], port: int) -> tuple[int, str]:
-    """The main process and what systemd runs after it; the recorder looks before and after."""
+def _launch(root: Path, run_folder: Path, case: dict[str, Any], port: int) -> tuple[int, str]:
+    """Run the main process and what systemd runs after it. The recorder takes samples before and after."""
     end = ["--signal", str(case["signal"])] if "signal" in case else ["--status", str(case["status"])]
-    ready = ["--ready", str(place / "state/m.json")] if case.get("ready") else []
+    ready = ["--ready", str(run_folder / "state/m.json")] if case.get("ready") else []
     args = {"model": "/srv/models/m", **case.get("args", {})}
     values = {
         "name": "m",
@@ -87,7 +87,7 @@ def _launch(root: Path, place: Path, case: dict[str, Any], port: int) -> tuple[i
         **({} if case.get("command") else {"serve_file": str(root / "serve.yaml"), "serve_args": args}),
         **case.get("launch", {}),
     }
-    (place / "launch/m.json").write_text(launch_file.Launch(**values).to_json())
+    (run_folder / "launch/m.json").write_text(launch_file.Launch(**values).to_json())
     watch = recorder.Recorder("m", str(root / "runs"), str(root), lambda _text: None)
     now, wall = time.monotonic(), time.time()
     watch.look(now, wall)
@@ -101,7 +101,7 @@ def _launch(root: Path, place: Path, case: dict[str, Any], port: int) -> tuple[i
 
 
 def _child(output: Path, run: Any, **env: str) -> int:  # noqa: ANN401 - any function
-    """Run it in a process of its own; its exit status."""
+    """Run a function in a process of its own. Return its exit status."""
     pid = os.fork()
     if pid == 0:
         handle = os.open(output, os.O_WRONLY | os.O_CREAT)
@@ -110,7 +110,7 @@ def _child(output: Path, run: Any, **env: str) -> int:  # noqa: ANN401 - any fun
         os.environ.update(env)
         os.environ.pop("JOURNAL_STREAM", None)
         sys.argv = ["vllm-safe", "m"]
-        sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115 - until it exits
+        sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115 - open until the process exits
         try:
             run()
         except SystemExit as error:

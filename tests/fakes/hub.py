@@ -1,7 +1,7 @@
-"""A hub on loopback: what huggingface_hub asks of one, and every way in which one fails.
+"""A fake hub on loopback, with the part of the API that huggingface_hub uses, and every way in which a hub fails.
 
-Answers GET /api/models/ORG/NAME[/revision/REV] and, by a redirect to a second address (the real hub's CDN), the files. A fault is taken
-from `faults`, in turn, by the next request whose path its pattern `where` is found in.
+It answers GET /api/models/ORG/NAME[/revision/REV] and, by a redirect to a second address (as the real hub's CDN), the files. Each fault in
+`faults` is used once, for the next request whose path its pattern `where` matches.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
 from urllib.parse import unquote
 
-LARGE = 4096  # bytes from which on a file counts as a large one, which has a sha256
+LARGE = 4096  # bytes; a file of at least this size counts as large, and has a sha256
 
 
 @dataclass
 class Fault:
-    """One answer that is not as it should be. With `after`, the connection breaks off after so many bytes of the body."""
+    """One wrong answer. With `after`, the connection is closed after so many bytes of the body."""
 
     where: str
     status: int = 0
     headers: dict[str, str] = field(default_factory=dict)
     after: int = -1
     body: bytes | None = None
-    hold: threading.Event | None = None  # wait for it where the connection would break off
+    hold: threading.Event | None = None  # an event to wait for before the connection is closed
 
 
 @dataclass
 class Request:
-    """A request that was answered; `sent` bytes of its body went out."""
+    """A request that was answered with `sent` bytes of body."""
 
     path: str
     headers: dict[str, str]
@@ -41,7 +41,7 @@ class Request:
 
 
 class Hub:
-    """A hub with one model. `commits` maps each commit to its files; `branches` names commits."""
+    """A hub with one model. `commits` has the files of each commit, `branches` the commit of each branch."""
 
     def __init__(self, repo: str, files: dict[str, bytes], *, gated: str | bool = False, token: str = "") -> None:
         self.repo, self.gated, self.token = repo, gated, token
@@ -53,7 +53,7 @@ class Hub:
         self._servers = [ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self})) for _ in range(2)]
 
     def push(self, files: dict[str, bytes]) -> str:
-        """Make a commit of these files, and `main` point to it."""
+        """Make a commit with these files, and point `main` to it. Return the commit."""
         names = json.dumps({name: hashlib.sha256(data).hexdigest() for name, data in files.items()})
         commit = hashlib.sha1(names.encode(), usedforsecurity=False).hexdigest()
         self.commits[commit] = files
@@ -62,16 +62,16 @@ class Hub:
 
     @property
     def url(self) -> str:
-        """What HF_ENDPOINT is set to."""
+        """The value for HF_ENDPOINT."""
         return f"http://127.0.0.1:{self._servers[0].server_port}"
 
     @property
     def cdn(self) -> str:
-        """Where files really come from: another origin, which must not be sent the token."""
+        """The address that the files come from: another origin, which must not get the token."""
         return f"http://localhost:{self._servers[1].server_port}"
 
     def sent(self, name: str) -> int:
-        """How many bytes of a file went out in all."""
+        """Return how many bytes of a file were sent in total."""
         return sum(request.sent for request in self.requests if request.path.startswith("/cdn/") and request.path.endswith(f"/{name}"))
 
     def __enter__(self) -> Self:
@@ -90,7 +90,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def log_message(self, *args: object) -> None:
-        """Keep quiet."""
+        """Log nothing."""
 
     def do_HEAD(self) -> None:
         self.do_GET()
@@ -123,7 +123,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.headers.get("Authorization") and not self._known():
             self._answer(401, b"{}", {"X-Error-Message": "Invalid credentials in Authorization header"})
             return
-        if repo != hub.repo:  # the real hub tells strangers 401, and 404 only those whom it knows
+        if repo != hub.repo:  # the real hub answers 401 to unauthenticated clients, and 404 only to those that it knows
             code = {"X-Error-Code": "RepoNotFound"} if self._known() else {"X-Error-Message": "Invalid username or password."}
             self._answer(404 if self._known() else 401, b"{}", code)
             return

@@ -1,7 +1,7 @@
-"""A package index on loopback that serves a folder of wheels (PEP 503), and misbehaves as told.
+"""A package index on loopback that serves a folder of wheels (PEP 503), with the given faults.
 
 python3 index.py FOLDER PORT [FAULT WHEEL]...    WHEEL: the beginning of a file's name
-  breaks   sends half of the file and hangs up, each time
+  breaks   sends half of the file and closes the connection, each time
   stalls   sends half of the file and then nothing, for a minute
   swaps    sends the file of that name in FOLDER/other instead
   closes   answers 401
@@ -18,7 +18,7 @@ from urllib.parse import unquote
 
 
 class Index(ThreadingHTTPServer):
-    """The server; `faults` is name of file -> fault."""
+    """The server. `faults` has the fault of each file, by name."""
 
     def __init__(self, folder: Path, port: int, faults: dict[str, str]) -> None:
         """Listen on loopback."""
@@ -26,7 +26,7 @@ class Index(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", port), Handler)
 
     def fault_of(self, file: str) -> str:
-        """The fault with which a file is served, or ""."""
+        """Return the fault with which a file is served, or ""."""
         return next((fault for start, fault in self.faults.items() if file.startswith(start)), "")
 
 
@@ -37,11 +37,11 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_HEAD(self) -> None:
-        """Headers alone."""
+        """Send the headers alone."""
         self.do_GET()
 
     def do_GET(self) -> None:
-        """A page of links for /simple/NAME/, or a file for /files/NAME."""
+        """Send a page of links for /simple/NAME/, or a file for /files/NAME."""
         kind, _, name = unquote(self.path).strip("/").partition("/")
         if kind == "simple":
             self._send_links(name)

@@ -1,4 +1,4 @@
-"""A server that prints a file and ends: last_words.py PORT FILE [--status N|--signal N] [--ready STATE]. Standard library only."""
+"""A server that prints a file and exits: last_words.py PORT FILE [--status N|--signal N] [--ready STATE]. Standard library only."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 
 def main() -> None:
-    """Do what the arguments say."""
+    """Run the server as the arguments say."""
     ask = argparse.ArgumentParser()
     ask.add_argument("port", type=int)
     ask.add_argument("file", type=Path)

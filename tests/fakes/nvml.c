@@ -1,4 +1,4 @@
-/* NVIDIA's NVML of a machine that never was: one card, or an error, as /etc/fake-nvml says in one line:
+/* A fake of NVIDIA's NVML: one GPU, or an error, as one line in /etc/fake-nvml says:
  *     ERROR DRIVER CUDA CAPABILITY NAME        0 580.95.05 13000 9.0 Fake
  * gcc -shared -fPIC -o libnvidia-ml.so.1 nvml.c
  */
@@ -10,11 +10,11 @@ static char driver[64], name[64];
 
 int nvmlInit_v2(void)
 {
-    FILE *told = fopen("/etc/fake-nvml", "r");
-    if (!told || fscanf(told, "%d %63s %d %d.%d %63s", &error, driver, &cuda, &major, &minor, name) != 6)
+    FILE *settings = fopen("/etc/fake-nvml", "r");
+    if (!settings || fscanf(settings, "%d %63s %d %d.%d %63s", &error, driver, &cuda, &major, &minor, name) != 6)
         error = 9; /* NVML_ERROR_DRIVER_NOT_LOADED */
-    if (told)
-        fclose(told);
+    if (settings)
+        fclose(settings);
     return error;
 }
 

@@ -1,7 +1,7 @@
-"""A hub in a bed: `python3 serve_hub.py SPEC.json`, which has the repository, the folder that it serves, and the faults.
+"""The fake hub in a bed: `python3 serve_hub.py SPEC.json`. The file has the repository, the folder to serve, and the faults.
 
-Writes its address to SPEC.json.url once it listens, and how much of each file it sent to SPEC.json.sent whenever there is a SPEC.json.ask,
-which it removes. A fault with `"hold": true` waits until SPEC.json.go exists.
+It writes its address to SPEC.json.url once it listens. When SPEC.json.ask exists, it removes that file and writes to SPEC.json.sent how
+much of each file it has sent. A fault with `"hold": true` waits until SPEC.json.go exists.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ Fault, Hub = (getattr(__import__("hub"), name) for name in ("Fault", "Hub"))
 
 
 class Gate(threading.Event):
-    """An event that happens when a file appears."""
+    """An event that is set when a file exists."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
         self._path = path
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait for the file."""
+        """Wait until the file exists."""
         end = time.monotonic() + (timeout or 0)
         while not self._path.exists() and time.monotonic() < end:
             time.sleep(0.02)

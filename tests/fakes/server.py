@@ -1,4 +1,4 @@
-"""A server that behaves, or misbehaves, as it is told: python3 server.py PORT [option]... Standard library only; runs in beds as well."""
+"""A server that behaves or misbehaves as its options say: python3 server.py PORT [option]... Standard library only; also runs in beds."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from types import FrameType
 
 
 def main() -> None:
-    """Do what the arguments say, in this order."""
+    """Run the server as the arguments say, in this order."""
     ask = argparse.ArgumentParser(prog="fake")
     ask.add_argument("port", type=int)
     ask.add_argument("--deaf", action="store_true", help="ignore SIGTERM")
@@ -40,68 +40,68 @@ def main() -> None:
     _behave(ask.parse_args())
 
 
-def _behave(told: argparse.Namespace) -> None:
-    _signals(told)
-    if told.daemon and os.fork() == 0:
+def _behave(options: argparse.Namespace) -> None:
+    _signals(options)
+    if options.daemon and os.fork() == 0:
         os.setsid()
         time.sleep(1e6)
-    if told.detach:
+    if options.detach:
         _detach()
-    lines = (b"x" * (told.line - 1) + b"\n") * (64000 // told.line)
-    for _ in range(told.print // len(lines)):
+    lines = (b"x" * (options.line - 1) + b"\n") * (64000 // options.line)
+    for _ in range(options.print // len(lines)):
         _write(lines)
-    if told.say:
-        _write(told.say.encode() + b"\n")
-    _use_disk(told)
-    _sleep(told.load)
-    if told.exit is not None:
-        sys.exit(told.exit)
-    if told.spin and os.fork() == 0:
+    if options.say:
+        _write(options.say.encode() + b"\n")
+    _use_disk(options)
+    _sleep(options.load)
+    if options.exit is not None:
+        sys.exit(options.exit)
+    if options.spin and os.fork() == 0:
         while True:
             os.sched_yield()
-    while told.never:
-        _sleep(told.again or 1e6)
-        _write(told.say.encode() + b"\n")
-    if told.swallow:
+    while options.never:
+        _sleep(options.again or 1e6)
+        _write(options.say.encode() + b"\n")
+    if options.swallow:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    _listen(told)
+    _listen(options)
 
 
-def _signals(told: argparse.Namespace) -> None:
+def _signals(options: argparse.Namespace) -> None:
     def swallow(_number: int, _frame: FrameType | None) -> None:
         _write(b"swallowed SIGTERM\n")
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
-    if told.deaf:
+    if options.deaf:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    elif told.swallow:
+    elif options.swallow:
         signal.signal(signal.SIGTERM, swallow)
 
 
 def _detach() -> None:
-    """As daemon(3) does, but the output stays the journal's."""
+    """Detach as daemon(3) does, but keep the output in the journal."""
     for _ in range(2):
         if os.fork():
             os._exit(0)
         os.setsid()
 
 
-def _use_disk(told: argparse.Namespace) -> None:
-    if told.fill:
-        _fill(told.fill)
-    if told.spill:
+def _use_disk(options: argparse.Namespace) -> None:
+    if options.fill:
+        _fill(options.fill)
+    if options.spill:
         try:
-            _fill(told.spill)
+            _fill(options.spill)
         except OSError as error:
             _write(f"{error}\n".encode())
-    if told.read:
-        with open(told.read, "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:  # noqa: PTH123 - small
+    if options.read:
+        with open(options.read, "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:  # noqa: PTH123 - without pathlib, which takes memory
             for at in range(0, len(mapped), mmap.PAGESIZE):
                 mapped[at]
 
 
 def _fill(path: str) -> None:
-    with open(path, "wb", buffering=0) as file:  # noqa: PTH123 - small
+    with open(path, "wb", buffering=0) as file:  # noqa: PTH123 - without pathlib, which takes memory
         while True:
             file.write(bytes(1 << 16))
 
@@ -117,10 +117,10 @@ def _sleep(seconds: float) -> None:
         time.sleep(min(left, 3600))
 
 
-def _listen(told: argparse.Namespace) -> None:
+def _listen(options: argparse.Namespace) -> None:
     since = time.monotonic()
-    until = since + told.serve
-    with socket.create_server(("127.0.0.1", told.port)) as server:
+    until = since + options.serve
+    with socket.create_server(("127.0.0.1", options.port)) as server:
         held = []
         while (left := until - time.monotonic()) > 0:
             server.settimeout(min(left, 3600))
@@ -128,12 +128,12 @@ def _listen(told: argparse.Namespace) -> None:
                 client, _ = server.accept()
             except TimeoutError:
                 continue
-            if told.mute or time.monotonic() - since > told.silent:
+            if options.mute or time.monotonic() - since > options.silent:
                 held.append(client)
                 continue
             with client:
                 client.recv(65536)
-                client.sendall(f"HTTP/1.1 {told.status} Said So\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode())
+                client.sendall(f"HTTP/1.1 {options.status} Said So\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode())
 
 
 if __name__ == "__main__":

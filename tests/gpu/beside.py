@@ -1,4 +1,4 @@
-"""What the package does beside a model on a card: limits, the recorder, the guard's steps, the fire drill."""
+"""Scenarios of the package beside a model on a GPU: limits, the recorder, the guard's steps, the fire drill."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.gpu.box import MIB, Box, Figures, Wrong, cards, run, wait_for
 
 
 def little_ram(box: Box) -> Figures:
-    """14 GB of weights under 4 GB of RAM: the page cache, locked memory and swap are within the limit, and nothing is killed."""
+    """Load 14 GB of weights with 4 GB of RAM: page cache, locked memory and swap stay within the limit, and nothing is killed."""
     start = box.start("little", 590)
     memory = box.memory("little") if start.ok else {}
     events = run(["cat", "/sys/fs/cgroup/vllm.slice/vllm@little.service/memory.events"], check=False).split()
@@ -31,10 +31,10 @@ def little_ram(box: Box) -> Figures:
 
 
 def recorded(box: Box) -> Figures:
-    """What the recorder writes down of the cards is what nvidia-smi says."""
+    """Compare the GPU memory that the recorder records with that of nvidia-smi."""
     before = cards()
     box.must_start("seen")
-    time.sleep(12)  # it samples each ten seconds when nothing moves
+    time.sleep(12)  # the recorder samples every ten seconds while nothing changes
     recorded = int(run(["cat", "/run/vllm-safe/gpus/seen"]).split()[0])
     shown = cards()
     box.stop("seen")
@@ -53,26 +53,26 @@ from vllm_safe.guard.guard_actions import CgroupControl
 from vllm_safe.guard.guard_decision import GuardAction
 import sys, time
 unit, kinds = sys.argv[1], sys.argv[2].split(',')
-hands = Hands()
+control = CgroupControl()
 for kind in kinds:
-    if said := hands.do(Act(kind, unit, 'a test')): sys.exit(said)
+    if error := control.do(GuardAction(kind, unit, 'a test')): sys.exit(error)
     time.sleep(3 if kind == 'freeze' else 0.3)
 """
 
 
 def guarded(box: Box) -> Figures:
-    """The guard's own hands squeeze, freeze and thaw a model in the middle of answers: no step fails; then they kill it."""
+    """Squeeze, freeze, thaw and restore a model during answers with the guard's own code: no step fails. Then kill it."""
     box.must_start("guarded")
     expected = box.ask("guarded", SENTENCE[:15], 1500, ignore_eos=True)
     unit = "vllm@guarded.service"
     steps = ",".join(["squeeze", *["freeze", "thaw"] * 5, "restore"])
-    hands = subprocess.Popen(["/usr/lib/vllm-safe/bin/python", "-c", _ACT, unit, steps])
+    steps_run = subprocess.Popen(["/usr/lib/vllm-safe/bin/python", "-c", _ACT, unit, steps])
     start = time.monotonic()
     answers = [box.ask("guarded", SENTENCE[:15], 1500, ignore_eos=True)]
-    while hands.poll() is None:
+    while steps_run.poll() is None:
         answers.append(box.ask("guarded", SENTENCE[:15], 1500, ignore_eos=True))
-    if hands.returncode or set(answers) != {expected}:
-        raise Wrong(f"the guard's steps: {hands.returncode}; {len(set(answers) - {expected})} of {len(answers)} answers are others")
+    if steps_run.returncode or set(answers) != {expected}:
+        raise Wrong(f"the guard's steps: {steps_run.returncode}; {len(set(answers) - {expected})} of {len(answers)} answers differ")
     took = time.monotonic() - start
     run(["/usr/lib/vllm-safe/bin/python", "-c", _ACT, unit, "kill"])
     ended = wait_for("it has ended", lambda: box.shown("guarded")["SubState"] == "auto-restart", 30)
@@ -81,10 +81,10 @@ def guarded(box: Box) -> Figures:
 
 
 def drill(_box: Box) -> Figures:
-    """The fire drill on a machine with cards."""
+    """Run the fire drill on a machine with GPUs."""
     done = subprocess.run(["vllm-safe", "drill", "--seconds", "20", "--json"], capture_output=True, text=True, check=False, timeout=300)
     try:
-        told: Mapping[str, Any] = json.loads(done.stdout)
+        result: Mapping[str, Any] = json.loads(done.stdout)
     except ValueError:
         raise Wrong(f"vllm-safe drill: {done.stderr.strip()[-300:]}") from None
-    return {"exit status": done.returncode} | {key: value for key, value in told.items() if isinstance(value, str | int | float)}
+    return {"exit status": done.returncode} | {key: value for key, value in result.items() if isinstance(value, str | int | float)}

@@ -1,4 +1,4 @@
-"""The Debian that the scenarios run in: config.yaml, units, cards and requests, with the standard library alone."""
+"""The Debian that the scenarios run in: config.yaml, units, GPUs and requests, with the standard library only."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ MODELS = Path("/srv/models")
 TINY, LARGE = MODELS / "tiny", MODELS / "large"
 FIRST_PORT = 8100
 MIB = 1 << 20
-Figures = dict[str, object]  # what a scenario saw, by name
-FREE_AGAIN = 64 * MIB  # bytes on a card that a driver may keep for itself after a process has gone
+Figures = dict[str, object]  # the figures that a scenario measured, by name
+FREE_AGAIN = 64 * MIB  # bytes on a GPU that a driver may keep for itself after a process has ended
 
 
 class Wrong(Exception):
-    """What a scenario saw is not what it must see."""
+    """The result of a scenario is wrong."""
 
 
 class Model(NamedTuple):
@@ -44,11 +44,11 @@ class Model(NamedTuple):
     profile: str = "default"
     limits: Mapping[str, Any] = {}
     times: Mapping[str, str] = {}
-    cpus: str = ""  # AllowedCPUs= of the unit: a smaller machine
+    cpus: str = ""  # AllowedCPUs= of the unit, to simulate a smaller machine
 
 
 class Start(NamedTuple):
-    """How a start went. phases: seconds in each, in order."""
+    """The course of a start. phases: the seconds in each phase, in order."""
 
     ok: bool
     seconds: float
@@ -57,7 +57,7 @@ class Start(NamedTuple):
 
 
 def run(command: Sequence[str] | str, *, check: bool = True, timeout: float = 600) -> str:
-    """Run a program; its standard output."""
+    """Run a program. Return its standard output."""
     done = subprocess.run(command, shell=isinstance(command, str), capture_output=True, text=True, check=False, timeout=timeout)
     if check and done.returncode:
         raise Wrong(f"{command}: exit status {done.returncode}: {(done.stderr or done.stdout).strip()[-300:]}")
@@ -65,7 +65,7 @@ def run(command: Sequence[str] | str, *, check: bool = True, timeout: float = 60
 
 
 def wait_for(what: str, is_so: Callable[[], bool], seconds: float) -> float:
-    """Wait until something is so; how long it took."""
+    """Wait until a condition is true. Return the seconds that it took. Raises Wrong with `what` after `seconds`."""
     start = time.monotonic()
     while not is_so():
         if time.monotonic() > start + seconds:
@@ -75,7 +75,7 @@ def wait_for(what: str, is_so: Callable[[], bool], seconds: float) -> float:
 
 
 class Box:
-    """The models in the configuration, and what can be done to them. `env`: for each model, what this machine needs."""
+    """The models in the configuration, and the operations on them. `env`: variables that this machine needs, set for each model."""
 
     def __init__(self, models: Sequence[Model], env: Mapping[str, str], swap: Mapping[str, str]) -> None:
         self._models = {model.name: model for model in models}
@@ -83,7 +83,7 @@ class Box:
         self._env, self._swap = env, swap
 
     def configure(self) -> None:
-        """Write config.yaml (JSON is YAML); what was there is kept beside it."""
+        """Write config.yaml (as JSON, which is YAML). The previous file is kept beside it."""
         kept = CONFIG.with_suffix(".before-tests")
         if CONFIG.exists() and not kept.exists():
             shutil.copyfile(CONFIG, kept)
@@ -113,7 +113,7 @@ class Box:
         return section
 
     def start(self, name: str, timeout: float = 300) -> Start:
-        """Start a model, and follow its phases."""
+        """Start a model, and record its phases."""
         seen: list[tuple[str, float]] = []
         over = threading.Event()
         begun = time.time()
@@ -138,7 +138,7 @@ class Box:
         return Start(done.returncode == 0, round(took, 1), phases, self.shown(name)["StatusText"])
 
     def must_start(self, name: str, timeout: float = 300) -> Start:
-        """The same for one that must become ready, and give the right answer."""
+        """Start a model that must become ready and give the right answer. Raises Wrong."""
         start = self.start(name, timeout)
         if not start.ok:
             raise Wrong(f"{name} did not start: {start.status}")
@@ -147,20 +147,20 @@ class Box:
         return start
 
     def must_answer(self, name: str) -> str:
-        """Ask the tiny model for what it knows; the unit's status."""
-        if (said := self.ask(name, SENTENCE[:15], 20)) != SENTENCE[15:35]:
-            raise Wrong(f"{name} answers {said!r} and not {SENTENCE[15:35]!r}")
+        """Ask the tiny model for the sentence that it knows. Return the unit's status. Raises Wrong."""
+        if (answer := self.ask(name, SENTENCE[:15], 20)) != SENTENCE[15:35]:
+            raise Wrong(f"{name} answers {answer!r} and not {SENTENCE[15:35]!r}")
         return self.shown(name)["StatusText"]
 
     def must_fail(self, name: str, timeout: float = 300) -> dict[str, Any]:
-        """Start one that cannot; what `vllm-safe why --json` says of it."""
+        """Start a model that cannot become ready. Return the answer of `vllm-safe why --json`. Raises Wrong."""
         start = self.start(name, timeout)
         if start.ok:
             raise Wrong(f"{name} started")
         return self.why(name)
 
     def stop(self, name: str) -> float:
-        """Stop a model; the seconds that it took."""
+        """Stop a model. Return the seconds that it took."""
         start = time.monotonic()
         run(["systemctl", "stop", f"vllm@{name}"], timeout=120)
         if (CGROUPS / f"vllm@{name}.service").exists():
@@ -168,7 +168,7 @@ class Box:
         return round(time.monotonic() - start, 1)
 
     def ask(self, name: str, prompt: str, tokens: int, timeout: float = 120, **more: object) -> str:
-        """What the model goes on with."""
+        """Return the model's continuation of a prompt."""
         body = {"model": name, "prompt": prompt, "max_tokens": tokens, "temperature": 0, **more}
         request = urllib.request.Request(
             f"http://127.0.0.1:{self._ports[name]}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
@@ -178,32 +178,32 @@ class Box:
         return text
 
     def pace(self, name: str, tokens: int = 256, at_once: int = 1) -> float:
-        """Tokens per second of one request, or several."""
+        """Return the tokens per second of one request, or of several at once."""
         start = time.monotonic()
-        self.ask(name, "a", tokens, n=at_once, temperature=1, ignore_eos=True)  # at 0 all would be the same, and vLLM refuses that
+        self.ask(name, "a", tokens, n=at_once, temperature=1, ignore_eos=True)  # at temperature 0 all would be the same, which vLLM refuses
         return round(at_once * tokens / (time.monotonic() - start), 1)
 
     def shown(self, name: str) -> dict[str, str]:
-        """What systemd knows of the unit."""
+        """Return the properties of the unit."""
         fields = "ActiveState,SubState,StatusText,Result,ExecMainStatus,MainPID,NRestarts"
         lines = run(["systemctl", "show", f"vllm@{name}", f"--property={fields}"]).splitlines()
         return dict(line.split("=", 1) for line in lines if "=" in line)
 
     def why(self, name: str) -> dict[str, Any]:
-        """`vllm-safe why`, once the recorder has written the end down."""
+        """Return the answer of `vllm-safe why`, once the recorder has recorded the end."""
         answer: dict[str, Any] = {}
 
-        def told() -> bool:
+        def is_recorded() -> bool:
             nonlocal answer
             with suppress(Wrong, ValueError):
                 answer = json.loads(run(["vllm-safe", "why", name, "--json"]))
             return bool(answer) and answer["code"] != "running"
 
-        wait_for(f"why {name} ended is known", told, 20)
+        wait_for(f"why {name} ended is known", is_recorded, 20)
         return answer
 
     def pids(self, name: str) -> dict[int, str]:
-        """The processes of a model with their names, in the order of their numbers."""
+        """Return the processes of a model with their names, in the order of their PIDs."""
         found = {}
         with suppress(OSError):
             for pid in sorted(map(int, (CGROUPS / f"vllm@{name}.service/cgroup.procs").read_text().split())):
@@ -212,7 +212,7 @@ class Box:
         return found
 
     def memory(self, name: str) -> dict[str, float]:
-        """What a model holds of RAM, in GiB: of its own (private dirty pages), anonymous, shared memory, and the most there was."""
+        """Return the RAM of a model in GiB: its own (private dirty pages), anonymous and shared memory, and the peak."""
         group = CGROUPS / f"vllm@{name}.service"
         stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
         private = 0
@@ -228,12 +228,12 @@ class Box:
 
 
 def cards() -> list[int]:
-    """Bytes in use on each card, as nvidia-smi says."""
+    """Return the bytes in use on each GPU, from nvidia-smi."""
     return [int(line) * MIB for line in run("nvidia-smi --query-gpu=memory.used --format=csv,noheader,nounits").split()]
 
 
 def cards_are_free(before: Sequence[int], seconds: float = 15) -> float:
-    """Wait until no card holds more than before; the seconds."""
+    """Wait until no GPU has more memory in use than before. Return the seconds that it took."""
     return round(
         wait_for(
             "the cards' memory is free again",
@@ -245,7 +245,7 @@ def cards_are_free(before: Sequence[int], seconds: float = 15) -> float:
 
 
 def make_models() -> None:
-    """Those that are not there yet."""
+    """Make the models that do not exist yet."""
     here = Path(__file__).parents[2]
     for folder, module in ((TINY, "tests/beds/tiny_model.py"), (LARGE, "tests/gpu/models.py")):
         if not (folder / "config.json").exists():

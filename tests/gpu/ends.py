@@ -1,4 +1,4 @@
-"""A model loses a process, or finds no room on its card: it is found out in time, told right, and started anew where that may help."""
+"""Scenarios of a model that loses a process or has no room on its GPU: detected in time, explained, and restarted where that may help."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RESTART = 30.0  # seconds, RestartSec= of vllm@.service
 
 
 def _victim(box: Box, name: str, who: str) -> int:
-    """The process of a model that is to fall out: a worker, the engine's core, or the API server once it has an engine."""
+    """Return the PID of the process to kill or stop: a worker, the engine core, or the API server once it has an engine."""
     pids = box.pids(name)
     named = {"worker": "VLLM::Worker", "core": "VLLM::EngineCor", "api": "VLLM::EngineCor"}[who]
     found = [pid for pid, comm in pids.items() if comm.startswith(named)]
@@ -33,7 +33,7 @@ def _parent(pid: int) -> int:
 
 
 def falls_out(name: str, who: str, number: signal.Signals, *, loading: bool, again: bool) -> Callable[[Box], Figures]:
-    """A process is killed or stopped: found in time, the whole unit ended, started anew."""
+    """Return a scenario in which a process is killed or stopped: it is detected in time, and the whole unit is ended and restarted."""
 
     def waits(box: Box) -> bool:
         return box.shown(name)["SubState"] == "auto-restart"
@@ -65,7 +65,7 @@ def falls_out(name: str, who: str, number: signal.Signals, *, loading: bool, aga
 
 @contextmanager
 def _filled(card: int, leave: int) -> Iterator[None]:
-    """Another program has all of a card but `leave` bytes."""
+    """Run another program that uses all memory of a GPU except `leave` bytes."""
     code = (
         "import sys, torch, time; free, _ = torch.cuda.mem_get_info(); "
         "held = torch.empty(free - int(sys.argv[1]), dtype=torch.uint8, device='cuda'); print('held', flush=True); time.sleep(600)"
@@ -82,7 +82,7 @@ def _filled(card: int, leave: int) -> Iterator[None]:
 
 
 def taken(box: Box) -> Figures:
-    """A card that another program fills: said so, and tried again, which then works."""
+    """Start a model on a GPU that another program fills: that is reported, and a retry works once the GPU is free."""
     with _filled(0, 2048 * MIB):
         why = box.must_fail("taken")
         if why["code"] != "gpu-taken":
@@ -95,12 +95,12 @@ def taken(box: Box) -> Figures:
 
 
 def memory_while_serving(box: Box) -> Figures:
-    """CUDA runs out of memory at a request."""
+    """Make CUDA run out of memory at a request."""
     box.must_start("served")
     with _filled(0, 1024 * MIB):
         with suppress(OSError, KeyError, ValueError):
             box.ask("served", "ab" * 4000, 1, prompt_logprobs=1, timeout=60)
-        # vLLM may refuse the one request and go on, which is as well.
+        # vLLM may refuse that one request and continue, which is fine, too.
         gone = box.shown("served")["ActiveState"] != "active" or _ends_within(box, "served", 30)
         why = box.why("served") if gone else {}
     box.stop("served")
@@ -117,7 +117,7 @@ def _ends_within(box: Box, name: str, seconds: float) -> bool:
 
 
 def cache_too_small(box: Box) -> Figures:
-    """The KV cache does not hold one request of full length: the advice is vLLM's own figure."""
+    """Start a model whose KV cache does not hold one request of full length: the advice has vLLM's own figure."""
     why = box.must_fail("short")
     status = box.shown("short")
     change = next((change for change in why["changes"] if change["path"].endswith("max-model-len")), None)

@@ -1,6 +1,6 @@
-"""Models to serve: the tiny one that knows a sentence, and one of 14 GB that knows nothing, made by the engine's own Python.
+"""Models for the scenarios: the tiny one that knows a sentence, and one of 14 GB with random weights, made by the engine's own Python.
 
-`python -m tests.gpu.models FOLDER` writes the large one: Qwen2.5-7B's shape in bf16, in nine files as a hub has them.
+`python -m tests.gpu.models FOLDER` writes the large one: Qwen2.5-7B's shape in bf16, in nine files as on the hub.
 """
 
 from __future__ import annotations
@@ -33,24 +33,24 @@ CONFIG = {
 
 
 def shapes() -> dict[str, tuple[int, ...]]:
-    """The name and shape of each tensor."""
+    """Return the name and shape of each tensor."""
     kv = KV_HEADS * HEAD
     found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (VOCABULARY, HIDDEN), "lm_head.weight": (VOCABULARY, HIDDEN)}
     found["model.norm.weight"] = (HIDDEN,)
     for layer in range(LAYERS):
-        at = f"model.layers.{layer}"
+        prefix = f"model.layers.{layer}"
         found |= {
-            f"{at}.self_attn.{name}_proj.weight": (size, HIDDEN) for name, size in (("q", HIDDEN), ("k", kv), ("v", kv), ("o", HIDDEN))
+            f"{prefix}.self_attn.{name}_proj.weight": (size, HIDDEN) for name, size in (("q", HIDDEN), ("k", kv), ("v", kv), ("o", HIDDEN))
         }
-        found |= {f"{at}.self_attn.{name}_proj.bias": (size,) for name, size in (("q", HIDDEN), ("k", kv), ("v", kv))}
-        found |= {f"{at}.mlp.{name}_proj.weight": (INTERMEDIATE, HIDDEN) for name in ("gate", "up")}
-        found |= {f"{at}.mlp.down_proj.weight": (HIDDEN, INTERMEDIATE), f"{at}.input_layernorm.weight": (HIDDEN,)}
-        found[f"{at}.post_attention_layernorm.weight"] = (HIDDEN,)
+        found |= {f"{prefix}.self_attn.{name}_proj.bias": (size,) for name, size in (("q", HIDDEN), ("k", kv), ("v", kv))}
+        found |= {f"{prefix}.mlp.{name}_proj.weight": (INTERMEDIATE, HIDDEN) for name in ("gate", "up")}
+        found |= {f"{prefix}.mlp.down_proj.weight": (HIDDEN, INTERMEDIATE), f"{prefix}.input_layernorm.weight": (HIDDEN,)}
+        found[f"{prefix}.post_attention_layernorm.weight"] = (HIDDEN,)
     return found
 
 
 def make_large(folder: Path) -> None:
-    """Write the large model without a tokenizer: the tiny one's does."""
+    """Write the large model, without a tokenizer, since it uses that of the tiny model."""
     torch, save = import_module("torch"), import_module("safetensors.torch").save_file
     torch.manual_seed(0)
     device = "cuda" if torch.cuda.is_available() else "cpu"

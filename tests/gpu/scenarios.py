@@ -1,4 +1,4 @@
-"""What is shown on real cards: the models of each scenario, and what is done to them."""
+"""The scenarios for real GPUs: the models of each, and what is done with them."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from tests.gpu.box import ENGINE, LARGE, MIB, Box, Figures, Model
 from tests.gpu.starts import side_by_side, spawn_and_fork, starts
 
 TP2: dict[str, Any] = {"tensor-parallel-size": 2}
-ONE: dict[str, Any] = {"distributed-executor-backend": "mp"}  # a worker of its own on one card, too
+ONE: dict[str, Any] = {"distributed-executor-backend": "mp"}  # a separate worker process on a single GPU, too
 EAGER: dict[str, Any] = {"enforce-eager": True}
-# A share of the cards that leaves room for others beside it, whose coming and going vLLM's profiling would not bear.
+# A share of GPU memory that leaves room for other models beside it; vLLM's memory profiling fails if others come and go meanwhile.
 SMALL: dict[str, Any] = {"kv-cache-memory-bytes": 256 * MIB, "gpu-memory-utilization": 0.05}
 SHORT: dict[str, Any] = {"max-model-len": 8192}
 SOON = {"stall_timeout": "20s", "hang_timeout": "20s", "stop_grace": "5s"}
-# Not vLLM's own choice, `mnnvl`: it needs NVLink multicast, which a machine that is shared may forbid.
+# Not vLLM's default, `mnnvl`, which needs NVLink multicast; a shared machine may forbid that.
 WITH_NVCC = {
     "VLLM_ALLREDUCE_USE_FLASHINFER": "1",
     "VLLM_FLASHINFER_ALLREDUCE_BACKEND": "trtllm",
@@ -26,9 +26,9 @@ WITH_NVCC = {
 
 
 class Scenario(NamedTuple):
-    """It raises Wrong, or returns the figures for the table.
+    """One scenario. It raises Wrong, or returns the figures for the table.
 
-    gpus: how many it needs; alone: nothing may run beside it; swap: that it needs, as `swap.size`.
+    gpus: the number of GPUs that it needs. alone: no other scenario may run beside it. swap: the swap that it needs, as `swap.size`.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Scenario(NamedTuple):
 
 
 def scenarios(there: int) -> tuple[Scenario, ...]:
-    """All of them, in the order in which they are run, on a machine with so many cards."""
+    """Return all scenarios for a machine with so many GPUs, in the order in which they run."""
     split = TP2 if there > 1 else ONE
     return (*_starting(split), *_falling_out(split), *_no_room(), *_beside(split, there - 1))
 

@@ -1,4 +1,4 @@
-"""A model becomes ready, answers right, and leaves nothing on the cards; and what that costs."""
+"""Scenarios in which a model becomes ready, answers right and leaves nothing on the GPUs, and what that costs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.gpu.box import MIB, Box, Figures, Wrong, cards, cards_are_free, run
 
 
 def _serves(box: Box, name: str, *, pace: bool = False) -> Figures:
-    """It becomes ready, answers right, and leaves nothing on the cards."""
+    """Start a model, which must become ready, answer right and leave nothing on the GPUs."""
     start = box.must_start(name)
     figures: Figures = {
         "ready": start.seconds,
@@ -34,7 +34,7 @@ def starts(name: str, *, pace: bool = False, twice: bool = False, alone: bool = 
 
 
 def side_by_side(box: Box) -> Figures:
-    """Two models on a card each, started together; each sees its own alone."""
+    """Start two models together, each on one GPU; each sees only its own."""
     before = cards()
     run(["systemctl", "start", "vllm@left", "vllm@right"], timeout=300)
     figures: Figures = {}
@@ -53,7 +53,7 @@ def side_by_side(box: Box) -> Figures:
 
 
 def spawn_and_fork(box: Box) -> Figures:
-    """Workers that are spawned, and forked: at the same time, each model on two processors of its own."""
+    """Compare spawned and forked workers: two models at the same time, each on two CPUs of its own."""
     figures: Figures = {}
 
     def measure(name: str) -> None:

@@ -12,7 +12,7 @@ _OURS = ("scenario", "outcome", "seconds")
 
 
 def main(file: Path, title: str) -> str:
-    """The page for the lines of JSON that `--out` wrote. Of a scenario that was run twice the last counts."""
+    """Return the page for the lines of JSON that `--out` wrote. If a scenario was run twice, the last run counts."""
     rows: dict[str, Mapping[str, Any]] = {}
     for line in file.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)

@@ -1,4 +1,4 @@
-"""Beds for the system tests. What is not to be had here skips its tests, with the reason."""
+"""Beds for the system tests. Tests whose bed is not available on this machine are skipped, with the reason."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PROGRAMS = {
 
 
 def _lacking(tier: str) -> str:
-    """Why the beds of a tier cannot be had on this machine; "" if they can."""
+    """Return why the beds of a tier are not available on this machine, or ""."""
     if os.geteuid() != 0:
         return "needs root"
     if here.WANTED:
@@ -47,7 +47,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture(scope="session")
 def deb() -> Path:
-    """The package that `make deb` made."""
+    """Return the package that `make deb` has built."""
     if not DEB.exists():
         pytest.fail(f"{DEB} is not there: make deb", pytrace=False)
     return DEB
@@ -55,14 +55,14 @@ def deb() -> Path:
 
 @pytest.fixture(scope="module")
 def nspawn_bed() -> Iterator[Nspawn]:
-    """A fresh Debian for each module of tests, without our package and without a network."""
+    """Boot a fresh Debian for each module of tests, without the package and without a network."""
     with Nspawn(network=False) as bed:
         yield bed
 
 
 @pytest.fixture(scope="module")
 def nspawn_installed(request: pytest.FixtureRequest) -> Iterator[Machine]:
-    """The same with our package installed by apt."""
+    """Boot a fresh Debian on which apt has installed the package, without a network."""
     if here.WANTED:
         yield here.Here()
         return
@@ -74,7 +74,7 @@ def nspawn_installed(request: pytest.FixtureRequest) -> Iterator[Machine]:
 
 @pytest.fixture(scope="module")
 def nspawn_serving(deb: Path) -> Iterator[Nspawn]:
-    """The same with the real vLLM, the tiny model and a config for both, as engine.CONFIG has it; nothing is started."""
+    """Boot a fresh Debian with the package, the real vLLM, the tiny model and engine.CONFIG. No model is started."""
     with Nspawn(network=False, layers=[engine.layer(deb)]) as bed:
         bed.install(deb)
         bed.write("/etc/vllm-safe/config.yaml", engine.CONFIG)
@@ -83,14 +83,14 @@ def nspawn_serving(deb: Path) -> Iterator[Nspawn]:
 
 @pytest.fixture(scope="module")
 def vm_bed() -> Iterator[Virtual]:
-    """A fresh machine of 1 GiB for each module of tests, without our package."""
+    """Boot a fresh machine of 1 GiB for each module of tests, without the package."""
     with Virtual() as bed:
         yield bed
 
 
 @pytest.fixture(scope="session")
 def installed(deb: Path) -> Iterator[Saved]:
-    """A machine on which apt has installed our package: emulated, that and a boot take minutes."""
+    """Save a machine on which apt has installed the package, since that and a boot take minutes in emulation."""
     with Virtual() as bed:
         bed.install(deb)
         yield bed.save()
@@ -98,6 +98,6 @@ def installed(deb: Path) -> Iterator[Saved]:
 
 @pytest.fixture(scope="module")
 def vm_installed(installed: Saved) -> Iterator[Virtual]:
-    """A fresh machine of 1 GiB for each module of tests, with our package."""
+    """Start a fresh machine of 1 GiB for each module of tests, with the package."""
     with Virtual(saved=installed) as bed:
         yield bed

@@ -23,7 +23,7 @@ LISTED = "dpkg-deb --contents {} | awk '{{print $1, $2, $6, $7, $8}}'"  # withou
 
 @pytest.fixture(scope="module")
 def bed(deb: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nspawn]:
-    """The tools of the release, the sources, the wheels and the package of `make deb`."""
+    """Boot a bed with the build tools of the release, the sources, the wheels and the package of `make deb`."""
     archive = tmp_path_factory.mktemp("sources") / "sources.tar"
     debs.sources(archive)
     binds = [Bind(debs.wheelhouse(), WHEELS, writable=True), Bind(trees.tree(trees.CONTAINER), BASE)]
@@ -36,7 +36,7 @@ def bed(deb: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nspawn]
 
 @pytest.fixture(scope="module")
 def built(bed: Nspawn) -> str:
-    """The package that this release builds, with no network once each wheel for its Python is there."""
+    """Build the package in this release, without network once the wheels for its Python are there."""
     bed.run(f"VLLM_SAFE_WHEELHOUSE={WHEELS} {SOURCE}/debian/wheelhouse", timeout=300)
     bed.run(
         f"cd {SOURCE} && VLLM_SAFE_WHEELHOUSE={WHEELS} unshare --net dpkg-buildpackage --build=full --no-sign --no-pre-clean", timeout=600

@@ -37,7 +37,7 @@ models:
 
 @pytest.fixture(scope="module")
 def bed(vm_installed: Virtual) -> Virtual:
-    """A machine whose recorder sees two cards listed, and no driver for them."""
+    """Boot a machine whose recorder sees two GPUs listed, but no driver for them."""
     vm_installed.write("/opt/server.py", SERVER)
     vm_installed.write("/etc/vllm-safe/config.yaml", CONFIG)
     for card in ("0000:01:00.0", "0000:02:00.0"):
@@ -59,7 +59,7 @@ def _ended(bed: Virtual, *said: str) -> dict[str, Any]:
     bed.run("touch /opt/go")
 
     def first() -> dict[str, Any]:
-        """The first of its runs since the test before, once it has ended."""
+        """Return the first run since the previous test, once it has ended."""
         runs = json.loads(bed.run("vllm-safe why demo --list --json", check=False).stdout or "[]")
         return next((run for run in reversed(runs) if run["run"] not in KNOWN and run["code"] != "running"), {})
 

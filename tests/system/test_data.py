@@ -57,7 +57,7 @@ NAMES = ["$(reboot)", "; id", "%n", "a b", "a\nb", "a'b", 'a"b', "../x", "-x", "
 
 
 def _fuzzed() -> list[str]:
-    """The strings above, and mixtures of them: the seed is fixed, so that a failure comes again."""
+    """Return the strings above and mixtures of them. The seed is fixed, so that a failure can be reproduced."""
     dice = random.Random(5)  # noqa: S311 - no secret
     return HOSTILE + ["".join(dice.choices(HOSTILE, k=dice.randint(2, 5))) for _ in range(40)]
 

@@ -55,7 +55,7 @@ def rest(bed: Virtual) -> None:
 
 
 def begin(bed: Virtual) -> None:
-    """A drill in the background, up to where its hog has more than it could have by chance."""
+    """Start a drill in the background, and wait until its hog has more memory than it could have by chance."""
     rest(bed)
     script = "vllm-safe drill --seconds 40 --json & echo $! >/root/drill.pid; wait $!; echo $? >/root/drill.code"
     bed.run(f"rm -f /root/drill.*; setsid sh -c '{script}' >/root/drill.out 2>&1 &")
@@ -112,7 +112,7 @@ class TestDrill:
             bed.wait_for("the hog has gone", lambda: is_gone(bed), timeout=PATIENCE)
             bed.wait_for("the drill says why", lambda: "other.service was started" in bed.read("/root/drill.out"), timeout=PATIENCE)
             refused = bed.run("vllm-safe drill", check=False)
-            assert (refused.returncode, "other.service runs" in refused.stderr) == (2, True)
+            assert (refused.returncode, "other.service is running" in refused.stderr) == (2, True)
             assert bed.properties("other.service", "ActiveState")["ActiveState"] == "active"
         finally:
             bed.run("systemctl stop other")

@@ -25,7 +25,7 @@ PORTS = count(9100)
 
 @pytest.fixture(scope="module")
 def bed(deb: Path) -> Iterator[Nspawn]:
-    """A machine whose lock names the tiny engine, which is installed from a folder."""
+    """Boot a machine whose lock names the tiny engine, which is installed from a folder."""
     with Nspawn(binds=[engine.wheels()], network=False) as machine:
         machine.install(deb)
         for name in ("tiny_engine.py", "index.py"):
@@ -46,7 +46,7 @@ def install(bed: Nspawn, *words: str) -> Completed:
 
 
 def refused(bed: Nspawn, *words: str) -> str:
-    """What an installation that fails says, after checking that the engine in use is as it was."""
+    """Return the message of an installation that fails, after checking that the engine in use has not changed."""
     before = current(bed)
     done = install(bed, *words)
     assert done.returncode == 1

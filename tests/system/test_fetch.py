@@ -37,7 +37,7 @@ SERVED = 'args: {enforce-eager: true}\n    env: {VLLM_CPU_KVCACHE_SPACE: "1"}'
 
 @pytest.fixture(scope="module")
 def machine(deb: Path) -> Iterator[Nspawn]:
-    """The package, and of an engine what fetch needs: a python with huggingface_hub."""
+    """Boot a bed with the package and the part of an engine that fetch needs: a python with huggingface_hub."""
     packages = Bind(Path(huggingface_hub.__file__).parents[1], "/srv/packages")
     with Nspawn(binds=[packages], network=False) as bed:
         bed.install(deb)
@@ -54,7 +54,7 @@ def machine(deb: Path) -> Iterator[Nspawn]:
 
 @pytest.fixture
 def bed(machine: Nspawn) -> Iterator[Nspawn]:
-    """The machine with no model."""
+    """Remove all models from the machine."""
     yield machine
     machine.run("systemctl stop hub client; systemctl reset-failed", check=False)
     machine.run(f"umount {MODELS}", check=False)
@@ -71,7 +71,7 @@ def serve(bed: Nspawn, *faults: dict[str, object], folder: str = "/srv/hub/files
 
 
 def held_at(after: int) -> dict[str, object]:
-    """The connection stands still after so many bytes of the weights, until SPEC.go exists; then it breaks off."""
+    """Return a fault: the connection stalls after so many bytes of the weights until SPEC.go exists, and is then closed."""
     return {"where": r"^/cdn/.*/model\.safetensors", "after": after, "hold": True}
 
 

@@ -69,7 +69,7 @@ def prepare(bed: Virtual) -> None:
 
 @pytest.fixture(scope="module")
 def bed(installed: Saved) -> Iterator[Virtual]:
-    """A model that swaps, and a disk as slow as a hard disk."""
+    """Start a model that swaps, on a disk as slow as a hard disk."""
     with Virtual(saved=installed) as machine:
         prepare(machine)
         configure(machine, LEAVE)
@@ -93,7 +93,7 @@ def value(bed: Virtual, path: str) -> str:
 
 
 def classes(bed: Virtual) -> set[str]:
-    """The I/O classes of the model's processes."""
+    """Return the I/O classes of the model's processes."""
     text = bed.out(f"for process in $(cat {GROUP}/cgroup.procs); do ionice -p $process; done")
     return {line.partition(":")[0] for line in text.splitlines()}
 

@@ -48,7 +48,7 @@ def bed(installed: Saved) -> Iterator[Virtual]:
 
 @pytest.fixture(scope="module")
 def shell(bed: Virtual) -> Iterator[Shell]:
-    """A login shell of somebody who was there before the first hog, and stays until the last has gone."""
+    """Open a login shell before the first hog, which stays open until the last hog is gone."""
     pipe = subprocess.PIPE
     with subprocess.Popen(bed.ssh(), stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, bufsize=0) as process:
         try:

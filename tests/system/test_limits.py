@@ -56,7 +56,7 @@ def configure(bed: Machine, *, swap: str = "none", hog: str = "160M", extra: str
 
 
 def earlyoom_arguments(bed: Machine) -> list[str]:
-    """What earlyoom was really started with, after systemd split its line."""
+    """Return the arguments with which earlyoom was really started, after systemd split its command line."""
     pid = bed.properties("earlyoom.service", "MainPID")["MainPID"]
     return bed.read(f"/proc/{pid}/cmdline").rstrip("\0").split("\0")[1:]
 

@@ -35,7 +35,7 @@ OURS_OFF = "fallocate --length 8M {0} && chmod 600 {0} && mkswap --label {1} {0}
 
 @pytest.fixture
 def serving(deb: Path) -> Iterator[Nspawn]:
-    """A bed of its own with the package and a model that runs and is enabled."""
+    """Boot a separate bed with the package and a model that runs and is enabled."""
     with Nspawn(network=False) as bed:
         bed.install(deb)
         bed.write("/etc/vllm-safe/config.yaml", CONFIG)

@@ -65,7 +65,7 @@ def test_the_phases_of_the_real_vllm_are_told_in_order(nspawn_serving: Nspawn) -
 
 @pytest.fixture(scope="module")
 def reading(vm_installed: Virtual) -> Virtual:
-    """A machine in which a server loads a file from the disk before it answers."""
+    """Boot a machine in which a server loads a file from the disk before it answers."""
     bed = vm_installed
     bed.write("/opt/fake/server.py", FAKE.read_text())
     bed.write("/etc/vllm-safe/config.yaml", CONFIG)

@@ -1,4 +1,4 @@
-"""What README.md begins with: the demo, and the first model, typed as it stands there. With the real vLLM, already downloaded."""
+"""The commands of README.md: the demo, and the first model, typed as written there. With the real vLLM, already downloaded."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ README = Path(__file__).parents[2] / "README.md"
 
 
 def _block(title: str) -> list[str]:
-    """The commands of the first block of a chapter, without their comments."""
+    """Return the commands of the first block of a chapter, without their comments."""
     chapter = README.read_text().partition(f"\n## {title}\n")[2]
     found = re.search(r"```\n(.*?)```", chapter, re.DOTALL)
     assert found

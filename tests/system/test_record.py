@@ -52,7 +52,7 @@ def _recorded(bed: Machine, name: str) -> dict[str, Any]:
 
 
 def _ended(bed: Machine, name: str, *, runs: int = 1) -> dict[str, Any]:
-    """The last run of `name`, when there are so many, and that one has its end."""
+    """Return the last run of `name`, once there are so many runs and the last one has ended."""
 
     def over() -> bool:
         found = _recorded(bed, name)

@@ -59,7 +59,7 @@ def _nothing_is_left(bed: Nspawn) -> None:
 
 
 def _left(bed: Nspawn) -> str:
-    """Processes, shared memory, temporary files and sockets of models, as the machine sees them."""
+    """Return the processes, shared memory, temporary files and sockets of models, as the machine sees them."""
     # The recorder and the guard have folders of their own, and reasons to outlive a model.
     ours = "-path '*vllm*' -not -path '*-vllm-safe-*'"
     find = f"find /dev/shm /tmp /run/vllm /run/credentials /var/tmp -mindepth 1 \\( -user vllm -o {ours} \\)"

@@ -64,7 +64,7 @@ def _start(bed: Nspawn, names: Iterable[str], *options: str) -> None:
 
 
 def _victim(bed: Nspawn, name: str) -> str:
-    """The PID of the process that a model is to lose, or "": not there yet. An API server counts once it has an engine to leave behind."""
+    """Return the PID of the process that a model is to lose, or "" if it does not run yet. An API server counts once it has an engine."""
     find = 'cd /proc && for pid in $(cat "$0"); do grep -q "^$1" $pid/comm && echo $pid; done | head -n 1; true'
     named = bed.out(["sh", "-c", find, f"{GROUPS}/vllm@{name}.service/cgroup.procs", VICTIMS[name] or "VLLM::EngineCor"])
     return named if VICTIMS[name] or not named else bed.out(["pgrep", "--parent", _shown(bed, name)["MainPID"]])

@@ -36,7 +36,7 @@ def mount(bed: Virtual) -> None:
 
 @pytest.fixture
 def bed(vm: Virtual) -> Iterator[Virtual]:
-    """The machine without swap, before and after."""
+    """Remove all swap from the machine, before and after the test."""
     yield vm
     vm.throttle()
     vm.run("systemctl stop 'hog*'; systemctl reset-failed; vllm-safe swap remove; rm -rf /mnt/*/* /swapfile*", check=False, timeout=300)
@@ -52,7 +52,7 @@ def create(bed: Virtual | Nspawn, *, check: bool = True) -> Completed:
 
 
 def areas(bed: Virtual) -> dict[str, int]:
-    """What is on: sizes in MiB."""
+    """Return the active swap areas with their sizes in MiB."""
     rows = [line.split() for line in bed.read("/proc/swaps").splitlines()[1:]]
     return {row[0]: (int(row[2]) + 4) // 1024 for row in rows}
 

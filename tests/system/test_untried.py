@@ -41,7 +41,7 @@ def machine(deb: Path) -> Iterator[Nspawn]:
 
 @pytest.fixture
 def bed(machine: Nspawn) -> Nspawn:
-    """The machine, with no driver, no engine and no run."""
+    """Reset the machine: no driver, no engine and no run."""
     machine.run("systemctl stop vllm@tiny; systemctl reset-failed", check=False)
     machine.run(f"rm -rf {engine.ENGINES}/current {engine.ENGINES}/previous {engine.ENGINES}/vllm-* {UNTRIED} /var/lib/vllm-safe/runs/*")
     machine.run(f"rm -f {LIBRARY} {TOLD} && ldconfig")
@@ -61,7 +61,7 @@ def install(bed: Nspawn, *words: str) -> Completed:
 
 
 def checked(bed: Nspawn, word: str) -> str:
-    """The line of `vllm-safe check` that has the word, "" if none has."""
+    """Return the line of `vllm-safe check` that has the word, or ""."""
     return next((line for line in bed.run(["vllm-safe", "check"], check=False).stdout.splitlines() if word in line), "")
 
 

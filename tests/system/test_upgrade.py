@@ -43,7 +43,7 @@ fi
 
 @pytest.fixture(scope="module")
 def packages(deb: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The last release, this package, and it as a later version: with another unit, another first config.yaml, and scripts that fail."""
+    """Make the last release, this package, and a later version of it: with another unit, another config.yaml, and scripts that fail."""
     folder = tmp_path_factory.mktemp("packages")
     made = {"last": debs.last_release(), "this": deb}
     for name, version in (("next", debs.NEXT), ("after", f"{debs.NEXT}.1")):
@@ -61,7 +61,7 @@ def packages(deb: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, P
 
 @pytest.fixture(scope="module")
 def bed(packages: dict[str, Path]) -> Iterator[Nspawn]:
-    """The last release with an edited configuration and a model that runs."""
+    """Boot a bed with the last release, an edited configuration and a model that runs."""
     with Nspawn(network=False) as bed:
         for name, package in packages.items():
             bed.put(package, f"/root/{name}.deb")
@@ -72,13 +72,13 @@ def bed(packages: dict[str, Path]) -> Iterator[Nspawn]:
 
 
 def running(bed: Machine) -> dict[str, str]:
-    """The run of each of our services that is active."""
+    """Return the invocation of each active service of the package."""
     units = bed.out("systemctl list-units --plain --no-legend --state=active 'vllm*.service' | cut -d' ' -f1").split()
     return {unit: bed.properties(unit, "InvocationID")["InvocationID"] for unit in units}
 
 
 def assert_in_order(bed: Machine) -> None:
-    """The package is configured, its units are loaded as they are on the disk, the configuration is the user's, and it works."""
+    """Check that the package is configured, its units are loaded as on the disk, the configuration is the user's, and it works."""
     assert bed.out("dpkg-query --show --showformat='${Status}' vllm-safe") == "install ok installed"
     assert bed.out("dpkg --audit") == ""
     assert bed.properties("vllm@web", "NeedDaemonReload", "ActiveState") == {"NeedDaemonReload": "no", "ActiveState": "active"}

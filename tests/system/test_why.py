@@ -118,7 +118,7 @@ def texts(verdict: dict[str, Any]) -> str:
 
 @pytest.fixture(scope="module")
 def bed(nspawn_installed: Machine) -> Machine:
-    """A container with every model of the table; nothing is started."""
+    """Boot a container with every model of the table. No model is started."""
     configure(nspawn_installed, tuple(MODELS))
     return nspawn_installed
 

@@ -1,4 +1,4 @@
-"""How the unit tests run: what is generated has no time limit for an example, since the first one compiles, and others use the machine."""
+"""Settings of the unit tests: examples of hypothesis have no time limit, since the first one compiles, and the machine may be busy."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Ends of real servers through the real path: the main process runs one that prints the text, the recorder records it, `why` says it.
+"""Ends of real servers through the real path: the main process runs one that prints the text, the recorder records it, `why` explains it.
 
-What is right to say is in tests/cases/why/cases.json, as data. What is said is in tests/golden/ends/: GOLDEN_UPDATE=1 pytest
-tests/unit/test_ends.py, then read the diff.
+The expectations are in tests/cases/why/cases.json. The explanations are in tests/golden/ends/; to update them, run GOLDEN_UPDATE=1 pytest
+tests/unit/test_ends.py, and read the difference.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from vllm_safe.config.reader import load
 
 GOLDEN = Path(__file__).parents[1] / "golden/ends"
 _SECONDS = re.compile(r"(?:for|after) \d+ s\b")
-BATCHES = 4  # one process takes many cases: its imports cost more than a case
+BATCHES = 4  # one process runs many cases, since its imports take longer than a case
 NAMES = list(CASES)
 
 
 @pytest.fixture(params=range(BATCHES))
 def said(request: pytest.FixtureRequest) -> dict[str, dict[str, Any]]:
-    """What is said of every fourth case."""
+    """Return the explanations of every fourth case."""
     return take(NAMES[request.param :: BATCHES])
 
 
 def test_each_end_is_told_right(said: dict[str, dict[str, Any]], tmp_path: Path) -> None:
-    """As expected, with one voice, in the same words as the last time; what is to be changed can be written into config.yaml."""
+    """Check that an explanation is as expected, the same everywhere and as the last time, and that its changes are valid in config.yaml."""
     wrong = {name: found for name, answer in said.items() if (found := faults(CASES[name], answer))}
     wrong |= {name: ["Status:, the journal and `why` differ"] for name, answer in said.items() if not with_one_voice(answer)}
     assert wrong == {}
@@ -39,7 +39,7 @@ def test_each_end_is_told_right(said: dict[str, dict[str, Any]], tmp_path: Path)
 
 
 def test_each_text_is_a_case() -> None:
-    """Nothing lies about untried."""
+    """Check that every text has a case."""
     assert sorted(path.stem for path in FOLDER.glob("*.txt")) == sorted(CASES)
     assert sorted(path.stem for path in GOLDEN.glob("*.txt")) == sorted(CASES)
 
@@ -66,6 +66,6 @@ def _unloadable(answer: dict[str, Any], file: Path) -> list[str]:
         file.write_text("\n".join([*lines, "    model: /srv/models/x" if sections[0] == "models" else ""]) + "\n")
         try:
             load(file)
-        except Exception as error:  # noqa: BLE001 - any is a fault of the suggestion
+        except Exception as error:  # noqa: BLE001 - any exception is a fault of the suggestion
             found.append(str(error))
     return found

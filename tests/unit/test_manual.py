@@ -1,4 +1,4 @@
-"""The manual against the commands, the table of settings and the unit, and against groff."""
+"""The manual compared with the commands, the table of settings and the units; and that groff accepts it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def manual(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def plain(page: Path) -> str:
-    """The words of a page, without what is markup."""
+    """Return the text of a page without its markup."""
     text = re.sub(r"\\f[BIR]|\\[&:%]", "", page.read_text())
     for written, sign in ((r"\-", "-"), (r"\ ", " "), (r"\(aq", "'"), (r"\(dq", '"'), (r"\(ha", "^"), (r"\e", "\\")):
         text = text.replace(written, sign)

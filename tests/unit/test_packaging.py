@@ -1,4 +1,4 @@
-"""The package's own files agree with each other and with the code. What needs a built package is in tests/system."""
+"""The files of the package agree with each other and with the code. Tests that need a built package are in tests/system."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ UNITS = sorted(path for path in (ROOT / "systemd").iterdir() if path.suffix in {
 
 
 def names(requirements: str) -> set[str]:
-    """The normalised names in lines such as "PyYAML==6.0 --hash=..."."""
+    """Return the normalised names in lines such as "PyYAML==6.0 --hash=..."."""
     return {match.lower() for match in re.findall(r"^([\w-]+)[=>]=", requirements, re.MULTILINE)}
 
 
@@ -179,7 +179,7 @@ def test_postrm_leaves_an_upgrade_alone(action: str) -> None:
 
 
 def test_a_purge_outlives_a_disk_that_is_mounted_in_our_folders(tmp_path: Path) -> None:
-    """`rm`, `find` and `rmdir` cannot remove a mount point: they fail here with it, and the function goes on to its end."""
+    """Check that the function runs to its end although `rm`, `find` and `rmdir` fail, as they do for a mount point."""
     body = re.search(r"^delete_state\(\) \{\n.*?^\}\n", (DEBIAN / "postrm").read_text(), re.MULTILINE | re.DOTALL)
     assert body is not None
     stubs = "rm() { case $* in *-rf*) return 1 ;; esac; }\nfind() { return 1; }\nrmdir() { echo busy >&2; return 1; }\n"
@@ -284,17 +284,17 @@ def test_every_override_has_its_reason(file: str) -> None:
 
 
 def test_nothing_is_tied_to_a_machine() -> None:
-    """What the code asks of the kernel is by name, or numbered the same on amd64 and arm64 (linux/fs.h, where a long has 64 bits)."""
+    """The code uses the kernel by name, or by numbers that are the same on amd64 and arm64 (linux/fs.h, where a long has 64 bits)."""
     assert "\nArchitecture: amd64 arm64\n" in (DEBIAN / "control").read_text()
     psutil = re.search(r"^psutil==.*(?:\n +--hash.*)*", (DEBIAN / "requirements.txt").read_text(), re.MULTILINE)
     assert psutil is not None
     assert psutil[0].count("--hash=") == 2  # its wheels for the two
     tied = re.compile(r"amd64|x86_64|aarch64|arm64|/lib64|linux-gnu")
-    # The first two choose vLLM's wheels by the machine that they are on, the others the number of a system call.
+    # The first two choose vLLM's wheels by architecture, the others the number of a system call.
     names = ("engine/engine_decision.py", "engine/requirement_locks.py", "common/libc.py", "engine/engine_folder.py")
     choosing = {ROOT / "vllm_safe" / name for name in names}
     assert {path for path in (ROOT / "vllm_safe").rglob("*.py") if tied.search(path.read_text())} <= choosing
-    for name in ("uv", "vllm"):  # the CPU build is for trying things out
+    for name in ("uv", "vllm"):  # not the CPU build, which is for trying things out
         environments = (ROOT / f"vllm_safe/engine/locks/{name}.txt").read_text().partition("\n")[0]
         assert environments.count("-x86_64") == environments.count("-aarch64") > 0, name
 

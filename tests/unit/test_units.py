@@ -1,4 +1,4 @@
-"""What systemd makes of the units, without running any: `systemd --test` as nobody (skipped where there is no systemd)."""
+"""The units as systemd parses them, without running any: `systemd --test` as nobody (skipped where there is no systemd)."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ UNITS = Path(__file__).parents[2] / "systemd"
 SYSTEMD = Path("/lib/systemd/systemd")
 SYSTEM_UNITS = Path("/lib/systemd/system")
 
-# A stand-in where earlyoom is not installed: Debian's unit, less what does not matter here.
+# A substitute where earlyoom is not installed: the part of Debian's unit that matters here.
 EARLYOOM = "[Service]\nEnvironmentFile=-/etc/default/earlyoom\nExecStart=/usr/bin/earlyoom $EARLYOOM_ARGS\nRestart=always\n"
 
 
 @pytest.fixture(scope="module")
 def folder() -> Iterator[Path]:
-    """Where anybody can read, since systemd reads as nobody: pytest's own folders are for us alone."""
+    """Make a folder that every user can read, since systemd reads as nobody; pytest's own folders are private."""
     with tempfile.TemporaryDirectory() as made:
         Path(made).chmod(0o755)
         yield Path(made)
@@ -33,7 +33,7 @@ def folder() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def dumped(folder: Path) -> str:
-    """Everything that systemd parsed, and every complaint."""
+    """Return everything that systemd parsed, and its complaints."""
     if not SYSTEMD.exists() or not shutil.which("setpriv"):
         pytest.skip("no systemd on this machine to parse the units")
     shutil.copytree(UNITS, folder, dirs_exist_ok=True)
@@ -53,7 +53,7 @@ def dumped(folder: Path) -> str:
 
 
 def unit(dumped: str, name: str) -> str:
-    """What systemd says of one unit."""
+    """Return systemd's dump of one unit."""
     match = re.search(rf"-> Unit {re.escape(name)}:\n(.*?)(?=\n\s*-> Unit |\Z)", dumped, re.DOTALL)
     assert match, f"{name} was not loaded"
     return match[1]
@@ -107,7 +107,7 @@ def test_the_root_units_write_where_they_must_and_nowhere_else() -> None:
 
 
 def test_the_driver_may_be_loaded_and_its_nodes_made() -> None:
-    """No machine with a card has tried it: these would forbid what the unit is for, the last two by the devices that they imply."""
+    """These settings would forbid what the unit is for, the last two by the devices that they imply. No machine with a GPU has tried it."""
     text = (UNITS / "vllm-safe-nvidia.service").read_text()
     for forbidding in ("ProtectKernelModules", "PrivateDevices", "DevicePolicy", "DeviceAllow", "ProtectClock"):
         assert f"\n{forbidding}=" not in text, forbidding
@@ -118,7 +118,7 @@ def test_the_driver_may_be_loaded_and_its_nodes_made() -> None:
 
 
 def test_every_service_has_a_sandbox_and_a_row_in_the_readme() -> None:
-    """tests/system/test_permissions.py compares the figures with a real systemd."""
+    """The figures themselves are compared with a real systemd in tests/system/test_permissions.py."""
     readme = (UNITS.parent / "README.md").read_text()
     for path in UNITS.glob("*.service"):
         text = path.read_text()

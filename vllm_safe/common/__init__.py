@@ -1,1 +1,1 @@
-"""What every other package stands on: errors, sizes, paths, steps, and careful ways to files and systemd."""
+"""Basics that every other package may use: errors, sizes, paths, steps, and safe access to files and systemd."""

@@ -1,4 +1,4 @@
-"""The two ways a command can end badly; everything a person reads about a mistake passes through here."""
+"""The two ways in which a command can fail. Every error message that a user reads passes through this module."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ EXIT_MISUSE = 2  # wrong usage or configuration: systemd does not restart on it 
 
 
 class Failure(Exception):
-    """Something could not be done.
+    """An operation that could not be done.
 
-    message: what is wrong, in one line; hint: what to do next, or "".
+    message: what is wrong, in one line. hint: what to do next, or "".
     """
 
     exit_code = EXIT_FAILED
@@ -25,13 +25,13 @@ class Failure(Exception):
 
 
 class Misuse(Failure):
-    """What was asked for can never work as written: wrong usage, wrong configuration."""
+    """A request that can never work as written: wrong usage or a wrong configuration."""
 
     exit_code = EXIT_MISUSE
 
 
 class Mistake(NamedTuple):
-    """One mistake in a configuration file. line and column count from 1; 0 where the file has none to offer."""
+    """One mistake in a configuration file. `line` and `column` count from 1; both are 0 where the position is not known."""
 
     file: str
     line: int
@@ -43,14 +43,14 @@ class Mistake(NamedTuple):
         return f"{where}: {self.text}"
 
 
-_MOST_SHOWN = 40  # of mistakes: a screen; more than that is another kind of file
+_MOST_SHOWN = 40  # mistakes: one screen; a file with more mistakes than that is probably not a configuration
 
 
 class ConfigError(Misuse):
     """Every mistake found in a configuration file, in the file's order."""
 
     def __init__(self, mistakes: list[Mistake]) -> None:
-        self.mistakes = tuple(sorted(set(mistakes)))  # once, where an alias brings one to several places
+        self.mistakes = tuple(sorted(set(mistakes)))  # each once, although a YAML alias can repeat one in several places
         lines = [str(mistake) for mistake in self.mistakes[:_MOST_SHOWN]]
         if more := len(self.mistakes) - len(lines):
             lines.append(f"... and {more} more")

@@ -1,4 +1,4 @@
-"""Steps on files of ours: written whole or not at all, only in folders that nobody else may write."""
+"""Steps on the package's own files. A file is written completely or not at all, and only in a folder that no other user may write."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from vllm_safe.common.trusted_paths import open_trusted_folder
 
 @dataclass(frozen=True)
 class WriteFile:
-    """Put `content` at `path`, replacing what is there in one move. `content` is never printed: it may be a key."""
+    """Write `content` to `path`, replacing an existing file atomically. `content` is never printed, since it may be a key."""
 
     path: Path
     content: str = field(repr=False)
     mode: int = 0o644
-    group: str | None = None  # None: root's
+    group: str | None = None  # None: group root
 
     def describe(self) -> str:
-        """The step in one line."""
+        """Describe the step in one line."""
         return f"write {self.path} (root:{self.group or 'root'} {self.mode:04o})"
 
     def run(self) -> None:
-        """Failure if the folder is missing, not to be trusted, or full."""
+        """Write the file. Raises Failure if the folder is missing, not trusted or full."""
         folder = open_trusted_folder(self.path.parent)
         try:
             gid = -1 if self.group is None else _gid(self.group)
@@ -40,16 +40,16 @@ class WriteFile:
 
 @dataclass(frozen=True)
 class RemoveFile:
-    """Take a file away; a link is removed, not followed. Nothing is wrong if there is none."""
+    """Remove a file. A symbolic link is removed, not followed. A missing file is not an error."""
 
     path: Path
 
     def describe(self) -> str:
-        """The step in one line."""
+        """Describe the step in one line."""
         return f"remove {self.path}"
 
     def run(self) -> None:
-        """Failure if it cannot be removed."""
+        """Remove the file. Raises Failure if that is not possible."""
         try:
             self.path.unlink(missing_ok=True)
         except OSError as error:

@@ -1,4 +1,4 @@
-"""What a check found: the same values are lines of `vllm-safe check` and reasons to refuse a start."""
+"""Results of checks. The same values are the lines of `vllm-safe check` and the reasons to refuse a start."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from vllm_safe.common.printable_text import printable
 
 
 class Level(StrEnum):
-    """How bad it is."""
+    """The severity of a finding."""
 
-    PASS = "pass"  # noqa: S105 - the word of a checklist, no password
-    WARN = "warn"  # it runs, but less safely or less well than it could
+    PASS = "pass"  # noqa: S105 - a level, not a password
+    WARN = "warn"  # the model runs, but less safely or less well than it could
     FAIL = "fail"  # a start can never work until somebody changes something
 
 
 @dataclass(frozen=True)
 class Finding:
-    """`what` is the case, in one line, and `do_next`: the way out, in one line, or "" where there is nothing to do."""
+    """One result of a check. `what`: the fact, in one line. `do_next`: what to do, in one line, or "" where nothing is to be done."""
 
     level: Level
     what: str
@@ -26,15 +26,15 @@ class Finding:
 
 
 def passed(what: str) -> Finding:
-    """As it should be."""
+    """Return a finding of level PASS: all is well."""
     return Finding(Level.PASS, printable(what))
 
 
 def warned(what: str, do_next: str) -> Finding:
-    """Works, with a drawback."""
+    """Return a finding of level WARN: it works, with a drawback."""
     return Finding(Level.WARN, printable(what), printable(do_next))
 
 
 def failed(what: str, do_next: str) -> Finding:
-    """Cannot work."""
+    """Return a finding of level FAIL: it cannot work."""
     return Finding(Level.FAIL, printable(what), printable(do_next))

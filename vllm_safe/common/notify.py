@@ -1,4 +1,4 @@
-"""Telling systemd how it goes: the sd_notify(3) protocol. Standard library only, for every process of ours that a unit starts."""
+"""The sd_notify(3) protocol, for every process of the package that a unit starts. Standard library only."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from vllm_safe.common.printable_text import printable
 
 
 def notify(**fields: str) -> None:
-    """Send e.g. `READY="1", STATUS="loading"` to systemd; nothing without NOTIFY_SOCKET, nor when nobody listens there.
+    """Send assignments such as `READY="1", STATUS="loading"` to systemd.
 
-    A value is sent as one line: systemd reads one assignment from each. It may quote a server, and systemctl prints it as it is.
+    Does nothing without NOTIFY_SOCKET, or when nobody listens there. Each value is sent as one line, since systemd reads one assignment
+    from each line. Characters that could control a terminal are replaced: a value can quote a server, and systemctl prints it unchanged.
     """
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address.startswith(("/", "@")):

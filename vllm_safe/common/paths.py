@@ -1,4 +1,4 @@
-"""Where things are on the installed machine. Nothing else in the package spells these folders."""
+"""Paths on the installed machine. No other module of the package spells out these folders."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ CACHE = Path("/var/cache/vllm-safe")  # vllm:vllm
 HOME = STATE / "home"  # vllm:vllm 0700
 ENGINES = STATE / "engine"  # vllm:vllm; venvs, and the symlinks `current` and `previous`
 ENGINE = ENGINES / "current"
-UNTRIED = STATE / "untried"  # the engines that were put in place while no card answered: see engine/trial_facts.py
+UNTRIED = STATE / "untried"  # the engines that were installed while no GPU answered: see engine/trial_facts.py
 MODELS = STATE / "models"  # vllm:vllm; ORG/NAME below it
 RUNS = STATE / "runs"  # root:adm 2750; NAME/RUN below it: see record/run_store.py
 EARLYOOM_ENV = STATE / "earlyoom.env"  # read by EARLYOOM_DROPIN
 EARLYOOM_DROPIN = Path("/run/systemd/system/earlyoom.service.d/50-vllm-safe.conf")  # its folder is made by tmpfiles.d
 
-RUN = Path("/run/vllm-safe")  # root:root, made by tmpfiles.d, with all that is below
+RUN = Path("/run/vllm-safe")  # root:root; created by tmpfiles.d, with all folders below it
 CREDENTIALS = RUN / "credentials"
 STARTS = RUN / "starts"
-TUNABLES = RUN / "tunables"  # what the kernel's tunables had before a model ran
-SERVICE_RUN = Path("/run/vllm")  # NAME below it is the RuntimeDirectory of vllm@NAME.service
+TUNABLES = RUN / "tunables"  # the values of the kernel tunables from before a model ran
+SERVICE_RUN = Path("/run/vllm")  # NAME below it is the RuntimeDirectory= of vllm@NAME.service
 
 
 def credential_file(name: str) -> Path:
-    """The copy of a model's API key that LoadCredential= of its unit reads: 0600 root."""
+    """Return the path of the copy of a model's API key that LoadCredential= of its unit reads (root, 0600)."""
     return CREDENTIALS / f"{name}.api-key"
 
 
 def starts_file(name: str) -> Path:
-    """The log of a model's automatic restarts."""
+    """Return the path of the log of a model's automatic restarts."""
     return STARTS / name

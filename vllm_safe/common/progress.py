@@ -1,4 +1,4 @@
-"""How far a long step is: a bar on a terminal, STATUS= under systemd, else nothing. Standard library only."""
+"""Progress of a long step: a bar on a terminal, STATUS= under systemd, otherwise nothing. Standard library only."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Self
 
 from vllm_safe.common.notify import notify
 
-_INTERVAL = 0.2  # seconds between two pictures
+_INTERVAL = 0.2  # seconds between two updates
 _BAR = 30  # columns
 
 
 class Progress:
-    """A context manager around the step. `text` says what is done: "writing /swapfile"; `total` is in the unit of `update`."""
+    """A context manager around the step. `text` names the step, such as "writing /swapfile". `total` is in the unit of `update`."""
 
     def __init__(self, text: str, total: int) -> None:
         self._text = text
         self._total = max(total, 1)
         self._start = time.monotonic()
-        self._shown = self._start  # a step that is over at once draws nothing
+        self._shown = self._start  # so that a step shorter than _INTERVAL draws nothing
         self._terminal = sys.stderr.isatty()
 
     def __enter__(self) -> Self:
@@ -31,7 +31,7 @@ class Progress:
             self._draw("")
 
     def update(self, done: int) -> None:
-        """`done` of the total; cheap to call often."""
+        """Show that `done` of the total is done. Calls are cheap."""
         now = time.monotonic()
         if now - self._shown < _INTERVAL:
             return
@@ -51,7 +51,7 @@ class Progress:
 
     @staticmethod
     def _left(share: float, spent: float) -> str:
-        """The time that is left, when it is more than a moment and can be told."""
+        """Return the time that is left, or "" where that is less than a second or not known yet."""
         left = spent / share - spent if share else 0.0
         if spent < 1 or left < 1:
             return ""

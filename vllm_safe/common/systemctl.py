@@ -1,4 +1,4 @@
-"""What systemd knows: properties of units, and the drop-ins that `set-property --runtime` left."""
+"""Properties of systemd units, and the drop-ins that `systemctl set-property --runtime` leaves."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CONTROL = (Path("/run/systemd/system.control"), Path("/run/systemd/transient"))
 
 
 def show_properties(units: Iterable[str], properties: Iterable[str], timeout: float = math.inf) -> dict[str, Mapping[str, str]]:
-    """Return the properties of each unit as `systemctl show` prints them, by unit; {} where no systemd answers within `timeout` seconds."""
+    """Return the properties of each unit as `systemctl show` prints them, by unit; {} where no systemd runs."""
     wanted = list(units)
     command = ["systemctl", "show", "--property", ",".join(properties), "--", *wanted]
     shown = program_output(command, timeout=timeout)
@@ -35,6 +35,9 @@ def _parse(block: str) -> Mapping[str, str]:
 
 
 def runtime_dropins(table: Mapping[str, Iterable[str]], folders: Iterable[Path] = CONTROL) -> tuple[Path, ...]:
-    """The drop-in files that set-property --runtime made for these properties, by unit (a name, or a glob such as vllm@*.service)."""
+    """Return the drop-in files that `set-property --runtime` made for these properties.
+
+    `table` has the properties by unit; a unit is a name, or a glob such as vllm@*.service.
+    """
     wanted = [f"{unit}.d/50-{name}.conf" for unit, properties in table.items() for name in properties]
     return tuple(sorted(path for folder in folders for pattern in wanted for path in folder.glob(pattern)))

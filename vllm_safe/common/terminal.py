@@ -1,10 +1,10 @@
-"""What programs print to steer a terminal: colours, the cursor, its title. It is taken off before a line is looked at."""
+"""Patterns of terminal control sequences (colours, cursor, title), which are removed from a line before it is examined."""
 
 from __future__ import annotations
 
 import re
 
-# ECMA-48: CSI with its parameters, and other escapes; xterm's OSC, up to its BEL or ST.
+# ECMA-48: CSI with its parameters, and other escape sequences; xterm's OSC, up to its BEL or ST.
 _ESCAPE = r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[ -/]*[0-Z\\^-~])"
 ESCAPES = re.compile(_ESCAPE)
 ESCAPES_IN_BYTES = re.compile(_ESCAPE.encode())

@@ -1,6 +1,6 @@
-"""Looking for what is in folders of user vllm, who may plant links there: none is followed, on the way or at the end.
+"""Access to files in folders of user vllm, which can contain hostile links. No link is followed, on the way or at the end.
 
-Not even to look: a link may lead into a network mount that hangs, and a look then takes for ever.
+Not even a stat() follows one: a link can lead into a network mount that hangs, and the call would then never return.
 """
 
 from __future__ import annotations
@@ -10,21 +10,24 @@ import os
 import stat
 from collections.abc import Iterable
 
-LOOK = os.O_PATH | os.O_CLOEXEC  # a descriptor of what is there, without opening it: no device or pipe is touched
+LOOK = os.O_PATH | os.O_CLOEXEC  # a descriptor of a file that is not opened: no device or pipe is touched
 
 
 def open_below(top: int, names: Iterable[str]) -> int:
-    """A descriptor, the caller's to close, of a folder some levels below `top`. OSError if it is not there; ELOOP if a link is."""
-    here = os.dup(top)
+    """Open a folder some levels below `top` and return its descriptor, which the caller closes.
+
+    Raises OSError if the folder does not exist; its errno is ELOOP if one of the names is a link.
+    """
+    folder = os.dup(top)
     for name in names:
         try:
-            below = os.open(name, LOOK | os.O_NOFOLLOW, dir_fd=here)
+            child = os.open(name, LOOK | os.O_NOFOLLOW, dir_fd=folder)
         finally:
-            os.close(here)
-        here = below
-        mode = os.fstat(here).st_mode
+            os.close(folder)
+        folder = child
+        mode = os.fstat(folder).st_mode
         if not stat.S_ISDIR(mode):
-            os.close(here)
+            os.close(folder)
             code = errno.ELOOP if stat.S_ISLNK(mode) else errno.ENOTDIR
             raise OSError(code, os.strerror(code), name)
-    return here
+    return folder

@@ -1,1 +1,1 @@
-"""What the person asked for: `/etc/vllm-safe/config.yaml` as immutable, checked values."""
+"""The configuration: `/etc/vllm-safe/config.yaml` as immutable, validated values."""

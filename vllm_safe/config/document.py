@@ -1,4 +1,4 @@
-"""A YAML file as immutable values that know their line and column. What the values mean is the reader's business."""
+"""A YAML file as immutable values with their line and column. reader.py interprets the values."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import yaml
 from vllm_safe.common.errors import ConfigError, Mistake
 from vllm_safe.config import source, yaml_errors
 
-_MAX_VALUES = 20_000  # with each alias counted as often as it is used
+_MAX_VALUES = 20_000  # in one file; an alias counts as often as it is used
 _MAX_DEPTH = 32
 
 _CORE = "tag:yaml.org,2002:"
@@ -21,7 +21,7 @@ _TAGS = frozenset({"str", "int", "float", "bool", "null", "timestamp", "value", 
 
 @dataclass(frozen=True, slots=True)
 class Scalar:
-    """One value. `text` is what is written; `tag` is what YAML 1.1 takes it for: "str", "int", "bool", "null" ..."""
+    """One value. `text` is the text in the file. `tag` is its type according to YAML 1.1: "str", "int", "bool", "null" ..."""
 
     text: str
     tag: str
@@ -41,7 +41,7 @@ class Sequence:
 
 @dataclass(frozen=True, slots=True)
 class Mapping:
-    """Keys and values in the file's order; no key is there twice."""
+    """Keys and values in the file's order. Each key occurs once."""
 
     items: tuple[tuple[Scalar, Node], ...]
     line: int
@@ -53,19 +53,19 @@ Node = Scalar | Sequence | Mapping
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """The root of a file, and the mistakes that did not stand in the way of reading on."""
+    """The root of a file, and the mistakes in it that did not prevent reading the rest."""
 
     root: Node
     mistakes: tuple[Mistake, ...]
 
 
 def quote_value(text: str) -> str:
-    """A text of the file in quotes, on one line, short, and unable to drive a terminal."""
+    """Quote a text of the file for a message: on one line, shortened, and without characters that control a terminal."""
     return repr(text if len(text) <= 60 else text[:57] + "...")
 
 
 def read_document(path: Path) -> Document:
-    """The one YAML document in the file. Raises ConfigError if it cannot be opened, or is no YAML."""
+    """Read the only YAML document in the file. Raises ConfigError if the file cannot be opened or is not valid YAML."""
     text = source.read_config_text(path)
     try:
         root = yaml.compose(text, Loader=_Loader)
@@ -81,7 +81,7 @@ def read_document(path: Path) -> Document:
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses what is nested deeper than anybody writes, before Python's own recursion limit does."""
+    """A loader that refuses input nested deeper than anybody writes, before Python's own recursion limit is reached."""
 
     depth = 0
 
@@ -95,12 +95,15 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Converter:
-    """PyYAML's nodes into ours. A node used by several aliases is converted once and counted as often as it is used."""
+    """A converter from PyYAML's nodes to the types above.
+
+    A node that several aliases use is converted once, and counted as often as it is used.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self.mistakes: list[Mistake] = []
-        self._done: dict[int, tuple[Node, int]] = {}  # by id of PyYAML's node: ours, and its number of values
+        self._done: dict[int, tuple[Node, int]] = {}  # by id() of PyYAML's node: the converted node, and its number of values
         self._open: set[int] = set()
 
     def convert(self, node: yaml.Node) -> Node:
@@ -111,11 +114,11 @@ class _Converter:
             return done
         line, column = node.start_mark.line + 1, node.start_mark.column + 1
         if id(node) in self._open:
-            raise source.refuse_file(self._path, "an alias (*) stands inside of what it repeats; write the values out", line, column)
+            raise source.refuse_file(self._path, "an alias (*) is inside the value that it refers to; write the values out", line, column)
         self._open.add(id(node))
         tag = node.tag.removeprefix(_CORE)
         if tag not in _TAGS:
-            self._mistake(line, column, f"the tag {quote_value(node.tag.replace(_CORE, '!!'))}; expected a value without a tag")
+            self._mistake(line, column, f"unknown tag {quote_value(node.tag.replace(_CORE, '!!'))}; expected a value without a tag")
             tag = "str"
         converted: Node
         size = 1
@@ -142,13 +145,13 @@ class _Converter:
 
     def _text(self, node: yaml.Node, line: int, column: int) -> str:
         text = str(node.value)
-        if bad := re.search("[\0\ud800-\udfff]", text):  # escapes such as "\0" get past the file's own check
-            self._mistake(line, column, f"the character {bad[0]!r} in a text; no program can be given that")
+        if bad := re.search("[\0\ud800-\udfff]", text):  # an escape such as "\0" passes the check of the file's bytes
+            self._mistake(line, column, f"the character {bad[0]!r} in a text; it cannot be passed to a program")
             return re.sub("[\0\ud800-\udfff]", "?", text)
         return text
 
     def _pairs(self, node: yaml.MappingNode) -> Iterator[tuple[Scalar, yaml.Node]]:
-        """The keys as text, each once, with their values."""
+        """Yield each key as text, once, with its value. Report keys that are not text, and duplicates."""
         first: dict[str, Scalar] = {}
         for key, value in node.value:
             line, column = key.start_mark.line + 1, key.start_mark.column + 1
@@ -158,7 +161,7 @@ class _Converter:
                 self._mistake(line, column, "the merge key << is not supported; expected an alias for a whole value, as in args: *name")
             elif (text := self._text(key, line, column)) in first:
                 self._mistake(
-                    line, column, f"{quote_value(text)} is here a second time, first in line {first[text].line}; expected each key once"
+                    line, column, f"duplicate key {quote_value(text)}, first used in line {first[text].line}; expected each key once"
                 )
             else:
                 first[text] = Scalar(text, "str", line, column)

@@ -1,4 +1,4 @@
-"""What a kind of value says of a node that does not fit."""
+"""The refusal of a value that does not fit its setting."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ from vllm_safe.config.document import Mapping, Node, Scalar, Sequence, quote_val
 
 @dataclass(frozen=True)
 class Mismatch:
-    """`problem` continues "SETTING ...", e.g. "cannot be 'eight'"; `expected` "" means: say what the kind expects."""
+    """One thing that is wrong with a value.
+
+    `problem` continues the sentence "SETTING ...", for example "cannot be 'eight'". Where `expected` is "", the message uses the
+    expectation of the setting's type. `suggestion` is what was probably meant, or "".
+    """
 
     node: Node
     problem: str
@@ -18,7 +22,7 @@ class Mismatch:
 
 
 class MismatchError(Exception):
-    """A value that cannot be used, with everything that is wrong in it."""
+    """A value that cannot be used. `flaws` has everything that is wrong with it."""
 
     def __init__(self, *flaws: Mismatch) -> None:
         super().__init__(*flaws)
@@ -26,12 +30,12 @@ class MismatchError(Exception):
 
 
 def mismatch(node: Node, suggestion: str = "", expected: str = "") -> MismatchError:
-    """The plain refusal of a value."""
+    """Return the error "SETTING cannot be VALUE" for a node."""
     return MismatchError(Mismatch(node, f"cannot be {_name(node)}", expected, suggestion))
 
 
 def node_text(node: Node) -> str:
-    """What is written, for kinds that take a text; quoted or not makes no difference. Flawed if it is a list, a section or nothing."""
+    """Return the text of a node, quoted or not. Raises MismatchError if the node is a list, a section or empty."""
     if not isinstance(node, Scalar):
         raise mismatch(node)
     if node.tag == "null":
@@ -40,7 +44,7 @@ def node_text(node: Node) -> str:
 
 
 def is_null(node: Node) -> bool:
-    """Whether nothing is written, or YAML's own word for it: null or ~."""
+    """Return whether the node is empty, or YAML's null or ~."""
     return isinstance(node, Scalar) and node.tag == "null"
 
 

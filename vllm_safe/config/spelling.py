@@ -1,4 +1,4 @@
-"""What somebody meant by a key that is none. Imported only when there is a mistake to report."""
+"""Suggestions for a key that is not a setting. Imported only when there is a mistake to report."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Collection
 
 from vllm_safe.config.settings import SECTIONS, Model, settings_of
 
-# Other names for our settings: systemd's, earlyoom's, uv's, those of compose files.
+# Other names for the settings: those of systemd, earlyoom, uv and compose files.
 _OTHER_NAMES = {
     "address": ("host",),
     "api_key": ("api_key_file",),
@@ -51,7 +51,7 @@ _OTHER_NAMES = {
     "url": ("health",),
 }
 
-# Options of vLLM that are put beside `args` rather than below it.
+# Options of vLLM that people write beside `args` rather than below it.
 _OPTIONS = frozenset(
     {
         *("dtype", "enable-prefix-caching", "enforce-eager", "gpu-memory-utilization", "kv-cache-dtype", "load-format", "max-model-len"),
@@ -62,12 +62,15 @@ _OPTIONS = frozenset(
 
 
 def closest(word: str, choices: Collection[str]) -> str:
-    """The choice that looks most like `word`, or ""."""
+    """Return the choice that is most similar to `word`, or ""."""
     return next(iter(difflib.get_close_matches(word[:80], choices, 1)), "")
 
 
 def intended_setting(key: str, names: Collection[str]) -> str:
-    """The setting that somebody meant by `key` where `names` can stand: one of them, or "SECTION.NAME" for one elsewhere, or ""."""
+    """Return the setting that was probably meant by `key` in a section that has the settings `names`.
+
+    It is one of `names`, or "SECTION.NAME" for a setting of another section, or "".
+    """
     words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", key[:80].strip())
     tidy = re.sub(r"[-\s]+", "_", words).lower().strip("_")
     if tidy in names:
@@ -83,7 +86,7 @@ def intended_setting(key: str, names: Collection[str]) -> str:
 
 
 def _elsewhere(tidy: str, names: Collection[str]) -> str:
-    """A setting of another section; one of a model's own limits, if this is a model."""
+    """Return the setting of this name in another section (for a model: in its own `limits`) as "SECTION.NAME", or ""."""
     for section, rows in {**SECTIONS, "models.NAME": Model}.items():
         if tidy in {row.name for row in settings_of(rows)}:
             return f"{section}.{tidy}" if section not in names or section in {"limits", "swap"} else ""

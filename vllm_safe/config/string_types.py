@@ -1,4 +1,4 @@
-"""Texts of which not every one will do: paths, patterns, URLs, versions, addresses, hub ids."""
+"""Types of settings that are texts of a certain form: paths, patterns, URLs, versions, addresses, hub ids."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from vllm_safe.common.libc import regex_error
 from vllm_safe.config.document import Node
 from vllm_safe.config.mismatch import Mismatch, MismatchError, mismatch, node_text
 
-_MOST_REPEATS = 1000  # of a pattern: a name has 15 characters
+_MOST_REPEATS = 1000  # in a pattern; a process name has 15 characters
 
 
 def read_path(node: Node) -> Path:
-    """An absolute path that stays where it points, whatever stands before it."""
+    """Read an absolute path without "..", so that it cannot lead out of a folder that is put before it. Raises MismatchError."""
     text = node_text(node)
     if not text.startswith("/") or ".." in text.split("/") or not text.strip("/") or not text.isprintable() or len(text) > 4000:
         raise mismatch(node)
@@ -22,15 +22,15 @@ def read_path(node: Node) -> Path:
 
 
 def read_pattern(node: Node) -> str:
-    """An extended regular expression that earlyoom can compile: one that it cannot would keep it from starting."""
+    """Read an extended regular expression that earlyoom can compile; with any other, earlyoom would not start. Raises MismatchError."""
     text = node_text(node)
     if not re.fullmatch(r"[ -~]{1,500}", text):
         raise mismatch(node)
-    # ((a{99}){99}){99} has a million states, and regcomp(3) no bound but the memory.
+    # ((a{99}){99}){99} has a million states, and regcomp(3) is bounded only by the memory.
     if math.prod(max(int(least or 1), int(most or 1)) for least, most in re.findall(r"\{(\d*),?(\d*)\}", text)) > _MOST_REPEATS:
         raise MismatchError(Mismatch(node, f"repeats too much: the product of its {{...}} is above {_MOST_REPEATS}"))
-    if said := regex_error(text):
-        raise MismatchError(Mismatch(node, f"is no extended regular expression ({said})"))
+    if error := regex_error(text):
+        raise MismatchError(Mismatch(node, f"is not a valid extended regular expression ({error})"))
     return text
 
 
@@ -38,40 +38,40 @@ _URL = r"https?://(?:[A-Za-z0-9._-]+|\[(?P<ipv6>[0-9A-Fa-f:.]+)\])(?::(?P<port>[
 
 
 def read_url(node: Node) -> str:
-    """A URL, http or https, without a password: the file is for everybody to read, and so is argv."""
+    """Read an http or https URL without a user name or password, since every user can read this file and argv. Raises MismatchError."""
     text = node_text(node)
     if re.match(r"https?://[^/\s]*@", text):
         raise MismatchError(
-            Mismatch(node, "has a name or password in it, for everybody to read", "a URL without one; those belong into ~/.netrc")
+            Mismatch(node, "has a user name or password in it, which every user can read", "a URL without them; they belong in ~/.netrc")
         )
     if not (match := re.fullmatch(_URL, text)):
         raise mismatch(node, f"https://{text}" if re.fullmatch(_URL, f"https://{text}") and "." in text else "")
     if (port := match["port"]) and not 1 <= int(port) <= 65535:
         raise MismatchError(Mismatch(node, f"cannot have port {port} in it", "a URL with a port from 1 to 65535, or with none"))
     if match["ipv6"] and not _is_ipv6(match["ipv6"]):
-        raise MismatchError(Mismatch(node, f"has [{match['ipv6']}] in it, which is no IPv6 address", "an address such as [::1]"))
+        raise MismatchError(Mismatch(node, f"has [{match['ipv6']}] in it, which is not an IPv6 address", "an address such as [::1]"))
     return text
 
 
 def read_http_url(node: Node) -> str:
-    """A URL that the unit's main process asks, which speaks no TLS."""
+    """Read a URL that the unit's main process requests; it does not speak TLS. Raises MismatchError."""
     if read_url(node).startswith("https:"):
-        raise MismatchError(Mismatch(node, "cannot be https: it is asked on this machine only", suggestion="http" + read_url(node)[5:]))
+        raise MismatchError(Mismatch(node, "cannot be https: it is local to this machine", suggestion="http" + read_url(node)[5:]))
     return read_url(node)
 
 
-# In the path of a folder of wheels. uv takes a comma for the beginning of the next one, and reads no further than #. The folder is also
-# bound into a sandbox (BindReadOnlyPaths=), where systemd takes a colon for the end of the path; quotes and backslashes are lost on the
-# way to its executor (systemd issues 30747 and 40985).
+# Characters that the path of a folder of wheels must not have. For uv a comma begins the next path, and it ignores everything after #.
+# The folder is also bound into a sandbox (BindReadOnlyPaths=): there systemd takes a colon as the end of the path, and loses quotes and
+# backslashes on the way to its executor (systemd issues 30747 and 40985).
 _NOT_PASSED_ON = r"[:,#\"'\\]"
 
 
 def read_links(node: Node) -> str:
-    """Where wheels are: a URL or an absolute path."""
+    """Read the location of wheels: a URL or an absolute path. Raises MismatchError."""
     if not node_text(node).startswith("/"):
         return read_url(node)
     if odd := re.search(_NOT_PASSED_ON, node_text(node)):
-        raise MismatchError(Mismatch(node, f"cannot have {odd[0]} in it", "a folder whose path has none of : , # \" ' \\ in it"))
+        raise MismatchError(Mismatch(node, f"cannot have {odd[0]} in it", "a folder whose path has none of : , # \" ' \\"))
     return str(read_path(node))
 
 
@@ -79,7 +79,7 @@ VERSION = r"[0-9]{1,6}(\.[0-9]{1,6}){1,4}((a|b|rc)[0-9]{1,6})?(\.post[0-9]{1,6})
 
 
 def read_version(node: Node) -> str:
-    """A version of PEP 440, as it stands in the names of folders."""
+    """Read a version (PEP 440); it becomes part of the names of folders. Raises MismatchError."""
     text = node_text(node)
     if not re.fullmatch(VERSION, text):
         raise mismatch(node, text[1:] if re.fullmatch(r"v[0-9.]+[0-9]", text) else "")
@@ -87,7 +87,7 @@ def read_version(node: Node) -> str:
 
 
 def read_host_name(node: Node) -> str:
-    """An address or a host name. Something like an address that is none is no host name either."""
+    """Read an address or a host name. A text of digits and dots that is not an IPv4 address is not a host name. Raises MismatchError."""
     text = node_text(node)
     if ":" in text and re.fullmatch(r"\[?[0-9A-Fa-f:.]+\]?", text):
         bare = text.strip("[]")
@@ -106,7 +106,7 @@ def read_host_name(node: Node) -> str:
 
 
 def _is_ipv6(text: str) -> bool:
-    import ipaddress  # noqa: PLC0415 - 4 ms that only who serves on IPv6 pays
+    import ipaddress  # noqa: PLC0415 - the import takes 4 ms, and only an IPv6 address needs it
 
     try:
         ipaddress.IPv6Address(text)
@@ -119,7 +119,10 @@ _PART = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?"
 
 
 def read_model_id(node: Node) -> str:
-    """A hub id as huggingface_hub takes it (validate_repo_id), or a path. Both become folder names below ours."""
+    """Read a hub id that huggingface_hub accepts (validate_repo_id), or a path. Raises MismatchError.
+
+    A hub id becomes the name of a folder below the package's own.
+    """
     text = node_text(node)
     if text.startswith("/"):
         return str(read_path(node))

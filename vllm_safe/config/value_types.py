@@ -1,6 +1,6 @@
-"""Kinds of values: how one is read from YAML, what to say of one that does not fit, and how it is written.
+"""Types of settings: how a value is read from YAML, the message for a value that does not fit, and how a value is written.
 
-A value is read from its text, not from what YAML 1.1 takes it for: 1:30 is 90 to YAML, NO is false, 0.10 is 0.1.
+A value is read from its text, not as its YAML 1.1 type: YAML reads 1:30 as 90, NO as false and 0.10 as 0.1.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _DAY = 86400
 class ValueType:
     """How values of a setting are read and written.
 
-    expected: in words, after "expected "; read: the value of a node, or Flawed; write: a value as YAML;
-    choices: every value there is, where they can be listed.
+    expected: the valid values in words, to follow "expected ". read: return the value of a node, or raise MismatchError. write: return
+    a value as YAML. choices: all valid values, where they can be listed.
     """
 
     expected: str
@@ -36,7 +36,7 @@ class ValueType:
 
 
 def _or(word: str, kind: ValueType) -> ValueType:
-    """The same kind, which also takes `word` for None."""
+    """Return the same type, extended by `word`, which stands for None."""
 
     def read(node: Node) -> object:
         if is_null(node) or (isinstance(node, Scalar) and node.text.strip().lower() == word):
@@ -50,7 +50,7 @@ def _or(word: str, kind: ValueType) -> ValueType:
 
 
 def whole_number(low: int, high: int, what: str = "a whole number") -> ValueType:
-    """Whole numbers from `low` to `high`."""
+    """Return the type of whole numbers from `low` to `high`. `what` names them in messages."""
 
     def read(node: Node) -> int:
         text = node_text(node)
@@ -74,7 +74,7 @@ def _boolean(node: Node) -> bool:
 
 
 def _percent(node: Node) -> float:
-    """Of earlyoom: it takes no 0, and `enabled: false` is the way to switch it off."""
+    """Read a percentage for earlyoom. It does not accept 0; `enabled: false` turns it off. Raises MismatchError."""
     if not (match := re.fullmatch(r"\s*([0-9]{1,3}(?:\.[0-9]{1,6})?)\s*%?\s*", node_text(node))) or not 0 < float(match[1]) <= 100:
         raise mismatch(node)
     return float(match[1])
@@ -84,7 +84,7 @@ def _percent(node: Node) -> float:
 
 
 def _suspect(node: Node, text: str, *, percent: bool) -> None:
-    """Refuse a small bare number: nobody means 128 bytes of swap, or 90 bytes of RAM."""
+    """Refuse a small number without a unit: nobody means 128 bytes of swap or 90 bytes of RAM. Raises MismatchError."""
     if re.fullmatch(r"\s*[0-9.]+\s*", text) and 0 < (number := float(text)) < MIB:
         guesses = [f"{number * 100:g}%"] if percent and number < 1 else [f"{number:g}%"] * (percent and number <= 100)
         guesses += [f"{number:g}G"] * (number >= 1)
@@ -92,7 +92,7 @@ def _suspect(node: Node, text: str, *, percent: bool) -> None:
 
 
 def _retyped(text: str) -> str:
-    """The size that somebody meant by "128Gi", "1,5 G", "128 gigs" ... or ""."""
+    """Return the size that was probably meant by a text such as "128Gi", "1,5 G" or "128 gigs", or ""."""
     match = re.match(r"\s*([0-9]+(?:[.,][0-9]+)?)\s*([kmgt])", text, re.IGNORECASE | re.ASCII)
     return f"{match[1].replace(',', '.')}{match[2].upper()}" if match else ""
 
@@ -117,7 +117,7 @@ def _amount(node: Node) -> Amount:
         raise mismatch(node, _retyped(text)) from None
     _suspect(node, text, percent=True)
     if amount.is_percent and amount.value > 100:
-        raise MismatchError(Mismatch(node, f"cannot be {amount}, more than all there is", "at most 100%, or a size such as 12G"))
+        raise MismatchError(Mismatch(node, f"cannot be {amount}, which is more than all of it", "at most 100%, or a size such as 12G"))
     if amount.value > MOST_BYTES:
         raise mismatch(node)
     return amount
@@ -141,18 +141,18 @@ def _span(low: float, high: float = 30 * _DAY) -> Callable[[Node], float]:
 
 # --- cards
 
-_MOST_CARDS = 64  # of one machine
+_MOST_CARDS = 64  # in one machine
 
 
 def _cards(node: Node) -> tuple[int, ...]:
-    """Numbers of cards, in the order in which the server is to see them."""
+    """Read the numbers of GPUs, in the order in which the server sees them. Raises MismatchError."""
     if isinstance(node, Scalar):
         raise mismatch(node, f"[{', '.join(re.findall(r'[0-9]+', node.text))}]" if re.fullmatch(r"[0-9][0-9, ]*", node.text) else "")
     if not isinstance(node, Sequence):
         raise mismatch(node)
     if not node.items:
-        raise MismatchError(Mismatch(node, "is empty", "at least one card, or `all`"))
-    card = whole_number(0, _MOST_CARDS - 1, "the number of a card")
+        raise MismatchError(Mismatch(node, "is empty", "at least one GPU, or `all`"))
+    card = whole_number(0, _MOST_CARDS - 1, "the number of a GPU")
     found: dict[int, Node] = {}
     flaws: list[Mismatch] = []
     for item in node.items:
@@ -162,18 +162,18 @@ def _cards(node: Node) -> tuple[int, ...]:
             flaws += (replace(flaw, expected=flaw.expected or card.expected) for flaw in error.flaws)
             continue
         if number in found:
-            flaws.append(Mismatch(item, f"has card {number} twice", "each card once"))
+            flaws.append(Mismatch(item, f"has GPU {number} twice", "each GPU once"))
         found[number] = item
     if flaws:
         raise MismatchError(*flaws)
     return tuple(found)
 
 
-# --- words, and the kinds by name
+# --- words, and the types by name
 
 
 def one_of(*words: str) -> ValueType:
-    """One of a few words. What was meant instead is found by the reader."""
+    """Return the type of a few words. For any other word, the reader finds the one that was probably meant."""
 
     def read(node: Node) -> str:
         if node_text(node) not in words:
@@ -188,11 +188,11 @@ def _in_quotes(text: str) -> str:
 
 
 def _section(node: Node) -> object:
-    raise mismatch(node)  # the reader walks sections itself, and comes here with what is none
+    raise mismatch(node)  # the reader reads sections itself, and calls this only for a node that is not a section
 
 
 BOOLEAN = ValueType("true or false", _boolean, lambda value: str(value).lower())
-PERCENT = ValueType("a percentage above 0%, to 100%", _percent, lambda value: f"{value:g}%")
+PERCENT = ValueType("a percentage above 0%, up to 100%", _percent, lambda value: f"{value:g}%")
 SIZE_OR_NONE = _or("none", ValueType("a size from 1M to 1024T, such as 128G", _size, format_exact))
 AMOUNT = ValueType("a size such as 12G, or a percentage such as 90%", _amount)
 AMOUNT_OR_AUTO = _or("auto", AMOUNT)
@@ -200,20 +200,20 @@ SPAN = ValueType("a time from 1s to 30d, such as 90s, 15min or 2h", _span(1), fo
 GRACE = ValueType("a time from 0s to 30d, such as 90s, 15min or 2h", _span(0), format_exact_span)
 WINDOW = ValueType("a time from 1s to 10min", _span(1, 600), format_exact_span)
 FREEZE = ValueType(f"a time from 1s to {MOST_FREEZE:g}s", _span(1, MOST_FREEZE), format_exact_span)
-PORT = whole_number(1024, 65535, "a port")  # those below need root, and a model has none
+PORT = whole_number(1024, 65535, "a port")  # ports below 1024 need CAP_NET_BIND_SERVICE, which a model does not have
 HOST = ValueType("an address such as 127.0.0.1, or the name of this machine", string_types.read_host_name)
-ABSOLUTE_PATH = ValueType("a path that begins with / and has no .. in it", string_types.read_path)
+ABSOLUTE_PATH = ValueType("an absolute path without ..", string_types.read_path)
 PATH_OR_NONE = _or("none", ABSOLUTE_PATH)
 PATTERN = ValueType("an extended regular expression such as ^(vllm|python3)$", string_types.read_pattern, _in_quotes)
 VERSION = ValueType("a version such as 0.32.0", string_types.read_version)
 URL_OR_NONE = _or("none", ValueType("a URL such as https://mirror.example/simple", string_types.read_url))
 HTTP_URL_OR_NONE = _or("none", ValueType("a URL such as http://127.0.0.1:8000/health", string_types.read_http_url))
-LINKS_OR_NONE = _or("none", ValueType("a URL, or a path that begins with /", string_types.read_links))
-MODEL = ValueType("a hub id such as Qwen/Qwen2.5-72B-Instruct-GPTQ-Int8, or a path that begins with /", string_types.read_model_id)
-IO_CLASS = one_of("idle", "best-effort")  # not realtime: it would go before logins
+LINKS_OR_NONE = _or("none", ValueType("a URL, or an absolute path", string_types.read_links))
+MODEL = ValueType("a hub id such as Qwen/Qwen2.5-72B-Instruct-GPTQ-Int8, or an absolute path", string_types.read_model_id)
+IO_CLASS = one_of("idle", "best-effort")  # not realtime, which would have precedence over logins
 PROFILE = one_of(*PROFILES)
 ARGV = ValueType("a list such as [/usr/bin/llama-server, --port, '8001']", arguments.read_command)
 ARGS = ValueType("options of `vllm serve` such as max-model-len: 8192", arguments.read_args)
 ENV = ValueType("variables such as NCCL_DEBUG: INFO", arguments.read_env)
-GPUS_OR_ALL = _or("all", ValueType("a list of cards such as [0, 1]", _cards, lambda value: f"[{', '.join(map(str, value))}]"))
-SECTION = ValueType("a section: its settings in the lines below, indented", _section)
+GPUS_OR_ALL = _or("all", ValueType("a list of GPU numbers such as [0, 1]", _cards, lambda value: f"[{', '.join(map(str, value))}]"))
+SECTION = ValueType("a section, with its settings indented in the lines below", _section)

@@ -1,1 +1,1 @@
-"""A fire drill: a hog in the place of a model, while logins are timed. What runs beside the hog is standard library only."""
+"""The fire drill: a memory hog runs in the place of a model while logins are timed. Code beside the hog uses the standard library only."""

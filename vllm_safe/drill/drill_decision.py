@@ -1,4 +1,4 @@
-"""The drill's decisions: how large the hog is, whether it may run here at all, and what its samples say."""
+"""The drill's decisions: the size of the hog, whether it may run on this machine, and the verdict on its samples."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from vllm_safe.drill.login_probes import EVERY, GAP, LOGIN, LONGEST, SLICES, SSH
 if TYPE_CHECKING:
     from vllm_safe.host.host_facts import Host
 
-# A machine is fast enough for a person within these, however fast it is when idle: without them, 60 ms instead of 30 would fail.
+# Additional seconds that a person does not mind, however fast the idle machine is. Without them, a login of 60 ms after 30 ms would fail.
 SLACK_USUAL = 1.0  # seconds
-SLACK_WORST = 10.0  # seconds; sshd gives up a login after 120, people after less
-LEAST_SHARE = 0.9  # of logins that are about as fast as on the idle machine; what Meta's resctl-bench asks for, of a minute's samples
-MOST_STALLED = 0.1  # of the time that the operating system may stand still for want of memory
-LEAST_PRESSED = 0.5  # of the time in which the hog had most of its RAM: less shows nothing
-_INTERPRETER = 16 * MIB  # of each of the hog's processes, beside what it touches; all of them have at most an eighth of its memory
+SLACK_WORST = 10.0  # seconds; sshd gives up a login after 120 s, people earlier
+LEAST_SHARE = 0.9  # of logins must be about as fast as on the idle machine; Meta's resctl-bench requires it of a minute's samples
+MOST_STALLED = 0.1  # of the time, at most, may the operating system be stalled on memory
+LEAST_PRESSED = 0.5  # of the time, at least, must the hog be near its limit; less shows nothing
+_INTERPRETER = 16 * MIB  # RAM of each of the hog's processes beside what it touches; in total at most an eighth of the hog's memory
 
 
 class Hog(NamedTuple):
-    """Bytes to touch, by so many processes; `full`: bytes of RAM and swap together from which on it presses."""
+    """The hog: `size` bytes to touch in `processes` processes. It presses once it has `full` bytes of RAM and swap together."""
 
     size: int
     processes: int
@@ -33,33 +33,36 @@ class Hog(NamedTuple):
 
 
 def decide_hog(limits: DecidedLimits, cpus: int) -> Hog:
-    """Twice its RAM, so that each other touch is of swap, or what three quarters of its swap allow: it must not die of it."""
+    """Decide the size of the hog: twice its RAM limit, so that every other touch is of swap, or its RAM and three quarters of its swap.
+
+    The smaller of the two is used: the hog must not be killed for reaching its own limits.
+    """
     ram, swap = limits.memory_max.value, limits.swap_max.value
     room = min(2 * ram, ram + swap * 3 // 4) * 95 // 100
     processes = max(1, min(max(4, cpus), limits.tasks_max.value - 1, room // (8 * _INTERPRETER)))
-    # Of the limit, not of what it touches: a hog that is too small for its limit never presses, and the drill fails.
+    # `full` is a share of the limit, not of what the hog touches: a hog that is too small for its limit never presses, and the drill fails.
     return Hog(max(0, room - processes * _INTERPRETER), processes, ram * 3 // 4)
 
 
 def check_ready(budget: Budget, host: Host, occupants: Sequence[str], pressed: float | None) -> Finding:
-    """Whether the machine has anything to spare. `pressed`: the share of the last ten seconds that something waited for memory."""
+    """Check that the machine has memory to spare. `pressed`: the share (0 to 1) of the last ten seconds that tasks waited for memory."""
     if occupants:
-        return failed(f"{occupants[0]} runs, and the drill is in its place", f"systemctl stop {occupants[0]}")
+        return failed(f"{occupants[0]} is running, and the drill runs in its place", f"systemctl stop {occupants[0]}")
     kept = budget.protection.total + LEAST_MEMORY
     if host.memory_available < kept:
-        what = f"the machine is short of memory already: {format_size(host.memory_available)} are available, {format_size(kept)} are needed"
-        return failed(what, "Stop what uses it: ps aux --sort=-rss | head")
+        what = f"not enough memory is free: {format_size(host.memory_available)} available, {format_size(kept)} needed"
+        return failed(what, "Stop the programs that use it: ps aux --sort=-rss | head")
     if 2 * host.swap_used > host.swap:
-        what = f"{format_size(host.swap_used)} of {format_size(host.swap)} of swap are in use already"
-        return failed(what, "Stop what uses it, or give more: swap.size in config.yaml")
+        what = f"more than half of the swap is in use: {format_size(host.swap_used)} of {format_size(host.swap)}"
+        return failed(what, "Stop the programs that use it, or increase swap.size in config.yaml")
     if pressed is not None and pressed > 0.1:
-        return failed(f"something waited for memory in {pressed:.0%} of the last ten seconds", "Wait, or stop what uses it: top -o RES")
-    return passed("the machine has memory to spare")
+        return failed(f"tasks waited for memory in {pressed:.0%} of the last ten seconds", "Wait, or stop what uses memory: top -o RES")
+    return passed("enough memory is free")
 
 
 @dataclass(frozen=True)
 class DrillRow:
-    """One row of the table: a figure when idle and in the drill, None where it was not measured, and its bounds if it has any."""
+    """One row of the table: a figure of the idle machine and of the drill (None: not measured), with its bounds if it has any."""
 
     what: str
     unit: str  # "s", "%" (of a share, 0 to 1) or "" (a count)
@@ -70,14 +73,14 @@ class DrillRow:
 
     @property
     def met(self) -> bool:
-        """Whether it keeps its bounds. What has one and could not be measured does not."""
+        """Whether the figure keeps its bounds. A figure with a bound that could not be measured does not."""
         if self.least is None and self.most is None:
             return True
         low, high = -math.inf if self.least is None else self.least, math.inf if self.most is None else self.most
         return self.drill is not None and low <= self.drill <= high
 
     def cells(self) -> tuple[str, ...]:
-        """The row as text: what, idle, drill, bound, verdict."""
+        """Return the row as text: what, idle, drill, bound, verdict."""
         bound = f">= {_text(self.least, self.unit)}" if self.least is not None else f"<= {_text(self.most, self.unit)}"
         bounded = self.least is not None or self.most is not None
         word = ("met" if self.met else "FAILED") if bounded else ""
@@ -85,37 +88,37 @@ class DrillRow:
 
 
 class DrillSamples(NamedTuple):
-    """What was measured in one part of the drill: beside the hog, also while it fills, which is before `since`."""
+    """The samples of one part of the drill. Those beside the hog include the time in which it fills its memory, before `since`."""
 
     samples: Sequence[ProbeSample]
-    failed: Sequence[ProbeSample] = ()  # logins that came to nothing
-    since: float = -math.inf  # seconds since boot: when the hog began to press, and when it was last seen
-    until: float = math.inf
+    failed: Sequence[ProbeSample] = ()  # logins that failed
+    since: float = -math.inf  # seconds since boot, when the hog began to press
+    until: float = math.inf  # seconds since boot, when the hog was last seen
 
     def values(self, what: str) -> list[float]:
-        """The figures of one kind, in the order in which they were taken."""
+        """Return the figures of one kind, in the order in which they were taken."""
         return [sample.value for sample in self.samples if sample.what == what]
 
     def pressed(self, what: str) -> list[float]:
-        """The same of logins that were under way when the hog pressed, or later."""
+        """Return the figures of one kind, for logins that were running when the hog began to press, or later."""
         return [sample.value for sample in self.samples if sample.what == what and sample.at + sample.value >= self.since]
 
     def share(self, what: str) -> float | None:
-        """The share of the time in which the hog pressed that is in samples of shares; None if there are none of it."""
+        """Return the mean of the samples of shares over the time in which the hog pressed; None without samples of that time."""
         part = total = 0.0
         for sample in self.samples:
-            if sample.what == what:  # the one in which it began may be long, on a machine that stands still
+            if sample.what == what:  # the sample in which the pressing began can be long, on a machine that stands still
                 seconds = max(0.0, min(sample.at, self.until) - max(sample.at - sample.span, self.since))
                 part, total = part + seconds * sample.value, total + seconds
         return part / total if total else None
 
     def failures(self, what: str) -> int:
-        """How many of a kind came to nothing."""
+        """Return how many samples of one kind failed."""
         return sum(sample.what == what for sample in self.failed)
 
 
 class HogPressure(NamedTuple):
-    """What the hog did: the shares of the drill in which it was near its limit and in which it lived, and the pages that it touched."""
+    """The hog's activity: the shares of the drill in which it was near its limit and was alive, and the number of pages it touched."""
 
     near: float = 1.0
     lived: float = 1.0
@@ -123,7 +126,10 @@ class HogPressure(NamedTuple):
 
 
 def judge_drill(idle: DrillSamples, drill: DrillSamples, hog: HogPressure) -> tuple[DrillRow, ...]:
-    """The table. Shares are of the time in which the hog pressed: the quiet before would dilute them. What is worst, nothing dilutes."""
+    """Return the table of figures with their verdicts.
+
+    Shares are of the time in which the hog pressed, since the quiet time before would dilute them. Worst values are of the whole drill.
+    """
     lines = [*_logins("login", LOGIN, idle, drill)]
     if idle.values(SSH):
         lines += _logins("ssh to localhost", SSH, idle, drill)
@@ -136,14 +142,14 @@ def judge_drill(idle: DrillSamples, drill: DrillSamples, hog: HogPressure) -> tu
         if after is not None:
             lines.append(DrillRow(f"{unit} stalled for memory", "%", before, after, most=MOST_STALLED))
     lines.append(DrillRow("time with the hog near its limit", "%", None, hog.near, least=LEAST_PRESSED))
-    # Whoever killed it, the guard or the kernel, has protected the machine, and would have killed the model.
+    # Whether the guard or the kernel killed the hog: that protected the machine, but it would have killed the model.
     lines.append(DrillRow("time that the hog lived", "%", None, hog.lived, least=1.0))
     lines.append(DrillRow("pages that the hog touched", "", None, hog.pages, least=1))
     return tuple(lines)
 
 
 def bound_usual(idle: DrillSamples, what: str = LOGIN) -> float:
-    """Seconds up to which a login is about as fast as on the idle machine."""
+    """Return the seconds up to which a login counts as about as fast as on the idle machine."""
     return _slower(percentile(idle.values(what), 99), SLACK_USUAL)
 
 
@@ -162,9 +168,9 @@ def _logins(name: str, what: str, idle: DrillSamples, drill: DrillSamples) -> It
 
 
 def compare_latency(seconds: Iterable[float], every: float) -> list[float]:
-    """What people would have waited who log in at each moment `every` seconds apart.
+    """Return the waiting times of people who log in at moments `every` seconds apart.
 
-    One login of 10 s is not one slow login among many fast ones: who came 4 s after it began waited for 6 s.
+    One login of 10 s is not one slow login among many fast ones: a person who came 4 s after it began waited for 6 s.
     """
     waits = []
     for wait in seconds:
@@ -173,18 +179,18 @@ def compare_latency(seconds: Iterable[float], every: float) -> list[float]:
 
 
 def share_within(seconds: Sequence[float], bound: float) -> float | None:
-    """The share of figures of at most `bound`; None of none."""
+    """Return the share (0 to 1) of figures of at most `bound`; None if there are no figures."""
     return sum(value <= bound for value in seconds) / len(seconds) if seconds else None
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """The smallest of the values that `percent` of them do not exceed; 0.0 of none."""
+    """Return the smallest value that `percent` of the values do not exceed; 0.0 if there are no values."""
     ranked = sorted(values)
     return ranked[max(0, math.ceil(len(ranked) * percent / 100) - 1)] if ranked else 0.0
 
 
 def drill_as_json(lines: Iterable[DrillRow]) -> list[Mapping[str, object]]:
-    """The table for a program: seconds, and shares from 0 to 1."""
+    """Return the table for JSON, with seconds, and shares from 0 to 1."""
     return [{**vars(line), "met": line.met} for line in lines]
 
 

@@ -1,4 +1,4 @@
-"""The drill itself: logins are timed on the idle machine, then beside the hog, then until they are as fast as before."""
+"""The course of a drill: logins are timed on the idle machine, then beside the hog, then until they are as fast as before."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from vllm_safe.drill.drill_decision import DrillSamples, Hog, HogPressure, bound
 from vllm_safe.drill.hog_unit import FILL, StartHog, memory, occupants
 
 _TICK = 0.25  # seconds
-RECOVERY = 60.0  # seconds; longer is not waited
+RECOVERY = 60.0  # seconds; the drill does not wait longer for the machine to recover
 
 
 @dataclass
 class DrillProgress:
-    """What was measured so far. Bytes, pages per second, seconds."""
+    """The measurements so far, in bytes, pages per second and seconds."""
 
     seconds: float
     idle: DrillSamples = field(default_factory=lambda: DrillSamples(()))
     drill: DrillSamples = field(default_factory=lambda: DrillSamples(()))
-    ram: int = 0  # the most that the hog had
-    swap: int = 0
-    pages: float = 0.0  # that it touched, per second
-    touched: int = 0  # all of them
+    ram: int = 0  # the most RAM that the hog had
+    swap: int = 0  # the most swap that the hog had
+    pages: float = 0.0  # pages that the hog touched per second
+    touched: int = 0  # pages that the hog touched in total
     full: float = 0.0  # seconds in which the hog was near its limit
-    since: float = -math.inf  # seconds since boot: when it began to press, if it did, and when it was last seen
-    until: float = math.inf
-    ended: float | None = None  # how long after its start the hog was last seen, if it ended before its time
-    recovered: float | None = None  # how long after the hog's end a login was as fast as on the idle machine
+    since: float = -math.inf  # seconds since boot, when the hog began to press, if it did
+    until: float = math.inf  # seconds since boot, when the hog was last seen
+    ended: float | None = None  # seconds from the hog's start until it was last seen, if it ended early
+    recovered: float | None = None  # seconds from the hog's end until a login was as fast as on the idle machine
 
     @property
     def pressed(self) -> HogPressure:
-        """What the hog did."""
+        """The activity of the hog."""
         lived = 1.0
         if self.ended is not None:
             lived = (self.until - self.since) / self.seconds if self.begun else 0.0
@@ -51,7 +51,10 @@ Show = Callable[[str], None]
 
 
 def run_drill(step: StartHog, hog: Hog, seconds: float, show: Show) -> DrillProgress:
-    """All of it; the hog is gone at the end, whatever happens. Failure if it cannot be started, or if a model is."""
+    """Run the whole drill. The hog is gone at the end, whatever happens.
+
+    Raises Failure if the hog cannot be started, if no login succeeds on the idle machine, or if a model is started meanwhile.
+    """
     course = DrillProgress(seconds)
     found = {login_probes.LOGIN: login_probes.time_login}
     if login_probes.time_ssh() is not None:
@@ -61,14 +64,14 @@ def run_drill(step: StartHog, hog: Hog, seconds: float, show: Show) -> DrillProg
     course.idle = DrillSamples(idle.samples, idle.failed)
     if not course.idle.values(login_probes.LOGIN):
         raise Failure(
-            "no login worked on the idle machine: there is nothing to compare with", hint=f"Try: {' '.join(login_probes.LOGIN_COMMAND)}"
+            "no login succeeded on the idle machine: there is nothing to compare with", hint=f"Try: {' '.join(login_probes.LOGIN_COMMAND)}"
         )
     with login_probes.LoginWatch(found) as watch:
         try:
             step.run()
             _press(step, hog, course, lambda left: show(f"drill, {left:.0f} s to go: {_now(watch)}; hog {_gigabytes(*memory())}"))
         finally:
-            step.stop()  # before the login under way is waited for
+            step.stop()  # before the watch waits for the login that is still running
     course.drill = DrillSamples(watch.samples, watch.failed, course.since, course.until)
     course.recovered = _recover(bound_usual(course.idle), show)
     return course
@@ -76,22 +79,22 @@ def run_drill(step: StartHog, hog: Hog, seconds: float, show: Show) -> DrillProg
 
 def _press(step: StartHog, hog: Hog, course: DrillProgress, show: Callable[[float], None]) -> None:
     start = last = time.monotonic()
-    end = start + FILL  # the time that was asked for begins when the hog presses
+    end = start + FILL  # the requested time begins when the hog presses
     while True:
         now, (ram, swap) = time.monotonic(), memory()
-        if step.ended or (course.begun and not ram):  # its group may have gone before systemd-run says so
+        if step.ended or (course.begun and not ram):  # the hog's cgroup may be gone before systemd-run has ended
             course.ended = last - start
             break
         if others := occupants():
-            raise Failure(f"{others[0]} was started: the drill makes room for it", hint=f"Repeat the drill when {others[0]} is stopped.")
+            raise Failure(f"{others[0]} was started, so the drill was ended", hint=f"Repeat the drill when {others[0]} is stopped.")
         course.ram, course.swap = max(course.ram, ram), max(course.swap, swap)
         if ram + swap >= hog.full:
             if course.begun:
-                course.full += now - last  # a tick takes long when the machine is slow
+                course.full += now - last  # not _TICK: a tick takes longer on a slow machine
             else:
                 course.since, end = now, now + course.seconds
         last = now
-        if now >= end:  # after a last look: it lived until then
+        if now >= end:  # after a last check: the hog was alive until then
             break
         show(end - now)
         time.sleep(min(_TICK, max(0.0, end - time.monotonic())))

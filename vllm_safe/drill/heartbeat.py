@@ -1,6 +1,6 @@
-"""A heartbeat: a process that wants to run every 100 ms and says how long it could not. Its standard input's end is its own.
+"""The heartbeat: a process that wants to run every 100 ms and prints for how long it could not. It ends when its standard input ends.
 
-A process of its own, since a thread would also wait for what its process does. Standard library only.
+It is a process of its own, since a thread would also wait for other threads of its process. Standard library only.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ BEAT = 0.1  # seconds
 
 def main() -> None:
     """Print once a second the longest time between two beats since the last line, in seconds."""
-    last = said = time.monotonic()
+    last = printed = time.monotonic()
     longest = 0.0
     while True:
         ready, _, _ = select.select([0], (), (), BEAT)
@@ -23,10 +23,10 @@ def main() -> None:
             return
         now = time.monotonic()
         longest, last = max(longest, now - last), now
-        if now - said >= 1.0:
+        if now - printed >= 1.0:
             sys.stdout.write(f"{longest:.3f}\n")
             sys.stdout.flush()
-            said, longest = now, 0.0
+            printed, longest = now, 0.0
 
 
 if __name__ == "__main__":

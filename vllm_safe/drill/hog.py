@@ -1,7 +1,7 @@
-"""The hog: processes that touch memory at random, as much as they are told. Run by vllm-safe-drill.service as user vllm.
+"""The hog: processes that touch a given amount of memory at random. vllm-safe-drill.service runs it as user vllm.
 
-It ends by its own clock, and when its standard input ends: that is a pipe from the drill, which closes with it, however it dies.
-Standard library only: it must start on a machine that has little to spare.
+It ends after a given time, and when its standard input ends: that is a pipe from the drill, which closes when the drill ends, however
+that happens. Standard library only, since the hog must start on a machine that has little memory to spare.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import sys
 import time
 
 _PAGE = 4096
-_NOISE = 4 << 20  # bytes; what no compressor (zswap, zram) makes smaller, as quantized weights
-_BATCH = 8  # pages between two counts; where a page takes long, a minute may have no more than a few
+_NOISE = 4 << 20  # bytes of random data, which like quantized weights no compressor (zswap, zram) makes smaller
+_BATCH = 8  # pages between two updates of the count; where a page takes long, only a few may be touched in a minute
 _COUNT = struct.Struct("=Q")
 
 
 def main() -> None:
-    """`hog BYTES PROCESSES SECONDS`: prints each second how many pages were touched since the start."""
+    """Run `hog BYTES PROCESSES SECONDS`. Print every second how many pages were touched since the start."""
     size, processes, seconds = int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
     end = time.monotonic() + seconds
     counters = mmap.mmap(-1, processes * _COUNT.size)  # shared with the children
@@ -32,16 +32,17 @@ def main() -> None:
             ready, _, _ = select.select([0], (), (), min(1.0, left))
             if ready and not os.read(0, 512):
                 break
-            if os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):  # killed by whatever was short of memory: so is all of it
+            # A child that was killed for lack of memory ends the whole hog, as it would end a model.
+            if os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
                 break
             sys.stdout.write(f"{sum(_COUNT.unpack_from(counters, number * _COUNT.size)[0] for number in range(processes))}\n")
             sys.stdout.flush()
-    except OSError:  # nobody reads any more
+    except OSError:  # nobody reads the standard output any more
         pass
     finally:
         for child in children:
             os.kill(child, signal.SIGKILL)
-    os._exit(0)  # what is left of the children is systemd's: the unit ends with this process
+    os._exit(0)  # systemd ends what is left of the children: the unit ends with this process
 
 
 def _start(size: int, counters: mmap.mmap, number: int) -> int:
@@ -54,13 +55,13 @@ def _start(size: int, counters: mmap.mmap, number: int) -> int:
 
 
 def _touch(size: int, counters: mmap.mmap, number: int) -> None:
-    """Write half of the memory from its beginning, which is quick, and then pages at random, for ever."""
+    """Write the first half of the memory in sequence, which is quick, and then pages at random, for ever."""
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    memory.madvise(mmap.MADV_NOHUGEPAGE)  # one touch, one page
+    memory.madvise(mmap.MADV_NOHUGEPAGE)  # so that one touch is one page
     noise, pages, touched = random.randbytes(_NOISE), size // _PAGE, 0  # noqa: S311 - not a secret
     for start in range(0, size // 2 - _NOISE, _NOISE):
         memory[start : start + _NOISE] = noise
-    pick = random.Random(number).random  # noqa: S311 - likewise
+    pick = random.Random(number).random  # noqa: S311 - not a secret
     while True:
         for _ in range(_BATCH):
             page, start = int(pick() * pages) * _PAGE, int(pick() * (_NOISE - _PAGE))

@@ -1,4 +1,4 @@
-"""The hog's unit: a transient service where a model's would be, with what a model would have."""
+"""The hog's unit: a transient service in the models' slice, with the limits that a model would have."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from vllm_safe.drill.drill_decision import Hog
 UNIT = "vllm-safe-drill.service"
 CGROUP = Path(CGROUPS, MODELS_SLICE)
 FILL = 120.0  # seconds, at most, until the hog presses
-GRACE = 30.0  # seconds after the drill until systemd ends the hog, should nobody have done so; in half of it, it ends itself
+GRACE = 30.0  # seconds after the drill until systemd ends the hog, if it still runs; it ends itself after half of them
 
-# The hog first, whatever the configuration says of a model; it may read the program that it is, and nothing else.
+# The kernel kills the hog first, whatever the configuration sets for a model. The hog may read its own program, and nothing else.
 _OWN = {
     "Slice": MODELS_SLICE,
     "User": USER,
@@ -40,10 +40,13 @@ _OWN = {
 
 
 class StartHog:
-    """Start the hog. It ends with `stop`, when this process ends in any way, or by its own clock, or systemd's a little later."""
+    """The step that starts the hog. The hog ends with `stop`, when this process ends in any way, or after its time.
+
+    If it does not end by itself, systemd ends it a little later (RuntimeMaxSec=).
+    """
 
     def __init__(self, hog: Hog, properties: Mapping[str, object], seconds: float) -> None:
-        self.touched: list[int] = []  # pages since the start, each second
+        self.touched: list[int] = []  # for each second, the pages touched since the start
         self._process: subprocess.Popen[str] | None = None
         own = {**_OWN, "RuntimeMaxSec": f"{FILL + seconds + GRACE:.0f}"}
         words = [f"--property={name}={value}" for name, value in {**properties, **own}.items()]
@@ -63,14 +66,14 @@ class StartHog:
         ]
 
     def describe(self) -> str:
-        """The step in one line."""
+        """Describe the step in one line."""
         return f"run {shlex.join(self._command)}"
 
     def run(self) -> None:
-        """Start it, without waiting. Failure if there is no systemd."""
+        """Start the hog, without waiting for it. Raises Failure where there is no systemd-run."""
         pipe = subprocess.PIPE
         try:
-            # A session of its own: Ctrl-C is for us, who then end it in order.
+            # In a session of its own, so that Ctrl-C reaches only this process, which then ends the hog in order.
             self._process = subprocess.Popen(self._command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
         except OSError as error:
             raise Failure(f"cannot run systemd-run: {error.strerror}", hint="vllm-safe needs a machine booted with systemd.") from error
@@ -78,20 +81,20 @@ class StartHog:
 
     @property
     def ended(self) -> bool:
-        """Whether it runs no more, or never did."""
+        """Whether the hog has ended, or was never started."""
         return self._process is None or self._process.poll() is not None
 
     def stop(self) -> None:
-        """End it and wait until it has gone. Failure, with what systemd said, if it never ran."""
+        """End the hog and wait until it is gone. Raises Failure, with systemd's message, if it never ran."""
         if not (process := self._process):
             return
         self._process = None
-        with suppress(Failure):  # it has ended by itself, and systemd has forgotten it
+        with suppress(Failure):  # the hog has ended by itself, and systemd has unloaded its unit
             StopUnit(UNIT).run()
         process.wait()
-        said = process.stderr.read().strip() if process.stderr else ""
-        if not self.touched and said:
-            raise Failure(f"the hog did not start: {said.splitlines()[-1]}", hint=f"See: journalctl -b -u {UNIT}")
+        errors = process.stderr.read().strip() if process.stderr else ""
+        if not self.touched and errors:
+            raise Failure(f"the hog did not start: {errors.splitlines()[-1]}", hint=f"See: journalctl -b -u {UNIT}")
 
     def _follow(self) -> None:
         process = self._process
@@ -100,13 +103,13 @@ class StartHog:
 
 
 def memory() -> tuple[int, int]:
-    """Bytes of RAM and of swap that the hog's cgroup has now; psutil knows processes, whose shared pages it would count again."""
+    """Return the bytes of RAM and of swap that the hog has now."""
     ram, swap = (parse_number(read_kernel_file(f"{CGROUP}/{UNIT}/{name}")) for name in ("memory.current", "memory.swap.current"))
     return ram or 0, swap or 0
 
 
 def occupants() -> tuple[str, ...]:
-    """The units in the models' slice that have processes, but for the hog's own."""
+    """Return the units in the models' slice that have processes, except the hog's own."""
     return tuple(
         sorted(
             group.parent.name

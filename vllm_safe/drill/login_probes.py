@@ -1,7 +1,7 @@
-"""What a person at the machine would feel, as figures: each probe is a thread that appends samples. Standard library only.
+"""Probes of how the machine feels to a person. Each probe is a thread that appends samples. Standard library only.
 
-A login is what sshd's is, less its cryptography and PAM: systemd makes a scope in user.slice, the process moves into it and becomes a
-login shell, which runs a program that is not in the page cache. So PID 1, fork, exec, the shell's files and the disk are all in it.
+A login of a probe is one of sshd without cryptography and PAM: systemd creates a scope in user.slice, the process moves into it and
+becomes a login shell, which runs a program that is not in the page cache. So PID 1, fork, exec, the shell's files and the disk all count.
 """
 
 from __future__ import annotations
@@ -17,29 +17,29 @@ from pathlib import Path
 from typing import NamedTuple, Self
 
 LOGIN, SSH, PROGRAM, GAP, STALL = "login", "ssh", "program", "gap", "stall"
-SLICES = ("system.slice", "user.slice", "init.scope")  # the operating system: common/kernfs.py's, which this file must not import
-EVERY = 1.0  # seconds between the beginnings of two logins, where one takes no longer
-LONGEST = 120.0  # seconds; sshd's own LoginGraceTime: after that a login has failed
+SLICES = ("system.slice", "user.slice", "init.scope")  # the operating system; as in common/kernfs.py, which this file must not import
+EVERY = 1.0  # seconds between the beginnings of two logins, unless one takes longer
+LONGEST = 120.0  # seconds; sshd's own LoginGraceTime, after which a login has failed
 
 SHELL = Path("/bin/bash")
-# Essential on Debian, and nothing that runs all the time keeps it in RAM.
+# This program is essential on Debian, and no program that runs all the time keeps it in RAM.
 RARE = Path("/usr/bin/find")
 LOGIN_COMMAND = (
     *("systemd-run", "--quiet", "--collect", "--scope", "--slice=user.slice", "--description=vllm-safe drill: a login"),
-    # Without the user's own files: what is in them is not ours to run again and again.
+    # Without the user's own profile files, which must not be run again and again.
     *("env", "-i", "HOME=/nonexistent", "PATH=/usr/bin:/bin", str(SHELL), "-l", "-c", f"exec {RARE} --version"),
 )
 SSH_COMMAND = (
     *("ssh", "-F", "none", "-o", "BatchMode=yes", "-o", "PreferredAuthentications=publickey", "-o", "LogLevel=ERROR"),
-    # To this machine itself, with a key that need not be believed: nothing is added to known_hosts.
+    # To this machine itself, so the host key need not be verified, and nothing is added to known_hosts.
     *("-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "localhost", "true"),
 )
 
 
 class ProbeSample(NamedTuple):
-    """One figure: `what` is LOGIN, SSH, PROGRAM, GAP (seconds) or STALL:SLICE (a share of the time, 0 to 1).
+    """One figure. `what` is LOGIN, SSH, PROGRAM or GAP (the value is in seconds), or STALL:SLICE (a share of the time, 0 to 1).
 
-    `at`: seconds since boot, of a login's beginning, or of the end of the `span` seconds that a share is of.
+    `at` is in seconds since boot: when a login began, or when the `span` seconds ended over which a share was measured.
     """
 
     at: float
@@ -49,7 +49,7 @@ class ProbeSample(NamedTuple):
 
 
 def drop_from_cache(path: Path) -> None:
-    """Have the kernel drop a program from the page cache, as far as nobody has it mapped."""
+    """Make the kernel drop a program from the page cache, except for pages that some process has mapped."""
     with suppress(OSError):
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -59,7 +59,7 @@ def drop_from_cache(path: Path) -> None:
 
 
 def time_command(command: Sequence[str], *cold: Path) -> float | None:
-    """The seconds that a command takes with the programs `cold` not in the cache, at most LONGEST; None if it failed."""
+    """Return the seconds that a command takes when the programs `cold` are not cached, at most LONGEST; None if it failed."""
     for path in cold:
         drop_from_cache(path)
     start = time.monotonic()
@@ -74,22 +74,22 @@ def time_command(command: Sequence[str], *cold: Path) -> float | None:
 
 
 def time_login() -> float | None:
-    """One login, as `timed` has it."""
+    """Time one login. Return seconds, or None if it failed."""
     return time_command(LOGIN_COMMAND, SHELL, RARE)
 
 
 def time_ssh() -> float | None:
-    """One login over ssh to this machine; None where no sshd listens, or it takes none of our keys."""
+    """Time one login over ssh to this machine. Return seconds, or None where no sshd listens or it accepts none of the user's keys."""
     return time_command(SSH_COMMAND)
 
 
 def time_program() -> float | None:
-    """One fork and exec of a program that is not in the cache."""
+    """Time one fork and exec of a program that is not cached. Return seconds, or None if it failed."""
     return time_command((str(RARE), "--version"), RARE)
 
 
 def system_stalls(unit: str) -> float | None:
-    """Seconds since boot in which nobody in a unit could run for want of memory (PSI); None without PSI. See kernfs.parse_stall."""
+    """Return the seconds since boot in which every task in a unit was stalled on memory (PSI, full); None without PSI."""
     try:
         text = Path("/sys/fs/cgroup", unit, "memory.pressure").read_text()
         return int(text.rsplit("total=", 1)[1]) / 1e6  # the last line is "full avg10=... total=MICROSECONDS"
@@ -98,11 +98,11 @@ def system_stalls(unit: str) -> float | None:
 
 
 class LoginWatch:
-    """A context manager that takes samples until its end; `samples` can be read at any time. `probes`: by the name of their samples."""
+    """A context manager that takes samples until its end. `samples` can be read at any time. `probes` has the probes by `what`."""
 
     def __init__(self, probes: dict[str, Callable[[], float | None]]) -> None:
         self.samples: list[ProbeSample] = []
-        self.failed: list[ProbeSample] = []  # of probes that came to nothing: how long they took is not a login's time
+        self.failed: list[ProbeSample] = []  # probes that failed; the time that they took is not that of a login
         self._end = threading.Event()
         self._threads = [threading.Thread(target=self._repeat, args=item, daemon=True) for item in probes.items()]
         self._threads += [threading.Thread(target=work, daemon=True) for work in (self._follow_heart, self._follow_pressure)]
@@ -117,7 +117,7 @@ class LoginWatch:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End, and wait for the login that is under way: it began in our time."""
+        """End the probes, and wait for the login that is running, since it began in the watched time."""
         self._end.set()
         if self._heart and self._heart.stdin:
             self._heart.stdin.close()
@@ -128,11 +128,11 @@ class LoginWatch:
             self._heart.stdout.close()
 
     def last(self, what: str) -> float | None:
-        """The last value of a kind."""
+        """Return the last value of a kind, or None."""
         return next((sample.value for sample in reversed(self.samples) if sample.what == what), None)
 
     def worst(self, what: str) -> float | None:
-        """The largest value of a kind."""
+        """Return the largest value of a kind, or None."""
         return max((sample.value for sample in self.samples if sample.what == what), default=None)
 
     def _repeat(self, what: str, probe: Callable[[], float | None]) -> None:
@@ -154,7 +154,7 @@ class LoginWatch:
         last = time.monotonic()
         ended = False
         while not ended:
-            ended = self._end.wait(EVERY)  # what is left at the end counts too: it may be where the machine stood still
+            ended = self._end.wait(EVERY)  # the rest at the end is measured too: it may be when the machine stood still
             now, after = time.monotonic(), _pressures()
             for unit in before.keys() & after.keys():
                 share = min(1.0, (after[unit] - before[unit]) / (now - last))

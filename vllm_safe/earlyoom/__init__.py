@@ -1,1 +1,1 @@
-"""earlyoom: what the administrator wrote for it, and the arguments that it gets."""
+"""earlyoom: the administrator's own arguments for it, and those that vllm-safe gives it."""

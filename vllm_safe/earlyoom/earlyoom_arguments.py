@@ -40,11 +40,11 @@ class EarlyoomFiles:
 
 
 def decide_earlyoom_arguments(config: Config) -> tuple[str, ...]:
-    """What earlyoom is started with. Only options that 1.7, 1.8 and 1.9 all have: an unknown one ends it (exit 13)."""
+    """Decide the arguments of earlyoom: only options that 1.7, 1.8 and 1.9 all have, since it exits (13) on an unknown one."""
     earlyoom = config.earlyoom
-    memory = min(earlyoom.memory, 99)  # the most that -m takes
+    memory = min(earlyoom.memory, 99)  # the maximum that -m accepts
     thresholds = ("-m", f"{memory:g}", "-s", f"{earlyoom.swap:g}")  # SIGTERM below both, SIGKILL below half of both
-    # One report an hour is Debian's own choice; without -r there is one each second.
+    # One report an hour is Debian's default; without -r there is one every second.
     return (*thresholds, "-r", "3600", "--prefer", earlyoom.prefer, "--avoid", earlyoom.avoid)
 
 
@@ -61,9 +61,9 @@ def keep_earlyoom(there: EarlyoomFiles) -> EarlyoomFiles:
 
 
 def join_arguments(arguments: tuple[str, ...]) -> str:
-    r"""One string that systemd splits into exactly these words where a unit says ExecStart=... $NAME.
+    r"""Join arguments to one string that systemd splits into exactly these words for ExecStart=... $NAME in a unit.
 
-    It splits at whitespace, respects and removes quotes, and eats one backslash before any character, in quotes too
+    systemd splits at whitespace, respects and removes quotes, and removes one backslash before any character, inside quotes too
     (systemd.service(5), "Command lines"; earlyoom issue 57).
     """
     return " ".join(_quote_word(word) for word in arguments)
@@ -76,5 +76,5 @@ def _quote_word(word: str) -> str:
 
 
 def _quote_value(value: str) -> str:
-    r"""A double-quoted value of an environment file: there, a backslash before one of " \ ` $ stands for that character."""
+    r"""Quote a value for an environment file. Inside double quotes, a backslash before one of " \ ` $ stands for that character."""
     return '"' + re.sub(r'(["\\`$])', r"\\\1", value) + '"'

@@ -1,4 +1,4 @@
-"""The output of `vllm-safe status` on a model: values for programs, and lines of 80 columns for people. Pure: the time zone is handed in."""
+"""The output of `vllm-safe status`: values for programs, and lines of 80 columns for people. Pure: the time zone is handed in."""
 
 from __future__ import annotations
 

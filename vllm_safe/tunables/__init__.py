@@ -1,1 +1,1 @@
-"""Kernel tunables that hold while a model runs: facts, the decision, and the steps there and back."""
+"""Kernel tunables that apply while a model runs: facts, the decision, and the steps that set and restore them."""

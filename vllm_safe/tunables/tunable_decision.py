@@ -1,4 +1,4 @@
-"""Which kernel tunables are to have another value while a model runs."""
+"""The decision which kernel tunables get another value while a model runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def decide_tunables(config: Config, there: Mapping[str, str]) -> dict[str, str]:
-    """The value that each is to have, by path, in the kernel's own words. `there`: what each has now."""
+    """Decide the value that each tunable gets, by path, as the kernel writes it. `there` has the current values."""
     wanted = dict(there)
     if LRU_GEN in there and config.tunables.lru_gen and not _is_on(there[LRU_GEN]):
         wanted[LRU_GEN] = "y"

@@ -1,4 +1,4 @@
-"""Kernel tunables below /sys that decide how a model swaps, as they are now."""
+"""Current values of the kernel tunables in /sys that determine how a model swaps."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-LRU_GEN = "/sys/kernel/mm/lru_gen/enabled"  # a bit mask, in hexadecimal; the lowest bit is the whole of it
+LRU_GEN = "/sys/kernel/mm/lru_gen/enabled"  # a bit mask in hexadecimal; the lowest bit turns the feature on
 
 
 def read_tunables(root: Path = Path("/")) -> dict[str, str]:
-    """What each has now, by path, without those that this kernel has not, or that cannot be written here (a container's /sys)."""
+    """Read the current value of each tunable, by path.
+
+    A tunable is left out if this kernel does not have it, or if it cannot be written here, as in a container's read-only /sys.
+    """
     found = {}
     for path in (LRU_GEN,):
         file = root / path.lstrip("/")

@@ -1,9 +1,10 @@
-"""Steps on kernel tunables: what each had is written down before it is changed, and that is what is restored, whoever asks.
+"""Steps on kernel tunables. The previous value of each is saved before a change, and restored later, whoever asks for it.
 
-The notes need no configuration, outlive whoever was killed half-way, and go with the next boot, as the changes do.
+The saved values need no configuration, survive a process that was killed half-way, and are gone after the next boot, as the changes are.
 
-Nothing is changed while anybody's memory is taken back: a kernel that switches its LRU may find both the old and the new one empty for a
-moment, and a container at its limit is then killed for nothing (kernel commit a6a8c087dc, of 2026). Beside no model it is mostly quiet.
+Nothing is changed while the kernel reclaims memory. A kernel that switches its LRU can find both the old and the new one empty for a
+moment, and then kills a container that is at its limit for nothing (kernel commit a6a8c087dc, of 2026). Without a model, a machine
+mostly reclaims no memory.
 """
 
 from __future__ import annotations
@@ -22,45 +23,48 @@ from vllm_safe.common.kernfs import MEMORY_PRESSURE, parse_stall, read_kernel_fi
 if TYPE_CHECKING:
     from vllm_safe.common.steps import Step
 
-_KERNELS = "/sys/"  # where the kernel's files are; a note of anything else is none of ours
+_KERNELS = "/sys/"  # the folder of the kernel's files; a saved value for any other path was not written by these steps
 
 
 @dataclass(frozen=True)
 class AwaitCalm:
-    """Wait for `calm` seconds in a row in which no memory was taken back, for at most `patience` seconds. Without PSI nobody can tell."""
+    """Wait for `calm` seconds in a row without memory reclaim, for at most `patience` seconds.
 
-    calm: float = 2.5  # the kernel adds up every two seconds (PSI_FREQ)
+    Without PSI in the kernel this cannot be observed, and the step succeeds after `calm` seconds.
+    """
+
+    calm: float = 2.5  # longer than the two seconds after which the kernel updates its averages (PSI_FREQ)
     patience: float = 30.0
 
     def describe(self) -> str:
-        """The step in one line."""
-        return f"wait until no memory is taken back, at most {self.patience:g} s"
+        """Describe the step in one line."""
+        return f"wait until the kernel reclaims no memory, at most {self.patience:g} s"
 
     def run(self) -> None:
-        """Failure when it goes on."""
+        """Wait. Raises Failure if the kernel still reclaims memory after `patience` seconds."""
         end, before = time.monotonic() + self.patience, _stalled()
         while time.monotonic() < end:
             time.sleep(self.calm)
             if (now := _stalled()) == before:
                 return
             before = now
-        what = f"the machine has been short of memory for {self.patience:g} s: the kernel tunables stay as they are"
-        raise Failure(what, hint="A model runs without them too. Later: systemctl restart vllm-safe-tunables")
+        what = f"the machine has been short of memory for {self.patience:g} s; the kernel tunables were not changed"
+        raise Failure(what, hint="A model also runs without them. To try again: systemctl restart vllm-safe-tunables")
 
 
 @dataclass(frozen=True)
 class SetTunable:
-    """Write a value to a file of the kernel's, which is there: none is made."""
+    """Write a value to an existing file of the kernel. A missing file is not created."""
 
     path: str
     value: str
 
     def describe(self) -> str:
-        """The step in one line."""
+        """Describe the step in one line."""
         return f"set {self.path} to {self.value}"
 
     def run(self) -> None:
-        """Failure if the kernel refuses, or has no such file."""
+        """Write the value. Raises Failure if the kernel refuses it or does not have the file."""
         try:
             with Path(self.path).open("r+", encoding="ascii") as file:
                 file.write(self.value)
@@ -69,17 +73,17 @@ class SetTunable:
 
 
 def tunables_steps(wanted: Mapping[str, str], there: Mapping[str, str], notes: Path = paths.TUNABLES) -> tuple[Step, ...]:
-    """The steps from what is `there` to what is `wanted`."""
+    """Return the steps from the current values `there` to the `wanted` ones."""
     changed = {path: value for path, value in wanted.items() if there[path] != value}
     if not changed:
         return ()
-    before = {path: there[path] for path in changed} | _noted(notes)  # what was noted first is what was there before us
+    before = {path: there[path] for path in changed} | _noted(notes)  # the value that was saved first is that from before any change
     text = "".join(f"{path} {value}\n" for path, value in before.items())
     return (AwaitCalm(), WriteFile(notes, text), *(SetTunable(path, value) for path, value in changed.items()))
 
 
 def undo_tunables_steps(notes: Path = paths.TUNABLES) -> tuple[Step, ...]:
-    """The steps back to what was there before the first change."""
+    """Return the steps that restore the values from before the first change."""
     before = _noted(notes)
     return (AwaitCalm(), *(SetTunable(path, value) for path, value in before.items()), RemoveFile(notes)) if before else ()
 

@@ -1,1 +1,1 @@
-"""Issue 3's benchmark: how long a login takes while a model server misbehaves, under what a user might pick to protect the machine."""
+"""The benchmark of issue 3: how long a login takes while a model server misbehaves, with each set-up a user might choose for protection."""

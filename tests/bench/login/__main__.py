@@ -1,7 +1,7 @@
-"""`python -m tests.bench.login`: measure the matrix, or what of it is asked for, and write table, picture and raw samples.
+"""`python -m tests.bench.login`: measure the matrix, or the selected part of it, and write the table, the picture and the samples.
 
-Rounds are outermost and set-ups in turn within each, so that what changes on the host hits all of them. What was measured is kept: the same
-command again goes on where it was broken off, --fresh begins anew, and --report measures nothing.
+Rounds are the outermost loop, with the set-ups in turn within each, so that a change on the host affects all of them. Results are kept: the
+same command resumes where it was interrupted, --fresh begins anew, and --report measures nothing.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from vllm_safe.common.sizes import format_span
 HERE = Path(__file__).parent
 FILE, OF = "summary.jsonl", "login-raw"
 HOGS = ("anonymous", "leak", "reader", "forkbomb", "mlock")
-BOOT, BETWEEN = 45.0, 15.0  # seconds, about: a machine with its set-up; around a cell, where nothing of it hangs
+BOOT, BETWEEN = 45.0, 15.0  # seconds, roughly: to boot a machine with its set-up; beside a cell's own time, if nothing hangs
 WORDS = """# Logins while a model server misbehaves
 
 Made by `{command}`. A machine of {memory} MiB RAM with a swapfile of 6 GiB, 2 processors and a disk held to so many IOPS and 120 MiB/s;
@@ -45,7 +45,7 @@ time, counts as {longest:.0f} s.
 
 
 def main() -> int:
-    """Exit code 0 when all that was asked for is measured."""
+    """Measure. Return the exit code, which is 0 when all selected cells have been measured."""
     options = _parse(sys.argv[1:])
     if options.fresh and not options.report and not options.plan:
         shutil.rmtree(options.out / OF, ignore_errors=True)

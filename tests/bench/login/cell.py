@@ -1,4 +1,4 @@
-"""One cell of the matrix: one hog on one machine, timed from inside and, by fresh ssh logins over the network, from outside."""
+"""One cell of the matrix: one hog on one machine, timed from inside, and from outside by new ssh logins over the network."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from tests.beds.vm import Virtual
 from tests.bench.login.setups import GUEST, PROGRESS, Setup
 
 AFTER = 15.0  # seconds after the hog's end in which logins are still timed
-PATIENCE = 60.0  # seconds for the machine to obey when it is told to end the hog: then somebody drives over and presses the button
+PATIENCE = 60.0  # seconds for the machine to obey the command to end the hog; after that, a person would drive over and press the button
 LONGEST = 120.0  # seconds; sshd's own LoginGraceTime
 BYSTANDERS = ("ssh.service", "systemd-journald.service", "systemd-logind.service", "dbus.service", "cron.service", "bystander.service")
 
 
 @dataclass(frozen=True)
 class Cell:
-    """Which one; `disk` in I/O operations a second."""
+    """The parameters of a cell. `disk` is in I/O operations a second."""
 
     setup: str
     hog: str
@@ -35,28 +35,28 @@ class Cell:
 
     @property
     def file(self) -> str:
-        """Its raw samples."""
+        """The name of the file with the cell's raw samples."""
         return f"{self.name}.csv"
 
 
 def measure(bed: Virtual, setup: Setup, cell: Cell, seconds: float, folder: Path) -> None:
-    """Write the cell's file: lines `seconds since the hog's start,what,value`. It is there when it is whole.
+    """Measure a cell and write its file, with lines `seconds since the hog's start,what,value`. It exists once it is complete.
 
-    Raises BedError where the machine is of no more use; if it is because of the hog, that is a result, and in the file.
+    Raises BedError where the machine cannot be used any more. If the hog caused that, it is a result, and in the file.
     """
     bed.throttle(iops=cell.disk, bytes_per_second=120 << 20)
     ram = int(bed.out("awk '/MemTotal/ {print $2}' /proc/meminfo")) << 10
     inside = bed.share / "inside.csv"
     inside.unlink(missing_ok=True)
     bed.run("systemctl is-active bystander || systemd-run --quiet --unit=bystander sleep infinity", check=False)
-    bed.run(f"systemctl start {' '.join(BYSTANDERS[:-1])}", check=False)  # whatever the last cell has killed
+    bed.run(f"systemctl start {' '.join(BYSTANDERS[:-1])}", check=False)  # restart those that the last cell has killed
     setup.check(bed)
     ssh = bed.ssh("find", "--version")
-    subprocess.run(ssh, check=True, capture_output=True, timeout=LONGEST)  # what one login has read, the next finds, in every set-up
+    subprocess.run(ssh, check=True, capture_output=True, timeout=LONGEST)  # caches the files that every login reads, in every set-up
     bed.run(f"setsid python3 {GUEST}/inside.py /bed/inside.csv {PROGRESS} </dev/null >/root/inside.log 2>&1 & echo $! >/run/inside.pid")
     before = _alive(bed)
     lines: list[tuple[float, str, float]] = []
-    if setup.hog:  # its time begins when it begins, however long the start took
+    if setup.hog:  # the hog's time begins when it runs, however long its start took
         setup.start(bed, cell.hog, ram, seconds)
         bed.wait_for("the hog runs", lambda: bed.exists(PROGRESS), timeout=120)
     start = time.time()
@@ -65,11 +65,11 @@ def measure(bed: Virtual, setup: Setup, cell: Cell, seconds: float, folder: Path
     end = time.time()
     lines.append((end - start, "end", 0.0))
     stuck = None
-    with ThreadPoolExecutor(1) as pool:  # people go on trying meanwhile
-        told = pool.submit(setup.end, bed, PATIENCE) if setup.hog else pool.submit(bool)
-        _log_in(ssh, start, lambda: time.time() < end + AFTER or not told.done(), end + PATIENCE, lines)
+    with ThreadPoolExecutor(1) as pool:  # logins continue meanwhile
+        ended = pool.submit(setup.end, bed, PATIENCE) if setup.hog else pool.submit(bool)
+        _log_in(ssh, start, lambda: time.time() < end + AFTER or not ended.done(), end + PATIENCE, lines)
     try:
-        lines.append((end - start, "alive", float(told.result())))
+        lines.append((end - start, "alive", float(ended.result())))
         bed.run("kill $(cat /run/inside.pid)", check=False)
         after = _alive(bed)
         lines.append((time.time() - start, "bystanders", float(sum(before[unit] != after.get(unit) for unit in before))))
@@ -90,7 +90,7 @@ def measure(bed: Virtual, setup: Setup, cell: Cell, seconds: float, folder: Path
 
 
 def _log_in(command: list[str], start: float, on: Callable[[], bool], last: float, lines: list[tuple[float, str, float]]) -> None:
-    """One fresh login after the other, a second apart where they are quicker, for as long as `on()`, and none of them beyond `last`."""
+    """Log in again and again, at least a second apart, as long as `on()` is true. No login lasts beyond `last`."""
     while on() and (begin := time.time()) < last:
         quiet, longest = subprocess.DEVNULL, min(LONGEST, last - begin)
         try:
@@ -103,7 +103,7 @@ def _log_in(command: list[str], start: float, on: Callable[[], bool], last: floa
 
 
 def _alive(bed: Virtual) -> dict[str, str]:
-    """The run of each bystander that is up."""
+    """Return the invocation of each bystander that is running."""
     found = {}
     for unit in BYSTANDERS:
         shown = bed.properties(unit, "ActiveState", "InvocationID", "NRestarts")
@@ -113,7 +113,7 @@ def _alive(bed: Virtual) -> dict[str, str]:
 
 
 def _tidy(bed: Virtual, setup: Setup) -> None:
-    """Leave nothing of the hog to the next cell: no process, no count, nothing swapped out. Raises BedError where that fails."""
+    """Remove everything of the hog before the next cell: processes, counts, swapped-out pages. Raises BedError where that fails."""
     bed.throttle()
     bed.run("swapoff -a; swapon -a; swapon /swapfile", check=False, timeout=300)
     if setup.hog:

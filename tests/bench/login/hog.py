@@ -1,6 +1,6 @@
-"""The hogs, each a program in the place of a model server: `hog.py KIND RAM SECONDS`, RAM in bytes. Runs in the guest; no package of ours.
+"""The hogs, each a program in the place of a model server: `hog.py KIND RAM SECONDS`, RAM in bytes. Runs in the guest, without the package.
 
-Beside what it does to the machine it counts in the file `progress` of its working folder: pages touched, bytes read.
+Each counts the pages that it touches, or the bytes that it reads, in the file `progress` of its working folder.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 PAGE, CHUNK = 4096, 4 << 20
-FILES = Path("/srv/hog")  # what the reader reads; made before
-NOISE = random.randbytes(CHUNK)  # noqa: S311 - no secret: what no compressor makes smaller
+FILES = Path("/srv/hog")  # the files that the reader reads, made before
+NOISE = random.randbytes(CHUNK)  # noqa: S311 - not a secret, but data that no compressor makes smaller
 COUNT = struct.Struct("=Q")
 
 
 def touch(memory: mmap.mmap, pages: int, number: int = 0) -> Iterator[int]:
-    """Write pages at random, for ever; yields how many since the last time."""
-    pick = random.Random(number).random  # noqa: S311 - likewise
+    """Write pages at random, for ever. Yield the number of pages since the last yield."""
+    pick = random.Random(number).random  # noqa: S311 - not a secret
     while True:
         for _ in range(64):
             page, start = int(pick() * pages) * PAGE, int(pick() * (CHUNK - PAGE))
@@ -32,12 +32,12 @@ def touch(memory: mmap.mmap, pages: int, number: int = 0) -> Iterator[int]:
 
 
 def take(size: int) -> mmap.mmap:
-    """Anonymous memory that nothing is in yet."""
+    """Return untouched anonymous memory."""
     return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
 
 def anonymous(size: int, number: int) -> Iterator[int]:
-    """Fill half of the memory from its beginning, then write pages at random."""
+    """Fill the first half of the memory in sequence, then write pages at random."""
     memory = take(size)
     for start in range(0, size // 2 - CHUNK, CHUNK):
         memory[start : start + CHUNK] = NOISE
@@ -46,7 +46,7 @@ def anonymous(size: int, number: int) -> Iterator[int]:
 
 
 def leak(size: int, seconds: float) -> Iterator[int]:
-    """Keep everything, and take more at an even rate, over the limit in half of the time."""
+    """Allocate more and more at an even rate and free nothing, so that the limit is exceeded in half of the time."""
     begin, memory = time.monotonic(), take(size)
     for start in range(0, size - CHUNK, CHUNK):
         memory[start : start + CHUNK] = NOISE
@@ -56,7 +56,7 @@ def leak(size: int, seconds: float) -> Iterator[int]:
 
 
 def read(number: int) -> Iterator[int]:
-    """Read the files through, again and again, as loading weights does."""
+    """Read the files from beginning to end, again and again, as loading weights does."""
     paths = sorted(FILES.iterdir())
     while True:
         for path in paths[number:] + paths[:number]:
@@ -66,7 +66,7 @@ def read(number: int) -> Iterator[int]:
 
 
 def lock(size: int) -> Iterator[int]:
-    """Lock memory, which nothing can then take back, as pinned CUDA memory is; then touch as much that is not locked."""
+    """Lock memory so that the kernel cannot reclaim it, as pinned CUDA memory; then touch the same amount that is not locked."""
     libc, locked = ctypes.CDLL(None, use_errno=True), []
     for _ in range(0, size, CHUNK):
         memory = take(CHUNK)
@@ -78,7 +78,7 @@ def lock(size: int) -> Iterator[int]:
 
 
 def crew(kind: str, ram: int, seconds: float) -> list[Callable[[], Iterator[int]]]:
-    """What each process of a hog does."""
+    """Return what each process of a hog does."""
     kinds: dict[str, list[Callable[[], Iterator[int]]]] = {
         "anonymous": [lambda number=number: anonymous(ram * 24 // 10 // 4, number) for number in range(4)],
         "leak": [lambda: leak(ram * 2, seconds)],
@@ -90,7 +90,7 @@ def crew(kind: str, ram: int, seconds: float) -> list[Callable[[], Iterator[int]
 
 
 def main() -> None:
-    """Start the crew and wait until somebody ends us."""
+    """Start the processes and wait until this one is ended."""
     workers = crew(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]))
     with Path("progress").open("wb+") as file:
         file.truncate(len(workers) * COUNT.size)

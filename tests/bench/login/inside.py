@@ -1,4 +1,4 @@
-"""What is measured in the guest, by the drill's own probes: `inside.py FILE PROGRESS` appends CSV lines to FILE until it is killed."""
+"""Measurements in the guest, with the drill's own probes: `inside.py FILE PROGRESS` appends CSV lines to FILE until it is killed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vllm_safe.drill import login_probes
 
 
 def progress(path: Path) -> int | None:
-    """What all processes of the hog have done since its start; None when there is no hog."""
+    """Return the count of all processes of the hog since its start; None when there is no hog."""
     try:
         text = path.read_bytes()
     except OSError:
@@ -21,7 +21,7 @@ def progress(path: Path) -> int | None:
 
 
 def main() -> None:
-    """Append `time,what,value`: Unix seconds, and what probes.Sample has."""
+    """Append lines `time,what,value`: Unix seconds, and the fields of a ProbeSample."""
     offset = time.time() - time.monotonic()
     with (
         Path(sys.argv[1]).open("a", buffering=1) as file,

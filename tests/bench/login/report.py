@@ -26,12 +26,15 @@ HEAD = (
     "of plan",
     "alive",
 )
-WIDE, HIGH, LEFT, RIGHT, PEAK = 720, 52, 130, 230, 30.0  # of the picture: pixels, and the seconds that are a panel's whole height
+WIDE, HIGH, LEFT, RIGHT, PEAK = 720, 52, 130, 230, 30.0  # sizes of the picture in pixels; PEAK: seconds for the whole height of a panel
 COLOURS = {True: "#2a9d5c", False: "#c8362f"}
 
 
 def table(runs: Sequence[Run]) -> list[tuple[str, ...]]:
-    """A row for each hog, disk and set-up: medians of its rounds; of what is worst, the median of each round's worst / the worst of all."""
+    """Return a row for each hog, disk and set-up, with medians of its rounds.
+
+    Worst values have two figures: the median of each round's worst / the worst of all rounds.
+    """
     rows: list[tuple[str, ...]] = [HEAD]
     for hog, disk in sorted({(run.cell.hog, run.cell.disk) for run in runs if run.cell.setup != "idle"}):
         for setup in dict.fromkeys(run.cell.setup for run in runs):
@@ -44,19 +47,19 @@ def table(runs: Sequence[Run]) -> list[tuple[str, ...]]:
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """The table, its first row above a line."""
+    """Return the rows as a Markdown table, with a line below the first row."""
     return "\n".join(f"| {' | '.join(row)} |" for row in (rows[0], ("---",) * len(rows[0]), *rows[1:]))
 
 
 def _of(runs: Iterable[Run], setup: str, hog: str, disk: int) -> list[Run]:
-    """The rounds of one row."""
+    """Return the rounds of one row."""
     return [run for run in runs if run.cell.setup == setup and run.cell.disk == disk and run.cell.hog in {hog, "-"}]
 
 
 def _idle(runs: Iterable[Run], of: Iterable[Run]) -> list[float]:
-    """For each of them the 99th percentile of logins on the idle machine: of its round, for the host is not as fast in each; else of all.
+    """Return for each run the 99th percentile of logins on the idle machine; 0.0 while that has not been measured.
 
-    0.0 while it has not been measured.
+    It is that of the same round, since the host is not equally fast in each; if that is missing, that of all rounds.
     """
     idle = [run for run in runs if run.cell.setup == "idle"]
     bounds = []
@@ -91,7 +94,7 @@ def _figures(same: Sequence[Run], idle: Sequence[float], plan: float) -> Iterabl
 
 
 def _back(same: Sequence[Run], idle: Sequence[float]) -> str:
-    """Seconds from when the machine is told to end the hog until a login has been within twice the idle ones; `>` if none was."""
+    """Return the seconds from the command to end the hog until a login took at most twice the idle time; `>` if none did."""
     times = []
     for run, usual in zip(same, idle, strict=True):
         late = [login for login in run.after() if login.good and login.took <= 2 * usual]
@@ -105,7 +108,7 @@ def _pace(same: Sequence[Run]) -> float:
 
 
 def picture(runs: Sequence[Run], hog: str, disk: int) -> str:
-    """An SVG: below each other the set-ups, each login a bar from its beginning to its end, as high as it is long."""
+    """Return an SVG with one panel below another for the set-ups. Each login is a bar from its beginning to its end, as high as long."""
     panels = _middle(run for run in runs if run.cell.disk == disk and run.cell.hog in {hog, "-"})
     span = max((run.end for run in panels.values()), default=60.0) + 10
     body = [
@@ -133,7 +136,7 @@ def picture(runs: Sequence[Run], hog: str, disk: int) -> str:
 
 
 def _middle(runs: Iterable[Run]) -> dict[str, Run]:
-    """Of each set-up's rounds the one whose worst login is the median of all: neither its luck nor its misfortune."""
+    """Return for each set-up the round whose worst login is the median of all rounds, neither the luckiest nor the unluckiest."""
     found: dict[str, list[Run]] = {}
     for run in runs:
         found.setdefault(run.cell.setup, []).append(run)
@@ -145,7 +148,7 @@ def _worst(run: Run) -> float:
 
 
 def _verdict(run: Run) -> str:
-    """The longest login, and what became of the model server."""
+    """Return the longest login, and the fate of the model server."""
     words = f"longest {_worst(run):.0f} s"
     fate = {None: "stuck", 1.0: "model runs", 0.0: "model killed"}[run.alive]
     return words if run.cell.hog == "-" else f"{words}, {fate}"

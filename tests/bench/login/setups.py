@@ -1,6 +1,6 @@
-"""What a user might pick to protect the machine, each as a machine of its own: packages, what is done once, how the hog is started.
+"""The set-ups that a user might choose to protect the machine, each as a machine of its own: packages, commands, and the start of the hog.
 
-None is taken at its word: `checks` are run once it has booted and again beside each hog, and one that fails ends the measurement.
+Each set-up is verified: its `checks` run once after the boot and again beside each hog, and a check that fails ends the measurement.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ GUARD = "vllm-safe-guard.service"
 GUEST = "/opt/bench"
 HOG = f"/usr/bin/python3 {GUEST}/hog.py"
 FOLDER = "/run/vllm/hog"  # the hog's working folder, under every set-up
-PROGRESS = f"{FOLDER}/progress"  # what it has done
+PROGRESS = f"{FOLDER}/progress"  # the hog's count
 PLAN_EARLYOOM = "-m 5 -s 5 --avoid '(^| )(ssh|sshd|bash)( |$)' --prefer '(^| )(python3|vllm)( |$)'"
 CONFIG = """
 swap: {{size: 6G}}
@@ -34,9 +34,9 @@ models:
 
 @dataclass(frozen=True)
 class Setup:
-    """`packages` of Debian beside the bed's own, `commands` run once as root, `properties` of the unit that the hog is started in.
+    """One set-up: Debian `packages` beside the bed's own, `commands` run once as root, and `properties` of the hog's unit.
 
-    `running`: of all DAEMONS, the only ones that run. `checks`: shell commands that succeed only where it is what it says.
+    `running`: those of DAEMONS that run; no others do. `checks`: shell commands that succeed only if the set-up is as it should be.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Setup:
     ours: bool = False
 
     def boot(self, memory: int, hogs: Collection[str]) -> Virtual:
-        """A machine with `memory` MiB that is set up for these hogs, its disk still fast. The caller ends it."""
+        """Boot a machine with `memory` MiB and prepare it for these hogs. Its disk is not throttled yet. The caller stops it."""
         recipe = replace(VIRTUAL, packages=(*VIRTUAL.packages, *self.packages))
         bed = Virtual(Shape(memory=memory, disk="16G", recipe=recipe))
         try:
@@ -69,10 +69,10 @@ class Setup:
             (PROBES / name, f"{GUEST}/vllm_safe/drill") for name in ("__init__.py", "login_probes.py", "heartbeat.py")
         ]:
             bed.put(source, f"{target}/{source.name}")
-        if "reader" in hogs:  # it reads three times the RAM; never a hole, which would be read without the disk
+        if "reader" in hogs:  # it reads three times the RAM; no holes, which would be read without the disk
             size = int(bed.out("awk '/MemTotal/ {print int($2 / 1024)}' /proc/meminfo")) * 3 // 4
             bed.run(f"for i in 1 2 3 4; do head -c {size}M /dev/zero | tr '\\0' x > /srv/hog/$i; done; sync", timeout=900)
-        bed.run(f"systemctl disable --now {' '.join(DAEMONS)}", check=False)  # the bed's own, and whatever Debian starts by itself
+        bed.run(f"systemctl disable --now {' '.join(DAEMONS)}", check=False)  # both the bed's own and those that Debian starts by itself
         if self.ours:
             bed.install(DEB)
             bed.write("/etc/vllm-safe/config.yaml", CONFIG.format(command="/bin/true"))
@@ -83,7 +83,7 @@ class Setup:
             bed.run(command, timeout=300)
 
     def check(self, bed: Virtual) -> None:
-        """Raise BedError unless the machine is what it says."""
+        """Raise BedError unless the machine is set up as it should be."""
         found = bed.run(["systemctl", "is-active", *DAEMONS], check=False, timeout=120).stdout.split()
         active = tuple(name for name, state in zip(DAEMONS, found, strict=True) if state == "active")
         if active != self.running:
@@ -93,7 +93,7 @@ class Setup:
                 raise BedError(f"{self.name} is not what it says: {command}\n{done.stdout}{done.stderr}")
 
     def _rehearse(self, bed: Virtual) -> None:
-        """A hog that harms nobody, once, while the disk is fast: it counts, has its limits, and goes."""
+        """Run a harmless hog once, while the disk is fast: it must count, have its limits, and end."""
         self.start(bed, "anonymous", 64 << 20, 60)
         bed.wait_for("the hog runs", lambda: bed.exists(PROGRESS), timeout=120)
         self._check_hog(bed)
@@ -101,15 +101,15 @@ class Setup:
         self.wait_gone(bed)
 
     def _check_hog(self, bed: Virtual) -> None:
-        """Raise BedError unless the hog that runs has the limits, and beside it the guard, that it should have."""
+        """Raise BedError unless the running hog has its limits, and the guard runs beside it where it should."""
         wanted = dict(self.properties)
         if self.ours:
             bed.wait_for("the guard watches", lambda: "watching" in bed.properties(GUARD, "StatusText")["StatusText"], timeout=120, pause=1)
-            wanted = {}  # its oom_score_adj is set by its main process, no property of the unit
+            wanted = {}  # its main process sets its oom_score_adj, which is not a property of the unit
         shown = bed.properties(self.unit, "MemoryMax", *wanted)
         limited = shown.pop("MemoryMax") != "infinity"
         wanted.pop("MemoryMax", None)
-        # systemd shows a percentage in parts of 2^32.
+        # systemd shows a percentage as a fraction of 2^32.
         same = all(
             shown[name] == value or (value.endswith("%") and abs(int(shown[name]) / 2**32 - float(value[:-1]) / 100) < 1e-3)
             for name, value in wanted.items()
@@ -128,12 +128,12 @@ class Setup:
             bed.run("systemctl start --no-block vllm@hog", timeout=120)
             return
         same = {"User": "nobody", "RuntimeDirectory": "vllm/hog", "WorkingDirectory": FOLDER, "LimitMEMLOCK": "infinity"}
-        bed.run("systemctl reset-failed", check=False, timeout=120)  # of the last cell's hog: its name is free
+        bed.run("systemctl reset-failed", check=False, timeout=120)  # so that the unit name of the last cell's hog is free
         words = " ".join(f"--property={name}={value}" for name, value in {**same, **self.properties}.items())
         bed.run(f"systemd-run --quiet --collect --no-block --unit=hog {words} {command}", timeout=120)
 
     def end(self, bed: Virtual, timeout: float = 300) -> bool:
-        """End the hog at once, without waiting. Whether it ran until then, and was not started again meanwhile."""
+        """End the hog at once, without waiting. Return whether it ran until then and had not been restarted."""
         end = f"systemctl kill --signal=KILL {self.unit}; systemctl stop --no-block {self.unit}"
         shown = bed.run(f"systemctl show --property=SubState,NRestarts {self.unit}; {end}", check=False, timeout=timeout).stdout.split()
         return bool({"SubState=running", "SubState=start"} & set(shown)) and not any(
@@ -141,7 +141,7 @@ class Setup:
         )
 
     def wait_gone(self, bed: Virtual) -> None:
-        """Return when nothing of the hog is left; BedError if something stays."""
+        """Wait until nothing of the hog is left. Raises BedError if something stays."""
         over = {"inactive", "failed"}
         bed.wait_for("the hog has gone", lambda: bed.properties(self.unit, "ActiveState")["ActiveState"] in over, timeout=120, pause=1)
         bed.wait_for("its folder has gone", lambda: not bed.exists(PROGRESS), timeout=30)
@@ -160,12 +160,12 @@ PRESSURE = MappingProxyType({"ManagedOOMMemoryPressure": "kill", "ManagedOOMMemo
 
 
 def _command_line(of: str, *words: str) -> tuple[str, ...]:
-    """Checks that the process that runs now, not only a file, has each of these in its command line."""
+    """Return checks that the running process, not only a file, has each of these words in its command line."""
     return tuple(f"tr '\\0' ' ' < /proc/$(systemctl show --value -p MainPID {of})/cmdline | grep -F -e \"{word}\"" for word in words)
 
 
 def _oomd(*more: str) -> tuple[str, ...]:
-    """Checks that systemd-oomd has its defaults: of swap, and of the root slice as Debian ships it."""
+    """Return checks that systemd-oomd has its defaults: for swap, and for the root slice as Debian ships it."""
     return (
         "oomctl | grep -F 'Swap Used Limit: 90.00%'",
         "oomctl | grep -F 'Default Memory Pressure Duration: 20s'",
@@ -175,7 +175,7 @@ def _oomd(*more: str) -> tuple[str, ...]:
 
 
 def _nohang(name: str) -> tuple[str, ...]:
-    """Checks that the one that runs has read this profile, as Debian ships it."""
+    """Return checks that the running nohang has read this profile, as Debian ships it."""
     file = f"/etc/nohang/{name}.conf"
     return (*_command_line(name, file), f"cmp {file} /usr/share/nohang/{name}.conf")
 

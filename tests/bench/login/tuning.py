@@ -1,7 +1,7 @@
-"""`python -m tests.bench.login.tuning`: which of the kernel's own settings helps a login beside a hog under vllm-safe's limits.
+"""`python -m tests.bench.login.tuning`: measure which of the kernel's settings help a login beside a hog under vllm-safe's limits.
 
-All on one machine, each switched on before its cell and off after it, in turn in each round: what changes on the host hits all of them.
-What came of it is in tests/bench/DISK.md.
+All run on one machine, in turn in each round, so that a change on the host affects all of them. Each is turned on before its cell and off
+after it. The results are in tests/bench/DISK.md.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ LINEAR = "rbps=125829120 rseqiops=150 rrandiops=150 wbps=125829120 wseqiops=150 
 
 @dataclass(frozen=True)
 class Tuning:
-    """Shell commands that switch it on, and back to what Debian has."""
+    """Shell commands that turn a setting on, and back to Debian's default."""
 
     on: str = "true"
     off: str = "true"
@@ -63,7 +63,7 @@ TUNINGS = {
     "shipped": Tuning(),
     "no-kernel-share": _patch(f"{OURS}/decide/protect.py", "self.kernel.value + self.cards", "self.kernel.value \\* 0 + self.cards"),
     "no-each-unit": _patch(f"{OURS}/decide/protect.py", "system \\/\\/ EACH_UNIT", "system \\* 0"),
-    # What a download or a backup leaves: a page cache that is full, and not of sshd's.
+    # The state after a download or a backup: a page cache full of other files than sshd's.
     "full-cache": Tuning("head -c 1000M /dev/zero > /srv/hog-cache && sync", "rm /srv/hog-cache"),
     "calm-5": _patch(f"{OURS}/guard/guard_decision.py", "CALM = 20.0", "CALM = 5.0"),
     "no-guard": Tuning("systemctl mask --runtime --now vllm-safe-guard", "systemctl unmask --runtime vllm-safe-guard"),
@@ -86,7 +86,7 @@ TUNINGS = {
     "swappiness-10": _sysctl("vm.swappiness", 10, 60),
     "swappiness-150": _sysctl("vm.swappiness", 150, 60),
     "watermark-300": _sysctl("vm.watermark_scale_factor", 300, 10),
-    "mglru": Tuning(),  # shipped, since it was measured
+    "mglru": Tuning(),  # shipped since this measurement
     "no-mglru": Tuning("systemctl mask --runtime --now vllm-safe-tunables", "systemctl unmask --runtime vllm-safe-tunables"),
     "min-ttl-1000": Tuning(f"echo 1000 > {LRU}/min_ttl_ms", f"echo 0 > {LRU}/min_ttl_ms"),
     "memory-high-600": _of_the_hog("MemoryHigh=600M"),
@@ -94,7 +94,7 @@ TUNINGS = {
 
 
 def main() -> int:
-    """Exit code 0 when all that was asked for is measured."""
+    """Measure. Return the exit code, which is 0 when all selected cells have been measured."""
     options = _parse(sys.argv[1:])
     summary = Summary.load(options.out.parent / "summary.jsonl", options.out.name)
     cells = [

@@ -145,7 +145,7 @@ def test_the_tunables_are_set_and_taken_back_by_themselves(
     monkeypatch.setattr("vllm_safe.host.host_facts.read_tunables", lambda *_: {LRU_GEN: "0x0000"})
     assert main(["apply", "--tunables", "--dry-run", "--config", config]) == 0
     assert capsys.readouterr().out.splitlines() == [
-        "would wait until no memory is taken back, at most 30 s",
+        "would wait until the kernel reclaims no memory, at most 30 s",
         "would write /run/vllm-safe/tunables (root:root 0644)",
         f"would set {LRU_GEN} to y",
     ]

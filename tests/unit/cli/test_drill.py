@@ -152,14 +152,14 @@ def test_what_keeps_a_drill_from_starting(
     model = tmp_path / "vllm.slice/vllm@x.service"
     model.mkdir(parents=True)
     (model / "cgroup.events").write_text("populated 1\nfrozen 0\n")
-    assert "no drill: vllm@x.service runs" in refused(capsys, config)
+    assert "no drill: vllm@x.service is running" in refused(capsys, config)
     (model / "cgroup.events").write_text("populated 0\nfrozen 0\n")
     with monkeypatch.context() as short:
         short.setattr("vllm_safe.cli.drill.read_host", lambda: replace(HOST, memory_available=GIB))
-        assert "no drill: the machine is short of memory already: 1.0 GiB are available" in refused(capsys, config)
+        assert "no drill: not enough memory is free: 1.0 GiB available" in refused(capsys, config)
     with monkeypatch.context() as short:
         short.setattr("vllm_safe.drill.drill_checks.parse_stall_share", lambda *_: 0.5)
-        assert "no drill: something waited for memory in 50% of the last ten seconds" in refused(capsys, config)
+        assert "no drill: tasks waited for memory in 50% of the last ten seconds" in refused(capsys, config)
     monkeypatch.setattr("vllm_safe.cli.drill.read_host", lambda: Host(memory=GIB, cgroup2=True, controllers=frozenset({"memory"})))
     assert "the swapfile /swapfile is not on" in refused(capsys, config)
     monkeypatch.setattr("vllm_safe.cli.drill.read_host", lambda: Host(memory=GIB))

@@ -1,4 +1,4 @@
-"""What a person reads cannot steer the terminal that it is read on."""
+"""Errors and findings contain no characters that control the terminal."""
 
 from __future__ import annotations
 

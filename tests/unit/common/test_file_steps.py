@@ -1,4 +1,4 @@
-"""Files are written whole, with their mode, in folders that nobody else may write."""
+"""Files are written completely, with the requested mode, and only in folders that no other user may write."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_a_missing_folder_is_named(folder: Path) -> None:
 
 
 def test_an_unknown_group_is_named_and_nothing_is_left(folder: Path) -> None:
-    with pytest.raises(Failure, match="no group"):
+    with pytest.raises(Failure, match="no-such-group does not exist"):
         WriteFile(folder / "f", "text", group="no-such-group").run()
     assert names_in(folder) == []
 

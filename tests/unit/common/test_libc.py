@@ -1,4 +1,4 @@
-"""System calls by way of libc: what they do, and that their errors are Python's."""
+"""The system calls of libc.py: their effects, and that their errors are those of Python's own calls."""
 
 from __future__ import annotations
 

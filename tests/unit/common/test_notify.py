@@ -1,4 +1,4 @@
-"""sd_notify: what arrives, and that nobody listening is no error."""
+"""sd_notify: the message that arrives, and that a socket on which nobody listens is not an error."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def test_each_field_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "socket"))
         notify(READY="1", STATUS="two\nlines, READY=0")
         assert systemd.recv(4096) == b"READY=1\nSTATUS=two lines, READY=0"
-        notify(STATUS="Error: \x1b]0;title\x07 \x9b2J é")  # what a server said: `systemctl status` prints it on root's terminal
+        notify(STATUS="Error: \x1b]0;title\x07 \x9b2J é")  # text of a server, which `systemctl status` prints on root's terminal
         assert systemd.recv(4096).decode() == "STATUS=Error: ?]0;title? ?2J é"
 
 

@@ -1,4 +1,4 @@
-"""How a long step shows itself on a terminal, and how it does not elsewhere."""
+"""The progress of a long step on a terminal, and that nothing is drawn elsewhere."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Screen(io.StringIO):
     """A stderr that is a terminal."""
 
     def isatty(self) -> bool:
-        """It is."""
+        """Return True, as a terminal does."""
         return True
 
 
@@ -51,10 +51,10 @@ def test_nothing_is_drawn_into_a_file(clock: list[float], capsys: pytest.Capture
 
 
 def test_shares_stay_between_nothing_and_all(monkeypatch: pytest.MonkeyPatch, clock: list[float]) -> None:
-    said: list[str] = []
-    monkeypatch.setattr(progress, "notify", lambda **fields: said.append(fields["STATUS"]))
+    statuses: list[str] = []
+    monkeypatch.setattr(progress, "notify", lambda **fields: statuses.append(fields["STATUS"]))
     with Progress("turning off", 100) as bar:
         for done in (-50, 500):
             clock[0] += 1
             bar.update(done)
-    assert said == ["turning off: 0%", "turning off: 100%"]
+    assert statuses == ["turning off: 0%", "turning off: 100%"]

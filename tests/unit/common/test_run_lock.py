@@ -1,4 +1,4 @@
-"""One run at a time, and the next when the first is gone."""
+"""One run at a time; the next starts when the first has ended."""
 
 from __future__ import annotations
 

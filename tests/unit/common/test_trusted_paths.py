@@ -1,4 +1,4 @@
-"""Folders that root may trust."""
+"""Folders that root may trust, and folders that it may not."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def is_trusted(path: Path) -> bool:
     try:
         os.close(open_trusted_folder(path))
     except Failure as failure:
-        return not failure.hint  # a refusal without a way out is no good either
+        return not failure.hint  # a refusal must have a hint: without one it counts as trusted, and the test fails
     return True
 
 
@@ -24,7 +24,7 @@ def test_our_own_folder_in_a_sticky_one_is_trusted(tmp_path: Path) -> None:
     (sticky / "ours").mkdir(parents=True)
     sticky.chmod(0o1777)
     assert is_trusted(sticky / "ours")
-    assert not is_trusted(sticky)  # what is in it by name may be somebody else's
+    assert not is_trusted(sticky)  # a file opened in it by name may belong to another user
 
 
 def test_the_root_is_trusted() -> None:

@@ -1,4 +1,4 @@
-"""A folder below one that is open, reached without a link."""
+"""A folder below an open one is reached only without links."""
 
 from __future__ import annotations
 

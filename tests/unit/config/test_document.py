@@ -1,4 +1,4 @@
-"""Files that are no configuration at all: never read for long, never a traceback."""
+"""Files that are not a configuration at all: they are never read for long, and never cause a traceback."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def file(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (b"", "has no settings; expected sections such as `models`"),
         (b"\n\n# nothing\n", "has no settings; expected sections such as `models`"),
@@ -35,9 +35,9 @@ def file(tmp_path: Path) -> Path:
         (b"a" * (source.MAX_BYTES + 1), "has 1048577 bytes; expected a configuration of at most 1048576 bytes"),
     ],
 )
-def test_content_that_is_no_configuration(content: bytes, said: str, file: Path) -> None:
+def test_content_that_is_no_configuration(content: bytes, message: str, file: Path) -> None:
     file.write_bytes(content)
-    assert refusal(file) == said
+    assert refusal(file) == message
 
 
 def test_fifty_megabytes_are_not_read(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,7 +66,7 @@ def test_a_file_of_somebody_else(file: Path, monkeypatch: pytest.MonkeyPatch) ->
         raise PermissionError
 
     monkeypatch.setattr(os, "open", refuse)
-    assert refusal(file) == "may not be read by this user; run the command as root"
+    assert refusal(file) == "cannot be read by this user; run the command as root"
 
 
 def test_what_is_no_file(tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_root_does_not_act_on_what_others_may_write(mode: int, shown: str, file:
     file.write_text("swap: {}\n")
     file.chmod(mode)
     as_root(monkeypatch, owner=0)
-    assert refusal(file) == f"may be written by others than its owner (mode {shown}), and root acts on it; run: chmod go-w {file}"
+    assert refusal(file) == f"is writable by others than its owner (mode {shown}), but root acts on it; run: chmod go-w {file}"
     file.chmod(0o644)
     assert document.read_document(file).mistakes == ()
 
@@ -100,7 +100,7 @@ def test_root_does_not_act_on_what_others_may_write(mode: int, shown: str, file:
 def test_root_does_not_act_on_what_belongs_to_another(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file.write_text("swap: {}\n")
     as_root(monkeypatch, owner=1000)
-    assert refusal(file) == f"belongs to user 1000, and root acts on it; run: chown root {file}"
+    assert refusal(file) == f"belongs to uid 1000, but root acts on it; run: chown root {file}"
 
 
 def test_others_may_read_what_others_may_write(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,7 +111,7 @@ def test_others_may_read_what_others_may_write(file: Path, monkeypatch: pytest.M
 
 
 def as_root(monkeypatch: pytest.MonkeyPatch, owner: int) -> None:
-    """Let the process look like root's, and files like the owner's, so that the test needs no root."""
+    """Make the process look like root's and the files like the owner's, so that the test does not need root."""
     real = os.fstat
 
     def fstat(descriptor: int) -> os.stat_result:

@@ -1,4 +1,4 @@
-"""Anything at all in the file: a Config or a ConfigError, and data stays data."""
+"""Any content of the file gives a Config or a ConfigError, and data stays data."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vllm_safe.common.errors import ConfigError
 from vllm_safe.config.reader import load
 from vllm_safe.config.settings import SECTIONS, Config, Model, settings_of
 
-# One file for all examples of a test, which is what hypothesis warns of.
+# All examples of a test use one file; hypothesis warns about that, hence the suppressed health check.
 fuzz = settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 KEYS = [*SECTIONS, "models", *(row.name for section in (*SECTIONS.values(), Model) for row in settings_of(section))]
@@ -86,7 +86,7 @@ def test_any_yaml_signs(content: str, tmp_path: Path) -> None:
 @fuzz
 @given(tree=st.dictionaries(keys, trees, max_size=6))
 def test_any_tree(tree: dict[str, object], tmp_path: Path) -> None:
-    """JSON is YAML."""
+    """Write the tree as JSON, which is YAML."""
     outcome = result(json.dumps(tree).encode(), tmp_path)
     assert isinstance(outcome, Config | ConfigError)
     for line in str(outcome).splitlines() if isinstance(outcome, ConfigError) else ():
@@ -134,7 +134,7 @@ names = st.one_of(
 @fuzz
 @given(name=names)
 def test_a_name_that_is_taken_is_one_that_systemd_and_a_shell_take_as_it_is(name: str, tmp_path: Path) -> None:
-    """No character of it is special to a unit's name or specifiers, to a path, a shell or an environment file."""
+    """Check that no character of the name is special in a unit's name, its specifiers, a path, a shell or an environment file."""
     outcome = result(json.dumps({"models": {name: {"model": "a/b"}}}).encode(), tmp_path)
     safe = set(string.ascii_letters + string.digits + "._-")
     if isinstance(outcome, ConfigError):

@@ -1,8 +1,12 @@
-"""Bad configurations, and exactly what is said of them. The cases are in mistakes.txt."""
+"""Bad configurations and their exact error messages. The cases are in mistakes.txt.
+
+After a change of messages: python -m tests.unit.config.test_mistakes writes the messages of today into mistakes.txt; read the difference.
+"""
 
 from __future__ import annotations
 
 import re
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -10,14 +14,11 @@ import pytest
 from vllm_safe.common.errors import EXIT_MISUSE, ConfigError
 from vllm_safe.config.reader import load
 
-CASES = {
-    name: (text, said.strip().split("\n"))
-    for name, text, said in re.findall(
-        r"^=== (.*)\n((?s:.*?))^--->\n(.+(?:\n.+)*)", Path(__file__).with_name("mistakes.txt").read_text(encoding="utf-8"), re.MULTILINE
-    )
-}
+FILE = Path(__file__).with_name("mistakes.txt")
+CASE = re.compile(r"^=== (.*)\n((?s:.*?))^--->\n(.+(?:\n.+)*)", re.MULTILINE)
+CASES = {name: (text, messages.strip().split("\n")) for name, text, messages in CASE.findall(FILE.read_text(encoding="utf-8"))}
 
-# What would not be legible there.
+# Cases that would not be legible in mistakes.txt.
 CASES |= {
     "size beyond everything": (
         "swap:\n  size: 1" + "0" * 400 + "\n",
@@ -42,6 +43,10 @@ def mistakes_in(text: str, folder: Path) -> ConfigError:
     return caught.value
 
 
+def messages_for(text: str, folder: Path) -> list[str]:
+    return [line.removeprefix(f"{folder}/config.yaml:").lstrip() for line in str(mistakes_in(text, folder)).split("\n")]
+
+
 def places_in(text: str, folder: Path) -> list[tuple[int, int]]:
     return [(mistake.line, mistake.column) for mistake in mistakes_in(text, folder).mistakes]
 
@@ -49,8 +54,7 @@ def places_in(text: str, folder: Path) -> list[tuple[int, int]]:
 @pytest.mark.parametrize("case", CASES)
 def test_mistakes_are_named_with_their_place(case: str, tmp_path: Path) -> None:
     text, expected = CASES[case]
-    said = str(mistakes_in(text, tmp_path)).split("\n")
-    assert [line.removeprefix(f"{tmp_path}/config.yaml:").lstrip() for line in said] == expected
+    assert messages_for(text, tmp_path) == expected
 
 
 def test_the_cases_are_all_found() -> None:
@@ -77,3 +81,14 @@ def test_thousands_of_mistakes_are_a_screenful(tmp_path: Path) -> None:
     assert len(error.mistakes) == 500
     assert str(error).count("\n") == 40
     assert str(error).endswith("... and 460 more")
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as folder:
+        FILE.write_text(
+            CASE.sub(
+                lambda case: f"=== {case[1]}\n{case[2]}--->\n" + "\n".join(messages_for(case[2], Path(folder))),
+                FILE.read_text(encoding="utf-8"),
+            ),
+            encoding="utf-8",
+        )

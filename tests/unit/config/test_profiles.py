@@ -1,4 +1,4 @@
-"""Profiles are what the plan and its review asked for, by name."""
+"""The profiles have the values that the installation plan and its review asked for."""
 
 from __future__ import annotations
 

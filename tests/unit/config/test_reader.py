@@ -1,4 +1,4 @@
-"""Good configurations: what is read is what was written."""
+"""Valid configurations: the values that are read are those in the file."""
 
 from __future__ import annotations
 

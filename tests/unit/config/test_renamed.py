@@ -1,4 +1,4 @@
-"""A config.yaml that an older version took is taken, or refused with the new spelling: settings/VERSION.txt lists what each version had."""
+"""A config.yaml of an older version is accepted, or refused with the new name. settings/VERSION.txt lists the settings of each version."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ RELEASED = Path(__file__).parent / "settings"
 
 
 def _names(prefix: str, rows: type[object]) -> dict[str, set[str]]:
-    """The settings of a section, and of those within it: dotted section -> names."""
+    """Return the names of the settings of a section and of the sections in it, by dotted section."""
     found = {prefix: {row.name for row in settings_of(rows)}}
     for row in settings_of(rows):
         if row.kind is value_types.SECTION:
@@ -26,7 +26,7 @@ NOW = {section: names for name, rows in {**SECTIONS, "models.NAME": Model}.items
 
 
 def _unknown(setting: str) -> str:
-    """Why somebody who has `setting` in the file is left alone with it; "" if nobody is."""
+    """Return why a user who has `setting` in the file would get no hint at its new name, or ""."""
     section, _, name = setting.rpartition(".")
     if section not in NOW:
         return f"{section} is gone: _OTHER_NAMES in spelling.py has no way to name another section"
@@ -54,7 +54,7 @@ def test_a_renamed_setting_is_refused_with_its_new_name(monkeypatch: pytest.Monk
 
 
 def test_this_version_has_the_list_of_all_its_settings() -> None:
-    """What it has and the list has not would be forgotten once it is renamed."""
+    """Compare the settings with the list of this version: one that the list lacks would be forgotten once it is renamed."""
     listed = (RELEASED / f"{__version__}.txt").read_text().split()
     sections = {section.rpartition(".")[2] for section in NOW if "." in section and section != "models.NAME"}
     assert set(listed) == {f"{section}.{name}" for section, names in NOW.items() for name in names - sections}

@@ -35,7 +35,7 @@ def launch_on(host: Host, config: Config) -> Launch:
 @pytest.mark.parametrize("name", DEFAULT_TIMES)
 def test_what_the_file_says_of_a_time_is_what_holds(name: str) -> None:
     row = next(row for row in settings_of(Model) if row.name == name)
-    assert row.doc.endswith(f"Unset, it is the profile's, else {row.kind.write(DEFAULT_TIMES[name])}.")
+    assert row.doc.endswith(f"Unset: the profile's, else {row.kind.write(DEFAULT_TIMES[name])}.")
     assert row.example == row.kind.write(DEFAULT_TIMES[name])
 
 

@@ -1,4 +1,4 @@
-"""What the drill decides: the hog's size, when it may not run, and what samples say."""
+"""The drill's decisions: the size of the hog, when the drill is refused, and the verdict on samples."""
 
 from __future__ import annotations
 
@@ -87,9 +87,14 @@ class TestReady:
     @pytest.mark.parametrize(
         ("host", "occupants", "pressed", "word"),
         [
-            (HOST, ("vllm@x.service",), 0.0, "vllm@x.service runs"),
-            (Host(memory=16 * GIB, memory_available=GIB), (), 0.0, "short of memory"),
-            (Host(memory=16 * GIB, memory_available=14 * GIB, swaps=(SwapArea("/s", "file", 8, 5),)), (), 0.0, "of swap are in use"),
+            (HOST, ("vllm@x.service",), 0.0, "vllm@x.service is running"),
+            (Host(memory=16 * GIB, memory_available=GIB), (), 0.0, "not enough memory is free"),
+            (
+                Host(memory=16 * GIB, memory_available=14 * GIB, swaps=(SwapArea("/s", "file", 8, 5),)),
+                (),
+                0.0,
+                "half of the swap is in use",
+            ),
             (HOST, (), 0.11, "waited for memory in 11% of the last ten seconds"),
         ],
     )
@@ -108,7 +113,7 @@ class TestJudge:
         assert failed(DrillSamples([*taken(LOGIN, *[1.0] * 50), *taken(GAP, 1.0)])) == []
 
     def test_one_login_that_takes_too_long_fails_twice(self) -> None:
-        """A single login of 30 s: the worst, and what all felt who came meanwhile."""
+        """A single login of 30 s counts as the worst, and for everybody who came meanwhile."""
         assert failed(DrillSamples([*taken(LOGIN, *[0.1] * 50, 30.0), *taken(GAP, 0.1)])) == ["login: worst", "login: share within 1.1 s"]
 
     def test_many_logins_a_little_slow_fail(self) -> None:
@@ -174,7 +179,7 @@ class TestJudge:
     ("since", "until", "share"), [(-math.inf, math.inf, 0.5), (8.0, math.inf, 10 / 12), (18.0, math.inf, 1.0), (0.0, 12.0, 2 / 12)]
 )
 def test_a_stall_weighs_as_long_as_it_was(since: float, until: float, share: float) -> None:
-    """Ten quick looks at nothing, and one that took ten seconds in which nothing ran."""
+    """Ten quick samples without a stall, and one over ten seconds in which nothing ran."""
     stall = f"{STALL}:user.slice"
     samples = [*(ProbeSample(float(at), stall, 0.0, 1.0) for at in range(1, 11)), ProbeSample(20.0, stall, 1.0, 10.0)]
     assert DrillSamples(samples, since=since, until=until).share(stall) == pytest.approx(share)

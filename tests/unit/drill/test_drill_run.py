@@ -1,4 +1,4 @@
-"""The course of a drill, with a hog and probes that are not real: whatever happens, the hog is stopped."""
+"""The course of a drill, with a fake hog and fake probes: whatever happens, the hog is stopped."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ HOG = Hog(size=100, processes=1, full=50)
 
 
 class Pretend:
-    """In the place of StartHog."""
+    """A fake StartHog."""
 
     def __init__(self, *, ended: bool = False) -> None:
         self.touched = [10, 20]
         self.ended = ended
-        self.said: list[str] = []
+        self.calls: list[str] = []
 
     def run(self) -> None:
-        self.said.append("run")
+        self.calls.append("run")
 
     def stop(self) -> None:
-        self.said.append("stop")
+        self.calls.append("stop")
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +48,7 @@ def drill(step: Pretend, seconds: float = 0.5) -> tuple[drill_run.DrillProgress,
 def test_it_measures_and_stops_the_hog() -> None:
     step = Pretend()
     course, shown = drill(step)
-    assert step.said == ["run", "stop"]
+    assert step.calls == ["run", "stop"]
     assert (course.ram, course.swap, course.pages, course.ended) == (40, 20, 10.0, None)
     assert course.pressed.near > 0.5
     assert course.pressed[1:] == (1.0, 20)
@@ -102,7 +102,7 @@ def test_a_model_that_is_started_ends_the_drill(monkeypatch: pytest.MonkeyPatch)
     step = Pretend()
     with pytest.raises(Failure, match=r"vllm@x\.service was started"):
         drill(step)
-    assert step.said == ["run", "stop"]
+    assert step.calls == ["run", "stop"]
 
 
 def test_ctrl_c_stops_the_hog(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,15 +113,15 @@ def test_ctrl_c_stops_the_hog(monkeypatch: pytest.MonkeyPatch) -> None:
     step = Pretend()
     with pytest.raises(KeyboardInterrupt):
         drill(step)
-    assert step.said == ["run", "stop"]
+    assert step.calls == ["run", "stop"]
 
 
 def test_where_no_login_works_there_is_no_drill(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(login_probes, "time_login", lambda: None)
     step = Pretend()
-    with pytest.raises(Failure, match="no login worked"):
+    with pytest.raises(Failure, match="no login succeeded"):
         drill(step)
-    assert step.said == []
+    assert step.calls == []
 
 
 def test_a_machine_that_does_not_come_back_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

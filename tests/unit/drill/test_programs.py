@@ -1,4 +1,4 @@
-"""What runs beside a drill, as programs: the hog and the heartbeat end with the one who started them."""
+"""The programs that run during a drill: the hog and the heartbeat end with the process that started them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def start(name: str, *words: str) -> subprocess.Popen[str]:
 
 
 def ends(process: subprocess.Popen[str]) -> str:
-    """What it says until it ends, with all that it started: the pipe is theirs too."""
+    """Return the output of the process and its children until all of them have ended: they share the pipe."""
     assert process.stdout
     with process:
         return process.stdout.read()
@@ -42,14 +42,14 @@ def test_it_ends_when_its_starter_does(name: str, words: list[str]) -> None:
 
 def test_the_hog_ends_by_its_own_clock_and_counts() -> None:
     process = start("hog.py", str(32 << 20), "2", "3")
-    said = [int(line) for line in ends(process).splitlines()]
+    counts = [int(line) for line in ends(process).splitlines()]
     assert process.returncode == 0
-    assert said == sorted(said)
-    assert said[-1] > 0
+    assert counts == sorted(counts)
+    assert counts[-1] > 0
 
 
 def test_a_hog_that_loses_a_process_ends() -> None:
-    """What kills one of a model's processes for memory has killed the model."""
+    """Whatever kills one of a model's processes for memory has killed the model."""
     process = start("hog.py", str(64 << 20), "2", "300")
     assert process.stdout
     process.stdout.readline()
@@ -60,8 +60,8 @@ def test_a_hog_that_loses_a_process_ends() -> None:
 
 
 def test_a_hog_without_memory_ends() -> None:
-    said = ends(start("hog.py", "0", "1", "300"))
-    assert set(said.split()) <= {"0"}
+    output = ends(start("hog.py", "0", "1", "300"))
+    assert set(output.split()) <= {"0"}
 
 
 def test_programs_of_the_drill_need_nothing_but_the_standard_library() -> None:

@@ -1,4 +1,4 @@
-"""earlyoom's arguments, and the way they take through an environment file."""
+"""earlyoom's arguments, and that they pass through an environment file unchanged."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from vllm_safe.config.settings import Config, Earlyoom
 from vllm_safe.earlyoom.earlyoom_arguments import EarlyoomFiles, decide_earlyoom, decide_earlyoom_arguments, join_arguments, keep_earlyoom
 
 OPTIONS_OF_1_7 = {"-m", "-s", "-M", "-S", "-r", "-n", "-N", "-g", "-p", "--prefer", "--avoid", "--dryrun"}
-VLLM = ["VLLM::EngineCor", "VLLM::Worker_TP", "VLLM::APIServer", "vllm", "python3"]  # comm: the first 15 characters
+VLLM = ["VLLM::EngineCor", "VLLM::Worker_TP", "VLLM::APIServer", "vllm", "python3"]  # as in comm: the first 15 characters
 
 
 def split_as_systemd_does(text: str) -> tuple[str, ...]:
-    """extract_first_word(EXTRACT_RELAX | EXTRACT_UNQUOTE): a backslash makes the next character itself, in quotes too."""
+    """Split as extract_first_word(EXTRACT_RELAX | EXTRACT_UNQUOTE) does: a backslash quotes the next character, inside quotes too."""
     words: list[str] = []
     word, quote, pending = "", "", False
     characters = iter(text)
@@ -37,7 +37,7 @@ def split_as_systemd_does(text: str) -> tuple[str, ...]:
 
 
 def read_as_systemd_does(text: str) -> dict[str, str]:
-    """parse_env_file_internal(), as far as values go that are quoted as ours are; what it would take differently fails here."""
+    """Parse as parse_env_file_internal() does, for values quoted as in earlyoom.env. Anything that it could read differently fails."""
     found: dict[str, str] = {}
     characters = iter(text)
     for character in characters:
@@ -105,7 +105,7 @@ def test_the_file_is_one_assignment_below_a_comment() -> None:
     assert split_as_systemd_does(inside) == decide_earlyoom_arguments(Config())
 
 
-# More than config.yaml takes: printable ASCII (config/string_types.py).
+# A superset of the patterns that config.yaml accepts, which are printable ASCII (config/string_types.py).
 patterns = st.text(st.characters(codec="utf-8", exclude_characters="\0\n\r"), max_size=30)
 
 

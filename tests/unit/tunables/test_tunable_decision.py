@@ -1,4 +1,4 @@
-"""What the kernel's tunables are to have while a model runs."""
+"""The values that kernel tunables get while a model runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The kernel's tunables, in a /sys of our own."""
+"""Kernel tunables, read from a fake /sys."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_a_kernel_before_6_1_has_none(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_written_is_none(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a container: its /sys is the host's, mounted read-only."""
+    """A container's /sys is that of the host, mounted read-only."""
     read_only = os.statvfs_result((0,) * 8 + (os.ST_RDONLY, 0))
     monkeypatch.setattr(tunable_facts.os, "statvfs", lambda _: read_only)
     assert read_tunables(root) == {}

@@ -1,4 +1,4 @@
-"""Tunables are set, and are as before when they are taken back: also after a run that was broken off, and with a second on top."""
+"""Tunables are set and restored, also after an interrupted run and after a second change on top of the first."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vllm_safe.tunables.tunable_steps import AwaitCalm, SetTunable, tunables_ste
 
 @pytest.fixture
 def notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the notes are; the kernel's files are below the same folder, which is trusted here as /sys is."""
+    """Return the path of the saved values. The fake kernel files are in the same folder, which takes the place of /sys."""
     monkeypatch.setattr(tunable_steps, "_KERNELS", f"{tmp_path}/")
     monkeypatch.setattr(tunable_steps, "_stalled", lambda: None)
     monkeypatch.setattr(tunable_steps.time, "sleep", lambda _: None)
@@ -46,7 +46,7 @@ def test_set_and_taken_back(notes: Path, there: dict[str, str]) -> None:
 
 
 def test_what_was_noted_first_is_what_is_restored(notes: Path, there: dict[str, str]) -> None:
-    """Killed between the note and the change, or set twice with an edit of the configuration between."""
+    """The process was killed between saving and changing, or the configuration was edited between two changes."""
     one = next(iter(there))
     carry_out(tunables_steps({one: "11111"}, there, notes), dry_run=False)
     carry_out(tunables_steps({one: "22222"}, {one: "11111"}, notes), dry_run=False)
@@ -60,9 +60,9 @@ def test_nothing_to_do_writes_nothing(notes: Path, there: dict[str, str]) -> Non
 
 
 def test_the_note_is_written_before_anything_is_changed(notes: Path, there: dict[str, str]) -> None:
-    said: list[str] = []
-    carry_out(tunables_steps(dict.fromkeys(there, "9"), there, notes), dry_run=True, say=said.append)
-    assert [line.split()[1] for line in said] == ["wait", "write", "set", "set", "set"]
+    lines: list[str] = []
+    carry_out(tunables_steps(dict.fromkeys(there, "9"), there, notes), dry_run=True, say=lines.append)
+    assert [line.split()[1] for line in lines] == ["wait", "write", "set", "set", "set"]
     assert now(there) == ["75000", "0x0000", "0"]
 
 
