@@ -177,7 +177,7 @@ class TestSystemd:
         bed.run("systemd-run --unit=squatter python3 /opt/server.py 8000")
         try:
             bed.wait_for("it listens", lambda: bed.run("curl -sf http://127.0.0.1:8000", check=False).returncode == 0)
-            assert "port 8000 is taken" in start_that_fails(bed, "hog")["StatusText"]
+            assert "port 8000 is already in use" in start_that_fails(bed, "hog")["StatusText"]
         finally:
             bed.run("systemctl stop squatter")
 

@@ -20,7 +20,7 @@ HOST = Host(memory=16 * GIB)
 
 def config_of(**model: object) -> Config:
     values = {"model": "Qwen/Qwen2.5-72B"} | model if "command" not in model else model
-    return Config(models=MappingProxyType({"x": Model(**values)}))  # type: ignore[arg-type]  # settings by their names
+    return Config(models=MappingProxyType({"x": Model(**values)}))  # type: ignore[arg-type]  # the settings have these names
 
 
 def launch_of(**model: object) -> Launch:
