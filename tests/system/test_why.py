@@ -183,7 +183,7 @@ def test_refused(bed: Machine) -> None:
     start(bed, "hog")
     verdict = ended(bed, "hog")
     assert verdict["code"] == "refused"
-    assert "8001 is taken" in verdict["sentence"]
+    assert "8001 is already in use" in verdict["sentence"]
 
 
 @pytest.mark.nspawn

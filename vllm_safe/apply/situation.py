@@ -1,4 +1,4 @@
-"""Read everything that the checks of a model look at: for `apply`, which acts on it, and for commands that only look."""
+"""Read everything that the checks of a model depend on: for `apply`, which acts on it, and for commands that change nothing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SHOWN = ("Id", *_SET, "NRestarts", "ActiveEnterTimestampMonotonic", "StatusText
 
 
 def read_units(*more: str) -> dict[str, Mapping[str, str]]:
-    """Return the properties of the units whose limits vllm-safe sets, and of `more`, as systemd has them now."""
+    """Return the present properties of the units whose limits vllm-safe sets, and of `more`, by unit."""
     return show_properties([*MANAGED_UNITS, *more], _SHOWN)
 
 
@@ -39,7 +39,7 @@ def read_situation(config: Config, host: Host, budget: Budget, name: str) -> Sit
 
 
 def read_earlyoom_env() -> str | None:
-    """Return the text of the file that gives earlyoom its arguments, or None."""
+    """Return the text of earlyoom's environment file, or None if there is no such file."""
     try:
         return paths.EARLYOOM_ENV.read_text(errors="surrogateescape")
     except OSError:
