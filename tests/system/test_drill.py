@@ -91,7 +91,7 @@ class TestDrill:
         assert bed.read(f"/proc/{pid}/oom_score_adj").strip() == "1000"
         assert bed.out(f"stat -c %U /proc/{pid}") == "vllm"
         second = bed.run("vllm-safe drill", check=False)
-        assert (second.returncode, "another one is under way" in second.stderr) == (2, True)
+        assert (second.returncode, "another one is running" in second.stderr) == (2, True)
         bed.run("pkill -9 -F /root/drill.pid")
         bed.wait_for("the hog has gone", lambda: is_gone(bed), timeout=PATIENCE)
         assert bed.failed_units() == ""

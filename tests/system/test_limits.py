@@ -274,7 +274,7 @@ class TestKernel:
     def test_the_tunables_hold_while_a_model_runs_and_are_then_as_before(self, bed: Virtual) -> None:
         """Also where somebody switched it off meanwhile, and with a configuration that has become invalid."""
         assert bed.read(LRU_GEN) == "0x0007\n"
-        assert bed.run("vllm-safe apply --tunables --dry-run").stdout == "nothing to do: everything is so already\n"
+        assert bed.run("vllm-safe apply --tunables --dry-run").stdout == "nothing to do: already up to date\n"
         assert "kernel tunables while a model runs" in bed.run("vllm-safe check", check=False).stdout
         bed.run(f"echo n > {LRU_GEN}")
         assert "systemctl restart vllm-safe-tunables" in bed.run("vllm-safe check", check=False).stdout

@@ -73,7 +73,7 @@ def test_before_the_driver_it_is_put_in_place_untried(bed: Nspawn) -> None:
     done = install(bed)
     assert done.returncode == 0, done.stderr
     assert re.search(r"warning: there is no NVIDIA driver.*\n  .*non-free.*nvidia-open \(580 or newer\)", done.stderr)
-    assert "vllm 0.32.0 is in use, and untried. Once a card answers, the first start tries it, or: vllm-safe install --try" in done.stdout
+    assert "vllm 0.32.0 is in use, but untried. The first start with a card tries it. To try it now: vllm-safe install --try" in done.stdout
     assert current(bed) == "vllm-0.32.0"
     assert bed.out(f"stat --format='%U %a' {UNTRIED}") == "root 644"
     assert checked(bed, "untried").strip().startswith("warn  vllm 0.32.0 is untried")
@@ -158,7 +158,7 @@ def test_a_broken_download_is_found_without_a_card_too(bed: Nspawn) -> None:
     bed.run(f"rm -r {engine.ENGINES}/current/lib/python3.11/site-packages/vllm/entrypoints")
     done = install(bed)
     assert done.returncode == 0
-    assert "does not work: building it again" in done.stderr
+    assert "does not work: rebuilding it" in done.stderr
     assert current(bed) == "vllm-0.32.0-2"
     assert checked(bed, "untried")
     assert bed.out(f"cat {UNTRIED}").startswith('{"vllm-0.32.0-2": ')

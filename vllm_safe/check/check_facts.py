@@ -31,7 +31,7 @@ class Served:
 class Inspection:
     """The facts. `served` has only the running models."""
 
-    units: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # properties as systemctl shows them
+    units: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # properties as in `systemctl show`
     earlyoom: tuple[str, ...] = ()  # the arguments of the running earlyoom, without its own name
     admin_earlyoom: str | None = None  # the administrator's arguments, which those of config.yaml override
     overcommit: int = 0  # vm.overcommit_memory
@@ -62,7 +62,7 @@ class _NoRedirect(HTTPRedirectHandler):
 
 def ask_models(url: str, key: str) -> Served:
     """Request the model list at `url`, with the API key `key` unless it is "". Proxies in the environment are not used."""
-    request = Request(url, headers={"Authorization": f"Bearer {key}"} if key else {})  # noqa: S310 - http:// by config's own check
+    request = Request(url, headers={"Authorization": f"Bearer {key}"} if key else {})  # noqa: S310 - the URL begins with http://
     try:
         with build_opener(ProxyHandler({}), _NoRedirect).open(request, timeout=_ANSWER_TIMEOUT) as answer:
             listed = json.loads(answer.read(_LONGEST_ANSWER))

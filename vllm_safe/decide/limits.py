@@ -67,7 +67,7 @@ class Budget:
     """The division of this machine between the models and the operating system, decided once for all code that acts on it."""
 
     protection: Protection
-    default: DecidedLimits  # the section `limits`, for a name that the configuration has no model of
+    default: DecidedLimits  # the section `limits`, for a model that is not in the configuration
     models: Mapping[str, DecidedLimits]
 
     def of(self, name: str) -> DecidedLimits:

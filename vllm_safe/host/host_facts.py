@@ -41,7 +41,7 @@ class Host:
     kept_free: int = 0  # with less free memory, the kernel reclaims from every cgroup what is not protected
     swaps: tuple[SwapArea, ...] = ()
     mounts: tuple[Mount, ...] = ()
-    gpus: int = 0  # number of NVIDIA cards of the driver
+    gpus: int = 0  # number of NVIDIA cards that the driver lists
     cpus: int = 1
     kernel: str = ""
     listening: frozenset[tuple[str, int]] = frozenset()  # (address, port) of every listening TCP socket

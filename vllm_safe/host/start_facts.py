@@ -68,7 +68,7 @@ def read_starts(path: Path) -> Starts:
 
 
 def _is_there(path: Path) -> bool:
-    """Whether the file exists. Return False if this user may not know: such a user removes nothing either."""
+    """Whether the file exists. Return False if this user may not look: such a user removes nothing either."""
     try:
         return path.exists()
     except PermissionError:
