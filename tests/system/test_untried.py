@@ -80,7 +80,7 @@ def test_before_the_driver_it_is_put_in_place_untried(bed: Nspawn) -> None:
     assert "no NVIDIA driver" in checked(bed, "NVIDIA")
 
     again = install(bed)
-    assert (again.returncode, "is installed, and untried" in again.stdout) == (0, True)
+    assert (again.returncode, "is installed, but untried" in again.stdout) == (0, True)
     tried = install(bed, "--try")
     assert tried.returncode == 1
     assert tried.stderr.startswith("vllm-safe: vllm 0.32.0 cannot be tried: there is no NVIDIA driver")
@@ -119,7 +119,7 @@ def test_try_tries_it_and_says_what_is_broken(bed: Nspawn) -> None:
     done = install(bed, "--try")
     assert (done.returncode, done.stdout) == (0, "vllm 0.32.0 works.\n")
     assert not bed.exists(UNTRIED)
-    assert install(bed).stdout == "vllm 0.32.0 is installed and works. To build it again: vllm-safe install --reinstall\n"
+    assert install(bed).stdout == "vllm 0.32.0 is installed and works. To rebuild it: vllm-safe install --reinstall\n"
 
 
 @pytest.mark.parametrize(
