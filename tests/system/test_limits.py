@@ -208,7 +208,7 @@ class TestSystemd:
         assert bed.out("stat -c '%U:%G %a' /run/vllm-safe/credentials/hog.api-key") == "root:root 600"
         assert "sesame" not in bed.read("/run/vllm-safe/launch/hog.json") + bed.journal()
         bed.run("chmod 644 /etc/vllm-safe/key; systemctl stop vllm@hog")
-        assert "others than root" in start_that_fails(bed, "hog")["StatusText"]
+        assert "users other than root" in start_that_fails(bed, "hog")["StatusText"]
         assert not bed.exists("/run/vllm-safe/credentials/hog.api-key")
 
     def test_the_launch_file_is_for_root_and_the_service(self, nspawn_installed: Nspawn) -> None:
