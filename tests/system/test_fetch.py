@@ -127,7 +127,7 @@ def test_stopped_by_a_person_it_leaves_no_process_and_goes_on_later(bed: Nspawn)
     serve(bed, held_at(1 << 20))
     start_and_get_stuck(bed)
     bed.run("systemctl stop client")
-    assert "go on with: vllm-safe fetch tiny" in bed.journal("client.service")
+    assert "To resume: vllm-safe fetch tiny" in bed.journal("client.service")
     bed.wait_for(
         "systemd forgets the unit", lambda: bed.properties("vllm-safe-fetch-tiny.service", "LoadState")["LoadState"] == "not-found"
     )

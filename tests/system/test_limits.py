@@ -196,7 +196,7 @@ class TestSystemd:
         bed.run("systemd-run --unit=squatter python3 /opt/server.py 8000")
         try:
             bed.wait_for("it listens", lambda: bed.run("curl -sf http://127.0.0.1:8000", check=False).returncode == 0)
-            assert "port 8000 is taken" in start_that_fails(bed, "hog")["StatusText"]
+            assert "port 8000 is already in use" in start_that_fails(bed, "hog")["StatusText"]
         finally:
             bed.run("systemctl stop squatter")
 
@@ -227,7 +227,7 @@ class TestSystemd:
         assert bed.out("stat -c '%U:%G %a' /run/vllm-safe/credentials/hog.api-key") == "root:root 600"
         assert "sesame" not in bed.read("/run/vllm-safe/launch/hog.json") + bed.journal()
         bed.run("chmod 644 /etc/vllm-safe/key; systemctl stop vllm@hog")
-        assert "others than root" in start_that_fails(bed, "hog")["StatusText"]
+        assert "users other than root" in start_that_fails(bed, "hog")["StatusText"]
         assert not bed.exists("/run/vllm-safe/credentials/hog.api-key")
 
     def test_the_launch_file_is_for_root_and_the_service(self, nspawn_installed: Nspawn) -> None:
@@ -293,7 +293,7 @@ class TestKernel:
     def test_the_tunables_hold_while_a_model_runs_and_are_then_as_before(self, bed: Virtual) -> None:
         """Also where somebody switched it off meanwhile, and with a configuration that has become invalid."""
         assert bed.read(LRU_GEN) == "0x0007\n"
-        assert bed.run("vllm-safe apply --tunables --dry-run").stdout == "nothing to do: everything is so already\n"
+        assert bed.run("vllm-safe apply --tunables --dry-run").stdout == "nothing to do: already up to date\n"
         assert "kernel tunables while a model runs" in bed.run("vllm-safe check", check=False).stdout
         bed.run(f"echo n > {LRU_GEN}")
         assert "systemctl restart vllm-safe-tunables" in bed.run("vllm-safe check", check=False).stdout

@@ -134,7 +134,7 @@ class TestInstalled:
         nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "vllm-safe"]
         assert "Commands:" in nspawn_installed.out([*nobody, "--help"])
         refused = nspawn_installed.run([*nobody, "apply"], check=False)
-        assert (refused.returncode, refused.stderr) == (2, "vllm-safe: only root can do this\n  sudo vllm-safe apply ...\n")
+        assert (refused.returncode, refused.stderr) == (2, "vllm-safe: this command must be run as root\n  sudo vllm-safe apply ...\n")
 
     def test_completion_is_where_the_shells_look_for_it(self, nspawn_installed: Nspawn) -> None:
         for shell, path in COMPLETION.items():

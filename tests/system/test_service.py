@@ -154,7 +154,7 @@ def test_a_taken_port_fails_at_once_and_is_not_tried_again(bed: Nspawn) -> None:
     bed.run("systemctl stop other")
     shown = _shown(bed, "taken")
     assert (shown["ActiveState"], shown["ExecMainStatus"]) == ("failed", "2")
-    assert shown["StatusText"].startswith(f"port {port} is taken")
+    assert shown["StatusText"].startswith(f"port {port} is already in use")
     assert _start(bed, "taken") == 0  # a person may try again at once
 
 

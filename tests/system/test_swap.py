@@ -222,9 +222,9 @@ def test_what_is_not_ours_stays_as_it_is(bed: Virtual) -> None:
     before = bed.out("sha256sum /mnt/ext4/swapfile; stat -c '%i %Y %a' /mnt/ext4/swapfile")
     configure(bed, "/mnt/ext4/swapfile", "128M")
     assert "was not made by vllm-safe (swap space with another label): left as it is" in refusal(bed)
-    assert "left as it is: /mnt/ext4/swapfile" in bed.out("vllm-safe swap remove")
+    assert "not removed: /mnt/ext4/swapfile" in bed.out("vllm-safe swap remove")
     configure(bed, "/mnt/ext4/swapfile", "none")
-    assert "it is left as it is" in create(bed).stdout
+    assert "swap is not managed" in create(bed).stdout
     assert areas(bed) == {"/mnt/ext4/swapfile": 64}
     assert bed.out("sha256sum /mnt/ext4/swapfile; stat -c '%i %Y %a' /mnt/ext4/swapfile") == before
     bed.run("swapoff /mnt/ext4/swapfile")

@@ -73,14 +73,14 @@ def test_before_the_driver_it_is_put_in_place_untried(bed: Nspawn) -> None:
     done = install(bed)
     assert done.returncode == 0, done.stderr
     assert re.search(r"warning: no NVIDIA driver is installed.*\n  .*non-free.*nvidia-open \(580 or newer\)", done.stderr)
-    assert "vllm 0.32.0 is in use, and untried. Once a card answers, the first start tries it, or: vllm-safe install --try" in done.stdout
+    assert "vllm 0.32.0 is in use, but untried. The first start with a card tries it. To try it now: vllm-safe install --try" in done.stdout
     assert current(bed) == "vllm-0.32.0"
     assert bed.out(f"stat --format='%U %a' {UNTRIED}") == "root 644"
     assert checked(bed, "untried").strip().startswith("warn  vllm 0.32.0 is untried")
     assert "no NVIDIA driver" in checked(bed, "NVIDIA")
 
     again = install(bed)
-    assert (again.returncode, "is installed, and untried" in again.stdout) == (0, True)
+    assert (again.returncode, "is installed, but untried" in again.stdout) == (0, True)
     tried = install(bed, "--try")
     assert tried.returncode == 1
     assert tried.stderr.startswith("vllm-safe: vllm 0.32.0 cannot be tried: no NVIDIA driver is installed")
@@ -98,7 +98,7 @@ def test_the_first_start_that_gets_ready_is_the_trial(bed: Nspawn) -> None:
     bed.run("systemctl start vllm@tiny", timeout=120)
     assert "is untried" in bed.out("journalctl --boot --unit vllm@tiny --output cat")
     bed.wait_for("the record of it", lambda: not checked(bed, "untried"))
-    assert checked(bed, "vllm 0.32.0 is there").strip().startswith("pass")
+    assert checked(bed, "vllm 0.32.0 is installed").strip().startswith("pass")
     assert bed.exists(UNTRIED)
     bed.run("systemctl restart vllm@tiny", timeout=120)
     assert not bed.exists(UNTRIED)
@@ -119,7 +119,7 @@ def test_try_tries_it_and_says_what_is_broken(bed: Nspawn) -> None:
     done = install(bed, "--try")
     assert (done.returncode, done.stdout) == (0, "vllm 0.32.0 works.\n")
     assert not bed.exists(UNTRIED)
-    assert install(bed).stdout == "vllm 0.32.0 is installed and works. To build it again: vllm-safe install --reinstall\n"
+    assert install(bed).stdout == "vllm 0.32.0 is installed and works. To rebuild it: vllm-safe install --reinstall\n"
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_a_broken_download_is_found_without_a_card_too(bed: Nspawn) -> None:
     bed.run(f"rm -r {engine.ENGINES}/current/lib/python3.11/site-packages/vllm/entrypoints")
     done = install(bed)
     assert done.returncode == 0
-    assert "does not work: building it again" in done.stderr
+    assert "does not work: rebuilding it" in done.stderr
     assert current(bed) == "vllm-0.32.0-2"
     assert checked(bed, "untried")
     assert bed.out(f"cat {UNTRIED}").startswith('{"vllm-0.32.0-2": ')

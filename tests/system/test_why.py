@@ -108,7 +108,7 @@ def serving(bed: Machine, name: str) -> None:
 def is_recorded(bed: Machine, name: str) -> bool:
     """Whether `why` says of `name` that it runs. Before its first record, within a second of the start, it says to wait for that."""
     asked = bed.run(["vllm-safe", "why", name, "--json"], check=False)
-    assert asked.returncode == 0 or "ask again soon" in asked.stderr, asked.stderr
+    assert asked.returncode == 0 or "Try again soon" in asked.stderr, asked.stderr
     return asked.returncode == 0 and json.loads(asked.stdout)["code"] == "running"
 
 
@@ -183,7 +183,7 @@ def test_refused(bed: Machine) -> None:
     start(bed, "hog")
     verdict = ended(bed, "hog")
     assert verdict["code"] == "refused"
-    assert "8001 is taken" in verdict["sentence"]
+    assert "8001 is already in use" in verdict["sentence"]
 
 
 @pytest.mark.nspawn

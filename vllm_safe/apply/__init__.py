@@ -1,1 +1,1 @@
-"""What touches the machine: steps that can say what they would do, and do it."""
+"""Code that changes the machine: steps that can be described, and carried out."""

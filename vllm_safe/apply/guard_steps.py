@@ -1,4 +1,4 @@
-"""Steps that tell the guard its settings. It reads the file again when it changes."""
+"""Steps that write the settings of the guard. The guard reads the file again when it changes."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ if TYPE_CHECKING:
 
 
 def guard_steps(plan: GuardPlan, path: Path = Path(PLAN_FILE)) -> tuple[Step, ...]:
-    """The step to this plan, if it is not what the guard has."""
-    return () if _there(path) == plan else (WriteFile(path, plan.to_text()),)
+    """Return the step that gives the guard this plan, or none if it has it already."""
+    return () if _read_or_none(path) == plan else (WriteFile(path, plan.to_text()),)
 
 
 def keep_guard_steps(why: str, path: Path = Path(PLAN_FILE)) -> tuple[Step, ...]:
-    """The step after a mistake in the configuration: the last good plan stays, and the guard says `why`."""
-    return guard_steps((_there(path) or GuardPlan())._replace(note=why), path)
+    """Return the step after an error in the configuration: the last valid plan stays, and the guard reports `why`."""
+    return guard_steps((_read_or_none(path) or GuardPlan())._replace(note=why), path)
 
 
 def undo_guard_steps(path: Path = Path(PLAN_FILE)) -> tuple[Step, ...]:
-    """The step that takes the plan away."""
+    """Return the step that removes the plan."""
     return (RemoveFile(path),) if path.exists() else ()
 
 
-def _there(path: Path) -> GuardPlan | None:
+def _read_or_none(path: Path) -> GuardPlan | None:
     try:
         return read_plan(str(path))
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Read everything that the checks of a model look at: for `apply`, which acts on it, and for commands that only look."""
+"""Read everything that the checks of a model depend on: for `apply`, which acts on it, and for commands that change nothing."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SHOWN = ("Id", *_SET, "NRestarts", "ActiveEnterTimestampMonotonic", "StatusText
 
 
 def read_units(*more: str) -> dict[str, Mapping[str, str]]:
-    """Return the properties of the units whose limits vllm-safe sets, and of `more`, as systemd has them now."""
+    """Return the present properties of the units whose limits vllm-safe sets, and of `more`, by unit."""
     return show_properties([*MANAGED_UNITS, *more], _SHOWN)
 
 

@@ -1,4 +1,4 @@
-"""The steps of `vllm-safe apply`: what was decided, less what is already so."""
+"""The steps of `vllm-safe apply`: from the present state to the decided one."""
 
 from __future__ import annotations
 
@@ -25,14 +25,18 @@ EARLYOOM = "earlyoom.service"
 
 
 def prepare_steps(plan: Preparation, shown: Mapping[str, Mapping[str, str]], earlyoom: EarlyoomFiles) -> tuple[Step, ...]:
-    """The steps to where `plan` wants to be. `shown`: properties of units as they are; `earlyoom`: its files as they are."""
+    """Return the steps that bring `plan` about.
+
+    shown: the present properties by unit. earlyoom_env: the text of earlyoom's environment file, or None.
+    """
     return (*missing_properties(plan.units, shown), *_earlyoom_steps(plan.earlyoom, earlyoom), *_start_steps(plan))
 
 
 def missing_properties(wanted: Mapping[str, Mapping[str, int]], shown: Mapping[str, Mapping[str, str]]) -> tuple[Step, ...]:
-    """Steps for the units that `systemctl show` has with other values than wanted.
+    """Return the steps for the units whose values in `shown` (systemctl show) differ from the wanted ones.
 
-    A default for the units in a slice comes first, and what runs there has it after the reload: broken off before, all of it is done again.
+    A default for the units in a slice is set first, and running units get it at the reload. As the other values are set last, a run that
+    is interrupted is followed by one that reloads again.
     """
     every = [(unit, name, value) for unit, properties in wanted.items() for name, value in properties.items()]
     defaults, others = (_missing([one for one in every if (one[1] == EACH_UNIT) is first], shown) for first in (True, False))
@@ -50,7 +54,7 @@ def _missing(wanted: Iterable[tuple[str, str, int]], shown: Mapping[str, Mapping
 
 
 def refusal_steps(name: str, what: str, do_next: str, *, again: bool = False, starts: Starts | None = None) -> tuple[Step, ...]:
-    """The steps of a start that cannot work, for a reason outside of what is decided; `again`: it may work the next time."""
+    """Return the steps of a refused start, for a reason that is not among the decided ones. again: the next attempt may work."""
     log = (_starts_step(name, starts),) if starts else ()
     return (*log, WriteLaunch(Launch(name, what, do_next, again)))
 
@@ -60,7 +64,7 @@ def _starts_step(name: str, starts: Starts) -> Step:
 
 
 def undo_steps(dropins: tuple[Path, ...], earlyoom: EarlyoomFiles) -> tuple[Step, ...]:
-    """The steps that take back everything that `apply` did and that outlives a start."""
+    """Return the steps that revert the changes of `apply` that persist after a start."""
     return (*remove_dropins(dropins), *_earlyoom_steps(EarlyoomFiles(), earlyoom))
 
 
@@ -96,16 +100,16 @@ def _start_steps(plan: Preparation) -> tuple[Step, ...]:
 
 @dataclass(frozen=True)
 class WriteLaunch:
-    """Write the launch file. A refusal in it is said as well: who runs `vllm-safe apply NAME` by hand has no unit that says it."""
+    """Write the launch file. A refusal is also printed to stderr: a manual `vllm-safe apply NAME` has no unit that reports it."""
 
     launch: Launch
 
     def describe(self) -> str:
-        """The step in one line."""
-        return self._file().describe() + (f", which refuses: {self.launch.refusal}" if self.launch.refusal else "")
+        """Return the step as one line of text."""
+        return self._file().describe() + (f", refusing the start: {self.launch.refusal}" if self.launch.refusal else "")
 
     def run(self) -> None:
-        """Failure as WriteFile has it."""
+        """Write the file. Raises Failure as WriteFile does."""
         self._file().run()
         if self.launch.refusal:
             lines = [f"vllm-safe: {unit_of(self.launch.name)} cannot start: {self.launch.refusal}", f"  {self.launch.hint}"]

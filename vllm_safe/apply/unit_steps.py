@@ -1,4 +1,4 @@
-"""Steps on systemd's units, through systemctl: it asks systemd over D-Bus, and the effect is immediate, with no daemon-reload."""
+"""Steps on systemd units through systemctl, which asks systemd over D-Bus: they take effect immediately, without a daemon-reload."""
 
 from __future__ import annotations
 
@@ -17,93 +17,93 @@ def _systemctl(*arguments: str) -> None:
     try:
         result = subprocess.run(["systemctl", *arguments], capture_output=True, text=True, check=False)
     except OSError as error:
-        raise Failure("systemctl is not there", hint="vllm-safe needs a machine that was booted with systemd.") from error
+        raise Failure("systemctl was not found", hint="vllm-safe needs a machine that was booted with systemd.") from error
     if result.returncode:
-        said = result.stderr.strip().splitlines() or [f"exit code {result.returncode}"]
-        raise Failure(f"systemctl {arguments[0]}: {said[-1]}", hint="See: journalctl -b -u 'vllm-safe-*' -u 'vllm@*'")
+        lines = result.stderr.strip().splitlines() or [f"exit code {result.returncode}"]
+        raise Failure(f"systemctl {arguments[0]}: {lines[-1]}", hint="See: journalctl -b -u 'vllm-safe-*' -u 'vllm@*'")
 
 
 @dataclass(frozen=True)
 class SetProperties:
-    """Limits of a unit until the next boot; a running unit has them at once, one that is about to start has them from its first process."""
+    """Set properties of a unit until the next boot. They apply to a running unit at once, and to a starting one from its first process."""
 
     unit: str
     properties: Mapping[str, int]
 
     def describe(self) -> str:
-        """The step in one line."""
+        """Return the step as one line of text."""
         return f"set {' '.join(self._words())} of {self.unit}"
 
     def run(self) -> None:
-        """Failure if systemd refuses."""
+        """Set the properties. Raises Failure if systemd refuses."""
         _systemctl("set-property", "--runtime", "--", self.unit, *self._words())
 
     def _words(self) -> list[str]:
-        # systemd compares the drop-ins that it made with those on disk, as lists: out of order, it would ask for a daemon-reload.
+        # systemd compares the list of drop-ins that it wrote with the list on disk. In another order, it would ask for a daemon-reload.
         return [f"{name}={value}" for name, value in sorted(self.properties.items())]
 
 
 @dataclass(frozen=True)
 class TryRestart:
-    """Restart a unit if it runs; it need not even be installed. Does not wait: at boot it may be ordered after us."""
+    """Restart a unit if it runs. It need not be installed. The step does not wait, as at boot the unit may be ordered after this one."""
 
     unit: str
 
     def describe(self) -> str:
-        """The step in one line."""
+        """Return the step as one line of text."""
         return f"restart {self.unit} if it runs"
 
     def run(self) -> None:
-        """Failure if systemd refuses."""
+        """Request the restart. Raises Failure if systemd refuses."""
         _systemctl("try-restart", "--no-block", "--", self.unit)
 
 
 @dataclass(frozen=True)
 class StopUnit:
-    """Stop a unit, and wait until it has ended."""
+    """Stop a unit, and wait until it has stopped."""
 
     unit: str
 
     def describe(self) -> str:
-        """The step in one line."""
+        """Return the step as one line of text."""
         return f"stop {self.unit}"
 
     def run(self) -> None:
-        """Failure if systemd refuses, or knows no such unit."""
+        """Stop the unit. Raises Failure if systemd refuses, or has no such unit."""
         _systemctl("stop", "--", self.unit)
 
 
 @dataclass(frozen=True)
 class RemoveDropin:
-    """Take back one file that set-property made, and its folder if that was all in it."""
+    """Remove one file that set-property wrote, and its folder if it is then empty."""
 
     path: Path
 
     def describe(self) -> str:
-        """The step in one line."""
+        """Return the step as one line of text."""
         return f"remove {self.path}"
 
     def run(self) -> None:
-        """Failure if it cannot be removed."""
+        """Remove the file. Raises Failure if that is not possible."""
         RemoveFile(self.path).run()
-        with suppress(OSError):  # not empty: somebody else's are in it
+        with suppress(OSError):  # not empty: it has other drop-ins, too
             self.path.parent.rmdir()
 
 
 @dataclass(frozen=True)
 class DaemonReload:
-    """Let systemd read its unit files again."""
+    """Have systemd reload its unit files."""
 
     def describe(self) -> str:
-        """The step in one line."""
-        return "let systemd read its unit files again"
+        """Return the step as one line of text."""
+        return "reload systemd's unit files (daemon-reload)"
 
     def run(self) -> None:
-        """Failure if systemd refuses."""
+        """Reload the unit files. Raises Failure if systemd refuses."""
         _systemctl("daemon-reload")
 
 
 def remove_dropins(files: Iterable[Path]) -> tuple[Step, ...]:
-    """Steps that take back what set-property --runtime left in these files. The reload takes the values back in the kernel, too."""
+    """Return the steps that remove these files of set-property --runtime. The reload also resets the values in the kernel."""
     paths = tuple(files)
     return (*map(RemoveDropin, paths), DaemonReload()) if paths else ()

@@ -1,1 +1,1 @@
-"""What `vllm-safe check` looks at, and the checklist."""
+"""The checklist of `vllm-safe check`, and the facts that it depends on."""

@@ -1,4 +1,4 @@
-"""Facts that only `vllm-safe check` needs: what runs now, and with which arguments."""
+"""Facts that only `vllm-safe check` needs: running units and servers, and the arguments of earlyoom."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from urllib.request import HTTPRedirectHandler, ProxyHandler, Request, build_ope
 
 from vllm_safe.driver.driver_facts import Driver
 
-_ANSWER_TIMEOUT = 10.0  # seconds; a server that swaps may need some
+_ANSWER_TIMEOUT = 10.0  # seconds; a server that swaps is slow
 _LONGEST_ANSWER = 1 << 20
 
 
 @dataclass(frozen=True)
 class Served:
-    """What a running server's model list says: the `models` in it, or the `problem` with asking."""
+    """The model list of a running server: its `models`, or the `problem` with requesting it."""
 
     models: tuple[str, ...] = ()
     problem: str = ""
@@ -29,23 +29,23 @@ class Served:
 
 @dataclass(frozen=True)
 class Inspection:
-    """The facts; `served` has the running models only."""
+    """The facts. `served` has only the running models."""
 
-    units: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # properties as systemctl shows them
+    units: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # properties as in `systemctl show`
     earlyoom: tuple[str, ...] = ()  # the arguments of the running earlyoom, without its own name
-    admin_earlyoom: str | None = None  # the admin's own arguments, which ours go before
+    admin_earlyoom: str | None = None  # the administrator's arguments, which those of config.yaml override
     overcommit: int = 0  # vm.overcommit_memory
-    compiler: bool = True  # there is one for C++
-    headers: bool = True  # there is a Python.h
-    hard_disks: Mapping[str, str] = field(default_factory=dict)  # by name, the I/O scheduler
+    compiler: bool = True  # a C++ compiler is installed
+    headers: bool = True  # Python.h is installed
+    hard_disks: Mapping[str, str] = field(default_factory=dict)  # the I/O scheduler by the name of the disk
     served: Mapping[str, Served] = field(default_factory=dict)
     driver: Driver | None = None  # NVIDIA's; None where no model needs a card
-    cuda: tuple[int, int] | None = None  # that the engine is made for, if that is known
+    cuda: tuple[int, int] | None = None  # the CUDA version that the engine was built for, if it is known
 
 
 def read_earlyoom_arguments(pid: int) -> tuple[str, ...]:
-    """What the process `pid` was started with, or () if there is none."""
-    import psutil  # noqa: PLC0415 - 11 ms that only this question pays
+    """Return the arguments of the process `pid`, without its name, or () if there is no such process."""
+    import psutil  # noqa: PLC0415 - takes 11 ms, and nothing else here needs it
 
     try:
         return tuple(psutil.Process(pid).cmdline()[1:]) if pid else ()
@@ -54,29 +54,29 @@ def read_earlyoom_arguments(pid: int) -> tuple[str, ...]:
 
 
 class _NoRedirect(HTTPRedirectHandler):
-    """A server that sends us elsewhere gets no key carried there."""
+    """A handler that follows no redirect, so that the API key is not sent to another server."""
 
     def redirect_request(self, *_: object) -> None:
-        """None: the answer is an error like any other."""
+        """Return None, so that a redirect is an error like any other status."""
 
 
 def ask_models(url: str, key: str) -> Served:
-    """The model list at `url`, asked with the API key `key` or "". Proxies of the environment are not asked."""
-    request = Request(url, headers={"Authorization": f"Bearer {key}"} if key else {})  # noqa: S310 - http:// by config's own check
+    """Request the model list at `url`, with the API key `key` unless it is "". Proxies in the environment are not used."""
+    request = Request(url, headers={"Authorization": f"Bearer {key}"} if key else {})  # noqa: S310 - the URL begins with http://
     try:
         with build_opener(ProxyHandler({}), _NoRedirect).open(request, timeout=_ANSWER_TIMEOUT) as answer:
             listed = json.loads(answer.read(_LONGEST_ANSWER))
         return Served(tuple(str(model["id"]) for model in listed["data"]))
     except HTTPError as error:
-        return Served(problem=f"{url} answers {error.code}")
+        return Served(problem=f"{url} returned HTTP {error.code}")
     except (KeyError, TypeError, ValueError, RecursionError):
-        return Served(problem=f"{url} answers with something that is no model list")
+        return Served(problem=f"{url} did not return a model list")
     except (OSError, HTTPException) as error:
-        return Served(problem=f"{url} does not answer: {getattr(error, 'reason', error)}")
+        return Served(problem=f"{url} did not respond: {getattr(error, 'reason', error)}")
 
 
 def read_overcommit(root: Path = Path("/")) -> int:
-    """vm.overcommit_memory: 0 heuristic, 1 always, 2 never."""
+    """Read vm.overcommit_memory: 0 heuristic, 1 always, 2 never."""
     try:
         return int((root / "proc/sys/vm/overcommit_memory").read_text())
     except (OSError, ValueError):
@@ -84,10 +84,10 @@ def read_overcommit(root: Path = Path("/")) -> int:
 
 
 def read_hard_disks(root: Path = Path("/")) -> dict[str, str]:
-    """The disks that turn, by name, and the I/O scheduler of each: "mq-deadline", "bfq", "kyber", "none"."""
+    """Return the I/O scheduler of each rotational disk, by name of the disk: "mq-deadline", "bfq", "kyber", "none"."""
     found = {}
     for disk in sorted((root / "sys/block").glob("*")):
-        if not (disk / "device").exists():  # a loop device, LVM, RAID: what is below it schedules
+        if not (disk / "device").exists():  # a loop device, LVM or RAID: the disks below it have the scheduler
             continue
         with suppress(OSError, ValueError):
             if int((disk / "queue/rotational").read_text()):
@@ -97,15 +97,15 @@ def read_hard_disks(root: Path = Path("/")) -> dict[str, str]:
 
 
 def has_compiler() -> bool:
-    """Whether Triton and torch find a compiler; one for C++ brings one for C."""
+    """Whether Triton and torch find a compiler. Every C++ compiler comes with one for C."""
     return any(map(which, ("c++", "g++", "clang++")))
 
 
 def has_headers() -> bool:
-    """Whether the C headers of the system's Python, which the engine's venv shares, are there."""
+    """Whether the C headers of the system's Python are installed. The engine's venv uses that Python."""
     return (Path(sysconfig.get_path("include", vars={"installed_base": "/usr", "base": "/usr"})) / "Python.h").exists()
 
 
 def active_units(units: Mapping[str, Mapping[str, str]], names: Iterable[str]) -> tuple[str, ...]:
-    """Those of the units that run."""
+    """Return those of the units `names` that are active."""
     return tuple(name for name in names if units.get(name, {}).get("ActiveState") == "active")

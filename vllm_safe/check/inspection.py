@@ -1,4 +1,4 @@
-"""Read what `vllm-safe check` looks at, and run its checks."""
+"""Read the facts for `vllm-safe check`, and run its checks."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ THIS_MACHINE = "this machine"
 
 
 def run_checks(config: Config, host: Host) -> dict[str, tuple[Finding, ...]]:
-    """Return the findings for the machine, then for each model; what was said once is not said of each model again."""
+    """Return the findings for the machine, then those for each model. A finding is not repeated for each model."""
     seen, budget = _inspect(config), decide_budget(config, host)
     found = {THIS_MACHINE: check_machine(MachineFacts(config, host, budget, seen, _swap_refusal(config, host)))}
-    said = set(found[THIS_MACHINE])
+    reported = set(found[THIS_MACHINE])
     for name in config.models:
         own = check_running_model(read_situation(config, host, budget, name), seen)
-        found[name] = tuple(finding for finding in own if finding not in said)
-        said.update(own)
+        found[name] = tuple(finding for finding in own if finding not in reported)
+        reported.update(own)
     return found
 
 

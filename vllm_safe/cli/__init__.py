@@ -1,1 +1,1 @@
-"""The command line: parses words, prints results; decides nothing."""
+"""The command line: it parses arguments and prints results, and makes no decisions."""

@@ -1,4 +1,4 @@
-"""`vllm-safe apply`: what systemd runs at boot and before each start of a model."""
+"""`vllm-safe apply`, which systemd runs at boot and before each start of a model."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ from vllm_safe.tunables.tunable_steps import tunables_steps, undo_tunables_steps
 @click.command(name="apply")
 @optional_name_argument
 @dry_run_option
-@click.option("--undo", is_flag=True, help="Take back what was applied; needs no configuration.")
-@click.option("--tunables", is_flag=True, help="Only the kernel tunables, which hold while a model runs.")
+@click.option("--undo", is_flag=True, help="Revert what was applied. Needs no valid configuration.")
+@click.option("--tunables", is_flag=True, help="Set only the kernel tunables, which are in force while a model runs.")
 @config_option
 def command(name: str | None, *, dry_run: bool, undo: bool, tunables: bool, config_path: Path) -> None:
-    """Reserve RAM for the system, give earlyoom its arguments and, with NAME, prepare the start of that model.
+    """Protect RAM for the system, set the arguments of earlyoom and, with NAME, prepare the start of that model.
 
-    Nobody needs to run it: systemd does, at boot and before each start. It changes only what is not yet so.
+    There is no need to run it by hand: systemd does so at boot and before each start. It changes only what is not up to date.
     """
     if name and (undo or tunables):
-        raise Misuse("--undo and --tunables are of the whole machine: they go without a NAME")
+        raise Misuse("--undo and --tunables apply to the whole machine: leave out NAME")
     if not dry_run:
         need_root()
     if tunables:
@@ -61,7 +61,7 @@ def command(name: str | None, *, dry_run: bool, undo: bool, tunables: bool, conf
 
 def _carry_out(steps: tuple[Step, ...], *, dry_run: bool) -> None:
     if dry_run and not steps:
-        click.echo("nothing to do: everything is so already")
+        click.echo("nothing to do: already up to date")
     carry_out(steps, dry_run=dry_run, say=click.echo)
 
 
@@ -74,12 +74,15 @@ def _undo_tunables() -> tuple[Step, ...]:
 
 
 def _tune(config_path: Path) -> tuple[Step, ...]:
-    there = read_host().tunables
-    return tunables_steps(decide_tunables(load(config_path), there), there)
+    present = read_host().tunables
+    return tunables_steps(decide_tunables(load(config_path), present), present)
 
 
 def _protect(config_path: Path) -> tuple[tuple[Step, ...], ConfigError | None]:
-    """A mistake in the file must not lock anybody out: then the defaults are kept for the system, and what is else stays as it is."""
+    """Return the steps that protect the system, and the error if the configuration has one.
+
+    An error in the file must not make logins impossible: the defaults are then protected for the system, and the rest stays as it is.
+    """
     host, there = read_host(), read_earlyoom()
     try:
         config = load(config_path)
@@ -91,40 +94,43 @@ def _protect(config_path: Path) -> tuple[tuple[Step, ...], ConfigError | None]:
 
 
 def _prepare_or_refuse(name: str, config_path: Path, *, dry_run: bool) -> None:
-    """Should it fail itself, the unit of the model says so: of a unit that it requires, systemd would only say that it failed."""
-    # It becomes the name of a file: no slash. All else that systemd takes, no model has, and the unit says that.
+    """Prepare the start of the model `name`, or write a refusal for it.
+
+    If the preparation itself fails, the unit of the model reports the reason: systemd would only say that a required unit failed.
+    """
+    # The name becomes a file name, so it has no slash. For any other name that systemd accepts, the unit says that there is no such model.
     if not re.fullmatch(r"[A-Za-z0-9:_.\\@-]+", name):
-        raise Misuse(f"{name!r} cannot be the name of a model")
+        raise Misuse(f"{name!r} is not a valid model name")
     try:
         _carry_out(_prepare(name, config_path), dry_run=dry_run)
     except Failure as failure:
         _carry_out(_refuse_for_now(name, failure.message, failure.hint), dry_run=dry_run)
-    except Exception as error:  # noqa: BLE001 -- whatever it is, it must not be lost behind "dependency failed"
+    except Exception as error:  # noqa: BLE001 -- systemd would only report "dependency failed"
         click.echo(traceback.format_exc(), err=True)
         what = f"vllm-safe could not prepare the start: {type(error).__name__}: {error}"
         _carry_out(_refuse_for_now(name, what, f"journalctl -u vllm-safe-prepare@{name}"), dry_run=dry_run)
 
 
 def _refuse_for_now(name: str, what: str, do_next: str) -> tuple[Step, ...]:
-    """What may work the next time is tried again, as often as any other start."""
+    """Return the steps of a refusal after which the start is tried again, as often as after any other failure."""
     shown = show_properties([unit_of(name)], ("Id", "NRestarts", "ActiveEnterTimestampMonotonic"))
     starts, too_many = count_restart(read_starts(starts_file(name)), shown, boot_clock(), time_asleep(), name)
     return refusal_steps(name, what, do_next, again=not too_many, starts=starts)
 
 
 def _prepare(name: str, config_path: Path) -> tuple[Step, ...]:
-    """What makes a start impossible is no failure here: it goes into the launch file, so that vllm@NAME itself says it."""
+    """Return the steps before a start. The reason for a refusal goes into the launch file, so that vllm@NAME itself reports it."""
     try:
         config = load(config_path)
         require_model(config, name)
     except ConfigError as error:
         more = len(error.mistakes) - 1
-        first, hint = str(error.mistakes[0]), f"`vllm-safe check` says all {more + 1} mistakes." if more else ""
+        first, hint = str(error.mistakes[0]), f"`vllm-safe check` lists all {more + 1} errors." if more else ""
         return (*refusal_steps(name, first, hint), *keep_guard_steps(first))
     except Misuse as error:
         return refusal_steps(name, error.message, error.hint)
     host = read_host()
     situation = read_situation(config, host, decide_budget(config, host), name)
-    # The launch file comes last, as what says that all before it was done.
+    # The launch file comes last: its presence shows that all other steps were carried out.
     steps = prepare_steps(decide_preparation(situation), situation.facts.units, read_earlyoom())
     return (*guard_steps(decide_guard(config)), *steps)

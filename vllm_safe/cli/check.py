@@ -1,4 +1,4 @@
-"""`vllm-safe check`: every precondition and what runs, each line pass, warn or fail, with what to do next."""
+"""`vllm-safe check`: every precondition and running model, each as pass, warn or fail, with the next action."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _COLOURS = {"pass": "green", "warn": "yellow", "fail": "red"}
 def command(config_path: Path, *, as_json: bool) -> int:
     """Check the configuration, this machine and each model, and say what to do next. Changes nothing.
 
-    Exit code: 0 if nothing failed, 1 if something did, 2 if the configuration has a mistake.
+    Exit code: 0 if nothing failed, 1 if something failed, 2 if the configuration has an error.
     """
     config = load(config_path)
     host = read_host(behind=config.swap.file)

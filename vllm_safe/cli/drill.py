@@ -1,4 +1,4 @@
-"""`vllm-safe drill`: a hog under the limits of a model, while logins are timed; pass or fail."""
+"""`vllm-safe drill`: a memory hog under the limits of a model, while logins are timed, with a result of PASS or FAIL."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ from vllm_safe.host.host_facts import read_host
 
 
 @click.command(name="drill")
-@click.option("--seconds", type=click.FloatRange(10, 3600), default=60.0, show_default=True, help="How long the hog presses.")
-@click.option("--model", "name", metavar="NAME", shell_complete=model_names, help="Under the limits of this model.")
+@click.option("--seconds", type=click.FloatRange(10, 3600), default=60.0, show_default=True, help="How long the hog runs under full load.")
+@click.option("--model", "name", metavar="NAME", shell_complete=model_names, help="Use the limits of this model.")
 @json_option
 @dry_run_option
 @config_option
 def command(seconds: float, name: str | None, config_path: Path, *, as_json: bool, dry_run: bool) -> int:
-    """Have a hog take all memory that a model may have, and time logins meanwhile.
+    """Run a memory hog that takes all memory a model may have, and time logins meanwhile.
 
-    Without --model it has the limits of the only model, or those of the section `limits`. No model may run meanwhile. Logins are compared
-    with those on the idle machine, which are timed first. A hog that is killed fails too: the model would have been. Exit code: 0 PASS,
-    1 FAIL, 2 refused.
+    Without --model the hog has the limits of the only model, or those of the section `limits`. No model may run at the same time. Logins
+    are compared with those on the idle machine, which are timed first. The drill also fails if the hog is killed, as the model would have
+    been killed, too. Exit code: 0 PASS, 1 FAIL, 2 refused.
     """
     if not dry_run:
         need_root()
@@ -60,7 +60,7 @@ def command(seconds: float, name: str | None, config_path: Path, *, as_json: boo
     limits = budget.of(name or "")
     hog = decide_hog(limits, host.cpus)
     start = StartHog(hog, {**limits.properties, "IOSchedulingClass": limits.io_scheduling_class.value}, seconds)
-    # What a start of the model does first: the drill is of the configuration as it is now.
+    # The first steps of a start, so that the drill tests the present configuration.
     common = prepare_steps(decide_protection_of_all(config, budget), read_units(), read_earlyoom())
     protect = (*common, *guard_steps(decide_guard(config)))
     if dry_run:
@@ -75,10 +75,10 @@ def command(seconds: float, name: str | None, config_path: Path, *, as_json: boo
 
 @contextmanager
 def _one_drill() -> Iterator[None]:
-    """Alone; and a terminal that has gone, or a SIGTERM, ends it as Ctrl-C does: in order."""
+    """Hold the lock for the only drill. SIGHUP and SIGTERM end the drill in order, as Ctrl-C does."""
 
     def refuse() -> None:
-        raise Misuse("no drill: another one is under way")
+        raise Misuse("the drill was not started: another one is running")
 
     with hold_lock("drill", refuse):
         before = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGHUP, signal.SIGTERM)}
@@ -129,8 +129,8 @@ def _text(course: DrillProgress, lines: tuple[DrillRow, ...], limits: DecidedLim
     yield f"The hog had {format_size(course.ram)} of RAM (limit {format_size(limits.memory_max.value)}),"
     yield f"{format_size(course.swap)} of swap (limit {format_size(limits.swap_max.value)}), and touched {course.pages:.0f} pages a second."
     if course.ended is not None:
-        yield f"It was killed after {course.ended:.0f} s, as a model would have been:"
+        yield f"It was killed after {course.ended:.0f} s, as a model would have been. See:"
         yield "journalctl -b -k -u vllm-safe-drill -u vllm-safe-guard -u earlyoom"
     back = "not within a minute" if course.recovered is None else f"{course.recovered:.0f} s"
-    yield f"Until a login was as fast as before, after its end: {back}."
+    yield f"Time after its end until logins were as fast as before: {back}."
     yield ""

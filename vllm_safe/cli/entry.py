@@ -1,23 +1,23 @@
-"""The console script. It answers --help and --version itself: importing click would triple their time."""
+"""The console script. It handles --help and --version itself, as importing click would triple their time."""
 
 import os
 import sys
 
 from vllm_safe import __version__
 
-# Each command is `command` in the module of its name. The help stands here, so that --help and TAB import none of them.
+# Each command is the object `command` in the module of its name. The help is here, so that --help and TAB import no command.
 COMMANDS = {
-    "check": "Check every precondition and what runs; say what to do next",
+    "check": "Check preconditions and running models; say what to do next",
     "show": "Show what a start would run, and where each value comes from",
     "config": "Show the configuration in force, or a commented sample",
-    "install": "Install vLLM into a venv of its own, or go back to the last",
+    "install": "Install vLLM into its own venv, or go back to the last one",
     "fetch": "Download the files of a model",
     "swap": "Create, show or remove the swapfile",
-    "status": "Show every model: state, progress, RAM, swap, pressure, the guard",
-    "why": "Say why a model stopped last time, and what to change",
-    "report": "Show what happened in a run, as a page or in the terminal",
-    "drill": "Have a hog take all memory while logins are timed",
-    "apply": "Apply limits and protection (systemd does it at each start)",
+    "status": "Show every model: state, progress, memory, pressure, guard",
+    "why": "Show why a model last stopped, and what to change",
+    "report": "Show a recorded run as a web page, or in the terminal",
+    "drill": "Time logins while a hog takes all memory of a model",
+    "apply": "Apply limits and protection (systemd does so at each start)",
 }
 
 HELP = "\n".join(
@@ -25,15 +25,15 @@ HELP = "\n".join(
         "Usage: vllm-safe COMMAND [OPTION]... [ARGUMENT]...",
         "",
         "  Run a large language model on a machine that is too small for it, and still",
-        "  log in. Models are in /etc/vllm-safe/config.yaml, and one is started with:",
+        "  log in. Models are configured in /etc/vllm-safe/config.yaml and started with:",
         "  systemctl start vllm@NAME",
         "",
         "Commands:",
         *(f"  {name:<9}{text}" for name, text in COMMANDS.items()),
         "",
         "Options:",
-        "  -h, --help   This text, or with a command the help of that command",
-        "  --version    The version",
+        "  -h, --help   Show this help, or the help of a command",
+        "  --version    Show the version",
     ]
 )
 
@@ -41,20 +41,20 @@ HELP = "\n".join(
 def main() -> None:
     """Run the command line of this process and exit with its code."""
     if sys.argv[1:] in (["--help"], ["-h"]):
-        _say(HELP)
+        _print(HELP)
     elif sys.argv[1:] == ["--version"]:
-        _say(f"vllm-safe {__version__}")
+        _print(f"vllm-safe {__version__}")
     else:
         try:
             from vllm_safe.cli.main import main as run
-        except KeyboardInterrupt:  # loading takes long on a machine that swaps; from here on it is for `run` to say
+        except KeyboardInterrupt:  # imports are slow on a machine that swaps; after them `run` reports it
             print("\nvllm-safe: interrupted", file=sys.stderr)
             sys.exit(130)
         sys.exit(run(sys.argv[1:]))
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     try:
         print(text, flush=True)
-    except BrokenPipeError:  # `| head`: who reads has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's own flush at the end
+    except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that Python's own flush at exit does not fail

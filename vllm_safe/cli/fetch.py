@@ -1,4 +1,4 @@
-"""`vllm-safe fetch NAME`: a model's files, from the hub to the disk. Serving itself is offline."""
+"""`vllm-safe fetch NAME`: download the files of a model from the hub. Serving itself is offline."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from vllm_safe.sandbox.unused_proxies import withheld_proxy_lines
 @click.command(name="fetch")
 @name_argument
 @click.option(
-    "--revision", metavar="REVISION", help="A branch, tag or commit of the model; without it, what is there already counts as current."
+    "--revision", metavar="REVISION", help="A branch, tag or commit of the model. Without it, a model that is complete is not updated."
 )
 @dry_run_option
 @config_option
 def command(name: str, revision: str | None, config_path: Path, *, dry_run: bool) -> None:
-    """Download the files of the model NAME, complete or not at all. Run again, it goes on where it was broken off."""
+    """Download the files of the model NAME, all of them or none. After an interruption, run it again to resume."""
     config = load(config_path)
     model = require_model(config, name)
     if model.model is None:
@@ -40,10 +40,10 @@ def command(name: str, revision: str | None, config_path: Path, *, dry_run: bool
         return
     files = read_model_files(model.model)
     if not files.repo:
-        _tell_of_folder(name, files)
+        _print_folder(name, files)
         return
     if files.complete and not revision:
-        _say_complete(name, files)
+        _print_complete(name, files)
         return
     need_root()
     require_engine()
@@ -52,23 +52,23 @@ def command(name: str, revision: str | None, config_path: Path, *, dry_run: bool
     with lock_unit(source.unit, f"fetching {files.repo}"):
         _fetch(source, read_model_disk(config), dry_run=dry_run)
     if not dry_run:
-        _say_complete(name, read_model_files(model.model), verb="restart" if files.present else "start")
+        _print_complete(name, read_model_files(model.model), verb="restart" if files.present else "start")
 
 
-def _tell_of_folder(name: str, files: ModelFiles) -> None:
-    """A folder that the configuration names is the admin's own."""
+def _print_folder(name: str, files: ModelFiles) -> None:
+    """Print that a folder named in the configuration is not fetched. Raises Failure if it cannot be served."""
     finding = find_model(name, files)
     if finding.level is Level.FAIL:
         raise Failure(finding.what, hint=finding.do_next)
     click.echo(f"{name} is served from the folder {files.folder}: there is nothing to fetch")
 
 
-def _say_complete(name: str, files: ModelFiles, *, verb: str = "start") -> None:
+def _print_complete(name: str, files: ModelFiles, *, verb: str = "start") -> None:
     if files.commit:
         click.echo(f"{files.folder} is complete: {count_files(files.count)}, {format_size(files.size)}, revision {files.commit[:10]}")
-        click.echo(f"To serve it: systemctl {verb} vllm@{name}   To look for a newer one: vllm-safe fetch {name} --revision main")
+        click.echo(f"To serve it: systemctl {verb} vllm@{name}   To update it: vllm-safe fetch {name} --revision main")
     else:
-        click.echo(f"{files.folder} is there, and was not fetched by vllm-safe   To replace it: vllm-safe fetch {name} --revision main")
+        click.echo(f"{files.folder} exists, and was not fetched by vllm-safe   To replace it: vllm-safe fetch {name} --revision main")
 
 
 def _fetch(source: Source, room: ModelDisk, *, dry_run: bool) -> None:
@@ -81,15 +81,15 @@ def _fetch(source: Source, room: ModelDisk, *, dry_run: bool) -> None:
     try:
         carry_out([FetchStep(source, plan)], dry_run=dry_run, say=click.echo)
     except KeyboardInterrupt:
-        click.echo(f"\nWhat has come is kept; go on with: {source.asked.command}", err=True)
+        click.echo(f"\nDownloaded data is kept. To resume: {source.asked.command}", err=True)
         raise
 
 
 def _show(plan: FetchPlan) -> None:
     click.echo(plan.summary)
     width = max(len(format_size(file.size)) for file in plan.files)
-    notes = {file: "here" if file.here == file.size else f"{format_size(file.here)} here" for file in plan.files if file.here}
+    notes = {file: "complete" if file.here == file.size else f"{format_size(file.here)} present" for file in plan.files if file.here}
     click.echo("\n".join(align_columns((format_size(file.size).rjust(width), file.name, notes.get(file, "")) for file in plan.files)))
     if plan.left_out:
         rest = format_size(sum(file.size for file in plan.left_out))
-        click.echo(f"left out, since vLLM does not read them: {count_files(len(plan.left_out))}, {rest}, such as {plan.left_out[0].name}")
+        click.echo(f"skipped, as vLLM does not read them: {count_files(len(plan.left_out))}, {rest}, such as {plan.left_out[0].name}")

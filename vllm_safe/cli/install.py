@@ -1,4 +1,4 @@
-"""`vllm-safe install`: vLLM into a venv of its own, tried before it is used; the one before it is kept."""
+"""`vllm-safe install`: vLLM in its own venv, which is tried before it is used. The previous one is kept."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ from vllm_safe.sandbox.run_as_vllm import lock_unit
 
 
 @click.command(name="install")
-@click.option("--version", metavar="VERSION", help="Another version than engine.version of the configuration.")
-@click.option("--reinstall", is_flag=True, help="Build it again although it is there and works.")
-@click.option("--rollback", is_flag=True, help="Go back to the engine that was used before; once more comes forward again.")
-@click.option("--try", "only_try", is_flag=True, help="Only try the engine in use, now that a card answers.")
+@click.option("--version", metavar="VERSION", help="The version, instead of engine.version in the configuration.")
+@click.option("--reinstall", is_flag=True, help="Rebuild it even if it is installed and works.")
+@click.option("--rollback", is_flag=True, help="Switch to the previous engine. A second time switches back.")
+@click.option("--try", "only_try", is_flag=True, help="Only try the engine in use, once a card is available.")
 @dry_run_option
 @config_option
 def command(  # noqa: PLR0913 -- each is an option
     version: str | None, config_path: Path, *, reinstall: bool, rollback: bool, only_try: bool, dry_run: bool
 ) -> None:
-    """Install vLLM. The one in use stays until the new one works, and is kept beside it.
+    """Install vLLM. The one in use stays until the new one works, and is then kept as the previous one.
 
-    What can never work is said before anything is downloaded: a driver older than the wheels' CUDA, or cards too old for it. Where
-    no card answers yet, vLLM is put in place untried, unless a vLLM that works would have to make room for it. The first start that
-    gets ready is its trial, or `--try`.
+    A driver older than the CUDA version of the wheels, or cards too old for it, are reported before anything is downloaded. Where no card
+    is available yet, vLLM is installed untried, unless it would replace a vLLM that works. It is tried by the first start that becomes
+    ready, or by `--try`.
     """
     if rollback and (version or reinstall):
         raise Misuse("--rollback goes back to the previous engine, whatever its version", hint="Leave out --version and --reinstall.")
     if only_try and (version or reinstall or rollback):
         raise Misuse("--try tries the engine in use, and installs nothing", hint="Leave out --version, --reinstall and --rollback.")
     if version and not re.fullmatch(VERSION, version):
-        raise Misuse(f"{version!r} is no version", hint="One such as 0.32.0")
+        raise Misuse(f"{version!r} is not a version", hint="Give a version such as 0.32.0.")
     config = load(config_path)
     request = InstallRequest(config.engine, version, reinstall=reinstall, rollback=rollback, only_try=only_try)
     if dry_run:
@@ -57,26 +57,26 @@ def command(  # noqa: PLR0913 -- each is an option
         try:
             carry_out(steps, dry_run=False)
         except KeyboardInterrupt:
-            click.echo("\nThe engine in use is untouched, and what was downloaded is kept. To go on, run the same command again.", err=True)
+            click.echo("\nThe engine in use is untouched, and downloaded data is kept. To resume, run the same command again.", err=True)
             raise
         after = read_engine()
         if after.current != facts.current:
-            _tell_done(after, config.models)
+            _print_done(after, config.models)
         elif only_try:
             click.echo(f"{after.current} works.")
 
 
-def _tell_done(facts: EngineFacts, names: Iterable[str]) -> None:
-    """What is in use now, and what still runs on the engine before."""
+def _print_done(facts: EngineFacts, names: Iterable[str]) -> None:
+    """Print which engine is in use now, and which models still run on the previous one."""
     if facts.is_untried:
-        click.echo(f"{facts.current} is in use, and untried. Once a card answers, the first start tries it, or: vllm-safe install --try")
+        click.echo(f"{facts.current} is in use, but untried. The first start with a card tries it. To try it now: vllm-safe install --try")
     else:
         click.echo(f"{facts.current} is in use.")
     if facts.previous:
         twin = " (an earlier build)" if str(facts.previous) == str(facts.current) else ""
-        click.echo(f"{facts.previous}{twin} is kept: vllm-safe install --rollback goes back to it.")
+        click.echo(f"{facts.previous}{twin} is kept. To go back to it: vllm-safe install --rollback")
     units = {name: f"vllm@{name}.service" for name in names}
     states = show_properties(units.values(), ("Id", "ActiveState"))
     for name, unit in units.items():
         if states.get(unit, {}).get("ActiveState") in {"active", "activating", "reloading"}:
-            click.echo(f"{name} still runs on the engine that it was started with: systemctl restart vllm@{name}")
+            click.echo(f"{name} still runs on the previous engine. To switch: systemctl restart vllm@{name}")

@@ -1,4 +1,4 @@
-"""`vllm-safe report NAME`: one recorded run as a file of HTML, or in the terminal."""
+"""`vllm-safe report NAME`: one recorded run as an HTML file, or in the terminal."""
 
 from __future__ import annotations
 
@@ -15,23 +15,25 @@ from vllm_safe.report.report_file import write_report
 
 @click.command(name="report")
 @name_argument
-@click.option("--run", "which", metavar="N|ID", default="1", show_default=True, help="Of which run: 1 is the last, 2 the one before it.")
 @click.option(
-    "-o", "--output", metavar="FILE", type=click.Path(path_type=Path), help="The file to write instead of NAME-RUN.html; - is stdout."
+    "--run", "which", metavar="N|ID", default="1", show_default=True, help="The run: 1 is the last, 2 the one before it, or an ID."
 )
-@click.option("-f", "--force", is_flag=True, help="Overwrite whatever is there.")
-@click.option("--text", "as_text", is_flag=True, help="Draw it in the terminal, and write no file.")
+@click.option(
+    "-o", "--output", metavar="FILE", type=click.Path(path_type=Path), help="The file to write instead of NAME-RUN.html; - for stdout."
+)
+@click.option("-f", "--force", is_flag=True, help="Overwrite an existing file.")
+@click.option("--text", "as_text", is_flag=True, help="Print the report to the terminal, and write no file.")
 @config_option
 def command(  # noqa: PLR0913 -- each is an option
     name: str, which: str, config_path: Path, output: Path | None, *, force: bool, as_text: bool
 ) -> None:
-    """Show what happened in a run: why it ended, and memory, swap, pressure, disk and cards over time.
+    """Show a recorded run: why it ended, and memory, swap, pressure, disk and cards over time.
 
-    The page is one file that needs no network; what looks like a key or a token is left out of it.
+    The page is one file that needs no network. Text that looks like a key or a token is left out.
     """
     run, verdict = judge_run(name, choose_run(name, recorded_runs(name, config_path, "report"), which))
     if as_text:
-        from vllm_safe.report.text_report import render_text  # noqa: PLC0415 - plotille takes long to import, and a page needs none of it
+        from vllm_safe.report.text_report import render_text  # noqa: PLC0415 - plotille is slow to import, and a page does not need it
 
         on_terminal = sys.stdout.isatty()
         bold = (lambda line: click.style(line, bold=True)) if on_terminal else str
@@ -43,4 +45,4 @@ def command(  # noqa: PLR0913 -- each is an option
         return
     path = output or Path(f"{name}-{run.start.run}.html")
     write_report(path, page, force=force)
-    click.echo(f"{path}: open it in a browser")
+    click.echo(f"wrote {path}: open it in a browser")

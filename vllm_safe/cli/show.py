@@ -1,4 +1,4 @@
-"""`vllm-safe show NAME`: what a start would run, and where each value came from."""
+"""`vllm-safe show NAME`: the command and limits of a start, with the origin of each value."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def command(name: str, config_path: Path, *, as_json: bool) -> None:
         click.echo(json.dumps({"name": name, **values}, indent=2, ensure_ascii=False))
         return
     if planned is not host:
-        click.echo(f"{config.swap.file} is not on yet; the limits are those that a start has, which turns it on.")
+        click.echo(f"{config.swap.file} is not on yet; a start turns it on, and the limits below include it.")
     for part in parts:
         if part.rows:
             click.echo(click.style(part.title, bold=True))

@@ -1,4 +1,4 @@
-"""`vllm-safe status`: every model of the configuration and every one that runs, at this moment or every second."""
+"""`vllm-safe status`: every configured and every running model, once or every second."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from vllm_safe.status.status_facts import read_model_status, running_models
 from vllm_safe.status.status_lines import ModelStatus, status_as_json, status_as_line, status_as_lines
 
 _EVERY = 1.0  # seconds
-# xterm's and every terminal's since: a screen of its own without a cursor, and back to what was there before.
+# Escape sequences of xterm and its successors: switch to the alternate screen without a cursor, and back.
 _ENTER, _LEAVE = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"
 _HOME, _REST_OF_LINE, _REST_OF_SCREEN = "\x1b[H", "\x1b[K", "\x1b[J"
 
 
 @click.command(name="status")
 @optional_name_argument
-@click.option("--watch", is_flag=True, help="Again every second, until ^C; on a pipe a line for each model.")
+@click.option("--watch", is_flag=True, help="Repeat every second until ^C; on a pipe, with one line per model.")
 @json_option
 @config_option
 def command(name: str | None, config_path: Path, *, watch: bool, as_json: bool) -> int:
-    """Show every model: state, progress, RAM, swap, pressure, and what the guard did. Anybody may.
+    """Show every model: state, progress, RAM, swap, pressure, and the actions of the guard. Any user may run it.
 
-    Pressure is the share of the last ten seconds in which all waited; the system is what logins and services live in.
+    Pressure is the share of the last ten seconds in which all tasks were stalled. "The system" means logins and services.
     """
     models = _Models(name, config_path)
     if not watch:
@@ -49,19 +49,19 @@ def command(name: str | None, config_path: Path, *, watch: bool, as_json: bool) 
 
 
 class _Models:
-    """The models that are asked for, and what is said of them; verdicts on runs that are over are kept."""
+    """The requested models and their status. Verdicts on finished runs are cached."""
 
     def __init__(self, name: str | None, config_path: Path) -> None:
         self._asked = name
         self._verdicts: dict[str, str] = {}
         self._configured = _configured(config_path)
         if name is not None and not self._seen():
-            raise Failure(f"there is no model {name}", hint=f"{config_path} has: {', '.join(self._configured) or 'none'}")
+            raise Failure(f"there is no model {name}", hint=f"Configured models: {', '.join(self._configured) or 'none'}.")
 
     def lines(self) -> list[str]:
         blocks = [status_as_lines(seen, time.localtime, self._why(seen)) for seen in self._seen()]
         styled = [line if number else click.style(line, bold=True) for block in blocks for number, line in enumerate(block)]
-        return styled or ["no model is configured, and none runs"]
+        return styled or ["no model is configured or running"]
 
     def short_lines(self) -> list[str]:
         return [status_as_line(seen, time.localtime) for seen in self._seen()]
@@ -74,14 +74,14 @@ class _Models:
         return read_model_status(name for name in names if self._asked in {None, name})
 
     def _why(self, seen: ModelStatus) -> str:
-        """The verdict on the last run of a model that does not run; "" where it may not be read."""
+        """Return the verdict on the last run of a model that is not running, or "" if this user may not read the run."""
         if seen.active not in {"failed", "inactive"} and seen.sub != "auto-restart":
             return ""
         try:
             for run in list_runs(seen.name)[:1]:
                 if run not in self._verdicts:
                     recorded, verdict = judge_run(seen.name, run)
-                    if recorded.end is None:  # the recorder is not done yet, or never will be: not to be kept
+                    if recorded.end is None:  # the recorder has not written the end, and may never do so: not cached
                         return verdict.sentence if verdict.code != "running" else ""
                     self._verdicts[run] = verdict.sentence
                 return self._verdicts[run]
@@ -91,16 +91,16 @@ class _Models:
 
 
 def _configured(config_path: Path) -> tuple[str, ...]:
-    """The models of the configuration; what runs is shown even if that has a mistake."""
+    """Return the configured models. If the configuration has an error, print it: running models are shown all the same."""
     try:
         return tuple(load(config_path).models)
     except ConfigError as error:
-        click.echo(f"{error.message}\n  what runs is shown all the same", err=True)
+        click.echo(f"{error.message}\n  running models are shown all the same", err=True)
         return ()
 
 
 def _redraw(models: _Models) -> None:
-    """In place, each picture in one write, so that nothing flickers; the last one stays on the screen that was there before."""
+    """Redraw the screen every second, in one write so that it does not flicker. The last picture is left on the normal screen."""
     lines: list[str] = []
     with suppress(KeyboardInterrupt), _screen():
         for _ in _seconds():
@@ -113,7 +113,7 @@ def _redraw(models: _Models) -> None:
 
 
 def _repeat(models: _Models, *, as_json: bool) -> None:
-    """Lines that follow each other."""
+    """Print the models every second, one block of lines after the other."""
     with suppress(KeyboardInterrupt):
         for _ in _seconds():
             click.echo(models.as_json(indent=None) if as_json else "\n".join(models.short_lines()))
@@ -121,7 +121,7 @@ def _repeat(models: _Models, *, as_json: bool) -> None:
 
 
 def _seconds() -> Iterator[None]:
-    """Once a second until KeyboardInterrupt: ^C or SIGTERM, which are no mistake."""
+    """Yield once a second until KeyboardInterrupt, which ^C and SIGTERM raise. The caller ends normally then."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     due = time.monotonic()
     while True:

@@ -1,4 +1,4 @@
-"""vllm-safe swap create|status|remove."""
+"""`vllm-safe swap create`, `status` and `remove`."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from vllm_safe.swap.swapfile_facts import read_swap
 
 @click.group(cls=SuggestingGroup)
 def command() -> None:
-    """Create, show or remove the swapfile that section `swap` of the config describes."""
+    """Create, show or remove the swapfile that the section `swap` of the configuration describes."""
 
 
 @command.command()
 @config_option
 @dry_run_option
 def create(config_path: Path, *, dry_run: bool) -> None:
-    """Make the swapfile and turn it on; nothing if it is on.
+    """Create the swapfile and turn it on, unless it is on.
 
-    A new `swap.size` or `swap.file` is applied: the new file is made, then the old one is turned off and deleted.
+    A change of `swap.size` or `swap.file` is applied: the new file is created, then the old one is turned off and deleted.
     """
     if not dry_run:
         need_root()
@@ -48,7 +48,7 @@ def create(config_path: Path, *, dry_run: bool) -> None:
             return
         host = read_host() if steps else host
         total = f"{format_size(host.swap)} of swap are on"
-        _say(f"{total} (swap.size is none: it is left as it is)" if swap.size is None else total)
+        _report(f"{total} (swap.size is none: swap is not managed)" if swap.size is None else total)
 
 
 @command.command()
@@ -69,14 +69,14 @@ def status(config_path: Path, *, as_json: bool) -> None:
 def remove(config_path: Path, *, dry_run: bool) -> None:
     """Turn off and delete the swapfile, if its content fits in RAM.
 
-    Other swap is left as it is. Needs no valid config: a swapfile of ours that is on is found by its label, one that is off at the
-    configured or the default path.
+    Other swap is not changed. No valid configuration is needed: a swapfile of vllm-safe that is on is found by its label, and one that is
+    off at the configured or the default path.
     """
     if not dry_run:
         need_root()
     swap, problem = _swap_or_default(config_path)
     if problem:
-        click.echo(f"vllm-safe: without the config: {problem.splitlines()[0]}", err=True)
+        click.echo(f"vllm-safe: continuing without the configuration: {problem.splitlines()[0]}", err=True)
     with _one_run(dry_run=dry_run):
         host = read_host(behind=swap.file)
         facts = read_swap(swap.file, host)
@@ -84,13 +84,13 @@ def remove(config_path: Path, *, dry_run: bool) -> None:
         _carry_out(steps, dry_run=dry_run)
         for file in facts.files:
             if file.foreign and file.path == facts.path:
-                click.echo(f"left as it is: {file.path} ({file.foreign})")
+                click.echo(f"not removed: {file.path} ({file.foreign})")
         if not steps:
-            click.echo("there is no swapfile of vllm-safe")
+            click.echo("there is no swapfile that vllm-safe created")
 
 
 def _swap_or_default(config_path: Path) -> tuple[settings.Swap, str]:
-    """The section `swap`, or its defaults and what is wrong with the config."""
+    """Return the section `swap` and "", or its defaults and the error in the configuration."""
     try:
         return load(config_path).swap, ""
     except Failure as failure:
@@ -99,12 +99,12 @@ def _swap_or_default(config_path: Path) -> tuple[settings.Swap, str]:
 
 @contextmanager
 def _one_run(*, dry_run: bool) -> Iterator[None]:
-    """Alone, unless nothing is changed; under systemd the reason of a failure becomes the status of the unit."""
+    """Hold the lock for the only run, except in a dry run. Under systemd the reason of a failure becomes the status of the unit."""
     if dry_run:
         yield
         return
     try:
-        with hold_lock("swap", lambda: _say("waiting for another `vllm-safe swap` to end")):
+        with hold_lock("swap", lambda: _report("waiting for another `vllm-safe swap` to end")):
             yield
     except Failure as failure:
         notify(STATUS=failure.message)
@@ -114,10 +114,10 @@ def _one_run(*, dry_run: bool) -> Iterator[None]:
 def _carry_out(steps: tuple[Any, ...], *, dry_run: bool) -> None:
     for step in steps:
         if not dry_run:
-            _say(step.describe())
+            _report(step.describe())
         carry_out((step,), dry_run=dry_run, say=click.echo)
 
 
-def _say(text: str) -> None:
+def _report(text: str) -> None:
     notify(STATUS=text)
     click.echo(text)

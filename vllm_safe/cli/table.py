@@ -1,4 +1,4 @@
-"""Aligned columns for a person; the same rows go to --json for a program."""
+"""Aligned columns for people. The same rows go to --json for programs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 
 def align_columns(rows: Iterable[Sequence[str]], *, indent: str = "  ") -> list[str]:
-    """Lines in which each column but the last is padded to its longest cell of at most 60 characters."""
+    """Format rows as lines. Each column is padded to its longest cell, but to 60 characters at most."""
     table = [list(row) for row in rows]
     if not table:
         return []

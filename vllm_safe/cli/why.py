@@ -1,4 +1,4 @@
-"""`vllm-safe why NAME`: why it stopped last time, with the evidence and the setting to change."""
+"""`vllm-safe why NAME`: why a model last stopped, with the evidence and the setting to change."""
 
 from __future__ import annotations
 
@@ -17,18 +17,20 @@ from vllm_safe.diagnose.verdict import Verdict
 from vllm_safe.report.judged_run import choose_run, judge_run, recorded_runs, try_judge_run
 from vllm_safe.report.local_times import clock_time, date_time
 
-_WIDE = 110  # characters of a sentence in a list
-_RECORDED = 6.0  # seconds after an end in which the recorder finds out who killed it, and writes it down
+_WIDE = 110  # characters of a sentence in the list
+_RECORDED = 6.0  # seconds within which the recorder finds the cause of an end, and writes it
 
 
 @click.command(name="why")
 @name_argument
-@click.option("--run", "which", metavar="N|ID", default="1", show_default=True, help="Of which run: 1 is the last, 2 the one before it.")
-@click.option("--list", "as_list", is_flag=True, help="Every recorded run, in one line each.")
+@click.option(
+    "--run", "which", metavar="N|ID", default="1", show_default=True, help="The run: 1 is the last, 2 the one before it, or an ID."
+)
+@click.option("--list", "as_list", is_flag=True, help="List every recorded run, with one line each.")
 @json_option
 @config_option
 def command(name: str, which: str, config_path: Path, *, as_list: bool, as_json: bool) -> None:
-    """Say why NAME stopped last time: the verdict, the evidence for it, and the setting to change."""
+    """Show why NAME last stopped: the verdict, the evidence for it, and the setting to change."""
     runs = recorded_runs(name, config_path, "why")
     if as_list:
         _list(name, runs, as_json=as_json)
@@ -45,7 +47,7 @@ def command(name: str, which: str, config_path: Path, *, as_list: bool, as_json:
         return
     _show(run, verdict)
     if before:
-        click.echo(f"\nWhy it stopped before that ({before[0].start.run}):")
+        click.echo(f"\nWhy the run before it stopped ({before[0].start.run}):")
         _show(*before)
 
 
@@ -63,13 +65,13 @@ def _list(name: str, runs: tuple[str, ...], *, as_json: bool) -> None:
             rows.append((str(number), run, "", "unreadable", ""))
             continue
         recorded, verdict = found
-        said = verdict.sentence if len(verdict.sentence) <= _WIDE else f"{verdict.sentence[: _WIDE - 3]}..."
-        rows.append((str(number), date_time(recorded.start.time), _lasted(recorded, verdict), verdict.code, said))
+        sentence = verdict.sentence if len(verdict.sentence) <= _WIDE else f"{verdict.sentence[: _WIDE - 3]}..."
+        rows.append((str(number), date_time(recorded.start.time), _lasted(recorded, verdict), verdict.code, sentence))
     click.echo("\n".join(align_columns(rows)))
 
 
 def _show(run: Run, verdict: Verdict) -> None:
-    """The verdict first, then what proves it, then what to change."""
+    """Print the verdict, then the evidence for it, then the settings to change."""
     colour = {"bad": "red", "good": "green"}.get(verdict.tone)
     click.echo(click.style(verdict.sentence, bold=True, fg=colour))
     started = f"started {date_time(run.start.time)}"

@@ -88,4 +88,4 @@ def _gid(group: str) -> int:
     try:
         return grp.getgrnam(group).gr_gid
     except KeyError:
-        raise Failure(f"there is no group {group}", hint="Make it: systemd-sysusers /usr/lib/sysusers.d/vllm-safe.conf") from None
+        raise Failure(f"group {group} does not exist", hint="Make it: systemd-sysusers /usr/lib/sysusers.d/vllm-safe.conf") from None

@@ -1,1 +1,1 @@
-"""Pure functions from config and facts to a plan. Nothing here reads or writes anything."""
+"""Pure functions from the configuration and facts to a plan. They read and write nothing."""

@@ -1,4 +1,4 @@
-"""The guard's settings, as the guard reads them."""
+"""The settings of the guard, in the form that the guard reads."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def decide_guard(config: Config) -> GuardPlan:
-    """What the section `guard` says."""
+    """Return the guard's settings from the section `guard`, with percentages as shares of 1."""
     section = config.guard
     return GuardPlan(
         enabled=section.enabled,

@@ -1,4 +1,4 @@
-"""The limits of one model, and of all models together, in the kernel's own units."""
+"""The limits of one model, and of all models together, in the units of the kernel."""
 
 from __future__ import annotations
 
@@ -17,18 +17,21 @@ if TYPE_CHECKING:
     from vllm_safe.config.settings import Config
     from vllm_safe.host.host_facts import Host
 
-# Less than a Python interpreter with its libraries mapped needs to get anywhere: such a limit is a mistake, not a small machine.
+# Bytes. A Python interpreter with its libraries mapped cannot work with less: such a limit is a mistake, not a small machine.
 LEAST_MEMORY = 128 * MIB
 
 
 def unit_of(name: str) -> str:
-    """The service of a model."""
+    """Return the name of the service of the model `name`."""
     return f"vllm@{name}.service"
 
 
 @dataclass(frozen=True)
 class DecidedLimits:
-    """Field names are the settings', values the kernel's: bytes, weights, a count, an oom_score_adj; and systemd's word for a class."""
+    """The limits of one model, under the names of their settings.
+
+    Values are in the kernel's units: bytes, weights, a number of tasks, an oom_score_adj. The I/O scheduling class has systemd's name.
+    """
 
     memory_max: Decided
     swap_max: Decided
@@ -40,7 +43,7 @@ class DecidedLimits:
 
     @property
     def properties(self) -> dict[str, int]:
-        """What `systemctl set-property` is told of the unit. What is of a process, not of a cgroup, is none of it: see launch."""
+        """The properties of the unit for `systemctl set-property`. The settings of a process, which no cgroup has, are set in launch/."""
         return {
             "MemoryMax": self.memory_max.value,
             "MemorySwapMax": self.swap_max.value,
@@ -50,20 +53,20 @@ class DecidedLimits:
         }
 
 
-# Of a slice: MemoryMin= of each unit in it that sets none itself. A unit that runs has it from systemd's next reload. systemd 262
-# knows it no more: it ignores it with a warning, and does not show it.
+# A property of a slice: the MemoryMin= of each unit in it that sets none itself. A running unit gets it at systemd's next reload.
+# systemd 262 no longer has this property: it ignores it with a warning, and does not show it.
 EACH_UNIT = "DefaultMemoryMin"
 
-# What is added up by two models; the slice that holds both has the largest of each, so that they share it.
+# Two models would add up to twice these properties. The slice that holds both gets the largest value of each, so that they share it.
 SHARED = ("MemoryMax", "MemorySwapMax", "CPUWeight", "IOWeight")
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How this machine is divided between the models and the operating system: decided once, and handed to all that act on it."""
+    """The division of this machine between the models and the operating system, decided once for all code that acts on it."""
 
     protection: Protection
-    default: DecidedLimits  # of a model that the configuration does not have: the section `limits`
+    default: DecidedLimits  # the section `limits`, for a model that is not in the configuration
     models: Mapping[str, DecidedLimits]
 
     def of(self, name: str) -> DecidedLimits:
@@ -72,7 +75,7 @@ class Budget:
 
     @property
     def units(self) -> dict[str, dict[str, int]]:
-        """The properties of the units that hold all models and the operating system, by unit."""
+        """The properties, by unit, of the units that hold all models and the operating system."""
         every = [limits.properties for limits in self.models.values()] or [self.default.properties]
         kept = self.protection
         values = {key: {"MemoryMin": decided.value, EACH_UNIT: kept.each_unit.value} for key, decided in kept.units.items()}
@@ -83,7 +86,7 @@ class Budget:
 
 
 def decide_budget(config: Config, host: Host) -> Budget:
-    """Decide what the operating system keeps, and the limits of every model."""
+    """Decide the memory protection of the operating system, and the limits of every model."""
     protection = decide_protection(config, host)
     models = {name: _decide_limits(config, host, protection, name) for name in config.models}
     return Budget(protection, _decide_limits(config, host, protection, ""), MappingProxyType(models))
@@ -107,7 +110,7 @@ def _decide_limits(config: Config, host: Host, protection: Protection, name: str
     )
 
 
-# Every property that is ever set on a unit, by unit: what `apply --undo` takes back, and no more.
+# Every property that vllm-safe sets, by unit. `apply --undo` reverts these and no others.
 PROPERTIES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         unit_of("*"): (*SHARED, "TasksMax"),
@@ -117,18 +120,18 @@ PROPERTIES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 )
 
 
-# Those of them that every machine has.
+# The units among them that exist on every machine.
 MANAGED_UNITS = tuple(unit for unit in PROPERTIES if "*" not in unit)
 
 
 def are_in_force(properties: Mapping[str, int], shown: Mapping[str, str]) -> bool:
-    """Whether all of them are what `systemctl show` has, but for what this systemd does not know."""
+    """Whether `systemctl show` has all of `properties`, apart from one that this version of systemd does not have."""
     unknown = {EACH_UNIT} if shown and EACH_UNIT not in shown else set()
     return all(shown.get(name) == str(value) for name, value in properties.items() if name not in unknown)
 
 
 def _memory_max(config: Config, host: Host, protection: Protection, name: str) -> Decided:
-    """The smaller of what was asked for and what the operating system and the cards leave."""
+    """Return the smaller of the configured limit and of the RAM that the operating system and the cards' driver leave."""
     amount, origin = _asked(config, name, "memory_max")
     ceiling = amount.of(host.memory)
     room = max(0, host.memory - protection.total)
@@ -139,21 +142,24 @@ def _memory_max(config: Config, host: Host, protection: Protection, name: str) -
         parts.append(f"{format_size(protection.kernel.value)} for the kernel (protect.kernel)")
     if protection.cards.value:
         parts.append(f"{format_size(protection.cards.value)} for the driver of {host.gpus} GPUs (protect.per_gpu)")
-    note = f"{format_size(host.memory)} RAM less {', '.join(parts)}; memory_max would be {format_size(ceiling)}"
+    note = f"{format_size(host.memory)} RAM minus {', '.join(parts)}; memory_max asks for {format_size(ceiling)}"
     return Decided(whole_pages(room), Origin("this machine", note))
 
 
 def _swap_max(config: Config, host: Host, name: str) -> Decided:
-    """Bytes of swap. Never a percentage: systemd takes MemorySwapMax=90% of RAM (load-fragment.c, physical_memory_scale)."""
+    """Decide the swap limit in bytes.
+
+    It is never a percentage: systemd takes MemorySwapMax=90% as 90 % of RAM (load-fragment.c, physical_memory_scale).
+    """
     amount, origin = _asked(config, name, "swap_max")
     asked = amount.of(host.swap)
     if asked <= host.swap:
         return Decided(whole_pages(asked), Origin(origin.source, _of_all(amount, host.swap, "swap")))
-    return Decided(host.swap, Origin("this machine", f"all {format_size(host.swap)} of swap; swap_max would be {format_size(asked)}"))
+    return Decided(host.swap, Origin("this machine", f"all {format_size(host.swap)} of swap; swap_max asks for {format_size(asked)}"))
 
 
 def _asked(config: Config, name: str, key: str) -> tuple[Any, Origin]:
-    """The model's own value of the setting `key`, else that of the section `limits`; and where it was set."""
+    """Return the model's own value of the setting `key`, or else that of the section `limits`, and its origin."""
     model = config.models.get(name)
     own = getattr(model.limits, key) if model else None
     value = getattr(config.limits, key) if own is None else own

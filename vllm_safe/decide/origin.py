@@ -1,4 +1,4 @@
-"""Where a value came from, so that `vllm-safe show` can say it and an error can point at it."""
+"""The origin of a value, for `vllm-safe show` and for error messages."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Origin:
-    """`source` is "default", "profile NAME", "FILE:LINE", or the fact of this machine that decided; `note` says how, or is ""."""
+    """The origin of a value.
+
+    source: "default", "profile NAME", "FILE:LINE", or the fact about this machine that decided. note: how the value was derived, or "".
+    """
 
     source: str
     note: str = ""
@@ -22,14 +25,14 @@ class Origin:
 
 @dataclass(frozen=True)
 class Sourced:
-    """A value of any kind, and where it came from."""
+    """A value of any type, and its origin."""
 
     value: Any
     origin: Origin
 
 
 def origin_of(config: Config, *paths: str) -> Origin:
-    """The place in the file of the first of the dotted `paths` that the file sets, or "default"."""
+    """Return the position in the file of the first of the dotted `paths` that the file sets, or "default"."""
     for path in paths:
         if position := config.positions.get(path):
             return Origin(str(position))

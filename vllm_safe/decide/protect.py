@@ -1,4 +1,4 @@
-"""How much RAM the operating system keeps for itself, whatever the models do."""
+"""The RAM that is protected for the operating system, whatever the models do."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Decided:
-    """A number, and why it is this one. Bytes, where it is an amount of memory."""
+    """A number, and the reason for it. Amounts of memory are in bytes."""
 
     value: int
     origin: Origin
@@ -27,41 +27,44 @@ class Decided:
 
 @dataclass(frozen=True)
 class AutoShare:
-    """What `auto` means: a percentage of RAM, and an upper bound in bytes, past which a machine needs no more."""
+    """The meaning of `auto`: a percentage of RAM, up to a bound in bytes. A larger machine needs no more than the bound."""
 
     percent: int
     most: int
 
     def of(self, memory: int) -> int:
-        """Bytes, on a machine with `memory` bytes of RAM."""
+        """Return the share in bytes, on a machine with `memory` bytes of RAM."""
         return min(memory * self.percent // 100, self.most)
 
 
-# The shares are those that kept logins alive in our testbed (1 GiB of RAM: 150M, 60M and 20M); the bounds are what sshd, journald, a
-# login shell and systemd need in practice. For comparison, Meta's resctl-demo keeps 768M (which it calls generous) for its critical
-# services and 16M for init.scope, Fedora's uresourced 10 % of RAM for the user.
+# With these shares logins worked in the testbed (1 GiB of RAM: 150M, 60M and 20M). The bounds are what sshd, journald, a login shell
+# and systemd need in practice. For comparison, Meta's resctl-demo protects 768M (which it calls generous) for its critical services
+# and 16M for init.scope, and Fedora's uresourced protects 10 % of RAM for the user.
 AUTO: Mapping[str, AutoShare] = MappingProxyType(
     {"system": AutoShare(15, 1536 * MIB), "user": AutoShare(6, 768 * MIB), "init": AutoShare(2, 64 * MIB)}
 )
 
-# Beside what it keeps free. On the testbed's 1 GiB it holds about 20M that no cgroup has; a large swap needs tables, which grow with it.
-# Without this share the slices and the model add up to all of RAM, and each login begins with swapping out: tests/bench/DISK.md.
+# The kernel's share, in addition to the memory that it keeps free. On the testbed's 1 GiB the kernel uses about 20M that are charged to no
+# cgroup; a large swap needs tables, which grow with it. Without this share the slices and the model add up to all of RAM, and each login
+# begins with swapping out: tests/bench/DISK.md.
 KERNEL = AutoShare(3, 384 * MIB)
 
-# Of `system`. Without a share of its own a unit has what is kept for its slice in proportion to all that it has, page cache included: where
-# one service had just written a large file, sshd lost most of its pages when a model took its RAM: tests/bench/DISK.md.
+# The share of each unit is `system` divided by this. Without a share of its own, a unit gets the protection of its slice in proportion to
+# its memory usage, page cache included: where one service had just written a large file, sshd lost most of its pages when a model took its
+# RAM (tests/bench/DISK.md).
 EACH_UNIT = 10
 
-# MemoryMin= of a unit below a slice is worth nothing without the slice's own, and flows down from it (memory_recursiveprot):
-# sshd is in system.slice, the login shell in user.slice, systemd itself in init.scope. Each needs its own.
+# The MemoryMin= of a unit in a slice has no effect without that of the slice, which also extends to the units in it
+# (memory_recursiveprot). sshd is in system.slice, the login shell in user.slice, systemd itself in init.scope: each needs its own.
 UNITS: Mapping[str, str] = MappingProxyType(dict(zip(("system", "user", "init"), SYSTEM_SLICES, strict=True)))
 
 
 @dataclass(frozen=True)
 class Protection:
-    """Bytes kept for each of UNITS' keys, and bytes that the kernel and the cards' driver take where no limit sees them.
+    """The RAM that models cannot have, in bytes.
 
-    each_unit: of the first, what a single service or session has before the others.
+    units: protected for each key of UNITS. kernel, cards: used by the kernel and the cards' driver, outside of every cgroup limit.
+    each_unit: the part of `units` that is protected for each single service or session.
     """
 
     units: Mapping[str, Decided]
@@ -71,12 +74,12 @@ class Protection:
 
     @property
     def total(self) -> int:
-        """All that a model cannot have."""
+        """All RAM that a model cannot have, in bytes."""
         return sum(kept.value for kept in self.units.values()) + self.kernel.value + self.cards.value
 
 
 def decide_protection(config: Config, host: Host) -> Protection:
-    """What the configuration keeps for the operating system, on this machine."""
+    """Decide how much RAM the configuration protects for the operating system on this machine."""
     units = {key: _kept(config, host, key, AUTO[key]) for key in UNITS}
     cards = host.gpus * config.protect.per_gpu.of(host.memory)
     origin = Origin(origin_of(config, "protect.per_gpu").source, f"{host.gpus} GPUs, {config.protect.per_gpu} each")
@@ -91,7 +94,7 @@ def _kept(config: Config, host: Host, key: str, share: AutoShare, kept_free: int
         return Decided(whole_pages(amount.of(host.memory)), Origin(source, str(amount)))
     note = f"auto: {share.percent} % of RAM, at most {share.most // MIB}M"
     if kept_free:
-        note += f", and {format_size(kept_free)} that it keeps free"
+        note += f", plus {format_size(kept_free)} that the kernel keeps free"
     return Decided(whole_pages(share.of(host.memory) + kept_free), Origin(source, note))
 
 
@@ -103,5 +106,5 @@ def _each_unit(config: Config, host: Host, system: int) -> Decided:
 
 
 def whole_pages(size: int) -> int:
-    """The kernel counts in pages: rounded here, so that what systemctl shows is what is enforced."""
+    """Round `size` bytes down to whole pages, as the kernel does, so that systemctl shows the value that is enforced."""
     return size - size % 4096

@@ -1,4 +1,4 @@
-"""How one server is started: its arguments, environment and timeouts, each with where it came from."""
+"""The command of one server: its arguments, environment and timeouts, each with its origin."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ if TYPE_CHECKING:
 
 
 def _base_environment(name: str, *, own_engine: bool) -> dict[str, tuple[str, str]]:
-    """Name -> (value, reason) of what every server gets; the second half is for vLLM alone."""
+    """Return the variables that every server gets, by name, as (value, reason). `own_engine` adds those for vLLM."""
     cache = str(paths.CACHE)
     common = {
         "HOME": (str(paths.HOME), ""),
-        "USER": (paths.USER, "torch asks for a name, not a number"),
+        "USER": (paths.USER, "torch requires a user name"),
         "LANG": ("C.UTF-8", ""),
         "PATH": ("/usr/local/bin:/usr/bin:/bin", ""),
         "TMPDIR": ("/tmp", "private to the unit"),  # noqa: S108 - PrivateTmp=yes in vllm@.service
-        "XDG_CACHE_HOME": (cache, "caches outlive a start"),
+        "XDG_CACHE_HOME": (cache, "caches persist across starts"),
         "XDG_CONFIG_HOME": (f"{paths.HOME}/.config", ""),
-        "NO_COLOR": ("1", "the journal has no colours"),
-        "HF_HUB_OFFLINE": ("1", "serving is offline: vllm-safe fetch brings the files"),
+        "NO_COLOR": ("1", "no ANSI colours in the journal"),
+        "HF_HUB_OFFLINE": ("1", "serving is offline; vllm-safe fetch downloads the files"),
         "HF_HUB_DISABLE_TELEMETRY": ("1", "telemetry off"),
         "DO_NOT_TRACK": ("1", "telemetry off"),
     }
@@ -46,26 +46,27 @@ def _base_environment(name: str, *, own_engine: bool) -> dict[str, tuple[str, st
         "PATH": (f"{paths.ENGINE}/bin:/usr/local/bin:/usr/bin:/bin", "ninja is in the engine's venv"),
         "VLLM_NO_USAGE_STATS": ("1", "telemetry off"),
         "VLLM_DO_NOT_TRACK": ("1", "telemetry off"),
-        "VLLM_USE_FLASHINFER_SAMPLER": ("0", "else each worker compiles it with nvcc at its first start (vLLM issue 49497)"),
-        "VLLM_ALLREDUCE_USE_FLASHINFER": ("0", "else the workers of several sm_90 or sm_100 cards compile it with nvcc (flashinfer/jit)"),
-        "OMP_NUM_THREADS": ("1", "what vLLM computes itself for several workers on few cores"),
-        "MAX_JOBS": ("1", "a compiler takes 3-8 GB: never two at once (vLLM issue 54237)"),
-        "FLASHINFER_NVCC_THREADS": ("1", "one compiler at a time, as MAX_JOBS"),
-        "PYTHONFAULTHANDLER": ("1", "its processes print where they stand when they are ended for hanging"),
-        "HF_HOME": (f"{cache}/huggingface", "caches outlive a start"),
-        "HF_XET_HIGH_PERFORMANCE": ("0", "vLLM would turn it on, and it takes RAM"),
-        "VLLM_CACHE_ROOT": (f"{cache}/vllm", "caches outlive a start"),
+        "VLLM_USE_FLASHINFER_SAMPLER": ("0", "otherwise each worker compiles it with nvcc at its first start (vLLM issue 49497)"),
+        "VLLM_ALLREDUCE_USE_FLASHINFER": ("0", "otherwise workers on several sm_90 or sm_100 cards compile it with nvcc (flashinfer/jit)"),
+        "OMP_NUM_THREADS": ("1", "the value that vLLM itself computes for several workers on few cores"),
+        "MAX_JOBS": ("1", "a compiler uses 3-8 GB of RAM: one at a time (vLLM issue 54237)"),
+        "FLASHINFER_NVCC_THREADS": ("1", "one compiler at a time, like MAX_JOBS"),
+        "PYTHONFAULTHANDLER": ("1", "processes print their stacks when they are ended for hanging"),
+        "HF_HOME": (f"{cache}/huggingface", "caches persist across starts"),
+        "HF_XET_HIGH_PERFORMANCE": ("0", "vLLM would turn it on, and it uses more RAM"),
+        "VLLM_CACHE_ROOT": (f"{cache}/vllm", "caches persist across starts"),
         "VLLM_CONFIG_ROOT": (f"{paths.HOME}/.config/vllm", ""),
-        "VLLM_RPC_BASE_PATH": (str(paths.SERVICE_RUN / name), "its sockets go with the unit"),
-        "TRITON_CACHE_DIR": (f"{cache}/triton", "caches outlive a start"),
-        "TORCHINDUCTOR_CACHE_DIR": (f"{cache}/torchinductor", "caches outlive a start"),
-        "FLASHINFER_WORKSPACE_BASE": (cache, "caches outlive a start"),
-        "CUDA_CACHE_PATH": (f"{cache}/cuda", "caches outlive a start"),
+        "VLLM_RPC_BASE_PATH": (str(paths.SERVICE_RUN / name), "sockets are removed with the unit"),
+        "TRITON_CACHE_DIR": (f"{cache}/triton", "caches persist across starts"),
+        "TORCHINDUCTOR_CACHE_DIR": (f"{cache}/torchinductor", "caches persist across starts"),
+        "FLASHINFER_WORKSPACE_BASE": (cache, "caches persist across starts"),
+        "CUDA_CACHE_PATH": (f"{cache}/cuda", "caches persist across starts"),
     }
 
 
-# Between the processes of a model on one machine. Without them vLLM and gloo look for an address that others could reach, by way of names:
-# with a resolver that does not answer, a start takes two minutes more. NCCL, too, would listen where others can connect.
+# Variables for the processes of a model on one machine. Without them vLLM and gloo resolve host names to find an address that other
+# machines can reach: with a resolver that does not respond, a start takes two minutes more. NCCL, too, would listen where other machines
+# can connect.
 _LOOPBACK: Mapping[str, str] = MappingProxyType({"VLLM_HOST_IP": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"})
 # Options of `vllm serve` with which a model spans several machines.
 _SEVERAL_MACHINES = frozenset({"nnodes", "node-rank", "master-addr", "headless", "data-parallel-address", "data-parallel-start-rank"})
@@ -77,52 +78,53 @@ def _spans_machines(model: Model) -> bool:
     return not _SEVERAL_MACHINES.isdisjoint(model.args) or model.args.get("distributed-executor-backend") == "ray"
 
 
-# Below either, workers are forked. Of 8 workers on 2 processors (the CPU build) that saves 2 GiB and two thirds of the processor time of a
-# start, of 2 on cards (H200) 1.4 GiB and a third of the time: tests/gpu/RESULTS.md. vLLM spawns them all the same where it cannot fork.
+# With at most as many CPUs, or with less RAM (bytes), workers are forked. With 8 workers on 2 CPUs (the CPU build) that saves 2 GiB and two
+# thirds of the CPU time of a start, with 2 on cards (H200) 1.4 GiB and a third of the time: tests/gpu/RESULTS.md. vLLM still spawns them
+# where it cannot fork.
 _FEW_CPUS, _LITTLE_MEMORY = 4, 32 * GIB
 
 
 def _worker_environment(host: Host, model: Model, size: int) -> dict[str, tuple[str, str]]:
-    """What depends on where the workers of a model are, and on how much room they have there."""
+    """Return the variables that depend on where the `size` workers of a model run, and on the CPUs and RAM there."""
     if model.command is not None or _spans_machines(model):
         return {}
-    found = {key: (value, "its processes are all on this machine") for key, value in _LOOPBACK.items()}
+    found = {key: (value, "all its processes are on this machine") for key, value in _LOOPBACK.items()}
     if size > 1 and (host.cpus <= _FEW_CPUS or host.memory < _LITTLE_MEMORY):
-        why = f"{host.cpus} CPUs and {format_size(host.memory)} of RAM: forked workers share what is imported"
+        why = f"{host.cpus} CPUs and {format_size(host.memory)} of RAM: forked workers share imported modules"
         found["VLLM_WORKER_MULTIPROC_METHOD"] = ("fork", why)
     return found
 
 
 def _environment(config: Config, host: Host, name: str, size: int) -> dict[str, Sourced]:
-    """Decide the server's environment: what every server gets, its cards, then the profile's, then the model's own; the later wins."""
+    """Decide the environment of a server: the variables of every server, its cards, the profile's, the model's own. The later wins."""
     model, profile = _model(config, name)
     base = _base_environment(name, own_engine=model.command is None) | _worker_environment(host, model, size)
     environment = {key: Sourced(value, Origin("default", reason)) for key, (value, reason) in base.items()}
     if model.gpus is not None:
-        at = origin_of(config, f"models.{name}.gpus")
-        environment["CUDA_DEVICE_ORDER"] = Sourced("PCI_BUS_ID", Origin(at.source, "numbered as nvidia-smi does"))
-        environment["CUDA_VISIBLE_DEVICES"] = Sourced(",".join(map(str, model.gpus)), at)
+        origin = origin_of(config, f"models.{name}.gpus")
+        environment["CUDA_DEVICE_ORDER"] = Sourced("PCI_BUS_ID", Origin(origin.source, "numbered as in nvidia-smi"))
+        environment["CUDA_VISIBLE_DEVICES"] = Sourced(",".join(map(str, model.gpus)), origin)
     environment |= {key: Sourced(value, _from(profile)) for key, value in profile.env.items()}
     environment |= {key: Sourced(value, origin_of(config, f"models.{name}.env.{key}")) for key, value in model.env.items()}
     return environment
 
 
 def _arguments(config: Config, name: str, grace: Sourced) -> dict[str, Sourced]:
-    """Decide the options of `vllm serve` without their dashes, the later instead of the earlier. {} for a `command:` server."""
+    """Decide the options of `vllm serve`, without their dashes. A later value replaces an earlier one. {} for a `command:` server."""
     model, profile = _model(config, name)
     if model.model is None:
         return {}
-    at = f"models.{name}"
+    path = f"models.{name}"
     arguments = {
-        "model": Sourced(str(model_folder(model.model)), origin_of(config, f"{at}.model")),
-        "served-model-name": Sourced([name], Origin("default", "the name that clients say")),
-        "host": Sourced(model.host, origin_of(config, f"{at}.host")),
-        "port": Sourced(model.port, origin_of(config, f"{at}.port")),
+        "model": Sourced(str(model_folder(model.model)), origin_of(config, f"{path}.model")),
+        "served-model-name": Sourced([name], Origin("default", "the model name in requests")),
+        "host": Sourced(model.host, origin_of(config, f"{path}.host")),
+        "port": Sourced(model.port, origin_of(config, f"{path}.port")),
         "shutdown-timeout": Sourced(int(grace.value), Origin(grace.origin.source, "stop_grace")),
-        "disable-access-log-for-endpoints": Sourced("/health,/metrics,/ping", Origin("default", "we ask every few seconds")),
+        "disable-access-log-for-endpoints": Sourced("/health,/metrics,/ping", Origin("default", "vllm-safe polls them every few seconds")),
     }
     later = [(key, Sourced(value, _from(profile))) for key, value in profile.args.items()]
-    later += [(key, Sourced(value, origin_of(config, f"{at}.args.{key}"))) for key, value in model.args.items()]
+    later += [(key, Sourced(value, origin_of(config, f"{path}.args.{key}"))) for key, value in model.args.items()]
     return arguments | dict(later)
 
 
@@ -149,10 +151,10 @@ def decide_timeouts(config: Config, name: str) -> dict[str, Sourced]:
 
 @dataclass(frozen=True)
 class ServerCommand:
-    """How one server is started: decided once, shown by `vllm-safe show`, and part of the launch file.
+    """The command of one server. It is decided once, shown by `vllm-safe show`, and part of the launch file.
 
     arguments: options of `vllm serve` without their dashes, {} for a `command:` server. timeouts: seconds, by the keys of DEFAULT_TIMES.
-    world_size: over how many cards of this machine vLLM splits the model; 0 where only the server knows.
+    world_size: the number of cards of this machine over which vLLM splits the model; 0 where only the server knows it.
     """
 
     program: str
@@ -163,7 +165,7 @@ class ServerCommand:
 
 
 def decide_server(config: Config, host: Host, name: str) -> ServerCommand:
-    """Decide how the server of the model `name` is started. The configuration has that model."""
+    """Decide the command of the server of the model `name`. The configuration has that model."""
     model = config.models[name]
     timeouts = decide_timeouts(config, name)
     arguments = _arguments(config, name, timeouts["stop_grace"])
@@ -172,7 +174,7 @@ def decide_server(config: Config, host: Host, name: str) -> ServerCommand:
 
 
 def decide_launch(config: Config, name: str, server: ServerCommand, limits: DecidedLimits) -> Launch:
-    """Decide the whole start of the model `name`. The configuration has that model."""
+    """Decide the launch file of the model `name`. The configuration has that model."""
     model = config.models[name]
     arguments = {key: sourced.value for key, sourced in server.arguments.items()}
     own_engine = model.command is None
@@ -180,7 +182,7 @@ def decide_launch(config: Config, name: str, server: ServerCommand, limits: Deci
     return Launch(
         name=name,
         profile=model.profile,
-        # A space between --config and the file: `--config=FILE` is ignored without a word, and another model served.
+        # A space between --config and the file: vLLM silently ignores `--config=FILE`, and serves another model.
         argv=model.command or (server.program, "serve", "--config", serve_file),
         env={key: sourced.value for key, sourced in server.environment.items()},
         serve_file=serve_file,
@@ -188,7 +190,7 @@ def decide_launch(config: Config, name: str, server: ServerCommand, limits: Deci
         checkpoint=str(model_folder(model.model)) if model.model else "",
         health=health_url(model),
         metrics=server_url(model, "/metrics") if own_engine else "",
-        # A server that sleeps would be woken, or die of it.
+        # A request would wake a server in sleep mode, or make it exit.
         completions=server_url(model, "/v1/completions") if own_engine and model.warm_up and not arguments.get("enable-sleep-mode") else "",
         textfile=str(config.metrics.textfile or ""),
         oom_score_adj=limits.oom_score_adj.value,
@@ -199,23 +201,23 @@ def decide_launch(config: Config, name: str, server: ServerCommand, limits: Deci
 
 
 def server_program(model: Model) -> str:
-    """The program that serves, as it is run."""
+    """Return the program of the server, as it is executed."""
     return model.command[0] if model.command else f"{paths.ENGINE}/bin/vllm"
 
 
 def model_folder(model: str) -> Path:
-    """Where the files of a model are: the path itself, or for a hub id ORG/NAME the folder that `vllm-safe fetch` fills."""
-    return paths.MODELS / model  # an absolute path replaces what is before it
+    """Return the folder of a model's files: the path itself, or for a hub id ORG/NAME the folder that `vllm-safe fetch` fills."""
+    return paths.MODELS / model  # an absolute path replaces the folder before it
 
 
 def health_url(model: Model) -> str:
-    """The URL that answers 200 when the server serves."""
+    """Return the URL that returns HTTP 200 once the server is ready."""
     return model.health or server_url(model, "/health")
 
 
 def server_url(model: Model, path: str) -> str:
-    """The URL of `path` at the server, for a client on this machine."""
-    wildcard = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - what it listens on, not what we choose
+    """Return the URL of `path` at the server, for a client on this machine."""
+    wildcard = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - the address is the configuration's choice
     address = wildcard.get(model.host, model.host)
     return f"http://{f'[{address}]' if ':' in address else address}:{model.port}{path}"
 

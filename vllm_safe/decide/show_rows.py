@@ -1,4 +1,4 @@
-"""What a start of one model would be, as rows that name each value and where it came from."""
+"""The start of one model, as rows that have each value and its origin."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _BYTES = ("memory_max", "swap_max")
 
 @dataclass(frozen=True)
 class ShownRow:
-    """One value. `text` is how it is printed, `value` what --json has."""
+    """One value. `text` is its printed form, `value` its form in --json."""
 
     name: str
     value: Any
@@ -41,7 +41,7 @@ class ShownSection:
 
 
 def with_swap(config: Config, host: Host) -> Host:
-    """The machine as it will be once the swapfile of the config is made: what a first start finds."""
+    """Return the machine as it is once the configured swapfile has been created, which is what a first start finds."""
     swap = config.swap
     if swap.size is None or any(area.path == str(swap.file) for area in host.swaps):
         return host
@@ -49,7 +49,10 @@ def with_swap(config: Config, host: Host) -> Host:
 
 
 def decide_show(config: Config, host: Host, name: str) -> tuple[ShownSection, ...]:
-    """The start of the model `name`, which the file must have: limits, protection, environment, arguments, command and timeouts."""
+    """Return the start of the model `name` in sections. The configuration has that model.
+
+    The sections are limits, protection, kernel tunables, command and timeouts, arguments and environment.
+    """
     budget, server = decide_budget(config, host), decide_server(config, host, name)
     launch = decide_launch(config, name, server, budget.of(name))
     model = config.models[name]
@@ -80,7 +83,7 @@ def _limits(limits: DecidedLimits) -> tuple[ShownRow, ...]:
 
 def _slice(budget: Budget) -> tuple[ShownRow, ...]:
     properties = budget.units[MODELS_SLICE]
-    origin = Origin(MODELS_SLICE, "the largest of any model's, so that two cannot add up to more")
+    origin = Origin(MODELS_SLICE, "the largest value of any model: all models share it")
     return tuple(_number(key, Decided(properties[key], origin), in_bytes=key.startswith("Memory")) for key in SHARED)
 
 

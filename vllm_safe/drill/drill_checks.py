@@ -1,4 +1,4 @@
-"""Whether a drill may run on this machine now."""
+"""The check of whether a drill can run on this machine now."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from vllm_safe.host.start_facts import StartFacts
 
 
 def require_ready(config: Config, host: Host, budget: Budget, name: str) -> None:
-    """Raise Misuse if this machine is not one on which a drill under the limits of `name` shows anything, or would do harm."""
+    """Raise Misuse if a drill under the limits of `name` would show nothing on this machine, or would do harm."""
     facts = StartFacts(swap_file=str(config.swap.file.resolve()), units=show_properties([SWAP_SERVICE], ("Id", "StatusText")))
     situation = LimitSituation(config, host, name, budget, facts)
     checks = [check(situation) for check in (check_cgroups, check_memory, check_swap)]
     for finding in (*checks, check_ready(budget, host, occupants(), parse_stall_share(read_kernel_file(MEMORY_PRESSURE), "some"))):
         if finding.level is Level.FAIL or (finding.level is Level.WARN and finding is checks[0]):
-            raise Misuse(f"no drill: {finding.what}", hint=finding.do_next)
+            raise Misuse(f"the drill was not started: {finding.what}", hint=finding.do_next)

@@ -1,4 +1,4 @@
-"""Plan `vllm-safe install`: the steps to the engine that is asked for, or to the previous one."""
+"""The plan of `vllm-safe install`: the steps to the requested engine, or to the previous one."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from vllm_safe.sandbox.unused_proxies import withheld_proxy_lines
 
 
 class Say(Protocol):
-    """How a line is told to a person, as click.echo does."""
+    """A function that prints a line for people, as click.echo does."""
 
     def __call__(self, line: str, /, *, err: bool = False) -> None:
-        """Print the line, with `err` on stderr."""
+        """Print the line to stdout, or with `err` to stderr."""
 
 
 @dataclass(frozen=True)
 class InstallRequest:
-    """What `vllm-safe install` was asked for."""
+    """The options of one call of `vllm-safe install`, and the section `engine`."""
 
     engine: Engine
     version: str | None
@@ -44,7 +44,7 @@ class InstallRequest:
 
 
 def plan_install(request: InstallRequest, facts: EngineFacts, is_working: Callable[[Installed, bool], bool], say: Say) -> tuple[Step, ...]:
-    """What there is to do; nothing if what is asked for is in use and works."""
+    """Return the steps of the installation; none if the requested engine is in use and works."""
     if request.only_try:
         return _try(facts)
     if request.rollback:
@@ -55,22 +55,24 @@ def plan_install(request: InstallRequest, facts: EngineFacts, is_working: Callab
     if not request.reinstall and facts.current and is_wanted(facts.current, request.engine, version):
         if is_working(facts.current, trial.possible):
             return _keep(facts.current, facts, trial, say)
-        say(f"{facts.current} is installed, but does not work: building it again.", err=True)
-        facts = replace(facts, current=None)  # not worth keeping as the previous one
+        say(f"{facts.current} is installed, but does not work: rebuilding it.", err=True)
+        facts = replace(facts, current=None)  # an engine that does not work is not kept as the previous one
     elif not request.reinstall and facts.previous and is_wanted(facts.previous, request.engine, version):
         if facts.previous.folder in facts.untried:
             require_no_loss(str(facts.previous), request.engine, facts, trial)
-        say(f"{facts.previous} is there as the previous engine.")
+        say(f"{facts.previous} is installed as the previous engine.")
         return exchange_steps(facts.previous, facts, tried=trial.possible)
     locks = {name: read_lock(name) for name in (request.engine.package, "uv")}
-    place = replace(read_install_target(facts, request.engine.find_links), trial=trial)
-    installation = decide_install(request.engine, version, facts, place, locks)
+    target = replace(read_install_target(facts, request.engine.find_links), trial=trial)
+    installation = decide_install(request.engine, version, facts, target, locks)
     if not installation.sources.offline:
         _warn_of_proxies(say)
     if installation.lock is None:
-        say(f"{installation} is not what vllm-safe was tested with on this machine: its parts are resolved and hashed now.")
+        say(
+            f"{installation} is not a version that vllm-safe was tested with on this machine: its dependencies are resolved and hashed now."
+        )
     if not installation.tried:
-        say(f"{installation} is put in place untried: no card answers.")
+        say(f"{installation} is installed untried: no card is available.")
     return install_steps(installation, facts, locks["uv"], time.time())
 
 
@@ -80,7 +82,7 @@ def _warn_of_proxies(say: Say) -> None:
 
 
 def _try(facts: EngineFacts) -> tuple[Step, ...]:
-    """The trial of the engine in use."""
+    """Return the steps of the trial of the engine in use. Raises Failure if it cannot be tried on the cards."""
     current = current_of(facts)
     trial = _trial(current.package, current.version, None)
     if trial.cards and not trial.possible:
@@ -89,16 +91,16 @@ def _try(facts: EngineFacts) -> tuple[Step, ...]:
 
 
 def _keep(current: Installed, facts: EngineFacts, trial: Trial, say: Say) -> tuple[Step, ...]:
-    """What is there is not installed again; if it was tried just now, that is written down."""
+    """Print that the engine is installed already. If it has just been tried, return the step that records it."""
     if facts.is_untried and not trial.possible:
-        say(f"{current} is installed, and untried. Once a card answers: vllm-safe install --try")
+        say(f"{current} is installed, but untried. Once a card is available: vllm-safe install --try")
         return ()
-    say(f"{current} is installed and works. To build it again: vllm-safe install --reinstall")
+    say(f"{current} is installed and works. To rebuild it: vllm-safe install --reinstall")
     return mark_tried_steps(current, facts)
 
 
 def _trial(package: str, version: str, say: Say | None) -> Trial:
-    """Whether an engine can be tried now; what is wrong with the cards is said. Raises Failure if it can never work on them."""
+    """Decide whether an engine can be tried now, and print a problem with the cards. Raises Failure if it can never work on them."""
     trial = decide_trial(package, version, read_lock(package), read_driver() if package == "vllm" else None)
     if say and trial.cards and trial.cards.level is Level.WARN:
         say(f"warning: {trial.cards.what}\n  {trial.cards.do_next}", err=True)

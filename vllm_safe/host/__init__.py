@@ -1,1 +1,1 @@
-"""What is there: facts about this machine, read once into immutable values."""
+"""Facts about this machine, read once into immutable values."""

@@ -1,4 +1,4 @@
-"""Facts about the machine, read from /proc, /sys and /etc below a root that tests may replace."""
+"""Facts about the machine, read from /proc and /sys below a root folder, which tests replace."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class SwapArea:
 
 @dataclass(frozen=True)
 class Mount:
-    """One line of /proc/self/mountinfo. `options` are the file system's, `source` the device."""
+    """One line of /proc/self/mountinfo. `options`: those of the mount and of its file system. `source`: the device."""
 
     point: str
     fstype: str
@@ -35,14 +35,14 @@ class Mount:
 
 @dataclass(frozen=True)
 class Host:
-    """Everything that a decision may depend on. Sizes in bytes."""
+    """All facts about the machine that decisions depend on. Sizes are in bytes."""
 
     memory: int = 0  # MemTotal
     memory_available: int = 0  # MemAvailable
-    kept_free: int = 0  # with less, the kernel takes back from everybody what is not protected
+    kept_free: int = 0  # with less free memory, the kernel reclaims from every cgroup what is not protected
     swaps: tuple[SwapArea, ...] = ()
     mounts: tuple[Mount, ...] = ()
-    gpus: int = 0  # NVIDIA cards that the driver has
+    gpus: int = 0  # number of NVIDIA cards that the driver lists
     cpus: int = 1
     kernel: str = ""
     listening: frozenset[tuple[str, int]] = frozenset()  # (address, port) of every listening TCP socket
@@ -53,16 +53,19 @@ class Host:
 
     @property
     def swap(self) -> int:
-        """Bytes of swap that is on, in all."""
+        """The total size in bytes of all swap that is on."""
         return sum(swap.size for swap in self.swaps)
 
     @property
     def swap_used(self) -> int:
-        """Bytes that are swapped out now."""
+        """The number of bytes that are swapped out now."""
         return sum(swap.used for swap in self.swaps)
 
     def mount_of(self, path: Path) -> Mount | None:
-        """The mount that holds `path` (which need not exist): the longest mount point that contains it; the last mounted wins."""
+        """Return the mount that contains `path`, which need not exist.
+
+        It is the one with the longest mount point; of several with the same mount point, the one that was mounted last.
+        """
         best: Mount | None = None
         for mount in self.mounts:
             if path.is_relative_to(mount.point) and (best is None or len(mount.point) >= len(best.point)):
@@ -71,9 +74,9 @@ class Host:
 
 
 def read_host(root: Path = Path("/"), *, behind: Path | None = None) -> Host:
-    """The facts below `root` ("/" for this machine). A fact whose file is missing has its empty value.
+    """Read the facts below `root` ("/" for this machine). A fact whose file is missing has its empty value.
 
-    An automount that `behind` lies in is mounted first: until somebody opens it, it is an `autofs` and says nothing of what it becomes.
+    behind: a path whose automount is triggered first. Until its folder is opened, it is an `autofs`, which hides the real file system.
     """
     if behind:
         with suppress(OSError):
@@ -108,18 +111,21 @@ def _count(folder: Path) -> int:
 
 
 def _kept_free(root: Path) -> int:
-    """Bytes of the high watermarks of all zones (proc_zoneinfo(5)): with less free, the kernel swaps out, and a login may have to wait."""
+    """Return the sum of the high watermarks of all zones (proc_zoneinfo(5)) in bytes.
+
+    With less free memory the kernel swaps out, and a login may have to wait.
+    """
     pages = re.findall(r"^ +high +(\d+)$", _text(root / "proc/zoneinfo"), re.MULTILINE)
     return sum(map(int, pages)) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _unescape(text: str) -> str:
-    r"""The kernel writes space, tab, newline and backslash in paths as \040 \011 \012 \134."""
+    r"""Decode a path. The kernel writes space, tab, newline and backslash in it as \040 \011 \012 \134."""
     return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
 
 
 def read_swaps(root: Path = Path("/")) -> tuple[SwapArea, ...]:
-    """The swap that is on, alone: for a step that checks what it did. psutil's swap_memory only adds it up, and names no area."""
+    """Read only the swap areas that are on, for a step that checks its result."""
     rows = (line.split() for line in _text(root / "proc/swaps").splitlines()[1:])
     return tuple(SwapArea(_unescape(row[0]), row[1], int(row[2]) * 1024, int(row[3]) * 1024) for row in rows if len(row) >= 4)
 

@@ -1,4 +1,4 @@
-"""Facts about one start of a model, beside those of host/host_facts.py: what is installed, what systemd says, the key, earlier starts."""
+"""Facts about one start of a model, beside those of host_facts.py: the engine and files, systemd's units, the key, earlier starts."""
 
 from __future__ import annotations
 
@@ -18,45 +18,48 @@ from vllm_safe.models.model_files import ModelFiles, read_model_files
 
 @dataclass(frozen=True)
 class Starts:
-    """What earlier starts left behind. `at`: restarts that count, in seconds since boot; `counted`: systemd's NRestarts at the last."""
+    """The log of earlier starts.
+
+    at: the times of the restarts that count, in seconds since boot. counted: systemd's NRestarts at the last of them.
+    """
 
     counted: int = 0
     at: tuple[float, ...] = ()
 
     def to_json(self) -> str:
-        """The text of the file."""
+        """Return the content of the file."""
         return json.dumps({"counted": self.counted, "at": self.at}) + "\n"
 
 
 @dataclass(frozen=True)
 class StartFacts:
-    """What the start of one model stands on."""
+    """The facts that the start of one model depends on."""
 
-    now: float = 0.0  # seconds since boot ...
-    asleep: float = 0.0  # ... and how many of them systemd's monotonic times leave out
-    server: bool = False  # there is a program to run
+    now: float = 0.0  # seconds since boot
+    asleep: float = 0.0  # the seconds among them that systemd's monotonic times leave out
+    server: bool = False  # the program of the server exists
     engine: EngineFacts | None = None  # None for a `command:` server
     model: ModelFiles | None = None  # None for a `command:` server
-    addresses: frozenset[str] = frozenset()  # of the name or address that the server is to listen on; none where it cannot be looked up
-    swap_file: str = ""  # `swap.file` as /proc/swaps has it: without links
-    key: Key | None = None  # None: none asked for
+    addresses: frozenset[str] = frozenset()  # of the host that the server is to listen on; empty where the name cannot be resolved
+    swap_file: str = ""  # `swap.file` with symbolic links resolved, as in /proc/swaps
+    key: Key | None = None  # None: no key is configured
     old_key: bool = False  # an earlier start left a copy of a key
     starts: Starts = Starts()
-    units: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # properties as systemctl shows them
+    units: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # properties as in `systemctl show`
 
 
 def boot_clock() -> float:
-    """Seconds since boot, time asleep included."""
+    """Return the seconds since boot, including suspend."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def time_asleep() -> float:
-    """How much of it the monotonic clock, which is that of systemd's times, leaves out."""
+    """Return the seconds since boot that the monotonic clock, which systemd uses, leaves out."""
     return max(0.0, boot_clock() - time.monotonic())
 
 
 def read_starts(path: Path) -> Starts:
-    """The log of automatic restarts; empty if there is none, or none that can be read."""
+    """Read the log of automatic restarts. It is empty if the file is missing or damaged."""
     try:
         values = json.loads(path.read_text())
         return Starts(int(values["counted"]), tuple(float(moment) for moment in values["at"]))
@@ -65,7 +68,7 @@ def read_starts(path: Path) -> Starts:
 
 
 def _is_there(path: Path) -> bool:
-    """Whether the file is there. False for who may not look: then nothing is removed either."""
+    """Whether the file exists. Return False if this user may not look: such a user removes nothing either."""
     try:
         return path.exists()
     except PermissionError:
@@ -73,9 +76,9 @@ def _is_there(path: Path) -> bool:
 
 
 def _addresses(host: str) -> frozenset[str]:
-    """The addresses of a host, as the kernel's tables of sockets have them.
+    """Return the addresses of a host, in the notation of the kernel's socket tables.
 
-    Before a start only /etc/hosts and services of this machine are asked for a name: vllm-safe-prepare@.service has no network.
+    Before a start, names are resolved only by /etc/hosts and services of this machine: vllm-safe-prepare@.service has no network.
     """
     try:
         return frozenset(str(row[4][0]) for row in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM))
@@ -83,7 +86,7 @@ def _addresses(host: str) -> frozenset[str]:
         return frozenset()
 
 
-def read_start_facts(  # noqa: PLR0913 - each is a fact about another thing
+def read_start_facts(  # noqa: PLR0913 - each parameter is for another fact
     name: str,
     *,
     server: str,
@@ -94,11 +97,14 @@ def read_start_facts(  # noqa: PLR0913 - each is a fact about another thing
     key_file: Path | None,
     units: Mapping[str, Mapping[str, str]],
 ) -> StartFacts:
-    """The facts for the start of `name`. `server`: the program, sought in `path`; `model`: hub id, path or None."""
+    """Read the facts for the start of the model `name`.
+
+    server: the program, searched in `path`. model: a hub id, a path, or None for a `command:` server.
+    """
     return StartFacts(
         now=boot_clock(),
         asleep=time_asleep(),
-        server=any(os.access(Path(folder, server), os.X_OK) for folder in path.split(":")),  # an absolute one replaces the folder
+        server=any(os.access(Path(folder, server), os.X_OK) for folder in path.split(":")),  # an absolute path replaces the folder
         engine=read_engine() if model else None,
         model=read_model_files(model) if model else None,
         addresses=_addresses(host),

@@ -1,4 +1,4 @@
-"""Where a model is fetched from, and where to."""
+"""The source of a model, and the file system to which it is fetched."""
 
 from __future__ import annotations
 
@@ -16,20 +16,21 @@ from vllm_safe.models.model_files import ModelFiles
 
 
 def fetch_source(config: Config, name: str, files: ModelFiles, revision: str | None, memory: tuple[int, int]) -> Source:
-    """Return what is to be fetched, and from where. memory: the limits of RAM and of swap, in bytes.
+    """Return the model and the hub to fetch it from. memory: the limits of RAM and of swap, in bytes.
 
-    Raises Failure if the file with the hub's token is not in order.
+    Raises Failure if the file with the hub's token is missing, unprotected or invalid.
     """
     token_file = config.engine.hub_token_file
     if token_file and (problem := read_key(token_file).problem):
         raise Failure(
-            f"engine.hub_token_file: {problem}", hint=f"The token in one line, and: chown root:root {token_file}; chmod 600 {token_file}"
+            f"engine.hub_token_file: {problem}",
+            hint=f"Write the token on one line. Then: chown root:root {token_file}; chmod 600 {token_file}",
         )
     asked = HubRequest(
         name=name,
         repo=files.repo,
         hub=(config.engine.hub or DEFAULT_HUB).rstrip("/"),
-        revision=revision or files.commit,  # what is damaged is repaired with the files of its own revision
+        revision=revision or files.commit,  # a damaged model is repaired with the files of its own revision
         config=config.source,
         token_file=str(token_file or ""),
     )
@@ -37,10 +38,10 @@ def fetch_source(config: Config, name: str, files: ModelFiles, revision: str | N
 
 
 def read_model_disk(config: Config) -> ModelDisk:
-    """Read how much room the models' file system has, beside a swapfile that is still to be made on it."""
+    """Read the free space of the models' file system, and the size of a swapfile that is still to be created on it."""
     disk = os.statvfs(paths.MODELS)
     swapfile = 0
-    with suppress(OSError):  # no such folder: `swap create` will say so
+    with suppress(OSError):  # the folder does not exist, which `swap create` reports
         shared = paths.MODELS.stat().st_dev == config.swap.file.parent.stat().st_dev
         swapfile = config.swap.size or 0 if shared and not config.swap.file.exists() else 0
     return ModelDisk(str(paths.MODELS), disk.f_bavail * disk.f_frsize, config.swap.keep_free.of(disk.f_blocks * disk.f_frsize), swapfile)

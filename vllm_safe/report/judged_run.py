@@ -1,4 +1,4 @@
-"""Recorded runs, and why each stopped: for `why`, `report` and `status`."""
+"""Recorded runs and the verdict on each, for `why`, `report` and `status`."""
 
 from __future__ import annotations
 
@@ -19,22 +19,27 @@ _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
 def recorded_runs(name: str, config_path: Path, command: str) -> tuple[str, ...]:
-    """Return the recorded runs, newest first. command: of vllm-safe, which asks. Raises Failure if there are none, with what to do."""
+    """Return the recorded runs, newest first. Raises Failure, with a hint, if there are none.
+
+    command: the command of vllm-safe that the hint suggests to root, "why" or "report".
+    """
     try:
         runs = list_runs(name)
     except Failure as failure:
         raise failure if os.geteuid() == 0 else Failure(failure.message, hint=f"sudo vllm-safe {command} {name}") from None
     if not runs:
         _check_name(name, config_path)
-        if os.path.lexists(state_file(name)):  # in a folder of user vllm: no link is followed
-            said = "it was started, and the recorder has not written yet"
-            raise Failure(f"nothing is recorded of {name}: {said}", hint=f"ask again soon; systemctl status vllm-safe-record@{name}")
-        raise Failure(f"nothing is recorded of {name}: it has not been started yet", hint=f"systemctl start vllm@{name}")
+        if os.path.lexists(state_file(name)):  # the folder belongs to user vllm: links are not followed
+            reason = "it was started, and the recorder has not written anything yet"
+            raise Failure(
+                f"no run of {name} is recorded: {reason}", hint=f"Try again soon, or see: systemctl status vllm-safe-record@{name}"
+            )
+        raise Failure(f"no run of {name} is recorded: it has not been started yet", hint=f"systemctl start vllm@{name}")
     return runs
 
 
 def _check_name(name: str, config_path: Path) -> None:
-    """Misuse if the configuration can be read, and has no such model."""
+    """Raise Misuse if the configuration can be read, and has no such model."""
     try:
         config = load(config_path)
     except (ConfigError, Failure, OSError):
@@ -43,7 +48,7 @@ def _check_name(name: str, config_path: Path) -> None:
 
 
 def choose_run(name: str, runs: tuple[str, ...], which: str) -> str:
-    """The run that `which` names: its number, 1 for the last, or its id. Misuse if there is none."""
+    """Return the run that `which` names: its number, from 1 for the last, or its id. Raises Misuse if there is none."""
     if which in runs:
         return which
     if which.isdecimal() and len(which) < 6 and 1 <= int(which) <= len(runs):
@@ -52,9 +57,10 @@ def choose_run(name: str, runs: tuple[str, ...], which: str) -> str:
 
 
 def judge_run(name: str, chosen: str, *, wait: float = 0.0) -> tuple[Run, Verdict]:
-    """A recorded run, and why it stopped. Of one that was only refused as one restart too many: the run that ended before it.
+    """Return a recorded run, and the verdict on it.
 
-    wait: seconds for the recorder to write the end of one that is over.
+    If the run was only refused as one restart too many, the result is the last run before it that ended. wait: seconds to wait for the
+    recorder to write the end of a run that is over.
     """
     run, verdict = _judge_alone(name, chosen, wait=wait)
     if verdict.code == "gave-up":
@@ -73,7 +79,7 @@ def _judge_alone(name: str, chosen: str, *, wait: float = 0.0) -> tuple[Run, Ver
 
 
 def try_judge_run(name: str, chosen: str) -> tuple[Run, Verdict] | None:
-    """Judge a run by itself; None if it cannot be read."""
+    """Return one run and the verdict on it, or None if it cannot be read."""
     try:
         return _judge_alone(name, chosen)
     except Failure:

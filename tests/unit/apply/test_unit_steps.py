@@ -1,4 +1,4 @@
-"""Steps on units, against a systemctl that only notes what it was told."""
+"""Steps on units, with a systemctl that only logs its arguments."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from vllm_safe.decide.start_checks import Preparation
 from vllm_safe.earlyoom.earlyoom_arguments import EarlyoomFiles
 from vllm_safe.host.start_facts import Starts
 
-Told = Callable[[], list[str]]
+Calls = Callable[[], list[str]]
 
 
 @pytest.fixture
-def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Told:
+def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Calls:
     log = tmp_path / "log"
     fake = tmp_path / "systemctl"
     fake.write_text(f'#!/bin/sh\necho "$*" >> {log}\ncase "$*" in *refused*) echo "first" >&2; echo "Unit refused." >&2; exit 1;; esac\n')
@@ -28,25 +28,25 @@ def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Told:
     return lambda: log.read_text().splitlines() if log.exists() else []
 
 
-def test_properties_of_a_unit_are_one_call_until_the_next_boot(told: Told) -> None:
+def test_properties_of_a_unit_are_one_call_until_the_next_boot(calls: Calls) -> None:
     SetProperties("vllm@x.service", {"TasksMax": 5, "MemoryMax": 1}).run()
-    assert told() == ["set-property --runtime -- vllm@x.service MemoryMax=1 TasksMax=5"]
+    assert calls() == ["set-property --runtime -- vllm@x.service MemoryMax=1 TasksMax=5"]
 
 
-def test_earlyoom_is_not_waited_for_and_need_not_run(told: Told) -> None:
+def test_earlyoom_is_not_waited_for_and_need_not_run(calls: Calls) -> None:
     TryRestart("earlyoom.service").run()
-    assert told() == ["try-restart --no-block -- earlyoom.service"]
+    assert calls() == ["try-restart --no-block -- earlyoom.service"]
 
 
-def test_what_systemd_says_is_passed_on(told: Told) -> None:
+def test_the_error_of_systemd_is_passed_on(calls: Calls) -> None:
     with pytest.raises(Failure, match=r"set-property: Unit refused\."):
         SetProperties("refused", {"MemoryMax": 1}).run()
-    assert len(told()) == 1
+    assert len(calls()) == 1
 
 
-def test_without_systemctl_there_is_a_clear_word(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_systemctl_there_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
-    with pytest.raises(Failure, match="systemctl is not there"):
+    with pytest.raises(Failure, match="systemctl was not found"):
         DaemonReload().run()
 
 
@@ -59,17 +59,17 @@ def test_only_what_differs_is_set() -> None:
 def test_a_default_for_the_units_of_a_slice_reaches_those_that_run() -> None:
     wanted = {"a.slice": {"MemoryMin": 9, "DefaultMemoryMin": 2}, "b.scope": {"MemoryMin": 3}}
     default, rest = SetProperties("a.slice", {"DefaultMemoryMin": 2}), SetProperties("a.slice", {"MemoryMin": 9})
-    there = {"a.slice": {"MemoryMin": "9", "DefaultMemoryMin": "2"}, "b.scope": {"MemoryMin": "3"}}
-    assert missing_properties(wanted, there) == ()
-    assert missing_properties(wanted, there | {"b.scope": {}}) == (SetProperties("b.scope", {"MemoryMin": 3}),)
-    assert missing_properties(wanted, there | {"a.slice": {"MemoryMin": "9", "DefaultMemoryMin": "0"}}) == (default, DaemonReload())
-    assert missing_properties(wanted, there | {"a.slice": {"MemoryMin": "9"}}) == ()  # a systemd that does not know it
-    assert missing_properties(wanted, there | {"a.slice": {}}) == (default, DaemonReload(), rest)
-    broken_off = there | {"a.slice": {"DefaultMemoryMin": "2"}}  # after the first step: whether there was a reload, nobody knows
-    assert missing_properties(wanted, broken_off) == (DaemonReload(), rest)
+    present = {"a.slice": {"MemoryMin": "9", "DefaultMemoryMin": "2"}, "b.scope": {"MemoryMin": "3"}}
+    assert missing_properties(wanted, present) == ()
+    assert missing_properties(wanted, present | {"b.scope": {}}) == (SetProperties("b.scope", {"MemoryMin": 3}),)
+    assert missing_properties(wanted, present | {"a.slice": {"MemoryMin": "9", "DefaultMemoryMin": "0"}}) == (default, DaemonReload())
+    assert missing_properties(wanted, present | {"a.slice": {"MemoryMin": "9"}}) == ()  # a systemd without this property
+    assert missing_properties(wanted, present | {"a.slice": {}}) == (default, DaemonReload(), rest)
+    interrupted = present | {"a.slice": {"DefaultMemoryMin": "2"}}  # after the first step: it is unknown whether there was a reload
+    assert missing_properties(wanted, interrupted) == (DaemonReload(), rest)
 
 
-def test_dropins_are_taken_back_with_their_folders(told: Told, tmp_path: Path) -> None:
+def test_dropins_are_taken_back_with_their_folders(calls: Calls, tmp_path: Path) -> None:
     ours, shared = tmp_path / "a.slice.d", tmp_path / "b.slice.d"
     for folder in (ours, shared):
         folder.mkdir()
@@ -79,7 +79,7 @@ def test_dropins_are_taken_back_with_their_folders(told: Told, tmp_path: Path) -
         step.run()
     assert not ours.exists()
     assert [path.name for path in shared.iterdir()] == ["50-CPUQuota.conf"]
-    assert told() == ["daemon-reload"]
+    assert calls() == ["daemon-reload"]
 
 
 def test_with_nothing_to_take_back_there_is_no_reload() -> None:
@@ -105,7 +105,7 @@ def test_earlyoom_is_restarted_only_when_a_file_of_it_changes() -> None:
 def test_at_boot_the_drop_in_of_earlyoom_is_written_again() -> None:
     assert described(Preparation(earlyoom=EarlyoomFiles("same", "drop-in")), EarlyoomFiles("same")) == [
         f"write {DROPIN} (root:root 0644)",
-        "let systemd read its unit files again",
+        "reload systemd's unit files (daemon-reload)",
         "restart earlyoom.service if it runs",
     ]
 
@@ -114,7 +114,7 @@ def test_switched_off_nothing_of_ours_is_left_to_earlyoom() -> None:
     assert described(Preparation(), EarlyoomFiles("arguments", "drop-in")) == [
         "remove /var/lib/vllm-safe/earlyoom.env",
         f"remove {DROPIN}",
-        "let systemd read its unit files again",
+        "reload systemd's unit files (daemon-reload)",
         "restart earlyoom.service if it runs",
     ]
 
@@ -134,7 +134,7 @@ def test_the_key_of_an_earlier_start_is_removed() -> None:
 
 def test_a_refusal_is_the_launch_file_alone() -> None:
     (step,) = refusal_steps("x", "what", "next")
-    assert step.describe() == "write /run/vllm-safe/launch/x.json (root:vllm 0640), which refuses: what"
+    assert step.describe() == "write /run/vllm-safe/launch/x.json (root:vllm 0640), refusing the start: what"
 
 
 def test_the_order_is_limits_before_the_launch_file() -> None:

@@ -1,4 +1,4 @@
-"""What `check` sees of a running machine."""
+"""The facts about a running machine for `check`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def answering(status: int, body: bytes, keys: list[str | None]) -> Iterator[str]
             self.wfile.write(body)
 
         def log_message(self, *_: object) -> None:
-            """Say nothing."""
+            """Log nothing."""
 
     with HTTPServer(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever)
@@ -39,7 +39,7 @@ def answering(status: int, body: bytes, keys: list[str | None]) -> Iterator[str]
 
 
 def test_the_list_of_a_server_and_the_key_it_is_asked_with(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")  # never asked for a server on this machine
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")  # not used for a server on this machine
     keys: list[str | None] = []
     with answering(200, b'{"data": [{"id": "demo"}]}', keys) as url:
         assert check_facts.ask_models(url, "secret") == check_facts.Served(("demo",))
@@ -50,12 +50,12 @@ def test_the_list_of_a_server_and_the_key_it_is_asked_with(monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("status", "body", "words"),
     [
-        (401, b"", "answers 401"),
-        (302, b"", "answers 302"),
-        (200, b"<html>", "no model list"),
-        (200, b'{"data": 3}', "no model list"),
-        (200, b"[]", "no model list"),
-        (200, b"[" * 100_000, "no model list"),
+        (401, b"", "returned HTTP 401"),
+        (302, b"", "returned HTTP 302"),
+        (200, b"<html>", "did not return a model list"),
+        (200, b'{"data": 3}', "did not return a model list"),
+        (200, b"[]", "did not return a model list"),
+        (200, b"[" * 100_000, "did not return a model list"),
     ],
 )
 def test_other_answers_are_problems(status: int, body: bytes, words: str) -> None:
@@ -66,14 +66,14 @@ def test_other_answers_are_problems(status: int, body: bytes, words: str) -> Non
 def test_nobody_there() -> None:
     with answering(200, b"", []) as url:
         pass
-    assert "does not answer" in check_facts.ask_models(url, "").problem
+    assert "did not respond" in check_facts.ask_models(url, "").problem
 
 
 def test_arguments_of_a_process() -> None:
     pipe, program = subprocess.PIPE, "print(flush=True); input()"
     with subprocess.Popen([sys.executable, "-c", program, "-m", "5"], stdin=pipe, stdout=pipe) as process:
         assert process.stdout
-        process.stdout.readline()  # in the middle of exec it has no arguments yet
+        process.stdout.readline()  # during exec a process has no arguments yet
         assert check_facts.read_earlyoom_arguments(process.pid) == ("-c", program, "-m", "5")
         process.communicate(b"\n")
     assert check_facts.read_earlyoom_arguments(0) == ()

@@ -1,4 +1,4 @@
-"""Each line of the checklist, in the case that it is there to find."""
+"""Each line of the checklist, in the case that it exists for."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def levels(at: checks.MachineFacts) -> dict[str, str]:
     return {finding.what: str(finding.level) for finding in checks.check_machine(at)}
 
 
-def test_a_systemd_without_a_share_for_each_unit_is_said_to_have_none() -> None:
+def test_a_systemd_without_a_share_for_each_unit_is_named() -> None:
     without = {unit: {name: value for name, value in values.items() if name != EACH_UNIT} for unit, values in SEEN.units.items()}
     found = checks.check_protection(replace(GOOD, seen=replace(SEEN, units=without)))
     assert (found.level, found.what.rpartition(": ")[2]) == ("pass", "this systemd has no DefaultMemoryMin=")
@@ -59,18 +59,18 @@ UNIFIED = Mount("/sys/fs/cgroup", "cgroup2", "cgroup2", ("rw",))
     ("changes", "level", "words"),
     [
         ({"host": replace(HOST, cgroup2=False)}, "fail", "cgroup v2"),
-        ({"host": replace(HOST, pressure=False)}, "warn", "memory pressure"),
+        ({"host": replace(HOST, pressure=False)}, "warn", "pressure stall information"),
         ({"host": replace(HOST, mounts=(UNIFIED,))}, "warn", "memory_recursiveprot"),
         ({"host": replace(HOST, swaps=())}, "warn", "asks for 128 GiB of swap"),
         ({"swap_refused": Failure("no room", hint="make room")}, "fail", "no room"),
         ({"seen": replace(SEEN, units={"earlyoom.service": EARLYOOM})}, "warn", "system.slice"),
         ({"seen": replace(SEEN, units={**SEEN.units, "user.slice": {"MemoryMin": "1"}})}, "warn", "for user.slice"),
         ({"seen": replace(SEEN, units=KEPT)}, "warn", "earlyoom is not installed"),
-        ({"seen": replace(SEEN, units=KEPT | {"earlyoom.service": EARLYOOM | {"ActiveState": "failed"}})}, "fail", "does not run"),
-        ({"seen": replace(SEEN, earlyoom=("-r", "3600"))}, "fail", "other arguments"),
+        ({"seen": replace(SEEN, units=KEPT | {"earlyoom.service": EARLYOOM | {"ActiveState": "failed"}})}, "fail", "is not running"),
+        ({"seen": replace(SEEN, earlyoom=("-r", "3600"))}, "fail", "arguments that differ"),
         ({"seen": replace(SEEN, admin_earlyoom="-m 10")}, "warn", "overridden"),
         ({"seen": replace(SEEN, overcommit=2)}, "fail", "overcommit"),
-        ({"seen": replace(SEEN, hard_disks={"sda": "mq-deadline", "sdb": "none"})}, "warn", "scheduler none of the hard disk sdb"),
+        ({"seen": replace(SEEN, hard_disks={"sda": "mq-deadline", "sdb": "none"})}, "warn", "disk sdb uses the I/O scheduler none"),
         ({"seen": replace(SEEN, compiler=False)}, "warn", "no C++ compiler"),
         ({"seen": replace(SEEN, headers=False)}, "warn", "Python.h"),
         ({"seen": replace(SEEN, driver=Driver())}, "warn", "no NVIDIA driver is installed"),
@@ -103,7 +103,7 @@ def test_hard_disks_that_know_classes_are_well_and_none_is_no_trouble() -> None:
     seen = replace(SEEN, hard_disks={"sda": "mq-deadline", "sdb": "bfq"})
     finding = checks.check_hard_disks(checks.MachineFacts(CONFIG, HOST, decide_budget(CONFIG, HOST), seen))
     assert finding is not None
-    assert (str(finding.level), "sda has mq-deadline, sdb has bfq" in finding.what) == ("pass", True)
+    assert (str(finding.level), "sda uses mq-deadline, sdb uses bfq" in finding.what) == ("pass", True)
     assert checks.check_hard_disks(checks.MachineFacts(CONFIG, HOST, decide_budget(CONFIG, HOST), SEEN)) is None
 
 
@@ -141,7 +141,7 @@ def test_a_failed_unit_is_a_failure_and_a_stopped_one_is_not() -> None:
 def test_a_running_model_holds_its_port_itself(state: str, asked: bool) -> None:  # noqa: FBT001 -- a row of the table
     host = replace(HOST, listening=frozenset({("127.0.0.1", 8000)}))
     found = checks.check_running_model(situation(host=host), replace(SEEN, units={"vllm@big.service": {"ActiveState": state}}))
-    assert any("port 8000 is taken" in finding.what for finding in found) == asked
+    assert any("port 8000 is already in use" in finding.what for finding in found) == asked
 
 
 def test_a_key_that_only_root_can_see_is_no_failure_of_check_but_one_of_a_start() -> None:

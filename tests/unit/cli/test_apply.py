@@ -1,4 +1,4 @@
-"""`vllm-safe apply`, on the command line."""
+"""`vllm-safe apply` on the command line."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_what_is_wrong_with_the_configuration_becomes_a_refusal(
     if text is not None:
         path.write_text(text)
     assert main(["apply", "x", "--dry-run", "--config", str(path)]) == 0
-    assert capsys.readouterr().out.startswith("would write /run/vllm-safe/launch/x.json (root:vllm 0640), which refuses: ")
+    assert capsys.readouterr().out.startswith("would write /run/vllm-safe/launch/x.json (root:vllm 0640), refusing the start: ")
 
 
 def test_at_boot_a_mistake_in_the_configuration_is_misuse_and_the_system_is_protected_all_the_same(
@@ -85,7 +85,7 @@ def test_a_name_that_could_lead_elsewhere_is_refused(name: str, config: str, cap
 def test_an_instance_that_is_no_name_of_a_model_is_refused_by_its_unit(name: str, config: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["apply", "--dry-run", "--config", config, "--", name]) == 0
     out = capsys.readouterr().out
-    assert out.startswith(f"would write /run/vllm-safe/launch/{name}.json (root:vllm 0640), which refuses: there is no model {name}")
+    assert out.startswith(f"would write /run/vllm-safe/launch/{name}.json (root:vllm 0640), refusing the start: there is no model {name}")
 
 
 def test_undo_needs_no_configuration(capsys: pytest.CaptureFixture[str]) -> None:
@@ -93,7 +93,7 @@ def test_undo_needs_no_configuration(capsys: pytest.CaptureFixture[str]) -> None
     assert capsys.readouterr().out
 
 
-@pytest.mark.parametrize("error", [Failure("no bus", hint="wait"), ZeroDivisionError("a mistake of ours")])
+@pytest.mark.parametrize("error", [Failure("no bus", hint="wait"), ZeroDivisionError("an internal error")])
 def test_a_preparation_that_fails_itself_is_said_by_the_unit_and_tried_again(
     error: Exception, config: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -152,7 +152,7 @@ def test_the_tunables_are_set_and_taken_back_by_themselves(
     broken = tmp_path / "broken.yaml"
     broken.write_text("\t")
     assert main(["apply", "--tunables", "--undo", "--dry-run", "--config", str(broken)]) == 0
-    assert capsys.readouterr().out == "nothing to do: everything is so already\n"
+    assert capsys.readouterr().out == "nothing to do: already up to date\n"
     assert main(["apply", "--tunables", "--dry-run", "--config", str(broken)]) == 2
 
 

@@ -1,4 +1,4 @@
-"""What TAB offers in bash, zsh and fish: through what each of them hands over, and through the function that bash loads."""
+"""The completions that TAB offers in bash, zsh and fish: with the variables of each shell, and with the function that bash loads."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 CONFIG = "models:\n  small: {command: [server], port: 8001}\n  smart: {model: a/b, port: 8002}\n  other.one: {model: a/c, port: 8003}\n"
 MODELS = {"small", "smart", "other.one"}
-# The program, with the files of a test in the place of the machine's.
+# The program, with the files of a test instead of those of the machine.
 PROGRAM = """\
 #!{python}
 import sys
@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Path:
-    """A folder with vllm-safe and its configuration; runs were recorded of a model that is in it, and of one that no longer is."""
+    """Create a folder with vllm-safe, its configuration, and recorded runs of a model that is in it and of one that no longer is."""
     (tmp_path / "config.yaml").write_text(CONFIG)
     for name in ("small", "gone"):
         (tmp_path / "runs" / name).mkdir(parents=True)
@@ -44,8 +44,8 @@ def environment(machine: Path, **more: str) -> dict[str, str]:
     return os.environ | {"PATH": f"{machine}:{os.environ['PATH']}", "PYTHONDONTWRITEBYTECODE": "1"} | more
 
 
-def handed_over(shell: str, words: list[str]) -> dict[str, str]:
-    """The variables that the script of a shell sets when TAB is pressed in the last of the words."""
+def completion_variables(shell: str, words: list[str]) -> dict[str, str]:
+    """Return the variables that the script of a shell sets when TAB is pressed in the last of the words."""
     line, number = " ".join(map(shlex.quote, words[:-1])) + " " + words[-1], str(len(words) - 1)
     return {
         "bash": {"COMP_WORDS": "\n".join(words), "COMP_CWORD": number},
@@ -55,8 +55,11 @@ def handed_over(shell: str, words: list[str]) -> dict[str, str]:
 
 
 def offered(shell: str, machine: Path, *words: str) -> set[str]:
-    """What the script of a shell would make of the answer; nothing may be said on stderr, it would land in the line that is typed."""
-    variables = environment(machine, **handed_over(shell, ["vllm-safe", *words]))
+    """Return the completions that the script of a shell reads from the answer.
+
+    Nothing may be printed to stderr, as it would appear in the line that is typed.
+    """
+    variables = environment(machine, **completion_variables(shell, ["vllm-safe", *words]))
     answer = subprocess.run(["vllm-safe"], env=variables, capture_output=True, text=True, check=False)
     assert answer.stderr == ""
     if shell == "zsh":
@@ -118,7 +121,7 @@ def test_the_build_installs_a_script_that_asks_the_program(shell: str, machine: 
     [("show ''", {*MODELS, "gone"}), ("show sma", {"small", "smart"}), ("drill --model ''", {*MODELS, "gone"}), ("sh", {"show"})],
 )
 def test_bash_itself(line: str, expected: set[str], machine: Path) -> None:
-    """With the script that the package installs, as readline calls it."""
+    """Call the completion function of the installed script, as readline does."""
     variables = environment(machine)
     script = subprocess.run(["vllm-safe"], env=variables | {"_VLLM_SAFE_COMPLETE": "bash_source"}, capture_output=True, check=True).stdout
     (machine / "completion").write_bytes(script)

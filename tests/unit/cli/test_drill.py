@@ -1,4 +1,4 @@
-"""`vllm-safe drill`, on the command line: what it refuses and what it prints; nothing is run."""
+"""`vllm-safe drill` on the command line: its refusals and its output. No hog is started."""
 
 from __future__ import annotations
 
@@ -91,12 +91,12 @@ def test_a_drill_that_fails_says_which_bound(config: str, capsys: pytest.Capture
 
 
 def test_a_hog_that_was_killed_fails_the_drill(config: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The guard did what it is for; but the model would be gone."""
+    """The guard worked as designed, but the model would have been killed."""
     run_with(monkeypatch, 0.1, full=40.0, since=100.0, until=140.0, ended=55.0)
     assert main(["drill", "--config", config]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == "FAIL: time that the hog lived"
-    assert "It was killed after 55 s, as a model would have been:" in lines
+    assert "It was killed after 55 s, as a model would have been. See:" in lines
     assert max(map(len, lines)) <= 80
 
 
@@ -104,7 +104,7 @@ def test_a_hog_that_was_killed_fails_the_drill(config: str, capsys: pytest.Captu
 def test_a_signal_ends_it_in_order(
     number: signal.Signals, config: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said = []
+    events = []
     before = signal.getsignal(number)
 
     def run(*_: object) -> DrillProgress:
@@ -112,12 +112,12 @@ def test_a_signal_ends_it_in_order(
             os.kill(os.getpid(), number)
             time.sleep(60)
         finally:
-            said.append("the hog is stopped")
+            events.append("the hog is stopped")
         raise AssertionError
 
     monkeypatch.setattr("vllm_safe.cli.drill.run_drill", run)
     assert main(["drill", "--config", config]) == 130
-    assert said == ["the hog is stopped"]
+    assert events == ["the hog is stopped"]
     assert "interrupted" in capsys.readouterr().err
     assert signal.getsignal(number) is before
 
@@ -137,13 +137,13 @@ def test_only_root_may_and_anybody_may_ask_what_would_be_done(
     monkeypatch.setattr("os.geteuid", lambda: 65534)
     assert "root" in refused(capsys, config)
     assert main(["drill", "--config", config, "--dry-run", "--model", "x"]) == 0
-    said = capsys.readouterr().out
-    assert said.startswith("would run systemd-run ")
+    out = capsys.readouterr().out
+    assert out.startswith("would run systemd-run ")
     assert all(
-        word in said
+        word in out
         for word in (f"MemoryMax={GIB} ", "IOSchedulingClass=best-effort ", "OOMScoreAdjust=1000 ", "User=vllm ", "RuntimeMaxSec=210 ")
     )
-    assert all(f"{word}=vllm-safe-guard.service vllm-safe-tunables.service" in said for word in ("Wants", "After"))
+    assert all(f"{word}=vllm-safe-guard.service vllm-safe-tunables.service" in out for word in ("Wants", "After"))
 
 
 def test_what_keeps_a_drill_from_starting(
@@ -152,14 +152,14 @@ def test_what_keeps_a_drill_from_starting(
     model = tmp_path / "vllm.slice/vllm@x.service"
     model.mkdir(parents=True)
     (model / "cgroup.events").write_text("populated 1\nfrozen 0\n")
-    assert "no drill: vllm@x.service is running" in refused(capsys, config)
+    assert "the drill was not started: vllm@x.service is running" in refused(capsys, config)
     (model / "cgroup.events").write_text("populated 0\nfrozen 0\n")
     with monkeypatch.context() as short:
         short.setattr("vllm_safe.cli.drill.read_host", lambda: replace(HOST, memory_available=GIB))
-        assert "no drill: not enough memory is free: 1.0 GiB available" in refused(capsys, config)
+        assert "the drill was not started: not enough memory is free: 1.0 GiB available" in refused(capsys, config)
     with monkeypatch.context() as short:
         short.setattr("vllm_safe.drill.drill_checks.parse_stall_share", lambda *_: 0.5)
-        assert "no drill: tasks waited for memory in 50% of the last ten seconds" in refused(capsys, config)
+        assert "the drill was not started: tasks waited for memory in 50% of the last ten seconds" in refused(capsys, config)
     monkeypatch.setattr("vllm_safe.cli.drill.read_host", lambda: Host(memory=GIB, cgroup2=True, controllers=frozenset({"memory"})))
     assert "the swapfile /swapfile is not on" in refused(capsys, config)
     monkeypatch.setattr("vllm_safe.cli.drill.read_host", lambda: Host(memory=GIB))
@@ -176,13 +176,13 @@ def test_two_at_once_are_one_too_many(config: str, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("vllm_safe.cli.drill.run_drill", run)
     assert main(["drill", "--config", config]) == 1
     assert codes == [2]
-    assert "another one is under way" in capsys.readouterr().err
+    assert "another one is running" in capsys.readouterr().err
 
 
 def test_it_is_refused_for_the_limits_of_the_model_that_it_is_asked_for(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Of two models, one with less than anything runs in; and the same where it is the section that has too little."""
+    """Of two models one has too little memory for any program. In the second case the section `limits` has."""
     run_with(monkeypatch, 0.1)
     tight = "memory_max: 64M"
     for section, own, refused_for in (("{}", f"{{{tight}}}", "x"), (f"{{{tight}}}", "{memory_max: 1G}", None)):

@@ -1,4 +1,4 @@
-"""`vllm-safe fetch` from its command line to the files, with the real downloader; only systemd and its user are left out."""
+"""`vllm-safe fetch` from its command line to the files, with the real downloader, but without systemd and user vllm."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ models:
 
 
 def outcome(task: AsVllm, *, quiet: bool = False) -> Outcome:
-    """Run a task as we are and in this process, with what its service would be given."""
+    """Run a task as the present user and in this process, with the environment and credentials of its service."""
     assert not quiet
     assert "secret" not in str((task.env, task.argv))
     stdout, stderr, before = io.StringIO(), io.StringIO(), os.umask(0o022)
@@ -61,10 +61,10 @@ class Bench:
         self.config.write_text(CONFIG.format(hub=hub.url, repo=REPO, folder=self.own))
 
     def fetch(self, *arguments: str) -> tuple[int, str, str]:
-        """Exit code, stdout and stderr of `vllm-safe fetch`."""
+        """Return the exit code, stdout and stderr of `vllm-safe fetch`."""
         code = main(["fetch", *arguments, "--config", str(self.config)])
-        said = self._capture.readouterr()
-        return code, said.out, said.err
+        captured = self._capture.readouterr()
+        return code, captured.out, captured.err
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def test_a_model_is_listed_fetched_and_complete_the_second_time(bench: Bench) ->
     assert (code, err) == (0, "")
     assert f"2 files, 100 KiB, of {REPO} (revision {bench.hub.branches['main'][:10]})" in out
     assert "model.safetensors" in out
-    assert "left out, since vLLM does not read them: 1 file, 8.8 KiB, such as original/model.pth" in out
+    assert "skipped, as vLLM does not read them: 1 file, 8.8 KiB, such as original/model.pth" in out
     assert f"{bench.models / REPO} is complete: 2 files, 100 KiB" in out
     assert "systemctl start vllm@tiny" in out
     asked = len(bench.hub.requests)

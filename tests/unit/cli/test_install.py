@@ -1,4 +1,4 @@
-"""`vllm-safe install` as a person calls it."""
+"""`vllm-safe install` on the command line."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_dry_run_needs_no_root_and_shows_each_step(
 def test_what_is_there_is_not_installed_again(config: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     found(monkeypatch, EngineFacts(current=CURRENT, present=True))
     assert main(["install", "--dry-run", "--config", config]) == 0
-    assert capsys.readouterr().out == "vllm 0.32.0 is installed and works. To build it again: vllm-safe install --reinstall\n"
+    assert capsys.readouterr().out == "vllm 0.32.0 is installed and works. To rebuild it: vllm-safe install --reinstall\n"
 
 
 def test_what_is_there_as_the_previous_one_is_switched_to(
@@ -57,7 +57,7 @@ def test_what_is_there_as_the_previous_one_is_switched_to(
     found(monkeypatch, EngineFacts(previous=CURRENT, present=True))
     assert main(["install", "--dry-run", "--config", config]) == 0
     out = capsys.readouterr().out
-    assert "vllm 0.32.0 is there as the previous engine" in out
+    assert "vllm 0.32.0 is installed as the previous engine" in out
     assert "pip sync" not in out
 
 
@@ -67,12 +67,12 @@ def test_another_version_is_said_not_to_be_the_tested_one(
     found(monkeypatch, EngineFacts(current=CURRENT, present=True))
     assert main(["install", "--version", "0.33.0", "--dry-run", "--config", config]) == 0
     out = capsys.readouterr().out
-    assert "vllm 0.33.0 is not what vllm-safe was tested with" in out
+    assert "vllm 0.33.0 is not a version that vllm-safe was tested with" in out
     assert "--generate-hashes" in out
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "said"),
+    ("words", "code", "message"),
     [
         (["--rollback"], 1, "there is no previous engine to roll back to"),
         (["--rollback", "--version", "1.0"], 2, "--rollback goes back to the previous engine"),
@@ -81,15 +81,15 @@ def test_another_version_is_said_not_to_be_the_tested_one(
         (["--try", "--reinstall"], 2, "--try tries the engine in use"),
         (["--try", "--rollback"], 2, "--try tries the engine in use"),
         (["--try", "--version", "0.32.0"], 2, "--try tries the engine in use"),
-        (["--version", "latest"], 2, "no version"),
-        (["--version", "0.32.0 --extra"], 2, "no version"),
-        (["--version", "../../x"], 2, "no version"),
+        (["--version", "latest"], 2, "is not a version"),
+        (["--version", "0.32.0 --extra"], 2, "is not a version"),
+        (["--version", "../../x"], 2, "is not a version"),
         (["extra"], 2, "unexpected extra argument"),
     ],
 )
-def test_what_cannot_be_meant(config: str, capsys: pytest.CaptureFixture[str], words: list[str], code: int, said: str) -> None:
+def test_what_cannot_be_meant(config: str, capsys: pytest.CaptureFixture[str], words: list[str], code: int, message: str) -> None:
     assert main(["install", "--dry-run", "--config", config, *words]) == code
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_without_a_card_it_is_said_what_to_install_and_the_engine_is_put_in_place(
@@ -127,7 +127,7 @@ def test_what_is_untried_stays_so_until_a_card_answers(
 ) -> None:
     found(monkeypatch, UNTRIED, Driver())
     assert main(["install", "--dry-run", "--config", config]) == 0
-    assert capsys.readouterr().out == "vllm 0.32.0 is installed, and untried. Once a card answers: vllm-safe install --try\n"
+    assert capsys.readouterr().out == "vllm 0.32.0 is installed, but untried. Once a card is available: vllm-safe install --try\n"
     assert main(["install", "--try", "--dry-run", "--config", config]) == 1
     said = capsys.readouterr().err
     assert said.startswith("vllm-safe: vllm 0.32.0 cannot be tried: no NVIDIA driver is installed")
@@ -143,7 +143,7 @@ def test_without_a_card_the_previous_one_takes_the_place_of_one_that_works_only_
     assert main(["install", "--dry-run", "--config", config]) == code
     refused = "vllm 0.32.0 cannot be tried, so vllm 0.33.0, which works, stays in use: no NVIDIA driver is installed"
     assert (refused in capsys.readouterr().err) == bool(code)
-    assert main(["install", "--rollback", "--dry-run", "--config", config]) == 0  # as asked for
+    assert main(["install", "--rollback", "--dry-run", "--config", config]) == 0  # an explicit --rollback is not refused
 
 
 @pytest.mark.parametrize("words", [[], ["--try"]])

@@ -1,4 +1,4 @@
-"""The command line as a person meets it: help, errors, exit codes."""
+"""The command line in general: help, errors, exit codes."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_each_command_exists_and_has_help(name: str) -> None:
 def test_a_configuration_that_may_not_be_read_is_a_mistake_in_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("os.access", lambda *_, **__: False)  # what click would ask
+    monkeypatch.setattr("os.access", lambda *_, **__: False)  # the check that click would make
     assert main.main(["check", "--config", "/dev/null"]) == 2
     assert capsys.readouterr().err.startswith("/dev/null: is a device")
 
@@ -115,10 +115,10 @@ def test_each_mistake_has_a_line_of_its_own(command: Callable[..., int], capsys:
     assert capsys.readouterr().err == "c.yaml:1:5: first\nc.yaml:2:1: second\n"
 
 
-def test_a_mistake_of_ours_is_one_line_with_its_place(command: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_internal_error_is_one_line_with_its_position(command: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
     assert command(raising(KeyError("gone"))) == 1
     err = capsys.readouterr().err
-    assert err.startswith("vllm-safe: a mistake in vllm-safe itself: KeyError: 'gone' (test_main.py:")
+    assert err.startswith("vllm-safe: internal error: KeyError: 'gone' (test_main.py:")
     assert "Traceback" not in err
 
 
@@ -171,7 +171,7 @@ def test_a_reader_that_had_enough_is_no_error() -> None:
 def test_need_root(command: Callable[..., int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     assert command(main.need_root) == 2
-    assert capsys.readouterr().err == "vllm-safe: only root can do this\n  sudo vllm-safe body ...\n"
+    assert capsys.readouterr().err == "vllm-safe: this command must be run as root\n  sudo vllm-safe body ...\n"
 
 
 @pytest.mark.parametrize("words", [["--help"], ["--version"], ["check", "--help"], ["show", "x"]])

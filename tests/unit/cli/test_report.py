@@ -1,4 +1,4 @@
-"""`vllm-safe report` and `status` on the command line."""
+"""`vllm-safe report` and `vllm-safe status` on the command line."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from vllm_safe.report.html_report import MARK
 
 @pytest.fixture
 def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Two runs of qwen72b, and an empty folder to be in."""
+    """Record two runs of qwen72b, and change to an empty folder."""
     runs = tmp_path / "runs"
     write_run(make_run(run="20261122T000000-00000000", end={"cause": "stopped", "result": "success"}), runs)
     write_run(make_run(end={"cause": "exited", "reason": "it ended", "result": "exit-code"}), runs)
@@ -37,7 +37,7 @@ def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_page_of_the_last_run_is_written_here(recorded: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", "qwen72b"]) == 0
-    assert capsys.readouterr().out.startswith(f"qwen72b-{RUN}.html")
+    assert capsys.readouterr().out.startswith(f"wrote qwen72b-{RUN}.html")
     assert MARK in (recorded / f"qwen72b-{RUN}.html").read_text()
     assert main(["report", "qwen72b"]) == 0, "an earlier report is replaced"
 
@@ -103,23 +103,23 @@ def test_watch_redraws_on_a_terminal_and_leaves_it_as_it_was(config: str, sent: 
     command = [sys.executable, "-m", "vllm_safe", "status", "--watch", "--config", config]
     process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=os.environ | {"TERM": "xterm"})
     os.close(theirs)
-    said = b""
+    output = b""
     try:
         deadline = time.monotonic() + 60
-        while said.count(b"\x1b[H") < 2 and time.monotonic() < deadline:
+        while output.count(b"\x1b[H") < 2 and time.monotonic() < deadline:
             if select.select([ours], [], [], 1)[0]:
-                said += os.read(ours, 65536)
+                output += os.read(ours, 65536)
         process.send_signal(sent)
         assert process.wait(60) == 0
-        said += os.read(ours, 65536)
+        output += os.read(ours, 65536)
     finally:
         process.kill()
         process.wait()
         os.close(ours)
-    assert said.startswith(b"\x1b[?1049h\x1b[?25l")
-    assert said.count(b"\x1b[H") >= 2
-    assert b"\x1b[?25h\x1b[?1049l" in said
-    assert b"x  " in said.rpartition(b"\x1b[?1049l")[2], "the last picture stays"
+    assert output.startswith(b"\x1b[?1049h\x1b[?25l")
+    assert output.count(b"\x1b[H") >= 2
+    assert b"\x1b[?25h\x1b[?1049l" in output
+    assert b"x  " in output.rpartition(b"\x1b[?1049l")[2], "the last picture is left on the screen"
 
 
 def test_watch_prints_lines_on_a_pipe_until_nobody_reads(config: str) -> None:

@@ -1,4 +1,4 @@
-"""`vllm-safe show`, on the command line."""
+"""`vllm-safe show` on the command line."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vllm_safe.host.host_facts import Host, SwapArea
 def test_nothing_is_said_to_be_on_that_is_not(
     limits: str, swaps: tuple[SwapArea, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before the first start the limits are of the swap that it makes."""
+    """Before the first start the limits include the swap that it creates."""
     monkeypatch.setattr("vllm_safe.cli.show.read_host", lambda: Host(memory=16 * GIB, swaps=swaps))
     config = tmp_path / "config.yaml"
     config.write_text(f"models: {{x: {{command: [/bin/sh], limits: {limits}}}}}\n")

@@ -1,4 +1,4 @@
-"""The words and exit codes of `vllm-safe swap`, with files that are real and a kernel that is not."""
+"""The output and exit codes of `vllm-safe swap`, with real files and a simulated kernel."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vllm_safe.swap.swapfile_facts import read_candidate
 
 
 class Machine:
-    """A machine of values with a swapfile in a real folder."""
+    """A simulated machine with a swapfile in a real folder."""
 
     def __init__(self, folder: Path) -> None:
         self.file = folder / "swapfile"
@@ -28,28 +28,28 @@ class Machine:
         self.configure("2M")
 
     def configure(self, size: str) -> None:
-        """Write the config."""
+        """Write the configuration."""
         self.config.write_text(f"swap:\n  file: {self.file}\n  size: {size}\n  keep_free: 0\n")
 
     def swaps(self) -> tuple[SwapArea, ...]:
-        """/proc/swaps."""
+        """Return the areas of /proc/swaps."""
         return tuple(SwapArea(path, "file", size - 4096, 0) for path, size in self.on.items())
 
     def host(self, *, behind: Path | None = None) -> Host:  # noqa: ARG002 - there is no automount
-        """The facts."""
+        """Return the facts about the machine."""
         return Host(memory=GIB, memory_available=GIB, swaps=self.swaps(), mounts=(Mount("/", "ext4", "/dev/sda", ("rw",)),))
 
     def swapon(self, path: str) -> None:
-        """The system call."""
+        """Stand in for the system call that turns swap on."""
         real = Path(path).resolve()
         self.on[str(real)] = real.stat().st_size
 
     def swapoff(self, path: str) -> None:
-        """The system call."""
+        """Stand in for the system call that turns swap off."""
         del self.on[str(Path(path).resolve())]
 
     def run(self, *words: str) -> int:
-        """One command line of `vllm-safe swap`."""
+        """Run `vllm-safe swap` and return its exit code."""
         return main(["swap", *words, "--config", str(self.config)])
 
 
@@ -109,7 +109,7 @@ def test_size_none_leaves_everything(machine: Machine, capsys: pytest.CaptureFix
 def test_remove_leaves_a_foreign_file_and_says_so(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
     machine.file.write_text("mine")
     assert machine.run("remove") == 0
-    assert capsys.readouterr().out.splitlines()[0] == f"left as it is: {machine.file} (not swap space)"
+    assert capsys.readouterr().out.splitlines()[0] == f"not removed: {machine.file} (not swap space)"
     assert machine.file.read_text() == "mine"
 
 
@@ -137,7 +137,7 @@ def test_a_broken_config_stops_create_only(machine: Machine, capsys: pytest.Capt
     assert machine.run("status") == 0
     assert "config.yaml" in capsys.readouterr().out
     assert machine.run("remove") == 0
-    assert "without the config" in capsys.readouterr().err
+    assert "without the configuration" in capsys.readouterr().err
     assert not machine.on
     assert read_candidate(machine.file) is None
 
@@ -164,9 +164,9 @@ def test_status_for_programs(machine: Machine, capsys: pytest.CaptureFixture[str
 
 def test_status_for_people(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
     machine.run("status")
-    said = capsys.readouterr().out
-    assert said.startswith("no swap is on\n")
-    assert "`vllm-safe swap create` would:" in said
+    out = capsys.readouterr().out
+    assert out.startswith("no swap is on\n")
+    assert "`vllm-safe swap create` would:" in out
     machine.file.write_text("mine")
     machine.run("status")
     assert "problem: " in capsys.readouterr().out

@@ -1,7 +1,7 @@
-"""Golden directories: a config and a fake root go in, every decision comes out as text that a reader can check.
+"""Golden directories: every decision for a configuration and a fake root, as text that a reader can check.
 
-tests/golden/CASE has config.yaml, root/ (the /proc and /sys files that are read), disk.json (what statvfs and the swap headers would say)
-and expected.txt. After a wanted change: GOLDEN_UPDATE=1 python -m pytest tests/unit/decide/test_golden.py, then read the diff.
+tests/golden/CASE has config.yaml, root/ (the files of /proc and /sys that are read), disk.json (the results of statvfs and of the swap
+headers) and expected.txt. After an intended change: GOLDEN_UPDATE=1 python -m pytest tests/unit/decide/test_golden.py, then read the diff.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ CASES = sorted(path for path in (Path(__file__).parents[2] / "golden").iterdir()
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_decisions(case: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(case)  # so that origins read config.yaml:LINE wherever the tree is
+    monkeypatch.chdir(case)  # so that origins are config.yaml:LINE wherever the tree is
     got = "\n".join(_decisions(case)) + "\n"
     expected = case / "expected.txt"
     if os.environ.get("GOLDEN_UPDATE"):

@@ -1,4 +1,4 @@
-"""Limits in bytes, which bound won, and what all models share."""
+"""Limits in bytes, the bound that decided, and the limits that all models share."""
 
 from __future__ import annotations
 
@@ -19,14 +19,17 @@ PLAN = Host(memory=int(15.6 * GIB), gpus=8, swaps=(SwapArea("/swapfile", "file",
 
 def config_of(own: ModelLimits | None = None, **sections: object) -> Config:
     models = {"x": Model(model="a/b", limits=own or ModelLimits())}
-    return replace(Config(models=models), **sections)  # type: ignore[arg-type]  # sections by their names
+    return replace(Config(models=models), **sections)  # type: ignore[arg-type]  # the sections have these names
 
 
 def test_on_the_plans_machine_the_reserve_wins_over_90_percent() -> None:
     limits = decide_budget(config_of(), PLAN).of("x")
     assert limits.memory_max.value == pytest.approx(11.6 * GIB, rel=0.01)
     kernel = decide_protection(config_of(), PLAN).kernel
-    assert (kernel.value, kernel.origin.note) == ((384 + 99) * MIB, "auto: 3 % of RAM, at most 384M, and 99.0 MiB that it keeps free")
+    assert (kernel.value, kernel.origin.note) == (
+        (384 + 99) * MIB,
+        "auto: 3 % of RAM, at most 384M, plus 99.0 MiB that the kernel keeps free",
+    )
     assert "483 MiB for the kernel (protect.kernel)" in limits.memory_max.origin.note
     assert limits.memory_max.value + decide_protection(config_of(), PLAN).total == pytest.approx(PLAN.memory, abs=4096)
     assert limits.memory_max.origin.source == "this machine"
@@ -116,7 +119,7 @@ def test_each_unit_of_the_system_has_a_share_that_others_do_not_count_against() 
     assert decide_protection(config_of(protect=Protect(system=Amount(150 * MIB))), PLAN).each_unit.value == 15 * MIB
     asked = decide_protection(config_of(protect=Protect(each_unit=Amount(9 * MIB))), PLAN)
     assert asked.each_unit.value == 9 * MIB
-    assert asked.total == kept.total  # it is of what is kept anyway
+    assert asked.total == kept.total  # it is a part of what is protected anyway
     units = decide_budget(config_of(protect=Protect(each_unit=Amount(9 * MIB))), PLAN).units
     assert [units[unit].get("DefaultMemoryMin") for unit in UNITS.values()] == [9 * MIB, 9 * MIB, None]
 

@@ -21,7 +21,7 @@ HOST = Host(memory=16 * GIB)
 
 def config_of(**model: object) -> Config:
     values = {"model": "Qwen/Qwen2.5-72B"} | model if "command" not in model else model
-    return Config(models=MappingProxyType({"x": Model(**values)}))  # type: ignore[arg-type]  # settings by their names
+    return Config(models=MappingProxyType({"x": Model(**values)}))  # type: ignore[arg-type]  # the settings have these names
 
 
 def launch_of(**model: object) -> Launch:
@@ -81,7 +81,7 @@ def test_telemetry_is_off_and_no_variable_is_named_like_ours() -> None:
     env = launch_of(profile="pcie-riser").env or {}
     assert env["VLLM_NO_USAGE_STATS"] == env["DO_NOT_TRACK"] == env["HF_HUB_OFFLINE"] == "1"
     assert env["VLLM_USE_FLASHINFER_SAMPLER"] == "0"
-    assert not [name for name in env if name.startswith("VLLM_SAFE")]  # vLLM warns of VLLM_ variables that it does not know
+    assert not [name for name in env if name.startswith("VLLM_SAFE")]  # vLLM warns about unknown VLLM_ variables
     assert not {"VLLM_API_KEY", "HF_TOKEN"} & set(env)
 
 
@@ -164,7 +164,7 @@ def test_the_launch_file_holds_all_of_it() -> None:
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"name": "x"}', '{"nam', json.dumps({"name": "x", "argv": [], "summary": [], "new": 1})])
 def test_anything_else_is_no_launch_file(text: str) -> None:
-    with pytest.raises(ValueError):  # noqa: PT011 - any of them
+    with pytest.raises(ValueError):  # noqa: PT011 - any ValueError
         Launch.from_json(text)
 
 

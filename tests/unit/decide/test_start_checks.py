@@ -1,4 +1,4 @@
-"""Whether a start can work, and what it then is."""
+"""The checks of whether a start can work, and the decided start."""
 
 from __future__ import annotations
 
@@ -47,15 +47,15 @@ GOOD = situation_of(
 
 
 def with_model(**changes: object) -> Situation:
-    return changed(GOOD, config=Config(models={"x": replace(GOOD.model, **changes)}))  # type: ignore[arg-type]  # settings by their names
+    return changed(GOOD, config=Config(models={"x": replace(GOOD.model, **changes)}))  # type: ignore[arg-type]  # the settings have these names
 
 
 def with_host(**changes: object) -> Situation:
-    return changed(GOOD, host=replace(GOOD.host, **changes))  # type: ignore[arg-type]  # facts by their names
+    return changed(GOOD, host=replace(GOOD.host, **changes))  # type: ignore[arg-type]  # the facts have these names
 
 
 def with_facts(**changes: object) -> Situation:
-    return changed(GOOD, facts=replace(GOOD.facts, **changes))  # type: ignore[arg-type]  # facts by their names
+    return changed(GOOD, facts=replace(GOOD.facts, **changes))  # type: ignore[arg-type]  # the facts have these names
 
 
 def of(level: Level, at: Situation) -> list[Finding]:
@@ -81,7 +81,7 @@ NEVER = {
     "no folder": (with_facts(model=ModelFiles(Path("/data/b"))), "models.x.model"),
     "half a model": (with_facts(model=ModelFiles(Path("/m/a/b"), "a/b", present=True, problem="2 files are missing")), "2 files"),
     "key": (with_facts(key=Key(Path("/k"), problem="/k is bad", way_out="chmod 600 /k")), "chmod 600 /k"),
-    "port taken": (with_host(listening=frozenset({("127.0.0.1", 8000)})), "port 8000 is taken"),
+    "port taken": (with_host(listening=frozenset({("127.0.0.1", 8000)})), "port 8000 is already in use"),
 }
 
 
@@ -97,7 +97,7 @@ def test_what_can_never_work_is_refused_with_one_reason_and_a_way_out(name: str)
     assert "\n" not in plan.launch.refusal + plan.launch.hint
     assert plan.launch.argv == ()
     assert plan.key is None
-    assert unit_of("x") in plan.units  # limits hold all the same
+    assert unit_of("x") in plan.units  # the limits are set all the same
 
 
 ENGINE = EngineFacts(
@@ -177,7 +177,7 @@ def test_a_port_is_taken_on_any_address_of_a_name(listening: str, *, taken: bool
 
 
 def test_an_open_address_without_a_key_is_warned_of() -> None:
-    assert "no key" in of(Level.WARN, with_model(host="0.0.0.0"))[0].what  # noqa: S104 - a text
+    assert "without an API key" in of(Level.WARN, with_model(host="0.0.0.0"))[0].what  # noqa: S104 - a text
     keyed = changed(with_model(host="0.0.0.0"), facts=replace(GOOD.facts, key=Key(Path("/k"), "secret")))  # noqa: S104 - a text
     assert of(Level.WARN, keyed) == []
 
@@ -199,7 +199,10 @@ def test_the_name_that_was_meant_is_said(models: list[str], asked: str, hint: st
 
 
 def run_starts(counts_and_times: list[tuple[int, float]], served: Sequence[float] = ()) -> list[bool]:
-    """Whether each start, with systemd's NRestarts and the time, is refused; the model was ready at `served`."""
+    """Return whether each start is refused.
+
+    counts_and_times: systemd's NRestarts and the time in seconds, for each start. served: the times at which the model was ready.
+    """
     starts, refused = Starts(), []
     for counted, now in counts_and_times:
         last = max((moment for moment in served if moment < now), default=None)
@@ -228,7 +231,7 @@ def test_a_model_that_serves_between_its_failures_is_counted_by_the_hour() -> No
 
 
 def test_restarts_from_before_it_served_count_no_longer_than_an_hour() -> None:
-    served = 2.5 * SLOW  # after the second restart: those that follow are the first, second and third that never got there
+    served = 2.5 * SLOW  # after the second restart: the next three are the first, second and third that were never ready
     assert run_starts(EVERY_SLOW[:7], served=[served]) == [False] * 6 + [True]
 
 
@@ -240,7 +243,7 @@ def test_when_it_served_is_what_systemd_says_and_sleep_is_no_matter() -> None:
 
 
 def test_a_person_is_never_refused_and_starts_afresh() -> None:
-    # NRestarts still has the old value when a person's start is prepared, and is 0 again before the next automatic one.
+    # NRestarts still has the old value while a manual start is prepared, and is 0 again before the next automatic one.
     given_up = [(0, 0.0), (1, 30.0), (2, 60.0), (3, 90.0), (4, 120.0)]
     by_hand = [(4, 130.0), (1, 160.0), (2, 190.0), (3, 220.0), (4, 250.0)]
     again = [(4, 260.0), (4, 261.0), (0, 262.0)]
@@ -253,7 +256,7 @@ def test_the_refusal_of_one_restart_too_many_reaches_the_launch_file() -> None:
     plan = decide_preparation(at)
     assert plan.launch is not None
     assert plan.launch.gave_up
-    assert "restarted 3 times within an hour and ended again: it stays down" in (plan.launch.refusal or "")
+    assert "restarted 3 times within an hour and ended again: it is not restarted any more" in (plan.launch.refusal or "")
     assert "systemctl start vllm@x" in plan.launch.hint
     assert plan.starts.counted == 4
 
@@ -308,21 +311,25 @@ def test_another_server_is_judged_by_its_cards_whatever_the_engine_is() -> None:
 
 
 @pytest.mark.parametrize(
-    ("there", "model", "said"),
+    ("there", "model", "problem"),
     [
         (8, {"args": {"tensor-parallel-size": 8}}, ""),
-        (7, {"args": {"tensor-parallel-size": 8}}, "x is split over 8 cards, and there are 7"),
+        (7, {"args": {"tensor-parallel-size": 8}}, "x needs 8 cards, but there are 7"),
         (8, {"args": {"tensor-parallel-size": 4, "pipeline-parallel-size": 2}}, ""),
-        (4, {"args": {"data-parallel-size": 2, "pipeline-parallel-size": 4}}, "x is split over 8 cards, and there are 4"),
-        (8, {"gpus": (0, 1), "args": {"tensor-parallel-size": 4}}, "x is split over 4 cards, and it sees 2 (models.x.gpus)"),
-        (2, {"gpus": (1, 2, 3)}, "x is to see card 2, 3, and the driver shows 2, from 0 on"),
+        (4, {"args": {"data-parallel-size": 2, "pipeline-parallel-size": 4}}, "x needs 8 cards, but there are 4"),
+        (8, {"gpus": (0, 1), "args": {"tensor-parallel-size": 4}}, "x needs 4 cards, but it sees 2 (models.x.gpus)"),
+        (2, {"gpus": (1, 2, 3)}, "x is configured for card 2, 3, but the driver has 2, numbered from 0"),
         (1, {"args": {"tensor-parallel-size": 8, "nnodes": 8}}, ""),
         (1, {"args": {"tensor-parallel-size": 2, "distributed-executor-backend": "ray"}}, ""),
-        (1, {"model": None, "command": ("/bin/server",), "gpus": (1,)}, "x is to see card 1, and the driver shows 1, from 0 on"),
+        (
+            1,
+            {"model": None, "command": ("/bin/server",), "gpus": (1,)},
+            "x is configured for card 1, but the driver has 1, numbered from 0",
+        ),
         (2, {"model": None, "command": ("/bin/server",), "gpus": (1,)}, ""),
     ],
 )
-def test_a_model_is_judged_by_the_cards_that_it_sees(there: int, model: dict[str, object], said: str) -> None:
+def test_a_model_is_judged_by_the_cards_that_it_sees(there: int, model: dict[str, object], problem: str) -> None:
     finding = cards(there, **model)
     assert finding is not None
-    assert (finding.level, finding.what if said else "") == (Level.FAIL if said else Level.PASS, said)
+    assert (finding.level, finding.what if problem else "") == (Level.FAIL if problem else Level.PASS, problem)

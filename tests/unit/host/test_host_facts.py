@@ -1,4 +1,4 @@
-"""Reading the facts of a machine; what they are made of is in the golden machines."""
+"""Reading the facts about a machine. Whole machines are in tests/golden."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vllm_safe.host.host_facts import read_host
 
 
 def test_the_folder_of_a_file_is_opened_before_the_mounts_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """That is what has systemd mount what is behind an automount."""
+    """Opening the folder makes systemd mount the file system of an automount."""
     proc = tmp_path / "proc/self"
     proc.mkdir(parents=True)
     folder = tmp_path / "slow"

@@ -1,4 +1,4 @@
-"""Facts about a start: the key, earlier starts, what systemd says, what the admin gave earlyoom."""
+"""Facts about a start: the key, earlier starts, systemd's units, the administrator's arguments for earlyoom."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ def test_a_key_that_others_may_read_is_refused(folder: Path, mode: int) -> None:
 @pytest.mark.parametrize("content", [b"", b"\n", b"a b", b"a\nb\n", b"\xff\xfe", "schlüssel".encode(), b"a\0b", b"k" * 5000])
 def test_what_is_no_key_is_refused(folder: Path, content: bytes) -> None:
     key = read_key(key_file(folder, content))
-    assert "not one line with one key" in key.problem
+    assert "does not consist of one line with one key" in key.problem
     assert key.text == ""
 
 
 def test_a_missing_key_comes_with_the_command_that_makes_one(folder: Path) -> None:
     key = read_key(folder / "key")
-    assert "no " in key.problem
+    assert "does not exist" in key.problem
     assert "openssl rand" in key.way_out
 
 
@@ -64,7 +64,7 @@ def test_a_link_is_not_followed_to_another_secret(folder: Path) -> None:
 def test_a_pipe_or_a_folder_is_no_key_and_holds_nobody_up(folder: Path) -> None:
     os.mkfifo(folder / "pipe", 0o600)
     (folder / "folder").mkdir(mode=0o700)
-    assert "no regular file" in read_key(folder / "pipe").problem
+    assert "not a regular file" in read_key(folder / "pipe").problem
     assert read_key(folder / "folder").problem
 
 
@@ -95,15 +95,15 @@ def test_a_program_is_sought_where_the_server_will_look(tmp_path: Path) -> None:
     data.write_text("")
     data.chmod(0o644)
 
-    def there(server: str, path: str) -> bool:
+    def is_found(server: str, path: str) -> bool:
         return read_start_facts(
             "x", server=server, path=path, host="127.0.0.1", model=None, swap_file=tmp_path, key_file=None, units={}
         ).server
 
-    assert there("serve", f"/nowhere:{tmp_path}")
-    assert there(str(program), "/nowhere")
-    assert not there("serve", "/nowhere")
-    assert not there(str(data), "/nowhere")
+    assert is_found("serve", f"/nowhere:{tmp_path}")
+    assert is_found(str(program), "/nowhere")
+    assert not is_found("serve", "/nowhere")
+    assert not is_found(str(data), "/nowhere")
 
 
 def test_whoever_may_not_look_for_a_copy_of_the_key_reads_everything_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,8 +111,8 @@ def test_whoever_may_not_look_for_a_copy_of_the_key_reads_everything_else(tmp_pa
         raise PermissionError
 
     monkeypatch.setattr(Path, "exists", forbidden)
-    ground = read_start_facts("x", server="sh", path="/bin", host="127.0.0.1", model=None, swap_file=tmp_path, key_file=None, units={})
-    assert (ground.server, ground.old_key) == (True, False)
+    facts = read_start_facts("x", server="sh", path="/bin", host="127.0.0.1", model=None, swap_file=tmp_path, key_file=None, units={})
+    assert (facts.server, facts.old_key) == (True, False)
 
 
 def test_units_that_systemd_does_not_know_of_do_not_shift_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,5 +180,5 @@ def test_the_addresses_of_the_host(host: str, addresses: set[str], tmp_path: Pat
         return both if name == "server" else real(name, port, type=type)
 
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
-    ground = read_start_facts("x", server="sh", path="/bin", host=host, model=None, swap_file=tmp_path, key_file=None, units={})
-    assert ground.addresses == addresses
+    facts = read_start_facts("x", server="sh", path="/bin", host=host, model=None, swap_file=tmp_path, key_file=None, units={})
+    assert facts.addresses == addresses
