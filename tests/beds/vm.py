@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import NamedTuple, Self, cast
 
 from tests.beds import cache, trees
 from tests.beds.accelerator import EMULATED, accelerator
@@ -24,6 +24,7 @@ from tests.beds.image import image
 from tests.beds.machine import ENVIRONMENT, TIED, BedError, Completed, Machine
 from tests.beds.wire import Wire, WireError
 
+KIND = "vm"
 DISK = "disk"
 SOCKETS = ("monitor", "agent")
 RESET_SCORE = 'echo 0 > /proc/self/oom_score_adj && cd /root && exec "$@"'  # the agent's own -1000 is not for what it starts
@@ -46,6 +47,21 @@ class Saved(NamedTuple):
     disk: Path
     state: Path
 
+    @classmethod
+    def at(cls, folder: Path) -> Self:
+        """Name the files of a saved machine that is or will be in `folder`."""
+        return cls(folder / DISK, folder / "state")
+
+
+def run_folder() -> cache.RunFolder:
+    """Make a folder for what a machine keeps while its owner lives; those of dead owners go first."""
+    return cache.RunFolder(KIND, root=cache.fast_root())
+
+
+def sweep() -> None:
+    """Remove what machines whose owner was killed have left."""
+    run_folder().remove()
+
 
 class Running(NamedTuple):
     """QEMU while the machine is on, and its two sockets."""
@@ -66,7 +82,7 @@ class Virtual(Machine):
         self.shape = shape
         self._image = image(shape.recipe, shape.disk)
         self._accelerator = accelerator(self._image.kernel)
-        self._folder = cache.RunFolder("vm", root=cache.fast_root())
+        self._folder = run_folder()
         self._on: Running | None = None
         self.share = self._folder.path / "share"  # the guest sees it at /bed
         try:
@@ -123,14 +139,17 @@ class Virtual(Machine):
         if state:
             self.run(["date", "--set", f"@{time.time():.3f}"])  # its clock stood still
 
-    def save(self) -> Saved:
-        """Stop here for good, as what other machines may go on from; it goes with this machine."""
-        saved = Saved(self.disk, self._folder.path / "state")
+    def save(self, folder: Path) -> Saved:
+        """Stop here for good, and leave in `folder` what other machines may go on from: the disk, and last, and whole, the state."""
+        saved = Saved.at(folder)
+        partial = folder / "state.partial"
         self.run("! mountpoint -q /bed || umount /bed")  # QEMU saves no machine that shares a folder
         self.run("sync; echo 3 > /proc/sys/vm/drop_caches")
-        self._running.monitor.call("migrate", {"uri": f"exec:cat > {saved.state}"})  # and stops
+        self._running.monitor.call("migrate", {"uri": f"exec:cat > {partial}"})  # and stops
         self.wait_for("its memory is saved", lambda: self._migration() == "completed", timeout=120)
         self.power_cut()
+        subprocess.run(["mv", self.disk, saved.disk], check=True)  # which may be on another file system, and keeps holes
+        partial.rename(saved.state)
         return saved
 
     def _migration(self) -> str:
@@ -149,7 +168,8 @@ class Virtual(Machine):
         return False
 
     def _booted(self) -> bool:
-        return self.run(["systemctl", "is-system-running"], check=False).stdout.strip() in {"running", "degraded"}
+        # One question that waits: each costs an emulated processor a good part of a second.
+        return self.run(["systemctl", "is-system-running", "--wait"], check=False).stdout.strip() in {"running", "degraded"}
 
     def _execute(self, command: Sequence[str], stdin: str, timeout: float) -> Completed:
         end = time.monotonic() + timeout
@@ -173,7 +193,7 @@ class Virtual(Machine):
                 if status["exited"]:
                     break
                 time.sleep(pause)
-                pause = min(pause * 1.5, 1.0)
+                pause = min(pause * 1.5, 0.25)
         except WireError as error:
             _ = self._running  # off is not slow
             raise subprocess.TimeoutExpired(list(command), timeout, output=f"{error}\n") from None

@@ -137,7 +137,8 @@ def test_ready_means_an_answer_and_stopped_means_gone(bed: Nspawn) -> None:
 
 @pytest.mark.parametrize("seconds", [1, 5, 15])
 def test_stopping_while_it_loads(bed: Nspawn, seconds: int) -> None:
-    _start(bed, ["demo"], "--no-block")
+    _start(bed, ["demo"], "--no-block")  # its limits are prepared first, by a unit of their own
+    bed.wait_for("it starts", lambda: _shown(bed, "demo")["ActiveState"] == "activating", pause=0.05)
     time.sleep(seconds)
     assert _shown(bed, "demo")["ActiveState"] == "activating"
     _stops_in_time(bed)
