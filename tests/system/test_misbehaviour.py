@@ -60,6 +60,9 @@ def bed(nspawn_installed: Nspawn) -> Nspawn:
         command = f'[/bin/sh, -c, "{LITTER} {PORTS[name]} {told}", {name}]'
         lines += [f"  {name}: {{command: {command}, port: {PORTS[name]}{', ' if more else ''}{more}}}"]
     bed.write("/etc/vllm-safe/config.yaml", "\n".join(lines) + "\n")
+    # Instead of 30 s: what a model has left behind is looked at before it starts again, on the slowest machine too.
+    bed.write("/run/systemd/system/vllm@.service.d/later.conf", "[Service]\nRestartSec=10min\n")
+    bed.run("systemctl daemon-reload")
     for folder in (SMALL_DISK, STATES):
         bed.run(f"mount -t tmpfs -o size=2M,uid=vllm,gid=vllm,mode=0755 tmpfs {folder}")
     return bed

@@ -110,7 +110,7 @@ def test_a_dead_disk_is_a_stall_and_says_what_stood_still(reading: Virtual) -> N
     bed.throttle(iops=1, bytes_per_second=1)
     time.sleep(35)  # nothing can be asked meanwhile: what asks may have to be read, too
     bed.throttle()
-    bed.wait_for("it is over", lambda: _state(bed).get("cause") or _status(bed)["SubState"] == "auto-restart", timeout=60)
+    said = re.compile(r"no progress for (?:1[5-9]|2\d) s")  # 15 s, and what a slow machine adds
+    bed.wait_for("it is over", lambda: said.search(bed.journal("vllm@demo.service")) is not None, timeout=60)
     journal = bed.journal("vllm@demo.service")
-    assert "no progress for 1" in journal  # 15 s, and what a slow machine adds
     assert re.search(r"\(stall_timeout\): [0-9.]+ (?:B|KiB|MiB) read, .*nothing new printed since", journal)

@@ -41,6 +41,9 @@ LITTER = f"find /dev/shm /tmp /var/tmp /run/vllm /run/credentials -mindepth 1 \\
 @pytest.fixture(scope="module")
 def bed(nspawn_serving: Nspawn) -> Nspawn:
     nspawn_serving.write("/etc/vllm-safe/config.yaml", CONFIG)
+    # Longer than any test looks: models lose their processes one after another, and the first is not to be back when the last is gone.
+    nspawn_serving.write("/run/systemd/system/vllm@.service.d/later.conf", "[Service]\nRestartSec=10min\n")
+    nspawn_serving.run("systemctl daemon-reload")
     return nspawn_serving
 
 
