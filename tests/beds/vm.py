@@ -27,6 +27,9 @@ from tests.beds.wire import Wire, WireError
 KIND = "vm"
 DISK = "disk"
 SOCKETS = ("monitor", "agent")
+# Before a command on the host: it goes before others, who have a session, and so an autogroup, of their own; where no autogroups are,
+# by its nice value.
+URGENT = ("sh", "-c", 'echo -10 2>/dev/null >/proc/self/autogroup; exec nice -n -10 "$@"', "urgent")
 RESET_SCORE = 'echo 0 > /proc/self/oom_score_adj && cd /root && exec "$@"'  # the agent's own -1000 is not for what it starts
 
 
@@ -74,12 +77,14 @@ class Running(NamedTuple):
 class Virtual(Machine):
     """A running machine with a disk of its own, which survives `reboot()` and `power_cut()` + `boot()`, and goes with `stop()`."""
 
-    def __init__(self, shape: Shape = Shape(), *, disk: Path | None = None, saved: Saved | None = None) -> None:
+    def __init__(self, shape: Shape = Shape(), *, disk: Path | None = None, saved: Saved | None = None, urgent: bool = False) -> None:
         """Boot, from a copy of `disk` if that of another machine is given, or go on from `saved`, whose shape is then the same.
 
+        urgent: the host's processors are this machine's first, whatever else is tested on them; for tests that measure how quick it is.
         Raises BedError with the console's words.
         """
         self.shape = shape
+        self._urgent = urgent
         self._image = image(shape.recipe, shape.disk)
         self._accelerator = accelerator(self._image.kernel)
         self._folder = run_folder()
@@ -109,7 +114,16 @@ class Virtual(Machine):
         run = self._folder.path
         arguments = f"root=/dev/vda rw console=ttyS0 net.ifnames=0 panic=-1 systemd.show_status=0 {self.shape.kernel_arguments}"
         command = [
-            *(*TIED, "qemu-system-x86_64", *self._accelerator, "-m", str(self.shape.memory), "-smp", str(self.shape.cpus)),
+            *(
+                *TIED,
+                *(URGENT if self._urgent else ()),
+                "qemu-system-x86_64",
+                *self._accelerator,
+                "-m",
+                str(self.shape.memory),
+                "-smp",
+                str(self.shape.cpus),
+            ),
             *("-nodefaults", "-display", "none", "-no-reboot", "-serial", f"file:{run}/console"),
             *("-kernel", str(self._image.kernel), "-initrd", str(self._image.initrd), "-append", arguments.strip()),
             # Flushes need not reach the host's disk: a power cut here kills QEMU, not the host.
