@@ -116,7 +116,8 @@ def test_who_spins_in_vain_is_told_what_helps_and_not_to_wait_longer(bed: Nspawn
     assert not [change for change in said["changes"] if "timeout" in change["path"]]
     assert "A longer time cannot help" in said["hint"]
     (seconds,) = re.findall(r"([\d.]+) s of CPU, nothing new printed", " ".join(fact["text"] for fact in said["evidence"]))
-    assert float(seconds) > 2, "it used a processor all the time: else nothing was shown"
+    # 0.5 s, and 0.03 s more for each second and process, are progress otherwise (launch/progress.py); a busy host gave it 1.4 of 8 s.
+    assert float(seconds) > 1, "it used more of a processor than counts as progress: else nothing was shown"
 
 
 def test_a_gigabyte_of_log_harms_nobody(bed: Nspawn) -> None:
