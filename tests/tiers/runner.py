@@ -139,7 +139,7 @@ class Runner:
             print(f"{test.text}\n{'-' * 79}", flush=True)
 
     def _say(self, what: str) -> None:
-        print(f"[{progress(self._results, time.monotonic() - self._started)}]  {what}", flush=True)
+        print(f"[{progress(self._results, time.monotonic() - self._started)}]  {what}".rstrip(), flush=True)
 
     def _check(self, running: Running) -> None:
         """Note it, with all that pytest printed, if not every test of the tier has run."""
