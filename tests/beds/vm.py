@@ -27,9 +27,9 @@ from tests.beds.wire import Wire, WireError
 KIND = "vm"
 DISK = "disk"
 SOCKETS = ("monitor", "agent")
-# Before a command on the host: it goes before others, who have a session, and so an autogroup, of their own; where no autogroups are,
-# by its nice value.
-URGENT = ("sh", "-c", 'echo -10 2>/dev/null >/proc/self/autogroup; exec nice -n -10 "$@"', "urgent")
+# Before a command on the host: three times the share of others, who have a session, and so an autogroup, of their own; without autogroups,
+# by the nice value.
+URGENT = ("sh", "-c", 'echo -5 2>/dev/null >/proc/self/autogroup; exec nice -n -5 "$@"', "urgent")
 RESET_SCORE = 'echo 0 > /proc/self/oom_score_adj && cd /root && exec "$@"'  # the agent's own -1000 is not for what it starts
 
 
@@ -80,7 +80,7 @@ class Virtual(Machine):
     def __init__(self, shape: Shape = Shape(), *, disk: Path | None = None, saved: Saved | None = None, urgent: bool = False) -> None:
         """Boot, from a copy of `disk` if that of another machine is given, or go on from `saved`, whose shape is then the same.
 
-        urgent: the host's processors are this machine's first, whatever else is tested on them; for tests that measure how quick it is.
+        urgent: it has three times the share of the host's processors that others have; for tests that judge by how quick it is.
         Raises BedError with the console's words.
         """
         self.shape = shape
