@@ -105,7 +105,7 @@ def test_a_dead_disk_is_a_stall_and_says_what_stood_still(reading: Virtual) -> N
     _forget_the_file(bed)
     bed.throttle(bytes_per_second=MIB)
     bed.run("systemctl start --no-block vllm@demo")
-    bed.wait_for("it reads", lambda: _state(bed).get("phase") in {"starting", "loading"}, timeout=60)
+    bed.wait_for("it reads", lambda: _state(bed).get("phase") in {"starting", "loading"}, timeout=180)
     time.sleep(6)
     bed.throttle(iops=1, bytes_per_second=1)
     time.sleep(35)  # nothing can be asked meanwhile: what asks may have to be read, too
