@@ -62,8 +62,9 @@ def run_folder() -> cache.RunFolder:
 
 
 def sweep() -> None:
-    """Remove what machines whose owner was killed have left."""
-    run_folder().remove()
+    """Remove what machines whose owner was killed have left, in memory and, from when there was less of it, on the disk."""
+    for root in {cache.ROOT, cache.fast_root()}:
+        cache.RunFolder(KIND, root=root).remove()
 
 
 class Running(NamedTuple):
