@@ -1,8 +1,7 @@
 # `make` alone lists what there is. As root on a bare Debian 12, each target installs what it needs (apt, PyPI) by itself.
 PYTHON := .venv/bin/python
-SYSTEM := $(PYTHON) -m pytest tests/system --durations=20
 
-.PHONY: help venv check deb beds test test-nspawn test-vm test-releases test-trixie test-sid test-gpu demo bench bench-rows locks clean
+.PHONY: help venv check deb beds test system test-nspawn test-vm test-releases test-trixie test-sid test-gpu demo bench bench-rows locks clean
 
 help: ## This list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1\t/p' Makefile
@@ -22,20 +21,18 @@ deb: ## The package: dist/vllm-safe.deb
 	tests/tools deb
 	debian/build
 
-test: check deb test-vm test-nspawn ## Everything in `check`, then the system tests in nspawn and QEMU; with --jobs=2 in half the time
+test: check system ## Everything in `check`, then the system tests: QEMU and nspawn side by side, half an hour on two processors
 
-test-vm: venv deb beds
-	$(SYSTEM) -m vm
+# TIERS: which system tests; `python -m tests.tiers` says which there are. A line for each test that ends says how far all are.
+TIERS := vm nspawn
+system: venv deb beds
+	$(PYTHON) -m tests.tiers $(TIERS)
 
-test-nspawn: venv deb beds
-	$(SYSTEM) -m "not vm and not os_upgrade"
+test-vm test-nspawn test-trixie test-sid: test-%: venv deb beds
+	$(PYTHON) -m tests.tiers $*
 
-test-releases: test-trixie test-sid ## The same package on trixie and sid, built there too, and an upgrade of bookworm to trixie
-
-# The real vLLM is that of bookworm's Python, and the beds have proven themselves.
-test-trixie test-sid: test-%: venv deb beds
-	VLLM_SAFE_RELEASE=$* $(SYSTEM) -m "nspawn and not engine$(if $(filter sid,$*), and not os_upgrade)" \
-		--ignore=tests/system/test_nspawn_bed.py
+test-releases: venv deb beds ## The same package on trixie and sid, built there too, and an upgrade of bookworm to trixie
+	$(PYTHON) -m tests.tiers trixie sid
 
 test-gpu: venv deb beds ## What only NVIDIA cards can show, on a machine that has them; elsewhere it says why not
 	$(PYTHON) -m tests.gpu.bed

@@ -19,6 +19,7 @@ from typing import NamedTuple
 from tests.beds import cache, trees
 from tests.beds.machine import ENVIRONMENT, TIED, BedError, Completed, Machine
 
+KIND = "nspawn"
 CGROUPS = tuple(Path("/sys/fs/cgroup", name) for name in ("unified", "systemd", ""))
 AUTHORITIES = "etc/ssl/certs/ca-certificates.crt"  # the host's authorities, since downloads may pass a proxy with an authority of its own
 # Where no systemd assigns cgroups, each bed needs its own: nspawn always calls its cgroup `payload`, and two beds would share it.
@@ -57,7 +58,7 @@ class Nspawn(Machine):
         layers: trees of further files, above the recipe's. The bed may change and remove the files, since its writes go elsewhere.
         """
         lower = [*layers, trees.tree(recipe)]
-        self._folder = cache.RunFolder("nspawn", sweep=_remove_cgroups)
+        self._folder = cache.RunFolder(KIND, sweep=_remove_cgroups)
         self._processes: list[subprocess.Popen[bytes]] = []
         try:
             self._boot(lower, binds)
@@ -176,6 +177,11 @@ class Nspawn(Machine):
             process.wait()
         _remove_cgroups(self._folder.path.name)
         self._folder.remove()
+
+
+def sweep() -> None:
+    """Remove what containers whose owner was killed have left."""
+    cache.RunFolder(KIND, sweep=_remove_cgroups).remove()
 
 
 def _children(pid: int) -> list[int]:

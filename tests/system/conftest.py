@@ -6,19 +6,31 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.beds import engine, here
+from tests.beds import cache, engine, here
 from tests.beds.machine import Machine
 from tests.beds.nspawn import Nspawn
-from tests.beds.vm import Saved, Virtual
+from tests.beds.vm import Saved, Virtual, run_folder
 
+if TYPE_CHECKING:  # autopkgtest has no pytest-xdist
+    from xdist.workermanage import WorkerController
+
+SHARED = "shared"  # for the workers of pytest-xdist: a folder that they share
+SHARED_FOLDER = pytest.StashKey[cache.RunFolder]()
 DEB = Path(__file__).parents[2] / "dist/vllm-safe.deb"
 PROGRAMS = {
     "nspawn": ("mmdebstrap", "systemd-nspawn", "slirp4netns", "nsenter", "setpriv"),
     "vm": ("mmdebstrap", "qemu-system-x86_64", "mkfs.ext4", "ssh-keygen"),
 }
+
+# test_vm_bed stands before its time: it needs no saved machine, and runs while the drill's worker makes the one for all.
+LONGEST_FIRST = (
+    *("test_drill", "test_vm_bed", "test_swap", "test_guard", "test_engine", "test_serving", "test_fetch", "test_build", "test_limits"),
+    *("test_why", "test_hogs", "test_misbehaviour", "test_service", "test_record", "test_progress", "test_upgrade", "test_package"),
+)
 
 
 def _lacking(tier: str) -> str:
@@ -32,7 +44,14 @@ def _lacking(tier: str) -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that are served the real vLLM; those that use it otherwise say so. `-m "not engine"` leaves both out."""
+    """Put the longest modules first, and mark the tests that are served the real vLLM.
+
+    Those that use vLLM otherwise say so themselves: `-m "not engine"` leaves both out. With several workers the module that starts last
+    decides how long all take.
+    """
+    places = {name: place for place, name in enumerate(LONGEST_FIRST)}
+    if not here.WANTED:  # there all modules have one machine, and its first tests count on nothing having been started
+        items.sort(key=lambda item: places.get(item.path.stem, len(places)))  # within a module the order stays
     for item in items:
         if isinstance(item, pytest.Function) and "nspawn_serving" in item.fixturenames:
             item.add_marker(pytest.mark.engine)
@@ -43,6 +62,20 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     for tier in PROGRAMS:
         if item.get_closest_marker(tier) and (why := _lacking(tier)):
             pytest.skip(why)
+
+
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_configure_node(node: WorkerController) -> None:
+    """Give all workers one folder for what they share; it goes with the process that started them."""
+    if os.geteuid() == 0:
+        node.workerinput[SHARED] = str(_shared_folder(node.config).path)
+
+
+def _shared_folder(config: pytest.Config) -> cache.RunFolder:
+    if SHARED_FOLDER not in config.stash:
+        folder = config.stash[SHARED_FOLDER] = run_folder()
+        config.add_cleanup(folder.remove)
+    return config.stash[SHARED_FOLDER]
 
 
 @pytest.fixture(scope="session")
@@ -89,11 +122,25 @@ def vm_bed() -> Iterator[Virtual]:
 
 
 @pytest.fixture(scope="session")
-def installed(deb: Path) -> Iterator[Saved]:
-    """Save a machine on which apt has installed the package, since that and a boot take minutes in emulation."""
-    with Virtual() as bed:
-        bed.install(deb)
-        yield bed.save()
+def installed(request: pytest.FixtureRequest, deb: Path) -> Iterator[Saved]:
+    """Save a machine on which apt has installed the package. In emulation that and a boot take minutes, so all workers share it."""
+    if (shared := getattr(request.config, "workerinput", {}).get(SHARED)) is not None:
+        yield _install_once(deb, Path(shared))
+        return
+    own = run_folder()
+    yield _install_once(deb, own.path)
+    own.remove()
+
+
+def _install_once(deb: Path, folder: Path) -> Saved:
+    """Return the saved machine in `folder`. The first worker makes it, and the others wait."""
+    saved = Saved.at(folder)
+    with cache.locked(folder / ".making"):
+        if not saved.state.exists():
+            with Virtual() as bed:
+                bed.install(deb)
+                bed.save(folder)
+    return saved
 
 
 @pytest.fixture(scope="module")

@@ -80,8 +80,8 @@ def fetch(bed: Nspawn, *, check: bool = True) -> Completed:
 
 
 def start_and_get_stuck(bed: Nspawn) -> None:
-    """Fetch in the background, as far as the hub lets it come."""
-    bed.run("systemd-run --quiet --unit=client --property=KillSignal=SIGINT vllm-safe fetch tiny")
+    """Fetch in the background, as far as the hub lets it come. Stopped, it alone gets a signal, as from a terminal: its children do not."""
+    bed.run("systemd-run --quiet --unit=client --property=KillSignal=SIGINT --property=KillMode=mixed vllm-safe fetch tiny")
     bed.wait_for("half of the weights have come", lambda: half(bed) >= 1 << 20)
 
 

@@ -60,6 +60,9 @@ def bed(nspawn_installed: Nspawn) -> Nspawn:
         command = f'[/bin/sh, -c, "{LITTER} {PORTS[name]} {told}", {name}]'
         lines += [f"  {name}: {{command: {command}, port: {PORTS[name]}{', ' if more else ''}{more}}}"]
     bed.write("/etc/vllm-safe/config.yaml", "\n".join(lines) + "\n")
+    # Instead of 30 s: what a model has left behind is looked at before it starts again, on the slowest machine too.
+    bed.write("/run/systemd/system/vllm@.service.d/later.conf", "[Service]\nRestartSec=10min\n")
+    bed.run("systemctl daemon-reload")
     for folder in (SMALL_DISK, STATES):
         bed.run(f"mount -t tmpfs -o size=2M,uid=vllm,gid=vllm,mode=0755 tmpfs {folder}")
     return bed
@@ -113,7 +116,8 @@ def test_who_spins_in_vain_is_told_what_helps_and_not_to_wait_longer(bed: Nspawn
     assert not [change for change in said["changes"] if "timeout" in change["path"]]
     assert "A longer timeout does not help" in said["hint"]
     (seconds,) = re.findall(r"([\d.]+) s of CPU time, no new output", " ".join(fact["text"] for fact in said["evidence"]))
-    assert float(seconds) > 2, "it used a processor all the time: else nothing was shown"
+    # 0.5 s, and 0.03 s more for each second and process, are progress otherwise (launch/load_progress.py); a busy host gave it 1.4 of 8 s.
+    assert float(seconds) > 1, "it used more of a processor than counts as progress: else nothing was shown"
 
 
 def test_a_gigabyte_of_log_harms_nobody(bed: Nspawn) -> None:

@@ -105,12 +105,12 @@ def test_a_dead_disk_is_a_stall_and_says_what_stood_still(reading: Virtual) -> N
     _forget_the_file(bed)
     bed.throttle(bytes_per_second=MIB)
     bed.run("systemctl start --no-block vllm@demo")
-    bed.wait_for("it reads", lambda: _state(bed).get("phase") in {"starting", "loading"}, timeout=60)
+    bed.wait_for("it reads", lambda: _state(bed).get("phase") in {"starting", "loading"}, timeout=180)
     time.sleep(6)
     bed.throttle(iops=1, bytes_per_second=1)
     time.sleep(35)  # nothing can be asked meanwhile: what asks may have to be read, too
     bed.throttle()
-    bed.wait_for("it is over", lambda: _state(bed).get("cause") or _status(bed)["SubState"] == "auto-restart", timeout=60)
+    said = re.compile(r"no progress for (?:1[5-9]|2\d) s")  # 15 s, and what a slow machine adds
+    bed.wait_for("it is over", lambda: said.search(bed.journal("vllm@demo.service")) is not None, timeout=60)
     journal = bed.journal("vllm@demo.service")
-    assert "no progress for 1" in journal  # 15 s, and what a slow machine adds
     assert re.search(r"\(stall_timeout\): [0-9.]+ (?:B|KiB|MiB) read, .*no new output since", journal)

@@ -41,6 +41,9 @@ LITTER = f"find /dev/shm /tmp /var/tmp /run/vllm /run/credentials -mindepth 1 \\
 @pytest.fixture(scope="module")
 def bed(nspawn_serving: Nspawn) -> Nspawn:
     nspawn_serving.write("/etc/vllm-safe/config.yaml", CONFIG)
+    # Longer than any test looks: models lose their processes one after another, and the first is not to be back when the last is gone.
+    nspawn_serving.write("/run/systemd/system/vllm@.service.d/later.conf", "[Service]\nRestartSec=10min\n")
+    nspawn_serving.run("systemctl daemon-reload")
     return nspawn_serving
 
 
@@ -137,7 +140,8 @@ def test_ready_means_an_answer_and_stopped_means_gone(bed: Nspawn) -> None:
 
 @pytest.mark.parametrize("seconds", [1, 5, 15])
 def test_stopping_while_it_loads(bed: Nspawn, seconds: int) -> None:
-    _start(bed, ["demo"], "--no-block")
+    _start(bed, ["demo"], "--no-block")  # its limits are prepared first, by a unit of their own
+    bed.wait_for("it starts", lambda: _shown(bed, "demo")["ActiveState"] == "activating", pause=0.05)
     time.sleep(seconds)
     assert _shown(bed, "demo")["ActiveState"] == "activating"
     _stops_in_time(bed)

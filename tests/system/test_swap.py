@@ -14,6 +14,7 @@ from tests.beds.nspawn import Nspawn
 from tests.beds.vm import Virtual
 
 MIB = 1 << 20
+SEEN = 20 * MIB  # bytes a second of a disk on which what is written is still being written when a loaded host gets round to looking
 IN_RAM = "/dev/shm/swapfile"  # noqa: S108 - refused is what it shall be
 OPEN_TO_ALL = "/tmp/swapfile"  # noqa: S108 - likewise
 HOG = "import os, time; held = os.urandom(MIB) * SIZE; print(len(held), flush=True); time.sleep(9999)"
@@ -108,7 +109,7 @@ def test_made_once_and_removed(bed: Virtual, fstype: str) -> None:
 @pytest.mark.vm
 def test_the_service_shows_how_far_it_is_and_that_it_is_done(bed: Virtual) -> None:
     configure(bed, "/mnt/ext2/swapfile", "256M")
-    bed.throttle(bytes_per_second=60 * MIB)
+    bed.throttle(bytes_per_second=SEEN)
     bed.run("systemctl start --no-block vllm-safe-swap")
     status = ["systemctl", "show", "--property=StatusText", "vllm-safe-swap"]
     bed.wait_for("a share in the status", lambda: "writing /mnt/ext2/swapfile: " in bed.out(status), timeout=60)
@@ -265,7 +266,7 @@ def test_a_disk_that_fills_up_on_the_way_leaves_nothing(bed: Virtual) -> None:
 def test_killed_while_it_writes(bed: Virtual) -> None:
     configure(bed, "/mnt/ext2/swapfile", "320M")
     before = available(bed)
-    bed.throttle(bytes_per_second=60 * MIB)
+    bed.throttle(bytes_per_second=SEEN)
     bed.run("systemd-run --quiet --unit=hog-create vllm-safe swap create")
     bed.wait_for("some of it is written", lambda: available(bed) < before - 64 * MIB, timeout=120)
     bed.run("systemctl kill --signal=KILL hog-create")
@@ -333,7 +334,7 @@ def test_a_power_cut(bed: Virtual) -> None:
     create(bed)
     configure(bed, "/mnt/ext2/swapfile", "320M")  # would take over, and is slow to make
     bed.run("sync /etc/vllm-safe/config.yaml")  # the power cut is to hit the swapfile, not an edit that nobody saved
-    bed.throttle(bytes_per_second=60 * MIB)
+    bed.throttle(bytes_per_second=SEEN)
     bed.run("systemd-run --quiet --unit=hog-create vllm-safe swap create")
     free = available(bed)
     bed.wait_for("some of it is written", lambda: available(bed) < free - 64 * MIB, timeout=120)
