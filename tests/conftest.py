@@ -20,7 +20,7 @@ REQUIRED = frozenset(os.environ.get("VLLM_SAFE_REQUIRE", "").split())
 
 
 def tier_of(item: pytest.Item) -> str:
-    """The bed that a test needs; "unit" if it needs none."""
+    """Return the bed that a test needs; "unit" if it needs none."""
     return next((marker for marker in ("vm", "nspawn") if item.get_closest_marker(marker)), "unit")
 
 

@@ -48,7 +48,7 @@ WAITING = (
 
 
 def said(*texts: str, at: float = BEGUN + 12) -> list[Event]:
-    """The events of these lines of the kernel, a tenth of a second apart."""
+    """Return the events of these lines of the kernel, a tenth of a second apart."""
     lines = [JournalLine(at + number / 10, 100.0 + number, kernel=True, text=text) for number, text in enumerate(texts)]
     return find_faults(lines, 0.0, {WORKER, 72, 73}, CARDS)
 

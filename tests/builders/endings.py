@@ -35,7 +35,7 @@ def _said_serving(*lines: str, status: int = 1, after: float = 2.0, **more: Any)
 
 
 def _guarded(events: list[Event]) -> Run:
-    """The guard kills it in the end, as the last of its acts."""
+    """Have the guard kill it in the end, as the last of its acts."""
     after = round(events[-1].time - BEGUN) + 1.0
     return ended(end=reasons.exited(_SIGKILL, *_LOG, after=after), events=events)
 

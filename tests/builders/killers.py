@@ -18,7 +18,7 @@ _PID = 71
 
 
 def kernel(at: float, *, limit: bool, memcg: str = f"{SLICE}/{UNIT}") -> Event:
-    """The kernel kills a worker, at the limit of `memcg` or for the whole machine (mm/oom_kill.c of Linux 6.1)."""
+    """Have the kernel kill a worker, at the limit of `memcg` or for the whole machine (mm/oom_kill.c of Linux 6.1)."""
     whose = f"CONSTRAINT_MEMCG,nodemask=(null),cpuset=/,mems_allowed=0,oom_memcg={memcg}" if limit else "CONSTRAINT_NONE,nodemask=(null)"
     everywhere = "" if limit else ",cpuset=/,mems_allowed=0,global_oom"
     sizes = "total-vm:20971520kB, anon-rss:8388608kB, file-rss:1024kB, shmem-rss:0kB, UID:998 pgtables:1500kB oom_score_adj:1000"
@@ -30,7 +30,7 @@ def kernel(at: float, *, limit: bool, memcg: str = f"{SLICE}/{UNIT}") -> Event:
 
 
 def earlyoom(at: float) -> Event:
-    """A worker is ended by earlyoom 1.7."""
+    """Have earlyoom 1.7 end a worker."""
     lines = (
         "low memory! at or below SIGTERM limits: mem  5.00%, swap  5.00%",
         f'sending SIGTERM to process {_PID} uid 998 "VLLM::Worker_TP": badness 1300, VmRSS 8192 MiB',
@@ -60,6 +60,6 @@ def guard(since: float) -> list[Event]:
 
 
 def _noted(at: float, act: GuardAction) -> Event:
-    """The line that the guard writes, as the recorder notes it."""
+    """Return the line that the guard writes, as the recorder notes it."""
     line = json.loads(event_line(act, at))
     return Event(line["time"], "guard", line["text"], {"act": line["act"], "readings": line["readings"]})

@@ -39,21 +39,21 @@ def stall(*, said: str = "", cards: CardUsage = NO_CARDS, **times: float) -> dic
 
 
 def hang(*, left: Sequence[Process] = (_WORKER,)) -> dict[str, Any]:
-    """It serves, and requests get no token; or only these processes are left of it."""
+    """Hang while serving: requests get no token; or only these processes are left of it."""
     life = _serves()
     life.looked(READY_AT, BEGUN + READY_AT, [_WORKER])
     return _hung(life, READY_AT, left)
 
 
 def hang_warming_up() -> dict[str, Any]:
-    """The first request is never answered."""
+    """Hang while warming up: the first request is never answered."""
     life = _loads()
     life.answered(WARMS_UP_AT, BEGUN + WARMS_UP_AT, "health", _BUSY)
     return _hung(life, WARMS_UP_AT, [_WORKER])
 
 
 def start_timeout() -> dict[str, Any]:
-    """It gets on, and does not get there."""
+    """Load with progress beyond start_timeout."""
     life, after = _loads(), TIMES["start_timeout"]
     life.answered(1.0, BEGUN + 1, "health", Answer("refuses connections"))
     life.tick(after, BEGUN + after)
@@ -61,26 +61,26 @@ def start_timeout() -> dict[str, Any]:
 
 
 def exited(status: int, *lines: str, after: float = 9.0) -> dict[str, Any]:
-    """It ends by itself before it is ready, with this wait status, after these lines."""
+    """End before the server is ready, with this wait status, after these lines."""
     life = _loads()
     return _end(life, after, life.exited(after, BEGUN + after, status, (), lines))
 
 
 def exited_serving(status: int, *lines: str, after: float = 2.0) -> dict[str, Any]:
-    """It ends by itself so many seconds after it was ready."""
+    """End by itself so many seconds after the server was ready."""
     life, at = _serves(), READY_AT + after
     return _end(life, at, life.exited(at, BEGUN + at, status, (), lines))
 
 
 def stopped(after: float = 2.0) -> dict[str, Any]:
-    """It serves, and systemd asks it to stop."""
+    """Stop a server that serves, as systemd asks."""
     life, at = _serves(), READY_AT + after
     life.asked_to_stop(at, BEGUN + at)
     return _end(life, at, life.exited(at, BEGUN + at, 0, (), ()))
 
 
 def not_started(why: str) -> dict[str, Any]:
-    """The kernel had no process or no memory for it."""
+    """Fail to start: the kernel had no process or no memory for it."""
     life = Lifecycle(_VLLM, 0.0, BEGUN)
     return _end(life, 1.0, life.not_started(BEGUN, why))
 
@@ -142,7 +142,7 @@ def _hung(life: Lifecycle, since: float, processes: Sequence[Process], *, said: 
 
 
 def _end(life: Lifecycle, now: float, actions: Sequence[Action] = (), *, code: int = 0) -> dict[str, Any]:
-    """What the main process has written of it, and systemd says of the main process."""
+    """Return what the main process has written about it, and systemd says of the main process."""
     code = next((action.code for action in actions if isinstance(action, Quit)), code)
     said = {"time": BEGUN + now, "cause": life.cause, "reason": life.reason, "error": life.error, "served": life.served}
     return said | {"result": "exit-code" if code else "success", "exit_code": "exited", "exit_status": str(code)}

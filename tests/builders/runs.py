@@ -41,7 +41,7 @@ def make_run(  # noqa: PLR0913 - each is another field of a run
     end: End | dict[str, Any] | None = None,
     log: Sequence[str] = ("INFO 11-23 22:20:50 [__init__.py:241] Automatically detected platform cuda.",),
 ) -> Run:
-    """A run that goes through `phases`; `last` replaces fields of the last 5 samples.
+    """Return a run that goes through `phases`; `last` replaces fields of the last 5 samples.
 
     seconds: how long it is, sampled each second, or each 10 where it is long; unset, it is until the end, else 40. each: of a phase but the
     last; unset, all are as long. begun: Unix time. stuck: seconds after which nothing moves any more. start: fields of Start to replace.

@@ -41,7 +41,7 @@ TIERS = {
 
 
 def command(tier: Tier) -> list[str]:
-    """The command line that runs `tier` and reports each test on the descriptor that reports.DESCRIPTOR names."""
+    """Return the command line that runs `tier` and reports each test on the descriptor that reports.DESCRIPTOR names."""
     return [
         *(sys.executable, "-m", "pytest", "-p", "tests.tiers.reports", "-o", f"cache_dir=.pytest_cache/{tier.name}"),
         # A module keeps its machines, and its order; the modules start in the order of the collection: the longest first.
@@ -50,6 +50,6 @@ def command(tier: Tier) -> list[str]:
 
 
 def lanes(tiers: Sequence[Tier]) -> list[list[Tier]]:
-    """The tiers by lane, each lane in the order given."""
+    """Return the tiers by lane, each lane in the order given."""
     names = dict.fromkeys(tier.lane for tier in tiers)
     return [[tier for tier in tiers if tier.lane == name] for name in names]

@@ -57,7 +57,7 @@ class Results:
         return [test for test in self.finished if test.outcome == "failed"]
 
     def counts(self) -> str:
-        """The number of tests of each outcome: "64 passed, 1 failed, 1 not run"."""
+        """Return the number of tests of each outcome: "64 passed, 1 failed, 1 not run"."""
         counted = Counter(test.outcome for test in self.finished)
         counted["not run"] = max(0, self.total - len(self.finished))
         return ", ".join(f"{counted[outcome]} {outcome}" for outcome in ("passed", "failed", "skipped", "not run") if counted[outcome])
@@ -70,18 +70,18 @@ def progress(results: dict[str, Results], seconds: float) -> str:
 
 
 def module(test: str) -> str:
-    """The file of a test, without its folder and suffix."""
+    """Return the file of a test, without its folder and suffix."""
     return test.partition("::")[0].rpartition("/")[2].removesuffix(".py")
 
 
 def short(test: str) -> str:
-    """The name of a test without the folder of its file."""
+    """Return the name of a test without the folder of its file."""
     file, separator, name = test.partition("::")
     return f"{file.rpartition('/')[2]}{separator}{name}"
 
 
 def costs(results: dict[str, Results]) -> list[str]:
-    """The table of what the time went to: each tier, its modules, and the slowest tests."""
+    """Return the table of what the time went to: each tier, its modules, and the slowest tests."""
     lines = [f"{'tier':8} {'module':20} {'tests':>5} {'minutes':>8} {'processor':>10}"]
     for name, of in results.items():
         lines.append(_row(name, "", of.finished))

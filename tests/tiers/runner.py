@@ -51,7 +51,7 @@ class Running:
         self._rest = b""
 
     def read(self) -> list[dict[str, object]] | None:
-        """What has been reported since the last call; None once the process has closed its end."""
+        """Return what has been reported since the last call; None once the process has closed its end."""
         block = self.reports.read(1 << 16)
         if not block:
             return None

@@ -51,7 +51,7 @@ def _tree(settings: Iterable[EffectiveSetting]) -> dict[str, Any]:
 
 
 def _lines(settings: Iterable[EffectiveSetting]) -> Iterator[str]:
-    """A section after the other, with the origins as comments in a column of their own."""
+    """Yield one section after the other, with the origins as comments in a column of their own."""
     for number, (_, section) in enumerate(groupby(settings, key=lambda setting: setting.path[0])):
         rows: list[tuple[str, str]] = []
         above: tuple[str, ...] = ()

@@ -4,5 +4,5 @@ from __future__ import annotations
 
 
 def printable(text: str) -> str:
-    """A text without what would steer a terminal: models, servers and hubs write into what root reads. Lines stay lines."""
+    """Replace each character that could control a terminal by "?". Newlines and tabs stay."""
     return "".join(char if char.isprintable() or char in "\n\t" else "?" for char in text)

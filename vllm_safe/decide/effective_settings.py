@@ -43,7 +43,7 @@ def effective_settings(config: Config) -> Iterator[EffectiveSetting]:
 
 
 def _of_model(config: Config, name: str) -> Iterator[EffectiveSetting]:
-    """What the model sets itself, else what its profile or the section `limits` sets, else the default."""
+    """Return the model's own value, else what its profile or the section `limits` sets, else the default."""
     model = config.models[name]
     profile = PROFILES[model.profile]
     timeouts = decide_timeouts(config, name)
@@ -67,7 +67,7 @@ def _of_model(config: Config, name: str) -> Iterator[EffectiveSetting]:
 def _mapping(
     config: Config, path: tuple[str, ...], inherited: Mapping[str, Any], own: Mapping[str, Any], source: str
 ) -> Iterator[EffectiveSetting]:
-    """The options or variables of a model, below those of its profile."""
+    """Return the options or variables of a model, below those of its profile."""
     for key, value in {**inherited, **own}.items():
         origin = str(origin_of(config, ".".join((*path, key)))) if key in own else source
         yield EffectiveSetting((*path, key), as_yaml(value), value, origin)
@@ -81,7 +81,7 @@ def _effective(config: Config, path: tuple[str, ...], row: Setting, value: Any, 
 
 
 def as_yaml(value: object) -> str:
-    """A value, or a key, on one line of YAML. JSON is YAML, too."""
+    """Write a value, or a key, on one line of YAML. JSON is YAML, too."""
     return value if isinstance(value, str) and _PLAIN.fullmatch(value) else json.dumps(value, ensure_ascii=False)
 
 

@@ -49,14 +49,14 @@ def decide_earlyoom_arguments(config: Config) -> tuple[str, ...]:
 
 
 def decide_earlyoom(config: Config) -> EarlyoomFiles:
-    """The files that earlyoom is to have; none where `enabled` is false, and it then runs as Debian ships it."""
+    """Return the files that earlyoom is to have; none where `enabled` is false, and it then runs as Debian ships it."""
     if not config.earlyoom.enabled:
         return EarlyoomFiles()
     return EarlyoomFiles(f"{_HEADER}{VARIABLE}={_quote_value(join_arguments(decide_earlyoom_arguments(config)))}\n", _DROPIN)
 
 
 def keep_earlyoom(there: EarlyoomFiles) -> EarlyoomFiles:
-    """The files that earlyoom is to have while the configuration has a mistake: those from before it, the drop-in again after a boot."""
+    """Return the files that earlyoom is to have while the configuration has a mistake: those from before it, the drop-in again after a boot."""
     return EarlyoomFiles(there.arguments, None if there.arguments is None else _DROPIN)
 
 

@@ -131,7 +131,7 @@ def read_swaps(root: Path = Path("/")) -> tuple[SwapArea, ...]:
 
 
 def _mounts(root: Path) -> tuple[Mount, ...]:
-    """The mounts as the kernel has them: psutil's disk_partitions goes by /etc/mtab where that is a file, however old."""
+    """Return the mounts as the kernel has them: psutil's disk_partitions goes by /etc/mtab where that is a file, however old."""
     mounts = []
     for line in _text(root / "proc/self/mountinfo").splitlines():
         left, _, right = line.partition(" - ")

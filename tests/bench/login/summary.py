@@ -46,16 +46,16 @@ class Run:
     bystanders: float | None  # how many were killed; None likewise
 
     def during(self) -> list[Login]:
-        """The logins that began while the hog ran."""
+        """Return the logins that began while the hog ran."""
         return [login for login in self.logins if login.at < self.end]
 
     def after(self) -> list[Login]:
-        """The logins that began after it was to end."""
+        """Return the logins that began after it was to end."""
         return [login for login in self.logins if login.at >= self.end]
 
 
 def reduce_samples(cell: Cell, path: Path) -> Run:
-    """What the raw samples of a cell say: lines `seconds since the hog's start,what,value`."""
+    """Read the raw samples of a cell: lines `seconds since the hog's start,what,value`."""
     with path.open(newline="") as file:
         rows = [(float(at), what, float(value)) for at, what, value in csv.reader(file)]
     end = next((at for at, what, _ in rows if what == "end"), 0.0)
@@ -90,7 +90,7 @@ class Summary:
 
     @classmethod
     def load(cls, path: Path, of: str) -> Self:
-        """What is kept, with the raw samples beside the file, which go before it."""
+        """Load what is kept, with the raw samples beside the file, which go before it."""
         summary = cls(path, of)
         for line in _lines(path):
             if line.pop("of") == of:

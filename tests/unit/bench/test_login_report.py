@@ -16,13 +16,13 @@ BENCH = Path(__file__).parents[2] / "bench"
 
 
 def load(folder: Path) -> list[Run]:
-    """What the raw samples in a folder say."""
+    """Read the raw samples in a folder."""
     return list(Summary.load(folder.parent / "summary.jsonl", folder.name).runs.values())
 
 
 @pytest.fixture
 def runs(tmp_path: Path) -> list[Run]:
-    """An idle machine with logins of 1 s, and one that stood still for 9 s."""
+    """Return an idle machine with logins of 1 s, and one that stood still for 9 s."""
     idle = [f"{at},ssh,1.0" for at in range(10)] + ["10,end,0", "11,bystanders,0", "11,ssh,1.0"]
     hog = [
         "0,ssh,1.0",

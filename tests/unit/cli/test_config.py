@@ -47,12 +47,12 @@ def _printed(file: Path, capsys: pytest.CaptureFixture[str], *options: str) -> s
 
 
 def _every_line(text: str) -> str:
-    """The sample with all that is a comment in it set."""
+    """Return the sample with all that is a comment in it set."""
     return re.sub(r"^( +)#((  )?\w+:)", r"\1\2", text, flags=re.MULTILINE)
 
 
 def _meant(config: Config) -> object:
-    """What starts are made of."""
+    """Return the parts of all starts."""
     host = Host(memory=64 * GIB)
     budget = decide_budget(config, host)
     limits = [vars(budget.of(name)) for name in config.models]
