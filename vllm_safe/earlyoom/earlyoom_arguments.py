@@ -56,7 +56,7 @@ def decide_earlyoom(config: Config) -> EarlyoomFiles:
 
 
 def keep_earlyoom(there: EarlyoomFiles) -> EarlyoomFiles:
-    """Return the files that earlyoom is to have while the configuration has a mistake: those from before it, the drop-in again after a boot."""
+    """Return the files that earlyoom is to have while the configuration has a mistake: its present ones, and after a boot the drop-in."""
     return EarlyoomFiles(there.arguments, None if there.arguments is None else _DROPIN)
 
 
