@@ -29,7 +29,8 @@ def main() -> None:
     sys.stdout.buffer.write(told.file.read_bytes())
     sys.stdout.flush()
     if told.signal:
-        signal.signal(told.signal, signal.SIG_DFL)
+        if told.signal != signal.SIGKILL:  # whose action cannot be set
+            signal.signal(told.signal, signal.SIG_DFL)
         os.kill(os.getpid(), told.signal)
     os._exit(told.status)
 

@@ -6,6 +6,7 @@ import math
 import re
 
 from vllm_safe.causes.death_patterns import BY_ITSELF
+from vllm_safe.causes.messages import FOLLOWS
 from vllm_safe.common.sizes import format_size, format_span
 from vllm_safe.diagnose.advice import change_profile_to_riser
 from vllm_safe.diagnose.error_verdicts import NOBODY, describe_end, error_evidence, last_lines, launcher_evidence
@@ -171,6 +172,10 @@ def signalled(case: Case) -> Verdict | None:
             evidence=(*launcher_evidence(case), *last_lines(case)),
             hint=hint,
         )
+    if case.message and case.message.code not in FOLLOWS and not case.was_ready:
+        evidence = (*error_evidence(case), *launcher_evidence(case))
+        hint = "Correct the cause of the error. Some servers end themselves with SIGKILL after an error (SGLang does)."
+        return Verdict("exited", describe_end(case, f"killed by {name}"), case.end.time, evidence=evidence, hint=hint)
     sentence = f"{case.name} was killed by {name}, sent by a person or another program: {NOBODY}."
     evidence = (*launcher_evidence(case), *memory_figures(case))
     if case.of("unread"):

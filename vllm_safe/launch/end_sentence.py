@@ -60,7 +60,9 @@ def end_sentence(about: About, message: Message | None, ending: str, tail: Seque
     if ending.startswith("killed by "):
         signal = ending.removeprefix("killed by ")
         if signal not in BY_ITSELF:
-            return f"{name} was killed by {signal}."
+            # A server may end itself with SIGKILL after an error: SGLang does (srt/utils.py, kill_process_tree).
+            after = f" before it was ready, after an error: {error}" if error and not about.served else ""
+            return with_full_stop(f"{name} was killed by {signal}{after}")
         return with_full_stop(f"{name} crashed ({signal})" + (f": {error}" if error else ""))
     if message and follows:
         return f"{name} exited because {describe_death(message.kind, message.figures)}."
