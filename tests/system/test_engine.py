@@ -277,7 +277,7 @@ def test_only_one_at_a_time_and_ctrl_c_ends_it_cleanly(bed: Nspawn) -> None:
     assert refused(bed, "--reinstall").startswith("vllm-safe install is running already\n")
     bed.run("systemctl kill --kill-whom=main --signal=INT slow")  # as from a terminal: what it starts gets none
     bed.wait_for("its end", lambda: bed.run("systemctl is-active --quiet slow", check=False).returncode != 0)
-    assert "The engine in use is untouched, and what was downloaded is kept." in bed.read("/root/slow")
+    assert "The engine in use is untouched, and downloaded data is kept." in bed.read("/root/slow")
     assert bed.run("systemctl is-active vllm-safe-install", check=False).stdout == "inactive\n"
     bed.run("systemctl reset-failed slow")
     assert current(bed) == before

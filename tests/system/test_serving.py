@@ -128,7 +128,7 @@ def test_ready_means_an_answer_and_stopped_means_gone(bed: Nspawn) -> None:
     wrong, long = _shown(bed, "wrong"), _shown(bed, "long")
     assert [(shown["ActiveState"], shown["ExecMainStatus"]) for shown in (wrong, long)] == [("failed", "2")] * 2
     assert "argument args.max-num-seqs: " in wrong["StatusText"]
-    assert "max-model-len 999999 is more than the model's own " in long["StatusText"]
+    assert "max-model-len 999999 exceeds the model's maximum of " in long["StatusText"]
 
     time.sleep(max(0.0, idle_since + 30 - time.monotonic()))  # half as long again as its hang_timeout, with nothing to do
     assert _shown(bed, "demo")["MainPID"] == main
