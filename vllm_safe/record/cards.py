@@ -9,21 +9,25 @@ from typing import Any
 
 from vllm_safe.launch.state import Cards
 from vllm_safe.record.run import Gpu
-from vllm_safe.record.sample import read_text
+from vllm_safe.record.sample import count, read_text
 
 _PATIENCE = 2.0  # seconds for the driver to say the names
+_MOST_LANES = 32  # PCI Express Base Specification, Link Status register
 _GROWN = 64 << 20  # bytes since the run began: CUDA alone takes 150 MiB and more of a card that a process uses
 
 
 def read_cards(root: str) -> list[dict[str, Any]]:
-    """Each card: its PCI address, its name, and the bridges above it; ordered by address, as nvidia-smi counts them."""
+    """Each card: PCI address, name, lanes of its link (0: not known), bridges above it; ordered by address as nvidia-smi counts them."""
     folder = f"{root}/proc/driver/nvidia/gpus"
     try:
         found = sorted(os.listdir(folder))
     except OSError:
         return []
     names = _names([f"{folder}/{pci}/information" for pci in found])
-    return [{"pci": pci, "name": name, "bridges": _bridges(root, pci)} for pci, name in zip(found, names, strict=True)]
+    return [
+        {"pci": pci, "name": name, "lanes": _lanes(root, pci), "bridges": _bridges(root, pci)}
+        for pci, name in zip(found, names, strict=True)
+    ]
 
 
 def _names(paths: list[str]) -> list[str]:
@@ -43,6 +47,12 @@ def _names(paths: list[str]) -> list[str]:
     _thread.start_new_thread(ask, ())
     asking.acquire(timeout=_PATIENCE)
     return list(names)
+
+
+def _lanes(root: str, pci: str) -> int:
+    """The width of the card's link as it was negotiated. A card that fell off the bus reads as all ones: 63 lanes."""
+    width = count(read_text(f"{root}/sys/bus/pci/devices/{pci}/current_link_width"))
+    return width if width is not None and width <= _MOST_LANES else 0
 
 
 def _bridges(root: str, pci: str) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from vllm_safe.decide.why.advice import Advice, Adviser, arg, do, env, riser
+from vllm_safe.decide.why.advice import Advice, Adviser, arg, do, env, on_risers, riser
 from vllm_safe.decide.why.verdict import Case, Change
 from vllm_safe.launch.messages import Message
 from vllm_safe.launch.words import figure, fitting_length
@@ -79,7 +79,7 @@ def _nccl(case: Case, message: Message) -> Advice:
     old = case.arg("distributed-timeout-seconds")
     allowed = max(int(figure(message.figures, "allowed") / 1000), int(old) if old.isdecimal() else 0) or 600
     changes = (
-        riser(case),
+        *riser(case),
         arg(case, "distributed-timeout-seconds", str(max(7200, 2 * allowed)), f"{allowed} s were not enough"),
     )
     hint = "A riser or its cable: journalctl -k -g 'NVRM|AER|pcieport' shows link errors; a slower link (Gen1 in the BIOS) is a steady one."
@@ -95,11 +95,13 @@ def _step(case: Case, _message: Message) -> Advice:
     name = "VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS"
     old = case.env(name)
     seconds = max(1800, 2 * int(old)) if old.isdecimal() and len(old) < 7 else 1800
-    changes = [env(case, name, str(seconds), "300 s by default; a step over an x1 riser takes minutes")]
+    narrow = on_risers(case)
+    slow = f"; {narrow}, and a step over x1 takes minutes" if narrow else ""
+    changes = [env(case, name, str(seconds), f"300 s by default{slow}")]
     if case.run.start.times.get("hang_timeout", 0.0) <= seconds:
         changes += case.longer("hang_timeout", "else it is ended before vLLM can say what hangs", least=seconds)
-    riser = case.run.start.profile == "pcie-riser"
-    return Advice(tuple(changes), "" if riser else "profile: pcie-riser sets both, with what else risers need.")
+    hint = "profile: pcie-riser sets both, with what else risers need." if narrow and case.run.start.profile != "pcie-riser" else ""
+    return Advice(tuple(changes), hint)
 
 
 def _ready(case: Case, _message: Message) -> Advice:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 
-from vllm_safe.decide.why.advice import riser
+from vllm_safe.decide.why.advice import on_risers, riser
 from vllm_safe.decide.why.kills import memory_figures
 from vllm_safe.decide.why.verdict import Case, Change, Evidence, Verdict
 from vllm_safe.decide.why.words import NOBODY, error_of, last_lines, said_by_main, told
@@ -190,7 +190,7 @@ def unknown(case: Case) -> Verdict:
 def _stuck(case: Case, sentence: str, setting: str) -> Verdict:
     # What is gone for good has a limit of its own (launch/liveness.py): more of another changes nothing.
     longer = _longer(case, setting) if f"({setting})" in case.end.reason else ()
-    changes = (*((riser(case),) if _workers(case) > 1 else ()), *longer)
+    changes = (*(riser(case) if _workers(case) > 1 else ()), *longer)
     code = "stall" if setting == "stall_timeout" else "hang"
     slow = "; a longer time helps only if it was slow" if longer else ""
     return Verdict(code, sentence, case.end.time, evidence=_signs(case), changes=changes, hint=f"{_stacks(case)}{slow}.")
@@ -201,7 +201,9 @@ def _waited(case: Case, code: str) -> Verdict:
     several = _workers(case) > 1
     who = "its workers waited for each other in vain" if several else "its engine waited for its worker in vain"
     changes = _apart(case) if several else ()
-    way = "profile: pcie-riser sets both, and more" if len(changes) > 1 else "" if changes else "NCCL_DEBUG: INFO in its env may say more"
+    evidence = on_risers(case) if len(changes) > 1 else ""
+    way = "" if changes else "NCCL_DEBUG: INFO in its env may say more"
+    way = f"profile: pcie-riser sets both, and more ({evidence})" if evidence else way
     hint = f"A longer time cannot help{'; ' + way if way else ''}. {_stacks(case)}."
     sentence = f"{case.name} hung {_when(case)}, and was ended: {who}."
     return Verdict(code, sentence, case.end.time, evidence=_signs(case), changes=changes, hint=hint)
