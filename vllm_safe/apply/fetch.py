@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -17,6 +16,7 @@ from vllm_safe.decide import hub_troubles
 from vllm_safe.decide.fetch import FetchPlan, HubFile
 from vllm_safe.decide.hub_troubles import Asked
 from vllm_safe.errors import Failure, printable
+from vllm_safe.host.below import find_program
 from vllm_safe.sizes import TIB, format_size
 
 PYTHON = paths.ENGINE / "bin/python"
@@ -85,7 +85,7 @@ class Source:
 
 def require_engine() -> None:
     """Failure if there is no engine whose python could fetch. That python is never run by root."""
-    if not os.access(PYTHON, os.X_OK):
+    if find_program(PYTHON) is False:
         raise Failure("no engine is installed, and it is the engine that fetches models", hint="Run: vllm-safe install")
 
 

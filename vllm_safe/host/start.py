@@ -13,6 +13,7 @@ from pathlib import Path
 
 from vllm_safe import paths
 from vllm_safe.errors import Failure
+from vllm_safe.host.below import find_program
 from vllm_safe.host.engine import EngineFacts, read_engine
 from vllm_safe.host.models import ModelFiles, read_model
 from vllm_safe.host.trust import open_trusted_folder
@@ -126,6 +127,15 @@ def _is_there(path: Path) -> bool:
         return False
 
 
+def _is_there_to_run(server: str, path: str, *, own_engine: bool) -> bool:
+    """Whether the program is found in `path`. A link of user vllm's that leads elsewhere counts: only the start can tell what is behind.
+
+    In an engine of ours nothing leads elsewhere, so there it does not count.
+    """
+    found = {find_program(Path(folder, server)) for folder in path.split(":")}  # an absolute program replaces the folder
+    return True in found or (None in found and not own_engine)
+
+
 def _addresses(host: str) -> frozenset[str]:
     """The addresses of a host, as the kernel's tables of sockets have them.
 
@@ -152,7 +162,7 @@ def read_ground(  # noqa: PLR0913 - each is a fact about another thing
     return Ground(
         now=boot_clock(),
         asleep=time_asleep(),
-        server=any(os.access(Path(folder, server), os.X_OK) for folder in path.split(":")),  # an absolute one replaces the folder
+        server=_is_there_to_run(server, path, own_engine=bool(model)),
         engine=read_engine() if model else None,
         model=read_model(model) if model else None,
         addresses=_addresses(host),

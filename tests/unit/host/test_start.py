@@ -104,6 +104,30 @@ def test_a_program_is_sought_where_the_server_will_look(tmp_path: Path) -> None:
     assert not there(str(data), "/nowhere")
 
 
+def test_no_link_of_others_is_followed_to_a_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may lead into a network mount that hangs. A command may be behind one, as a virtual environment's python is; our engine is not."""
+    real, looked = os.open, list[str]()
+
+    def watched(path: str, *more: int, **options: int | None) -> int:
+        looked.append(os.fspath(path))
+        return real(path, *more, **options)
+
+    planted = tmp_path / "theirs"
+    planted.mkdir()
+    planted.chmod(0o777)
+    (tmp_path / "hangs").mkdir()
+    (planted / "serve").symlink_to(tmp_path / "hangs/serve")
+    monkeypatch.setattr(os, "open", watched)
+
+    def there(model: str | None) -> bool:
+        where = {"host": "127.0.0.1", "swap_file": tmp_path, "key_file": None, "units": {}}
+        return read_ground("x", server=str(planted / "serve"), path="/nowhere", model=model, **where).server  # type: ignore[arg-type]
+
+    assert (there(None), there("org/name")) == (True, False)
+    assert "theirs" in looked
+    assert "hangs" not in looked
+
+
 def test_whoever_may_not_look_for_a_copy_of_the_key_reads_everything_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def forbidden(_self: Path) -> bool:
         raise PermissionError
