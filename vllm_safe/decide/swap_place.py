@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from vllm_safe.errors import Failure
+from vllm_safe.host.block_devices import BlockDevice
 from vllm_safe.host.facts import Host, Mount
 from vllm_safe.host.swapfile import SwapFacts
 from vllm_safe.sizes import GIB, MIB, Amount, format_exact, format_size
@@ -45,6 +46,9 @@ _REASONS = MappingProxyType(
     | dict.fromkeys(("vfat", "msdos", "exfat"), "it knows no owners and no permissions: everybody could read what is swapped out")
     | {"overlay": "the kernel refuses it (a container or a live system)"}
 )
+_DEVICES = MappingProxyType(
+    {"zvol": ("a ZFS volume", _DEADLOCK), "network": ("a disk behind a network", _NETWORK), "ram": ("a RAM disk", _RAM)}
+)
 
 
 def way_for(host: Host, facts: SwapFacts) -> Way:
@@ -52,8 +56,10 @@ def way_for(host: Host, facts: SwapFacts) -> Way:
     mount = host.mount_of(facts.path)
     fstype = mount.fstype if mount else "unknown"
     if not mount or fstype not in WAYS:
-        reason = _REASONS.get(fstype.partition(".")[0], "nobody has tried it")
-        raise Failure(f"no swapfile can be made at {facts.path}, on {fstype}: {reason}", hint=_elsewhere(host))
+        raise Failure(f"no swapfile can be made at {facts.path}, on {fstype}: {_reason(fstype)}", hint=_elsewhere(host))
+    for device in mount.devices:
+        if reason := _why_not_on(device):
+            raise Failure(f"no swapfile can be made at {facts.path}: {mount.point} is on {reason}", hint=_elsewhere(host))
     if "ro" in mount.options:
         raise Failure(f"no swapfile can be made at {facts.path}: {mount.point} is mounted read-only", hint=_elsewhere(host))
     if facts.folder.problem:
@@ -64,6 +70,20 @@ def way_for(host: Host, facts: SwapFacts) -> Way:
         )
         raise Failure(message, hint=_elsewhere(host))
     return WAYS[fstype]
+
+
+def _reason(fstype: str) -> str:
+    return _REASONS.get(fstype.partition(".")[0], "nobody has tried it")
+
+
+def _why_not_on(device: BlockDevice) -> str:
+    """Why no file system on this device can have a swapfile, or ""."""
+    if device.kind in _DEVICES:
+        what, reason = _DEVICES[device.kind]
+        return f"{device.name}, {what}: {reason}"
+    if device.fstype and device.fstype not in WAYS:
+        return f"{device.name}, a loop device of {device.file}, on {device.fstype}: {_reason(device.fstype)}"
+    return ""
 
 
 def lack_of_room(size: int, keep_free: Amount, facts: SwapFacts, *, freed: int) -> Failure | None:
@@ -91,6 +111,8 @@ def _elsewhere(host: Host) -> str:
 
 
 def _suits(mount: Mount) -> bool:
+    if any(map(_why_not_on, mount.devices)):
+        return False
     return mount.fstype in WAYS and "ro" not in mount.options and not mount.point.startswith(("/boot", "/run", "/var/lib/docker", "/snap"))
 
 

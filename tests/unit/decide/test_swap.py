@@ -14,6 +14,7 @@ from vllm_safe.apply.swapfile import Delete, Make, Rename, TurnOff, TurnOn
 from vllm_safe.config import settings
 from vllm_safe.decide.swap import decide_remove, decide_swap
 from vllm_safe.errors import Failure
+from vllm_safe.host.block_devices import BlockDevice
 from vllm_safe.host.facts import Host, Mount, Swap
 from vllm_safe.host.swapfile import UNREADABLE, File, Folder, SwapFacts
 from vllm_safe.sizes import GIB, MIB, parse_amount
@@ -193,6 +194,34 @@ def test_file_systems_that_are_refused(fstype: str, why: str) -> None:
     assert f"on {fstype}: " in failure.message
     assert why in failure.message
     assert "(here: /data)" in failure.hint
+
+
+@pytest.mark.parametrize(
+    ("device", "why"),
+    [
+        (BlockDevice("zd0", "zvol"), "/ is on zd0, a ZFS volume: its driver needs memory to free memory"),
+        (BlockDevice("nbd0", "network"), "/ is on nbd0, a disk behind a network: a network needs memory"),
+        (BlockDevice("ram0", "ram"), "/ is on ram0, a RAM disk: it is in RAM itself"),
+        (BlockDevice("loop3", "loop", "/nas/x.img", "nfs4"), "/ is on loop3, a loop device of /nas/x.img, on nfs4: a network needs memory"),
+        (
+            BlockDevice("loop3", "loop", "/pool/x.img", "zfs"),
+            "/ is on loop3, a loop device of /pool/x.img, on zfs: its driver needs memory",
+        ),
+    ],
+)
+def test_a_file_system_on_what_is_refused_is_refused(device: BlockDevice, why: str) -> None:
+    """However deep it lies: here below LVM."""
+    root = replace(ROOT, devices=(BlockDevice("dm-0"), device))
+    failure = refusal(wish(), host(mounts=(root, DATA)), facts())
+    assert failure.message.startswith(f"no swapfile can be made at /swapfile: {why}")
+    assert "(here: /data)" in failure.hint
+
+
+@pytest.mark.parametrize(
+    "device", [BlockDevice("sda"), BlockDevice("loop0", "loop", "/srv/x", "ext4"), BlockDevice("loop0", "loop", "/dev/sdb")]
+)
+def test_a_disk_or_a_loop_device_of_a_file_that_is_good_is_good(device: BlockDevice) -> None:
+    assert decide_swap(wish(), host(mounts=(replace(ROOT, devices=(device,)),)), facts())
 
 
 def test_a_read_only_mount_is_refused() -> None:
