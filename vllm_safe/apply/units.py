@@ -108,11 +108,21 @@ def missing_properties(wanted: Mapping[str, Mapping[str, int]], shown: Mapping[s
     """Steps for the units that `systemctl show` has with other values than wanted.
 
     A default for the units in a slice comes first, and what runs there has it after the reload: broken off before, all of it is done again.
+    Last comes a reload where systemd would else ask for one: it appends the drop-ins of set-property to those that it has, and those on
+    disk are in the order of their names, an admin's override.conf after our 50-MemoryMax.conf.
     """
     every = [(unit, name, value) for unit, properties in wanted.items() for name, value in properties.items()]
     defaults, others = (_missing([one for one in every if (one[1] == EACH_UNIT) is first], shown) for first in (True, False))
     reload = (DaemonReload(),) if any(EACH_UNIT in wanted[step.unit] for step in (*defaults, *others)) else ()
-    return (*defaults, *reload, *others)
+    reload_at_last = (DaemonReload(),) if any(_is_out_of_order(step, shown) for step in others) else ()
+    return (*defaults, *reload, *others, *reload_at_last)
+
+
+def _is_out_of_order(step: SetProperties, shown: Mapping[str, Mapping[str, str]]) -> bool:
+    """Whether systemd's list of the unit's drop-ins is after the step no longer the one that it finds on disk."""
+    there = [path.rpartition("/")[2] for path in shown.get(step.unit, {}).get("DropInPaths", "").split()]
+    names = list(dict.fromkeys((*there, *(f"50-{name}.conf" for name in sorted(step.properties)))))
+    return names != sorted(names)
 
 
 def _missing(wanted: Iterable[tuple[str, str, int]], shown: Mapping[str, Mapping[str, str]]) -> tuple[SetProperties, ...]:

@@ -14,7 +14,7 @@ from vllm_safe.host.start import read_ground
 from vllm_safe.host.systemd import show
 
 _SET = dict.fromkeys(name for names in PROPERTIES.values() for name in names)
-_SHOWN = ("Id", *_SET, "NRestarts", "ActiveEnterTimestampMonotonic", "StatusText")
+_SHOWN = ("Id", *_SET, "NRestarts", "ActiveEnterTimestampMonotonic", "StatusText", "DropInPaths")
 
 
 def read_units(config: Config, host: Host, *more: str) -> dict[str, Mapping[str, str]]:
