@@ -18,14 +18,17 @@ from vllm_safe.cli.table import columns
 def command(name: str, config_path: Path, *, as_json: bool) -> None:
     """Show what `systemctl start vllm@NAME` would run: limits in bytes, arguments, environment, and where each value comes from."""
     from vllm_safe.config.reader import load
+    from vllm_safe.decide.limits import unit_of
     from vllm_safe.decide.prepare import known_model
     from vllm_safe.decide.show import decide_show, with_swap
     from vllm_safe.host.facts import read_host
+    from vllm_safe.host.systemd import environment_of, show
 
     config, host = load(config_path), read_host()
     planned = with_swap(config, host)
     known_model(config, name)
-    parts = decide_show(config, planned, name)
+    shown = show([unit_of(name)], ("Id", "Environment"))
+    parts = decide_show(config, planned, name, environment_of(shown.get(unit_of(name), {})))
     if as_json:
         values = {part.title: {row.name: {"value": row.value, "origin": row.origin} for row in part.rows} for part in parts}
         click.echo(json.dumps({"name": name, **values}, indent=2, ensure_ascii=False))

@@ -11,10 +11,20 @@ from vllm_safe.decide.prepare import SWAP_SERVICE, Situation
 from vllm_safe.decide.serve import decide_environment, server_program
 from vllm_safe.host.facts import Host
 from vllm_safe.host.start import read_ground
-from vllm_safe.host.systemd import show
+from vllm_safe.host.systemd import environment_of, show
 
 _SET = dict.fromkeys(name for names in PROPERTIES.values() for name in names)
-_SHOWN = ("Id", *_SET, "NRestarts", "ActiveEnterTimestampMonotonic", "StatusText", "DropInPaths")
+_SHOWN = (
+    "Id",
+    *_SET,
+    "NRestarts",
+    "ActiveEnterTimestampMonotonic",
+    "StatusText",
+    "DropInPaths",
+    "Environment",
+    "EnvironmentFiles",
+    "PassEnvironment",
+)
 
 
 def read_units(config: Config, host: Host, *more: str) -> dict[str, Mapping[str, str]]:
@@ -25,15 +35,18 @@ def read_units(config: Config, host: Host, *more: str) -> dict[str, Mapping[str,
 def read_situation(config: Config, host: Host, name: str) -> Situation:
     """The facts about one start of the model `name`, which the config has."""
     model = config.models[name]
+    units = read_units(config, host, unit_of(name), SWAP_SERVICE)
+    environment = environment_of(units.get(unit_of(name), {}))
     ground = read_ground(
         name,
         server=server_program(model),
-        path=decide_environment(config, host, name)["PATH"].value,
+        path=decide_environment(config, host, name, environment)["PATH"].value,
         host=model.host,
         model=model.model,
         swap_file=config.swap.file,
         key_file=model.api_key_file,
-        units=read_units(config, host, unit_of(name), SWAP_SERVICE),
+        units=units,
+        environment=environment,
     )
     return Situation(config, host, name, ground)
 

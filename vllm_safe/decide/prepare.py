@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from vllm_safe.config.arguments import SECRETS
 from vllm_safe.config.settings import Config
 from vllm_safe.decide.earlyoom import decide_environment_file
 from vllm_safe.decide.fetch import find_model
@@ -29,6 +30,8 @@ WINDOW = 3600.0  # seconds in which restarts of a model that has served since ar
 # Seconds that each automatic restart waits, on top of RestartSec= in vllm@.service; after as many the model stays down.
 PAUSES = (0.0, 120.0, 600.0)
 RESTARTS = len(PAUSES)
+# What only the main process of vllm@NAME gets, by the property that systemctl shows.
+_NOT_HANDED_ON = {"EnvironmentFiles": "EnvironmentFile=", "PassEnvironment": "PassEnvironment="}
 
 
 @dataclass(frozen=True)
@@ -155,8 +158,38 @@ def _overlap(meant: Collection[str], taken: str) -> bool:
     return taken.removeprefix("::ffff:") in meant or not everywhere.isdisjoint({*meant, taken})
 
 
+def check_unit(at: Situation) -> Finding | None:
+    """Whether drop-ins of the unit have variables that do not reach the server."""
+    unit = at.ground.units.get(unit_of(at.name), {})
+    found = [setting for name, setting in _NOT_HANDED_ON.items() if unit.get(name)]
+    if not found:
+        return None
+    way_out = f"Set Environment= there, or models.{at.name}.env. Where it is set: systemctl cat {unit_of(at.name)}"
+    return warned(f"{' and '.join(found)} of {unit_of(at.name)} has no effect on the server", way_out)
+
+
+def check_secrets(at: Situation) -> Finding | None:
+    """Whether a drop-in of the unit has a key or a token, which anybody may read there."""
+    found = next((name for name in SECRETS if name in at.ground.environment), None)
+    if found is None:
+        return None
+    what = f"Environment={found} of {unit_of(at.name)} has no effect: anybody may read it there (systemctl show)"
+    return warned(what, f"Use {SECRETS[found]}, and remove it: systemctl edit {unit_of(at.name)}")
+
+
 Check = Callable[[Situation], Finding | None]
-CHECKS: tuple[Check, ...] = (check_cgroups, check_memory, check_swap, check_server, check_model, check_cards, check_key, check_port)
+CHECKS: tuple[Check, ...] = (
+    check_cgroups,
+    check_memory,
+    check_swap,
+    check_server,
+    check_model,
+    check_cards,
+    check_key,
+    check_port,
+    check_unit,
+    check_secrets,
+)
 
 
 def findings(at: Situation) -> tuple[Finding, ...]:
@@ -253,7 +286,7 @@ def decide_preparation(at: Situation) -> Preparation:
 
 
 def _launch(at: Situation, found: tuple[Finding, ...], *, restart: int) -> Launch:
-    launch = decide_launch(at.config, at.host, at.name)
+    launch = decide_launch(at.config, at.host, at.name, at.ground.environment)
     warnings = (f"warning: {finding.what}. {finding.do_next}" for finding in found if finding.level is Level.WARN)
     pause = PAUSES[restart - 1] if restart else 0.0
     return launch._replace(restart=restart, pause=pause, summary=(*launch.summary, *warnings))

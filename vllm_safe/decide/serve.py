@@ -8,8 +8,9 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from vllm_safe import paths
+from vllm_safe.config.arguments import SECRETS
 from vllm_safe.config.profiles import PROFILES
-from vllm_safe.decide.limits import decide_limits
+from vllm_safe.decide.limits import decide_limits, unit_of
 from vllm_safe.decide.origin import Origin, Sourced, origin_of
 from vllm_safe.launch.plan import Launch
 from vllm_safe.sizes import GIB, format_size
@@ -101,11 +102,16 @@ def _worker_environment(config: Config, host: Host, name: str) -> dict[str, tupl
     return found
 
 
-def decide_environment(config: Config, host: Host, name: str) -> dict[str, Sourced]:
-    """The server's environment: what every server gets, its cards, then the profile's, then the model's own; the later wins."""
+def decide_environment(config: Config, host: Host, name: str, given: Mapping[str, str]) -> dict[str, Sourced]:
+    """The server's environment: what every server gets, Environment= of its unit (`given`), its cards, the profile's, the model's own.
+
+    The later wins.
+    """
     model, profile = _model(config, name)
     base = _base_environment(name, own_engine=model.command is None) | _worker_environment(config, host, name)
     environment = {key: Sourced(value, Origin("default", reason)) for key, (value, reason) in base.items()}
+    drop_in = Origin(f"Environment= of {unit_of(name)}", f"systemctl cat {unit_of(name)}")
+    environment |= {key: Sourced(value, drop_in) for key, value in given.items() if key not in SECRETS}
     if model.gpus is not None:
         at = origin_of(config, f"models.{name}.gpus")
         environment["CUDA_DEVICE_ORDER"] = Sourced("PCI_BUS_ID", Origin(at.source, "numbered as nvidia-smi does"))
@@ -159,8 +165,8 @@ def decide_timeouts(config: Config, name: str) -> dict[str, Sourced]:
     return timeouts
 
 
-def decide_launch(config: Config, host: Host, name: str) -> Launch:
-    """The whole start of the model `name`, which the file must have."""
+def decide_launch(config: Config, host: Host, name: str, given: Mapping[str, str]) -> Launch:
+    """The whole start of the model `name`, which the file must have. given: Environment= of its unit."""
     model = config.models[name]
     limits = decide_limits(config, host, name)
     arguments = {key: sourced.value for key, sourced in decide_arguments(config, name).items()}
@@ -171,7 +177,7 @@ def decide_launch(config: Config, host: Host, name: str) -> Launch:
         profile=model.profile,
         # A space between --config and the file: `--config=FILE` is ignored without a word, and another model served.
         argv=model.command or (server_program(model), "serve", "--config", serve_file),
-        env={key: sourced.value for key, sourced in decide_environment(config, host, name).items()},
+        env={key: sourced.value for key, sourced in decide_environment(config, host, name, given).items()},
         serve_file=serve_file,
         serve_args=arguments or None,
         checkpoint=str(model_folder(model.model)) if model.model else "",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -53,10 +54,14 @@ def with_swap(config: Config, host: Host) -> Host:
     return replace(host, swaps=(*host.swaps, Swap(str(swap.file), "file", swap.size, 0)))
 
 
-def decide_show(config: Config, host: Host, name: str) -> tuple[Part, ...]:
-    """The start of the model `name`, which the file must have: limits, protection, environment, arguments, command and timeouts."""
-    launch = decide_launch(config, host, name)
+def decide_show(config: Config, host: Host, name: str, given: Mapping[str, str]) -> tuple[Part, ...]:
+    """The start of the model `name`, which the file must have: limits, protection, environment, arguments, command and timeouts.
+
+    given: Environment= of its unit.
+    """
+    launch = decide_launch(config, host, name, given)
     model = config.models[name]
+    environment = decide_environment(config, host, name, given)
     command_origin = origin_of(config, f"models.{name}.command")
     command = Row("argv", list(launch.argv), shlex.join(launch.argv), str(command_origin))
     health = Row("health", health_url(model), health_url(model), str(origin_of(config, f"models.{name}.health", f"models.{name}.port")))
@@ -68,7 +73,7 @@ def decide_show(config: Config, host: Host, name: str) -> tuple[Part, ...]:
         Part("Kernel tunables while a model runs", _tunables(config, host)),
         Part("Command", (command, health, *(Row(key, t.value, f"{t.value:g} s", str(t.origin)) for key, t in timeouts.items()))),
         Part("Arguments", tuple(_row(key, sourced) for key, sourced in decide_arguments(config, name).items())),
-        Part("Environment", tuple(_row(key, sourced) for key, sourced in sorted(decide_environment(config, host, name).items()))),
+        Part("Environment", tuple(_row(key, sourced) for key, sourced in sorted(environment.items()))),
     )
 
 

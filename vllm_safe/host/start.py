@@ -59,6 +59,7 @@ class Ground:
     old_key: bool = False  # an earlier start left a copy of a key
     starts: Starts = Starts()
     units: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # properties as systemctl shows them
+    environment: Mapping[str, str] = field(default_factory=dict)  # Environment= of the model's unit
 
 
 def read_key(path: Path) -> Key:
@@ -157,6 +158,7 @@ def read_ground(  # noqa: PLR0913 - each is a fact about another thing
     swap_file: Path,
     key_file: Path | None,
     units: Mapping[str, Mapping[str, str]],
+    environment: Mapping[str, str],
 ) -> Ground:
     """The facts for the start of `name`. `server`: the program, sought in `path`; `model`: hub id, path or None."""
     return Ground(
@@ -171,4 +173,5 @@ def read_ground(  # noqa: PLR0913 - each is a fact about another thing
         old_key=_is_there(paths.credential_file(name)),
         starts=read_starts(paths.starts_file(name)),
         units=units,
+        environment=environment,
     )

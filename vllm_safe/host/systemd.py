@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -9,6 +10,10 @@ from pathlib import Path
 # Where systemctl set-property --runtime keeps what it was told: the first for units with a file, the second for those without, such as
 # init.scope (systemd.unit(5), table of load paths).
 CONTROL = (Path("/run/systemd/system.control"), Path("/run/systemd/transient"))
+
+# As systemctl prints a list of strings: systemd's src/basic/escape.c, shell_maybe_quote().
+_WORD = re.compile(r'"((?:[^"\\]|\\.)*)"|(\S+)')
+_ESCAPED = re.compile(r"\\(.)")
 
 
 def show(units: Iterable[str], properties: Iterable[str]) -> dict[str, Mapping[str, str]]:
@@ -28,6 +33,16 @@ def show(units: Iterable[str], properties: Iterable[str]) -> dict[str, Mapping[s
 
 def _parse(block: str) -> Mapping[str, str]:
     return dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
+
+
+def environment_of(shown: Mapping[str, str]) -> dict[str, str]:
+    """The variables of Environment= in a unit's files, by the properties that `show` returned: the unit's own file and all drop-ins."""
+    words = (_unquote(match[1]) if match[1] is not None else match[2] for match in _WORD.finditer(shown.get("Environment", "")))
+    return dict(word.split("=", 1) for word in words if "=" in word)
+
+
+def _unquote(text: str) -> str:
+    return _ESCAPED.sub(lambda match: {"n": "\n", "t": "\t"}.get(match[1], match[1]), text)
 
 
 def runtime_dropins(table: Mapping[str, Iterable[str]], folders: Iterable[Path] = CONTROL) -> tuple[Path, ...]:

@@ -75,11 +75,8 @@ def test_a_default_for_the_units_of_a_slice_reaches_those_that_run() -> None:
         ("/etc/systemd/system/vllm@.service.d/10-mine.conf", False),
         ("/etc/systemd/system/vllm@.service.d/override.conf", True),
         ("/run/systemd/system.control/vllm@x.service.d/50-CPUQuota.conf /etc/systemd/system/vllm@x.service.d/60-mine.conf", True),
-        (
-            "/run/systemd/system.control/vllm@x.service.d/50-MemoryMax.conf /run/systemd/system.control/vllm@x.service.d/50-TasksMax.conf "
-            "/etc/systemd/system/vllm@.service.d/override.conf",
-            False,  # they have been there since systemd read its files, and keep their place
-        ),
+        # They have been there since systemd read its files, and keep their place.
+        ("/run/systemd/system.control/x.d/50-MemoryMax.conf /run/x.d/50-TasksMax.conf /etc/systemd/system/vllm@.service.d/z.conf", False),
     ],
 )
 def test_dropins_of_an_admin_that_go_after_ours_make_a_reload_needed(names: str, *, reload: bool) -> None:

@@ -59,6 +59,20 @@ def of(level: Level, at: Situation) -> list[Finding]:
     return [finding for finding in findings(at) if finding.level is level]
 
 
+def test_what_a_drop_in_sets_in_vain_is_said() -> None:
+    at = with_ground(environment={"A": "1", "HF_TOKEN": "hf_x"}, units={"vllm@x.service": {"EnvironmentFiles": "/x (ignore_errors=no)"}})
+    unheard, secret = of(Level.WARN, at)
+    assert unheard.what == "EnvironmentFile= of vllm@x.service has no effect on the server"
+    assert "models.x.env" in unheard.do_next
+    assert secret.what.startswith("Environment=HF_TOKEN of vllm@x.service has no effect")
+    assert "hub_token_file" in secret.do_next
+    launch = decide_preparation(at).launch
+    assert launch is not None
+    assert launch.env is not None
+    assert (launch.env["A"], "HF_TOKEN" in launch.env) == ("1", False)
+    assert any("EnvironmentFile=" in line for line in launch.summary)
+
+
 def test_a_good_start_passes_everything_and_is_launched() -> None:
     assert {finding.level for finding in findings(GOOD)} == {Level.PASS}
     plan = decide_preparation(GOOD)

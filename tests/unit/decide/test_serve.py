@@ -23,7 +23,7 @@ def config_of(**model: object) -> Config:
 
 
 def launch_of(**model: object) -> Launch:
-    return decide_launch(config_of(**model), HOST, "x")
+    return decide_launch(config_of(**model), HOST, "x", {})
 
 
 @pytest.mark.parametrize("name", TIMEOUTS)
@@ -58,17 +58,28 @@ def test_the_models_own_option_goes_before_the_profiles() -> None:
 
 def test_the_models_own_variable_goes_before_the_profiles_and_ours() -> None:
     config = config_of(profile="pcie-riser", env={"NCCL_P2P_DISABLE": "0", "MAX_JOBS": "2"})
-    environment = decide_environment(config, HOST, "x")
+    environment = decide_environment(config, HOST, "x", {})
     assert environment["NCCL_P2P_DISABLE"].value == "0"
     assert environment["MAX_JOBS"].value == "2"
     assert environment["NCCL_IB_DISABLE"].origin.source == "profile pcie-riser"
+
+
+def test_a_drop_in_of_the_unit_goes_before_ours_and_after_the_files() -> None:
+    config = config_of(profile="pcie-riser", gpus=(1,), env={"MAX_JOBS": "2"})
+    given = {"MAX_JOBS": "9", "NCCL_IB_DISABLE": "0", "CUDA_VISIBLE_DEVICES": "7", "OMP_NUM_THREADS": "4", "X": "a b", "VLLM_API_KEY": "k"}
+    environment = decide_environment(config, HOST, "x", given)
+    values = {name: environment[name].value for name in given if name in environment}
+    assert values == {"MAX_JOBS": "2", "NCCL_IB_DISABLE": "1", "CUDA_VISIBLE_DEVICES": "1", "OMP_NUM_THREADS": "4", "X": "a b"}
+    assert str(environment["X"].origin) == "Environment= of vllm@x.service (systemctl cat vllm@x.service)"
+    launch = decide_launch(config, HOST, "x", given)
+    assert launch.env == {name: sourced.value for name, sourced in environment.items()}
 
 
 def test_a_value_knows_its_place_in_the_file() -> None:
     places = {"models.x.args.dtype": Position("c.yaml", 5, 7), "models.x.env.A": Position("c.yaml", 6, 7)}
     config = Config(models={"x": Model(model="a/b", args={"dtype": "half"}, env={"A": "1"})}, positions=places)
     assert str(decide_arguments(config, "x")["dtype"].origin) == "c.yaml:5"
-    assert str(decide_environment(config, HOST, "x")["A"].origin) == "c.yaml:6"
+    assert str(decide_environment(config, HOST, "x", {})["A"].origin) == "c.yaml:6"
 
 
 def test_telemetry_is_off_and_no_variable_is_named_like_ours() -> None:
@@ -140,7 +151,7 @@ def test_vllm_is_watched_by_its_counters_and_any_other_server_by_its_health_alon
 
 
 def test_the_journal_says_which_bound_won() -> None:
-    launch = decide_launch(config_of(profile="pcie-riser"), Host(memory=16 * GIB, gpus=8), "x")
+    launch = decide_launch(config_of(profile="pcie-riser"), Host(memory=16 * GIB, gpus=8), "x", {})
     assert any("protect" in line for line in launch.summary)
     assert any("pcie-riser" in line for line in launch.summary)
 
@@ -204,13 +215,13 @@ def test_a_model_without_cards_of_its_own_sees_all(what: dict[str, object]) -> N
     ],
 )
 def test_workers_are_forked_where_there_is_little_room(host: Host, args: dict[str, object], method: str | None) -> None:
-    environment = decide_environment(config_of(args=args), host, "x")
+    environment = decide_environment(config_of(args=args), host, "x", {})
     found = environment.get("VLLM_WORKER_MULTIPROC_METHOD")
     assert (found and found.value) == method
 
 
 def test_risers_mean_a_small_machine() -> None:
     environment = decide_environment(
-        config_of(profile="pcie-riser", args={"tensor-parallel-size": 8}), Host(memory=256 * GIB, cpus=64), "x"
+        config_of(profile="pcie-riser", args={"tensor-parallel-size": 8}), Host(memory=256 * GIB, cpus=64), "x", {}
     )
     assert environment["VLLM_WORKER_MULTIPROC_METHOD"].value == "fork"

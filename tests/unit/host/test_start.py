@@ -96,7 +96,9 @@ def test_a_program_is_sought_where_the_server_will_look(tmp_path: Path) -> None:
     data.chmod(0o644)
 
     def there(server: str, path: str) -> bool:
-        return read_ground("x", server=server, path=path, host="127.0.0.1", model=None, swap_file=tmp_path, key_file=None, units={}).server
+        return read_ground(
+            "x", server=server, path=path, host="127.0.0.1", model=None, swap_file=tmp_path, key_file=None, units={}, environment={}
+        ).server
 
     assert there("serve", f"/nowhere:{tmp_path}")
     assert there(str(program), "/nowhere")
@@ -120,7 +122,7 @@ def test_no_link_of_others_is_followed_to_a_program(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(os, "open", watched)
 
     def there(model: str | None) -> bool:
-        where = {"host": "127.0.0.1", "swap_file": tmp_path, "key_file": None, "units": {}}
+        where = {"host": "127.0.0.1", "swap_file": tmp_path, "key_file": None, "units": {}, "environment": {}}
         return read_ground("x", server=str(planted / "serve"), path="/nowhere", model=model, **where).server  # type: ignore[arg-type]
 
     assert (there(None), there("org/name")) == (True, False)
@@ -133,7 +135,9 @@ def test_whoever_may_not_look_for_a_copy_of_the_key_reads_everything_else(tmp_pa
         raise PermissionError
 
     monkeypatch.setattr(Path, "exists", forbidden)
-    ground = read_ground("x", server="sh", path="/bin", host="127.0.0.1", model=None, swap_file=tmp_path, key_file=None, units={})
+    ground = read_ground(
+        "x", server="sh", path="/bin", host="127.0.0.1", model=None, swap_file=tmp_path, key_file=None, units={}, environment={}
+    )
     assert (ground.server, ground.old_key) == (True, False)
 
 
@@ -146,6 +150,23 @@ def test_units_that_systemd_does_not_know_of_do_not_shift_the_others(tmp_path: P
     assert shown["a.slice"]["MemoryMin"] == "1"
     assert "MemoryMin" not in shown["b.service"]
     assert shown["c.slice"] == {"Id": "c.slice", "MemoryMin": "3", "StatusText": "a=b"}
+
+
+def test_the_environment_of_a_unit_is_read_as_systemctl_prints_it() -> None:
+    """Seen under systemd 252 and 262."""
+    printed = r""""A=x y" B=1 "D=quo\"te's \$HOME" "E=tab\there" "F=new\nline" "G=back\\slash" H= I=ü J=a=b"""
+    assert systemd.environment_of({"Environment": printed}) == {
+        "A": "x y",
+        "B": "1",
+        "D": "quo\"te's $HOME",
+        "E": "tab\there",
+        "F": "new\nline",
+        "G": "back\\slash",
+        "H": "",
+        "I": "ü",
+        "J": "a=b",
+    }
+    assert systemd.environment_of({}) == {}
 
 
 def test_without_systemd_nothing_is_known(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -202,5 +223,5 @@ def test_the_addresses_of_the_host(host: str, addresses: set[str], tmp_path: Pat
         return both if name == "server" else real(name, port, type=type)
 
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
-    ground = read_ground("x", server="sh", path="/bin", host=host, model=None, swap_file=tmp_path, key_file=None, units={})
+    ground = read_ground("x", server="sh", path="/bin", host=host, model=None, swap_file=tmp_path, key_file=None, units={}, environment={})
     assert ground.addresses == addresses
