@@ -68,7 +68,10 @@ systemctl start vllm@qwen72b"""
 
 _METRICS = """\
 With `metrics.textfile: FOLDER` the recorder of each model that runs writes `vllm-safe-NAME.prom` there every 15 seconds, for the textfile
-collector of Prometheus's node_exporter. Each has the label `model`, and those that are named here besides."""
+collector of Prometheus's node_exporter. Each has the label `model`, and those that are named here besides.
+The recorder is user vllm-record: the start of a model lets it write into /var/lib/prometheus/node-exporter, by an ACL. For another folder
+run `setfacl -m u:vllm-record:rwx FOLDER`, and give the unit leave, too: ReadWritePaths=FOLDER in the section [Service] that
+`systemctl edit vllm-safe-record@.service` opens."""
 
 _EXITS = {
     "0": "Done; of `check`: nothing failed.",
@@ -82,7 +85,8 @@ _FILES = {
     "/var/lib/vllm-safe/untried": "Which of them were put in place while no card answered, and not started since.",
     "/var/lib/vllm-safe/models": "What `fetch` brought. A purge of the package keeps it.",
     "/var/lib/vllm-safe/runs": f"The flight recorder's: a folder for each start of a model, the last {MOST_RUNS} of each, of at most 5 MB. "
-    "`why` and `report` read it. What models printed is in it, so that only root and the group adm may. A purge deletes it.",
+    "`why` and `report` read it. What models printed is in it, so that only root and the group adm may. It belongs to the user "
+    "vllm-record. A purge deletes it.",
     "/swapfile": "The swapfile, where `swap.file` says nothing else.",
     "/usr/share/doc/vllm-safe/README.md": "What it protects from, what not, and what to look at when something is wrong.",
 }

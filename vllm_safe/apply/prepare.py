@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from vllm_safe import paths
 from vllm_safe.apply.files import RemoveFile, WriteFile
+from vllm_safe.apply.textfile import textfile_steps
 from vllm_safe.apply.trial import mark_step
 from vllm_safe.apply.units import TryRestart, missing_properties, remove_dropins
 from vllm_safe.decide.limits import unit_of
@@ -61,7 +62,7 @@ def _start_steps(plan: Preparation) -> tuple[Step, ...]:
         steps.append(RemoveFile(key_file))
     if plan.untried is not None:
         steps.append(mark_step(plan.untried))
-    return (*steps, _starts_step(launch.name, plan.starts), WriteLaunch(launch))
+    return (*steps, *textfile_steps(launch.textfile), _starts_step(launch.name, plan.starts), WriteLaunch(launch))
 
 
 @dataclass(frozen=True)

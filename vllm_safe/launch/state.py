@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 STATE_FOLDER = Path("/run/vllm-safe/state")  # vllm:vllm 0755, made by tmpfiles.d
-GPU_FOLDER = Path("/run/vllm-safe/gpus")  # root's, as tmpfiles.d makes it: what the recorder says to the main process
+GPU_FOLDER = Path("/run/vllm-safe/gpus")  # the recorder's, as tmpfiles.d makes it: what it says to the main process
 FRESH = 10.0  # seconds for which what it says of how busy they are holds: it writes each second
 KEPT_LINES = 200  # of what the server printed
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import stat
 
-_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # O_NONBLOCK: a pipe of that name must not stop us
+READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # O_NONBLOCK: a pipe of that name must not stop us
 _WRITE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
 
-MODE = 0o640  # root, and the group of the folder
+MODE = 0o640  # the recorder, and the group of the folder
 
 
 def read_regular(path: str | os.PathLike[str], most: int) -> bytes | None:
@@ -17,7 +17,7 @@ def read_regular(path: str | os.PathLike[str], most: int) -> bytes | None:
     Links are not followed, and nothing that is no file is waited for.
     """
     try:
-        handle = os.open(path, _READ)
+        handle = os.open(path, READ)
     except OSError:
         return None
     try:
@@ -34,7 +34,7 @@ def read_regular(path: str | os.PathLike[str], most: int) -> bytes | None:
 
 
 def write_whole(path: str, content: bytes, mode: int = MODE, *, sync: bool = True) -> None:
-    """Put `content` at `path`, all of it or nothing, also after a power cut if it is to `sync`. The folder is root's alone."""
+    """Put `content` at `path`, all of it or nothing, also after a power cut if it is to `sync`. The folder is the caller's alone."""
     temporary = f"{path}.new"
     try:
         handle = os.open(temporary, _WRITE, mode)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 
-from vllm_safe.record.files import MODE, remove, write_all
+from vllm_safe.record.files import MODE, READ, remove, write_all
 
 CHUNK = 1 << 16  # bytes
 
@@ -70,7 +70,7 @@ def read_lines(folder: str, stem: str, most: int) -> list[bytes]:
     """The lines of all files there are, in order; of each file at most so many bytes. OSError if they cannot be read."""
     found: list[bytes] = []
     for number in sorted(numbers(folder, stem)):
-        with open(_path(folder, stem, number), "rb") as file:
+        with os.fdopen(os.open(_path(folder, stem, number), READ), "rb") as file:
             found += [line for line in file.read(most).split(b"\n") if line]
     return found
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Protocol
 
 from vllm_safe.launch.state import Cards, State, cards_to_line, gpu_file
+from vllm_safe.paths import RECORDER
 from vllm_safe.record import begin, evidence, metrics
 from vllm_safe.record.cards import InUse, visible_cards
 from vllm_safe.record.encode import from_line, mapping, number, text, unpack_event
@@ -166,7 +168,9 @@ class Recording:
         try:
             metrics.publish(self._textfile, self.start, sample)
         except OSError as error:
-            hint = f"systemctl edit vllm-safe-record@.service, section [Service], ReadWritePaths={self._textfile}"
+            hint = f"setfacl -m u:{RECORDER}:rwx {self._textfile}"
+            if error.errno != errno.EACCES:
+                hint = f"systemctl edit vllm-safe-record@.service, section [Service], ReadWritePaths={self._textfile}"
             self._say(f"cannot write {metrics.file_of(self._textfile, self._name)}: {error.strerror}. See: {hint}")
             self._textfile = ""
 
