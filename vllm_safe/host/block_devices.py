@@ -52,12 +52,12 @@ def read_block_devices(holder: Holder, holder_of: Callable[[Path], Holder | None
         if folder.name in found:
             continue
         file = _loop_file(folder)
-        behind = holder_of(Path(file)) if file and not file.startswith("/dev/") else None
+        device = [*_named(file, root)] if file.startswith("/dev/") else []  # of /dev, but for files in /dev/shm
+        behind = holder_of(Path(file)) if file and not device else None
         found[folder.name] = BlockDevice(folder.name, "loop" if file else _kind(folder), file, behind.fstype if behind else "")
+        waiting += device
         if behind:
             waiting += _device_of(behind, root)
-        elif file:
-            waiting += _named(file, root)
         with suppress(OSError):
             waiting += sorted(Path(os.path.realpath(below)) for below in (folder / "slaves").iterdir())
     return tuple(found.values())

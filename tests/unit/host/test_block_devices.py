@@ -90,6 +90,11 @@ def test_a_loop_device_is_on_its_file_and_what_that_is_on(sysfs: Sysfs) -> None:
     sysfs.device("loop3", "7:3", loop="/srv/image")
     sysfs.mount("/good", "ext4", "7:3", "/dev/loop3")
     assert sysfs.below("/good") == (BlockDevice("loop3", "loop", "/srv/image", "ext4"), BlockDevice("sda"))
+    sysfs.mount("/dev/shm", "tmpfs", "0:23", "tmpfs")  # noqa: S108 - a path that is only compared
+    image = "/dev/shm/image"  # noqa: S108 - likewise
+    sysfs.device("loop4", "7:4", loop=image)
+    sysfs.mount("/ram", "ext4", "7:4", "/dev/loop4")
+    assert sysfs.below("/ram") == (BlockDevice("loop4", "loop", image, "tmpfs"),)
 
 
 def test_btrfs_is_on_its_source(sysfs: Sysfs) -> None:
