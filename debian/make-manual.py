@@ -68,7 +68,10 @@ systemctl start vllm@qwen72b"""
 
 _METRICS = """\
 With `metrics.textfile: FOLDER`, the recorder of each running model writes `vllm-safe-NAME.prom` there every 15 seconds, for the textfile
-collector of Prometheus's node_exporter. Each metric has the label `model`, and the labels listed with it."""
+collector of Prometheus's node_exporter. Each metric has the label `model`, and the labels listed with it.
+The recorder runs as user vllm-record. The start of a model gives this user write access to /var/lib/prometheus/node-exporter with an ACL.
+For another folder, run `setfacl -m u:vllm-record:rwx FOLDER`, and permit it in the unit, too: `systemctl edit vllm-safe-record@.service`,
+section [Service], ReadWritePaths=FOLDER."""
 
 _EXITS = {
     "0": "Success; for `check`: no check failed.",
@@ -83,7 +86,8 @@ _FILES = {
     "/var/lib/vllm-safe/untried": "The installations that were made while no GPU answered, and were not started since.",
     "/var/lib/vllm-safe/models": "The models that `fetch` downloaded. A purge of the package keeps them.",
     "/var/lib/vllm-safe/runs": f"The flight recorder's folder for each start of a model: the last {MOST_RUNS} of each, of at most 5 MB. "
-    "`why` and `report` read it. It contains the output of models, so only root and the group adm can read it. A purge deletes it.",
+    "`why` and `report` read it. It contains the output of models, so only root and the group adm can read it. It belongs to the user "
+    "vllm-record. A purge deletes it.",
     "/swapfile": "The swapfile, unless `swap.file` names another.",
     "/usr/share/doc/vllm-safe/README.md": "What vllm-safe protects from, what it does not, and what to do when something is wrong.",
 }

@@ -12,7 +12,7 @@ from vllm_safe.host.start_facts import StartFacts
 
 def situation_of(config: Config, host: Host, name: str, facts: StartFacts) -> Situation:
     """Return the situation of a start of the model `name`."""
-    return Situation(config, host, name, decide_budget(config, host), facts, decide_server(config, host, name))
+    return Situation(config, host, name, decide_budget(config, host), facts, decide_server(config, host, name, facts.environment))
 
 
 def changed(at: Situation, *, config: Config | None = None, host: Host | None = None, facts: StartFacts | None = None) -> Situation:

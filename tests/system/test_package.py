@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.beds import trees
 from tests.beds.machine import Machine
 from tests.beds.nspawn import Nspawn
 from tests.beds.vm import Virtual
@@ -27,6 +30,7 @@ COMPLETION = {
     "zsh": "zsh/vendor-completions/_vllm-safe",
     "fish": "fish/vendor_completions.d/vllm-safe.fish",
 }
+TMPFILES = "systemd/tmpfiles.d/vllm-safe.conf"
 FOREIGN = "/var/lib/vllm-safe/engine/link"  # user vllm owns the folder, and plants a link in it
 # What an installation of any package changes, and what goes on by itself.
 NOT_OURS = re.compile(r"/(var/(log|tmp|cache|lib/(dpkg|apt|systemd|private))|root|tmp|etc/(passwd|group|g?shadow)-?)(/|$)")
@@ -92,10 +96,10 @@ class TestInstalled:
             "/var/lib/vllm-safe/engine vllm:vllm 755",
             "/var/lib/vllm-safe/home vllm:vllm 700",
             "/var/lib/vllm-safe/models vllm:vllm 755",
-            "/var/lib/vllm-safe/runs root:adm 2750",
+            "/var/lib/vllm-safe/runs vllm-record:adm 2750",
             "/var/cache/vllm-safe vllm:vllm 750",
             "/run/vllm-safe/credentials root:root 700",
-            "/run/vllm-safe/gpus root:root 755",
+            "/run/vllm-safe/gpus vllm-record:root 755",
             "/run/vllm-safe/launch root:vllm 750",
             "/run/vllm-safe/starts root:root 755",
             "/run/vllm-safe/state vllm:vllm 755",
@@ -221,6 +225,41 @@ def test_a_removal_works_with_a_broken_configuration(serving: Nspawn) -> None:
     serving.write("/etc/vllm-safe/config.yaml", "models: [")
     serving.run("dpkg --remove vllm-safe")
     assert dropins_of_apply(serving) == ""
+
+
+def in_chroot(deb: Path, script: str) -> str:
+    """Return the output (stdout and stderr) of a shell script in a chroot with Debian as an image builder has it: no /proc, no systemd."""
+    mounts = (
+        'mount -t tmpfs tmpfs "$1" && cd "$1" && mkdir upper work root && '
+        'mount -t overlay overlay -o "lowerdir=$2,upperdir=upper,workdir=work" root && cp "$3" root/root/vllm-safe.deb && '
+        'exec chroot root sh -exc "$4"'
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        command = ["unshare", "--mount", "sh", "-c", mounts, "sh", folder, str(trees.tree(trees.CONTAINER)), str(deb), script]
+        environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+@pytest.mark.nspawn
+def test_an_image_can_be_built_without_proc(deb: Path) -> None:
+    listing = "find /var/lib/vllm-safe /var/cache/vllm-safe -maxdepth 1 -type d -printf '<%p %m %u %g>\\n'"
+    printed = in_chroot(deb, f"test ! -e /proc/self; dpkg --install /root/vllm-safe.deb; {listing}; dpkg --purge vllm-safe; ls /var/lib")
+    wanted = re.findall(r"^d (/var/\S+) +0?(\d+) (\w+) (\w+)$", (Path(__file__).parents[2] / TMPFILES).read_text(), re.MULTILINE)
+    assert sorted(re.findall(r"^<(\S+) (\d+) (\w+) (\w+)>$", printed, re.MULTILINE)) == sorted(wanted)
+    assert "vllm-safe" not in printed.rpartition("ls /var/lib")[2]
+
+
+@pytest.mark.nspawn
+@pytest.mark.parametrize("configured", ["never", "in part"])
+def test_one_that_is_not_configured_can_be_removed(deb: Path, configured: str) -> None:
+    """Where a hook of the image, or another package, ended the installation."""
+    half = "printf '#!/bin/sh\\nexit 1' > /var/lib/dpkg/info/vllm-safe.postinst; ! dpkg --configure vllm-safe; " * (configured == "in part")
+    printed = in_chroot(deb, f"dpkg --unpack /root/vllm-safe.deb; {half} dpkg --remove vllm-safe; dpkg --purge vllm-safe; dpkg --audit")
+    removal = printed.rpartition("dpkg --remove")[2]
+    assert "vllm-safe.prerm" not in removal
+    assert "nonexistent" not in removal
 
 
 @pytest.mark.nspawn

@@ -98,8 +98,8 @@ def test_a_run_from_its_start_to_its_end(bed: Nspawn) -> None:
 
 @pytest.mark.nspawn
 def test_only_those_who_may_read_the_journal_read_it(bed: Nspawn) -> None:
-    assert bed.out(f"stat -c '%U:%G %a' {RUNS} {RUNS}/good").splitlines() == ["root:adm 2750", "root:adm 2750"]
-    assert set(bed.out(f"stat -c '%U:%G %a' {RUNS}/good/*/*").splitlines()) == {"root:adm 640"}
+    assert bed.out(f"stat -c '%U:%G %a' {RUNS} {RUNS}/good").splitlines() == ["vllm-record:adm 2750", "vllm-record:adm 2750"]
+    assert set(bed.out(f"stat -c '%U:%G %a' {RUNS}/good/*/*").splitlines()) == {"vllm-record:adm 640"}
 
 
 @pytest.mark.nspawn
@@ -163,7 +163,8 @@ def test_what_user_vllm_plants_is_not_believed(bed: Nspawn) -> None:
 @pytest.mark.nspawn
 def test_on_a_full_disk_it_says_so_once_and_goes_on_when_there_is_room(bed: Nspawn) -> None:
     bed.run(
-        f"mkdir --parents {RUNS}/full && mount -t tmpfs -o size=16k tmpfs {RUNS}/full && chgrp adm {RUNS}/full && chmod 2750 {RUNS}/full"
+        f"mkdir --parents {RUNS}/full && mount -t tmpfs -o size=16k tmpfs {RUNS}/full && chown vllm-record:adm {RUNS}/full && "
+        f"chmod 2750 {RUNS}/full"
     )
     bed.run(f"head -c 1M /dev/zero > {RUNS}/full/filler; systemctl start vllm@full")
 
@@ -185,7 +186,38 @@ def test_on_a_full_disk_it_says_so_once_and_goes_on_when_there_is_room(bed: Nspa
 def test_it_has_no_powers(bed: Nspawn) -> None:
     bed.run("systemctl start vllm@long")
     status = bed.read(f"/proc/{_recorder(bed, 'long')}/status")
-    assert re.search(r"^CapEff:\t0+$", status, re.MULTILINE)
-    assert re.search(r"^CapBnd:\t0+$", status, re.MULTILINE)
+    user = bed.out("id -u vllm-record")
+    assert re.search(rf"^Uid:\t{user}\t{user}\t{user}\t{user}$", status, re.MULTILINE)
+    for kind in ("Inh", "Prm", "Eff", "Bnd", "Amb"):
+        assert re.search(rf"^Cap{kind}:\t0+$", status, re.MULTILINE), kind
     assert re.search(r"^Seccomp:\t2$", status, re.MULTILINE)
     bed.run("systemctl stop vllm@long")
+
+
+@pytest.mark.nspawn
+def test_runs_that_root_recorded_before_an_upgrade_are_its_own(bed: Nspawn) -> None:
+    bed.run(f"systemctl start vllm@good && sleep 2 && systemctl stop vllm@good && chown -hR root:adm {RUNS}")
+    before = _recorded(bed, "good")["runs"]
+    bed.run("dpkg-reconfigure vllm-safe")
+    assert set(bed.out(f"find {RUNS} -printf '%u:%g\\n'").splitlines()) == {"vllm-record:adm"}
+    assert bed.out(f"stat -c %a {RUNS}/good") == "2750"
+    bed.run("systemctl start vllm@good && sleep 2 && systemctl stop vllm@good")
+    _ended(bed, "good", runs=len(before) + 1)
+    assert _recorded(bed, "good")["runs"][1:] == before
+
+
+@pytest.mark.nspawn
+def test_a_recorder_that_ran_as_root_is_replaced_and_its_run_goes_on(bed: Nspawn) -> None:
+    """As the upgrade finds it: everything is root's, and the recorder that runs too."""
+    old = "/run/systemd/system/vllm-safe-record@.service.d/old.conf"
+    bed.write(old, "[Service]\nUser=root\n")
+    bed.run(f"systemctl daemon-reload && chown -hR root:adm {RUNS} && chown root /run/vllm-safe/gpus && systemctl start vllm@long")
+    bed.wait_for("a sample", lambda: bool(_recorded(bed, "long")["run"]["times"]), timeout=30)
+    before, first = _recorded(bed, "long"), _recorder(bed, "long")
+    bed.run(f"rm {old} && /var/lib/dpkg/info/vllm-safe.postinst configure 0.2.0")
+    bed.wait_for("another recorder", lambda: _recorder(bed, "long") not in {0, first}, timeout=30)
+    bed.wait_for("more samples", lambda: len(_recorded(bed, "long")["run"]["times"]) > len(before["run"]["times"]), timeout=30)
+    bed.run("systemctl stop vllm@long")
+    run = _ended(bed, "long")
+    assert _recorded(bed, "long")["runs"] == before["runs"]
+    assert (run["end"]["cause"], [kind for kind, _ in run["events"]].count("start")) == ("stopped", 1)

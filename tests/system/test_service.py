@@ -282,3 +282,36 @@ def test_stopping_the_target_stops_every_model(bed: Nspawn) -> None:
     _start(bed, "good")
     bed.run("systemctl start vllm.target && systemctl stop vllm.target")
     assert _shown(bed, "good")["ActiveState"] == "inactive"
+
+
+DROPIN = """[Service]
+Environment="GREETING=good day, %i" OMP_NUM_THREADS=3 MINE=drop-in NO_COLOR=0
+Environment=INVOCATION_ID=1
+EnvironmentFile=-/etc/default/elsewhere
+"""
+
+
+def test_a_drop_in_of_the_admin(bed: Nspawn) -> None:
+    """Its variables reach the server, and systemd does not call the unit changed because of what `apply` set."""
+    config = bed.read("/etc/vllm-safe/config.yaml")
+    bed.write("/etc/vllm-safe/config.yaml", config.replace("\n  crumbs:", "\n    env: {MINE: config}\n  crumbs:"))
+    bed.write("/etc/systemd/system/vllm@.service.d/override.conf", DROPIN)
+    bed.run("vllm-safe apply --undo && systemctl daemon-reload")
+    try:
+        started = bed.run("systemctl start vllm@good")
+        asked = bed.run("systemctl status vllm@good vllm.slice; systemctl restart vllm@good; systemctl cat vllm@good >/dev/null")
+        assert "changed on disk" not in started.stderr + asked.stdout + asked.stderr
+        assert bed.properties("vllm@good", "NeedDaemonReload") == {"NeedDaemonReload": "no"}
+        server = bed.out(f"pgrep --parent {bed.properties('vllm@good', 'MainPID')['MainPID']}")
+        values = dict(line.split("=", 1) for line in bed.out(f"tr '\\0' '\\n' < /proc/{server}/environ").splitlines())
+        assert values["GREETING"] == "good day, good"
+        assert (values["OMP_NUM_THREADS"], values["NO_COLOR"], values["MINE"]) == ("3", "0", "config")
+        assert not {"NOTIFY_SOCKET", "WATCHDOG_USEC", "CREDENTIALS_DIRECTORY", "JOURNAL_STREAM"} & set(values)
+        shown = {line.split()[0]: line for line in bed.out("vllm-safe show good").splitlines() if line.strip()}
+        assert shown["GREETING"].endswith("Environment= of vllm@good.service (systemctl cat vllm@good.service)")
+        assert shown["MINE"].rpartition(" ")[2].startswith("/etc/vllm-safe/config.yaml:")
+        checked = bed.run("vllm-safe check", check=False).stdout
+        assert "EnvironmentFile= of vllm@good.service has no effect on the server" in checked
+    finally:
+        bed.run("rm -r /etc/systemd/system/vllm@.service.d && systemctl daemon-reload")
+        bed.write("/etc/vllm-safe/config.yaml", config)

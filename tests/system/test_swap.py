@@ -205,6 +205,15 @@ def test_places_that_are_refused(bed: Virtual) -> None:
     assert "on 9p: network I/O needs memory" in refusal(bed)
     configure(bed, "/mnt/ext4/no/swapfile", "16M")
     assert "/mnt/ext4/no" in refusal(bed)
+    for image, point in (("/dev/shm/image", "/mnt/image"), ("/mnt/image/inner", "/mnt/inner")):  # noqa: S108 - what is refused
+        bed.run(f"truncate -s 60M {image} && mkfs.ext4 -q {image} && mkdir {point} && mount -o loop {image} {point}")
+        configure(bed, f"{point}/swapfile", "16M")
+        words = refusal(bed)
+        assert f"at {point}/swapfile: {point} is on loop" in words
+        assert "a loop device of /dev/shm/image, on tmpfs: it is stored in RAM itself" in words
+        assert "(here: " in words
+        assert point not in words.partition("(here: ")[2]
+    bed.run("umount /mnt/inner /mnt/image && rmdir /mnt/inner /mnt/image && rm /dev/shm/image")
     configure(bed, OPEN_TO_ALL, "16M")
     assert "others could change" in refusal(bed)
     configure(bed, "/mnt/ext4/swapfile", "1T")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from vllm_safe.common import paths
-from vllm_safe.common.systemctl import show_properties
+from vllm_safe.common.systemctl import environment_of, show_properties
 from vllm_safe.config.settings import Config
 from vllm_safe.decide.limits import MANAGED_UNITS, PROPERTIES, Budget, unit_of
 from vllm_safe.decide.serve_command import decide_server
@@ -16,7 +16,17 @@ from vllm_safe.host.host_facts import Host
 from vllm_safe.host.start_facts import read_start_facts
 
 _SET = dict.fromkeys(name for names in PROPERTIES.values() for name in names)
-_SHOWN = ("Id", *_SET, "NRestarts", "ActiveEnterTimestampMonotonic", "StatusText")
+_SHOWN = (
+    "Id",
+    *_SET,
+    "NRestarts",
+    "ActiveEnterTimestampMonotonic",
+    "StatusText",
+    "DropInPaths",
+    "Environment",
+    "EnvironmentFiles",
+    "PassEnvironment",
+)
 
 
 def read_units(*more: str) -> dict[str, Mapping[str, str]]:
@@ -26,7 +36,10 @@ def read_units(*more: str) -> dict[str, Mapping[str, str]]:
 
 def read_situation(config: Config, host: Host, budget: Budget, name: str) -> Situation:
     """Read the facts about one start of the model `name`. The configuration has that model."""
-    model, server = config.models[name], decide_server(config, host, name)
+    model = config.models[name]
+    units = read_units(unit_of(name), SWAP_SERVICE)
+    environment = environment_of(units.get(unit_of(name), {}))
+    server = decide_server(config, host, name, environment)
     facts = read_start_facts(
         name,
         server=server.program,
@@ -35,7 +48,8 @@ def read_situation(config: Config, host: Host, budget: Budget, name: str) -> Sit
         model=model.model,
         swap_file=config.swap.file,
         key_file=model.api_key_file,
-        units=read_units(unit_of(name), SWAP_SERVICE),
+        units=units,
+        environment=environment,
     )
     return Situation(config, host, name, budget, facts, server)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vllm_safe.apply.textfile import textfile_steps
 from vllm_safe.apply.unit_steps import DaemonReload, SetProperties, TryRestart, remove_dropins
 from vllm_safe.common import paths
 from vllm_safe.common.file_steps import RemoveFile, WriteFile
@@ -36,12 +37,22 @@ def missing_properties(wanted: Mapping[str, Mapping[str, int]], shown: Mapping[s
     """Return the steps for the units whose values in `shown` (systemctl show) differ from the wanted ones.
 
     A default for the units in a slice is set first, and running units get it at the reload. As the other values are set last, a run that
-    is interrupted is followed by one that reloads again.
+    is interrupted is followed by one that reloads again. A reload ends the steps if systemd would otherwise report that a unit changed on
+    disk: it appends the drop-ins of set-property to its list, but those on disk are ordered by name, an administrator's override.conf
+    after 50-MemoryMax.conf.
     """
     every = [(unit, name, value) for unit, properties in wanted.items() for name, value in properties.items()]
     defaults, others = (_missing([one for one in every if (one[1] == EACH_UNIT) is first], shown) for first in (True, False))
     reload = (DaemonReload(),) if any(EACH_UNIT in wanted[step.unit] for step in (*defaults, *others)) else ()
-    return (*defaults, *reload, *others)
+    last_reload = (DaemonReload(),) if any(_is_out_of_order(step, shown) for step in others) else ()
+    return (*defaults, *reload, *others, *last_reload)
+
+
+def _is_out_of_order(step: SetProperties, shown: Mapping[str, Mapping[str, str]]) -> bool:
+    """Whether systemd's list of the unit's drop-ins differs after the step from the order of the files on disk."""
+    present = [path.rpartition("/")[2] for path in shown.get(step.unit, {}).get("DropInPaths", "").split()]
+    names = list(dict.fromkeys((*present, *(f"50-{name}.conf" for name in sorted(step.properties)))))
+    return names != sorted(names)
 
 
 def _missing(wanted: Iterable[tuple[str, str, int]], shown: Mapping[str, Mapping[str, str]]) -> tuple[SetProperties, ...]:
@@ -95,7 +106,7 @@ def _start_steps(plan: Preparation) -> tuple[Step, ...]:
         steps.append(RemoveFile(key_file))
     if plan.untried is not None:
         steps.append(mark_step(plan.untried))
-    return (*steps, _starts_step(launch.name, plan.starts), WriteLaunch(launch))
+    return (*steps, *textfile_steps(launch.textfile), _starts_step(launch.name, plan.starts), WriteLaunch(launch))
 
 
 @dataclass(frozen=True)

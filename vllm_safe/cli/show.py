@@ -9,7 +9,9 @@ import click
 
 from vllm_safe.cli.main import config_option, json_option, name_argument
 from vllm_safe.cli.table import align_columns
+from vllm_safe.common.systemctl import environment_of, show_properties
 from vllm_safe.config.reader import load
+from vllm_safe.decide.limits import unit_of
 from vllm_safe.decide.show_rows import decide_show, with_swap
 from vllm_safe.decide.start_checks import require_model
 from vllm_safe.host.host_facts import read_host
@@ -24,7 +26,8 @@ def command(name: str, config_path: Path, *, as_json: bool) -> None:
     config, host = load(config_path), read_host()
     planned = with_swap(config, host)
     require_model(config, name)
-    parts = decide_show(config, planned, name)
+    shown = show_properties([unit_of(name)], ("Id", "Environment"))
+    parts = decide_show(config, planned, name, environment_of(shown.get(unit_of(name), {})))
     if as_json:
         values = {part.title: {row.name: {"value": row.value, "origin": row.origin} for row in part.rows} for part in parts}
         click.echo(json.dumps({"name": name, **values}, indent=2, ensure_ascii=False))

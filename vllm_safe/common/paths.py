@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 USER = "vllm"  # the system user that models run as, and its group
+RECORDER = "vllm-record"  # the system user of the flight recorder
 
 STATE = Path("/var/lib/vllm-safe")  # root:root
 CACHE = Path("/var/cache/vllm-safe")  # vllm:vllm
@@ -13,7 +14,7 @@ ENGINES = STATE / "engine"  # vllm:vllm; venvs, and the symlinks `current` and `
 ENGINE = ENGINES / "current"
 UNTRIED = STATE / "untried"  # the engines that were installed while no GPU answered: see engine/trial_facts.py
 MODELS = STATE / "models"  # vllm:vllm; ORG/NAME below it
-RUNS = STATE / "runs"  # root:adm 2750; NAME/RUN below it: see record/run_store.py
+RUNS = STATE / "runs"  # vllm-record:adm 2750; NAME/RUN below it: see record/run_store.py
 EARLYOOM_ENV = STATE / "earlyoom.env"  # read by EARLYOOM_DROPIN
 EARLYOOM_DROPIN = Path("/run/systemd/system/earlyoom.service.d/50-vllm-safe.conf")  # its folder is made by tmpfiles.d
 

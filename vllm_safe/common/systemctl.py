@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -11,6 +12,10 @@ from vllm_safe.common.program_output import program_output
 # Where systemctl set-property --runtime keeps what it was told: the first for units with a file, the second for those without, such as
 # init.scope (systemd.unit(5), table of load paths).
 CONTROL = (Path("/run/systemd/system.control"), Path("/run/systemd/transient"))
+
+# The form in which systemctl prints a list of strings: systemd's src/basic/escape.c, shell_maybe_quote().
+_WORD = re.compile(r'"((?:[^"\\]|\\.)*)"|(\S+)')
+_ESCAPED = re.compile(r"\\(.)")
 
 
 def show_properties(units: Iterable[str], properties: Iterable[str], timeout: float = math.inf) -> dict[str, Mapping[str, str]]:
@@ -32,6 +37,16 @@ def unit_properties(unit: str, *names: str) -> Mapping[str, str]:
 
 def _parse(block: str) -> Mapping[str, str]:
     return dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
+
+
+def environment_of(shown: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables of Environment= in the files of a unit, its drop-ins included. shown: properties from `show_properties`."""
+    words = (_unquote(match[1]) if match[1] is not None else match[2] for match in _WORD.finditer(shown.get("Environment", "")))
+    return dict(word.split("=", 1) for word in words if "=" in word)
+
+
+def _unquote(text: str) -> str:
+    return _ESCAPED.sub(lambda match: {"n": "\n", "t": "\t"}.get(match[1], match[1]), text)
 
 
 def runtime_dropins(table: Mapping[str, Iterable[str]], folders: Iterable[Path] = CONTROL) -> tuple[Path, ...]:

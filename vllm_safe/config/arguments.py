@@ -36,7 +36,8 @@ _GONE = MappingProxyType(
 
 _SHORT = MappingProxyType({"tp": "tensor-parallel-size", "pp": "pipeline-parallel-size", "dp": "data-parallel-size", "q": "quantization"})
 
-_SECRETS = MappingProxyType(
+# Variables that hold a secret: anybody may read a unit's Environment=, and `show` prints the rest.
+SECRETS = MappingProxyType(
     {
         "VLLM_API_KEY": "the setting api_key_file of the model",
         "HF_TOKEN": "the setting hub_token_file of the section engine",
@@ -118,7 +119,7 @@ def read_env(node: Node) -> Dictionary[str, str]:
     values = {}
     for key, value in node.items:
         name = key.text
-        if instead := _SECRETS.get(name):
+        if instead := SECRETS.get(name):
             flaws.append(Mismatch(key, f"cannot have {name}: it is a secret, and every user can read this file", instead))
         elif not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,254}", name):
             tidy = name.strip().removeprefix("export ").replace("-", "_")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import stat
 
-_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # O_NONBLOCK: opening a pipe of that name must not block
+READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # O_NONBLOCK: opening a pipe of that name must not block
 _WRITE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
 
-MODE = 0o640  # readable by root and the group of the directory
+MODE = 0o640  # readable by the recorder and the group of the directory
 
 
 def read_regular(path: str | os.PathLike[str], most: int) -> bytes | None:
@@ -17,7 +17,7 @@ def read_regular(path: str | os.PathLike[str], most: int) -> bytes | None:
     Symbolic links are not followed, and opening a pipe or device does not block.
     """
     try:
-        handle = os.open(path, _READ)
+        handle = os.open(path, READ)
     except OSError:
         return None
     try:
@@ -34,7 +34,7 @@ def read_regular(path: str | os.PathLike[str], most: int) -> bytes | None:
 
 
 def write_whole(path: str, content: bytes, mode: int = MODE, *, sync: bool = True) -> None:
-    """Write a file atomically; with `sync`, also with respect to a power cut. Only root may write to its directory. Raises OSError."""
+    """Write a file atomically; with `sync`, also with respect to a power cut. Nobody else may write to its directory. Raises OSError."""
     temporary = f"{path}.new"
     try:
         handle = os.open(temporary, _WRITE, mode)

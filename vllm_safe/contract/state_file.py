@@ -15,7 +15,7 @@ from typing import NamedTuple
 from vllm_safe.contract.small_files import write_whole
 
 STATE_FOLDER = Path("/run/vllm-safe/state")  # vllm:vllm 0755, made by tmpfiles.d
-GPU_FOLDER = Path("/run/vllm-safe/gpus")  # owned by root, made by tmpfiles.d: data from the recorder to the main process
+GPU_FOLDER = Path("/run/vllm-safe/gpus")  # owned by vllm-record, made by tmpfiles.d: data from the recorder to the main process
 FRESH = 10.0  # seconds for which the recorder's figure for busy GPUs is valid: it writes each second
 KEPT_LINES = 200  # the last lines that the server printed
 

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 
 from vllm_safe.common import paths
 from vllm_safe.common.sizes import GIB, format_size
+from vllm_safe.config.arguments import SECRETS
 from vllm_safe.config.profiles import PROFILES
 from vllm_safe.contract.default_times import DEFAULT_TIMES
 from vllm_safe.contract.launch_file import Launch
+from vllm_safe.decide.limits import unit_of
 from vllm_safe.decide.origin import Origin, Sourced, origin_of
 
 if TYPE_CHECKING:
@@ -95,11 +97,16 @@ def _worker_environment(host: Host, model: Model, size: int) -> dict[str, tuple[
     return found
 
 
-def _environment(config: Config, host: Host, name: str, size: int) -> dict[str, Sourced]:
-    """Decide the environment of a server: the variables of every server, its cards, the profile's, the model's own. The later wins."""
+def _environment(config: Config, host: Host, name: str, given: Mapping[str, str], size: int) -> dict[str, Sourced]:
+    """Decide the environment of a server; the later wins.
+
+    The variables of every server, Environment= of its unit (`given`), its cards, the profile's, the model's own.
+    """
     model, profile = _model(config, name)
     base = _base_environment(name, own_engine=model.command is None) | _worker_environment(host, model, size)
     environment = {key: Sourced(value, Origin("default", reason)) for key, (value, reason) in base.items()}
+    drop_in = Origin(f"Environment= of {unit_of(name)}", f"systemctl cat {unit_of(name)}")
+    environment |= {key: Sourced(value, drop_in) for key, value in given.items() if key not in SECRETS}
     if model.gpus is not None:
         origin = origin_of(config, f"models.{name}.gpus")
         environment["CUDA_DEVICE_ORDER"] = Sourced("PCI_BUS_ID", Origin(origin.source, "numbered as in nvidia-smi"))
@@ -164,13 +171,13 @@ class ServerCommand:
     world_size: int
 
 
-def decide_server(config: Config, host: Host, name: str) -> ServerCommand:
-    """Decide the command of the server of the model `name`. The configuration has that model."""
+def decide_server(config: Config, host: Host, name: str, given: Mapping[str, str]) -> ServerCommand:
+    """Decide the command of the server of the model `name`. The configuration has that model. given: Environment= of its unit."""
     model = config.models[name]
     timeouts = decide_timeouts(config, name)
     arguments = _arguments(config, name, timeouts["stop_grace"])
     size = _world_size(model, arguments)
-    return ServerCommand(server_program(model), arguments, _environment(config, host, name, size), timeouts, size)
+    return ServerCommand(server_program(model), arguments, _environment(config, host, name, given, size), timeouts, size)
 
 
 def decide_launch(config: Config, name: str, server: ServerCommand, limits: DecidedLimits) -> Launch:

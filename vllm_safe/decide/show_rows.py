@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -48,12 +49,12 @@ def with_swap(config: Config, host: Host) -> Host:
     return replace(host, swaps=(*host.swaps, SwapArea(str(swap.file), "file", swap.size, 0)))
 
 
-def decide_show(config: Config, host: Host, name: str) -> tuple[ShownSection, ...]:
-    """Return the start of the model `name` in sections. The configuration has that model.
+def decide_show(config: Config, host: Host, name: str, given: Mapping[str, str]) -> tuple[ShownSection, ...]:
+    """Return the start of the model `name` in sections. The configuration has that model. given: Environment= of its unit.
 
     The sections are limits, protection, kernel tunables, command and timeouts, arguments and environment.
     """
-    budget, server = decide_budget(config, host), decide_server(config, host, name)
+    budget, server = decide_budget(config, host), decide_server(config, host, name, given)
     launch = decide_launch(config, name, server, budget.of(name))
     model = config.models[name]
     command_origin = origin_of(config, f"models.{name}.command")

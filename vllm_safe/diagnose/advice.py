@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from vllm_safe.causes.messages import Message
 from vllm_safe.diagnose.verdict import Case, SettingChange
+from vllm_safe.record.card_usage import visible_cards
+
+_WIDE = 4  # lanes: the least that a slot or an M.2 adapter has; a riser has one
+_OF_NCCL = {"nccl-error": "NCCL reported an error", "nccl-timeout": "NCCL timed out"}
 
 
 class Advice(NamedTuple):
@@ -34,7 +38,21 @@ def change_variable(case: Case, name: str, new: str, reason: str) -> SettingChan
     return SettingChange(case.path(f"env.{name}"), case.env(name), new, reason)
 
 
-def change_profile_to_riser(case: Case) -> SettingChange:
-    """Return the change to the profile for cards on PCIe risers."""
-    reason = "cards on risers hang with peer-to-peer transfers: the profile sets NCCL_P2P_DISABLE=1"
-    return SettingChange(case.path("profile"), case.run.start.profile, "pcie-riser", reason)
+def change_profile_to_riser(case: Case) -> tuple[SettingChange, ...]:
+    """Return the change to the profile for cards on PCIe risers; () without recorded evidence of risers."""
+    if not (evidence := riser_evidence(case)):
+        return ()
+    reason = f"{evidence}; cards on risers hang with peer-to-peer transfers: the profile sets NCCL_P2P_DISABLE=1"
+    return (SettingChange(case.path("profile"), case.run.start.profile, "pcie-riser", reason),)
+
+
+def riser_evidence(case: Case) -> str:
+    """Return the recorded evidence that the model's cards are on risers: narrow links, or an error of NCCL; "" if there is none."""
+    start = case.run.start
+    cards = [card for card in start.host.get("cards", ()) if isinstance(card, Mapping)]
+    seen = visible_cards(start.env, [str(card.get("name")) for card in cards])
+    lanes = [card.get("lanes") for index, card in enumerate(cards) if seen is None or index in seen]
+    narrow = [width for width in lanes if isinstance(width, int) and 0 < width < _WIDE]
+    if narrow:
+        return f"{len(narrow)} of {len(lanes)} cards have a PCIe link of x{max(narrow)}{' or less' if len(set(narrow)) > 1 else ''}"
+    return _OF_NCCL.get(case.message.code, "") if case.message is not None else ""

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 
 from vllm_safe.causes.messages import Message
-from vllm_safe.diagnose.advice import Advice, Adviser, change_argument, change_profile_to_riser, change_variable, hint_of
+from vllm_safe.diagnose.advice import Advice, Adviser, change_argument, change_profile_to_riser, change_variable, hint_of, riser_evidence
 from vllm_safe.diagnose.verdict import Case, SettingChange
 from vllm_safe.launch.end_sentence import error_figure, fitting_length
 
@@ -84,7 +84,7 @@ def _nccl(case: Case, message: Message) -> Advice:
     old = case.arg("distributed-timeout-seconds")
     allowed = max(int(error_figure(message.figures, "allowed") / 1000), int(old) if old.isdecimal() else 0) or 600
     changes = (
-        change_profile_to_riser(case),
+        *change_profile_to_riser(case),
         change_argument(case, "distributed-timeout-seconds", str(max(7200, 2 * allowed)), f"{allowed} s were not enough"),
     )
     hint = (
@@ -103,11 +103,13 @@ def _step(case: Case, _message: Message) -> Advice:
     name = "VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS"
     old = case.env(name)
     seconds = max(1800, 2 * int(old)) if old.isdecimal() and len(old) < 7 else 1800
-    changes = [change_variable(case, name, str(seconds), "300 s by default; a step over an x1 riser takes minutes")]
+    narrow = riser_evidence(case)
+    slow = f"; {narrow}, and a step over x1 takes minutes" if narrow else ""
+    changes = [change_variable(case, name, str(seconds), f"300 s by default{slow}")]
     if case.run.start.times.get("hang_timeout", 0.0) <= seconds:
         changes += case.longer("hang_timeout", "otherwise the model is ended before vLLM can report what hangs", least=seconds)
-    riser = case.run.start.profile == "pcie-riser"
-    return Advice(tuple(changes), "" if riser else "profile: pcie-riser sets both, and what else risers need.")
+    hint = "profile: pcie-riser sets both, and what else risers need." if narrow and case.run.start.profile != "pcie-riser" else ""
+    return Advice(tuple(changes), hint)
 
 
 def _ready(case: Case, _message: Message) -> Advice:

@@ -8,7 +8,7 @@ import re
 from vllm_safe.causes.death_patterns import BY_ITSELF
 from vllm_safe.causes.messages import FOLLOWS
 from vllm_safe.common.sizes import format_size, format_span
-from vllm_safe.diagnose.advice import change_profile_to_riser
+from vllm_safe.diagnose.advice import change_profile_to_riser, riser_evidence
 from vllm_safe.diagnose.error_verdicts import NOBODY, describe_end, error_evidence, last_lines, launcher_evidence
 from vllm_safe.diagnose.kill_verdicts import memory_figures
 from vllm_safe.diagnose.verdict import Case, Evidence, SettingChange, Verdict
@@ -207,7 +207,7 @@ def unknown(case: Case) -> Verdict:
 def _stuck(case: Case, sentence: str, setting: str) -> Verdict:
     # A process that is gone has a time limit of its own (launch/liveness.py), so a longer hang_timeout would change nothing.
     longer = _longer(case, setting) if f"({setting})" in case.end.reason else ()
-    changes = (*((change_profile_to_riser(case),) if _workers(case) > 1 else ()), *longer)
+    changes = (*(change_profile_to_riser(case) if _workers(case) > 1 else ()), *longer)
     code = "stall" if setting == "stall_timeout" else "hang"
     slow = "; a longer timeout helps only if the model was merely slow" if longer else ""
     return Verdict(code, sentence, case.end.time, evidence=_signs(case), changes=changes, hint=f"{_stacks(case)}{slow}.")
@@ -218,7 +218,9 @@ def _waited(case: Case, code: str) -> Verdict:
     several = _workers(case) > 1
     who = "its workers waited for each other without progress" if several else "its engine waited for its worker without progress"
     changes = _apart(case) if several else ()
-    way = "profile: pcie-riser sets both, and more" if len(changes) > 1 else "" if changes else "NCCL_DEBUG: INFO in its env may show more"
+    evidence = riser_evidence(case) if len(changes) > 1 else ""
+    way = "" if changes else "NCCL_DEBUG: INFO in its env may show more"
+    way = f"profile: pcie-riser sets both, and more ({evidence})" if evidence else way
     hint = f"A longer timeout does not help{'; ' + way if way else ''}. {_stacks(case)}."
     sentence = f"{case.name} hung {_when(case)} and was ended: {who}."
     return Verdict(code, sentence, case.end.time, evidence=_signs(case), changes=changes, hint=hint)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from vllm_safe.common.kernfs import parse_meminfo, read_kernel_file
+from vllm_safe.host.block_devices import BlockDevice, Holder, read_block_devices
 from vllm_safe.tunables.tunable_facts import read_tunables
 
 
@@ -31,6 +32,7 @@ class Mount:
     fstype: str
     source: str
     options: tuple[str, ...]
+    devices: tuple[BlockDevice, ...] = ()  # below it, the topmost first
 
 
 @dataclass(frozen=True)
@@ -66,11 +68,15 @@ class Host:
 
         It is the one with the longest mount point; of several with the same mount point, the one that was mounted last.
         """
-        best: Mount | None = None
-        for mount in self.mounts:
-            if path.is_relative_to(mount.point) and (best is None or len(mount.point) >= len(best.point)):
-                best = mount
-        return best
+        return _mount_of(self.mounts, path)
+
+
+def _mount_of(mounts: Iterable[Mount], path: Path) -> Mount | None:
+    best: Mount | None = None
+    for mount in mounts:
+        if path.is_relative_to(mount.point) and (best is None or len(mount.point) >= len(best.point)):
+            best = mount
+    return best
 
 
 def read_host(root: Path = Path("/"), *, behind: Path | None = None) -> Host:
@@ -132,14 +138,23 @@ def read_swaps(root: Path = Path("/")) -> tuple[SwapArea, ...]:
 
 def _mounts(root: Path) -> tuple[Mount, ...]:
     """Return the mounts as the kernel has them: psutil's disk_partitions goes by /etc/mtab where that is a file, however old."""
-    mounts = []
+    mounts, numbers = list[Mount](), dict[Mount, str]()
     for line in _text(root / "proc/self/mountinfo").splitlines():
         left, _, right = line.partition(" - ")
         row, tail = left.split(), right.split()
         if len(row) >= 6 and len(tail) >= 3:
             options = tuple(dict.fromkeys(row[5].split(",") + tail[2].split(",")))
             mounts.append(Mount(_unescape(row[4]), tail[0], _unescape(tail[1]), options))
-    return tuple(mounts)
+            numbers[mounts[-1]] = row[2]
+
+    def holder(mount: Mount) -> Holder:
+        return Holder(mount.fstype, numbers[mount], mount.source)
+
+    def holder_of(path: Path) -> Holder | None:
+        mount = _mount_of(mounts, path)
+        return holder(mount) if mount else None
+
+    return tuple(replace(mount, devices=read_block_devices(holder(mount), holder_of, root)) for mount in mounts)
 
 
 def _listening(root: Path) -> frozenset[tuple[str, int]]:

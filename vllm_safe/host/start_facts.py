@@ -12,6 +12,7 @@ from pathlib import Path
 
 from vllm_safe.common import paths
 from vllm_safe.common.key_file import Key, read_key
+from vllm_safe.common.untrusted_paths import find_program
 from vllm_safe.engine.engine_facts import EngineFacts, read_engine
 from vllm_safe.models.model_files import ModelFiles, read_model_files
 
@@ -46,6 +47,7 @@ class StartFacts:
     old_key: bool = False  # an earlier start left a copy of a key
     starts: Starts = Starts()
     units: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # properties as in `systemctl show`
+    environment: Mapping[str, str] = field(default_factory=dict)  # Environment= of the model's unit
 
 
 def boot_clock() -> float:
@@ -75,6 +77,15 @@ def _is_there(path: Path) -> bool:
         return False
 
 
+def _is_there_to_run(server: str, path: str, *, own_engine: bool) -> bool:
+    """Whether the program is found in `path`. A link that is not followed counts as found: only the start can tell where it leads.
+
+    In an engine that vllm-safe installed, no link leads elsewhere, so there it does not count.
+    """
+    found = {find_program(Path(folder, server)) for folder in path.split(":")}  # an absolute path replaces the folder
+    return True in found or (None in found and not own_engine)
+
+
 def _addresses(host: str) -> frozenset[str]:
     """Return the addresses of a host, in the notation of the kernel's socket tables.
 
@@ -96,6 +107,7 @@ def read_start_facts(  # noqa: PLR0913 - each parameter is for another fact
     swap_file: Path,
     key_file: Path | None,
     units: Mapping[str, Mapping[str, str]],
+    environment: Mapping[str, str],
 ) -> StartFacts:
     """Read the facts for the start of the model `name`.
 
@@ -104,7 +116,7 @@ def read_start_facts(  # noqa: PLR0913 - each parameter is for another fact
     return StartFacts(
         now=boot_clock(),
         asleep=time_asleep(),
-        server=any(os.access(Path(folder, server), os.X_OK) for folder in path.split(":")),  # an absolute path replaces the folder
+        server=_is_there_to_run(server, path, own_engine=bool(model)),
         engine=read_engine() if model else None,
         model=read_model_files(model) if model else None,
         addresses=_addresses(host),
@@ -113,4 +125,5 @@ def read_start_facts(  # noqa: PLR0913 - each parameter is for another fact
         old_key=_is_there(paths.credential_file(name)),
         starts=read_starts(paths.starts_file(name)),
         units=units,
+        environment=environment,
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,6 +13,7 @@ from vllm_safe.common import paths
 from vllm_safe.common.errors import Failure
 from vllm_safe.common.printable_text import printable
 from vllm_safe.common.sizes import TIB, format_size
+from vllm_safe.common.untrusted_paths import find_program
 from vllm_safe.models import as_engine, hub_failure
 from vllm_safe.models.fetch_decision import FetchPlan, HubFile
 from vllm_safe.models.hub_failure import HubRequest
@@ -85,7 +85,7 @@ class Source:
 
 def require_engine() -> None:
     """Raise Failure if no engine is installed, whose Python runs the download. That Python is never run as root."""
-    if not os.access(PYTHON, os.X_OK):
+    if find_program(PYTHON) is False:
         raise Failure("no engine is installed, which is needed to fetch models", hint="Run: vllm-safe install")
 
 

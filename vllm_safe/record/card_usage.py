@@ -7,23 +7,30 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from vllm_safe.common.kernfs import read_kernel_file
+from vllm_safe.common.kernfs import parse_number, read_kernel_file
 from vllm_safe.contract.recorded_run import Gpu
 from vllm_safe.contract.state_file import CardUsage
 
 _PATIENCE = 2.0  # seconds for the driver to return the names
+_MOST_LANES = 32  # PCI Express Base Specification, Link Status register
 _GROWN = 64 << 20  # bytes since the run began: CUDA alone uses 150 MiB and more on each GPU of a process
 
 
 def read_pci_cards(root: str) -> list[dict[str, Any]]:
-    """Return the PCI address, name and upstream bridges of each GPU, ordered by address, which is the order of nvidia-smi."""
+    """Return the PCI address, name, lanes of the link (0: unknown) and upstream bridges of each GPU.
+
+    They are ordered by address, which is the order of nvidia-smi.
+    """
     folder = f"{root}/proc/driver/nvidia/gpus"
     try:
         found = sorted(os.listdir(folder))
     except OSError:
         return []
     names = _names([f"{folder}/{pci}/information" for pci in found])
-    return [{"pci": pci, "name": name, "bridges": _bridges(root, pci)} for pci, name in zip(found, names, strict=True)]
+    return [
+        {"pci": pci, "name": name, "lanes": _lanes(root, pci), "bridges": _bridges(root, pci)}
+        for pci, name in zip(found, names, strict=True)
+    ]
 
 
 def _names(paths: list[str]) -> list[str]:
@@ -43,6 +50,12 @@ def _names(paths: list[str]) -> list[str]:
     _thread.start_new_thread(ask, ())
     asking.acquire(timeout=_PATIENCE)
     return list(names)
+
+
+def _lanes(root: str, pci: str) -> int:
+    """Return the negotiated width of the card's link, 0 if unknown. A card that fell off the bus reads as all ones: 63 lanes."""
+    width = parse_number(read_kernel_file(f"{root}/sys/bus/pci/devices/{pci}/current_link_width"))
+    return width if width is not None and width <= _MOST_LANES else 0
 
 
 def _bridges(root: str, pci: str) -> list[str]:

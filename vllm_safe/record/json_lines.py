@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 
-from vllm_safe.contract.small_files import MODE, remove_if_possible, write_all
+from vllm_safe.contract.small_files import MODE, READ, remove_if_possible, write_all
 
 CHUNK = 1 << 16  # bytes
 
@@ -70,7 +70,7 @@ def read_lines(folder: str, stem: str, most: int) -> list[bytes]:
     """Read the lines of all files in order, at most `most` bytes of each file. Raises OSError."""
     found: list[bytes] = []
     for number in sorted(file_numbers(folder, stem)):
-        with open(_path(folder, stem, number), "rb") as file:
+        with os.fdopen(os.open(_path(folder, stem, number), READ), "rb") as file:
             found += [line for line in file.read(most).split(b"\n") if line]
     return found
 

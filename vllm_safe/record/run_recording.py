@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Protocol
 
+from vllm_safe.common.paths import RECORDER
 from vllm_safe.common.systemctl import unit_properties
 from vllm_safe.contract.recorded_run import End, Event, Gpu, Sample
 from vllm_safe.contract.run_encoding import from_line, mapping, number, text, unpack_event
@@ -169,7 +171,9 @@ class RunRecording:
         try:
             prometheus.publish_metrics(self._textfile, self.start, sample)
         except OSError as error:
-            hint = f"systemctl edit vllm-safe-record@.service, section [Service], ReadWritePaths={self._textfile}"
+            hint = f"setfacl -m u:{RECORDER}:rwx {self._textfile}"
+            if error.errno != errno.EACCES:
+                hint = f"systemctl edit vllm-safe-record@.service, section [Service], ReadWritePaths={self._textfile}"
             self._say(f"cannot write {prometheus.textfile_path(self._textfile, self._name)}: {error.strerror}. To permit it: {hint}")
             self._textfile = ""
 

@@ -8,6 +8,7 @@ from types import MappingProxyType
 
 from vllm_safe.common.errors import Failure
 from vllm_safe.common.sizes import GIB, MIB, Amount, format_exact, format_size
+from vllm_safe.host.block_devices import BlockDevice
 from vllm_safe.host.host_facts import Host, Mount
 from vllm_safe.swap.swapfile_facts import SwapFacts
 
@@ -45,6 +46,9 @@ _REASONS = MappingProxyType(
     | dict.fromkeys(("vfat", "msdos", "exfat"), "it has no owners and permissions, so any user could read swapped out memory")
     | {"overlay": "the kernel refuses it (a container or a live system)"}
 )
+_DEVICES = MappingProxyType(
+    {"zvol": ("a ZFS volume", _DEADLOCK), "network": ("a disk on the network", _NETWORK), "ram": ("a RAM disk", _RAM)}
+)
 
 
 def swapfile_method(host: Host, facts: SwapFacts) -> SwapfileMethod:
@@ -52,8 +56,10 @@ def swapfile_method(host: Host, facts: SwapFacts) -> SwapfileMethod:
     mount = host.mount_of(facts.path)
     fstype = mount.fstype if mount else "unknown"
     if not mount or fstype not in WAYS:
-        reason = _REASONS.get(fstype.partition(".")[0], "this file system is untested")
-        raise Failure(f"cannot create a swapfile at {facts.path}, on {fstype}: {reason}", hint=_elsewhere(host))
+        raise Failure(f"cannot create a swapfile at {facts.path}, on {fstype}: {_reason(fstype)}", hint=_elsewhere(host))
+    for device in mount.devices:
+        if reason := _why_not_on(device):
+            raise Failure(f"cannot create a swapfile at {facts.path}: {mount.point} is on {reason}", hint=_elsewhere(host))
     if "ro" in mount.options:
         raise Failure(f"cannot create a swapfile at {facts.path}: {mount.point} is mounted read-only", hint=_elsewhere(host))
     if facts.folder.problem:
@@ -63,6 +69,20 @@ def swapfile_method(host: Host, facts: SwapFacts) -> SwapfileMethod:
         message = f"cannot create a swapfile at {facts.path}: this btrfs stores data as {profiles}, but the kernel requires single"
         raise Failure(message, hint=_elsewhere(host))
     return WAYS[fstype]
+
+
+def _reason(fstype: str) -> str:
+    return _REASONS.get(fstype.partition(".")[0], "this file system is untested")
+
+
+def _why_not_on(device: BlockDevice) -> str:
+    """Return why no file system on this device can contain a swapfile, or ""."""
+    if device.kind in _DEVICES:
+        what, reason = _DEVICES[device.kind]
+        return f"{device.name}, {what}: {reason}"
+    if device.fstype and device.fstype not in WAYS:
+        return f"{device.name}, a loop device of {device.file}, on {device.fstype}: {_reason(device.fstype)}"
+    return ""
 
 
 def lack_of_room(size: int, keep_free: Amount, facts: SwapFacts, *, freed: int) -> Failure | None:
@@ -90,6 +110,8 @@ def _elsewhere(host: Host) -> str:
 
 
 def _suits(mount: Mount) -> bool:
+    if any(map(_why_not_on, mount.devices)):
+        return False
     return mount.fstype in WAYS and "ro" not in mount.options and not mount.point.startswith(("/boot", "/run", "/var/lib/docker", "/snap"))
 
 

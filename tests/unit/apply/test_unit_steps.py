@@ -69,6 +69,23 @@ def test_a_default_for_the_units_of_a_slice_reaches_those_that_run() -> None:
     assert missing_properties(wanted, interrupted) == (DaemonReload(), rest)
 
 
+@pytest.mark.parametrize(
+    ("names", "reload"),
+    [
+        ("", False),
+        ("/etc/systemd/system/vllm@.service.d/10-mine.conf", False),
+        ("/etc/systemd/system/vllm@.service.d/override.conf", True),
+        ("/run/systemd/system.control/vllm@x.service.d/50-CPUQuota.conf /etc/systemd/system/vllm@x.service.d/60-mine.conf", True),
+        # They have been there since systemd read its files, and keep their place.
+        ("/run/systemd/system.control/x.d/50-MemoryMax.conf /run/x.d/50-TasksMax.conf /etc/systemd/system/vllm@.service.d/z.conf", False),
+    ],
+)
+def test_dropins_of_an_admin_that_go_after_ours_make_a_reload_needed(names: str, *, reload: bool) -> None:
+    step = SetProperties("vllm@x.service", {"TasksMax": 5, "MemoryMax": 1})
+    steps = missing_properties({step.unit: step.properties}, {step.unit: {"MemoryMax": "2", "TasksMax": "5", "DropInPaths": names}})
+    assert steps == (step, *([DaemonReload()] if reload else []))
+
+
 def test_dropins_are_taken_back_with_their_folders(calls: Calls, tmp_path: Path) -> None:
     ours, shared = tmp_path / "a.slice.d", tmp_path / "b.slice.d"
     for folder in (ours, shared):

@@ -56,7 +56,7 @@ def _meant(config: Config) -> object:
     host = Host(memory=64 * GIB)
     budget = decide_budget(config, host)
     limits = [vars(budget.of(name)) for name in config.models]
-    servers = {name: decide_server(config, host, name) for name in config.models}
+    servers = {name: decide_server(config, host, name, {}) for name in config.models}
     starts = [
         (
             decide_launch(config, name, server, budget.of(name))._replace(summary=()),

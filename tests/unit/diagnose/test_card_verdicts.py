@@ -293,3 +293,46 @@ def test_what_it_said_before_the_end_decides(log: list[str], code: str) -> None:
     """The output of a server that is asked to end is not progress."""
     verdict = decide_why(loaded(start=START, end=reasons.start_timeout(), log=log), BOOT, NOW)
     assert verdict.code == code
+
+
+# --- the profile for risers is for cards on risers
+
+
+def _hang(*lanes: int, env: dict[str, str] | None = None, log: tuple[str, ...] = ()) -> Verdict:
+    cards = [{**card, "lanes": width} for card, width in zip(CARDS, lanes, strict=False)]
+    start = {"host": {**START["host"], "cards": cards}, "env": env or {}}
+    return decide_why(served(start=start, end=reasons.hang(), log=log), BOOT, NOW)
+
+
+@pytest.mark.parametrize("lanes", [(), (16, 16), (4, 8), (0, 0)])
+def test_a_hang_of_cards_on_wide_links_says_nothing_for_risers(lanes: tuple[int, ...]) -> None:
+    assert "riser" not in str(_hang(*lanes))
+
+
+@pytest.mark.parametrize(
+    ("lanes", "said"), [((1, 1), "2 of 2 cards have a PCIe link of x1"), ((16, 1, 2), "2 of 3 cards have a PCIe link of x2 or less")]
+)
+def test_a_hang_of_cards_on_narrow_links_does(lanes: tuple[int, ...], said: str) -> None:
+    (change, *_) = _hang(*lanes).changes
+    assert (change.path, change.new) == ("models.qwen72b.profile", "pcie-riser")
+    assert change.reason.startswith(said)
+
+
+def test_a_narrow_link_of_a_card_that_the_model_does_not_see_says_nothing() -> None:
+    assert "riser" not in str(_hang(16, 16, 1, env={"CUDA_VISIBLE_DEVICES": "0,1"}))
+
+
+def test_nccl_itself_may_say_that_cards_do_not_reach_each_other() -> None:
+    line = "(Worker_TP1 pid=72) ERROR 11-23 22:20:57 [x.py:1] RuntimeError: NCCL error: remote process exited or there was a network error"
+    (change, *_) = _hang(16, 16, log=(line,)).changes
+    assert change.new == "pcie-riser"
+    assert change.reason.startswith("NCCL reported an error")
+
+
+def test_who_waits_in_vain_is_told_of_the_profile_where_links_are_narrow() -> None:
+    log = [WAITING.format(minute) for minute in range(21, 37)]
+    for width, named in ((1, True), (16, False)):
+        start = {"host": {**START["host"], "cards": [{**card, "lanes": width} for card in CARDS]}}
+        verdict = decide_why(served(start=start, gpus=8, end=reasons.hang(), log=log), BOOT, NOW)
+        assert ("pcie-riser" in verdict.hint) is named
+        assert verdict.changes

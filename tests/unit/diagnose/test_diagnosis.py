@@ -148,9 +148,7 @@ def test_nothing_is_suggested_that_is_so_already_or_less() -> None:
 
 def test_times_that_are_not_recorded_are_not_guessed() -> None:
     run = CASES["hang"]()
-    assert [change.path for change in decide_why(run._replace(start=run.start._replace(times={})), BOOT, NOW).changes] == [
-        "models.qwen72b.profile"
-    ]
+    assert decide_why(run._replace(start=run.start._replace(times={})), BOOT, NOW).changes == ()
 
 
 @pytest.mark.parametrize("cause", [cause for cause in CAUSES if cause != "exited"])

@@ -97,7 +97,7 @@ def test_a_program_is_sought_where_the_server_will_look(tmp_path: Path) -> None:
 
     def is_found(server: str, path: str) -> bool:
         return read_start_facts(
-            "x", server=server, path=path, host="127.0.0.1", model=None, swap_file=tmp_path, key_file=None, units={}
+            "x", server=server, path=path, host="127.0.0.1", model=None, swap_file=tmp_path, key_file=None, units={}, environment={}
         ).server
 
     assert is_found("serve", f"/nowhere:{tmp_path}")
@@ -106,12 +106,38 @@ def test_a_program_is_sought_where_the_server_will_look(tmp_path: Path) -> None:
     assert not is_found(str(data), "/nowhere")
 
 
+def test_no_link_of_others_is_followed_to_a_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may lead into a network mount that hangs. A command may be behind one, as a virtual environment's python is; our engine is not."""
+    real, looked = os.open, list[str]()
+
+    def watched(path: str, *more: int, **options: int | None) -> int:
+        looked.append(os.fspath(path))
+        return real(path, *more, **options)
+
+    planted = tmp_path / "theirs"
+    planted.mkdir()
+    planted.chmod(0o777)
+    (tmp_path / "hangs").mkdir()
+    (planted / "serve").symlink_to(tmp_path / "hangs/serve")
+    monkeypatch.setattr(os, "open", watched)
+
+    def there(model: str | None) -> bool:
+        where = {"host": "127.0.0.1", "swap_file": tmp_path, "key_file": None, "units": {}, "environment": {}}
+        return read_start_facts("x", server=str(planted / "serve"), path="/nowhere", model=model, **where).server  # type: ignore[arg-type]
+
+    assert (there(None), there("org/name")) == (True, False)
+    assert "theirs" in looked
+    assert "hangs" not in looked
+
+
 def test_whoever_may_not_look_for_a_copy_of_the_key_reads_everything_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def forbidden(_self: Path) -> bool:
         raise PermissionError
 
     monkeypatch.setattr(Path, "exists", forbidden)
-    facts = read_start_facts("x", server="sh", path="/bin", host="127.0.0.1", model=None, swap_file=tmp_path, key_file=None, units={})
+    facts = read_start_facts(
+        "x", server="sh", path="/bin", host="127.0.0.1", model=None, swap_file=tmp_path, key_file=None, units={}, environment={}
+    )
     assert (facts.server, facts.old_key) == (True, False)
 
 
@@ -124,6 +150,23 @@ def test_units_that_systemd_does_not_know_of_do_not_shift_the_others(tmp_path: P
     assert shown["a.slice"]["MemoryMin"] == "1"
     assert "MemoryMin" not in shown["b.service"]
     assert shown["c.slice"] == {"Id": "c.slice", "MemoryMin": "3", "StatusText": "a=b"}
+
+
+def test_the_environment_of_a_unit_is_read_as_systemctl_prints_it() -> None:
+    """Seen under systemd 252 and 262."""
+    printed = r""""A=x y" B=1 "D=quo\"te's \$HOME" "E=tab\there" "F=new\nline" "G=back\\slash" H= I=ü J=a=b"""
+    assert systemctl.environment_of({"Environment": printed}) == {
+        "A": "x y",
+        "B": "1",
+        "D": "quo\"te's $HOME",
+        "E": "tab\there",
+        "F": "new\nline",
+        "G": "back\\slash",
+        "H": "",
+        "I": "ü",
+        "J": "a=b",
+    }
+    assert systemctl.environment_of({}) == {}
 
 
 def test_without_systemd_nothing_is_known(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -180,5 +223,7 @@ def test_the_addresses_of_the_host(host: str, addresses: set[str], tmp_path: Pat
         return both if name == "server" else real(name, port, type=type)
 
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
-    facts = read_start_facts("x", server="sh", path="/bin", host=host, model=None, swap_file=tmp_path, key_file=None, units={})
+    facts = read_start_facts(
+        "x", server="sh", path="/bin", host=host, model=None, swap_file=tmp_path, key_file=None, units={}, environment={}
+    )
     assert facts.addresses == addresses

@@ -21,23 +21,29 @@ INFORMATION = (
 GIB = 1 << 30
 
 
-def _put(root: Path, pci: str, name: str, above: str) -> None:
+def _put(root: Path, pci: str, name: str, above: str, lanes: str) -> None:
     folder = root / "proc/driver/nvidia/gpus" / pci
     folder.mkdir(parents=True)
     (folder / "information").write_text(INFORMATION.format(name=name))
     device = root / "sys/devices/pci0000:00" / above / pci
     device.mkdir(parents=True)
+    (device / "current_link_width").write_text(f"{lanes}\n")
     links = root / "sys/bus/pci/devices"
     links.mkdir(parents=True, exist_ok=True)
     (links / pci).symlink_to(os.path.relpath(device, links))
 
 
 def test_each_card_by_its_address_with_its_name_and_what_is_above_it(tmp_path: Path) -> None:
-    _put(tmp_path, "0000:05:00.0", "NVIDIA GeForce RTX 3060", "0000:00:1c.0/0000:03:00.0/0000:04:01.0")
-    _put(tmp_path, "0000:01:00.0", "Tesla T4", "0000:00:02.0")
+    _put(tmp_path, "0000:05:00.0", "NVIDIA GeForce RTX 3060", "0000:00:1c.0/0000:03:00.0/0000:04:01.0", "1")
+    _put(tmp_path, "0000:01:00.0", "Tesla T4", "0000:00:02.0", "63")  # all ones: nobody answers
     assert read_pci_cards(str(tmp_path)) == [
-        {"pci": "0000:01:00.0", "name": "Tesla T4", "bridges": ["0000:00:02.0"]},
-        {"pci": "0000:05:00.0", "name": "NVIDIA GeForce RTX 3060", "bridges": ["0000:00:1c.0", "0000:03:00.0", "0000:04:01.0"]},
+        {"pci": "0000:01:00.0", "name": "Tesla T4", "lanes": 0, "bridges": ["0000:00:02.0"]},
+        {
+            "pci": "0000:05:00.0",
+            "name": "NVIDIA GeForce RTX 3060",
+            "lanes": 1,
+            "bridges": ["0000:00:1c.0", "0000:03:00.0", "0000:04:01.0"],
+        },
     ]
 
 
@@ -51,7 +57,7 @@ def test_a_driver_that_does_not_say_the_names_holds_nothing_up(tmp_path: Path, m
     folder.mkdir(parents=True)
     os.mkfifo(folder / "information")
     monkeypatch.setattr(card_usage, "_PATIENCE", 0.05)
-    assert read_pci_cards(str(tmp_path)) == [{"pci": "0000:01:00.0", "name": "", "bridges": []}]
+    assert read_pci_cards(str(tmp_path)) == [{"pci": "0000:01:00.0", "name": "", "lanes": 0, "bridges": []}]
     os.close(os.open(folder / "information", os.O_WRONLY))  # lets the thread end
 
 

@@ -461,5 +461,5 @@ def test_what_the_kernel_said_of_the_cards_in_the_whole_run_is_evidence(
     assert [event.data["kind"] for event in run.events if event.kind == "nvidia"] == ["link", "xid"] * asked
     assert len(greps) == 2 * asked
     assert all(since <= WALL for since, _ in greps)
-    expected = [{"pci": "0000:01:00.0", "name": "NVIDIA GeForce RTX 3060", "bridges": []}] if cards else []
+    expected = [{"pci": "0000:01:00.0", "name": "NVIDIA GeForce RTX 3060", "lanes": 0, "bridges": []}] if cards else []
     assert (run.start.host["gpus"], run.start.host["cards"]) == (len(expected), expected)

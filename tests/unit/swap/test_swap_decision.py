@@ -13,6 +13,7 @@ from vllm_safe.common.errors import Failure
 from vllm_safe.common.sizes import GIB, MIB, parse_amount
 from vllm_safe.common.steps import Step
 from vllm_safe.config import settings
+from vllm_safe.host.block_devices import BlockDevice
 from vllm_safe.host.host_facts import Host, Mount, SwapArea
 from vllm_safe.swap.swap_decision import decide_remove, decide_swap
 from vllm_safe.swap.swapfile_facts import UNREADABLE, CandidateFile, SwapFacts, SwapFolder
@@ -206,6 +207,37 @@ def test_file_systems_that_are_refused(fstype: str, why: str) -> None:
     assert f"on {fstype}: " in failure.message
     assert why in failure.message
     assert "(here: /data)" in failure.hint
+
+
+@pytest.mark.parametrize(
+    ("device", "why"),
+    [
+        (BlockDevice("zd0", "zvol"), "/ is on zd0, a ZFS volume: its driver needs memory to free memory"),
+        (BlockDevice("nbd0", "network"), "/ is on nbd0, a disk on the network: network I/O needs memory"),
+        (BlockDevice("ram0", "ram"), "/ is on ram0, a RAM disk: it is stored in RAM itself"),
+        (
+            BlockDevice("loop3", "loop", "/nas/x.img", "nfs4"),
+            "/ is on loop3, a loop device of /nas/x.img, on nfs4: network I/O needs memory",
+        ),
+        (
+            BlockDevice("loop3", "loop", "/pool/x.img", "zfs"),
+            "/ is on loop3, a loop device of /pool/x.img, on zfs: its driver needs memory",
+        ),
+    ],
+)
+def test_a_file_system_on_what_is_refused_is_refused(device: BlockDevice, why: str) -> None:
+    """However deep it lies: here below LVM."""
+    root = replace(ROOT, devices=(BlockDevice("dm-0"), device))
+    failure = refusal(configured(), host(mounts=(root, DATA)), facts())
+    assert failure.message.startswith(f"cannot create a swapfile at /swapfile: {why}")
+    assert "(here: /data)" in failure.hint
+
+
+@pytest.mark.parametrize(
+    "device", [BlockDevice("sda"), BlockDevice("loop0", "loop", "/srv/x", "ext4"), BlockDevice("loop0", "loop", "/dev/sdb")]
+)
+def test_a_disk_or_a_loop_device_of_a_file_that_is_good_is_good(device: BlockDevice) -> None:
+    assert decide_swap(configured(), host(mounts=(replace(ROOT, devices=(device,)),)), facts())
 
 
 def test_a_read_only_mount_is_refused() -> None:
