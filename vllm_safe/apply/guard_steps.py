@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from vllm_safe.common.file_steps import RemoveFile, WriteFile
+from vllm_safe.common.steps import Step
 from vllm_safe.contract.guard_file import PLAN_FILE, GuardPlan, read_plan
-
-if TYPE_CHECKING:
-    from vllm_safe.common.steps import Step
 
 
 def guard_steps(plan: GuardPlan, path: Path = Path(PLAN_FILE)) -> tuple[Step, ...]:

@@ -6,21 +6,18 @@ import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from vllm_safe.apply.textfile import textfile_steps
 from vllm_safe.apply.unit_steps import DaemonReload, SetProperties, TryRestart, remove_dropins
 from vllm_safe.common import paths
 from vllm_safe.common.file_steps import RemoveFile, WriteFile
+from vllm_safe.common.steps import Step
 from vllm_safe.contract.launch_file import Launch, launch_file
 from vllm_safe.decide.limits import EACH_UNIT, are_in_force, unit_of
+from vllm_safe.decide.start_checks import Preparation
 from vllm_safe.earlyoom.earlyoom_arguments import EarlyoomFiles
 from vllm_safe.engine.trial_steps import mark_step
-
-if TYPE_CHECKING:
-    from vllm_safe.common.steps import Step
-    from vllm_safe.decide.start_checks import Preparation
-    from vllm_safe.host.start_facts import Starts
+from vllm_safe.host.start_facts import Starts
 
 EARLYOOM = "earlyoom.service"
 

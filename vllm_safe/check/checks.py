@@ -5,23 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from vllm_safe.check.check_facts import active_units
+from vllm_safe.check.check_facts import Inspection, active_units
+from vllm_safe.common.errors import Failure
 from vllm_safe.common.findings import Finding, failed, passed, warned
 from vllm_safe.common.kernfs import MODELS_SLICE
 from vllm_safe.common.sizes import format_size
+from vllm_safe.config.settings import Config
 from vllm_safe.decide.limits import EACH_UNIT, Budget, are_in_force, unit_of
 from vllm_safe.decide.start_checks import CHECKS, Situation, check_admin_earlyoom, check_cgroups, check_key, check_port, check_swap
 from vllm_safe.driver.driver_findings import check_driver
 from vllm_safe.earlyoom.earlyoom_arguments import decide_earlyoom_arguments as earlyoom_arguments
+from vllm_safe.host.host_facts import Host
 from vllm_safe.tunables.tunable_decision import decide_tunables
-
-if TYPE_CHECKING:
-    from vllm_safe.check.check_facts import Inspection
-    from vllm_safe.common.errors import Failure
-    from vllm_safe.config.settings import Config
-    from vllm_safe.host.host_facts import Host
 
 EARLYOOM = "earlyoom.service"
 CGROUPS = Path("/sys/fs/cgroup")

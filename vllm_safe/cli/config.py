@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -15,10 +15,7 @@ from vllm_safe.cli.table import align_columns
 from vllm_safe.common.errors import Misuse
 from vllm_safe.config.reader import load
 from vllm_safe.config.sample_config import sample_config as sample_text
-from vllm_safe.decide.effective_settings import as_yaml, effective_settings
-
-if TYPE_CHECKING:
-    from vllm_safe.decide.effective_settings import EffectiveSetting
+from vllm_safe.decide.effective_settings import EffectiveSetting, as_yaml, effective_settings
 
 
 @click.command(name="config")

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from vllm_safe.config.settings import Config
 from vllm_safe.contract.guard_file import GuardPlan, Threshold
-
-if TYPE_CHECKING:
-    from vllm_safe.config.settings import Config
 
 
 def decide_guard(config: Config) -> GuardPlan:

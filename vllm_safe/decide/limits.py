@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vllm_safe.common.kernfs import MODELS_SLICE
-from vllm_safe.common.sizes import MIB, format_size
+from vllm_safe.common.sizes import MIB, Amount, format_size
+from vllm_safe.config.settings import Config
 from vllm_safe.decide.origin import Origin, Sourced, origin_of
 from vllm_safe.decide.protect import UNITS, Decided, Protection, decide_protection, whole_pages
-
-if TYPE_CHECKING:
-    from vllm_safe.common.sizes import Amount
-    from vllm_safe.config.settings import Config
-    from vllm_safe.host.host_facts import Host
+from vllm_safe.host.host_facts import Host
 
 # Bytes. A Python interpreter with its libraries mapped cannot work with less: such a limit is a mistake, not a small machine.
 LEAST_MEMORY = 128 * MIB

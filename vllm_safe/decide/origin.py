@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from vllm_safe.config.settings import Config
+from vllm_safe.config.settings import Config
 
 
 @dataclass(frozen=True)

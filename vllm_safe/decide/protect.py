@@ -5,16 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING
 
 from vllm_safe.common.kernfs import SYSTEM_SLICES
-from vllm_safe.common.sizes import MIB, format_size
+from vllm_safe.common.sizes import MIB, Amount, format_size
+from vllm_safe.config.settings import Config
 from vllm_safe.decide.origin import Origin, origin_of
-
-if TYPE_CHECKING:
-    from vllm_safe.common.sizes import Amount
-    from vllm_safe.config.settings import Config
-    from vllm_safe.host.host_facts import Host
+from vllm_safe.host.host_facts import Host
 
 
 @dataclass(frozen=True)

@@ -5,25 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
+from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING
 
 from vllm_safe.common import paths
 from vllm_safe.common.sizes import GIB, format_size
 from vllm_safe.config.arguments import SECRETS
-from vllm_safe.config.profiles import PROFILES
+from vllm_safe.config.profiles import PROFILES, Profile
+from vllm_safe.config.settings import Config, Model
 from vllm_safe.contract.default_times import DEFAULT_TIMES
 from vllm_safe.contract.launch_file import Launch
-from vllm_safe.decide.limits import unit_of
+from vllm_safe.decide.limits import DecidedLimits, unit_of
 from vllm_safe.decide.origin import Origin, Sourced, origin_of
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from vllm_safe.config.profiles import Profile
-    from vllm_safe.config.settings import Config, Model
-    from vllm_safe.decide.limits import DecidedLimits
-    from vllm_safe.host.host_facts import Host
+from vllm_safe.host.host_facts import Host
 
 
 def _base_environment(name: str, *, own_engine: bool) -> dict[str, tuple[str, str]]:

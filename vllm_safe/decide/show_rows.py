@@ -6,19 +6,17 @@ import json
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vllm_safe.common.kernfs import MODELS_SLICE
 from vllm_safe.common.sizes import format_size
+from vllm_safe.config.settings import Config
 from vllm_safe.decide.limits import EACH_UNIT, SHARED, Budget, DecidedLimits, decide_budget
 from vllm_safe.decide.origin import Origin, Sourced, origin_of
 from vllm_safe.decide.protect import UNITS, Decided, Protection
 from vllm_safe.decide.serve_command import decide_launch, decide_server, health_url
 from vllm_safe.host.host_facts import Host, SwapArea
 from vllm_safe.tunables.tunable_decision import decide_tunables
-
-if TYPE_CHECKING:
-    from vllm_safe.config.settings import Config
 
 _BYTES = ("memory_max", "swap_max")
 

@@ -6,25 +6,22 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from vllm_safe.common.errors import Misuse
 from vllm_safe.common.findings import Finding, Level, failed, passed, warned
 from vllm_safe.common.sizes import format_size
 from vllm_safe.config.arguments import SECRETS
-from vllm_safe.config.settings import Config
+from vllm_safe.config.settings import Config, Model
 from vllm_safe.contract.launch_file import Launch
 from vllm_safe.decide.limits import LEAST_MEMORY, Budget, decide_budget, unit_of
 from vllm_safe.decide.protect import UNITS
 from vllm_safe.decide.serve_command import ServerCommand, decide_launch
 from vllm_safe.earlyoom.earlyoom_arguments import EarlyoomFiles, decide_earlyoom, keep_earlyoom
+from vllm_safe.host.host_facts import Host
 from vllm_safe.host.start_facts import StartFacts, Starts
 from vllm_safe.models.fetch_decision import find_model
 from vllm_safe.swap.swapfile_facts import second_name
-
-if TYPE_CHECKING:
-    from vllm_safe.config.settings import Model
-    from vllm_safe.host.host_facts import Host
 
 SWAP_SERVICE = "vllm-safe-swap.service"
 WINDOW = 3600.0  # seconds: older restarts of a model that was ready since then do not count; manual starts never count

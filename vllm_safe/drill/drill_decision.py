@@ -5,15 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from vllm_safe.common.findings import Finding, failed, passed
 from vllm_safe.common.sizes import MIB, format_size
 from vllm_safe.decide.limits import LEAST_MEMORY, Budget, DecidedLimits
 from vllm_safe.drill.login_probes import EVERY, GAP, LOGIN, LONGEST, SLICES, SSH, STALL, ProbeSample
-
-if TYPE_CHECKING:
-    from vllm_safe.host.host_facts import Host
+from vllm_safe.host.host_facts import Host
 
 # Additional seconds that a person does not mind, however fast the idle machine is. Without them, a login of 60 ms after 30 ms would fail.
 SLACK_USUAL = 1.0  # seconds

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from vllm_safe.common import paths
-
-if TYPE_CHECKING:
-    from vllm_safe.config.settings import Config
+from vllm_safe.config.settings import Config
 
 VARIABLE = "EARLYOOM_ARGS"
 _HEADER = "# Written by vllm-safe from the section earlyoom of its config.yaml; changes here are lost.\n"

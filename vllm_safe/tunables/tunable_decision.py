@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
+from vllm_safe.config.settings import Config
 from vllm_safe.tunables.tunable_facts import LRU_GEN
-
-if TYPE_CHECKING:
-    from vllm_safe.config.settings import Config
 
 
 def decide_tunables(config: Config, there: Mapping[str, str]) -> dict[str, str]:

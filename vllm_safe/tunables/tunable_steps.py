@@ -13,15 +13,12 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from vllm_safe.common import paths
 from vllm_safe.common.errors import Failure
 from vllm_safe.common.file_steps import RemoveFile, WriteFile
 from vllm_safe.common.kernfs import MEMORY_PRESSURE, parse_stall, read_kernel_file
-
-if TYPE_CHECKING:
-    from vllm_safe.common.steps import Step
+from vllm_safe.common.steps import Step
 
 _KERNELS = "/sys/"  # the folder of the kernel's files; a saved value for any other path was not written by these steps
 
