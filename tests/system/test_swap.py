@@ -217,7 +217,7 @@ def test_places_that_are_refused(bed: Virtual) -> None:
     configure(bed, OPEN_TO_ALL, "16M")
     assert "others could change" in refusal(bed)
     configure(bed, "/mnt/ext4/swapfile", "1T")
-    assert "no room for 1.0 TiB" in refusal(bed)
+    assert "not enough disk space for 1.0 TiB" in refusal(bed)
     bed.run("mount -o remount,ro /mnt/xfs")
     configure(bed, "/mnt/xfs/swapfile", "16M")
     assert "/mnt/xfs is mounted read-only" in refusal(bed)
