@@ -21,7 +21,7 @@ deb: ## The package: dist/vllm-safe.deb
 	tests/tools deb
 	debian/build
 
-test: check system ## Everything in `check`, then the system tests: QEMU and nspawn side by side, half an hour on two processors
+test: check system ## Everything in `check`, then the system tests: QEMU and nspawn side by side
 
 # TIERS: which system tests; `python -m tests.tiers` says which there are. A line for each test that ends says how far all are.
 TIERS := vm nspawn
