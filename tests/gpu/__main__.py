@@ -98,8 +98,8 @@ class _Runner:
             outcome, figures = "FAIL", {"why": str(wrong)}
         except Exception:  # noqa: BLE001 - the other scenarios still run after one has failed
             outcome, figures = "FAIL", {"why": traceback.format_exc()[-1500:]}
+        self._keep_journals(scenario)
         if outcome == "FAIL":
-            self._keep_journals(scenario)
             run(["systemctl", "stop", *(f"vllm@{model.name}" for model in scenario.models)], check=False)
         self._say(scenario, outcome, start, figures)
 

@@ -77,7 +77,7 @@ def guarded(box: Box) -> Figures:
     run(["/usr/lib/vllm-safe/bin/python", "-c", _ACT, unit, "kill"])
     ended = wait_for("it has ended", lambda: box.shown("guarded")["SubState"] == "auto-restart", 30)
     box.stop("guarded")
-    return {"answers, all the same": len(answers), "seconds": round(took, 1), "frozen": "5 x 3 s", "killed after": round(ended, 1)}
+    return {"answers, all the same": len(answers), "during seconds": round(took, 1), "frozen": "5 x 3 s", "killed after": round(ended, 1)}
 
 
 def drill(_box: Box) -> Figures:
@@ -87,4 +87,5 @@ def drill(_box: Box) -> Figures:
         result: Mapping[str, Any] = json.loads(done.stdout)
     except ValueError:
         raise Wrong(f"vllm-safe drill: {done.stderr.strip()[-300:]}") from None
-    return {"exit status": done.returncode} | {key: value for key, value in result.items() if isinstance(value, str | int | float)}
+    figures: Figures = {"exit status": done.returncode}
+    return figures | {key: value for key, value in result.items() if isinstance(value, str | int | float) and key != "seconds"}

@@ -129,6 +129,8 @@ class Box:
         follower.start()
         try:
             done = subprocess.run(["systemctl", "start", f"vllm@{name}"], capture_output=True, text=True, check=False, timeout=timeout)
+        except subprocess.TimeoutExpired:
+            raise Wrong(f"{name} is not ready after {timeout:g} s: {self.shown(name)['StatusText']}") from None
         finally:
             took = time.time() - begun
             over.set()

@@ -51,10 +51,8 @@ def _starting(split: dict[str, Any]) -> Iterator[Scenario]:
     yield Scenario("side-by-side", pair, side_by_side, gpus=2, alone=True)
     large = split | SHORT
     yield Scenario("large", (Model("large", large, path=LARGE),), starts("large", pace=True, alone=True), alone=True)
-    plan = {"VLLM_ENABLE_STARTUP_PLAN": "1"}
-    yield Scenario(
-        "large-startup-plan", (Model("planned", split | SHORT, plan, path=LARGE),), starts("planned", twice=True, alone=True), alone=True
-    )
+    planned = Model("planned", split | SHORT, path=LARGE)  # VLLM_ENABLE_STARTUP_PLAN is on by default
+    yield Scenario("large-startup-plan", (planned,), starts("planned", twice=True, alone=True), alone=True)
     yield Scenario(
         "large-nvcc", (Model("nvcc", TP2 | SHORT, WITH_NVCC, path=LARGE),), starts("nvcc", pace=True, alone=True), gpus=2, alone=True
     )

@@ -27,7 +27,7 @@ def main(file: Path, title: str) -> str:
 def _shown(value: object) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {_shown(item)}" for key, item in value.items())
-    return ", ".join(map(_shown, value)) if isinstance(value, list) else str(value)
+    return ", ".join(map(_shown, value)) if isinstance(value, list) else str(value).strip().rpartition("\n")[2]
 
 
 if __name__ == "__main__":

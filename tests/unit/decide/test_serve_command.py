@@ -199,6 +199,11 @@ def test_nothing_is_compiled_with_nvcc_unless_it_is_asked_for() -> None:
     assert (env["VLLM_USE_FLASHINFER_SAMPLER"], env["VLLM_ALLREDUCE_USE_FLASHINFER"]) == ("1", "0")
 
 
+def test_an_equal_start_measures_no_memory_again() -> None:
+    assert (launch_of().env or {})["VLLM_ENABLE_STARTUP_PLAN"] == "1"
+    assert "VLLM_ENABLE_STARTUP_PLAN" not in (launch_of(command=("/bin/server",)).env or {})
+
+
 @pytest.mark.parametrize("what", [{}, {"command": ("/bin/server",)}])
 def test_the_cards_of_a_model_are_those_of_nvidia_smi(what: dict[str, object]) -> None:
     env = launch_of(gpus=(3, 1), **what).env or {}
