@@ -14,7 +14,8 @@ from vllm_safe.common.findings import Finding
 from vllm_safe.config.settings import Config, Model
 from vllm_safe.contract.launch_file import Launch
 from vllm_safe.contract.state_file import NO_CARDS, CardUsage
-from vllm_safe.decide.start_checks import RESTARTS, check_port, limit_restarts
+from vllm_safe.decide.restarts import RESTARTS, limit_restarts
+from vllm_safe.decide.start_checks import check_port
 from vllm_safe.host.host_facts import Host
 from vllm_safe.host.start_facts import StartFacts, Starts
 from vllm_safe.launch.actions import Action, Quit
