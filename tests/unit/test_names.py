@@ -16,12 +16,16 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 CONVENTIONS = {"__init__", "__main__", "main", "command"}
 
 # Decisions, and what they stand on: functions of what they are handed.
+_ALSO_PURE = {
+    *("config/model_names.py", "config/profiles.py", "config/rules.py", "config/settings.py", "status/status_lines.py"),
+    *(f"launch/{name}.py" for name in ("actions", "first_token", "lifecycle", "liveness", "load_progress", "loading", "phases", "timers")),
+}
 PURE = [
     file
     for file in FILES
     if file.parent.name in {"decide", "diagnose", "causes"}
     or file.stem.endswith("_decision")
-    or str(file.relative_to(PACKAGE)) in {"config/rules.py", "config/settings.py", "config/profiles.py", "status/status_lines.py"}
+    or str(file.relative_to(PACKAGE)) in _ALSO_PURE
 ]
 # Nothing of these is a function of its arguments alone. `pathlib` is not among them: a path is a value, and IO_METHODS are what it does.
 _MODULES = """

@@ -51,7 +51,7 @@ class _Supervisor:
         self._unit = _unit()
         sizes = checkpoint_sizes(Path(launch.checkpoint)) if launch.checkpoint else ()
         before = _error_before(launch)
-        self._life = Lifecycle(launch, time.monotonic(), time.time(), sizes=sizes, watchdog=_watchdog(), before=before)
+        self._life = Lifecycle(launch, time.monotonic(), time.time(), _time_of_day, sizes=sizes, watchdog=_watchdog(), before=before)
         self._trouble = FirstTrouble()
         self._started = time.time()
         self._resolver = Resolver()
@@ -240,3 +240,7 @@ def _watchdog() -> float:
     """Return the seconds within which systemd expects a watchdog notification, or 0."""
     mine = os.environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
     return int(os.environ.get("WATCHDOG_USEC") or 0) / 1e6 if mine else 0.0
+
+
+def _time_of_day(moment: float) -> str:
+    return time.strftime("%H:%M:%S", time.localtime(moment))

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.builders.reasons import time_of_day
 from vllm_safe.contract.launch_file import Launch
 from vllm_safe.contract.state_file import NO_CARDS, CardUsage
 from vllm_safe.launch.actions import Action, AskServer, Instruction, LogLine, NotifySystemd, Quit, SendSignal
@@ -31,7 +32,7 @@ class Life:
     """A lifecycle with equal clocks, and the actions that it returned."""
 
     def __init__(self, launch: Launch = OTHER, watchdog: float = 0.0, before: str = "") -> None:
-        self.it = Lifecycle(launch, 1000.0, 1000.0, watchdog=watchdog, before=before)
+        self.it = Lifecycle(launch, 1000.0, 1000.0, time_of_day, watchdog=watchdog, before=before)
 
     def tick(self, now: float) -> list[Action]:
         return self.it.tick(now, now)

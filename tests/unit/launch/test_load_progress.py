@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.builders.reasons import time_of_day
 from vllm_safe.common.sizes import GIB, MIB
 from vllm_safe.launch.load_progress import Checkpoint, CommunicationWait, ProcessReadings, ProcessTotals, Stillness
 from vllm_safe.launch.processes import Process
@@ -80,14 +81,15 @@ def test_a_freeze_is_not_counted() -> None:
     assert watch.still == 15
 
 
-def test_the_reason_says_what_stood_still_and_since_when(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("time.localtime", lambda _: (2026, 11, 23, 12, 4, 31, 0, 0, 0))
+def test_the_reason_says_what_stood_still_and_since_when() -> None:
     watch = _still_after(30, ProcessReadings(read=4096, resident=2048, cpu=0.01))
-    assert watch.describe() == "120 KiB read, 0 B mapped, 60.0 KiB of memory allocated, 0.3 s of CPU time, no new output since 12:04:31"
     assert (
-        "60.0 KiB of memory allocated, 30.0 KiB of GPU memory allocated, "
-        in _still_after(30, ProcessReadings(resident=2048, gpu=1024)).describe()
+        watch.describe(time_of_day)
+        == "120 KiB read, 0 B mapped, 60.0 KiB of memory allocated, 0.3 s of CPU time, no new output since 00:16:40"
     )
+    assert "60.0 KiB of memory allocated, 30.0 KiB of GPU memory allocated, " in _still_after(
+        30, ProcessReadings(resident=2048, gpu=1024)
+    ).describe(time_of_day)
 
 
 def test_sums_outlive_the_processes() -> None:
