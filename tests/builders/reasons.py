@@ -120,7 +120,7 @@ def _loads(launch: Launch = _VLLM) -> Lifecycle:
     life = Lifecycle(launch, 0.0, BEGUN, time_of_day)
     line = b"(Worker pid=7) INFO 11-23 22:20:52 [gpu_model_runner.py:1] Starting to load model /srv/tiny...\n"
     life.looked(0.0, BEGUN, [_WORKER])
-    life.heard(line, LOADS_AT, BEGUN + LOADS_AT)
+    life.printed(line, LOADS_AT, BEGUN + LOADS_AT)
     return life
 
 
@@ -138,7 +138,7 @@ def _hung(life: Lifecycle, since: float, processes: Sequence[Process], *, said: 
         now, wall = since + second, BEGUN + since + second
         life.tick(now, wall)
         if said and second % 60 == 0:
-            life.heard(f"{said.format(second // 60)}\n".encode(), now, wall)
+            life.printed(f"{said.format(second // 60)}\n".encode(), now, wall)
         if second % 2 == 0:
             life.looked(now, wall, [process._replace(cpu=now) for process in processes] if spins else processes, cards)
             if life.alive:

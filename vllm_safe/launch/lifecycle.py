@@ -101,9 +101,9 @@ class Lifecycle:
         ]  # the next one is set when the answer arrives
         return actions + (self._serve_on(now, wall, self.alive) if self.alive else self._load_on(now, wall))
 
-    def heard(self, chunk: bytes, now: float, wall: float) -> None:
+    def printed(self, chunk: bytes, now: float, wall: float) -> None:
         """Handle output of the server."""
-        if (loading := self.loading) and loading.hear(chunk, now) and self._launch.metrics and self.phase != "waiting":
+        if (loading := self.loading) and loading.read_output(chunk, now) and self._launch.metrics and self.phase != "waiting":
             self._go(loading.follow.phase, wall)
 
     def looked(self, now: float, wall: float, processes: Sequence[Process], cards: CardUsage = NO_CARDS) -> list[Action]:

@@ -1,7 +1,7 @@
 """The decision from figures whether a loading server makes progress. Pure: the figures and the time are parameters.
 
 Any figure that moves is progress: bytes read, memory mapped or allocated on the machine or its GPUs, CPU time used, lines printed that were
-not printed before. The activity of a dead but polling server is no progress: see STEPS. Neither is the CPU time of processes that wait for
+not printed before. The activity of a dead but polling server is not progress: see STEPS. Neither is the CPU time of processes that wait for
 each other: see CommunicationWait. Time in which this process did not run (the guard's freeze, a suspended machine) is not counted.
 """
 
@@ -82,7 +82,7 @@ class CommunicationWait:
         self._torn = b""
         self._until = -math.inf  # the time until which the last printed line is valid
 
-    def hear(self, chunk: bytes, now: float) -> None:
+    def read_output(self, chunk: bytes, now: float) -> None:
         """Take a chunk of the output, which may be cut anywhere. A line that is not repeated soon becomes invalid."""
         data = self._torn + chunk
         if b"block found in" in data:  # otherwise the data need not be decoded
@@ -110,7 +110,7 @@ class Stillness:
         self._last = ProcessReadings()
 
     def look(self, now: float, wall: float, readings: ProcessReadings, *, waits: bool = False) -> bool:
-        """Take readings and return whether anything has moved. waits: CPU time is no movement, see CommunicationWait."""
+        """Take readings and return whether anything has moved. waits: CPU time is not movement, see CommunicationWait."""
         self.still += min(max(now - self._now, 0.0), LONGEST_TICK)
         self._now, self._last = now, readings
         if self._from is None or self._moved(readings, "cpu" if waits else "faults"):

@@ -38,10 +38,10 @@ class Loading:
         """A statement that the processes wait for each other, with its signs, once nothing else has moved for a while; or ""."""
         return self._vain() if self.still >= _QUIET else ""
 
-    def hear(self, chunk: bytes, now: float) -> bool:
+    def read_output(self, chunk: bytes, now: float) -> bool:
         """Take a chunk of the output, which may be cut anywhere; return whether the phase has changed."""
-        self._waits.hear(chunk, now)
-        return self.follow.hear(chunk, now)
+        self._waits.read_output(chunk, now)
+        return self.follow.read_output(chunk, now)
 
     def look(self, now: float, wall: float, processes: Sequence[Process], cards: CardUsage = NO_CARDS) -> None:
         """Take a reading of the processes and of the GPUs."""

@@ -103,7 +103,7 @@ def test_tells_what_a_server_that_listens_but_is_not_ready_does(text: str) -> No
 def test_what_vllm_prints_is_its_phase_and_what_others_print_is_not() -> None:
     for launch, phase in ((VLLM, "loading"), (OTHER, "starting")):
         life = Life(launch)
-        life.it.heard(b"(Worker pid=7) INFO 11-23 22:10:48 [gpu_model_runner.py:1] Starting to load model /srv/tiny...\n", 1010.0, 1010.0)
+        life.it.printed(b"(Worker pid=7) INFO 11-23 22:10:48 [gpu_model_runner.py:1] Starting to load model /srv/tiny...\n", 1010.0, 1010.0)
         assert life.it.phase == phase
 
 
@@ -245,7 +245,7 @@ def _waiting(
     life = Life(VLLM)
     for now in range(1001, 1001 + minutes * 60):
         if says and now % 60 == 0:
-            life.it.heard(WAITING, float(now), float(now))
+            life.it.printed(WAITING, float(now), float(now))
         life.tick(float(now))
         life.it.looked(float(now), float(now), processes(float(now)), cards)
         if life.it.phase == "stopping":
@@ -269,7 +269,7 @@ def test_the_stacks_of_those_who_spin_are_asked_for() -> None:
     for now in range(1300, 1500):
         actions += [*life.tick(float(now)), *life.it.looked(float(now), float(now), _spins(float(now)))]
         if now % 60 == 0:
-            life.it.heard(WAITING, float(now), float(now))
+            life.it.printed(WAITING, float(now), float(now))
     assert Instruction.DUMP in actions
     assert actions.index(Instruction.DUMP) < actions.index(Instruction.KILL)
 
@@ -292,7 +292,7 @@ def test_a_slow_step_that_is_told_of_once_is_not_waited_for_in_vain() -> None:
     life = Life(VLLM)
     for now in range(1001, 1590):
         if now % 300 == 0:
-            life.it.heard(WAITING, float(now), float(now))
+            life.it.printed(WAITING, float(now), float(now))
         life.it.looked(float(now), float(now), _spins(float(now)))
     assert life.it.cause == ""
 
@@ -310,7 +310,7 @@ def test_a_start_that_takes_too_long_and_spins_says_so_and_where() -> None:
     actions: list[Action] = []
     for now in range(1001, 1602):
         if now % 60 == 0:
-            life.it.heard(WAITING, float(now), float(now))
+            life.it.printed(WAITING, float(now), float(now))
         actions += [*life.tick(float(now)), *life.it.looked(float(now), float(now), _spins(float(now)))]
     assert life.it.cause == "start-timeout"
     assert life.it.reason.startswith("not ready within 10 min (start_timeout): ")

@@ -159,17 +159,17 @@ def test_a_worker_that_does_not_answer_is_heard_of_however_the_line_is_cut(line:
     waits = CommunicationWait()
     data = line.encode()
     for at in range(0, len(data), cut):
-        waits.hear(data[at : at + cut], 100.0)
+        waits.read_output(data[at : at + cut], 100.0)
     assert "repeatedly" in waits.signs(220.0, None)[0]
     assert waits.signs(226.0, None) == (), "a minute later it should have been said again"
-    waits.hear(b"\n" * 300, 500.0)
+    waits.read_output(b"\n" * 300, 500.0)
     assert waits.signs(501.0, None) == (), "a line is heard once"
 
 
 def test_a_shorter_interval_is_waited_for_less_long() -> None:
     """The interval is VLLM_RINGBUFFER_WARNING_INTERVAL."""
     waits = CommunicationWait()
-    waits.hear(LINE.format(5).encode(), 100.0)
+    waits.read_output(LINE.format(5).encode(), 100.0)
     assert waits.signs(114.0, None)
     assert not waits.signs(116.0, None)
 
