@@ -74,7 +74,7 @@ def start_that_fails(bed: Machine, name: str) -> dict[str, str]:
 def bed(vm_installed: Virtual) -> Virtual:
     """1 GiB of RAM, 512 MiB of swap that the first start makes, and two models that run."""
     configure(vm_installed, swap="512M", extra="protect: {system: 150M, user: 60M, init: 20M}\n")
-    vm_installed.run("systemctl start vllm@neighbour vllm@hog", timeout=300)
+    vm_installed.run("systemctl start vllm@neighbour vllm@hog", timeout=400)  # systemd gives up after 5 min, and names the unit
     return vm_installed
 
 
