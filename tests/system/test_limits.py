@@ -80,7 +80,7 @@ def bed(vm_installed: Virtual) -> Virtual:
 
 @pytest.mark.nspawn
 class TestSystemd:
-    """What systemd makes of it; this bed's kernel enforces nothing."""
+    """The properties that systemd has; this bed's kernel enforces nothing."""
 
     @pytest.fixture(autouse=True)
     def _fresh(self, nspawn_installed: Nspawn) -> None:
@@ -252,7 +252,7 @@ class TestSystemd:
 
 @pytest.mark.vm
 class TestKernel:
-    """What the kernel enforces."""
+    """The limits that the kernel enforces."""
 
     def test_the_cgroups_have_the_limits(self, bed: Virtual) -> None:
         folder = "/sys/fs/cgroup/vllm.slice/vllm@hog.service"

@@ -13,7 +13,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "vllm_safe"
 FILES = sorted(PACKAGE.rglob("*.py"))
-# What the packages and programs of Python are called by everybody: a console script's `main`, and the `command` of each of cli/.
+# Names that all Python packages and programs use: a console script's `main`, and the `command` of each module of cli/.
 CONVENTIONS = {"__init__", "__main__", "main", "command"}
 
 # Decisions, what they stand on, and every module whose first lines say "Pure": functions of what they are handed.
