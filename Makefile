@@ -34,7 +34,7 @@ test-vm test-nspawn test-trixie test-sid: test-%: venv deb beds
 test-releases: venv deb beds ## The same package on trixie and sid, built there too, and an upgrade of bookworm to trixie
 	$(PYTHON) -m tests.tiers trixie sid
 
-test-gpu: venv deb beds ## What only NVIDIA cards can show, on a machine that has them; elsewhere it says why not
+test-gpu: venv deb beds ## What only NVIDIA GPUs can show, on a machine that has them; elsewhere it says why not
 	$(PYTHON) -m tests.gpu.bed
 
 # Without root the tests that need the beds are skipped, and say so.

@@ -27,7 +27,7 @@ def sources(archive: Path, commit: str = "") -> None:
     known = subprocess.run([*git, "ls-files", "-z", "--cached", "--others", "--exclude-standard"], check=True, capture_output=True).stdout
     pack = ["tar", "--create", "--null", "--ignore-failed-read", "--files-from=-", f"--file={archive}"]
     subprocess.run(pack, cwd=REPOSITORY, input=known, check=True, stderr=subprocess.DEVNULL)
-    # There is no git in it: the commit is said as `make deb` says it.
+    # The archive has no git: the commit is written into it, as `make deb` does.
     with TemporaryDirectory() as folder:
         commit_file = Path(folder) / "debian/commit"
         commit_file.parent.mkdir()

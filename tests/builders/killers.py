@@ -1,4 +1,4 @@
-"""What the recorder notes of those who kill for memory: real lines of the kernel and earlyoom through its reader, and the guard's own."""
+"""The recorder's notes of kills for lack of memory: real lines of the kernel and earlyoom through its reader, and the guard's own."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ Each is the fields of an End. `time` is when it happened: the run that ends with
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +15,8 @@ from vllm_safe.common.findings import Finding
 from vllm_safe.config.settings import Config, Model
 from vllm_safe.contract.launch_file import Launch
 from vllm_safe.contract.state_file import NO_CARDS, CardUsage
-from vllm_safe.decide.start_checks import RESTARTS, check_port, limit_restarts
+from vllm_safe.decide.restarts import RESTARTS, limit_restarts
+from vllm_safe.decide.start_checks import check_port
 from vllm_safe.host.host_facts import Host
 from vllm_safe.host.start_facts import StartFacts, Starts
 from vllm_safe.launch.actions import Action, Quit
@@ -30,6 +32,11 @@ _BUSY = Answer("answers 200", healthy=True, status=200, figures={RUNNING: 1.0, T
 LOADS_AT = LOADING.index("loading") * EACH  # seconds after the start
 WARMS_UP_AT = len(LOADING) * EACH
 READY_AT = (len(PHASES) - 1) * EACH
+
+
+def time_of_day(moment: float) -> str:
+    """Return the time of day in UTC: goldens do not depend on the time zone of the machine."""
+    return time.strftime("%H:%M:%S", time.gmtime(moment))
 
 
 def stall(*, said: str = "", cards: CardUsage = NO_CARDS, **times: float) -> dict[str, Any]:
@@ -81,7 +88,7 @@ def stopped(after: float = 2.0) -> dict[str, Any]:
 
 def not_started(why: str) -> dict[str, Any]:
     """Fail to start: the kernel had no process or no memory for it."""
-    life = Lifecycle(_VLLM, 0.0, BEGUN)
+    life = Lifecycle(_VLLM, 0.0, BEGUN, time_of_day)
     return _end(life, 1.0, life.not_started(BEGUN, why))
 
 
@@ -110,10 +117,10 @@ def _refusal(cause: str, finding: Finding) -> dict[str, Any]:
 
 
 def _loads(launch: Launch = _VLLM) -> Lifecycle:
-    life = Lifecycle(launch, 0.0, BEGUN)
+    life = Lifecycle(launch, 0.0, BEGUN, time_of_day)
     line = b"(Worker pid=7) INFO 11-23 22:20:52 [gpu_model_runner.py:1] Starting to load model /srv/tiny...\n"
     life.looked(0.0, BEGUN, [_WORKER])
-    life.heard(line, LOADS_AT, BEGUN + LOADS_AT)
+    life.printed(line, LOADS_AT, BEGUN + LOADS_AT)
     return life
 
 
@@ -131,7 +138,7 @@ def _hung(life: Lifecycle, since: float, processes: Sequence[Process], *, said: 
         now, wall = since + second, BEGUN + since + second
         life.tick(now, wall)
         if said and second % 60 == 0:
-            life.heard(f"{said.format(second // 60)}\n".encode(), now, wall)
+            life.printed(f"{said.format(second // 60)}\n".encode(), now, wall)
         if second % 2 == 0:
             life.looked(now, wall, [process._replace(cpu=now) for process in processes] if spins else processes, cards)
             if life.alive:

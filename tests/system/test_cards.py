@@ -1,4 +1,4 @@
-"""What the kernel says of a card, from its log to `vllm-safe why`: the real ring, journald and recorder, and cards that are not there.
+"""Kernel messages about a card, from the log to `vllm-safe why`: the real ring, journald and recorder, and cards that are not there.
 
 What root writes into /dev/kmsg is a line of the kernel to journald, less the word before it.
 """

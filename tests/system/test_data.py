@@ -1,4 +1,4 @@
-"""What config.yaml says reaches programs as data: under a real systemd, through YAML, launch file, unit and exec, byte for byte."""
+"""Values of config.yaml reach programs as data: under a real systemd, through YAML, launch file, unit and exec, byte for byte."""
 
 from __future__ import annotations
 

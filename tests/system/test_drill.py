@@ -26,7 +26,7 @@ CONFIG = "/etc/vllm-safe/config.yaml"
 # Seconds: what takes two on a real machine, on an emulated one that swaps and shares its processors with other tests. Shorter than the
 # hog's own time, which is what the drill takes and two minutes for filling: its own end cannot pass for being ended.
 PATIENCE = 120
-TRIES = 3  # the host may have other tests to run meanwhile, and a login that waits for the host is no fault of the hog's
+TRIES = 3  # the host may have other tests to run meanwhile, and the hog is not at fault for a login that waits for the host
 HOG = "/sys/fs/cgroup/vllm.slice/vllm-safe-drill.service"
 
 

@@ -103,7 +103,7 @@ def test_whatever_a_model_does_everything_else_lives_on(bed: Virtual, shell: She
     try:
         bed.run(f"systemctl start --no-block {UNIT}", timeout=PATIENCE)
         bed.wait_for("the hog presses", lambda: presses(bed), timeout=240, pause=1)
-        bed.throttle(iops=150, bytes_per_second=120 << 20)  # what it needed to start is no part of it
+        bed.throttle(iops=150, bytes_per_second=120 << 20)  # only now: the start needs the disk, and is not measured
         over = time.monotonic() + HOLD
         groups = bed.out("pgrep -u vllm | sed 's|.*|/proc/&/cgroup|' | xargs cat 2>/dev/null | sort -u", timeout=PATIENCE)
         assert groups == f"0::/vllm.slice/{UNIT}"

@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.nspawn, pytest.mark.engine]
 
 CONFIG_FILE = "/etc/vllm-safe/config.yaml"
 MIB = 1 << 20
-# What the installation of any package changes, what goes on by itself, and the model, which is its user's.
+# Paths that the installation of any package changes, or that change by themselves; and the model, which is the user's.
 NOT_OURS = re.compile(rf"/(var/(log|tmp|cache|lib/(dpkg|apt|systemd|private))|root|tmp|etc/(passwd|group|g?shadow)-?)(/|$)|{engine.MODEL}")
 
 

@@ -74,13 +74,13 @@ def start_that_fails(bed: Machine, name: str) -> dict[str, str]:
 def bed(vm_installed: Virtual) -> Virtual:
     """1 GiB of RAM, 512 MiB of swap that the first start makes, and two models that run."""
     configure(vm_installed, swap="512M", extra="protect: {system: 150M, user: 60M, init: 20M}\n")
-    vm_installed.run("systemctl start vllm@neighbour vllm@hog", timeout=300)
+    vm_installed.run("systemctl start vllm@neighbour vllm@hog", timeout=400)  # systemd gives up after 5 min, and names the unit
     return vm_installed
 
 
 @pytest.mark.nspawn
 class TestSystemd:
-    """What systemd makes of it; this bed's kernel enforces nothing."""
+    """The properties that systemd has; this bed's kernel enforces nothing."""
 
     @pytest.fixture(autouse=True)
     def _fresh(self, nspawn_installed: Nspawn) -> None:
@@ -252,7 +252,7 @@ class TestSystemd:
 
 @pytest.mark.vm
 class TestKernel:
-    """What the kernel enforces."""
+    """The limits that the kernel enforces."""
 
     def test_the_cgroups_have_the_limits(self, bed: Virtual) -> None:
         folder = "/sys/fs/cgroup/vllm.slice/vllm@hog.service"

@@ -35,7 +35,7 @@ SERVERS = {  # name -> (what the fake server is told, other settings)
     "deaf": ("--deaf --daemon", "stop_grace: 2s"),
 }
 PORTS = {name: 8001 + number for number, name in enumerate(SERVERS)}
-# What each process of a server leaves where vLLM leaves things, before it becomes the server.
+# Each process of a server first leaves files where vLLM leaves some.
 LITTER = "touch /dev/shm/psm_litter /tmp/vllm_dist_litter /run/vllm/$0/socket; exec python3 /opt/fake/server.py"
 
 ENDS = [  # name, the cause in its state, and what STATUS= and the journal say; seconds until it is over at the latest

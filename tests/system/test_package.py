@@ -32,7 +32,7 @@ COMPLETION = {
 }
 TMPFILES = "systemd/tmpfiles.d/vllm-safe.conf"
 FOREIGN = "/var/lib/vllm-safe/engine/link"  # user vllm owns the folder, and plants a link in it
-# What an installation of any package changes, and what goes on by itself.
+# Paths that the installation of any package changes, or that change by themselves.
 NOT_OURS = re.compile(r"/(var/(log|tmp|cache|lib/(dpkg|apt|systemd|private))|root|tmp|etc/(passwd|group|g?shadow)-?)(/|$)")
 OURS_OFF = "fallocate --length 8M {0} && chmod 600 {0} && mkswap --label {1} {0}"
 

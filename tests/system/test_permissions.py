@@ -1,4 +1,4 @@
-"""What the package may do on the machine: the table in README.md against systemd, and the modes of what it installs and makes."""
+"""The privileges of the package on the machine: the table in README.md against systemd, and the modes of what it installs and makes."""
 
 from __future__ import annotations
 

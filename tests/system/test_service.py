@@ -29,7 +29,7 @@ SERVERS = {  # name -> (what the fake server is told, other settings)
     "keyed": ("", "api_key_file: /root/key"),
 }
 PORTS = {name: 8001 + number for number, name in enumerate(SERVERS)}
-# What each process of a server leaves where vLLM leaves things, before it becomes the server.
+# Each process of a server first leaves files where vLLM leaves some.
 LITTER = "touch /dev/shm/psm_litter /tmp/vllm_dist_litter /run/vllm/$0/socket; exec python3 /opt/fake/server.py"
 
 
@@ -48,7 +48,7 @@ def bed(nspawn_installed: Nspawn) -> Nspawn:
 
 @pytest.fixture(autouse=True)
 def _tidy(bed: Nspawn) -> Iterator[None]:
-    """Whatever a test did: when its models are stopped nothing is left."""
+    """Stop the models after each test, and check that nothing is left."""
     yield
     bed.run("systemctl stop 'vllm@*' && systemctl reset-failed 'vllm@*'", check=False)
     _nothing_is_left(bed)
@@ -127,7 +127,7 @@ def test_the_exposure_is_low(bed: Nspawn) -> None:
 def test_systemd_knows_every_key(bed: Nspawn) -> None:
     _start(bed, "good")
     complaints = bed.out("journalctl --boot --no-pager | grep -iE 'unknown|ignoring|invalid' | grep vllm || true").splitlines()
-    # What the container's cgroups lack (pids.max) is none of ours.
+    # Complaints about what the container's cgroups lack (pids.max) are not about the units.
     assert [line for line in complaints if "for control group" not in line] == []
 
 

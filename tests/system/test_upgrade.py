@@ -194,7 +194,7 @@ def test_a_downgrade_to_the_last_release_stops_nothing_either(bed: Nspawn) -> No
     assert running(bed)["vllm@web.service"] == before["vllm@web.service"]
     bed.run("systemctl restart vllm@web", timeout=60)
     assert_in_order(bed)
-    # What that release does not have, and this one had started, ends with its files; systemd forgets it at the next boot.
+    # Units that the older release lacks end with their files; systemd forgets them at the next boot.
     assert [line for line in bed.failed_units().splitlines() if " not-found " not in line] == []
 
 

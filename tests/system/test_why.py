@@ -40,7 +40,7 @@ def eat(trigger, most):
 threading.Thread(target=eat, args=(sys.argv[2], int(sys.argv[3])), daemon=True).start()
 http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
 """
-# What was recorded last of a model's last run.
+# Prints the end of a model's last run, and the last record.
 LAST = """
 import json, sys
 from vllm_safe.record.run_reader import list_runs, read_run
@@ -125,7 +125,7 @@ def bed(nspawn_installed: Machine) -> Machine:
 
 @pytest.mark.nspawn
 def test_nothing_was_started(bed: Machine) -> None:
-    """What to do is said."""
+    """The error has a hint."""
     refused = bed.run(["vllm-safe", "why", "good"], check=False)
     assert (refused.returncode, "systemctl start vllm@good" in refused.stderr) == (1, True)
 
@@ -196,7 +196,7 @@ def test_its_disk_is_full(bed: Machine) -> None:
 
 @pytest.mark.nspawn
 def test_without_a_config(bed: Machine) -> None:
-    """What was recorded does not need it."""
+    """Recorded runs can be read without it."""
     bed.run("mv /etc/vllm-safe/config.yaml /etc/vllm-safe/kept.yaml && echo 'models: [' > /etc/vllm-safe/config.yaml")
     assert "was killed by SIGKILL" in bed.out("vllm-safe why good --list")
     assert bed.out("vllm-safe why stalls --run 1").startswith("stalls ")
@@ -258,7 +258,7 @@ def test_deaths_by_memory_and_power(vm_installed: Virtual) -> None:
     config = bed.read("/etc/vllm-safe/config.yaml").replace("memory_max: 200M, swap_max: 96M", "memory_max: 90%, swap_max: 100%")
     tight = "protect: {system: 40M, user: 20M, init: 8M, kernel: 0, per_gpu: 0}\n"
     bed.write("/etc/vllm-safe/config.yaml", config + tight)
-    # What others hold cannot be taken from them, and the hog is far from its limit when nothing is left.
+    # Another program holds memory that cannot be taken from it: nothing is left while the hog is far from its limit.
     bed.run("swapoff /swap; mount -t tmpfs -o size=900M press /mnt; head -c 560M /dev/zero > /mnt/x", timeout=120)
     verdict = starved(bed, "hog")
     assert verdict["code"] == "earlyoom", verdict
@@ -272,7 +272,7 @@ def test_deaths_by_memory_and_power(vm_installed: Virtual) -> None:
 
     serving(bed, "good")
     bed.wait_for("the first record", lambda: is_recorded(bed, "good"), timeout=60)
-    bed.run("sync")  # what is ours stays; what is recorded from here on has only the recorder to thank
+    bed.run("sync")  # files from before stay; from here on, only the recorder sees to it that its files do
     cut = float(bed.out("sleep 12; date +%s.%N", timeout=60))
     bed.power_cut()
     bed.boot()

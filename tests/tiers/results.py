@@ -1,4 +1,4 @@
-"""What the runner has heard of one tier, and the tables made of it. Pure."""
+"""The results of one tier that the runner has received, and the tables made of them. Pure."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from vllm_safe.common.paths import RUNS
 from vllm_safe.common.sizes import MIB
 from vllm_safe.config.profiles import PROFILES
 from vllm_safe.config.settings import SECTIONS, Model, settings_of
-from vllm_safe.decide.start_checks import RESTARTS, WINDOW
+from vllm_safe.decide.restarts import RESTARTS, WINDOW
 from vllm_safe.guard.blame import AFTER_THAW
 from vllm_safe.guard.pressure_watch import LOW
 from vllm_safe.guard.readings import SCARCE

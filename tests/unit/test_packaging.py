@@ -154,7 +154,7 @@ def test_installing_starts_and_downloads_nothing() -> None:
 
 
 def test_the_configuration_is_no_conffile() -> None:
-    """What dpkg would ask about: anything that the package ships in /etc."""
+    """The package ships nothing in /etc: dpkg would ask about it at an upgrade."""
     assert not re.search(r"^\S+ /?etc\b", (DEBIAN / "install").read_text(), re.MULTILINE)
 
 

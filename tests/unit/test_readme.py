@@ -11,6 +11,7 @@ import pytest
 
 from vllm_safe.cli.entry import COMMANDS
 from vllm_safe.cli.main import cli
+from vllm_safe.config.reader import load
 
 ROOT = Path(__file__).parents[2]
 TEXT = "\n".join((ROOT / name).read_text() for name in ("README.md", "CONTRIBUTING.md"))
@@ -56,6 +57,12 @@ def test_every_command_is_in_the_readme(name: str) -> None:
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"^make (\S+)", TEXT, re.MULTILINE))))
 def test_a_target_of_make_exists(target: str) -> None:
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+def test_the_configuration_of_the_readme_is_one(tmp_path: Path) -> None:
+    (shown,) = re.findall(r"^```yaml\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
+    (tmp_path / "config.yaml").write_text(shown)
+    assert load(tmp_path / "config.yaml").models
 
 
 @pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\((?!http)([^)#]+)\)", TEXT))))

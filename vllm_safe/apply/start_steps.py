@@ -14,7 +14,7 @@ from vllm_safe.common.file_steps import RemoveFile, WriteFile
 from vllm_safe.common.steps import Step
 from vllm_safe.contract.launch_file import Launch, launch_file
 from vllm_safe.decide.limits import EACH_UNIT, are_in_force, unit_of
-from vllm_safe.decide.start_checks import Preparation
+from vllm_safe.decide.preparation import Preparation
 from vllm_safe.earlyoom.earlyoom_arguments import EarlyoomFiles
 from vllm_safe.engine.trial_steps import mark_step
 from vllm_safe.host.start_facts import Starts

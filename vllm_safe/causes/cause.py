@@ -105,11 +105,6 @@ def find_cause(head: Sequence[str], tail: Sequence[str], *, served: bool, record
     return next((message for message in deaths if message.code == "worker-died"), deaths[0] if deaths else None)
 
 
-def last_line(tail: Sequence[str]) -> str:
-    """Return the last line that is not empty, or ""."""
-    return next((line for line in (ESCAPES.sub("", line).strip() for line in reversed(tail)) if line), "")
-
-
 def _after_well(lines: Sequence[str]) -> int:
     return max((number for number, line in enumerate(lines, 1) if WELL.search(line[:LONGEST].encode(errors="replace"))), default=0)
 

@@ -45,7 +45,7 @@ class FirstTrouble:
         self._last_trouble = 0.0  # the time of the last line of trouble
         self._torn = b""
 
-    def hear(self, chunk: bytes, now: float, *, serves: bool) -> None:
+    def read_output(self, chunk: bytes, now: float, *, serves: bool) -> None:
         """Take a chunk of the output, which may be cut anywhere.
 
         serves: the server is ready. Errors of vLLM's API server are then errors of clients, or echoes.

@@ -16,16 +16,12 @@ from vllm_safe.common.errors import ConfigError, Failure, Misuse
 from vllm_safe.common.paths import starts_file
 from vllm_safe.common.steps import Step, carry_out
 from vllm_safe.common.systemctl import runtime_dropins, show_properties
+from vllm_safe.config.model_names import require_model
 from vllm_safe.config.reader import load
 from vllm_safe.decide.guard_settings import decide_guard
 from vllm_safe.decide.limits import PROPERTIES, decide_budget, unit_of
-from vllm_safe.decide.start_checks import (
-    count_restart,
-    decide_default_protection,
-    decide_preparation,
-    decide_protection_of_all,
-    require_model,
-)
+from vllm_safe.decide.preparation import decide_default_protection, decide_preparation, decide_protection_of_all
+from vllm_safe.decide.restarts import count_restart
 from vllm_safe.host.host_facts import read_host
 from vllm_safe.host.start_facts import boot_clock, read_starts, time_asleep
 from vllm_safe.tunables.tunable_decision import decide_tunables

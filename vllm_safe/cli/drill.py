@@ -21,13 +21,11 @@ from vllm_safe.common.errors import EXIT_FAILED, Misuse
 from vllm_safe.common.run_lock import hold_lock
 from vllm_safe.common.sizes import format_size
 from vllm_safe.common.steps import carry_out
+from vllm_safe.config.model_names import require_model
 from vllm_safe.config.reader import load
 from vllm_safe.decide.guard_settings import decide_guard
 from vllm_safe.decide.limits import DecidedLimits, decide_budget
-from vllm_safe.decide.start_checks import (
-    decide_protection_of_all,
-    require_model,
-)
+from vllm_safe.decide.preparation import decide_protection_of_all
 from vllm_safe.drill.drill_checks import require_ready
 from vllm_safe.drill.drill_decision import DrillRow, Hog, decide_hog, judge_drill
 from vllm_safe.drill.drill_decision import drill_as_json as lines_as_json

@@ -12,9 +12,9 @@ from vllm_safe.common.errors import Failure
 from vllm_safe.common.findings import Level
 from vllm_safe.common.sizes import format_size
 from vllm_safe.common.steps import carry_out
+from vllm_safe.config.model_names import require_model
 from vllm_safe.config.reader import load
 from vllm_safe.decide.limits import decide_budget
-from vllm_safe.decide.start_checks import require_model
 from vllm_safe.host.host_facts import read_host
 from vllm_safe.models.fetch_decision import FetchPlan, ModelDisk, count_files, find_model, plan_fetch, require_room
 from vllm_safe.models.fetch_source import fetch_source, read_model_disk

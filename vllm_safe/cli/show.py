@@ -10,10 +10,10 @@ import click
 from vllm_safe.cli.main import config_option, json_option, name_argument
 from vllm_safe.cli.table import align_columns
 from vllm_safe.common.systemctl import environment_of, show_properties
+from vllm_safe.config.model_names import require_model
 from vllm_safe.config.reader import load
 from vllm_safe.decide.limits import unit_of
 from vllm_safe.decide.show_rows import decide_show, with_swap
-from vllm_safe.decide.start_checks import require_model
 from vllm_safe.host.host_facts import read_host
 
 

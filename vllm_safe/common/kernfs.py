@@ -58,7 +58,7 @@ def parse_stall(text: str, kind: str = "full") -> int | None:
 
 
 def parse_stall_share(text: str, kind: str = "full") -> float | None:
-    """Return the share (0..1) of the last ten seconds in which tasks waited, likewise."""
+    """Return the share (0..1) of the last ten seconds in which tasks waited; `kind` as for parse_stall."""
     share = _pressure_field(text, kind, "avg10")
     return float(share) / 100 if share.replace(".", "", 1).isdecimal() else None
 

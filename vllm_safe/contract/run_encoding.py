@@ -35,7 +35,7 @@ def from_line(line: str | bytes) -> Any:  # noqa: ANN401 - any value of JSON
 
 
 def integer(value: object) -> int | None:
-    """Return the value as a whole number, or None if it is no finite number or too large for a size."""
+    """Return the value as a whole number, or None if it is not a finite number or too large for a size."""
     found = number(value)
     return None if found is None else int(found)
 

@@ -137,12 +137,12 @@ def to_json(state: State) -> str:
 
 
 def write_state(state: State) -> None:
-    """Put the state of a model in place. Nothing that goes wrong here is worth a model."""
+    """Put the state of a model in place. An error is ignored: it must not end a model."""
     _write(state_file(state.name), to_json(state))
 
 
 def write_end(name: str, end: Mapping[str, object]) -> None:
-    """Put what systemd said of an end in place, likewise."""
+    """Put systemd's report of an end in place. An error is ignored."""
     _write(end_file(name), json.dumps(end, ensure_ascii=False) + "\n")
 
 

@@ -279,4 +279,4 @@ def _workers(case: Case) -> int:
 
 
 def _longer(case: Case, setting: str) -> tuple[SettingChange, ...]:
-    return case.longer(setting, f"twice the {format_span(case.run.start.times.get(setting, 0.0))} that did not suffice")
+    return case.longer(setting, f"at least twice the {format_span(case.run.start.times.get(setting, 0.0))} that did not suffice")

@@ -141,7 +141,7 @@ class Case:
         return self.run.start.env.get(name, "unset")
 
     def longer(self, setting: str, reason: str, *, least: float = 0.0) -> tuple[SettingChange, ...]:
-        """Suggest twice a time setting, and more than `least` seconds; () where the time is not known, or cannot be set that long."""
+        """Suggest at least twice a time setting, more than `least` seconds; () if the time is unknown, or cannot be set that long."""
         old = self.run.start.times.get(setting, 0.0)
         new = math.ceil(max(2 * old, least + 1) / _QUARTER) * _QUARTER
         if not 0 < old < new <= _LONGEST:

@@ -8,13 +8,7 @@ from vllm_safe.common.kernfs import MEMORY_PRESSURE, parse_stall_share, read_ker
 from vllm_safe.common.systemctl import show_properties
 from vllm_safe.config.settings import Config
 from vllm_safe.decide.limits import Budget
-from vllm_safe.decide.start_checks import (
-    SWAP_SERVICE,
-    LimitSituation,
-    check_cgroups,
-    check_memory,
-    check_swap,
-)
+from vllm_safe.decide.start_checks import SWAP_SERVICE, LimitSituation, check_cgroups, check_memory, check_swap
 from vllm_safe.drill.drill_decision import check_ready
 from vllm_safe.drill.hog_unit import occupants
 from vllm_safe.host.host_facts import Host

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from vllm_safe.common.errors import Failure
 from vllm_safe.common.paths import HOME
+from vllm_safe.common.terminal import last_line
 from vllm_safe.engine.engine_decision import Installation
 
 AGAIN = "Then run the same command again: downloaded files are kept."
@@ -18,7 +19,7 @@ def explain_install_failure(installation: Installation, purpose: str, output: st
         if found := re.search(pattern, output):
             what, hint = explain(installation, found)
             return Failure(f"could not {purpose}: {what}", hint=hint)
-    return Failure(f"could not {purpose}: {_last_line(output) or 'the program ended without an error message'}")
+    return Failure(f"could not {purpose}: {last_line(output.splitlines()) or 'the program ended without an error message'}")
 
 
 def _full(_: Installation, _found: re.Match[str]) -> tuple[str, str]:
@@ -82,7 +83,7 @@ def _no_pip(_: Installation, _found: re.Match[str]) -> tuple[str, str]:
 
 
 def _denied(_: Installation, found: re.Match[str]) -> tuple[str, str]:
-    return _last_line(found.string), "User vllm must be able to read engine.find_links."
+    return last_line(found.string.splitlines()), "User vllm must be able to read engine.find_links."
 
 
 _UNREACHABLE = (
@@ -114,7 +115,3 @@ def _lacking(installation: Installation) -> str:
         return ""
     more = f" and {len(installation.lacking) - 5} more" if len(installation.lacking) > 5 else ""
     return f"; {installation.sources.find_links} lacks {', '.join(installation.lacking[:5])}{more}"
-
-
-def _last_line(output: str) -> str:
-    return next((line.strip() for line in reversed(output.splitlines()) if line.strip()), "")

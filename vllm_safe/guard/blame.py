@@ -73,5 +73,5 @@ def largest_model(reading: Reading) -> str | None:
 
 
 def _moves(reading: Reading) -> dict[str, float]:
-    """Return the pages moved by unit; "" stands for everything that is no model."""
+    """Return the pages moved by unit; "" stands for everything that is not a model."""
     return {"": reading.others, **{unit: usage.moved for unit, usage in reading.models.items()}}

@@ -28,7 +28,7 @@ class CgroupControl:
         self._held: dict[str, dict[str, str]] = {}  # by cgroup: file -> the value that it must keep
 
     def do(self, act: GuardAction) -> str:
-        """Carry out an action. Return the reason if it failed, or "". A cgroup that no longer exists is no failure."""
+        """Carry out an action. Return the reason if it failed, or "". A cgroup that no longer exists is not a failure."""
         group = f"{MODELS_SLICE}/{act.unit}"
         if "/" in act.unit or act.unit.startswith("."):
             return f"{act.unit} is not a unit of {MODELS_SLICE}"

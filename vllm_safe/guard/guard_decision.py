@@ -78,7 +78,7 @@ class GuardState:
         return bool(self.held_back) or self._now - self._pressed_at < WAKEFUL
 
     def woken(self, now: float) -> None:
-        """Handle a PSI trigger of the kernel. It is no reading: the next reading counts the stall since the last one."""
+        """Handle a PSI trigger of the kernel. It is not a reading: the next reading counts the stall since the last one."""
         self._pressed_at = now
 
     def suspended(self) -> None:
@@ -123,7 +123,9 @@ class GuardState:
             del self._models[unit]
         if self._worst(self._second)[1] >= self._plan.threshold / 2:
             self._pressed_at = reading.now
-        if self._worst(self._squeezing)[1] >= self._plan.squeeze.pressure / 2:  # not over the last second: a single login is no unrest
+        if (
+            self._worst(self._squeezing)[1] >= self._plan.squeeze.pressure / 2
+        ):  # not over the last second: a single login is not pressure that lasts
             self._restless_at = reading.now
 
     def _worst(self, window: Window, only: str = "") -> tuple[str, float]:

@@ -54,7 +54,7 @@ def read_block_devices(holder: Holder, holder_of: Callable[[Path], Holder | None
         if folder.name in found:
             continue
         file = _loop_file(folder)
-        device = [*_named(file, root)] if file.startswith("/dev/") else []  # a file in /dev/shm is no device
+        device = [*_named(file, root)] if file.startswith("/dev/") else []  # a file in /dev/shm is not a device
         behind = holder_of(Path(file)) if file and not device else None
         found[folder.name] = BlockDevice(folder.name, "loop" if file else _kind(folder), file, behind.fstype if behind else "")
         waiting += device

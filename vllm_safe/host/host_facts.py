@@ -131,7 +131,7 @@ def _unescape(text: str) -> str:
 
 
 def read_swaps(root: Path = Path("/")) -> tuple[SwapArea, ...]:
-    """Read only the swap areas that are on, for a step that checks its result."""
+    """Read only the swap areas that are on, for a step that checks its result. psutil has only their sum."""
     rows = (line.split() for line in _text(root / "proc/swaps").splitlines()[1:])
     return tuple(SwapArea(_unescape(row[0]), row[1], int(row[2]) * 1024, int(row[3]) * 1024) for row in rows if len(row) >= 4)
 

@@ -7,10 +7,11 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from vllm_safe.causes.cause import find_cause, last_line
+from vllm_safe.causes.cause import find_cause
 from vllm_safe.causes.death_patterns import BY_ITSELF, describe_death
 from vllm_safe.causes.messages import FOLLOWS, Message, without_figures
 from vllm_safe.causes.quote import quote_error, with_full_stop, without_full_stop
+from vllm_safe.common.terminal import last_line
 from vllm_safe.contract.launch_file import Launch
 from vllm_safe.launch.server_end import NEVER_CAN_WORK, Ended, Explanation
 from vllm_safe.launch.server_process import CANNOT_RUN, describe_ending

@@ -21,7 +21,7 @@ from vllm_safe.launch.loading import Loading
 from vllm_safe.launch.processes import Process
 from vllm_safe.launch.server_end import Ended, Ending, explain_end
 from vllm_safe.launch.server_process import describe_ending
-from vllm_safe.launch.timers import Timers
+from vllm_safe.launch.timers import TimeOfDay, Timers
 
 POLL_FIRST, POLL_LONGEST = 0.1, 2.0  # seconds between two requests to the health URL while loading, doubling
 LOOK_EVERY = 1.0  # seconds between two readings of the processes while loading
@@ -40,7 +40,15 @@ class Lifecycle:
     """
 
     def __init__(  # noqa: PLR0913 - each parameter is a fact from another source
-        self, launch: Launch, now: float, wall: float, *, sizes: Sequence[int] = (), watchdog: float = 0.0, before: str = ""
+        self,
+        launch: Launch,
+        now: float,
+        wall: float,
+        time_of_day: TimeOfDay,
+        *,
+        sizes: Sequence[int] = (),
+        watchdog: float = 0.0,
+        before: str = "",
     ) -> None:
         self.phase = "waiting" if launch.pause else "starting"
         self.since = wall  # the beginning of the phase
@@ -50,7 +58,7 @@ class Lifecycle:
         self.error = ""  # the error that ended the server, as the server printed it
         self.served = False
         self.alive: Liveness | None = None
-        self._launch, self._sizes, self._before = launch, sizes, before
+        self._launch, self._sizes, self._before, self._time_of_day = launch, sizes, before, time_of_day
         self._started = now  # the start of the server, or of the wait for it
         self._loading = Loading(now, wall, sizes)
         self._last_health = Answer("was not asked yet")
@@ -93,9 +101,9 @@ class Lifecycle:
         ]  # the next one is set when the answer arrives
         return actions + (self._serve_on(now, wall, self.alive) if self.alive else self._load_on(now, wall))
 
-    def heard(self, chunk: bytes, now: float, wall: float) -> None:
+    def printed(self, chunk: bytes, now: float, wall: float) -> None:
         """Handle output of the server."""
-        if (loading := self.loading) and loading.hear(chunk, now) and self._launch.metrics and self.phase != "waiting":
+        if (loading := self.loading) and loading.read_output(chunk, now) and self._launch.metrics and self.phase != "waiting":
             self._go(loading.follow.phase, wall)
 
     def looked(self, now: float, wall: float, processes: Sequence[Process], cards: CardUsage = NO_CARDS) -> list[Action]:
@@ -110,7 +118,7 @@ class Lifecycle:
         if wrong := self._first.overdue(self._launch.hang_timeout):
             return self._end_hung(now, wall, "hang", wrong)
         if self._loading.still >= self._launch.stall_timeout:
-            return self._end_hung(now, wall, "stall", self._loading.stall(self.phase))
+            return self._end_hung(now, wall, "stall", self._loading.stall(self.phase, self._time_of_day))
         return []
 
     def answered(self, now: float, wall: float, what: str, answer: Answer) -> list[Action]:
@@ -211,7 +219,7 @@ class Lifecycle:
 
     def _serve_on(self, now: float, wall: float, alive: Liveness) -> list[Action]:
         alive.pass_time(now, wall)
-        if wrong := alive.verdict():
+        if wrong := alive.verdict(self._time_of_day):
             return self._end_hung(now, wall, "hang", wrong)
         if alive.wants_token:
             alive.asked_for_token()

@@ -7,13 +7,13 @@ no problem.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping, Sequence
 
 from vllm_safe.common.sizes import format_span
 from vllm_safe.contract.launch_file import Launch
 from vllm_safe.launch.http_probe import Answer
 from vllm_safe.launch.processes import Process
+from vllm_safe.launch.timers import TimeOfDay
 
 INTERVAL = 10.0  # seconds between two readings
 # The limit in seconds for problems without recovery: a process of the engine is gone, or vLLM returns 503, which means that its engine has
@@ -133,12 +133,12 @@ class Liveness:
             what = "1 request runs" if self.running == 1 else f"{self.running} requests run"
             self._since("tokens", self._launch.hang_timeout, f"{what} and no token counter moves")
 
-    def verdict(self) -> str:
+    def verdict(self, time_of_day: TimeOfDay) -> str:
         """Return the reason why the server counts as hung, or ""."""
         for lasted, limit, text, since in self._wrong.values():
             if lasted >= limit:
                 setting = " (hang_timeout)" if limit == self._launch.hang_timeout else ""  # SURELY is not a setting
-                return f"{text}, for {format_span(lasted)} since {time.strftime('%H:%M:%S', time.localtime(since))}{setting}"
+                return f"{text}, for {format_span(lasted)} since {time_of_day(since)}{setting}"
         return ""
 
     def _since(self, what: str, limit: float, text: str) -> None:

@@ -1,7 +1,7 @@
 """The decision from figures whether a loading server makes progress. Pure: the figures and the time are parameters.
 
 Any figure that moves is progress: bytes read, memory mapped or allocated on the machine or its GPUs, CPU time used, lines printed that were
-not printed before. The activity of a dead but polling server is no progress: see STEPS. Neither is the CPU time of processes that wait for
+not printed before. The activity of a dead but polling server is not progress: see STEPS. Neither is the CPU time of processes that wait for
 each other: see CommunicationWait. Time in which this process did not run (the guard's freeze, a suspended machine) is not counted.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import re
-import time
 from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -17,6 +16,7 @@ from typing import NamedTuple
 from vllm_safe.common.sizes import MIB, format_size
 from vllm_safe.contract.state_file import LoadProgress
 from vllm_safe.launch.processes import Process
+from vllm_safe.launch.timers import TimeOfDay
 
 LONGEST_TICK = 5.0  # seconds of one tick that count; a longer tick is a freeze, or a machine too busy to judge by
 RATE_OVER = 60.0  # seconds over which a rate is computed: a disk that stalls for some seconds changes the time left by little
@@ -82,7 +82,7 @@ class CommunicationWait:
         self._torn = b""
         self._until = -math.inf  # the time until which the last printed line is valid
 
-    def hear(self, chunk: bytes, now: float) -> None:
+    def read_output(self, chunk: bytes, now: float) -> None:
         """Take a chunk of the output, which may be cut anywhere. A line that is not repeated soon becomes invalid."""
         data = self._torn + chunk
         if b"block found in" in data:  # otherwise the data need not be decoded
@@ -110,7 +110,7 @@ class Stillness:
         self._last = ProcessReadings()
 
     def look(self, now: float, wall: float, readings: ProcessReadings, *, waits: bool = False) -> bool:
-        """Take readings and return whether anything has moved. waits: CPU time is no movement, see CommunicationWait."""
+        """Take readings and return whether anything has moved. waits: CPU time is not movement, see CommunicationWait."""
         self.still += min(max(now - self._now, 0.0), LONGEST_TICK)
         self._now, self._last = now, readings
         if self._from is None or self._moved(readings, "cpu" if waits else "faults"):
@@ -121,14 +121,13 @@ class Stillness:
         self._from = self._from._replace(**shrunk)
         return False
 
-    def describe(self) -> str:
+    def describe(self, time_of_day: TimeOfDay) -> str:
         """Describe the movements since the last progress: "12.0 KiB read, ..., 0.1 s of CPU time, no new output since 12:04:31"."""
         before, after = self._from or self._last, self._last
         kinds = {"read": "read", "mapped": "mapped", "resident": "of memory allocated"}
         kinds |= {"gpu": "of GPU memory allocated"} if after.gpu else {}
         sizes = [f"{format_size(max(0, getattr(after, name) - getattr(before, name)))} {what}" for name, what in kinds.items()]
-        when = time.strftime("%H:%M:%S", time.localtime(self.since))
-        return f"{', '.join(sizes)}, {after.cpu - before.cpu:.1f} s of CPU time, no new output since {when}"
+        return f"{', '.join(sizes)}, {after.cpu - before.cpu:.1f} s of CPU time, no new output since {time_of_day(self.since)}"
 
     def _moved(self, readings: ProcessReadings, but: str) -> bool:
         before = self._from or readings

@@ -9,6 +9,7 @@ from vllm_safe.contract.state_file import NO_CARDS, CardUsage, LoadProgress
 from vllm_safe.launch.load_progress import Checkpoint, CommunicationWait, ProcessTotals, Stillness
 from vllm_safe.launch.phases import PhaseTracker
 from vllm_safe.launch.processes import Process
+from vllm_safe.launch.timers import TimeOfDay
 
 _QUIET = 60.0  # seconds without progress after which the status mentions it
 IN_VAIN = "its processes wait for each other"  # `why` recognizes this end by it
@@ -37,10 +38,10 @@ class Loading:
         """A statement that the processes wait for each other, with its signs, once nothing else has moved for a while; or ""."""
         return self._vain() if self.still >= _QUIET else ""
 
-    def hear(self, chunk: bytes, now: float) -> bool:
+    def read_output(self, chunk: bytes, now: float) -> bool:
         """Take a chunk of the output, which may be cut anywhere; return whether the phase has changed."""
-        self._waits.hear(chunk, now)
-        return self.follow.hear(chunk, now)
+        self._waits.read_output(chunk, now)
+        return self.follow.read_output(chunk, now)
 
     def look(self, now: float, wall: float, processes: Sequence[Process], cards: CardUsage = NO_CARDS) -> None:
         """Take a reading of the processes and of the GPUs."""
@@ -56,10 +57,10 @@ class Loading:
         text = f"{phase}, {format_span(now - self._started)}" + (f": {', '.join(details)}" if details else "")
         return text + (f"; no progress for {format_span(self.still)}" if self.still >= _QUIET else "") + health
 
-    def stall(self, phase: str) -> str:
+    def stall(self, phase: str, time_of_day: TimeOfDay) -> str:
         """Return the reason why the start counts as hung."""
         vain = f"{self._vain()}; " if self._signs else ""
-        return f"no progress for {format_span(self.still)} while {phase} (stall_timeout): {vain}{self._stillness.describe()}"
+        return f"no progress for {format_span(self.still)} while {phase} (stall_timeout): {vain}{self._stillness.describe(time_of_day)}"
 
     def _vain(self) -> str:
         return f"{IN_VAIN}, since {' and '.join(self._signs)}" if self._signs else ""

@@ -105,12 +105,12 @@ class PhaseTracker:
         self.since = now
         self.text = ""  # the progress, for people: "shard 1 of 4"
         self.done, self.of = 0, 0  # the same as numbers, while loading: shards
-        self.news = 0  # lines so far that had not been printed before: a line that a poller repeats is no progress
+        self.news = 0  # lines so far that had not been printed before: a line that a poller repeats is not progress
         self._known: dict[int, None] = {}  # hashes of the last different lines
         self._torn = b""
         self._has_cache = False  # the size of the KV cache has been decided
 
-    def hear(self, chunk: bytes, now: float) -> bool:
+    def read_output(self, chunk: bytes, now: float) -> bool:
         """Take a chunk of the output, which may be cut anywhere; return whether the phase has changed."""
         before = self.phase
         lines = (self._torn + chunk).replace(b"\r", b"\n").split(b"\n")

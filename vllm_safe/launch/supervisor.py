@@ -47,11 +47,11 @@ class _Supervisor:
         self._signals = open_signal_pipe((signal.SIGTERM, signal.SIGINT, signal.SIGCHLD))
         self._launch, self._env = launch, env
         self._server: Server | None = None
-        self._output = Output(_STDOUT, self._hear)
+        self._output = Output(_STDOUT, self._read_output)
         self._unit = _unit()
         sizes = checkpoint_sizes(Path(launch.checkpoint)) if launch.checkpoint else ()
         before = _error_before(launch)
-        self._life = Lifecycle(launch, time.monotonic(), time.time(), sizes=sizes, watchdog=_watchdog(), before=before)
+        self._life = Lifecycle(launch, time.monotonic(), time.time(), _time_of_day, sizes=sizes, watchdog=_watchdog(), before=before)
         self._trouble = FirstTrouble()
         self._started = time.time()
         self._resolver = Resolver()
@@ -154,15 +154,15 @@ class _Supervisor:
             probe = Probe(url, found, now, timeout=PATIENCE if self._life.alive else TIMEOUT)
         self._probes[what] = (probe, figures)
 
-    def _hear(self, chunk: bytes) -> None:
+    def _read_output(self, chunk: bytes) -> None:
         now = time.monotonic()
         if now >= self._searched_until:
             self._searched, self._searched_until = 0, now + 1
         if self._searched < HEARD:
-            self._life.heard(chunk, now, time.time())
+            self._life.printed(chunk, now, time.time())
         if self._searched < SIFTED:
             self._searched += len(chunk)
-            self._trouble.hear(chunk, now, serves=self._life.served)
+            self._trouble.read_output(chunk, now, serves=self._life.served)
 
     def _processes(self) -> tuple[Process, ...]:
         return read_processes(self._unit, os.getpid())
@@ -240,3 +240,7 @@ def _watchdog() -> float:
     """Return the seconds within which systemd expects a watchdog notification, or 0."""
     mine = os.environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
     return int(os.environ.get("WATCHDOG_USEC") or 0) / 1e6 if mine else 0.0
+
+
+def _time_of_day(moment: float) -> str:
+    return time.strftime("%H:%M:%S", time.localtime(moment))

@@ -1,12 +1,15 @@
-"""Timers by name: a dict of times of the caller's clock."""
+"""Timers by name, and the form of a time. Pure: the clock and the time zone are those of the caller."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+
+TimeOfDay = Callable[[float], str]  # from Unix time, in the time zone of the machine: "12:04:31"
 
 
 class Timers(dict[str, float]):
-    """A set of timers. `timers["look"] = now` sets a timer, `del` and `clear` remove timers."""
+    """Times of the caller's clock, by name. `timers["look"] = now` sets a timer, `del` and `clear` remove timers."""
 
     @property
     def due(self) -> float:

@@ -76,7 +76,7 @@ def visible_cards(env: Mapping[str, str], names: Collection[str]) -> frozenset[i
 
 
 class CardsInUse:
-    """The GPU usage that the main process of one run is told. seen: the GPUs that the model sees; None: all."""
+    """The GPU usage that the recorder reports to the main process of one run. seen: the GPUs that the model sees; None: all."""
 
     def __init__(self, seen: frozenset[int] | None) -> None:
         self._seen = seen

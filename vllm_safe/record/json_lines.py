@@ -1,16 +1,14 @@
 """Files of JSON lines that are appended to for days within a size limit: the beginning is kept for ever, and the end.
 
 STEM.0.jsonl is the beginning. When it is full, STEM.1.jsonl follows, then STEM.2.jsonl and so on; the last two of these are kept.
-
-On a hard disk with swap, each fsync of a growing file waits for the journal of the file system, with the data of all other programs in it.
-Hence a file grows by a chunk of newlines, and lines are written over them, which costs one block each time. Blank lines have no meaning.
 """
 
 from __future__ import annotations
 
 import os
 
-from vllm_safe.contract.small_files import MODE, READ, remove_if_possible, write_all
+from vllm_safe.contract.small_files import READ, remove_if_possible
+from vllm_safe.record.padded_file import PaddedFile
 
 CHUNK = 1 << 16  # bytes
 
@@ -22,48 +20,33 @@ class Lines:
         self._folder, self._stem = folder, stem
         self._head, self._tail = head, tail
         self._number = max(file_numbers(folder, stem), default=0)
-        self._handle = -1
-        self._size = self._used = 0
+        self._file: PaddedFile | None = None
 
     def write(self, lines: bytes) -> None:
         """Write whole lines to the disk. Raises OSError; the lines are then lost, and the next call may succeed."""
-        if self._handle < 0:
-            self._open()
-        if self._used and self._used + len(lines) > (self._tail if self._number else self._head):
-            self._next()
-        while self._used + len(lines) > self._size:
-            write_all(self._handle, b"\n" * CHUNK, self._size)
-            self._size += CHUNK
-        write_all(self._handle, lines, self._used)
-        self._used += len(lines)
-        os.fdatasync(self._handle)
+        file = self._file or self._open()
+        if file.used and file.used + len(lines) > (self._tail if self._number else self._head):
+            file = self._next()
+        file.write(lines, file.used)
 
     def close(self) -> None:
-        """Truncate the rest of the last chunk."""
-        if self._handle < 0:
-            return
-        try:
-            os.ftruncate(self._handle, self._used)
-        finally:
-            os.close(self._handle)
-            self._handle = -1
+        """Close the last file. Raises OSError."""
+        file, self._file = self._file, None
+        if file:
+            file.close()
 
-    def _open(self) -> None:
+    def _open(self) -> PaddedFile:
         """Open the last file at the end of its content: a recorder that was killed continues there."""
-        self._handle = os.open(_path(self._folder, self._stem, self._number), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, MODE)
-        content = b""
-        while more := os.pread(self._handle, 1 << 20, len(content)):
-            content += more
-        self._size = len(content)
-        self._used = len(content.rstrip(b"\n"))
-        self._used += 1 if self._used else 0  # a torn line ends here
+        self._file = PaddedFile(_path(self._folder, self._stem, self._number), CHUNK)
+        self._file.find_end()
+        return self._file
 
-    def _next(self) -> None:
+    def _next(self) -> PaddedFile:
         self.close()
         self._number += 1
         if self._number > 2:
             remove_if_possible(_path(self._folder, self._stem, self._number - 2))
-        self._open()
+        return self._open()
 
 
 def read_lines(folder: str, stem: str, most: int) -> list[bytes]:

@@ -7,10 +7,10 @@ import time
 from pathlib import Path
 
 from vllm_safe.common.errors import ConfigError, Failure, Misuse
+from vllm_safe.config.model_names import require_model
 from vllm_safe.config.reader import load
 from vllm_safe.contract.recorded_run import Run
 from vllm_safe.contract.state_file import state_file
-from vllm_safe.decide.start_checks import require_model
 from vllm_safe.diagnose.diagnosis import decide_why, decide_why_down
 from vllm_safe.diagnose.verdict import Verdict
 from vllm_safe.record.run_reader import list_runs, read_run, with_end

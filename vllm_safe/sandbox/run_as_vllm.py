@@ -29,7 +29,7 @@ from vllm_safe.common.kernfs import MODELS_SLICE
 from vllm_safe.common.paths import HOME, USER
 from vllm_safe.common.sizes import GIB
 from vllm_safe.common.systemctl import show_properties
-from vllm_safe.common.terminal import ESCAPES
+from vllm_safe.common.terminal import ESCAPES, last_line
 from vllm_safe.sandbox.terminal_filter import TerminalFilter
 
 TAIL = 64 * 1024  # bytes of stderr kept to explain a failure
@@ -89,7 +89,7 @@ class Outcome:
     @property
     def last_line(self) -> str:
         """The last non-empty line of stderr, or ""."""
-        return next((line.strip() for line in reversed(self.stderr.splitlines()) if line.strip()), "")
+        return last_line(self.stderr.splitlines())
 
 
 @dataclass(frozen=True)

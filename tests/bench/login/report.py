@@ -1,4 +1,4 @@
-"""What the measured cells say: a table, and one picture of login latency over time per set-up."""
+"""The results of the measured cells: a table, and one picture of login latency over time per set-up."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is kept of the cells that were measured: one line of tests/bench/summary.jsonl for each, in place of its raw samples.
+"""The summary of the measured cells: one line of tests/bench/summary.jsonl for each, in place of its raw samples.
 
 A line has all that the table and the picture need. Raw samples stay where they were measured, ignored by git, until somebody deletes
 them.
@@ -43,7 +43,7 @@ class Run:
     stalled: float  # share of the time, of the slice of the OS that stood still longest
     pace: float  # pages a second in the second half of the hog's time: the first is for filling what it then touches
     alive: float | None  # whether the hog still ran at the end; None where the machine could not be told to end it
-    bystanders: float | None  # how many were killed; None likewise
+    bystanders: float | None  # how many were killed; None if unknown
 
     def during(self) -> list[Login]:
         """Return the logins that began while the hog ran."""

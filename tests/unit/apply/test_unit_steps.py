@@ -11,7 +11,7 @@ from vllm_safe.apply.start_steps import missing_properties, prepare_steps, refus
 from vllm_safe.apply.unit_steps import DaemonReload, RemoveDropin, SetProperties, TryRestart, remove_dropins
 from vllm_safe.common.errors import Failure
 from vllm_safe.contract.launch_file import Launch
-from vllm_safe.decide.start_checks import Preparation
+from vllm_safe.decide.preparation import Preparation
 from vllm_safe.earlyoom.earlyoom_arguments import EarlyoomFiles
 from vllm_safe.host.start_facts import Starts
 

@@ -14,7 +14,7 @@ from vllm_safe.causes.first_trouble import KEPT, LONGEST, QUIET, FirstTrouble
 def kept(*chunks: bytes, serves: bool = False, pause: float = 0.0) -> list[str]:
     trouble = FirstTrouble()
     for number, chunk in enumerate(chunks):
-        trouble.hear(chunk, number * pause, serves=serves)
+        trouble.read_output(chunk, number * pause, serves=serves)
     return [line for line in trouble.lines() if line]
 
 
@@ -80,6 +80,6 @@ def test_a_flood_is_kept_within_bounds_and_costs_little() -> None:
     trouble = FirstTrouble()
     begun = time.process_time()
     for _ in range(16):
-        trouble.hear(b"x" * 3000 + b"\n" + b"an error, again and again\n" * 2400, 0.0, serves=False)
+        trouble.read_output(b"x" * 3000 + b"\n" + b"an error, again and again\n" * 2400, 0.0, serves=False)
     assert time.process_time() - begun < 0.5
     assert sum(map(len, trouble.lines())) <= KEPT + LONGEST

@@ -17,7 +17,8 @@ from vllm_safe.common.key_file import Key
 from vllm_safe.common.sizes import GIB
 from vllm_safe.config.settings import Config, Earlyoom, Model
 from vllm_safe.decide.limits import EACH_UNIT, decide_budget
-from vllm_safe.decide.start_checks import Situation, decide_preparation
+from vllm_safe.decide.preparation import decide_preparation
+from vllm_safe.decide.start_checks import Situation
 from vllm_safe.driver.driver_facts import Driver, Nvml, NvmlCard
 from vllm_safe.earlyoom.earlyoom_arguments import decide_earlyoom_arguments
 from vllm_safe.host.host_facts import Host, Mount, SwapArea

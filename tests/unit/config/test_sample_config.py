@@ -25,7 +25,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def test_the_first_file_and_the_sample_mean_the_same(file: Path, tmp_path: Path) -> None:
-    """Who installs the package has the plan's model, and of everything else the default."""
+    """A new installation has the example model, and the default of every setting."""
     first = tmp_path / "first.yaml"
     first.write_text(SHIPPED.read_text())
     assert len(SHIPPED.read_text().splitlines()) < 25

@@ -22,8 +22,8 @@ from vllm_safe.common.errors import Failure
 from vllm_safe.config.reader import load
 from vllm_safe.config.settings import Config
 from vllm_safe.decide.limits import decide_budget, unit_of
+from vllm_safe.decide.preparation import decide_preparation
 from vllm_safe.decide.show_rows import decide_show
-from vllm_safe.decide.start_checks import decide_preparation
 from vllm_safe.earlyoom.earlyoom_arguments import decide_earlyoom
 from vllm_safe.host.host_facts import read_host
 from vllm_safe.host.start_facts import StartFacts

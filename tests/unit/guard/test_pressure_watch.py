@@ -72,7 +72,7 @@ def test_pages_that_a_model_moves(root: Path) -> None:
     usage = seen.read().models["vllm@hog.service"]
     assert (usage.moved, usage.held) == (100 + 10 + 11, 819200)
     (hog / "memory.current").write_text("409600\n")
-    assert seen.read().models["vllm@hog.service"].moved == 121  # released pages are no gain
+    assert seen.read().models["vllm@hog.service"].moved == 121  # released pages do not count
 
 
 def test_a_model_that_vanishes_in_between_is_no_mistake(root: Path) -> None:

@@ -1,4 +1,4 @@
-"""What the devices of mounted file systems are made of, by a sysfs of files."""
+"""The devices below mounted file systems, in a sysfs made of files."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_a_loop_device_is_on_its_file_and_what_that_is_on(sysfs: Sysfs) -> None:
 
 
 def test_btrfs_is_on_its_source(sysfs: Sysfs) -> None:
-    """Its number is no device's, and the source may be a link."""
+    """No device has its number, and the source may be a link."""
     sysfs.device("zd0", "230:0")
     (sysfs.root / "dev/mapper").mkdir()
     (sysfs.root / "dev/mapper/pool").symlink_to("../zd0")

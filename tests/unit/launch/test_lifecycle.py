@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.builders.reasons import time_of_day
 from vllm_safe.contract.launch_file import Launch
 from vllm_safe.contract.state_file import NO_CARDS, CardUsage
 from vllm_safe.launch.actions import Action, AskServer, Instruction, LogLine, NotifySystemd, Quit, SendSignal
@@ -31,7 +32,7 @@ class Life:
     """A lifecycle with equal clocks, and the actions that it returned."""
 
     def __init__(self, launch: Launch = OTHER, watchdog: float = 0.0, before: str = "") -> None:
-        self.it = Lifecycle(launch, 1000.0, 1000.0, watchdog=watchdog, before=before)
+        self.it = Lifecycle(launch, 1000.0, 1000.0, time_of_day, watchdog=watchdog, before=before)
 
     def tick(self, now: float) -> list[Action]:
         return self.it.tick(now, now)
@@ -102,7 +103,7 @@ def test_tells_what_a_server_that_listens_but_is_not_ready_does(text: str) -> No
 def test_what_vllm_prints_is_its_phase_and_what_others_print_is_not() -> None:
     for launch, phase in ((VLLM, "loading"), (OTHER, "starting")):
         life = Life(launch)
-        life.it.heard(b"(Worker pid=7) INFO 11-23 22:10:48 [gpu_model_runner.py:1] Starting to load model /srv/tiny...\n", 1010.0, 1010.0)
+        life.it.printed(b"(Worker pid=7) INFO 11-23 22:10:48 [gpu_model_runner.py:1] Starting to load model /srv/tiny...\n", 1010.0, 1010.0)
         assert life.it.phase == phase
 
 
@@ -244,7 +245,7 @@ def _waiting(
     life = Life(VLLM)
     for now in range(1001, 1001 + minutes * 60):
         if says and now % 60 == 0:
-            life.it.heard(WAITING, float(now), float(now))
+            life.it.printed(WAITING, float(now), float(now))
         life.tick(float(now))
         life.it.looked(float(now), float(now), processes(float(now)), cards)
         if life.it.phase == "stopping":
@@ -268,7 +269,7 @@ def test_the_stacks_of_those_who_spin_are_asked_for() -> None:
     for now in range(1300, 1500):
         actions += [*life.tick(float(now)), *life.it.looked(float(now), float(now), _spins(float(now)))]
         if now % 60 == 0:
-            life.it.heard(WAITING, float(now), float(now))
+            life.it.printed(WAITING, float(now), float(now))
     assert Instruction.DUMP in actions
     assert actions.index(Instruction.DUMP) < actions.index(Instruction.KILL)
 
@@ -291,7 +292,7 @@ def test_a_slow_step_that_is_told_of_once_is_not_waited_for_in_vain() -> None:
     life = Life(VLLM)
     for now in range(1001, 1590):
         if now % 300 == 0:
-            life.it.heard(WAITING, float(now), float(now))
+            life.it.printed(WAITING, float(now), float(now))
         life.it.looked(float(now), float(now), _spins(float(now)))
     assert life.it.cause == ""
 
@@ -309,7 +310,7 @@ def test_a_start_that_takes_too_long_and_spins_says_so_and_where() -> None:
     actions: list[Action] = []
     for now in range(1001, 1602):
         if now % 60 == 0:
-            life.it.heard(WAITING, float(now), float(now))
+            life.it.printed(WAITING, float(now), float(now))
         actions += [*life.tick(float(now)), *life.it.looked(float(now), float(now), _spins(float(now)))]
     assert life.it.cause == "start-timeout"
     assert life.it.reason.startswith("not ready within 10 min (start_timeout): ")

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.builders.reasons import time_of_day
 from vllm_safe.contract.launch_file import Launch
 from vllm_safe.launch.http_probe import Answer
 from vllm_safe.launch.liveness import RUNNING, SURELY, TOKENS, WAITING, Liveness, MetricsReader
@@ -24,7 +25,7 @@ def _until(alive: Liveness, most: float, each: Callable[[float], None]) -> tuple
     for now in range(OFTEN, int(most) + 1, OFTEN):
         alive.pass_time(float(now), float(now))
         each(float(now))
-        if said := alive.verdict():
+        if said := alive.verdict(time_of_day):
             return float(now), said
     return most, ""
 
@@ -159,7 +160,7 @@ def test_time_in_which_we_were_frozen_does_not_count() -> None:
     alive = Liveness(OTHER, 0.0)
     alive.health(DEAD)
     alive.pass_time(100_000.0, 100_000.0)
-    assert alive.verdict() == ""
+    assert alive.verdict(time_of_day) == ""
 
 
 def test_a_short_timeout_is_looked_at_more_often() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.builders.reasons import time_of_day
 from vllm_safe.common.sizes import GIB, MIB
 from vllm_safe.launch.load_progress import Checkpoint, CommunicationWait, ProcessReadings, ProcessTotals, Stillness
 from vllm_safe.launch.processes import Process
@@ -80,14 +81,15 @@ def test_a_freeze_is_not_counted() -> None:
     assert watch.still == 15
 
 
-def test_the_reason_says_what_stood_still_and_since_when(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("time.localtime", lambda _: (2026, 11, 23, 12, 4, 31, 0, 0, 0))
+def test_the_reason_says_what_stood_still_and_since_when() -> None:
     watch = _still_after(30, ProcessReadings(read=4096, resident=2048, cpu=0.01))
-    assert watch.describe() == "120 KiB read, 0 B mapped, 60.0 KiB of memory allocated, 0.3 s of CPU time, no new output since 12:04:31"
     assert (
-        "60.0 KiB of memory allocated, 30.0 KiB of GPU memory allocated, "
-        in _still_after(30, ProcessReadings(resident=2048, gpu=1024)).describe()
+        watch.describe(time_of_day)
+        == "120 KiB read, 0 B mapped, 60.0 KiB of memory allocated, 0.3 s of CPU time, no new output since 00:16:40"
     )
+    assert "60.0 KiB of memory allocated, 30.0 KiB of GPU memory allocated, " in _still_after(
+        30, ProcessReadings(resident=2048, gpu=1024)
+    ).describe(time_of_day)
 
 
 def test_sums_outlive_the_processes() -> None:
@@ -157,17 +159,17 @@ def test_a_worker_that_does_not_answer_is_heard_of_however_the_line_is_cut(line:
     waits = CommunicationWait()
     data = line.encode()
     for at in range(0, len(data), cut):
-        waits.hear(data[at : at + cut], 100.0)
+        waits.read_output(data[at : at + cut], 100.0)
     assert "repeatedly" in waits.signs(220.0, None)[0]
     assert waits.signs(226.0, None) == (), "a minute later it should have been said again"
-    waits.hear(b"\n" * 300, 500.0)
+    waits.read_output(b"\n" * 300, 500.0)
     assert waits.signs(501.0, None) == (), "a line is heard once"
 
 
 def test_a_shorter_interval_is_waited_for_less_long() -> None:
     """The interval is VLLM_RINGBUFFER_WARNING_INTERVAL."""
     waits = CommunicationWait()
-    waits.hear(LINE.format(5).encode(), 100.0)
+    waits.read_output(LINE.format(5).encode(), 100.0)
     assert waits.signs(114.0, None)
     assert not waits.signs(116.0, None)
 

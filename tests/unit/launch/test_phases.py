@@ -119,7 +119,7 @@ def test_the_phases_of_a_real_log_in_order_however_it_is_cut(size: int) -> None:
     seen = ["starting"]
     shards = []
     for at in range(0, len(text), size):
-        if follow.hear(text[at : at + size], float(at)):
+        if follow.read_output(text[at : at + size], float(at)):
             seen.append(follow.phase)
         shards.append((follow.done, follow.of))
     if size == 1:  # otherwise several phases pass at once
@@ -132,7 +132,7 @@ def test_the_phases_of_a_real_log_of_cards() -> None:
     """The first capture is an estimate: kernels are compiled after it for half a minute."""
     follow, seen = PhaseTracker(0.0, "starting"), {}
     for line in CARDS.splitlines():
-        if follow.hear(f"{line}\n".encode(), 0.0):
+        if follow.read_output(f"{line}\n".encode(), 0.0):
             seen[follow.phase] = line.split()[4]
         if "JIT" in line:
             assert (follow.phase, follow.text) == ("compiling", "kernels")
@@ -149,9 +149,9 @@ def test_the_phases_of_a_real_log_of_cards() -> None:
 
 def test_phases_only_go_forward() -> None:
     follow = PhaseTracker(0.0)
-    follow.hear(b"(EngineCore pid=9) INFO 11-28 11:19:53 [kv_cache_utils.py:2327] GPU KV cache size: 41,600 tokens, Maximum\n", 0.5)
-    follow.hear(b"Capturing CUDA graphs (decode, FULL):  43%|x| 3/7 [\n", 1.0)
-    assert not follow.hear(b"Starting to load model the drafter...\n", 2.0)
+    follow.read_output(b"(EngineCore pid=9) INFO 11-28 11:19:53 [kv_cache_utils.py:2327] GPU KV cache size: 41,600 tokens, Maximum\n", 0.5)
+    follow.read_output(b"Capturing CUDA graphs (decode, FULL):  43%|x| 3/7 [\n", 1.0)
+    assert not follow.read_output(b"Starting to load model the drafter...\n", 2.0)
     assert (follow.phase, follow.since, follow.text) == ("capturing", 1.0, "graph 3 of 7")
     assert not follow.go("loading", 3.0)
     assert follow.go("ready", 4.0)
@@ -161,24 +161,24 @@ def test_phases_only_go_forward() -> None:
 def test_nothing_that_is_printed_later_ends_being_ready() -> None:
     follow = PhaseTracker(0.0)
     follow.go("ready", 1.0)
-    assert not follow.hear(b"Starting to load model x...\n", 2.0)
+    assert not follow.read_output(b"Starting to load model x...\n", 2.0)
 
 
 def test_the_main_process_alone_says_ready() -> None:
     follow = PhaseTracker(0.0)
-    follow.hear(LOG.encode() + b"ready\nstopping\nended\nApplication startup complete.\n", 1.0)
+    follow.read_output(LOG.encode() + b"ready\nstopping\nended\nApplication startup complete.\n", 1.0)
     assert follow.phase == "warming-up"
 
 
 def test_what_is_repeated_is_no_news() -> None:
     follow = PhaseTracker(0.0)
     for second in range(50):
-        follow.hear(
+        follow.read_output(
             f"(EngineCore pid=9) INFO 11-23 23:02:{second:02} [shm_broadcast.py:681] No available block found in 60 seconds.\n".encode(),
             1.0,
         )
     assert follow.news == 1
-    follow.hear(
+    follow.read_output(
         b"Loading x checkpoint shards:  25% Completed | 1/4 [00:01\nLoading x checkpoint shards:  50% Completed | 2/4 [00:02\n", 2.0
     )
     assert follow.news == 3
@@ -187,5 +187,5 @@ def test_what_is_repeated_is_no_news() -> None:
 def test_a_line_without_an_end_stays_small() -> None:
     follow = PhaseTracker(0.0)
     for _ in range(100):
-        follow.hear(b"x" * 65536, 0.0)
+        follow.read_output(b"x" * 65536, 0.0)
     assert len(follow._torn) <= 1000

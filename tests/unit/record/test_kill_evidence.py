@@ -38,7 +38,7 @@ def test_at_the_memory_limit() -> None:
 
 
 def test_the_swap_at_the_memory_limit() -> None:
-    """The kernel reports the swap of the cgroup whose limit was reached before each kill; "max" is no limit."""
+    """The kernel reports the swap of the cgroup whose limit was reached before each kill; "max" means none."""
     swap = "swap: usage 98068kB, limit {limit}kB, failcnt 0"
     lines = kernel(swap.format(limit=98304), SUMMARY.format(unit=UNIT), KILLED)
     (event,) = find_deaths(lines, 0, UNIT, set())
