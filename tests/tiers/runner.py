@@ -52,7 +52,7 @@ class Running:
 
     def read(self) -> list[dict[str, object]] | None:
         """Return what has been reported since the last call; None once the process has closed its end."""
-        block = self.reports.read(1 << 16)
+        block = os.read(self.reports.fileno(), 1 << 16)
         if not block:
             return None
         *lines, self._rest = (self._rest + block).split(b"\n")
@@ -63,14 +63,20 @@ class Running:
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGINT)
 
-    def end(self, until: float) -> None:
-        """Wait for the end until the monotonic time `until`, then kill what is left of the session."""
+    def end(self, until: float) -> list[dict[str, object]]:
+        """Wait for the end until the monotonic time `until`, then kill what is left of the session. Return what was still reported."""
         with suppress(subprocess.TimeoutExpired):
             self.process.wait(timeout=max(0.0, until - time.monotonic()))
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+        os.set_blocking(self.reports.fileno(), False)
+        left: list[dict[str, object]] = []
+        with suppress(BlockingIOError):
+            while (lines := self.read()) is not None:
+                left += lines
         self.reports.close()
+        return left
 
 
 class Runner:
@@ -104,7 +110,8 @@ class Runner:
         finally:
             until = time.monotonic() + GRACE
             for running in self._running:
-                running.end(until)
+                for line in running.end(until):
+                    self._results[running.tier.name].hear(line)
             self._selector.close()
             self._conclude()
         return 1 if self._broken or any(results.failed for results in self._results.values()) else 0
