@@ -98,7 +98,7 @@ def _size(handle: int, name: str) -> int:
 
 def _weight_files(handle: int, folder: Path) -> list[str]:
     """Return the names of the weight files: those of the index, else all of the best kind."""
-    names = sorted(os.listdir(f"/proc/self/fd/{handle}"))[: 10 * _MOST_FILES]
+    names = sorted(file.name for file in Path(f"/proc/self/fd/{handle}").iterdir())[: 10 * _MOST_FILES]
     if _INDEX in names:
         index = _json(handle, _INDEX, folder)
         shards = index.get("weight_map") if isinstance(index, dict) else None

@@ -38,13 +38,22 @@ class CardBudget:
         return self.requested - self.weights - self.estimated
 
 
-def budget_card(config: ModelConfig, serving: Serving, batch: Batch, card: Card, weights: int, *, last: bool) -> CardBudget:
-    """Return the budget of a card with these weights. last: whether it is of the pipeline's last stage, which has the output layer."""
+@dataclass(frozen=True)
+class Rank:
+    """One of vLLM's workers. `last`: it is of the pipeline's last stage, which has the output layer."""
+
+    card: Card
+    weights: int
+    last: bool
+
+
+def budget_card(config: ModelConfig, serving: Serving, batch: Batch, rank: Rank) -> CardBudget:
+    """Return the budget of one card."""
     return CardBudget(
-        requested=math.ceil(card.memory * batch.gpu_memory_utilization),
-        weights=weights,
-        buffers=(_request_tables(config, batch) if last else 0) + _expert_workspace(config, serving, batch, card),
-        activations=_activations(config, serving, batch, last=last),
+        requested=math.ceil(rank.card.memory * batch.gpu_memory_utilization),
+        weights=rank.weights,
+        buffers=(_request_tables(config, batch) if rank.last else 0) + _expert_workspace(config, serving, batch, rank.card),
+        activations=_activations(config, serving, batch, last=rank.last),
         libraries=_LIBRARIES + (_COMMUNICATION if serving.ranks > 1 else 0),
         graphs=_graphs(config, serving, batch),
     )

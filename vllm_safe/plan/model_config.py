@@ -181,7 +181,9 @@ class _ConfigReader:
         self.defaults = _DEFAULTS.get(self.kind, {})
 
     def flaw(self, key: str, wanted: str) -> Failure:
-        return Failure(f"{self.file}: {key} is not {wanted}", hint="compare the file with the one in the model's repository, or fetch it again")
+        return Failure(
+            f"{self.file}: {key} is not {wanted}", hint="compare the file with the one in the model's repository, or fetch it again"
+        )
 
     def count(self, key: str, default: int | None = None, *, least: int = 1) -> int:
         value = self.values.get(key)
@@ -221,7 +223,7 @@ class _ConfigReader:
         kv_heads = self.optional("num_key_value_heads") or heads
         latent = self.latent() if family == "deepseek" or self.values.get("kv_lora_rank") is not None else None
         head_dim = self.optional("head_dim") or max(1, hidden // heads)
-        biases = family in {"qwen2", "gpt_oss"} or (self.flag("attention_bias") and family not in {"deepseek"})
+        biases = family in {"qwen2", "gpt_oss"} or (self.flag("attention_bias") and family != "deepseek")
         if self.multimodal:
             self.unknown.append("the image and audio encoders, except for their weights where the files are there")
         partial = self.values.get("partial_rotary_factor", 1)
@@ -351,16 +353,15 @@ class _ConfigReader:
         if not isinstance(method, str) or not re.fullmatch(r"[\w.-]{1,40}", method):
             raise self.flaw("quantization_config.quant_method", "the name of a method")
         part = _QuantizationReader(given, self)
-        if method in {"gptq", "gptq_marlin"}:
-            return part.gptq()
-        if method in {"awq", "awq_marlin"}:
-            return part.awq()
-        if method == "fp8":
-            return part.fp8()
-        if method == "mxfp4":
-            return Quantization("mxfp4", 4, "float", 32, skipped=part.names("modules_to_not_convert"))
-        if method == "compressed-tensors":
-            return part.compressed()
+        readers = {
+            **dict.fromkeys(("gptq", "gptq_marlin"), part.gptq),
+            **dict.fromkeys(("awq", "awq_marlin"), part.awq),
+            "fp8": part.fp8,
+            "mxfp4": part.mxfp4,
+            "compressed-tensors": part.compressed,
+        }
+        if read := readers.get(method):
+            return read()
         self.unknown.append(f"quantisation {method}")
         return Quantization(method)
 
@@ -431,6 +432,9 @@ class _QuantizationReader:
             quantized_activations=True,
             skipped=(*self.names("modules_to_not_convert"), *self.names("ignored_layers")),
         )
+
+    def mxfp4(self) -> Quantization:
+        return Quantization("mxfp4", 4, "float", 32, skipped=self.names("modules_to_not_convert"))
 
     def compressed(self) -> Quantization:
         groups = self.values.get("config_groups")

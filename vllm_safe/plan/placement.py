@@ -63,21 +63,19 @@ class _Placement:
     def stages(self, tensor: Tensor, stages: tuple[range, ...]) -> Iterable[int]:
         """Return the stages that hold a tensor; none for what vLLM leaves in the file."""
         name, last = tensor.name, len(stages) - 1
-        if name.rpartition(".")[2] in {"inv_freq", "weight_shape"}:
-            return ()
-        if "embed_tokens" in name:
-            return sorted({0, last}) if self.config.tied else (0,)
-        if name.startswith("lm_head") or ".lm_head." in name:
-            return () if self.config.tied else (last,)
-        if self._is_text(name) and (layer := _LAYER.search(name)):
+        found: Iterable[int] = (0,)
+        if name.rpartition(".")[2] in _DROPPED:
+            found = ()
+        elif "embed_tokens" in name and self.config.tied:
+            found = sorted({0, last})
+        elif name.startswith("lm_head") or ".lm_head." in name:
+            found = () if self.config.tied else (last,)
+        elif _is_text(name) and (layer := _LAYER.search(name)):
             # Layers after the last are those of multi-token prediction, loaded for speculative decoding alone.
-            return tuple(stage for stage, layers in enumerate(stages) if int(layer[1]) in layers)
-        if name.endswith("model.norm.weight"):
-            return (last,)
-        return (0,)
-
-    def _is_text(self, name: str) -> bool:
-        return not re.search(r"(?:^|\.)(?:vision|visual|audio|image|multi_modal|mm_)", name)
+            found = tuple(stage for stage, layers in enumerate(stages) if int(layer[1]) in layers)
+        elif name.endswith("model.norm.weight"):
+            found = (last,)
+        return found
 
     def on_rank(self, tensor: Tensor) -> Iterable[tuple[str, float]]:
         """Return vLLM's parameters that a tensor becomes a part of, with the bytes of that part on one rank."""
@@ -104,8 +102,6 @@ class _Placement:
 
     def _linear(self, tensor: Tensor, leaf: str, part: str, split: int) -> float:
         """Return the bytes of one linear layer's part on a rank."""
-        if part in _DROPPED:
-            return 0
         quantization = self.config.quantization
         experts = ".experts." in tensor.name
         if part == "qzeros" and quantization and quantization.method == "gptq" and quantization.symmetric and not experts:
@@ -175,6 +171,10 @@ class _Placement:
         return experts * out * 2
 
 
+def _is_text(name: str) -> bool:
+    return not re.search(r"(?:^|\.)(?:vision|visual|audio|image|multi_modal|mm_)", name)
+
+
 def _rotary_caches(config: ModelConfig) -> int:
     """Return the bytes of the tables of sines and cosines: one for all layers alike."""
     tables = len({window > 0 for window in config.windows}) if config.family == "gemma3" else 1
@@ -182,7 +182,7 @@ def _rotary_caches(config: ModelConfig) -> int:
 
 
 def _allocated(size: float) -> int:
-    """Return what torch's caching allocator counts for a tensor, with the split limit of 20 MB that vLLM loads under (gpu_worker.py:591)."""
+    """Return what torch's caching allocator counts for a tensor with the split limit of 20 MB that vLLM loads under (gpu_worker.py:591)."""
     whole = -(-int(size) // 512) * 512
     if whole < 10 * MIB:
         return whole

@@ -7,7 +7,7 @@ from functools import lru_cache
 
 from vllm_safe.common.sizes import GIB, MIB, format_size
 from vllm_safe.plan.cache import CacheLayout, lay_out
-from vllm_safe.plan.memory import CONTEXT, CardBudget, budget_card
+from vllm_safe.plan.memory import CONTEXT, CardBudget, Rank, budget_card, capture_sizes
 from vllm_safe.plan.model_config import ModelConfig, Quantization
 from vllm_safe.plan.placement import place_weights, split_layers
 from vllm_safe.plan.plan_limits import find_obstacle
@@ -47,10 +47,12 @@ def decide_plan(question: PlanQuestion) -> Plan:
     layout = lay_out(config, serving, batch, cards[0].capability)
     longest = layout.longest(_blocks(room.available, layout, config, serving), config.max_positions)
     sure = layout.longest(_blocks([size - room.margin for size in room.available], layout, config, serving), config.max_positions)
+    # With "auto" vLLM takes what fits, even if that is a single token.
+    wanted = 1 if serving.max_model_len == -1 else batch.max_model_len
+    starts, reason = _verdict(question, replace(batch, max_model_len=wanted), room, layout)
     if serving.max_model_len == -1:
         batch = replace(batch, max_model_len=max(1, longest))
     blocks = _blocks(room.available, layout, config, serving)
-    starts, reason = _verdict(question, cards, batch, room, layout)
     served = starts is not False and blocks > 1
     tokens = layout.tokens(blocks, batch.max_model_len) if served else 0
     plan = Plan(
@@ -91,9 +93,11 @@ def _on_the_fly(config: ModelConfig, serving: Serving, tensors: tuple[Tensor, ..
     """Return the tensors that vLLM makes of a checkpoint that it quantises while it loads."""
     if serving.quantization != "fp8" or config.quantization is None or any(tensor.dtype.startswith("F8") for tensor in tensors):
         return tensors
-    return tuple(
-        replace(tensor, dtype="F8_E4M3") if tensor.name.endswith("_proj.weight") and len(tensor.shape) == 2 else tensor for tensor in tensors
-    )
+    return tuple(replace(tensor, dtype="F8_E4M3") if _is_linear(tensor) else tensor for tensor in tensors)
+
+
+def _is_linear(tensor: Tensor) -> bool:
+    return tensor.name.endswith("_proj.weight") and len(tensor.shape) == 2
 
 
 def _budgets(question: PlanQuestion, cards: tuple[Card, ...], batch: Batch, serving: Serving) -> tuple[CardBudget, ...]:
@@ -103,7 +107,7 @@ def _budgets(question: PlanQuestion, cards: tuple[Card, ...], batch: Batch, serv
     weights = _weights(config, tensors, split, serving.layer_partition, min(card.capability for card in cards))
     last = len(weights) - serving.tensor_parallel
     return tuple(
-        budget_card(config, serving, batch, card, size, last=rank >= last)
+        budget_card(config, serving, batch, Rank(card, size, rank >= last))
         for rank, (card, size) in enumerate(zip(cards, weights, strict=True))
     )
 
@@ -132,7 +136,8 @@ def _nearest(observed: tuple[Observed, ...], serving: Serving) -> Observed | Non
     usable = [seen for seen in observed if seen.available > 0]
     same = [seen for seen in usable if seen.serving == serving]
     alike = [seen for seen in usable if _split(seen.serving) == _split(serving)]
-    return (same or alike or [None])[-1]
+    found = same or alike
+    return found[-1] if found else None
 
 
 def _split(serving: Serving) -> tuple[object, ...]:
@@ -153,9 +158,8 @@ def _blocks(available: tuple[int, ...] | list[int], layout: CacheLayout, config:
     return min((max(0, room) // size for room, size in zip(available, sizes, strict=True) if size), default=0)
 
 
-def _verdict(
-    question: PlanQuestion, cards: tuple[Card, ...], batch: Batch, room: _Room, layout: CacheLayout
-) -> tuple[bool | None, str]:
+def _verdict(question: PlanQuestion, batch: Batch, room: _Room, layout: CacheLayout) -> tuple[bool | None, str]:
+    cards = question.cards[: question.serving.ranks]
     for rank, (card, budget) in enumerate(zip(cards, room.budgets, strict=True)):
         if budget.requested > card.memory - card.used:
             free = format_size(card.memory - card.used)
@@ -204,14 +208,16 @@ def _lines(question: PlanQuestion, plan: Plan, room: _Room) -> list[PlanLine]:
     tightest = min(range(len(room.available)), key=lambda rank: room.available[rank])
     budget = room.budgets[tightest]
     where = "its files" if question.tensors else "config.json"
+    graphs = "none with enforce-eager" if question.serving.enforce_eager else f"batches of {len(capture_sizes(batch))} sizes"
+    rest = "what vLLM reported at a start with these arguments" if room.exact else "the rest"
     rows = [
         ("may use", budget.requested, True, f"gpu-memory-utilization {batch.gpu_memory_utilization:g} of the card"),
         ("weights", budget.weights, "weights" in plan.exact, f"each tensor of {where}, as vLLM splits and repacks it"),
         ("activations", budget.activations, False, f"the peak of {batch.max_num_batched_tokens} tokens at once (max-num-batched-tokens)"),
         ("buffers", budget.buffers, False, f"tables of {batch.max_num_seqs} requests (max-num-seqs), and workspaces"),
         ("libraries", budget.libraries, False, "kernels and communication"),
-        ("CUDA graphs", budget.graphs, question.serving.enforce_eager, "none with enforce-eager" if not budget.graphs else "captured batches"),
-        ("KV cache", plan.kv_bytes[tightest], room.exact, "what vLLM reported at a start with these arguments" if room.exact else "the rest"),
+        ("CUDA graphs", budget.graphs, question.serving.enforce_eager, graphs),
+        ("KV cache", plan.kv_bytes[tightest], room.exact, rest),
     ]
     lines = [PlanLine(label, size, format_size(size), exact, why) for label, size, exact, why in rows]
     tokens = f"{plan.kv_tokens:,} tokens, {plan.requests_at_once:.1f} requests of {batch.max_model_len:,} at once"

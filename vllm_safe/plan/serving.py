@@ -91,7 +91,7 @@ def read_serving(args: Mapping[str, Any], env: Mapping[str, str] | None = None, 
         dtype=str(args.get("dtype", "auto")),
         quantization=str(args["quantization"]) if "quantization" in args else None,
         enforce_eager=args.get("enforce-eager") is True,
-        unplanned=tuple(name for name in _UNPLANNED if args.get(name) not in {None, False, 0, 1}),
+        unplanned=tuple(name for name in _UNPLANNED if _is_set(args.get(name))),
     )
 
 
@@ -115,6 +115,11 @@ def fill_defaults(serving: Serving, cards: tuple[Card, ...], model_length: int) 
         max_num_batched_tokens=batched,
         gpu_memory_utilization=serving.gpu_memory_utilization or 0.92,  # config/cache.py:102
     )
+
+
+def _is_set(value: object) -> bool:
+    """Return whether an option changes anything: a size of 1 splits nothing."""
+    return value is not None and value is not False and not (value == 1 and not isinstance(value, bool))
 
 
 _UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}  # utils/argparse: 8k is not 8K

@@ -64,7 +64,8 @@ class _Family:
         yield self.plain("model.norm.weight", config.hidden)
         if not config.tied:
             quantized = config.quantization is not None and config.quantization.head
-            yield from self.linear("lm_head", config.vocab, config.hidden, plain=not quantized)
+            plain = (self.plain("lm_head.weight", config.vocab, config.hidden),)
+            yield from self.linear("lm_head", config.vocab, config.hidden) if quantized else plain
 
     def layer(self, layer: int) -> Iterator[Tensor]:
         config, base = self.config, f"model.layers.{layer}"
@@ -155,10 +156,10 @@ class _Family:
     def plain(self, name: str, *shape: int, count: int = 1) -> Tensor:
         return Tensor(name, shape, self.dtype, count)
 
-    def linear(self, name: str, out: int, inputs: int, *, bias: bool = False, count: int = 1, plain: bool = False) -> Iterator[Tensor]:
+    def linear(self, name: str, out: int, inputs: int, *, bias: bool = False, count: int = 1) -> Iterator[Tensor]:
         """Return the tensors of one linear layer with these numbers of outputs and inputs."""
         quantization = self.config.quantization
-        if plain or quantization is None or quantization.method == "mxfp4" or quantization.skips(name):
+        if quantization is None or quantization.method == "mxfp4" or quantization.skips(name):
             yield self.plain(f"{name}.weight", out, inputs, count=count)
         else:
             for part, shape, dtype in _stored(quantization, out, inputs, self.dtype):
