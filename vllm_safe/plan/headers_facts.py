@@ -1,6 +1,6 @@
 """Facts about the tensors of a model's files: the headers of its safetensors files, and sizes alone where it has none.
 
-Anybody can have written the files. Only regular files of the folder itself are opened, and no more of one is read than its header.
+Anybody can have written the files: no more of one is read than its header, and each value of it is checked.
 """
 
 from __future__ import annotations
@@ -8,27 +8,25 @@ from __future__ import annotations
 import json
 import os
 import re
-import stat
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vllm_safe.common import paths
 from vllm_safe.common.errors import Failure
-from vllm_safe.common.untrusted_paths import LOOK
+from vllm_safe.common.model_folder import INDEX, ModelFolder, open_model_folder
 from vllm_safe.plan.model_config import ModelConfig, parse_model_config
 from vllm_safe.plan.tensors import BITS, Tensor
 
-_LARGEST_JSON = 16 << 20  # bytes of config.json or an index
-_LARGEST_HEADER = 100 << 20  # the format's own limit
+_LARGEST_HEADER = 100 << 20  # bytes: the format's own limit
+_LARGEST_HEADERS = 400 << 20  # of all files together: the largest known models have 30 MB
 _MOST_FILES = 2000
-_MOST_TENSORS = 2_000_000
-_INDEX = "model.safetensors.index.json"
 _EXPERT = re.compile(r"\.experts\.\d{1,6}\.")
+_AGAIN = "fetch the model again"
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class StoredModel:
     """What a folder holds. `tensors`: () where no header could be read; `size`: bytes of its weight files, 0 where it has none."""
 
     config: ModelConfig
@@ -37,121 +35,80 @@ class Checkpoint:
     files: int = 0
 
 
-def read_checkpoint(folder: Path) -> Checkpoint:
-    """Read config.json and what the weight files say of themselves. Raises Failure where config.json is missing or cannot be."""
-    handle = _opened(folder)
-    try:
-        config = parse_model_config(_json(handle, "config.json", folder), str(folder / "config.json"))
-        files = _weight_files(handle, folder)
-        size = sum(_size(handle, file) for file in files)
-        named = [file for file in files if file.endswith(".safetensors")]
-        return Checkpoint(config, _tensors(handle, folder, named), size, len(files))
-    finally:
-        os.close(handle)
+def read_stored_model(model: str, models: Path | None = None) -> StoredModel:
+    """Read config.json, and what the weight files say of themselves.
 
-
-def _opened(folder: Path) -> int:
-    try:
-        return os.open(folder, LOOK | os.O_DIRECTORY)
-    except OSError as error:
-        raise Failure(f"cannot read {folder}: {error.strerror}", hint="give the folder of the model's files") from error
-
-
-def _descriptor(handle: int, name: str) -> int:
-    """Open a regular file of the folder for reading. A hub's cache consists of links to its blobs: the last one is followed.
-
-    Raises OSError, also for what is no regular file.
+    model: a hub id ORG/NAME, kept below `models` (paths.MODELS), or the absolute path of a folder. Raises Failure where config.json is
+    missing or cannot be, and where a weight file is damaged.
     """
-    looked = os.open(name, LOOK, dir_fd=handle)
+    models = models or paths.MODELS
+    where = models / model
     try:
-        if not stat.S_ISREG(os.fstat(looked).st_mode):
-            raise OSError(0, "is no regular file", name)
-        # O_NONBLOCK: by a lease on the file (fcntl(2)) its owner could block the open for 45 s.
-        return os.open(f"/proc/self/fd/{looked}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    finally:
-        os.close(looked)
-
-
-def _json(handle: int, name: str, folder: Path) -> object:
-    try:
-        with os.fdopen(_descriptor(handle, name), "rb") as file:
-            content = file.read(_LARGEST_JSON + 1)
-        if len(content) > _LARGEST_JSON:
-            raise Failure(f"{folder / name} has more than {_LARGEST_JSON >> 20} MiB", hint="fetch the model again")
-        return json.loads(content)
+        with open_model_folder(models, model) as folder:
+            values = folder.json("config.json")
+            if values is None:
+                missing = "is missing" if not folder.has("config.json") else "is not a JSON file of a sensible size"
+                raise Failure(f"{where}/config.json {missing}", hint="fetch the model, or give the folder that has it")
+            config = parse_model_config(values, f"{where}/config.json")
+            files = _weight_files(folder)
+            tensors = _tensors(folder, where, [file for file in files if file.endswith(".safetensors")])
+            return StoredModel(config, tensors, sum(max(0, folder.size(file)) for file in files), len(files))
     except OSError as error:
-        raise Failure(f"cannot read {folder / name}: {error.strerror}", hint="fetch the model, or give the folder that has it") from error
-    except (ValueError, RecursionError) as error:
-        raise Failure(f"{folder / name} is no valid JSON", hint="fetch the model again") from error
+        raise Failure(f"cannot read {where}: {error.strerror}", hint="fetch the model, or give the folder that has it") from error
 
 
-def _size(handle: int, name: str) -> int:
-    with suppress(OSError):
-        looked = os.open(name, LOOK, dir_fd=handle)
-        try:
-            status = os.fstat(looked)
-            return status.st_size if stat.S_ISREG(status.st_mode) else 0
-        finally:
-            os.close(looked)
-    return 0
-
-
-def _weight_files(handle: int, folder: Path) -> list[str]:
-    """Return the names of the weight files: those of the index, else all of the best kind."""
-    names = sorted(file.name for file in Path(f"/proc/self/fd/{handle}").iterdir())[: 10 * _MOST_FILES]
-    if _INDEX in names:
-        index = _json(handle, _INDEX, folder)
-        shards = index.get("weight_map") if isinstance(index, dict) else None
-        if isinstance(shards, dict):
-            found = sorted({shard for shard in shards.values() if isinstance(shard, str)} & set(names))
-            return found[:_MOST_FILES]
+def _weight_files(folder: ModelFolder) -> list[str]:
+    """Return the names of the weight files that are there: those of the index, else all of the best kind."""
+    index = folder.json(INDEX)
+    shards = index.get("weight_map") if isinstance(index, dict) else None
+    if isinstance(shards, dict):
+        named = sorted({shard for shard in shards.values() if isinstance(shard, str) and "/" not in shard})
+        return [shard for shard in named[:_MOST_FILES] if folder.has(shard)]
+    names = sorted(folder.names())
     for ending in (".safetensors", ".bin", ".pt"):
+        # consolidated*: the same weights once more, as Mistral's own programs read them
         found = [name for name in names if name.endswith(ending) and not name.startswith(("training_args", "consolidated"))]
         if found:
             return found[:_MOST_FILES]
     return []
 
 
-def _tensors(handle: int, folder: Path, files: list[str]) -> tuple[Tensor, ...]:
+def _tensors(folder: ModelFolder, where: Path, files: list[str]) -> tuple[Tensor, ...]:
+    """Return the tensors of all files, those of alike experts as one."""
     counted: dict[tuple[str, tuple[int, ...], str], int] = {}
-    total = 0
+    left = _LARGEST_HEADERS
     for file in files:
-        for name, shape, dtype in _header(handle, folder, file):
-            total += 1
-            key = (_EXPERT.sub(".experts.*.", name), shape, dtype)
+        header = _header(folder, where, file, left)
+        left -= len(header)
+        for key in _rows(header, where / file):
             counted[key] = counted.get(key, 0) + 1
-        if total > _MOST_TENSORS:
-            raise Failure(f"{folder} has more than {_MOST_TENSORS} tensors", hint="fetch the model again")
     return tuple(Tensor(name, shape, dtype, count) for (name, shape, dtype), count in counted.items())
 
 
-def _header(handle: int, folder: Path, name: str) -> list[tuple[str, tuple[int, ...], str]]:
-    """Read the header of one safetensors file: 8 bytes with its length, then JSON. Raises Failure where it is damaged."""
-    damaged = Failure(f"{folder / name} is damaged or incomplete", hint="fetch the model again")
+def _header(folder: ModelFolder, where: Path, name: str, left: int) -> bytes:
+    """Read the header of one safetensors file: 8 bytes with its length, then JSON. Raises Failure where it cannot be one."""
+    with os.fdopen(folder.open(name), "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        length = int.from_bytes(file.read(8), "little")
+        if not 2 <= length <= min(_LARGEST_HEADER, left, size - 8):
+            raise Failure(f"{where / name} is damaged or incomplete", hint=_AGAIN)
+        return file.read(length)
+
+
+def _rows(header: bytes, file: Path) -> list[tuple[str, tuple[int, ...], str]]:
+    damaged = Failure(f"the header of {file} is damaged", hint=_AGAIN)
     try:
-        with os.fdopen(_descriptor(handle, name), "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            length = int.from_bytes(file.read(8), "little")
-            if not 2 <= length <= min(_LARGEST_HEADER, size - 8):
-                raise damaged
-            values = json.loads(file.read(length))
-    except OSError as error:
-        raise Failure(f"cannot read {folder / name}: {error.strerror}", hint="fetch the model again") from error
+        values = json.loads(header)
     except (ValueError, RecursionError) as error:
         raise damaged from error
-    if not isinstance(values, dict):
+    rows = {name: row for name, row in values.items() if name != "__metadata__"} if isinstance(values, dict) else None
+    if rows is None or not all(map(_is_row, rows.values())):
         raise damaged
-    found = []
-    for tensor, row in values.items():
-        if tensor != "__metadata__":
-            if not _is_row(row):
-                raise damaged
-            found.append((tensor[:500], tuple(row["shape"]), row["dtype"]))
-    return found
+    return [(_EXPERT.sub(".experts.*.", name[:500]), tuple(row["shape"]), row["dtype"]) for name, row in rows.items()]
 
 
 def _is_row(row: Any) -> bool:  # noqa: ANN401 # it is JSON
-    if not isinstance(row, dict) or row.get("dtype") not in BITS:
+    if not isinstance(row, dict) or not isinstance(row.get("dtype"), str) or row["dtype"] not in BITS:
         return False
     shape = row.get("shape")
     return isinstance(shape, list) and len(shape) <= 8 and all(type(side) is int and 0 <= side < 1 << 40 for side in shape)
