@@ -27,7 +27,8 @@ _MOST = MappingProxyType(
     }
 )
 _MOST_OTHERWISE = 1 << 16
-_MOST_PATTERNS = 10_000  # modules that a quantisation leaves out: one expert layer can have hundreds
+_MOST_NAMES = 10_000  # of modules that a quantisation leaves out: one expert layer can have hundreds
+_MOST_PATTERNS = 200
 
 # What a family's class in transformers 5.19 holds where config.json has no such key (models/*/configuration_*.py).
 _GEMMA = {"head_dim": 256, "tie_word_embeddings": True}
@@ -104,7 +105,7 @@ class Quantization:
 
     `method`: gptq, awq, fp8, mxfp4, compressed-tensors, or another that is not known here. `kind`: of a compressed tensor, "int" or
     "float". `group`: weights per scale along the inputs; 0: one for each output; -1: one for the whole tensor. `block`: of block-wise
-    FP8. `skipped`: modules that are left as they are, as the file has them.
+    FP8. `skipped`: modules that are left as they are, as the file has them; see SkippedModules.
     """
 
     method: str
@@ -119,10 +120,6 @@ class Quantization:
     quantized_activations: bool = False
     head: bool = False  # the output layer is quantised, too
     skipped: tuple[str, ...] = ()
-
-    def skips(self, module: str) -> bool:
-        """Return whether the weights of `module` are stored as they are."""
-        return any(_matches(pattern, module) for pattern in self.skipped)
 
 
 @dataclass(frozen=True)
@@ -382,8 +379,12 @@ class _QuantizationReader:
 
     def names(self, key: str) -> tuple[str, ...]:
         value = self.values.get(key) or []
-        if not isinstance(value, list) or len(value) > _MOST_PATTERNS or not all(isinstance(name, str) for name in value):
-            raise self.config.flaw(f"quantization_config.{key}", f"a list of at most {_MOST_PATTERNS} names")
+        if not isinstance(value, list) or len(value) > _MOST_NAMES or not all(isinstance(name, str) for name in value):
+            raise self.config.flaw(f"quantization_config.{key}", f"a list of at most {_MOST_NAMES} names")
+        if sum(map(_is_pattern, value)) > _MOST_PATTERNS:
+            raise self.config.flaw(f"quantization_config.{key}", f"a list with at most {_MOST_PATTERNS} patterns")
+        if any(_is_pattern(name) and re.search(r"\(\?|\|", name) for name in value):
+            self.config.unknown.append(f"some patterns of modules that are not quantised ({key})")
         return tuple(name[:500] for name in value)
 
     def gptq(self) -> Quantization:
@@ -473,19 +474,36 @@ def _is_side(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 4096
 
 
-def _matches(pattern: str, module: str) -> bool:
-    """Return whether a pattern of modules to leave out is meant for this one: a name, a part of it, or an expression.
+class SkippedModules:
+    """Tells which modules a quantisation leaves out: by names, parts of names, and patterns.
 
-    Expressions of the file are not run, since one can be made to take for ever: their plain words have to be in the name, in order.
+    The expressions of a file are not run, since one can be made to take for ever: their plain words have to be in the name, in order.
     """
-    kind, _, rest = pattern.partition(":")
-    if kind not in {"re", "gptq"} and "*" not in pattern:
-        return module == pattern or module.endswith(f".{pattern}") or f".{pattern}." in f".{module}." or module.startswith(f"{pattern}.")
-    words = re.findall(r"[A-Za-z0-9_]+", re.sub(r"\\[a-zA-Z]", " ", rest if kind in {"re", "gptq"} else pattern))
-    at = 0
-    for word in words:
-        found = re.compile(rf"(?<![A-Za-z0-9_]){re.escape(word)}(?![A-Za-z0-9_])").search(module, at)
-        if not found:
-            return False
-        at = found.end()
-    return bool(words)
+
+    def __init__(self, quantization: Quantization | None) -> None:
+        skipped = quantization.skipped if quantization else ()
+        self.names = frozenset(name for name in skipped if not _is_pattern(name))
+        self.patterns = [_words(pattern) for pattern in skipped if _is_pattern(pattern)]
+
+    def has(self, module: str) -> bool:
+        """Return whether the weights of this module are stored as they are."""
+        parts = module.split(".")
+        ends = range(len(parts) + 1)
+        if any(".".join(parts[first:last]) in self.names for first in ends for last in ends[first + 1 :]):
+            return True
+        return any(_in_order(words, parts) for words in self.patterns)
+
+
+def _is_pattern(name: str) -> bool:
+    return name.startswith(("re:", "gptq:")) or "*" in name
+
+
+def _words(pattern: str) -> list[str]:
+    expression = re.sub(r"^(?:re|gptq):", "", pattern)
+    return re.findall(r"[A-Za-z0-9_]+", re.sub(r"\\[a-zA-Z]", " ", expression))
+
+
+def _in_order(words: list[str], parts: list[str]) -> bool:
+    """Return whether all words are among the parts of a name, in their order."""
+    left = iter(parts)
+    return bool(words) and all(word in left for word in words)

@@ -17,6 +17,7 @@ _SEQUENCES = (256, 128, 64, 32, 16, 8, 4, 2, 1)
 _BATCHED = 2048  # tokens: with few requests at once, larger batches only make prompts faster
 _LEAST_BATCHED = 512
 _HIGHEST_UTILIZATION = 0.97
+_MORE = (2, 3, 4, 6, 8, 12, 16)  # cards that a machine may have
 _FEW = 16  # requests at once that are plenty for a household or a team
 
 _Try = Callable[[PlanQuestion], "PlanChange | None"]
@@ -25,12 +26,13 @@ _Try = Callable[[PlanQuestion], "PlanChange | None"]
 def decide_changes(question: PlanQuestion) -> tuple[PlanChange, ...]:
     """Return the smallest change of each kind that makes the model start, in the order in which a user would choose.
 
-    Where no single one does, return those of them that do together, as one.
+    Where no single one does, return those of them that do together, as one. Cards that are not there come last. Return () for a model
+    that starts as it is.
     """
+    if decide_plan(question).starts:
+        return ()
     single = [change for attempt in _ATTEMPTS if (change := attempt(question))]
-    if single:
-        return tuple(single)
-    return tuple(_together(question))
+    return (*(single or _together(question)), *_new_cards(question))
 
 
 def decide_fit(question: PlanQuestion) -> PlanChange | None:
@@ -141,32 +143,38 @@ def _highest_share(question: PlanQuestion) -> float:
 
 
 def _smaller_cache(question: PlanQuestion) -> PlanChange | None:
-    old = min((card.capability for card in question.cards), default=(0, 0))
-    if question.serving.kv_cache_dtype != "auto" or old < (8, 9):
-        return None
-    return _first_that_starts(question, iter([_with(question, kv_cache_dtype="fp8")]), "a KV cache of half the precision")
+    tries = [_with(question, kv_cache_dtype="fp8")] if _can_shrink_cache(question) else []
+    return _first_that_starts(question, iter(tries), "a KV cache of half the precision")
 
 
 def _smaller_weights(question: PlanQuestion) -> PlanChange | None:
-    old = min((card.capability for card in question.cards), default=(0, 0))
-    if question.config.quantization or question.serving.quantization or old < (8, 0):
-        return None
-    return _first_that_starts(question, iter([_with(question, quantization="fp8")]), "weights of half the precision")
+    tries = [_with(question, quantization="fp8")] if _can_shrink_weights(question) else []
+    return _first_that_starts(question, iter(tries), "weights of half the precision")
+
+
+def _can_shrink_cache(question: PlanQuestion) -> bool:
+    return question.serving.kv_cache_dtype == "auto" and _oldest(question) >= (8, 9)
+
+
+def _can_shrink_weights(question: PlanQuestion) -> bool:
+    return not question.config.quantization and not question.serving.quantization and _oldest(question) >= (8, 0)
+
+
+def _oldest(question: PlanQuestion) -> tuple[int, int]:
+    return min((card.capability for card in question.cards), default=(0, 0))
 
 
 def _more_cards(question: PlanQuestion) -> PlanChange | None:
-    for tried in _all_cards(question):
-        if decide_plan(tried).starts:
-            return describe_change(question, tried, "all cards that are there")
-    if not question.cards:
-        return None
-    least = min(question.cards, key=lambda card: card.memory)
-    for count in (2, 4, 8, 16):
-        if count > len(question.cards):
-            tried = replace(_with(question, tensor_parallel=count, pipeline_parallel=1, layer_partition=()), cards=(least,) * count)
-            if decide_plan(tried).starts:
-                return describe_change(question, tried, f"{count} cards of {format_size(least.memory)}")
-    return None
+    found = _all_cards(question)
+    return describe_change(question, found[0], "all cards that are there") if found else None
+
+
+def _new_cards(question: PlanQuestion) -> Iterator[PlanChange]:
+    least = min(question.cards, key=lambda card: card.memory, default=None)
+    for count in _MORE:
+        if least and count > len(question.cards) and (found := decide_split(replace(question, cards=(least,) * count))):
+            yield describe_change(question, found[0], f"{count} cards of {format_size(least.memory)}")
+            return
 
 
 def _all_cards(question: PlanQuestion) -> tuple[PlanQuestion, ...]:
@@ -187,9 +195,11 @@ def _together(question: PlanQuestion) -> Iterator[PlanChange]:
         {"max_num_seqs": min(_FEW, plan.batch.max_num_seqs), "max_num_batched_tokens": min(_BATCHED, plan.batch.max_num_batched_tokens)},
         {"gpu_memory_utilization": share},
         {"enforce_eager": True},
+        {"kv_cache_dtype": "fp8" if _can_shrink_cache(question) else question.serving.kv_cache_dtype},
+        {"quantization": "fp8" if _can_shrink_weights(question) else question.serving.quantization},
         {"max_num_seqs": min(4, plan.batch.max_num_seqs), "max_num_batched_tokens": min(_LEAST_BATCHED, plan.batch.max_num_batched_tokens)},
     ]
-    for start in (question, *_all_cards(_with(question, **steps[-1]))):
+    for start in (question, *_all_cards(_with(question, max_model_len=-1, **steps[-1]))):
         tried = start
         for step in steps:
             tried = _with(tried, **step)
@@ -199,7 +209,7 @@ def _together(question: PlanQuestion) -> Iterator[PlanChange]:
                 continue
             found = _with(tried, max_model_len=min(length, plan.batch.max_model_len))
             if decide_plan(found).starts:
-                yield describe_change(question, found, "shorter context, and fewer requests at once")
+                yield describe_change(question, found, "several things at once: the context, the requests, and what follows")
                 return
 
 
@@ -215,7 +225,7 @@ def _candidates(question: PlanQuestion) -> Iterator[PlanQuestion]:
             extra = {} if question.serving.max_num_batched_tokens else _batched(plan, count)
             tried = _with(question, max_num_seqs=count, **extra)
         yield tried
-        yield from _all_cards(_with(tried, max_model_len=None))
+        yield from _all_cards(_with(tried, max_model_len=-1))
 
 
 def _rounded(length: int, most: int) -> int:

@@ -14,7 +14,7 @@ _MOST_CARDS = 64
 
 
 def decide_split(question: PlanQuestion) -> tuple[PlanQuestion, ...]:
-    """Return the ways to use all cards that can start, the one with the longest context first. An unset max-model-len may be any.
+    """Return the ways to use all cards that can start, the one with the longest context first.
 
     Tensor parallel gives each card the same: on unlike cards that of the smallest. Pipeline parallel gives a card as many layers as it
     has room for, with `layer_partition` and an order of the cards. Of two with the same context the one with tensor parallel is first,
@@ -22,8 +22,7 @@ def decide_split(question: PlanQuestion) -> tuple[PlanQuestion, ...]:
     """
     found: list[tuple[int, int, PlanQuestion]] = []
     for candidate in _splits(question):
-        serving = candidate.serving
-        plan = decide_plan(replace(candidate, serving=replace(serving, max_model_len=serving.max_model_len or -1)))
+        plan = decide_plan(candidate)
         if plan.starts:
             found.append((-plan.sure_context, candidate.serving.pipeline_parallel, candidate))
     return tuple(candidate for _, _, candidate in sorted(found, key=lambda row: row[:2]))

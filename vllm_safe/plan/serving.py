@@ -118,8 +118,8 @@ def fill_defaults(serving: Serving, cards: tuple[Card, ...], model_length: int) 
 
 
 def _is_set(value: object) -> bool:
-    """Return whether an option changes anything: a size of 1 splits nothing."""
-    return value is not None and value is not False and not (value == 1 and not isinstance(value, bool))
+    """Return whether an option changes anything: a size of 1 splits nothing, and 0 is none."""
+    return value is True or not (value is None or value in (False, 1))
 
 
 _UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}  # utils/argparse: 8k is not 8K

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from vllm_safe.common.errors import Failure
-from vllm_safe.plan.model_config import ModelConfig, Quantization
+from vllm_safe.plan.model_config import ModelConfig, Quantization, SkippedModules
 
 # Bits of one value, by the names of the safetensors format.
 BITS = {
@@ -55,6 +55,7 @@ class _Family:
     def __init__(self, config: ModelConfig) -> None:
         self.config = config
         self.dtype = _TYPES.get(config.dtype, "BF16")
+        self.skipped = SkippedModules(config.quantization)
 
     def all(self) -> Iterator[Tensor]:
         config = self.config
@@ -159,7 +160,7 @@ class _Family:
     def linear(self, name: str, out: int, inputs: int, *, bias: bool = False, count: int = 1) -> Iterator[Tensor]:
         """Return the tensors of one linear layer with these numbers of outputs and inputs."""
         quantization = self.config.quantization
-        if quantization is None or quantization.method == "mxfp4" or quantization.skips(name):
+        if quantization is None or quantization.method == "mxfp4" or self.skipped.has(name):
             yield self.plain(f"{name}.weight", out, inputs, count=count)
         else:
             for part, shape, dtype in _stored(quantization, out, inputs, self.dtype):
