@@ -1,0 +1,114 @@
+"""Tests of reading the headers of weight files, which anybody can have written."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vllm_safe.common.errors import Failure
+from vllm_safe.plan.headers_facts import read_stored_model
+from vllm_safe.plan.tensors import Tensor
+
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "vocab_size": 1000,
+    "torch_dtype": "bfloat16",
+}
+
+
+def safetensors(rows: dict[str, Any], content: int = 0) -> bytes:
+    header = json.dumps(rows).encode()
+    return len(header).to_bytes(8, "little") + header + bytes(content)
+
+
+def row(shape: list[int], dtype: str = "BF16") -> dict[str, Any]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": [0, 1]}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    return tmp_path
+
+
+def test_files_of_an_index(folder: Path) -> None:
+    (folder / "a.safetensors").write_bytes(safetensors({"__metadata__": {"format": "pt"}, "lm_head.weight": row([1000, 64])}, 100))
+    (folder / "b.safetensors").write_bytes(safetensors({f"m.layers.0.mlp.experts.{n}.w1.weight": row([8, 4]) for n in range(3)}))
+    (folder / "other.safetensors").write_bytes(b"not one of the index")
+    shards = {"x": "a.safetensors", "y": "b.safetensors", "z": "../../etc/shadow", "v": "missing.safetensors"}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
+    found = read_stored_model(str(folder))
+    assert found.tensors == (Tensor("lm_head.weight", (1000, 64), "BF16"), Tensor("m.layers.0.mlp.experts.*.w1.weight", (8, 4), "BF16", 3))
+    assert (found.files, found.size) == (2, sum((folder / name).stat().st_size for name in ("a.safetensors", "b.safetensors")))
+
+
+def test_sizes_alone_where_there_are_no_headers(folder: Path) -> None:
+    (folder / "pytorch_model.bin").write_bytes(bytes(1234))
+    found = read_stored_model(str(folder))
+    assert (found.tensors, found.size, found.files) == ((), 1234, 1)
+
+
+def test_nothing_but_a_config(folder: Path) -> None:
+    assert (read_stored_model(str(folder)).tensors, read_stored_model(str(folder)).size) == ((), 0)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\xff" * 8,
+        (1 << 40).to_bytes(8, "little") + b"{}",
+        (2).to_bytes(8, "little") + b"[]",
+        (5).to_bytes(8, "little") + b"{nope",
+        safetensors({"x": row([-1])}),
+        safetensors({"x": row([1 << 50])}),
+        safetensors({"x": row([2, 3], "F7")}),
+        safetensors({"x": {"dtype": "F16", "shape": "big"}}),
+        safetensors({"x": {"dtype": ["F16"], "shape": []}}),
+        safetensors({"x": 3}),
+        (50_000).to_bytes(8, "little") + b"[" * 50_000,
+    ],
+)
+def test_a_damaged_file_is_named(folder: Path, content: bytes) -> None:
+    (folder / "model.safetensors").write_bytes(content)
+    with pytest.raises(Failure, match=r"model\.safetensors is damaged") as caught:
+        read_stored_model(str(folder))
+    assert caught.value.hint == "fetch the model again"
+
+
+@pytest.mark.parametrize(
+    ("text", "why"), [(None, "is missing"), ("{", "is not a JSON file of a sensible size"), ("[1]", "holds no JSON object")]
+)
+def test_no_usable_config(tmp_path: Path, text: str | None, why: str) -> None:
+    if text is not None:
+        (tmp_path / "config.json").write_text(text)
+    with pytest.raises(Failure, match=why):
+        read_stored_model(str(tmp_path))
+
+
+def test_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(Failure, match=r"cannot read .*/nothing: No such file or directory"):
+        read_stored_model(str(tmp_path / "nothing"))
+
+
+def test_links_are_not_followed_where_user_vllm_may_have_put_them(folder: Path) -> None:
+    model = folder / "models/acme/m"
+    model.mkdir(parents=True)
+    (model / "config.json").symlink_to(folder / "config.json")
+    with pytest.raises(Failure, match="is missing"):
+        read_stored_model("acme/m", folder / "models")
+    assert read_stored_model(str(model)).config.layers == 2  # a folder that the configuration names may be a hub's cache
+
+
+def test_a_pipe_is_not_waited_for(folder: Path) -> None:
+    os.mkfifo(folder / "model.safetensors")
+    with pytest.raises(Failure, match=r"cannot read .*: it is not a regular file"):
+        read_stored_model(str(folder))

@@ -1,0 +1,509 @@
+"""What config.json says of a model, checked value by value: anybody can have written it."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from vllm_safe.common.errors import Failure
+
+# More than any known model by an order of magnitude: a plan of a hostile file must end at once.
+_MOST = MappingProxyType(
+    {
+        "num_hidden_layers": 2000,
+        "num_attention_heads": 1 << 14,
+        "num_key_value_heads": 1 << 14,
+        "vocab_size": 1 << 24,
+        "hidden_size": 1 << 20,
+        "intermediate_size": 1 << 22,
+        "moe_intermediate_size": 1 << 22,
+        "head_dim": 1 << 14,
+        "sliding_window": 1 << 31,
+        "max_position_embeddings": 1 << 31,
+    }
+)
+_MOST_OTHERWISE = 1 << 16
+_MOST_NAMES = 10_000  # of modules that a quantisation leaves out: one expert layer can have hundreds
+_MOST_PATTERNS = 200
+
+# What a family's class in transformers 5.19 holds where config.json has no such key (models/*/configuration_*.py).
+_GEMMA = {"head_dim": 256, "tie_word_embeddings": True}
+_GEMMA_2 = {**_GEMMA, "num_attention_heads": 8, "num_key_value_heads": 4, "sliding_window": 4096}
+_DEFAULTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "gemma": _GEMMA,
+        "gemma2": {**_GEMMA_2, "vocab_size": 256000, "max_position_embeddings": 8192},
+        "gemma3_text": {**_GEMMA_2, "vocab_size": 262208, "max_position_embeddings": 131072, "sliding_window_pattern": 6},
+        "qwen2": {"max_window_layers": 28},
+        "qwen3": {"head_dim": 128},
+        "mistral": {"num_key_value_heads": 8, "sliding_window": 4096},
+        "mixtral": {"num_key_value_heads": 8, "num_local_experts": 8, "num_experts_per_tok": 2},
+        "gpt_oss": {"head_dim": 64, "num_key_value_heads": 8, "num_local_experts": 128, "num_experts_per_tok": 4, "sliding_window": 128},
+        "glm4": {"head_dim": 128, "num_key_value_heads": 2, "attention_bias": True},
+        "glm4_moe": {"num_key_value_heads": 8, "n_shared_experts": 1, "first_k_dense_replace": 1},
+        "qwen3_moe": {"num_key_value_heads": 4, "decoder_sparse_step": 1},
+        "deepseek_v2": {"q_lora_rank": 1536, "first_k_dense_replace": 0, "n_shared_experts": 2},
+        "deepseek_v3": {"q_lora_rank": 1536, "first_k_dense_replace": 3, "n_shared_experts": 1},
+    }
+)
+
+# The architectures whose tensors are known, by the family of plan/tensors.py.
+FAMILIES = MappingProxyType(
+    {
+        "LlamaForCausalLM": "llama",
+        "MistralForCausalLM": "llama",
+        "Qwen2ForCausalLM": "qwen2",
+        "Qwen3ForCausalLM": "qwen3",
+        "GemmaForCausalLM": "gemma",
+        "Gemma2ForCausalLM": "gemma2",
+        "Gemma3ForCausalLM": "gemma3",
+        "Gemma3ForConditionalGeneration": "gemma3",
+        "Phi3ForCausalLM": "phi3",
+        "MixtralForCausalLM": "mixtral",
+        "Qwen3MoeForCausalLM": "qwen3_moe",
+        "GptOssForCausalLM": "gpt_oss",
+        "DeepseekV2ForCausalLM": "deepseek",
+        "DeepseekV3ForCausalLM": "deepseek",
+        "Glm4ForCausalLM": "glm4",
+        "Glm4MoeForCausalLM": "glm4_moe",
+    }
+)
+
+_BYTES = MappingProxyType({"float32": 4, "float16": 2, "bfloat16": 2, "half": 2, "float": 4})
+
+
+@dataclass(frozen=True)
+class Experts:
+    """A mixture of experts. `layers`: those that have it; the others have one dense feed-forward."""
+
+    count: int
+    per_token: int
+    intermediate: int
+    shared_intermediate: int  # 0: no expert that all tokens pass
+    layers: frozenset[int]
+    correction_bias: bool = False
+
+
+@dataclass(frozen=True)
+class LatentAttention:
+    """The ranks and dimensions of multi-head latent attention. `q_rank` 0: queries are not compressed."""
+
+    q_rank: int
+    kv_rank: int
+    rope_dim: int
+    nope_dim: int
+    v_dim: int
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """How the weights of a checkpoint are stored.
+
+    `method`: gptq, awq, fp8, mxfp4, compressed-tensors, or another that is not known here. `kind`: of a compressed tensor, "int" or
+    "float". `group`: weights per scale along the inputs; 0: one for each output; -1: one for the whole tensor. `block`: of block-wise
+    FP8. `skipped`: modules that are left as they are, as the file has them; see SkippedModules.
+    """
+
+    method: str
+    bits: int = 16
+    kind: str = "int"
+    group: int = 0
+    block: tuple[int, int] | None = None
+    symmetric: bool = True
+    activation_order: bool = False
+    packed: bool = False
+    static_activations: bool = False
+    quantized_activations: bool = False
+    head: bool = False  # the output layer is quantised, too
+    skipped: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """One model. `windows`: of each layer, tokens that it attends to, 0 for all. `unknown`: what is not taken into account."""
+
+    architecture: str
+    family: str  # "" where its tensors are not known
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    intermediate: int
+    vocab: int
+    tied: bool
+    max_positions: int
+    dtype: str
+    windows: tuple[int, ...]
+    query_bias: bool = False
+    output_bias: bool = False
+    feed_forward_bias: bool = False
+    query_norm: bool = False
+    rotary_dim: int = 0
+    softcap: bool = False  # of the logits
+    experts: Experts | None = None
+    latent: LatentAttention | None = None
+    quantization: Quantization | None = None
+    multimodal: bool = False
+    unknown: tuple[str, ...] = ()
+
+    @property
+    def item_size(self) -> int:
+        """Bytes of one value that is not quantised."""
+        return _BYTES.get(self.dtype, 2)
+
+
+def parse_model_config(values: object, file: str = "config.json") -> ModelConfig:
+    """Check the values of config.json. Raises Failure with file and key where one cannot be."""
+    if not isinstance(values, dict):
+        raise Failure(f"{file} holds no JSON object", hint="fetch the model again")
+    return _ConfigReader(values, file).model()
+
+
+class _ConfigReader:
+    """One config.json. A multimodal model's language part is in `text_config`; its quantisation may be beside that."""
+
+    def __init__(self, values: dict[str, Any], file: str) -> None:
+        self.file = file
+        self.outer = values
+        self.unknown: list[str] = []
+        inner = values.get("text_config")
+        self.multimodal = isinstance(inner, dict)
+        self.values: dict[str, Any] = {**values, **inner} if isinstance(inner, dict) else values
+        self.kind = self.text("model_type") or ""
+        self.defaults = _DEFAULTS.get(self.kind, {})
+
+    def flaw(self, key: str, wanted: str) -> Failure:
+        return Failure(
+            f"{self.file}: {key} is not {wanted}", hint="compare the file with the one in the model's repository, or fetch it again"
+        )
+
+    def count(self, key: str, default: int | None = None, *, least: int = 1) -> int:
+        value = self.values.get(key)
+        if value is None:
+            value = self.defaults.get(key)
+        if value is None:
+            value = default
+        most = _MOST.get(key, _MOST_OTHERWISE)
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            raise self.flaw(key, f"a whole number from {least} to {most}")
+        return value
+
+    def optional(self, key: str) -> int | None:
+        return None if self.values.get(key, self.defaults.get(key)) is None else self.count(key, least=0)
+
+    def flag(self, key: str, *, default: bool = False) -> bool:
+        value = self.values.get(key)
+        if value is None:
+            value = self.defaults.get(key, default)
+        if not isinstance(value, bool):
+            raise self.flaw(key, "true or false")
+        return value
+
+    def text(self, key: str) -> str | None:
+        value = self.values.get(key)
+        if value is not None and not (isinstance(value, str) and len(value) <= 200):
+            raise self.flaw(key, "a text")
+        return value
+
+    def model(self) -> ModelConfig:
+        architecture = self.architecture()
+        family = FAMILIES.get(architecture, "")
+        if not family:
+            self.unknown.append(f"architecture {architecture}")
+        layers, heads = self.count("num_hidden_layers"), self.count("num_attention_heads")
+        hidden = self.count("hidden_size")
+        kv_heads = self.optional("num_key_value_heads") or heads
+        latent = self.latent() if family == "deepseek" or self.values.get("kv_lora_rank") is not None else None
+        head_dim = self.optional("head_dim") or max(1, hidden // heads)
+        biases = family in {"qwen2", "gpt_oss"} or (self.flag("attention_bias") and family != "deepseek")
+        if self.multimodal:
+            self.unknown.append("the image and audio encoders, except for their weights where the files are there")
+        partial = self.values.get("partial_rotary_factor", 1)
+        factor = partial if isinstance(partial, int | float) and not isinstance(partial, bool) and 0 < partial <= 1 else 1
+        return ModelConfig(
+            architecture=architecture,
+            family=family,
+            layers=layers,
+            hidden=hidden,
+            heads=heads,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
+            intermediate=self.count("intermediate_size"),
+            vocab=self.count("vocab_size"),
+            tied=self.flag("tie_word_embeddings", default=bool(self.outer.get("tie_word_embeddings") is True)),
+            max_positions=self.longest(),
+            dtype=self.dtype(),
+            windows=self.windows(layers, family),
+            query_bias=biases,
+            output_bias=family == "gpt_oss" or (family == "llama" and self.flag("attention_bias")),
+            feed_forward_bias=family == "llama" and self.flag("mlp_bias"),
+            query_norm=family in {"qwen3", "qwen3_moe", "gemma3"} or (family == "glm4_moe" and self.flag("use_qk_norm")),
+            rotary_dim=latent.rope_dim if latent else int(head_dim * factor),
+            softcap=self.values.get("final_logit_softcapping") is not None,
+            experts=self.experts(layers, family),
+            latent=latent,
+            quantization=self.quantization(),
+            multimodal=self.multimodal,
+            unknown=tuple(self.unknown),
+        )
+
+    def architecture(self) -> str:
+        named = self.outer.get("architectures")
+        if not isinstance(named, list) or not named or not isinstance(named[0], str) or not re.fullmatch(r"[\w.-]{1,100}", named[0]):
+            raise self.flaw("architectures", "a list with a name")
+        return named[0]
+
+    def dtype(self) -> str:
+        name = self.text("dtype") or self.text("torch_dtype") or "float32"
+        if name not in _BYTES:
+            self.unknown.append(f"dtype {name[:40]}")
+        # config/model.py, _resolve_auto_dtype: vLLM serves no 4-byte model unless told to.
+        return "bfloat16" if name in {"float32", "float"} or name not in _BYTES else name
+
+    def longest(self) -> int:
+        """Return the length that vLLM derives (config/model.py:2527 _get_and_verify_max_len)."""
+        keys = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "model_max_length", "max_sequence_length")
+        found = [self.bounded(key) for key in keys if self.values.get(key, self.defaults.get(key)) is not None]
+        length = min(found, default=2048)
+        scaling = self.values.get("rope_scaling") or self.values.get("rope_parameters")
+        if not isinstance(scaling, dict) or "gemma3" in self.kind:
+            return length
+        kind = scaling.get("rope_type", scaling.get("type", "default"))
+        factor = scaling.get("factor", 1)
+        applied = kind in {"linear", "dynamic", "ntk", "ntk-by-parts"}
+        if applied and isinstance(factor, int | float) and not isinstance(factor, bool) and math.isfinite(factor) and 1 <= factor <= 1024:
+            return int(length * factor)
+        return length
+
+    def bounded(self, key: str) -> int:
+        value = self.values.get(key, self.defaults.get(key))
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _MOST["max_position_embeddings"]:
+            raise self.flaw(key, "a whole number of tokens")
+        return value
+
+    def windows(self, layers: int, family: str) -> tuple[int, ...]:
+        window = self.optional("sliding_window") or 0
+        if self.kind in {"qwen2", "qwen3", "qwen3_moe"} and not self.flag("use_sliding_window"):
+            window = 0
+        kinds = self.values.get("layer_types")
+        if kinds is not None:
+            if not isinstance(kinds, list) or len(kinds) < layers or not all(isinstance(kind, str) for kind in kinds):
+                raise self.flaw("layer_types", "a list with the kind of each layer")
+            for kind in sorted(set(kinds[:layers]) - {"full_attention", "sliding_attention"}):
+                self.unknown.append(f"layers of kind {kind[:40]}")
+            return tuple(window if kind == "sliding_attention" else 0 for kind in kinds[:layers])
+        if not window:
+            return (0,) * layers
+        if family == "gemma2":  # transformers: every other layer, the first is one
+            return tuple(window if layer % 2 == 0 else 0 for layer in range(layers))
+        if family == "gemma3":
+            pattern = self.count("sliding_window_pattern", 6)
+            return tuple(0 if (layer + 1) % pattern == 0 else window for layer in range(layers))
+        if family == "gpt_oss":
+            return tuple(window if layer % 2 == 0 else 0 for layer in range(layers))
+        first = self.count("max_window_layers", layers, least=0) if self.kind.startswith("qwen") else 0
+        return tuple(window if layer >= first else 0 for layer in range(layers))
+
+    def experts(self, layers: int, family: str) -> Experts | None:
+        key = next((key for key in ("n_routed_experts", "num_local_experts", "num_experts") if self.optional(key)), "")
+        if not key:
+            return None
+        own = self.optional("moe_intermediate_size")
+        each = own or self.count("intermediate_size")
+        first = self.optional("first_k_dense_replace") or 0
+        step = self.optional("moe_layer_freq") or self.optional("decoder_sparse_step") or 1
+        dense = self.values.get("mlp_only_layers") or []
+        if not isinstance(dense, list) or not all(isinstance(layer, int) for layer in dense):
+            raise self.flaw("mlp_only_layers", "a list of layers")
+        shift = 1 if family == "qwen3_moe" else 0  # qwen3_moe.py: (layer + 1) % step; deepseek_v2.py: layer % step
+        with_experts = frozenset(i for i in range(first, layers) if i not in dense and (i + shift) % step == 0)
+        return Experts(
+            count=self.count(key),
+            per_token=self.count("num_experts_per_tok", 1),
+            intermediate=each,
+            shared_intermediate=each * (self.optional("n_shared_experts") or 0),
+            layers=with_experts,
+            correction_bias=family == "glm4_moe" or self.values.get("topk_method") == "noaux_tc",
+        )
+
+    def latent(self) -> LatentAttention:
+        return LatentAttention(
+            q_rank=(self.optional("q_lora_rank") or 0) if "q_lora_rank" in self.values else self.count("q_lora_rank", 1536),
+            kv_rank=self.count("kv_lora_rank", 512),
+            rope_dim=self.count("qk_rope_head_dim", 64),
+            nope_dim=self.count("qk_nope_head_dim", 128),
+            v_dim=self.count("v_head_dim", 128),
+        )
+
+    def quantization(self) -> Quantization | None:
+        given = self.values.get("quantization_config") or self.outer.get("quantization_config") or self.outer.get("compression_config")
+        if given is None:
+            return None
+        if not isinstance(given, dict):
+            raise self.flaw("quantization_config", "a JSON object")
+        method = given.get("quant_method", "")
+        if not isinstance(method, str) or not re.fullmatch(r"[\w.-]{1,40}", method):
+            raise self.flaw("quantization_config.quant_method", "the name of a method")
+        part = _QuantizationReader(given, self)
+        readers = {
+            **dict.fromkeys(("gptq", "gptq_marlin"), part.gptq),
+            **dict.fromkeys(("awq", "awq_marlin"), part.awq),
+            "fp8": part.fp8,
+            "mxfp4": part.mxfp4,
+            "compressed-tensors": part.compressed,
+        }
+        if read := readers.get(method):
+            return read()
+        self.unknown.append(f"quantisation {method}")
+        return Quantization(method)
+
+
+class _QuantizationReader:
+    """The section `quantization_config`."""
+
+    def __init__(self, values: dict[str, Any], config: _ConfigReader) -> None:
+        self.values = values
+        self.config = config
+
+    def count(self, key: str, default: int, values: dict[str, Any] | None = None, *, least: int = -1) -> int:
+        value = (self.values if values is None else values).get(key)
+        value = default if value is None else value
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= _MOST_OTHERWISE:
+            raise self.config.flaw(f"quantization_config.{key}", "a whole number")
+        return value
+
+    def names(self, key: str) -> tuple[str, ...]:
+        value = self.values.get(key) or []
+        if not isinstance(value, list) or len(value) > _MOST_NAMES or not all(isinstance(name, str) for name in value):
+            raise self.config.flaw(f"quantization_config.{key}", f"a list of at most {_MOST_NAMES} names")
+        if sum(map(_is_pattern, value)) > _MOST_PATTERNS:
+            raise self.config.flaw(f"quantization_config.{key}", f"a list with at most {_MOST_PATTERNS} patterns")
+        if any(_is_pattern(name) and re.search(r"\(\?|\|", name) for name in value):
+            self.config.unknown.append(f"some patterns of modules that are not quantised ({key})")
+        return tuple(name[:500] for name in value)
+
+    def gptq(self) -> Quantization:
+        rules = self.values.get("dynamic") or {}
+        if not isinstance(rules, dict) or len(rules) > _MOST_PATTERNS:
+            raise self.config.flaw("quantization_config.dynamic", "a JSON object of rules")
+        if any(str(rule).startswith("+:") or not str(rule).startswith("-:") for rule in rules):
+            self.config.unknown.append("modules of another quantisation than the rest (dynamic)")
+        return Quantization(
+            "gptq",
+            bits=self.bits(self.count("bits", 4)),
+            group=max(0, self.count("group_size", 128)),
+            symmetric=self.values.get("sym") is not False,
+            activation_order=self.values.get("desc_act") is True,
+            packed=True,
+            head=self.values.get("lm_head") is True,
+            skipped=tuple(f"gptq:{str(rule)[2:][:500]}" for rule in rules if str(rule).startswith("-:")),
+        )
+
+    def bits(self, bits: int) -> int:
+        if bits not in {2, 3, 4, 8}:
+            raise self.config.flaw("quantization_config.bits", "2, 3, 4 or 8")
+        return bits
+
+    def awq(self) -> Quantization:
+        return Quantization(
+            "awq",
+            bits=self.bits(self.count("bits", self.count("w_bit", 4))),
+            group=max(0, self.count("group_size", self.count("q_group_size", 128))),
+            symmetric=self.values.get("zero_point") is False,
+            packed=True,
+            skipped=self.names("modules_to_not_convert"),
+        )
+
+    def fp8(self) -> Quantization:
+        block = self.values.get("weight_block_size")
+        if block is not None and not (isinstance(block, list) and len(block) == 2 and all(_is_side(side) for side in block)):
+            raise self.config.flaw("quantization_config.weight_block_size", "two numbers from 1 to 4096")
+        return Quantization(
+            "fp8",
+            bits=8,
+            kind="float",
+            group=-1,
+            block=(block[0], block[1]) if block else None,
+            static_activations=self.values.get("activation_scheme") == "static",
+            quantized_activations=True,
+            skipped=(*self.names("modules_to_not_convert"), *self.names("ignored_layers")),
+        )
+
+    def mxfp4(self) -> Quantization:
+        return Quantization("mxfp4", 4, "float", 32, skipped=self.names("modules_to_not_convert"))
+
+    def compressed(self) -> Quantization:
+        groups = self.values.get("config_groups")
+        if not isinstance(groups, dict) or not groups or not all(isinstance(group, dict) for group in groups.values()):
+            raise self.config.flaw("quantization_config.config_groups", "a JSON object of groups")
+        if len(groups) > 1:
+            self.config.unknown.append("modules of another quantisation than the rest (config_groups)")
+        group = next(iter(groups.values()))
+        weights, inputs = group.get("weights"), group.get("input_activations")
+        if not isinstance(weights, dict):
+            raise self.config.flaw("quantization_config.config_groups.weights", "a JSON object")
+        strategy = weights.get("strategy")
+        bits = self.count("num_bits", 8, weights, least=1)
+        sizes = {"tensor": -1, "channel": 0, "group": self.count("group_size", 128, weights), "tensor_group": 16}
+        block = weights.get("block_structure")
+        sides = block if isinstance(block, list) and len(block) == 2 and all(_is_side(side) for side in block) else None
+        if strategy not in sizes and not (strategy == "block" and sides):
+            self.config.unknown.append(f"scales of kind {str(strategy)[:40]}")
+        if weights.get("actorder") in {"group", True}:
+            self.config.unknown.append("activation order of compressed tensors")
+        return Quantization(
+            "compressed-tensors",
+            bits=bits,
+            kind="float" if weights.get("type") == "float" else "int",
+            group=sizes.get(str(strategy), 0),
+            block=(sides[0], sides[1]) if sides else None,
+            symmetric=weights.get("symmetric") is not False,
+            packed=self.values.get("format") in {"pack-quantized", "nvfp4-pack-quantized"} or bits < 8,
+            static_activations=isinstance(inputs, dict) and inputs.get("dynamic") is False,
+            quantized_activations=isinstance(inputs, dict),
+            skipped=self.names("ignore"),
+        )
+
+
+def _is_side(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 4096
+
+
+class SkippedModules:
+    """Tells which modules a quantisation leaves out: by names, parts of names, and patterns.
+
+    The expressions of a file are not run, since one can be made to take for ever: their plain words have to be in the name, in order.
+    """
+
+    def __init__(self, quantization: Quantization | None) -> None:
+        skipped = quantization.skipped if quantization else ()
+        self.names = frozenset(name for name in skipped if not _is_pattern(name))
+        self.patterns = [_words(pattern) for pattern in skipped if _is_pattern(pattern)]
+
+    def has(self, module: str) -> bool:
+        """Return whether the weights of this module are stored as they are."""
+        parts = module.split(".")
+        ends = range(len(parts) + 1)
+        if any(".".join(parts[first:last]) in self.names for first in ends for last in ends[first + 1 :]):
+            return True
+        return any(_in_order(words, parts) for words in self.patterns)
+
+
+def _is_pattern(name: str) -> bool:
+    return name.startswith(("re:", "gptq:")) or "*" in name
+
+
+def _words(pattern: str) -> list[str]:
+    expression = re.sub(r"^(?:re|gptq):", "", pattern)
+    return re.findall(r"[A-Za-z0-9_]+", re.sub(r"\\[a-zA-Z]", " ", expression))
+
+
+def _in_order(words: list[str], parts: list[str]) -> bool:
+    """Return whether all words are among the parts of a name, in their order."""
+    left = iter(parts)
+    return bool(words) and all(word in left for word in words)

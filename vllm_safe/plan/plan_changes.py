@@ -1,0 +1,232 @@
+"""The smallest change that makes a model start, and the largest context that fits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+from vllm_safe.common.sizes import format_size
+from vllm_safe.plan.memory import CONTEXT
+from vllm_safe.plan.plan_decision import decide_plan
+from vllm_safe.plan.plan_question import Plan, PlanChange, PlanQuestion
+from vllm_safe.plan.plan_split import decide_split
+
+_LEAST_CONTEXT = 512  # tokens: with less a model answers nothing useful
+_CONTEXT_STEP = 256
+_SEQUENCES = (256, 128, 64, 32, 16, 8, 4, 2, 1)
+_BATCHED = 2048  # tokens: with few requests at once, larger batches only make prompts faster
+_LEAST_BATCHED = 512
+_HIGHEST_UTILIZATION = 0.97
+_MORE = (2, 3, 4, 6, 8, 12, 16)  # cards that a machine may have
+_FEW = 16  # requests at once that are plenty for a household or a team
+
+_Try = Callable[[PlanQuestion], "PlanChange | None"]
+
+
+def decide_changes(question: PlanQuestion) -> tuple[PlanChange, ...]:
+    """Return the smallest change of each kind that makes the model start, in the order in which a user would choose.
+
+    Where no single one does, return those of them that do together, as one. Cards that are not there come last. Return () for a model
+    that starts as it is.
+    """
+    if decide_plan(question).starts:
+        return ()
+    single = [change for attempt in _ATTEMPTS if (change := attempt(question))]
+    return (*(single or _together(question)), *_new_cards(question))
+
+
+def decide_fit(question: PlanQuestion) -> PlanChange | None:
+    """Return the arguments for the largest context that surely fits on the cards, or None where none does.
+
+    Of two with the same context the one that leaves more as it was is taken. The arguments that were set are kept, except for the length.
+    """
+    best: tuple[int, PlanQuestion] | None = None
+    for candidate in _candidates(question):
+        plan = decide_plan(replace(candidate, serving=replace(candidate.serving, max_model_len=-1)))
+        length = _rounded(plan.sure_context, question.config.max_positions)
+        if plan.starts is not False and length >= _LEAST_CONTEXT and (best is None or length > best[0]):
+            chosen = replace(candidate, serving=replace(candidate.serving, max_model_len=length))
+            if decide_plan(chosen).starts:
+                best = length, chosen
+    if best is None:
+        return None
+    return describe_change(question, best[1], f"up to {best[0]:,} tokens")
+
+
+def describe_change(old: PlanQuestion, new: PlanQuestion, cost: str) -> PlanChange:
+    """Return the options that make one question of another."""
+    before, after = old.serving, new.serving
+    args = [(name, _shown(getattr(after, field))) for field, name in _OPTIONS if getattr(after, field) != getattr(before, field)]
+    env = []
+    if after.layer_partition != before.layer_partition:
+        env.append(("VLLM_PP_LAYER_PARTITION", ",".join(map(str, after.layer_partition))))
+    if new.cards[: after.ranks] != old.cards[: after.ranks] and sorted(map(repr, new.cards)) == sorted(map(repr, old.cards)):
+        env.append(("CUDA_VISIBLE_DEVICES", ",".join(map(str, _order(old, new)))))
+    return PlanChange(tuple(args), tuple(env), cost)
+
+
+_OPTIONS = (
+    ("tensor_parallel", "tensor-parallel-size"),
+    ("pipeline_parallel", "pipeline-parallel-size"),
+    ("max_model_len", "max-model-len"),
+    ("max_num_seqs", "max-num-seqs"),
+    ("max_num_batched_tokens", "max-num-batched-tokens"),
+    ("gpu_memory_utilization", "gpu-memory-utilization"),
+    ("kv_cache_dtype", "kv-cache-dtype"),
+    ("quantization", "quantization"),
+    ("enforce_eager", "enforce-eager"),
+)
+
+
+def _shown(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _order(old: PlanQuestion, new: PlanQuestion) -> Iterator[int]:
+    """Return the numbers that the cards of `new` have in `old`."""
+    free = list(range(len(old.cards)))
+    for card in new.cards:
+        index = next(number for number in free if old.cards[number] == card)
+        free.remove(index)
+        yield index
+
+
+def _with(question: PlanQuestion, **values: object) -> PlanQuestion:
+    return replace(question, serving=replace(question.serving, **values))  # type: ignore[arg-type] # names of its own fields
+
+
+def _first_that_starts(question: PlanQuestion, tries: Iterator[PlanQuestion], cost: str) -> PlanChange | None:
+    found = next((attempt for attempt in tries if decide_plan(attempt).starts), None)
+    return describe_change(question, found, cost) if found else None
+
+
+def _shorter(question: PlanQuestion) -> PlanChange | None:
+    plan = decide_plan(question)
+    if plan.batch is None or plan.sure_context < _LEAST_CONTEXT:
+        return None
+    length = min(_rounded(plan.sure_context, question.config.max_positions), plan.batch.max_model_len)
+    # A smaller batch follows from a shorter context: what vLLM then sets by itself may leave room for more.
+    return _first_that_starts(question, iter([_with(question, max_model_len=length)]), "shorter prompts and answers")
+
+
+def _fewer(question: PlanQuestion) -> PlanChange | None:
+    plan = decide_plan(question)
+    if plan.batch is None:
+        return None
+    tries = (_with(question, max_num_seqs=count, **_batched(plan, count)) for count in _SEQUENCES if count < plan.batch.max_num_seqs)
+    return _first_that_starts(question, tries, "fewer requests at once: the others wait")
+
+
+def _batched(plan: Plan, count: int) -> dict[str, object]:
+    """Return the smaller batches that few requests at once are well served with."""
+    now = plan.batch.max_num_batched_tokens if plan.batch else 0
+    wanted = _BATCHED if count > _FEW else _LEAST_BATCHED
+    return {"max_num_batched_tokens": wanted} if now > wanted else {}
+
+
+def _more_of_the_card(question: PlanQuestion) -> PlanChange | None:
+    most = _highest_share(question)
+    now = decide_plan(question).batch
+    if now is None:
+        return None
+    first = int(now.gpu_memory_utilization * 100) + 1
+    shares = (share / 100 for share in range(first, int(most * 100) + 1))
+    return _first_that_starts(
+        question, (_with(question, gpu_memory_utilization=share) for share in shares), "less room for others on the card"
+    )
+
+
+def _highest_share(question: PlanQuestion) -> float:
+    """Return the largest gpu-memory-utilization that leaves room for what vLLM does not count, and for other users of the card."""
+    shares = [(card.memory - card.used - CONTEXT) / card.memory for card in question.cards[: question.serving.ranks]]
+    return min([_HIGHEST_UTILIZATION, *shares])
+
+
+def _smaller_cache(question: PlanQuestion) -> PlanChange | None:
+    tries = [_with(question, kv_cache_dtype="fp8")] if _can_shrink_cache(question) else []
+    return _first_that_starts(question, iter(tries), "a KV cache of half the precision")
+
+
+def _smaller_weights(question: PlanQuestion) -> PlanChange | None:
+    tries = [_with(question, quantization="fp8")] if _can_shrink_weights(question) else []
+    return _first_that_starts(question, iter(tries), "weights of half the precision")
+
+
+def _can_shrink_cache(question: PlanQuestion) -> bool:
+    return question.serving.kv_cache_dtype == "auto" and _oldest(question) >= (8, 9)
+
+
+def _can_shrink_weights(question: PlanQuestion) -> bool:
+    return not question.config.quantization and not question.serving.quantization and _oldest(question) >= (8, 0)
+
+
+def _oldest(question: PlanQuestion) -> tuple[int, int]:
+    return min((card.capability for card in question.cards), default=(0, 0))
+
+
+def _more_cards(question: PlanQuestion) -> PlanChange | None:
+    found = _all_cards(question)
+    return describe_change(question, found[0], "all cards that are there") if found else None
+
+
+def _new_cards(question: PlanQuestion) -> Iterator[PlanChange]:
+    least = min(question.cards, key=lambda card: card.memory, default=None)
+    for count in _MORE:
+        if least and count > len(question.cards) and (found := decide_split(replace(question, cards=(least,) * count))):
+            yield describe_change(question, found[0], f"{count} cards of {format_size(least.memory)}")
+            return
+
+
+def _all_cards(question: PlanQuestion) -> tuple[PlanQuestion, ...]:
+    """Return the ways to use all cards, where not all are used."""
+    return decide_split(question) if question.serving.ranks < len(question.cards) else ()
+
+
+_ATTEMPTS: tuple[_Try, ...] = (_shorter, _fewer, _more_of_the_card, _smaller_cache, _smaller_weights, _more_cards)
+
+
+def _together(question: PlanQuestion) -> Iterator[PlanChange]:
+    """Return the combination that starts, each step taken after those before it."""
+    plan = decide_plan(question)
+    if plan.batch is None:
+        return
+    share = max(plan.batch.gpu_memory_utilization, int(_highest_share(question) * 100) / 100)
+    steps: list[dict[str, object]] = [
+        {"max_num_seqs": min(_FEW, plan.batch.max_num_seqs), "max_num_batched_tokens": min(_BATCHED, plan.batch.max_num_batched_tokens)},
+        {"gpu_memory_utilization": share},
+        {"enforce_eager": True},
+        {"kv_cache_dtype": "fp8" if _can_shrink_cache(question) else question.serving.kv_cache_dtype},
+        {"quantization": "fp8" if _can_shrink_weights(question) else question.serving.quantization},
+        {"max_num_seqs": min(4, plan.batch.max_num_seqs), "max_num_batched_tokens": min(_LEAST_BATCHED, plan.batch.max_num_batched_tokens)},
+    ]
+    for start in (question, *_all_cards(_with(question, max_model_len=-1, **steps[-1]))):
+        tried = start
+        for step in steps:
+            tried = _with(tried, **step)
+            attempt = decide_plan(_with(tried, max_model_len=-1))
+            length = _rounded(attempt.sure_context, question.config.max_positions)
+            if length < _LEAST_CONTEXT:
+                continue
+            found = _with(tried, max_model_len=min(length, plan.batch.max_model_len))
+            if decide_plan(found).starts:
+                yield describe_change(question, found, "several things at once: the context, the requests, and what follows")
+                return
+
+
+def _candidates(question: PlanQuestion) -> Iterator[PlanQuestion]:
+    """Return what may be tried for the largest context, that which changes least first."""
+    plan = decide_plan(question)
+    counts = [None] if question.serving.max_num_seqs or plan.batch is None else [None, 64, _FEW, 4]
+    for count in counts:
+        tried = question
+        if count is not None and plan.batch:
+            if count >= plan.batch.max_num_seqs:
+                continue
+            extra = {} if question.serving.max_num_batched_tokens else _batched(plan, count)
+            tried = _with(question, max_num_seqs=count, **extra)
+        yield tried
+        yield from _all_cards(_with(tried, max_model_len=-1))
+
+
+def _rounded(length: int, most: int) -> int:
+    return length if length >= most else length // _CONTEXT_STEP * _CONTEXT_STEP

@@ -1,0 +1,225 @@
+"""Whether vLLM would start with a model, cards and arguments, and how much it could serve."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+from vllm_safe.common.sizes import GIB, MIB, format_size
+from vllm_safe.plan.cache import CacheLayout, lay_out
+from vllm_safe.plan.memory import CONTEXT, CardBudget, Rank, budget_card, capture_sizes
+from vllm_safe.plan.model_config import ModelConfig, Quantization
+from vllm_safe.plan.placement import place_weights, split_layers
+from vllm_safe.plan.plan_limits import find_obstacle
+from vllm_safe.plan.plan_question import Observed, Plan, PlanLine, PlanQuestion
+from vllm_safe.plan.serving import Batch, Card, Serving, fill_defaults
+from vllm_safe.plan.tensors import Tensor, list_tensors
+
+# How far the estimated part of a card can be off: no start is refused, and none is promised, within it.
+_LEAST_MARGIN = 128 * MIB
+_MARGIN = 0.25
+_WEIGHTS_MARGIN = 0.01
+_UNKNOWN_MARGIN = GIB  # where something was not taken into account
+
+
+@dataclass(frozen=True)
+class _Room:
+    """What is left for the KV cache. `margin`: how far it can be off, on the card where it is largest."""
+
+    budgets: tuple[CardBudget, ...]
+    available: tuple[int, ...]
+    margin: int
+    exact: bool  # vLLM itself said it
+
+
+def decide_plan(question: PlanQuestion) -> Plan:
+    """Return what vLLM would do."""
+    question = replace(question, config=_served(question.config, question.serving))
+    config, serving = question.config, question.serving
+    cards = question.cards[: serving.ranks]
+    batch = fill_defaults(serving, cards, config.max_positions)
+    unknown = (*config.unknown, *(f"the option {name}" for name in serving.unplanned))
+    if obstacle := find_obstacle(question, batch):
+        return Plan(starts=False, reason=obstacle, batch=batch, unknown=unknown)
+    if not question.tensors and not config.family:
+        return Plan(starts=None, reason="nothing is known of its weights: its files are not there", batch=batch, unknown=unknown)
+    room = _room(question, cards, batch, unknown)
+    layout = lay_out(config, serving, batch, cards[0].capability)
+    longest = layout.longest(_blocks(room.available, layout, config, serving), config.max_positions)
+    sure = layout.longest(_blocks([size - room.margin for size in room.available], layout, config, serving), config.max_positions)
+    # With "auto" vLLM takes what fits, even if that is a single token.
+    wanted = 1 if serving.max_model_len == -1 else batch.max_model_len
+    starts, reason = _verdict(question, replace(batch, max_model_len=wanted), room, layout)
+    if serving.max_model_len == -1:
+        batch = replace(batch, max_model_len=max(1, longest))
+    blocks = _blocks(room.available, layout, config, serving)
+    served = starts is not False and blocks > 1
+    tokens = layout.tokens(blocks, batch.max_model_len) if served else 0
+    plan = Plan(
+        starts=starts,
+        reason=reason,
+        weights=tuple(budget.weights for budget in room.budgets),
+        kv_bytes=tuple(max(0, size) for size in room.available),
+        kv_tokens=_seen_tokens(question) or tokens,
+        longest_context=longest,
+        sure_context=longest if room.exact else sure,
+        requests_at_once=tokens / batch.max_model_len,
+        batch=batch,
+        budgets=room.budgets,
+        exact=_exact(question, room, unknown),
+        unknown=unknown,
+    )
+    return replace(plan, lines=tuple(_lines(question, plan, room)))
+
+
+def _served(config: ModelConfig, serving: Serving) -> ModelConfig:
+    """Return the model as vLLM holds it with `dtype` and `quantization`."""
+    if serving.dtype in {"half", "float16", "bfloat16", "float", "float32"}:
+        config = replace(config, dtype=serving.dtype)
+    if serving.quantization == "fp8" and config.quantization is None:
+        return replace(config, quantization=Quantization("fp8", 8, "float", -1, quantized_activations=True, skipped=("lm_head",)))
+    return config
+
+
+@lru_cache(maxsize=64)
+def _weights(
+    config: ModelConfig, tensors: tuple[Tensor, ...], split: tuple[int, int, bool], partition: tuple[int, ...], capability: tuple[int, int]
+) -> tuple[int, ...]:
+    serving = Serving(tensor_parallel=split[0], pipeline_parallel=split[1], expert_parallel=split[2], layer_partition=partition)
+    return place_weights(config, tensors or list_tensors(config), serving, capability)
+
+
+def _on_the_fly(config: ModelConfig, serving: Serving, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Return the tensors that vLLM makes of a checkpoint that it quantises while it loads."""
+    if serving.quantization != "fp8" or config.quantization is None or any(tensor.dtype.startswith("F8") for tensor in tensors):
+        return tensors
+    return tuple(replace(tensor, dtype="F8_E4M3") if _is_linear(tensor) else tensor for tensor in tensors)
+
+
+def _is_linear(tensor: Tensor) -> bool:
+    return tensor.name.endswith("_proj.weight") and len(tensor.shape) == 2
+
+
+def _budgets(question: PlanQuestion, cards: tuple[Card, ...], batch: Batch, serving: Serving) -> tuple[CardBudget, ...]:
+    config = question.config
+    split = (serving.tensor_parallel, serving.pipeline_parallel, serving.expert_parallel)
+    tensors = _on_the_fly(config, serving, question.tensors)
+    weights = _weights(config, tensors, split, serving.layer_partition, min(card.capability for card in cards))
+    last = len(weights) - serving.tensor_parallel
+    return tuple(
+        budget_card(config, serving, batch, Rank(card, size, rank >= last))
+        for rank, (card, size) in enumerate(zip(cards, weights, strict=True))
+    )
+
+
+def _room(question: PlanQuestion, cards: tuple[Card, ...], batch: Batch, unknown: tuple[str, ...]) -> _Room:
+    serving = question.serving
+    budgets = _budgets(question, cards, batch, serving)
+    if serving.kv_cache_memory:
+        return _Room(budgets, (serving.kv_cache_memory,) * len(cards), 0, exact=True)
+    available = tuple(budget.available for budget in budgets)
+    margins = [max(_LEAST_MARGIN, _MARGIN * budget.estimated) + _WEIGHTS_MARGIN * budget.weights for budget in budgets]
+    margin = int(max(margins)) + (_UNKNOWN_MARGIN if unknown else 0)
+    if seen := _nearest(question.observed, serving):
+        if seen.weights and len(seen.weights) == len(budgets):
+            budgets = tuple(replace(budget, weights=size) for budget, size in zip(budgets, seen.weights, strict=True))
+        if seen.serving == serving:
+            return _Room(budgets, (seen.available,) * len(cards), 0, exact=True)
+        then = fill_defaults(seen.serving, cards, question.config.max_positions)
+        off = seen.available - min(budget.available for budget in _budgets(question, cards, then, seen.serving))
+        return _Room(budgets, tuple(size + off for size in available), margin // 2, exact=False)
+    return _Room(budgets, available, margin, exact=False)
+
+
+def _nearest(observed: tuple[Observed, ...], serving: Serving) -> Observed | None:
+    """Return the start that says most about this one: with the same arguments, else with the same split over cards."""
+    usable = [seen for seen in observed if seen.available > 0]
+    same = [seen for seen in usable if seen.serving == serving]
+    alike = [seen for seen in usable if _split(seen.serving) == _split(serving)]
+    found = same or alike
+    return found[-1] if found else None
+
+
+def _split(serving: Serving) -> tuple[object, ...]:
+    return (
+        *(serving.tensor_parallel, serving.pipeline_parallel, serving.layer_partition, serving.expert_parallel),
+        *(serving.quantization, serving.dtype, serving.enforce_eager),
+    )
+
+
+def _seen_tokens(question: PlanQuestion) -> int:
+    return next((seen.kv_tokens for seen in reversed(question.observed) if seen.serving == question.serving), 0)
+
+
+def _blocks(available: tuple[int, ...] | list[int], layout: CacheLayout, config: ModelConfig, serving: Serving) -> int:
+    """Return the number of blocks, which is that of the rank with fewest for all."""
+    stages = split_layers(config.layers, serving)
+    sizes = [layout.block_bytes(stage) for stage in stages for _ in range(serving.tensor_parallel)]
+    return min((max(0, room) // size for room, size in zip(available, sizes, strict=True) if size), default=0)
+
+
+def _verdict(question: PlanQuestion, batch: Batch, room: _Room, layout: CacheLayout) -> tuple[bool | None, str]:
+    cards = question.cards[: question.serving.ranks]
+    for rank, (card, budget) in enumerate(zip(cards, room.budgets, strict=True)):
+        if budget.requested > card.memory - card.used:
+            free = format_size(card.memory - card.used)
+            return False, (
+                f"vLLM would ask for {format_size(budget.requested)} of card {rank}, of which {free} are free"
+                f" (gpu-memory-utilization {batch.gpu_memory_utilization:g})"
+            )
+    needed = layout.request_blocks(batch.max_model_len) + 1
+    likely, best, worst = (
+        _blocks([size + shift for size in room.available], layout, question.config, question.serving) >= needed
+        for shift in (0, room.margin, -room.margin)
+    )
+    tightest = min(range(len(cards)), key=lambda rank: room.available[rank])
+    left, weights = room.available[tightest], room.budgets[tightest].weights
+    if left <= 0:
+        reason = (
+            f"no memory would be left for the KV cache: of the {format_size(room.budgets[tightest].requested)} that vLLM may use of card"
+            f" {tightest}, the weights take {format_size(weights)} and the rest {format_size(room.budgets[tightest].estimated)}"
+        )
+    elif not likely:
+        reason = f"the KV cache of {format_size(left)} would not hold one request of max-model-len {batch.max_model_len}"
+    else:
+        reason = f"{format_size(left)} are left for the KV cache of the fullest card"
+    if not best:
+        return False, reason
+    if not worst:
+        return None, f"too close to tell: {reason}"
+    context = next((rank for rank, card in enumerate(cards) if card.memory - card.used - CONTEXT < room.budgets[rank].requested), None)
+    if context is not None:
+        return None, f"card {context} might not have the memory that gpu-memory-utilization {batch.gpu_memory_utilization:g} asks for"
+    return True, reason
+
+
+def _exact(question: PlanQuestion, room: _Room, unknown: tuple[str, ...]) -> frozenset[str]:
+    names = set()
+    if not unknown or any(seen.weights and _split(seen.serving) == _split(question.serving) for seen in question.observed):
+        names.add("weights")
+    if room.exact:
+        names |= {"kv_bytes", "kv_tokens", "longest_context", "requests_at_once"}
+    return frozenset(names)
+
+
+def _lines(question: PlanQuestion, plan: Plan, room: _Room) -> list[PlanLine]:
+    batch = plan.batch
+    assert batch is not None  # noqa: S101 # a plan with lines has one
+    tightest = min(range(len(room.available)), key=lambda rank: room.available[rank])
+    budget = room.budgets[tightest]
+    where = "its files" if question.tensors else "config.json"
+    graphs = "none with enforce-eager" if question.serving.enforce_eager else f"batches of {len(capture_sizes(batch))} sizes"
+    rest = "what vLLM reported at a start with these arguments" if room.exact else "the rest"
+    rows = [
+        ("may use", budget.requested, True, f"gpu-memory-utilization {batch.gpu_memory_utilization:g} of the card"),
+        ("weights", budget.weights, "weights" in plan.exact, f"each tensor of {where}, as vLLM splits and repacks it"),
+        ("activations", budget.activations, False, f"the peak of {batch.max_num_batched_tokens} tokens at once (max-num-batched-tokens)"),
+        ("buffers", budget.buffers, False, f"tables of {batch.max_num_seqs} requests (max-num-seqs), and workspaces"),
+        ("libraries", budget.libraries, False, "kernels and communication"),
+        ("CUDA graphs", budget.graphs, question.serving.enforce_eager, graphs),
+        ("KV cache", plan.kv_bytes[tightest], room.exact, rest),
+    ]
+    lines = [PlanLine(label, size, format_size(size), exact, why) for label, size, exact, why in rows]
+    tokens = f"{plan.kv_tokens:,} tokens, {plan.requests_at_once:.1f} requests of {batch.max_model_len:,} at once"
+    lines.append(PlanLine("serves", None, tokens, room.exact, f"longest context {plan.longest_context:,}"))
+    return lines
