@@ -50,7 +50,7 @@ def bed(machine: Nspawn) -> Nspawn:
 
 def tell(bed: Nspawn, *, error: int = 0, driver: str = "580.95.05", cuda: int = 13000, capability: str = "9.0") -> None:
     """Have NVML say so from now on."""
-    bed.write(TOLD, f"{error} {driver} {cuda} {capability} Fake\n")
+    bed.write(TOLD, f"error {error}\ndriver {driver}\ncuda {cuda}\ncard 0000:01:00.0 Fake\n  capability {capability}\n")
     bed.run(f"gcc -shared -fPIC -o {LIBRARY} /root/nvml.c && ldconfig")
 
 
