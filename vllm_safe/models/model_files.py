@@ -14,7 +14,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -63,6 +63,33 @@ def read_model_files(model: str, models: Path | None = None) -> ModelFiles:
         return ModelFiles(folder, repo, partial=_bytes_in(models, f".partial/{repo.replace('/', '--')}/blobs") if repo else 0)
 
 
+def read_model_json(model: str, name: str, models: Path | None = None) -> object:
+    """Return the value in a JSON file of a model, such as config.json; None if it has none that can be read."""
+    with suppress(OSError), _opened(models or paths.MODELS, model) as opened:
+        return opened.json(name)
+    return None
+
+
+@dataclass(frozen=True)
+class OpenFile:
+    """A file that is open with O_DIRECT, past the page cache; whoever has it closes it. total: bytes of all files of its kind."""
+
+    descriptor: int
+    name: str
+    total: int
+
+
+def open_largest_file(model: str, models: Path | None = None) -> OpenFile | None:
+    """Open the largest regular file of a model, which is a part of its weights; None if there is none, or its file system cannot do it."""
+    with suppress(OSError), _opened(models or paths.MODELS, model) as opened:
+        sizes = {name: size for name in opened.names() if (size := opened.size(name)) > 0}
+        name = max(sizes, key=lambda each: sizes[each], default="")
+        if name and (descriptor := opened.open_direct(name)) is not None:
+            kind = PurePosixPath(name).suffix
+            return OpenFile(descriptor, name, sum(size for each, size in sizes.items() if each.endswith(kind)))
+    return None
+
+
 @dataclass(frozen=True)
 class _Folder:
     """An open folder, in which files are looked up by name."""
@@ -101,6 +128,29 @@ class _Folder:
         finally:
             os.close(descriptor)
         return status.st_size if stat.S_ISREG(status.st_mode) else -1
+
+    def names(self) -> list[str]:
+        """Return the names in the folder."""
+        folder = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.handle)
+        try:
+            return [entry.name for entry in os.scandir(folder)]
+        finally:
+            os.close(folder)
+
+    def open_direct(self, name: str) -> int | None:
+        """Open a regular file with O_DIRECT; None if it is no such file, or its file system has no such access."""
+        try:
+            descriptor = self.look(name)
+        except OSError:
+            return None
+        try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                return None
+            return os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_DIRECT | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:
+            return None
+        finally:
+            os.close(descriptor)
 
     def has(self, name: str) -> bool:
         """Return whether there is such a regular file."""
