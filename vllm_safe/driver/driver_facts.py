@@ -18,7 +18,7 @@ _PROGRAM = Path(__file__).with_name("__main__.py")
 # Matches nvidia.ko, in Debian nvidia-current.ko and similar names; not nvidia-uvm.ko, which belongs to it.
 _MODULE = re.compile(r"^(?:\S*/)?nvidia(?:-current|-tesla|-legacy)?(?:-[0-9]+(?:xx)?)?(?:-open)?\.ko(?:\.\w+)?:", re.MULTILINE)
 _VERSION = re.compile(r"\s(\d{3,4}\.\d+(?:\.\d+)?)\s")
-_MODULES = ("nvidia", "nvidia_uvm", "nouveau")
+_MODULES = ("nvidia", "nvidia_uvm")
 _TIME = 30.0  # seconds for NVML: the first call of a cold driver takes 2 s per card
 _UNKNOWN = 999  # NVML_ERROR_UNKNOWN
 _LONGEST = 1 << 20  # bytes of NVML's answer that are read
