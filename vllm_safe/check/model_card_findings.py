@@ -59,18 +59,21 @@ class CardSituation:
     needs: ModelNeeds
 
     @property
-    def used(self) -> dict[int, NvmlCard]:
+    def chosen(self) -> dict[int, NvmlCard]:
         """The cards that the model would use, by their numbers in nvidia-smi: as many as it is split over, of those that it sees."""
         cards = self.driver.nvml.cards
         environment = {name: sourced.value for name, sourced in self.at.server.environment.items()}
         seen = visible_cards(environment, [card.name for card in cards])
         mine = {index: card for index, card in enumerate(cards) if seen is None or index in seen}
         alike = len({(card.name, card.memory) for card in mine.values()}) == 1
-        several = len(mine) > self.at.server.world_size > 0
-        chosen = (
-            list(mine.items())[: self.at.server.world_size] if several and (alike or "CUDA_DEVICE_ORDER" in environment) else mine.items()
-        )
-        return {index: card for index, card in chosen if card.capability > (0, 0)}
+        if self.at.server.world_size and (alike or environment.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID"):
+            return dict(list(mine.items())[: self.at.server.world_size])
+        return mine  # which of them is not known: CUDA numbers the fastest first
+
+    @property
+    def used(self) -> dict[int, NvmlCard]:
+        """Those of them that respond."""
+        return {index: card for index, card in self.chosen.items() if card.capability > (0, 0)}
 
     def argument(self, name: str, default: object = None) -> Any:  # noqa: ANN401 - of JSON's types
         """Return an option of `vllm serve`."""
@@ -91,9 +94,10 @@ def check_model_on_cards(here: CardSituation) -> Iterator[Finding]:
 
 
 def _lost(here: CardSituation) -> Iterator[Finding]:
-    silent = [index for index, card in enumerate(here.driver.nvml.cards) if card.capability == (0, 0)]
+    silent = here.chosen.keys() - here.used.keys()
     if silent and len(here.used) < here.at.server.world_size:
-        what = f"{here.at.name} is split over {here.at.server.world_size} cards, but {name_cards(silent)} does not respond"
+        do = "does" if len(silent) == 1 else "do"
+        what = f"{here.at.name} is split over {here.at.server.world_size} cards, but {name_cards(silent)} {do} not respond"
         yield failed(what, f"See above for the reason. To do with fewer: {here.path}.tensor-parallel-size, and models.{here.at.name}.gpus")
 
 
@@ -104,12 +108,12 @@ def _dtype(here: CardSituation) -> Iterator[Finding]:
     if needs.dtype != "bfloat16" or not old:
         return
     which = f"{name_cards(old)} ({_capabilities(old)})"
-    if needs.kind in _NO_FLOAT16:
-        what = f"{name} is to be computed in bfloat16, which {which} cannot, and {needs.kind} overflows in float16"
-        yield failed(what, f"Set {here.path}.dtype: float32, for twice the memory, or use a card of compute capability 8.0 or newer.")
-    elif needs.chosen or len(old) < len(here.used):
+    if needs.chosen or len(old) < len(here.used):
         what = f"{name} is to be computed in bfloat16, which {which} cannot: vLLM would exit"
-        yield failed(what, f"Set {here.path}.dtype: half")
+        yield failed(what, f"Set {here.path}.dtype: {'float32, for twice the memory' if needs.kind in _NO_FLOAT16 else 'half'}")
+    elif needs.kind in _NO_FLOAT16:
+        what = f"{name} was made for bfloat16, which {which} cannot, and overflows in float16: vLLM computes in float32"
+        yield warned(what, "It takes twice the memory, and more time: use a card of compute capability 8.0 or newer.")
     else:
         what = f"{name} was made for bfloat16, which {which} cannot: vLLM computes in float16, in which large values overflow"
         yield warned(what, f"Set {here.path}.dtype: half, if its answers are right; it says that this is meant.")

@@ -54,7 +54,8 @@ def found(situation: CardSituation) -> list[tuple[str, str, str]]:
         ([TURING], BFLOAT16, "warn", "vLLM computes in float16", "args.dtype: half"),
         ([TURING], replace(BFLOAT16, chosen=True), "fail", "vLLM would exit", "Set models.m.args.dtype: half"),
         ([AMPERE, TURING], BFLOAT16, "fail", "which card 1 (7.5) cannot: vLLM would exit", "Set models.m.args.dtype: half"),
-        ([TURING], replace(BFLOAT16, kind="gemma3"), "fail", "gemma3 overflows in float16", "dtype: float32"),
+        ([TURING], replace(BFLOAT16, kind="gemma3"), "warn", "vLLM computes in float32", "twice the memory"),
+        ([TURING], replace(BFLOAT16, kind="gemma3", chosen=True), "fail", "vLLM would exit", "models.m.args.dtype: float32"),
         ([TURING], ModelNeeds("float16", quantisation="gptq"), "pass", "needs gptq and float16", ""),
         ([TURING], ModelNeeds(quantisation="mxfp4"), "fail", "mxfp4, which needs compute capability 8.0; too old: card 0 (7.5)", "`gpus`"),
         ([AMPERE], ModelNeeds(quantisation="fp8", float8=True), "pass", "they stay FP8 in memory", ""),
@@ -124,6 +125,13 @@ def test_of_like_cards_as_many_count_as_it_is_split_over() -> None:
     assert not [line for line in found(here(AMPERE, full, args=MappingProxyType({}))) if line[0] != "pass"]
     unlike = replace(full, name="A40")  # which of them CUDA would take is not known
     assert [line[0] for line in found(here(AMPERE, unlike, args=MappingProxyType({}))) if line[0] != "pass"] == ["fail"]
+
+
+def test_a_card_that_does_not_respond_matters_to_the_model_that_needs_it() -> None:
+    lost = NvmlCard("", (0, 0))
+    split = MappingProxyType({"tensor-parallel-size": 2})
+    assert found(here(AMPERE, lost, args=split))[0][:2] == ("fail", "m is split over 2 cards, but card 1 does not respond")
+    assert found(here(AMPERE, lost, lost, AMPERE, args=split, gpus=(0, 3)))[0][0] == "pass"
 
 
 def test_a_core_for_each_busy_process() -> None:
