@@ -64,7 +64,7 @@ def falls_out(name: str, who: str, number: signal.Signals, *, loading: bool, aga
 
 
 @contextmanager
-def _filled(card: int, leave: int) -> Iterator[None]:
+def filled(card: int, leave: int) -> Iterator[None]:
     """Run another program that uses all memory of a GPU except `leave` bytes."""
     code = (
         "import sys, torch, time; free, _ = torch.cuda.mem_get_info(); "
@@ -83,7 +83,7 @@ def _filled(card: int, leave: int) -> Iterator[None]:
 
 def taken(box: Box) -> Figures:
     """Start a model on a GPU that another program fills: that is reported, and a retry works once the GPU is free."""
-    with _filled(0, 2048 * MIB):
+    with filled(0, 2048 * MIB):
         why = box.must_fail("taken")
         if why["code"] != "gpu-taken":
             raise Wrong(f"{why['code']}: {why['sentence']}")
@@ -97,7 +97,7 @@ def taken(box: Box) -> Figures:
 def memory_while_serving(box: Box) -> Figures:
     """Make CUDA run out of memory at a request."""
     box.must_start("served")
-    with _filled(0, 1024 * MIB):
+    with filled(0, 1024 * MIB):
         with suppress(OSError, KeyError, ValueError):
             box.ask("served", "ab" * 4000, 1, prompt_logprobs=1, timeout=60)
         # vLLM may refuse that one request and continue, which is fine, too.

@@ -6,7 +6,7 @@ import signal
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from tests.gpu import beside, ends
+from tests.gpu import beside, doctor, ends
 from tests.gpu.box import ENGINE, LARGE, MIB, Box, Figures, Model
 from tests.gpu.starts import side_by_side, spawn_and_fork, starts
 
@@ -85,5 +85,6 @@ def _beside(split: dict[str, Any], last: int) -> Iterator[Scenario]:
     yield Scenario("recorder", (Model("seen", EAGER | SMALL, gpus=(last,)),), beside.recorded, alone=True)
     yield Scenario("guard", (Model("guarded", split | EAGER | SMALL),), beside.guarded)
     yield Scenario("drill", (), beside.drill, alone=True)
+    yield Scenario("doctor", (Model("examined", EAGER, gpus=(0,)),), doctor.examined, alone=True)
     little = Model("little", split | EAGER | SHORT, path=LARGE, limits={"memory_max": "4G"})
     yield Scenario("little-ram", (little,), beside.little_ram, alone=True, swap="24G")

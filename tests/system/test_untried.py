@@ -50,7 +50,7 @@ def bed(machine: Nspawn) -> Nspawn:
 
 def tell(bed: Nspawn, *, error: int = 0, driver: str = "580.95.05", cuda: int = 13000, capability: str = "9.0") -> None:
     """Have NVML say so from now on."""
-    bed.write(TOLD, f"{error} {driver} {cuda} {capability} Fake\n")
+    bed.write(TOLD, f"error {error}\ndriver {driver}\ncuda {cuda}\ncard 0000:01:00.0 Fake\n  capability {capability}\n")
     bed.run(f"gcc -shared -fPIC -o {LIBRARY} /root/nvml.c && ldconfig")
 
 
@@ -99,6 +99,7 @@ def test_the_first_start_that_gets_ready_is_the_trial(bed: Nspawn) -> None:
     assert "is untried" in bed.out("journalctl --boot --unit vllm@tiny --output cat")
     bed.wait_for("the record of it", lambda: not checked(bed, "untried"))
     assert checked(bed, "vllm 0.32.0 is installed").strip().startswith("pass")
+    assert checked(bed, "card 0: Fake, compute capability 9.0").strip().startswith("pass")
     assert bed.exists(UNTRIED)
     bed.run("systemctl restart vllm@tiny", timeout=120)
     assert not bed.exists(UNTRIED)

@@ -229,8 +229,8 @@ def test_tmpfiles_make_the_folders_that_the_code_names() -> None:
 def test_what_is_shipped_is_what_the_code_needs_and_is_named_in_the_copyright_file() -> None:
     shipped = names((DEBIAN / "requirements.txt").read_text())
     assert shipped == {re.split(r"[>=]", text)[0].lower() for text in PROJECT["project"]["dependencies"]}
-    folders = set(re.findall(r"site-packages/([a-z]+)/\*", (DEBIAN / "copyright").read_text()))
-    assert {{"pyyaml": "yaml"}.get(name, name) for name in shipped} == folders
+    modules = set(re.findall(r"site-packages/([a-z]+)(?:/\*|\.py)", (DEBIAN / "copyright").read_text()))
+    assert {{"pyyaml": "yaml", "nvidia-ml-py": "pynvml"}.get(name, name) for name in shipped} == modules
 
 
 @pytest.mark.parametrize("file", ["requirements.txt", "build-requirements.txt"])

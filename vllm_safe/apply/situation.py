@@ -26,6 +26,7 @@ _SHOWN = (
     "Environment",
     "EnvironmentFiles",
     "PassEnvironment",
+    "TemporaryFileSystem",
 )
 
 

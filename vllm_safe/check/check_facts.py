@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import sysconfig
+import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -13,10 +15,19 @@ from shutil import which
 from urllib.error import HTTPError
 from urllib.request import HTTPRedirectHandler, ProxyHandler, Request, build_opener
 
+from vllm_safe.check.kernel_log_findings import KernelLog
 from vllm_safe.driver.driver_facts import Driver
+from vllm_safe.host.disk_facts import Disk
+from vllm_safe.host.disk_pace import DiskPace, measure_pace
+from vllm_safe.host.rig_facts import HardwareFacts
+from vllm_safe.models.model_files import OpenFile, open_largest_file
+from vllm_safe.record.card_faults import GREPS, find_faults
+from vllm_safe.record.card_usage import read_pci_cards
+from vllm_safe.record.kill_evidence import read_journal
 
 _ANSWER_TIMEOUT = 10.0  # seconds; a server that swaps is slow
 _LONGEST_ANSWER = 1 << 20
+_FIRST_MESSAGE = "Linux version "  # of each boot: init/version.c
 
 
 @dataclass(frozen=True)
@@ -37,10 +48,13 @@ class Inspection:
     overcommit: int = 0  # vm.overcommit_memory
     compiler: bool = True  # a C++ compiler is installed
     headers: bool = True  # Python.h is installed
-    hard_disks: Mapping[str, str] = field(default_factory=dict)  # the I/O scheduler by the name of the disk
+    disks: Mapping[str, Disk] = field(default_factory=dict)  # by name
+    swap_disks: tuple[Disk, ...] = ()  # those that the kernel swaps to, or will
     served: Mapping[str, Served] = field(default_factory=dict)
     driver: Driver | None = None  # NVIDIA's; None where no model needs a card
     cuda: tuple[int, int] | None = None  # the CUDA version that the engine was built for, if it is known
+    rig: HardwareFacts | None = None  # None where nobody looked
+    log: KernelLog | None = None  # likewise
 
 
 def read_earlyoom_arguments(pid: int) -> tuple[str, ...]:
@@ -83,17 +97,41 @@ def read_overcommit(root: Path = Path("/")) -> int:
         return 0
 
 
-def read_hard_disks(root: Path = Path("/")) -> dict[str, str]:
-    """Return the I/O scheduler of each rotational disk, by name of the disk: "mq-deadline", "bfq", "kyber", "none"."""
-    found = {}
-    for disk in sorted((root / "sys/block").glob("*")):
-        if not (disk / "device").exists():  # a loop device, LVM or RAID: the disks below it have the scheduler
-            continue
-        with suppress(OSError, ValueError):
-            if int((disk / "queue/rotational").read_text()):
-                text = (disk / "queue/scheduler").read_text()
-                found[disk.name] = text.partition("[")[2].partition("]")[0] or text.strip()
-    return found
+def read_kernel_log(root: Path = Path("/")) -> KernelLog:
+    """Read what the kernel logged about the cards in this boot.
+
+    Its first message is looked for too: without it, the journal is not the whole one, or this user sees nothing of the kernel in it.
+    """
+    cards = read_pci_cards("" if root == Path("/") else str(root))
+    (driver, whole), (links, too) = (read_journal(0.0, grep) for grep in (f"{GREPS[0]}|{_FIRST_MESSAGE}", GREPS[1]))
+    seen = any(_FIRST_MESSAGE in line.text for line in driver)
+    events = find_faults([*driver, *links], 0.0, (), cards)
+    return KernelLog(tuple(events), tuple(cards), time.time(), whole=whole and too and seen)
+
+
+@dataclass(frozen=True)
+class MeasuredDisk:
+    """How fast the file of a model, or the swapfile, was read. total: the bytes of all files that a load reads; 0 if not known."""
+
+    file: str
+    pace: DiskPace
+    total: int = 0
+
+
+def measure_disk(model: str, swapfile: Path) -> MeasuredDisk | None:
+    """Read the largest file of a model for some seconds, or else the swapfile; None if neither can be read past the page cache."""
+    found = open_largest_file(model)
+    with suppress(OSError):
+        flags = os.O_RDONLY | os.O_DIRECT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        found = found or OpenFile(os.open(swapfile, flags), str(swapfile), 0)
+    if found is None:
+        return None
+    try:
+        return MeasuredDisk(found.name, measure_pace(found.descriptor), found.total)
+    except OSError:
+        return None
+    finally:
+        os.close(found.descriptor)
 
 
 def has_compiler() -> bool:

@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from vllm_safe.check.check_facts import Inspection, active_units
+from vllm_safe.check.check_facts import Inspection, MeasuredDisk, active_units
+from vllm_safe.check.kernel_log_findings import check_kernel_log
 from vllm_safe.common.errors import Failure
 from vllm_safe.common.findings import Finding, failed, passed, warned
 from vllm_safe.common.kernfs import MODELS_SLICE
-from vllm_safe.common.sizes import format_size
+from vllm_safe.common.sizes import MIB, format_size, format_span, parse_amount
 from vllm_safe.config.settings import Config
 from vllm_safe.decide.limits import EACH_UNIT, Budget, are_in_force, unit_of
 from vllm_safe.decide.start_checks import CHECKS, Situation, check_admin_earlyoom, check_cgroups, check_key, check_port, check_swap
+from vllm_safe.driver.card_findings import check_each_card
 from vllm_safe.driver.driver_findings import check_driver
 from vllm_safe.earlyoom.earlyoom_arguments import decide_earlyoom_arguments as earlyoom_arguments
+from vllm_safe.host.disk_facts import disks_of
 from vllm_safe.host.host_facts import Host
+from vllm_safe.host.rig_findings import check_hardware
 from vllm_safe.tunables.tunable_decision import decide_tunables
 
 EARLYOOM = "earlyoom.service"
 CGROUPS = Path("/sys/fs/cgroup")
 _NEVER_OVERCOMMIT = 2
+_SHM = re.compile(r"/dev/shm:(?:\S*,)?size=(\d+(?:\.\d+)?[KMGT%]?)", re.IGNORECASE)  # noqa: S108 - of the unit, not of the machine
+_LEAST_SHM = 240 * MIB  # vllm/distributed/device_communicators/shm_broadcast.py:492: ten chunks of 24 MiB, checked before they are made
+_LEAST_READ = 64 * MIB  # less comes from a disk's own cache
 _KNOWS_CLASSES = frozenset({"mq-deadline", "bfq"})
 
 
@@ -131,13 +139,14 @@ def check_earlyoom_override(at: MachineFacts) -> Finding | None:
 
 def check_hard_disks(at: MachineFacts) -> Finding | None:
     """Check whether the I/O schedulers of the hard disks honour the I/O class that the guard gives a model."""
-    if not at.seen.hard_disks:
+    hard_disks = {disk.name: disk.scheduler for disk in at.seen.disks.values() if disk.rotational}
+    if not hard_disks:
         return None
-    blind = [name for name, scheduler in at.seen.hard_disks.items() if scheduler not in _KNOWS_CLASSES]
+    blind = [name for name, scheduler in hard_disks.items() if scheduler not in _KNOWS_CLASSES]
     if blind:
-        what = f"hard disk {blind[0]} uses the I/O scheduler {at.seen.hard_disks[blind[0]]}: logins wait behind a model's swap I/O"
+        what = f"hard disk {blind[0]} uses the I/O scheduler {hard_disks[blind[0]]}: logins wait behind a model's swap I/O"
         return warned(what, f"echo mq-deadline > /sys/block/{blind[0]}/queue/scheduler; a udev rule makes it permanent")
-    known = ", ".join(f"{name} uses {scheduler}" for name, scheduler in at.seen.hard_disks.items())
+    known = ", ".join(f"{name} uses {scheduler}" for name, scheduler in hard_disks.items())
     return passed(f"logins have I/O priority over models on hard disks: {known}")
 
 
@@ -184,7 +193,64 @@ MACHINE: tuple[Callable[[MachineFacts], Finding | None], ...] = (
 
 def check_machine(at: MachineFacts) -> tuple[Finding, ...]:
     """Return the findings about the machine, which concern every model."""
-    return tuple(finding for check in MACHINE if (finding := check(at)))
+    return (*(finding for check in MACHINE if (finding := check(at))), *_check_rig(at.seen))
+
+
+def _check_rig(seen: Inspection) -> Iterator[Finding]:
+    """Yield the findings on the cards and on the hardware around them."""
+    if seen.driver:
+        yield from check_each_card(seen.driver)
+    if seen.log:
+        yield from check_kernel_log(seen.log)
+    if seen.rig:
+        yield from check_hardware(seen.rig)
+
+
+def check_model_disk(at: Situation, seen: Inspection) -> Finding | None:
+    """Check which disk the model is read from, and whether the kernel swaps to the same one."""
+    if at.facts.model is None or not seen.disks:
+        return None
+    disks = disks_of(at.host, at.facts.model.folder, seen.disks)
+    if not disks:
+        return passed(f"{at.name}: the disk that has its files is not known to this kernel")
+    named = " and ".join(map(str, disks))
+    if any(disk.rotational for disk in disks if disk in seen.swap_disks):
+        what = f"{at.name} is read from {named}, to which the machine also swaps: each waits for the other's seeks"
+        return warned(what, "Set swap.file to a path on another disk, or move the model to one.")
+    return passed(f"{at.name} is read from {named}")
+
+
+def check_shared_memory(at: Situation) -> Finding | None:
+    """Check that /dev/shm, of which each model has one of its own, has room for vLLM's queues between processes."""
+    found = _SHM.search(at.facts.units.get(unit_of(at.name), {}).get("TemporaryFileSystem", ""))
+    if found is None or at.model.command is not None:
+        return None
+    try:
+        size = parse_amount(found[1]).of(at.host.memory)
+    except ValueError:
+        return None
+    what = f"{at.name} has a /dev/shm of its own, of {format_size(size)} ({found[1]}); what is in it counts as RAM of the model"
+    if at.server.world_size > 1 and size < _LEAST_SHM:
+        hint = f"systemctl edit {unit_of(at.name)}: in [Service], TemporaryFileSystem=/dev/shm:mode=1777,nosuid,nodev,size=1G"
+        return failed(f"{what}; vLLM needs {format_size(_LEAST_SHM)} in one piece", hint)
+    return passed(what)
+
+
+def check_pace(at: Situation, seen: Inspection, measured: MeasuredDisk | None) -> Finding:
+    """Return how fast the disk of a model was read, and what that means for its load."""
+    disks = disks_of(at.host, at.facts.model.folder, seen.disks) if at.facts.model else ()
+    name = " and ".join(map(str, disks)) or f"the disk of {at.name}"
+    if measured is None:
+        what = f"{name} was not measured: neither a file of {at.name} nor the swapfile could be read past the page cache"
+        return warned(what, f"As root, after: vllm-safe fetch {at.name}")
+    if measured.pace.size < _LEAST_READ:
+        what = f"{name} was not measured: the largest file of {at.name} has only {format_size(measured.pace.size)}"
+        return warned(what, f"After: vllm-safe fetch {at.name}")
+    rate = measured.pace.rate
+    what = f"{name}: {format_size(int(rate))} a second in sequence ({format_size(measured.pace.size)} of {measured.file})"
+    if not measured.total:
+        return passed(what)
+    return passed(f"{what}; to read {at.name} once, {format_size(measured.total)}, takes {format_span(max(1.0, measured.total / rate))}")
 
 
 def check_answer(at: Situation, seen: Inspection) -> Finding:

@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+
 from vllm_safe.apply.situation import read_situation
 from vllm_safe.check import check_facts
 from vllm_safe.check.check_facts import Inspection
-from vllm_safe.check.checks import EARLYOOM, MachineFacts, check_machine, check_running_model
+from vllm_safe.check.checks import (
+    EARLYOOM,
+    MachineFacts,
+    check_machine,
+    check_model_disk,
+    check_pace,
+    check_running_model,
+    check_shared_memory,
+)
+from vllm_safe.check.model_card_findings import CardSituation, check_model_on_cards
+from vllm_safe.check.model_needs import needs_of
 from vllm_safe.common.errors import Failure
 from vllm_safe.common.findings import Finding
 from vllm_safe.common.key_file import read_key
@@ -14,28 +27,46 @@ from vllm_safe.config.settings import Config
 from vllm_safe.decide.limits import EACH_UNIT, decide_budget, unit_of
 from vllm_safe.decide.protect import UNITS
 from vllm_safe.decide.serve_command import server_url
-from vllm_safe.decide.start_checks import SWAP_SERVICE
+from vllm_safe.decide.start_checks import SWAP_SERVICE, Situation
 from vllm_safe.driver.driver_facts import read_driver
 from vllm_safe.earlyoom.earlyoom_defaults import admin_arguments
 from vllm_safe.engine.engine_decision import cuda_of
 from vllm_safe.engine.requirement_locks import read_lock
-from vllm_safe.host.host_facts import Host
+from vllm_safe.host.disk_facts import read_disks, read_swap_disks
+from vllm_safe.host.host_facts import Host, SwapArea
+from vllm_safe.host.rig_facts import read_hardware
+from vllm_safe.models.model_files import read_model_json
 from vllm_safe.swap.swap_decision import decide_swap
 from vllm_safe.swap.swapfile_facts import read_swap
 
 THIS_MACHINE = "this machine"
 
 
-def run_checks(config: Config, host: Host) -> dict[str, tuple[Finding, ...]]:
-    """Return the findings for the machine, then those for each model. A finding is not repeated for each model."""
-    seen, budget = _inspect(config), decide_budget(config, host)
+def run_checks(config: Config, host: Host, root: Path = Path("/"), *, measure: bool = False) -> dict[str, tuple[Finding, ...]]:
+    """Return the findings for the machine, then those for each model. A finding is not repeated for each model.
+
+    measure: read each model's disk for some seconds.
+    """
+    seen, budget = _inspect(config, host, root), decide_budget(config, host)
     found = {THIS_MACHINE: check_machine(MachineFacts(config, host, budget, seen, _swap_refusal(config, host)))}
     reported = set(found[THIS_MACHINE])
     for name in config.models:
-        own = check_running_model(read_situation(config, host, budget, name), seen)
+        at = read_situation(config, host, budget, name)
+        own = (*check_running_model(at, seen), *_check_hardware_of(at, seen, measure=measure))
         found[name] = tuple(finding for finding in own if finding not in reported)
         reported.update(own)
     return found
+
+
+def _check_hardware_of(at: Situation, seen: Inspection, *, measure: bool) -> Iterator[Finding]:
+    """Yield the findings on the cards and the disk that one model would use."""
+    if seen.driver and seen.rig and at.model.model:
+        arguments = {option: sourced.value for option, sourced in at.server.arguments.items()}
+        needs = needs_of(read_model_json(at.model.model, "config.json"), arguments)
+        yield from check_model_on_cards(CardSituation(at, seen.driver, seen.rig, needs))
+    yield from (found for found in (check_shared_memory(at), check_model_disk(at, seen)) if found)
+    if measure and at.model.model:
+        yield check_pace(at, seen, check_facts.measure_disk(at.model.model, at.config.swap.file))
 
 
 def _swap_refusal(config: Config, host: Host) -> Failure | None:
@@ -46,7 +77,7 @@ def _swap_refusal(config: Config, host: Host) -> Failure | None:
     return None
 
 
-def _inspect(config: Config) -> Inspection:
+def _inspect(config: Config, host: Host, root: Path) -> Inspection:
     names = {name: unit_of(name) for name in config.models}
     properties = ("Id", "LoadState", "ActiveState", "MainPID", "StatusText", "MemoryMin", EACH_UNIT, "NRestarts")
     units = show_properties([EARLYOOM, SWAP_SERVICE, *UNITS.values(), *names.values()], properties)
@@ -58,15 +89,20 @@ def _inspect(config: Config) -> Inspection:
             if not (key and key.hidden):
                 served[name] = check_facts.ask_models(server_url(model, "/v1/models"), key.text if key else "")
     needs_cards = config.engine.package == "vllm" and any(model.command is None for model in config.models.values())
+    driver, disks = read_driver(root) if needs_cards else None, read_disks(root)
+    planned = (SwapArea(str(config.swap.file), "file", config.swap.size, 0),) if config.swap.size else ()
     return check_facts.Inspection(
-        hard_disks=check_facts.read_hard_disks(),
+        disks=disks,
+        swap_disks=read_swap_disks(host, (*host.swaps, *planned), disks, root),
         units=units,
         earlyoom=check_facts.read_earlyoom_arguments(int(units.get(EARLYOOM, {}).get("MainPID") or 0)),
         admin_earlyoom=admin_arguments(),
-        overcommit=check_facts.read_overcommit(),
+        overcommit=check_facts.read_overcommit(root),
         compiler=check_facts.has_compiler(),
         headers=check_facts.has_headers(),
         served=served,
-        driver=read_driver() if needs_cards else None,
+        driver=driver,
+        rig=read_hardware(root),
+        log=check_facts.read_kernel_log(root) if driver and (driver.pci or driver.installed) else None,
         cuda=cuda_of("vllm", config.engine.version, read_lock("vllm")) if needs_cards else None,
     )

@@ -15,20 +15,22 @@ from vllm_safe.common.findings import Finding
 from vllm_safe.config.reader import load
 from vllm_safe.host.host_facts import read_host
 
+ROOT = Path("/")  # tests have machines of their own
 _COLOURS = {"pass": "green", "warn": "yellow", "fail": "red"}
 
 
 @click.command(name="check")
+@click.option("--disk", "measure", is_flag=True, help="Read the largest file of each model for 4 s, and say how fast its disk is.")
 @json_option
 @config_option
-def command(config_path: Path, *, as_json: bool) -> int:
+def command(config_path: Path, *, as_json: bool, measure: bool) -> int:
     """Check the configuration, this machine and each model, and say what to do next. Changes nothing.
 
     Exit code: 0 if nothing failed, 1 if something failed, 2 if the configuration has an error.
     """
     config = load(config_path)
-    host = read_host(behind=config.swap.file)
-    found = run_checks(config, host)
+    host = read_host(ROOT, behind=config.swap.file)
+    found = run_checks(config, host, ROOT, measure=measure)
     worst = any(finding.level == "fail" for findings in found.values() for finding in findings)
     if as_json:
         values = {part: [vars(finding) for finding in findings] for part, findings in found.items()}

@@ -13,6 +13,7 @@ MODELS_SLICE = "vllm.slice"  # all models, downloads and the drill's hog
 SYSTEM_SLICES = ("system.slice", "user.slice", "init.scope")  # the operating system, as far as people feel it
 MEMORY_PRESSURE = "/proc/pressure/memory"  # of the whole machine
 _CHUNK = 1 << 14  # bytes
+_MOST_LANES = 32  # PCI Express Base Specification, Link Status register
 
 
 def read_kernel_file(path: str, errors: str = "replace") -> str:
@@ -37,6 +38,12 @@ def parse_number(text: str) -> int | None:
     """Return a single number (memory.current); None for "max" and for nothing."""
     text = text.strip()
     return int(text) if text.isdecimal() else None
+
+
+def read_lanes(path: str) -> int:
+    """Return the width of a PCIe link, 0 if unknown. A card that fell off the bus reads as all ones: 63 lanes."""
+    width = parse_number(read_kernel_file(path))
+    return width if width is not None and width <= _MOST_LANES else 0
 
 
 def parse_flat_keyed(text: str) -> dict[str, int]:

@@ -75,14 +75,17 @@ class ModelFolder:
         """Return whether there is such a regular file."""
         return self.size(name) >= 0
 
-    def open(self, name: str) -> int:
-        """Open a regular file for reading and return its descriptor, which the caller closes. Raises OSError, also for any other file."""
+    def open(self, name: str, flags: int = 0) -> int:
+        """Open a regular file for reading, with more `flags`, and return its descriptor, which the caller closes.
+
+        Raises OSError, also for any other file.
+        """
         looked = self.look(name)
         try:
             if not stat.S_ISREG(os.fstat(looked).st_mode):
                 raise OSError(errno.EINVAL, "it is not a regular file", name)
             # O_NONBLOCK: by a lease on the file (fcntl(2)) its owner could block the open for 45 s.
-            return os.open(f"/proc/self/fd/{looked}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            return os.open(f"/proc/self/fd/{looked}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | flags)
         finally:
             os.close(looked)
 

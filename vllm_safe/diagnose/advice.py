@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 from vllm_safe.causes.messages import Message
 from vllm_safe.diagnose.verdict import Case, SettingChange
+from vllm_safe.driver.card_facts import WIDE_LINK
 from vllm_safe.record.card_usage import visible_cards
 
-_WIDE = 4  # lanes: the least that a slot or an M.2 adapter has; a riser has one
 _OF_NCCL = {"nccl-error": "NCCL reported an error", "nccl-timeout": "NCCL timed out"}
 
 
@@ -52,7 +52,7 @@ def riser_evidence(case: Case) -> str:
     cards = [card for card in start.host.get("cards", ()) if isinstance(card, Mapping)]
     seen = visible_cards(start.env, [str(card.get("name")) for card in cards])
     lanes = [card.get("lanes") for index, card in enumerate(cards) if seen is None or index in seen]
-    narrow = [width for width in lanes if isinstance(width, int) and 0 < width < _WIDE]
+    narrow = [width for width in lanes if isinstance(width, int) and 0 < width < WIDE_LINK]
     if narrow:
         return f"{len(narrow)} of {len(lanes)} cards have a PCIe link of x{max(narrow)}{' or less' if len(set(narrow)) > 1 else ''}"
     return _OF_NCCL.get(case.message.code, "") if case.message is not None else ""

@@ -11,7 +11,7 @@ from vllm_safe.common.sizes import MIB
 from vllm_safe.contract.recorded_run import Event
 from vllm_safe.diagnose.error_verdicts import error_evidence, last_lines, launcher_evidence
 from vllm_safe.diagnose.verdict import MOMENTS, SHORTLY, Case, Evidence, Verdict
-from vllm_safe.diagnose.xids import AFTER, CARD, LOST, PROGRAM, UNKNOWN, WEAR, WHERE, Xid, demand, explain_xid
+from vllm_safe.diagnose.xids import AFTER, CARD, LOST, PROGRAM, UNKNOWN, WEAR, WHERE, Xid, demand, explain_fault
 from vllm_safe.record.card_usage import visible_cards
 
 _WAITED = {"stall", "hang", "start-timeout"}  # causes that are noticed long after the fault behind them
@@ -21,26 +21,6 @@ _ACTION = 154  # the Xid that names the recovery that the driver asks for
 _OF_CARDS = re.compile(r"CUDA|NVML|NVIDIA|driver|device type|GPUs", re.IGNORECASE)
 _GROWN = 64 * MIB  # the least growth of a card that the model uses; CUDA alone takes more
 _OTHERS_GREW = 1024 * MIB
-
-_KINDS: Mapping[str, Xid] = {
-    "lost": LOST,
-    "init": Xid(
-        CARD,
-        "the driver could not initialise it",
-        "Power the machine off and on. If it happens again, check the power supply, the riser and the BIOS (Above 4G Decoding); "
-        "journalctl -k -g NVRM shows details.",
-    ),
-    "uvm": Xid(
-        CARD,
-        "the driver's memory manager (UVM) has failed, for every process on the machine",
-        "Neither waiting nor a restart of the model helps: reboot.",
-    ),
-    "link": Xid(
-        CARD,
-        "the PCIe link of its slot has failed",
-        "Power the machine off and on; then check the riser, its cable and its power, and try another slot.",
-    ),
-}
 
 
 class Fault(NamedTuple):
@@ -119,9 +99,7 @@ def _faults(case: Case) -> list[Fault]:
     """Return the faults of the cards that the model uses, without those that another process caused."""
     found = []
     for event in case.of("nvidia"):
-        kind, number = str(event.data.get("kind")), event.data.get("xid")
-        meaning = explain_xid(number) if isinstance(number, int) else _KINDS.get(kind)
-        fault = Fault(event, kind, meaning or Xid("", "", ""))
+        fault = Fault(event, str(event.data.get("kind")), explain_fault(event.data) or Xid("", "", ""))
         others = event.data.get("own") is False and fault.meaning.of not in {CARD, WEAR}
         if not others and _uses(case, str(event.data.get("pci", ""))):
             found.append(fault)

@@ -1,8 +1,12 @@
-"""Meanings of NVIDIA's Xid numbers, from its catalogue (docs.nvidia.com/deploy/xid-errors, r580): a phrase and what to do for each."""
+"""Meanings of what the kernel logs about cards: a phrase and what to do for each.
+
+NVIDIA's Xid numbers are those of its catalogue (docs.nvidia.com/deploy/xid-errors, r580).
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 WHERE = "see https://docs.nvidia.com/deploy/xid-errors/analyzing-xid-catalog.html"
 
@@ -89,6 +93,27 @@ XIDS: dict[int, Xid] = {
     172: Xid(CARD, "an error of its caches (SRAM) that ECC could not correct", _MEMORY),
 }
 
+# The other messages about a card, by their kind in record/card_faults.py.
+OTHERS: Mapping[str, Xid] = {
+    "lost": LOST,
+    "init": Xid(
+        CARD,
+        "the driver could not initialise it",
+        "Power the machine off and on. If it happens again, check the power supply, the riser and the BIOS (Above 4G Decoding); "
+        "journalctl -k -g NVRM shows details.",
+    ),
+    "uvm": Xid(
+        CARD,
+        "the driver's memory manager (UVM) has failed, for every process on the machine",
+        "Neither waiting nor a restart of the model helps: reboot.",
+    ),
+    "link": Xid(
+        CARD,
+        "the PCIe link of its slot has failed",
+        "Power the machine off and on; then check the riser, its cable and its power, and try another slot.",
+    ),
+}
+
 # The recovery that the driver asks for with Xid 154, by a word of its message. vLLM's processes have ended when a person reads the advice.
 DEMANDS = (
     ("reboot", "The driver asks for a reboot."),
@@ -102,6 +127,12 @@ DEMANDS = (
 def explain_xid(number: int) -> Xid:
     """Return the meaning of a number; of one that is not listed, where it is explained."""
     return XIDS.get(number, Xid(UNKNOWN, "unknown Xid", WHERE))
+
+
+def explain_fault(data: Mapping[str, Any]) -> Xid | None:
+    """Return the meaning of a message that record/card_faults.py parsed into `data`; None for one that is not about a card's own fault."""
+    number = data.get("xid")
+    return explain_xid(number) if isinstance(number, int) else OTHERS.get(str(data.get("kind")))
 
 
 def demand(action: str) -> str:

@@ -11,32 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vllm_safe.driver import nvml
+from vllm_safe.driver.card_facts import CardPair, NvmlCard, PciCard, parse_card, read_pci_bus
 
-_NVIDIA, _DISPLAY = "0x10de", "0x03"  # PCI vendor ID, and PCI class of display controllers
 _SECURE_BOOT = "sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"  # UEFI global variable: 4 bytes of flags, then 1
+_PROGRAM = Path(__file__).with_name("__main__.py")
 # Matches nvidia.ko, in Debian nvidia-current.ko and similar names; not nvidia-uvm.ko, which belongs to it.
 _MODULE = re.compile(r"^(?:\S*/)?nvidia(?:-current|-tesla|-legacy)?(?:-[0-9]+(?:xx)?)?(?:-open)?\.ko(?:\.\w+)?:", re.MULTILINE)
 _VERSION = re.compile(r"\s(\d{3,4}\.\d+(?:\.\d+)?)\s")
+_MODULES = ("nvidia", "nvidia_uvm")
 _TIME = 30.0  # seconds for NVML: the first call of a cold driver takes 2 s per card
 _UNKNOWN = 999  # NVML_ERROR_UNKNOWN
-_LONGEST = 1 << 16  # bytes of NVML's answer that are read
-
-
-@dataclass(frozen=True)
-class PciCard:
-    """An NVIDIA display controller on the PCI bus. `driver`: the kernel driver to which it is bound, or ""."""
-
-    address: str
-    driver: str = ""
-
-
-@dataclass(frozen=True)
-class NvmlCard:
-    """A card of the driver. `capability`: its CUDA compute capability; (0, 0) if it does not respond."""
-
-    name: str
-    capability: tuple[int, int]
+_LONGEST = 1 << 20  # bytes of NVML's answer that are read
 
 
 @dataclass(frozen=True)
@@ -49,6 +34,7 @@ class Nvml:
     driver: str = ""  # version of the kernel module
     cuda: tuple[int, int] = (0, 0)  # newest CUDA version that the driver's libcuda.so.1 supports; (0, 0): no libcuda
     cards: tuple[NvmlCard, ...] = ()
+    pairs: tuple[CardPair, ...] = ()  # of the cards that respond
 
 
 @dataclass(frozen=True)
@@ -59,6 +45,8 @@ class Driver:
     kernel: str = ""  # release of the running kernel
     pci: tuple[PciCard, ...] = ()
     loaded: str = ""  # version of the loaded kernel module, or ""
+    open_module: bool = False  # it is NVIDIA's open one
+    modules: frozenset[str] = frozenset()  # of _MODULES, those that are loaded
     built: bool = False  # a module exists for the running kernel
     secure_boot: bool = False  # the kernel loads only signed modules
     nvml: Nvml = Nvml()
@@ -76,21 +64,26 @@ class Driver:
 
 def read_driver(root: Path = Path("/")) -> Driver:
     """Read the facts. NVML loads the kernel module if it is not loaded yet, as nvidia-smi does."""
-    asked = ask_nvml()  # this comes first, since a module that it loads is seen below
+    asked = ask_nvml(root=root)  # this comes first, since a module that it loads is seen below
     kernel = _text(root / "proc/sys/kernel/osrelease").strip()
-    version = _VERSION.search(_text(root / "proc/driver/nvidia/version"))
+    module = _text(root / "proc/driver/nvidia/version")
+    version = _VERSION.search(module)
     return Driver(
         system=_system(root),
         kernel=kernel,
-        pci=_pci_cards(root),
+        pci=read_pci_bus(root),
         loaded=version[1] if version else "",
+        open_module="Open Kernel Module" in module,
+        modules=frozenset(name for name in _MODULES if (root / "sys/module" / name).exists()),
         built=bool(_MODULE.search(_text(root / "lib/modules" / kernel / "modules.dep"))) if kernel else False,
         secure_boot=_bytes(root / _SECURE_BOOT)[4:5] == b"\x01",
         nvml=asked,
     )
 
 
-def ask_nvml(command: tuple[str, ...] = (sys.executable, "-I", "-B", nvml.__file__), seconds: float = _TIME) -> Nvml:
+def ask_nvml(
+    command: tuple[str, ...] = (sys.executable, "-I", "-B", str(_PROGRAM)), seconds: float = _TIME, root: Path = Path("/")
+) -> Nvml:
     """Query NVML in a separate process. A process that hangs in the kernel cannot be killed, and is not waited for."""
     child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     try:
@@ -103,11 +96,11 @@ def ask_nvml(command: tuple[str, ...] = (sys.executable, "-I", "-B", nvml.__file
             child.wait(1.0)
         return Nvml(hung=True)
     with suppress(ValueError, KeyError, TypeError, AttributeError):
-        return _nvml(json.loads(output[:_LONGEST]))
+        return _nvml(json.loads(output[:_LONGEST]), root)
     return Nvml(error=_UNKNOWN)  # the library itself crashed
 
 
-def _nvml(answer: dict[str, Any]) -> Nvml:
+def _nvml(answer: dict[str, Any], root: Path) -> Nvml:
     if answer["error"] is None:
         return Nvml()
     cuda = int(answer.get("cuda", 0))
@@ -116,20 +109,9 @@ def _nvml(answer: dict[str, Any]) -> Nvml:
         library=str(answer.get("library", "")),
         driver=str(answer.get("driver", "")),
         cuda=(cuda // 1000, cuda % 1000 // 10),
-        cards=tuple(NvmlCard(str(card["name"]), (card["capability"][0], card["capability"][1])) for card in answer.get("cards", ())),
+        cards=tuple(parse_card(card, root) for card in answer.get("cards", ())),
+        pairs=tuple(CardPair(**pair) for pair in answer.get("pairs", ())),
     )
-
-
-def _pci_cards(root: Path) -> tuple[PciCard, ...]:
-    """Read the NVIDIA cards, whatever driver they are bound to."""
-    cards = []
-    for device in sorted((root / "sys/bus/pci/devices").glob("*")):
-        if _text(device / "vendor").strip() == _NVIDIA and _text(device / "class").startswith(_DISPLAY):
-            driver = ""
-            with suppress(OSError):
-                driver = (device / "driver").readlink().name
-            cards.append(PciCard(device.name, driver))
-    return tuple(cards)
 
 
 def _system(root: Path) -> str:

@@ -40,7 +40,10 @@ def check_driver(driver: Driver, cuda: Cuda) -> Finding:
         return found
     major, minor = driver.nvml.cuda
     names = ", ".join(dict.fromkeys(card.name for card in driver.nvml.cards))
-    return passed(f"NVIDIA driver {driver.nvml.driver}, CUDA {major}.{minor}: {_cards(len(driver.nvml.cards))} ({names})")
+    module = f" ({'open' if driver.open_module else 'closed'} module)" if driver.loaded else ""
+    wanted = f" (the engine is built for {cuda[0]}.{cuda[1]})" if cuda else ""
+    cards = f"{_cards(len(driver.nvml.cards))} ({names})"
+    return passed(f"NVIDIA driver {driver.nvml.driver}{module}, CUDA {major}.{minor}{wanted}: {cards}")
 
 
 def _too_old(driver: Driver, cuda: Cuda) -> Finding | None:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import errno
 import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from vllm_safe.common import paths
@@ -53,6 +54,34 @@ def read_model_files(model: str, models: Path | None = None) -> ModelFiles:
             problem = f"it is a symbolic link, which is not followed in {models} (mount it there, or set `model` to its own path)"
             return ModelFiles(folder, repo, present=True, problem=problem)
         return ModelFiles(folder, repo, partial=_bytes_in(models, f".partial/{repo.replace('/', '--')}/blobs") if repo else 0)
+
+
+def read_model_json(model: str, name: str, models: Path | None = None) -> object:
+    """Return the value in a JSON file of a model, such as config.json; None if it has none that can be read."""
+    with suppress(OSError), open_model_folder(models or paths.MODELS, model) as opened:
+        return opened.json(name)
+    return None
+
+
+@dataclass(frozen=True)
+class OpenFile:
+    """A file that is open with O_DIRECT, past the page cache; whoever has it closes it. total: bytes of all files of its kind."""
+
+    descriptor: int
+    name: str
+    total: int
+
+
+def open_largest_file(model: str, models: Path | None = None) -> OpenFile | None:
+    """Open the largest regular file of a model, which is a part of its weights; None if there is none, or its file system cannot do it."""
+    with suppress(OSError), open_model_folder(models or paths.MODELS, model) as opened:
+        sizes = {name: size for name in opened.names() if (size := opened.size(name)) > 0}
+        name = max(sizes, key=lambda each: sizes[each], default="")
+        if name:
+            kind = PurePosixPath(name).suffix
+            total = sum(size for each, size in sizes.items() if each.endswith(kind))
+            return OpenFile(opened.open(name, os.O_DIRECT), name, total)
+    return None
 
 
 def _judge(folder: ModelFolder, files: ModelFiles) -> ModelFiles:

@@ -7,12 +7,11 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from vllm_safe.common.kernfs import parse_number, read_kernel_file
+from vllm_safe.common.kernfs import read_kernel_file, read_lanes
 from vllm_safe.contract.recorded_run import Gpu
 from vllm_safe.contract.state_file import CardUsage
 
 _PATIENCE = 2.0  # seconds for the driver to return the names
-_MOST_LANES = 32  # PCI Express Base Specification, Link Status register
 _GROWN = 64 << 20  # bytes since the run began: CUDA alone uses 150 MiB and more on each GPU of a process
 
 
@@ -28,7 +27,12 @@ def read_pci_cards(root: str) -> list[dict[str, Any]]:
         return []
     names = _names([f"{folder}/{pci}/information" for pci in found])
     return [
-        {"pci": pci, "name": name, "lanes": _lanes(root, pci), "bridges": _bridges(root, pci)}
+        {
+            "pci": pci,
+            "name": name,
+            "lanes": read_lanes(f"{root}/sys/bus/pci/devices/{pci}/current_link_width"),
+            "bridges": _bridges(root, pci),
+        }
         for pci, name in zip(found, names, strict=True)
     ]
 
@@ -50,12 +54,6 @@ def _names(paths: list[str]) -> list[str]:
     _thread.start_new_thread(ask, ())
     asking.acquire(timeout=_PATIENCE)
     return list(names)
-
-
-def _lanes(root: str, pci: str) -> int:
-    """Return the negotiated width of the card's link, 0 if unknown. A card that fell off the bus reads as all ones: 63 lanes."""
-    width = parse_number(read_kernel_file(f"{root}/sys/bus/pci/devices/{pci}/current_link_width"))
-    return width if width is not None and width <= _MOST_LANES else 0
 
 
 def _bridges(root: str, pci: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -13,6 +14,9 @@ from pathlib import Path
 import pytest
 
 from vllm_safe.check import check_facts
+from vllm_safe.check.check_facts import MeasuredDisk
+from vllm_safe.host.disk_pace import DiskPace
+from vllm_safe.record.kill_evidence import JournalLine
 
 
 @contextmanager
@@ -91,13 +95,28 @@ def test_active_units() -> None:
     assert check_facts.active_units({"a": {"ActiveState": "active"}, "b": {"ActiveState": "failed"}}, ["a", "b", "c"]) == ("a",)
 
 
-def test_only_real_disks_that_turn_have_a_scheduler_that_counts(tmp_path: Path) -> None:
-    disks = {"sda": ("1", "none [mq-deadline] bfq"), "nvme0n1": ("0", "[none] mq-deadline"), "loop0": ("1", "none"), "sdb": ("1", "none")}
-    for name, (rotational, scheduler) in disks.items():
-        (tmp_path / "sys/block" / name / "queue").mkdir(parents=True)
-        (tmp_path / "sys/block" / name / "queue/rotational").write_text(f"{rotational}\n")
-        (tmp_path / "sys/block" / name / "queue/scheduler").write_text(f"{scheduler}\n")
-        if name != "loop0":
-            (tmp_path / "sys/block" / name / "device").mkdir()
-    assert check_facts.read_hard_disks(tmp_path) == {"sda": "mq-deadline", "sdb": "none"}
-    assert check_facts.read_hard_disks(tmp_path / "empty") == {}
+def test_what_the_kernel_logged_is_whole_only_with_its_first_message(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    lost = JournalLine(5.0, 2.0, True, "NVRM: Xid (PCI:0000:07:00): 79, pid=812, name=python3, GPU has fallen off the bus.")  # noqa: FBT003
+    boot = JournalLine(3.0, 0.0, True, "Linux version 6.1.0-41-amd64")  # noqa: FBT003 - a field of a tuple
+    for lines, whole in (([boot, lost], True), ([lost], False), ([], False)):
+        monkeypatch.setattr(check_facts, "read_journal", lambda _since, grep, found=lines: (found if "NVRM" in grep else [], True))
+        log = check_facts.read_kernel_log(tmp_path)
+        assert (log.whole, [event.data["xid"] for event in log.events]) == (whole, [79] if lost in lines else [])
+
+
+def test_the_largest_file_is_read_and_what_a_load_reads_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check_facts, "measure_pace", lambda descriptor: DiskPace(os.fstat(descriptor).st_size, 1.0))
+    for name, size in (("config.json", 10), ("m-1.safetensors", 5000), ("m-2.safetensors", 4000)):
+        (tmp_path / name).write_bytes(bytes(size))
+    assert check_facts.measure_disk(str(tmp_path), tmp_path / "swapfile") == MeasuredDisk("m-1.safetensors", DiskPace(5000, 1.0), 9000)
+
+
+def test_without_a_model_the_swapfile_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check_facts, "measure_pace", lambda descriptor: DiskPace(os.fstat(descriptor).st_size, 1.0))
+    swapfile = tmp_path / "swapfile"
+    swapfile.write_bytes(bytes(8192))
+    assert check_facts.measure_disk(str(tmp_path / "none"), swapfile) == MeasuredDisk(str(swapfile), DiskPace(8192, 1.0))
+    link = tmp_path / "link"
+    link.symlink_to(swapfile)
+    assert check_facts.measure_disk(str(tmp_path / "none"), link) is None
+    assert check_facts.measure_disk(str(tmp_path / "none"), tmp_path / "gone") is None

@@ -11,7 +11,7 @@ import pytest
 
 from tests.builders.situations import situation_of
 from vllm_safe.check import checks
-from vllm_safe.check.check_facts import Inspection, Served
+from vllm_safe.check.check_facts import Inspection, MeasuredDisk, Served
 from vllm_safe.common.errors import Failure
 from vllm_safe.common.key_file import Key
 from vllm_safe.common.sizes import GIB
@@ -19,9 +19,14 @@ from vllm_safe.config.settings import Config, Earlyoom, Model
 from vllm_safe.decide.limits import EACH_UNIT, decide_budget
 from vllm_safe.decide.preparation import decide_preparation
 from vllm_safe.decide.start_checks import Situation
-from vllm_safe.driver.driver_facts import Driver, Nvml, NvmlCard
+from vllm_safe.driver.card_facts import NvmlCard
+from vllm_safe.driver.driver_facts import Driver, Nvml
 from vllm_safe.earlyoom.earlyoom_arguments import decide_earlyoom_arguments
+from vllm_safe.host.block_devices import BlockDevice
+from vllm_safe.host.disk_facts import Disk
+from vllm_safe.host.disk_pace import DiskPace
 from vllm_safe.host.host_facts import Host, Mount, SwapArea
+from vllm_safe.host.rig_facts import HardwareFacts
 from vllm_safe.host.start_facts import StartFacts
 from vllm_safe.models.model_files import ModelFiles
 from vllm_safe.tunables.tunable_facts import LRU_GEN
@@ -34,6 +39,12 @@ EARLYOOM = {"LoadState": "loaded", "ActiveState": "active"}
 KEPT = {unit: {name: str(value) for name, value in values.items()} for unit, values in decide_budget(CONFIG, HOST).units.items()}
 SEEN = Inspection(units={"earlyoom.service": EARLYOOM, **KEPT}, earlyoom=decide_earlyoom_arguments(CONFIG))
 OLD_DRIVER = Driver(nvml=Nvml(0, driver="550.163.01", cuda=(12, 4), cards=(NvmlCard("H200", (9, 0)),)))
+
+
+def disks(**schedulers: str) -> dict[str, Disk]:
+    return {name: Disk(name, rotational=True, scheduler=scheduler) for name, scheduler in schedulers.items()}
+
+
 GOOD = checks.MachineFacts(CONFIG, HOST, decide_budget(CONFIG, HOST), SEEN)
 
 
@@ -71,7 +82,7 @@ UNIFIED = Mount("/sys/fs/cgroup", "cgroup2", "cgroup2", ("rw",))
         ({"seen": replace(SEEN, earlyoom=("-r", "3600"))}, "fail", "arguments that differ"),
         ({"seen": replace(SEEN, admin_earlyoom="-m 10")}, "warn", "overridden"),
         ({"seen": replace(SEEN, overcommit=2)}, "fail", "overcommit"),
-        ({"seen": replace(SEEN, hard_disks={"sda": "mq-deadline", "sdb": "none"})}, "warn", "disk sdb uses the I/O scheduler none"),
+        ({"seen": replace(SEEN, disks=disks(sda="mq-deadline", sdb="none"))}, "warn", "disk sdb uses the I/O scheduler none"),
         ({"seen": replace(SEEN, compiler=False)}, "warn", "no C++ compiler"),
         ({"seen": replace(SEEN, headers=False)}, "warn", "Python.h"),
         ({"seen": replace(SEEN, driver=Driver())}, "warn", "no NVIDIA driver is installed"),
@@ -101,7 +112,7 @@ def test_earlyoom_left_to_the_admin_is_no_trouble() -> None:
 
 
 def test_hard_disks_that_know_classes_are_well_and_none_is_no_trouble() -> None:
-    seen = replace(SEEN, hard_disks={"sda": "mq-deadline", "sdb": "bfq"})
+    seen = replace(SEEN, disks=disks(sda="mq-deadline", sdb="bfq"))
     finding = checks.check_hard_disks(checks.MachineFacts(CONFIG, HOST, decide_budget(CONFIG, HOST), seen))
     assert finding is not None
     assert (str(finding.level), "sda uses mq-deadline, sdb uses bfq" in finding.what) == ("pass", True)
@@ -111,6 +122,11 @@ def test_hard_disks_that_know_classes_are_well_and_none_is_no_trouble() -> None:
 def test_other_servers_need_no_compiler() -> None:
     config = Config(models=MappingProxyType({"other": Model(command=("server",))}))
     assert checks.check_compiler(checks.MachineFacts(config, HOST, decide_budget(config, HOST), replace(SEEN, compiler=False))) is None
+
+
+def test_the_findings_on_the_rig_follow_those_on_the_machine() -> None:
+    found = checks.check_machine(replace(GOOD, seen=replace(SEEN, rig=HardwareFacts(threads=4, cores=4))))
+    assert found[-2].what == "processor: 4 cores, no hyper-threads"
 
 
 def situation(config: Config = CONFIG, host: Host = HOST, name: str = "big") -> Situation:
@@ -153,3 +169,54 @@ def test_a_key_that_only_root_can_see_is_no_failure_of_check_but_one_of_a_start(
     plan = decide_preparation(at)
     assert plan.launch is not None
     assert plan.launch.refusal == "may not be read"
+
+
+SHM = "/dev/" + "shm"  # of the unit, which ruff takes for the machine's
+
+
+@pytest.mark.parametrize(
+    ("options", "split", "level", "words"),
+    [
+        ("mode=1777,nosuid,nodev,size=50%", 8, "pass", "of 8.0 GiB (50%)"),
+        ("size=1G,mode=1777", 8, "pass", "of 1.0 GiB (1G)"),
+        ("mode=1777,size=64M", 8, "fail", "of 64.0 MiB (64M); what is in it counts as RAM of the model; vLLM needs 240 MiB in"),
+        ("mode=1777,size=64M", 1, "pass", "64.0 MiB"),  # one process alone sends nothing to others
+        ("mode=1777", 8, "", ""),
+    ],
+)
+def test_the_shared_memory_of_a_model(options: str, split: int, level: str, words: str) -> None:
+    model = replace(MODEL, args=MappingProxyType({"tensor-parallel-size": split}))
+    at = situation(replace(CONFIG, models=MappingProxyType({"big": model})))
+    units = {"vllm@big.service": {"TemporaryFileSystem": f"/var:ro {SHM}:{options}"}}
+    found = checks.check_shared_memory(replace(at, facts=replace(at.facts, units=units)))
+    assert (str(found.level) if found else "", words in found.what if found else True) == (level, True)
+
+
+MODELS = Mount("/m", "ext4", "/dev/sda1", ("rw",), (BlockDevice("sda"),))
+
+
+@pytest.mark.parametrize(
+    ("disk", "swap", "level", "words"),
+    [
+        (Disk("sda", rotational=True), True, "warn", "big is read from sda, a hard disk, to which the machine also swaps"),
+        (Disk("sda", rotational=True), False, "pass", "big is read from sda, a hard disk"),
+        (Disk("sda"), True, "pass", "big is read from sda, an SSD"),
+        (Disk("sdb"), False, "pass", "the disk that has its files is not known"),
+    ],
+)
+def test_the_disk_of_a_model(disk: Disk, swap: bool, level: str, words: str) -> None:  # noqa: FBT001 -- a row of the table
+    at = situation(host=replace(HOST, mounts=(MODELS,)))
+    found = checks.check_model_disk(at, replace(SEEN, disks={disk.name: disk}, swap_disks=(disk,) if swap else ()))
+    assert found
+    assert (str(found.level), words in found.what) == (level, True)
+
+
+def test_the_pace_of_a_disk() -> None:
+    at, seen = situation(host=replace(HOST, mounts=(MODELS,))), replace(SEEN, disks={"sda": Disk("sda", rotational=True)})
+    found = checks.check_pace(at, seen, MeasuredDisk("model-1.safetensors", DiskPace(600 << 20, 4.0), 77 * GIB))
+    assert found.what == (
+        "sda, a hard disk: 150 MiB a second in sequence (600 MiB of model-1.safetensors); to read big once, 77.0 GiB, takes 8 min 45 s"
+    )
+    assert checks.check_pace(at, seen, MeasuredDisk("/swapfile", DiskPace(600 << 20, 4.0))).what.endswith("(600 MiB of /swapfile)")
+    for nothing in (None, MeasuredDisk("config.json", DiskPace(700, 0.001), 700)):
+        assert "was not measured" in checks.check_pace(at, seen, nothing).what

@@ -9,7 +9,8 @@ import pytest
 
 from vllm_safe.cli.main import main
 from vllm_safe.common.sizes import GIB
-from vllm_safe.driver.driver_facts import Driver, Nvml, NvmlCard
+from vllm_safe.driver.card_facts import NvmlCard
+from vllm_safe.driver.driver_facts import Driver, Nvml
 from vllm_safe.engine.engine_decision import InstallTarget
 from vllm_safe.engine.engine_facts import EngineFacts, Installed
 

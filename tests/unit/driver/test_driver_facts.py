@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from vllm_safe.driver import driver_facts, nvml
-from vllm_safe.driver.driver_facts import Driver, Nvml, NvmlCard, PciCard, ask_nvml, read_driver
+from vllm_safe.driver import driver_facts
+from vllm_safe.driver.card_facts import NvmlCard, PciCard
+from vllm_safe.driver.driver_facts import Driver, Nvml, ask_nvml, read_driver
 
 PROPRIETARY = """\
 NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.261.03  Tue Jul  1 12:34:56 UTC 2025
@@ -42,7 +41,7 @@ def add_card(root: Path, address: str, bound: str = "", vendor: str = "0x10de", 
 
 @pytest.fixture(autouse=True)
 def no_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(driver_facts, "ask_nvml", Nvml)
+    monkeypatch.setattr(driver_facts, "ask_nvml", lambda root: Nvml())  # noqa: ARG005 - its own name
 
 
 def test_a_machine_without_anything(tmp_path: Path) -> None:
@@ -50,6 +49,15 @@ def test_a_machine_without_anything(tmp_path: Path) -> None:
     assert found == Driver()
     assert not found.answers
     assert not found.installed
+
+
+def test_which_module_is_loaded_and_what_beside_it(tmp_path: Path) -> None:
+    found = read_driver(
+        build(tmp_path, {"proc/driver/nvidia/version": OPEN, "sys/module/nvidia/refcnt": "1", "sys/module/ext4/refcnt": "1"})
+    )
+    assert (found.open_module, found.modules) == (True, {"nvidia"})
+    (tmp_path / "proc/driver/nvidia/version").write_text(PROPRIETARY)
+    assert not read_driver(tmp_path).open_module
 
 
 @pytest.mark.parametrize(("text", "version"), [(PROPRIETARY, "535.261.03"), (OPEN, "580.159.04"), ("", "")])
@@ -139,80 +147,3 @@ def test_a_card_that_hangs_is_waited_for_no_longer_than_that() -> None:
     found = ask_nvml((sys.executable, "-I", "-c", "import time; time.sleep(60)"), 0.3)
     assert found.hung
     assert time.monotonic() - began < 10
-
-
-class Library:
-    """A fake NVML of a driver for CUDA 12.4 with two cards, of which the second does not respond."""
-
-    def __init__(self, error: int = 0) -> None:
-        self._error = error
-
-    def nvmlInit_v2(self) -> int:  # noqa: N802 - NVML's own names
-        return self._error
-
-    def nvmlSystemGetNVMLVersion(self, buffer: Any, _length: int) -> int:  # noqa: ANN401, N802
-        buffer.value = b"12.550.163.01"
-        return 0
-
-    def nvmlSystemGetDriverVersion(self, buffer: Any, _length: int) -> int:  # noqa: ANN401, N802
-        buffer.value = b"550.163.01"
-        return 0
-
-    def nvmlSystemGetCudaDriverVersion_v2(self, number: Any) -> int:  # noqa: ANN401, N802
-        number._obj.value = 12040
-        return 0
-
-    def nvmlDeviceGetCount_v2(self, number: Any) -> int:  # noqa: ANN401, N802
-        number._obj.value = 2
-        return 0
-
-    def nvmlDeviceGetHandleByIndex_v2(self, index: int, device: Any) -> int:  # noqa: ANN401, N802
-        device._obj.value = index + 1
-        return 0 if index == 0 else 15  # NVML_ERROR_GPU_IS_LOST
-
-    def nvmlDeviceGetCudaComputeCapability(self, _device: ctypes.c_void_p, major: Any, minor: Any) -> int:  # noqa: ANN401, N802
-        major._obj.value, minor._obj.value = 8, 6
-        return 0
-
-    def nvmlDeviceGetName(self, _device: ctypes.c_void_p, buffer: Any, _length: int) -> int:  # noqa: ANN401, N802
-        buffer.value = b"NVIDIA GeForce RTX 3060"
-        return 0
-
-
-@pytest.mark.parametrize(
-    ("error", "answer"),
-    [
-        (
-            0,
-            {
-                "error": 0,
-                "library": "550.163.01",
-                "driver": "550.163.01",
-                "cuda": 12040,
-                "cards": [{"name": "NVIDIA GeForce RTX 3060", "capability": [8, 6]}, {"name": "", "capability": [0, 0]}],
-            },
-        ),
-        (18, {"error": 18, "library": "550.163.01"}),
-    ],
-)
-def test_the_program_that_asks(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: int, answer: dict[str, object]
-) -> None:
-    monkeypatch.setattr(ctypes, "CDLL", lambda _name: Library(error))
-    nvml.main()
-    assert json.loads(capsys.readouterr().out) == answer
-
-
-def test_the_program_that_asks_a_library_from_before_cuda_had_a_version(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.delattr(Library, "nvmlSystemGetCudaDriverVersion_v2")
-    monkeypatch.setattr(ctypes, "CDLL", lambda _name: Library())
-    nvml.main()
-    assert json.loads(capsys.readouterr().out) == {"error": 0, "library": "550.163.01", "driver": "550.163.01"}
-
-
-def test_the_program_that_asks_where_there_is_no_library(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(nvml, "LIBRARY", "libno-such-library.so.1")
-    nvml.main()
-    assert json.loads(capsys.readouterr().out) == {"error": None}

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from vllm_safe.driver.driver_facts import Driver, Nvml, NvmlCard, PciCard
+from vllm_safe.driver.card_facts import NvmlCard, PciCard
+from vllm_safe.driver.driver_facts import Driver, Nvml
 from vllm_safe.driver.driver_findings import BRANCHES, OLDEST_CARDS, check_driver
 from vllm_safe.engine.requirement_locks import read_lock
 
@@ -42,9 +43,13 @@ def test_the_lock_says_what_it_needs() -> None:
 @pytest.mark.parametrize(
     ("driver", "words"),
     [
-        (GOOD, "NVIDIA driver 580.159.04, CUDA 13.0: one card (H200)"),
+        (GOOD, "NVIDIA driver 580.159.04 (closed module), CUDA 13.0 (the engine is built for 13.0): one card (H200)"),
         (with_cards(H200, H200), "2 cards (H200)"),
-        (replace(GOOD, nvml=replace(GOOD.nvml, cuda=(14, 1), driver="620.10")), "driver 620.10, CUDA 14.1"),
+        (
+            replace(GOOD, nvml=replace(GOOD.nvml, cuda=(14, 1), driver="620.10")),
+            "driver 620.10 (closed module), CUDA 14.1 (the engine is built for 13.0)",
+        ),
+        (replace(GOOD, open_module=True), "580.159.04 (open module)"),
         (with_cards(RTX), "RTX 2080"),
         (replace(GOOD, pci=(), loaded=""), "one card"),  # WSL, or a container that shows neither
     ],

@@ -11,7 +11,8 @@ from vllm_safe.common.errors import Failure
 from vllm_safe.common.findings import warned
 from vllm_safe.common.sizes import GIB
 from vllm_safe.config.settings import Engine
-from vllm_safe.driver.driver_facts import Driver, Nvml, NvmlCard
+from vllm_safe.driver.card_facts import NvmlCard
+from vllm_safe.driver.driver_facts import Driver, Nvml
 from vllm_safe.engine.engine_decision import (
     NEED,
     TORCH_CPU,

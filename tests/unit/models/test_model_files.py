@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from vllm_safe.models.model_files import read_model_files
+from vllm_safe.models.model_files import open_largest_file, read_model_files, read_model_json
 
 
 @pytest.fixture
@@ -220,3 +220,31 @@ def test_a_folder_without_a_config(own: Path, tmp_path: Path) -> None:
 
 def test_a_file_is_no_folder(own: Path, tmp_path: Path) -> None:
     assert not read_model_files(str(own / "config.json"), tmp_path).present
+
+
+def test_a_json_file_of_a_model(fetched: Path, tmp_path: Path) -> None:
+    (fetched / "config.json").write_text('{"model_type": "llama"}')
+    assert read_model_json("acme/m", "config.json", tmp_path) == {"model_type": "llama"}
+    assert read_model_json("acme/m", "params.json", tmp_path) is None
+    assert read_model_json("acme/none", "config.json", tmp_path) is None
+
+
+def test_the_largest_file_is_opened_with_the_sum_of_its_kind(tmp_path: Path) -> None:
+    folder = tmp_path / "acme/m"
+    folder.mkdir(parents=True)
+    for name, size in (("m-1.safetensors", 4096), ("m-2.safetensors", 8192), ("tokenizer.json", 100)):
+        (folder / name).write_bytes(bytes(size))
+    os.mkfifo(folder / "pipe")
+    (folder / "elsewhere").symlink_to("/etc/hostname")
+    found = open_largest_file("acme/m", tmp_path)
+    assert found
+    try:
+        assert (found.name, found.total, os.fstat(found.descriptor).st_size) == ("m-2.safetensors", 12288, 8192)
+    finally:
+        os.close(found.descriptor)
+    assert open_largest_file("acme/none", tmp_path) is None
+
+
+def test_an_empty_folder_has_no_largest_file(tmp_path: Path) -> None:
+    (tmp_path / "acme/m").mkdir(parents=True)
+    assert open_largest_file("acme/m", tmp_path) is None
