@@ -44,7 +44,10 @@ class Sample(NamedTuple):
 
 
 class Event(NamedTuple):
-    """An event. kind: start, phase, guard, kernel-oom, earlyoom, nvidia, unread (the journal could not be read), stall, hang, stopping."""
+    """An event. kind: start, phase, memory (data: ReportedMemory), guard, kernel-oom, earlyoom, nvidia, stall, hang, stopping.
+
+    Or unread: the journal could not be read.
+    """
 
     time: float
     kind: str

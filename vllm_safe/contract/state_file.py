@@ -57,6 +57,14 @@ class LoadProgress(NamedTuple):
     left: float | None = None
 
 
+class ReportedMemory(NamedTuple):
+    """What vLLM printed about the memory of its GPUs while it started, in bytes: GiB with two decimals, times 2**30."""
+
+    weights: tuple[int, ...] = ()  # of each worker, in the order of their ranks
+    cache: int | None = None  # what is left for the KV cache on one GPU
+    tokens: int | None = None  # the number that the KV cache holds
+
+
 class CardUsage(NamedTuple):
     """The usage of the GPUs, as the recorder reports it."""
 
@@ -87,6 +95,7 @@ class State(NamedTuple):
     log: tuple[str, ...] = ()  # the last KEPT_LINES lines of the server
     error: str = ""  # the error that ended the server, whole, as the server printed it
     served: bool = False  # whether the server was ever ready
+    memory: ReportedMemory | None = None
 
 
 def state_file(name: str) -> Path:
@@ -133,7 +142,8 @@ def read_card_usage(name: str, last: CardUsage) -> CardUsage:
 
 def to_json(state: State) -> str:
     """Return the content of the state file."""
-    return json.dumps(state._asdict() | {"progress": state.progress and state.progress._asdict()}, ensure_ascii=False) + "\n"
+    parts = {"progress": state.progress and state.progress._asdict(), "memory": state.memory and state.memory._asdict()}
+    return json.dumps(state._asdict() | parts, ensure_ascii=False) + "\n"
 
 
 def write_state(state: State) -> None:

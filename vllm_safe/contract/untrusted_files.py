@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from vllm_safe.contract.recorded_run import End
 from vllm_safe.contract.run_encoding import from_line, integer, mapping, number, text, texts, unpack_end
 from vllm_safe.contract.small_files import read_regular
-from vllm_safe.contract.state_file import KEPT_LINES, PHASES, LoadProgress, State
+from vllm_safe.contract.state_file import KEPT_LINES, PHASES, LoadProgress, ReportedMemory, State
 
 _STATE_MOST = 1 << 21  # bytes: 200 long lines
 _END_MOST = 1 << 16
+_WORKERS_MOST = 1024
 _BEYOND_TIME = 1e11  # Unix seconds: the year 5138
 
 
@@ -39,6 +41,7 @@ def read_state(path: str | os.PathLike[str]) -> State | None:
         since=since,
         text=text(given.get("text")),
         progress=_progress(given.get("progress")),
+        memory=read_reported_memory(mapping(given.get("memory"))),
         running=integer(given.get("running")),
         waiting=integer(given.get("waiting")),
         tokens=integer(given.get("tokens")),
@@ -60,6 +63,14 @@ def _moment(value: object) -> float | None:
     """Return the value if it is a Unix time that localtime(3) can convert, else None."""
     found = number(value)
     return found if found is not None and 0 <= found < _BEYOND_TIME else None
+
+
+def read_reported_memory(given: Mapping[str, Any]) -> ReportedMemory | None:
+    """Return what vLLM reported about memory, from the state file or from a recorded event; None if nothing of it is valid."""
+    weights = given.get("weights")
+    sizes = tuple(size for value in weights[:_WORKERS_MOST] if (size := integer(value)) is not None) if isinstance(weights, list) else ()
+    found = ReportedMemory(sizes, integer(given.get("cache")), integer(given.get("tokens")))
+    return None if found == ReportedMemory() else found
 
 
 def _progress(value: object) -> LoadProgress | None:

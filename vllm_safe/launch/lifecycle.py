@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from vllm_safe.common.errors import EXIT_FAILED, EXIT_MISUSE
 from vllm_safe.common.sizes import format_span
 from vllm_safe.contract.launch_file import Launch
-from vllm_safe.contract.state_file import NO_CARDS, CardUsage
+from vllm_safe.contract.state_file import NO_CARDS, CardUsage, ReportedMemory
 from vllm_safe.launch.actions import Action, AskServer, Instruction, LogLine, NotifySystemd, Quit, extend_timeout
 from vllm_safe.launch.first_token import FirstToken
 from vllm_safe.launch.http_probe import Answer
@@ -77,6 +77,11 @@ class Lifecycle:
         if self.phase == "ended":
             return None
         return min(self._timers.due, self._ending.due if self._ending else math.inf)
+
+    @property
+    def memory(self) -> ReportedMemory | None:
+        """What the server reported about the memory of its GPUs while it started."""
+        return self._loading.follow.memory
 
     @property
     def loading(self) -> Loading | None:

@@ -11,20 +11,23 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+from vllm_safe.common.sizes import GIB
 from vllm_safe.common.terminal import ESCAPES
-from vllm_safe.contract.state_file import PHASES
+from vllm_safe.contract.state_file import PHASES, ReportedMemory
 
 _LONGEST = 1000  # bytes of a line that are searched; a line that announces a phase is shorter
 _REMEMBERED = 256  # different lines: a line that a poller repeats is not new
 
 
 class LogMark(NamedTuple):
-    """The content of one line: a phase, the progress as text ("shard 1 of 4"), and as numbers if the line counts."""
+    """The content of one line: a phase, the progress as text ("shard 1 of 4"), and as numbers if the line counts or reports memory."""
 
     phase: str
     text: str = ""
     done: int = 0
     of: int = 0
+    figure: str = ""  # a field of ReportedMemory
+    value: int = 0
 
 
 # The beginnings of messages.
@@ -41,10 +44,11 @@ _MARKS = (
     # model_executor/model_loader/weight_utils.py, _BAR_FORMAT: "Loading safetensors checkpoint shards:  25% Completed | 1/4 [..."
     ("loading", r"(?:Multi-thread l|L)oading [\w ().]{,60}:\s+\d+% Completed \| (?P<shard>\d+)/(?P<shards>\d+)"),
     # v1/worker/gpu_model_runner.py and gpu/model_runner.py, load_model
-    ("profiling", r"Model loading took (?P<weights>[\d.]+) GiB memory and "),
-    # v1/worker/gpu_worker.py, determine_available_memory; v1/core/kv_cache_utils.py, update_kv_cache_capacity
-    ("profiling", r"Available KV cache memory: (?P<cache>-?[\d.]+) GiB"),
-    ("profiling", r"\w+(?: \+ host)? KV cache size: (?P<tokens>[\d,]+) tokens"),
+    ("profiling", r"Model loading took (?P<weights>\d+(?:\.\d+)?) GiB memory and "),
+    # v1/worker/gpu_worker.py, determine_available_memory: the second line if the size is set, or known from an earlier start
+    ("profiling", r"(?:Available KV cache memory: |Initial free memory [\d.]+ GiB, reserved )(?P<cache>-?\d+(?:\.\d+)?) GiB"),
+    # v1/core/kv_cache_utils.py, update_kv_cache_capacity
+    ("profiling", r"\w+(?: \+ host)? KV cache size: (?P<tokens>\d[\d,]*) tokens"),
     # compilation/monitor.py, backends.py, decorators.py; v1/worker/cpu_model_runner.py, gpu_worker.py
     ("compiling", r"(?:\[\w+\] )?(?:Starting torch\.compile|Dynamo bytecode transform time|Using cache directory: )"),
     ("compiling", r"(?:\[\w+\] )?(?:Directly load (?:the compiled|AOT)|Compiling a graph for |torch\.compile t(?:akes|ook) )"),
@@ -60,6 +64,7 @@ _MARKS = (
 _ANY = re.compile("|".join(f"(?P<_{number}>{pattern})" for number, (_, pattern) in enumerate(_MARKS)))
 # logger.py, _FORMAT: "(EngineCore pid=12) INFO 11-23 22:10:48 [core.py:134] message"; uvicorn and tqdm print only parts of it
 _PREFIX = re.compile(r"^\s*(?:\(\w+ pid=\d+\)\s+)?(?:(?:DEBUG|INFO|WARNING|ERROR|CRITICAL):?\s+(?:[\d-]+ [\d:]+ \[[^\]]*\]\s+)?)?")
+_WORKER = re.compile(r"\(Worker_?(\w*) pid=")
 _TIMES = re.compile(r"\d+(?:[:-]\d+)+(?:[.,]\d+)?")
 
 
@@ -78,7 +83,6 @@ def _message(line: str) -> str:
     return _PREFIX.sub("", plain, count=1)
 
 
-_CACHE = "a KV cache of"
 # The text of a mark for people, by the first of its groups.
 _TEXTS = {
     "nccl": "CUDA and NCCL",
@@ -86,7 +90,7 @@ _TEXTS = {
     "graph": "graph {graph} of {graphs}",
     "weights": "{weights} GiB of weights loaded",
     "cache": "{cache} GiB for the KV cache",
-    "tokens": f"{_CACHE} {{tokens}} tokens",
+    "tokens": "a KV cache of {tokens} tokens",
     "kernels": "kernels",
 }
 
@@ -94,7 +98,11 @@ _TEXTS = {
 def _mark(phase: str, found: dict[str, str]) -> LogMark:
     name = next(iter(found), "")
     counted = (int(found[name]), int(found[f"{name}s"])) if f"{name}s" in found else ()
-    return LogMark(phase, _TEXTS.get(name, "").format(**found), *counted)
+    mark = LogMark(phase, _TEXTS.get(name, "").format(**found), *counted)
+    return mark._replace(figure=name, value=int(float(found[name].replace(",", "")) * _UNITS[name])) if name in _UNITS else mark
+
+
+_UNITS = {"weights": GIB, "cache": GIB, "tokens": 1}
 
 
 class PhaseTracker:
@@ -109,6 +117,13 @@ class PhaseTracker:
         self._known: dict[int, None] = {}  # hashes of the last different lines
         self._torn = b""
         self._has_cache = False  # the size of the KV cache has been decided
+        self._weights: dict[str, int] = {}  # by worker
+        self._reported = ReportedMemory()
+
+    @property
+    def memory(self) -> ReportedMemory | None:
+        """What the server has reported about memory, None as long as it is nothing."""
+        return None if self._reported == ReportedMemory() else self._reported
 
     def read_output(self, chunk: bytes, now: float) -> bool:
         """Take a chunk of the output, which may be cut anywhere; return whether the phase has changed."""
@@ -136,7 +151,9 @@ class PhaseTracker:
         if len(self._known) > _REMEMBERED:
             del self._known[next(iter(self._known))]
         if PHASES.index(self.phase) < _READY and (mark := read_line(line)):
-            self._has_cache |= mark.text.startswith(_CACHE)
+            self._has_cache |= mark.figure == "tokens"
+            if mark.figure:
+                self._take_figure(mark, line)
             if mark.phase == "capturing" and not self._has_cache:
                 return  # v1/worker/gpu/model_runner.py, profile_cudagraph_memory: measures the memory of graphs before kernels are compiled
             self.go(mark.phase, now)
@@ -144,6 +161,19 @@ class PhaseTracker:
                 self.text = mark.text
                 if mark.of and mark.phase == "loading":
                     self.done, self.of = mark.done, mark.of
+
+
+    def _take_figure(self, mark: LogMark, line: str) -> None:
+        if mark.figure == "weights":
+            worker = _WORKER.search(line)
+            self._weights[worker[1] if worker else ""] = mark.value
+            ranks = sorted(self._weights, key=lambda name: (len(name), name))  # PP0_TP0, PP0_TP1, PP1_TP0 ...
+            self._reported = self._reported._replace(weights=tuple(self._weights[name] for name in ranks))
+        elif mark.figure == "cache":
+            before = self._reported.cache
+            self._reported = self._reported._replace(cache=mark.value if before is None else min(before, mark.value))
+        else:
+            self._reported = self._reported._replace(tokens=mark.value)
 
 
 _READY = PHASES.index("ready")

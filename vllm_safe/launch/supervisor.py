@@ -200,6 +200,7 @@ class _Supervisor:
             since=life.since,
             text=life.text,
             progress=loading.progress if loading else None,
+            memory=life.memory,
             running=alive.running if alive else None,
             waiting=alive.waiting if alive else None,
             tokens=alive.tokens if alive else None,

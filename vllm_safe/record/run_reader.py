@@ -38,13 +38,23 @@ def list_runs(name: str, folder: Path = RUNS) -> tuple[str, ...]:
 
 def read_run(name: str, run: str, folder: Path = RUNS) -> Run:
     """Read a run. Lines that a power cut left incomplete are skipped. Raises Failure if it cannot be read."""
+    beginning, path = read_beginning(name, run, folder), f"{folder}/{name}/{run}"
+    try:
+        samples = _present(unpack_sample(from_line(line)) for line in read_lines(path, "samples", _LINES_MOST))
+    except OSError as error:
+        raise _unreadable(Path(path), error) from error
+    log = (read_regular(f"{path}/log.txt", _LINES_MOST) or b"").rstrip(b"\n").decode(errors="replace").splitlines()
+    return beginning._replace(samples=tuple(samples), end=unpack_end(read_object(f"{path}/end.json", _SMALL_MOST)), log=tuple(log))
+
+
+def read_beginning(name: str, run: str, folder: Path = RUNS) -> Run:
+    """Read the start and the events of a run, without its many samples. Raises Failure if it cannot be read."""
     if not run_store.RUN_ID.fullmatch(run):
         raise Failure(f"{name} has no run {run}", hint=f"List its runs with: vllm-safe why {name} --list")
     path = f"{folder}/{_checked(name)}/{run}"
     try:
         os.listdir(path)
         start = unpack_start(read_object(f"{path}/start.json", _SMALL_MOST))
-        samples = _present(unpack_sample(from_line(line)) for line in read_lines(path, "samples", _LINES_MOST))
         events = _present(unpack_event(from_line(line)) for line in read_lines(path, "events", _LINES_MOST))
     except OSError as error:
         raise _unreadable(Path(path), error) from error
@@ -52,14 +62,7 @@ def read_run(name: str, run: str, folder: Path = RUNS) -> Run:
         raise Failure(
             f"{path}/start.json is missing or invalid", hint="The machine went down before it was written, or somebody changed it."
         )
-    log = (read_regular(f"{path}/log.txt", _LINES_MOST) or b"").rstrip(b"\n").decode(errors="replace").splitlines()
-    return Run(
-        start,
-        tuple(samples),
-        tuple(sorted(events, key=lambda event: event.time)),
-        unpack_end(read_object(f"{path}/end.json", _SMALL_MOST)),
-        tuple(log),
-    )
+    return Run(start, events=tuple(sorted(events, key=lambda event: event.time)))
 
 
 _GOES_ON = {"active", "activating", "reloading", "deactivating"}  # ActiveState= of a unit that has not ended

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from vllm_safe.common.sizes import format_size
 from vllm_safe.contract.recorded_run import End, Event
-from vllm_safe.contract.state_file import State
+from vllm_safe.contract.state_file import ReportedMemory, State
 from vllm_safe.record.sampler import QuickSample
 
 EVERY = 1.0  # seconds between two samples while any figure moves
@@ -54,6 +55,7 @@ class RunTracker:
         self.invocation = ""  # the invocation that is being recorded, "" for none
         self._ended = set(ended)
         self._phase = self._cause = ""
+        self._memory: ReportedMemory | None = None
         self._end_at: float | None = None  # the time at which its end was first observed
         self._gone_at: float | None = None  # the time at which the unit was first observed without the invocation
 
@@ -62,7 +64,7 @@ class RunTracker:
         if not self.invocation:
             if not seen.invocation or seen.invocation[:8] in self._ended:
                 return []
-            self.invocation, self._phase, self._cause = seen.invocation, "", ""
+            self.invocation, self._phase, self._cause, self._memory = seen.invocation, "", "", None
             return [BeginRun(seen.invocation), *self._notes(wall, seen)]
         return [*self._notes(wall, seen), *self._over(now, seen)]
 
@@ -82,6 +84,9 @@ class RunTracker:
         if state.phase != self._phase:
             notes.append(AddEvent(Event(wall, "stopping" if state.phase == "stopping" else "phase", state.phase, {"from": self._phase})))
             self._phase = state.phase
+        if state.memory and state.memory.tokens is not None and state.memory != self._memory:
+            self._memory = state.memory
+            notes.append(AddEvent(Event(wall, "memory", _describe_memory(state.memory), state.memory._asdict())))
         if state.cause != self._cause:
             if state.cause in {"stall", "hang"}:
                 notes.append(AddEvent(Event(wall, state.cause, state.reason)))
@@ -104,6 +109,14 @@ class RunTracker:
         self._ended.add(self.invocation[:8])
         self.invocation, self._end_at, self._gone_at = "", None, None
         return FinishRun(end)
+
+
+def _describe_memory(memory: ReportedMemory) -> str:
+    weights = " and ".join(map(format_size, sorted(set(memory.weights))))
+    parts = [f"{weights} of weights on each GPU"] if weights else []
+    if memory.cache is not None:
+        parts.append(f"{format_size(memory.cache)} left for the KV cache on one GPU")
+    return ", ".join([*parts, f"a KV cache of {memory.tokens:,} tokens"])
 
 
 class SamplingPace:

@@ -9,10 +9,13 @@ from pathlib import Path
 import pytest
 
 from vllm_safe.contract.recorded_run import End
-from vllm_safe.contract.state_file import LoadProgress, State
+from vllm_safe.contract.state_file import LoadProgress, ReportedMemory, State
 from vllm_safe.contract.untrusted_files import read_ended, read_state
 
-STATE = State("demo", "a" * 32, 7, 3.0, 1.0, "loading", 2.0, "loading, 3 s", LoadProgress(5, 10, 2.5, 2.0), 1, 2, 3, "", "", ("one", "two"))
+STATE = State(
+    *("demo", "a" * 32, 7, 3.0, 1.0, "loading", 2.0, "loading, 3 s", LoadProgress(5, 10, 2.5, 2.0), 1, 2, 3, "", "", ("one", "two")),
+    memory=ReportedMemory((5, 6), 7, 8),
+)
 
 
 def written(path: Path, value: object) -> Path:
@@ -21,14 +24,23 @@ def written(path: Path, value: object) -> Path:
 
 
 def as_json(state: State) -> dict[str, object]:
-    return state._asdict() | {"progress": state.progress and state.progress._asdict()}
+    parts = {"progress": state.progress and state.progress._asdict(), "memory": state.memory and state.memory._asdict()}
+    return state._asdict() | parts
 
 
 def test_what_the_main_process_writes(tmp_path: Path) -> None:
     assert read_state(written(tmp_path / "x", as_json(STATE))) == STATE
-    assert read_state(written(tmp_path / "x", STATE._asdict())) == STATE, "a named tuple may be an array"
-    plain = STATE._replace(progress=None, running=None)
+    assert read_state(written(tmp_path / "x", STATE._asdict())) == STATE._replace(memory=None), "a named tuple may be an array"
+    plain = STATE._replace(progress=None, running=None, memory=None)
     assert read_state(written(tmp_path / "x", as_json(plain))) == plain
+
+
+@pytest.mark.parametrize("memory", [[], 7, {"weights": 5}, {"weights": ["a", -1, None], "cache": "x", "tokens": []}])
+def test_memory_that_is_no_report(tmp_path: Path, memory: object) -> None:
+    found = read_state(written(tmp_path / "x", as_json(STATE) | {"memory": memory}))
+    assert found == STATE._replace(memory=found.memory if found else None)
+    assert found is not None
+    assert found.memory in {None, ReportedMemory((-1,))}
 
 
 def test_what_is_no_file(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from vllm_safe.common.sizes import GIB
+from vllm_safe.contract.state_file import ReportedMemory
 from vllm_safe.launch.phases import LogMark, PhaseTracker, read_line
 
 WORKER = "(Worker pid=121) INFO 11-23 23:02:18 "
@@ -65,10 +67,20 @@ CARDS = """\
         ("[model_runner.py:392] Loading model from scratch...", LogMark("loading")),
         (
             "[gpu_model_runner.py:5150] Model loading took 8.91 GiB memory and 1802.113000 seconds",
-            LogMark("profiling", "8.91 GiB of weights loaded"),
+            LogMark("profiling", "8.91 GiB of weights loaded", figure="weights", value=int(8.91 * GIB)),
         ),
-        ("[gpu_worker.py:760] Available KV cache memory: -0.31 GiB", LogMark("profiling", "-0.31 GiB for the KV cache")),
-        ("[kv_cache_utils.py:2327] GPU KV cache size: 41,600 tokens, Maximum", LogMark("profiling", "a KV cache of 41,600 tokens")),
+        (
+            "[gpu_worker.py:760] Available KV cache memory: -0.31 GiB",
+            LogMark("profiling", "-0.31 GiB for the KV cache", figure="cache", value=int(-0.31 * GIB)),
+        ),
+        (
+            "[gpu_worker.py:669] Initial free memory 138.27 GiB, reserved 118.77 GiB memory for KV Cache as specified by kv_cache_memory_bytes",
+            LogMark("profiling", "118.77 GiB for the KV cache", figure="cache", value=int(118.77 * GIB)),
+        ),
+        (
+            "[kv_cache_utils.py:2327] GPU KV cache size: 41,600 tokens, Maximum",
+            LogMark("profiling", "a KV cache of 41,600 tokens", figure="tokens", value=41600),
+        ),
         ("[backends.py:1167] Dynamo bytecode transform time: 5.10 s", LogMark("compiling")),
         ("[monitor.py:62] torch.compile took 31.00 s in total", LogMark("compiling")),
         ("[monitor.py:62] [backbone] torch.compile takes 31.00 s in total", LogMark("compiling")),
@@ -189,3 +201,19 @@ def test_a_line_without_an_end_stays_small() -> None:
     for _ in range(100):
         follow.read_output(b"x" * 65536, 0.0)
     assert len(follow._torn) <= 1000
+
+
+def test_what_was_reported_about_memory() -> None:
+    follow = PhaseTracker(0.0)
+    assert follow.memory is None
+    follow.read_output(CARDS.encode(), 1.0)
+    assert follow.memory == ReportedMemory((int(7.16 * GIB),), int(119.2 * GIB), 4463888)
+
+
+def test_the_weights_of_workers_stand_in_the_order_of_their_ranks() -> None:
+    follow = PhaseTracker(0.0)
+    for rank, size in ((1, "5.25"), (10, "6.5"), (0, "4.0"), (2, "5.5")):
+        follow.read_output(f"(Worker_PP{rank} pid=7) INFO Model loading took {size} GiB memory and {rank}.5 seconds\n".encode(), 1.0)
+    for size in ("3.5", "3.25", "4.0"):
+        follow.read_output(f"(Worker_PP1 pid=7) INFO Available KV cache memory: {size} GiB\n".encode(), 2.0)
+    assert follow.memory == ReportedMemory((4 * GIB, int(5.25 * GIB), int(5.5 * GIB), int(6.5 * GIB)), int(3.25 * GIB))

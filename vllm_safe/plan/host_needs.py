@@ -1,0 +1,88 @@
+"""What a start needs of the machine beside its GPUs: RAM, shared memory, and the time to load the weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vllm_safe.common.sizes import MIB, format_size, format_span
+from vllm_safe.plan.past_starts import PastStart
+from vllm_safe.plan.plan_question import PlanLine
+from vllm_safe.plan.serving import Serving
+
+# Private memory of vLLM 0.32's processes, measured with two workers on two H200s (tests/gpu/RESULTS.md: 3.66 GiB spawned, 2.30 GiB
+# forked, 1.2 GiB more where it compiles) and without GPUs (the API server and the engine's core).
+_SERVER = 790 * MIB
+_SPAWNED, _FORKED = 1480 * MIB, 780 * MIB
+_COMPILING = 600 * MIB  # of each worker
+# Rings of shared memory through which the processes talk: their nominal size in /dev/shm, of which little is touched
+# (distributed/device_communicators/shm_broadcast.py).
+_RINGS, _RING = 184 * MIB, 240 * MIB
+_MARGIN = 0.25  # how far these figures may be off
+
+
+@dataclass(frozen=True)
+class HostLimits:
+    """What the machine lets a model have, in bytes. 0: not known. memory: `limits.memory_max`; swap: `limits.swap_max`."""
+
+    memory: int = 0
+    swap: int = 0
+    shared: int = 0  # size of /dev/shm in the unit
+
+
+@dataclass(frozen=True)
+class HostNeeds:
+    """What a start needs, in bytes and seconds. load: None where the disk's pace is not known."""
+
+    memory: int
+    shared: int
+    load: float | None
+    exact: bool = False  # the memory is what an earlier start with these arguments took
+    problem: str = ""  # why it cannot start
+    hint: str = ""
+    lines: tuple[PlanLine, ...] = ()
+
+
+def decide_host_needs(
+    serving: Serving, limits: HostLimits, *, forked: bool = False, stored: int = 0, past: tuple[PastStart, ...] = ()
+) -> HostNeeds:
+    """Return what a start needs. stored: bytes of the weight files. past: earlier starts of this model, the newest last."""
+    workers = serving.ranks
+    each = (_FORKED if forked else _SPAWNED) + (0 if serving.enforce_eager else _COMPILING)
+    memory, shared = _SERVER + workers * each, _RINGS + (workers * _RING if workers > 1 else 0)
+    same = [start for start in past if start.peak and start.observed.serving == serving]
+    alike = [start for start in past if start.peak and start.observed.serving.ranks == workers]
+    exact = bool(same)
+    if seen := same or alike:
+        memory = seen[-1].peak
+    pace = next((start.pace for start in reversed(past) if start.pace), 0.0)
+    load = stored / pace if stored and pace else None
+    needs = HostNeeds(memory, shared, load, exact)
+    problem, hint = _problem(needs, limits)
+    return HostNeeds(memory, shared, load, exact, problem, hint, tuple(_lines(needs, limits, workers, stored, pace, measured=bool(seen))))
+
+
+def _problem(needs: HostNeeds, limits: HostLimits) -> tuple[str, str]:
+    least = needs.memory if needs.exact else int(needs.memory * (1 - _MARGIN))
+    if limits.memory and least > limits.memory + limits.swap:
+        allowed = f"{format_size(limits.memory)} of RAM and {format_size(limits.swap)} of swap"
+        return f"its processes need about {format_size(needs.memory)} of memory, and may use {allowed}", "Raise limits.memory_max, or add swap."
+    if limits.shared and needs.shared > limits.shared:
+        return f"its processes need {format_size(needs.shared)} in /dev/shm, and it has {format_size(limits.shared)}", "Use fewer GPUs."
+    return "", ""
+
+
+def _lines(needs: HostNeeds, limits: HostLimits, workers: int, stored: int, pace: float, *, measured: bool) -> list[PlanLine]:
+    why = "the most that an earlier start took" if measured else f"API server, engine and {workers} worker{'s' * (workers > 1)}"
+    if limits.memory and needs.memory > limits.memory:
+        why += f"; {format_size(needs.memory - limits.memory)} of it would be swapped (limits.memory_max {format_size(limits.memory)})"
+    elif limits.memory:
+        why += f"; it may use {format_size(limits.memory)} (limits.memory_max)"
+    rows = [
+        PlanLine("RAM", needs.memory, format_size(needs.memory), needs.exact, why),
+        PlanLine("/dev/shm", needs.shared, format_size(needs.shared), exact=True, why="rings between its processes, of which little is used"),
+    ]
+    if stored:
+        text = f"{format_size(stored)} of files"
+        reason = f"{format_size(int(pace))}/s, as at the last load" if pace else "how fast they load is known after the first load"
+        rows.append(PlanLine("load", None, f"{text}, about {format_span(needs.load)}" if needs.load else text, exact=False, why=reason))
+    return rows

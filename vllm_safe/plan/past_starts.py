@@ -1,0 +1,93 @@
+"""What vLLM and the machine reported at earlier starts of a model, from its recorded runs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vllm_safe.common.errors import Failure
+from vllm_safe.common.paths import RUNS
+from vllm_safe.contract.recorded_run import Run, Sample
+from vllm_safe.contract.untrusted_files import read_reported_memory
+from vllm_safe.plan.plan_question import Observed
+from vllm_safe.plan.serving import read_serving
+from vllm_safe.record.run_reader import list_runs, read_beginning, read_run
+
+_MOST = 8  # runs that are looked at
+_LEAST_LOADED = 1 << 28  # bytes: with less, the pace is that of the page cache
+_VERSION = re.compile(r"vllm(?:-cpu)?-(\d{1,3})\.(\d{1,3})")
+
+
+@dataclass(frozen=True)
+class StartConditions:
+    """What must be the same at two starts for one to say something about the other."""
+
+    model: str  # the folder
+    engine: str = ""  # the folder of the engine, which has its version
+    cards: tuple[Any, ...] = ()  # as read_pci_cards() returns them
+    visible: str | None = None  # CUDA_VISIBLE_DEVICES
+
+
+@dataclass(frozen=True)
+class PastStart:
+    """An earlier start. peak: bytes of memory that all its processes had at most, 0 if unknown; pace: bytes/s of its load, 0 likewise."""
+
+    observed: Observed
+    peak: int = 0
+    pace: float = 0.0
+
+
+def engine_version(engine: str) -> tuple[int, int]:
+    """Return the version in the name of an engine's folder, such as vllm-0.32.0; that of the shipped lock if there is none."""
+    match = _VERSION.match(engine)
+    return (int(match[1]), int(match[2])) if match else (0, 32)
+
+
+def read_past_starts(name: str, now: StartConditions, folder: Path = RUNS) -> tuple[PastStart, ...]:
+    """Return the earlier starts of a model under the same conditions, the newest last. Raises Failure if its runs cannot be read."""
+    found: list[PastStart] = []
+    for run in list_runs(name, folder)[:_MOST]:
+        try:
+            beginning = read_beginning(name, run, folder)
+            observed = _observed(beginning, now)
+            if observed:
+                # The newest says most about RAM and the disk, and reading all samples of each would take seconds.
+                whole = read_run(name, run, folder).samples if not found else ()
+                found.append(PastStart(observed, _peak(whole), _pace(whole)))
+        except Failure:  # a run that is damaged, or that the recorder has just removed
+            continue
+    return tuple(reversed(found))
+
+
+def _observed(run: Run, now: StartConditions) -> Observed | None:
+    start = run.start
+    then = StartConditions(
+        str(start.args.get("model", "")), start.versions.get("engine", ""), _cards(start.host), start.env.get("CUDA_VISIBLE_DEVICES")
+    )
+    reported = [memory for event in run.events if event.kind == "memory" and (memory := read_reported_memory(event.data))]
+    if then != now or not reported:
+        return None
+    memory = reported[-1]
+    serving = read_serving(start.args, start.env, engine_version(now.engine))
+    return Observed(serving, memory.weights, memory.cache or 0, memory.tokens or 0)
+
+
+def _cards(host: Mapping[str, Any]) -> tuple[Any, ...]:
+    cards = host.get("cards")
+    return tuple(cards) if isinstance(cards, list | tuple) else ()
+
+
+def _peak(samples: tuple[Sample, ...]) -> int:
+    return max(((one.anon or 0) + (one.shmem or 0) + (one.swap or 0) for one in samples), default=0)
+
+
+def _pace(samples: tuple[Sample, ...]) -> float:
+    """Return the bytes per second with which the weights were read, if enough of them was."""
+    loading = [one for one in samples if one.phase == "loading" and one.read is not None]
+    if len(loading) < 2:
+        return 0.0
+    read, took = (loading[-1].read or 0) - (loading[0].read or 0), loading[-1].time - loading[0].time
+    return read / took if read >= _LEAST_LOADED and took > 0 else 0.0
