@@ -17,7 +17,7 @@ from vllm_safe.plan.serving import Card, read_serving
 
 _HERE = Path(__file__).parent
 CARDS = {
-    "H200": Card(150_121_545_728, (9, 0), name="NVIDIA H200"),
+    "H200": Card(150_109_110_272, (9, 0), name="NVIDIA H200"),
     "RTX 3060": Card(12_627_476_480, (8, 6), name="NVIDIA GeForce RTX 3060"),
 }
 
@@ -69,6 +69,6 @@ def measured_starts() -> tuple[Start, ...]:
 
 def _start(row: dict[str, Any]) -> Start:
     arguments = row["arguments"]
-    serving = read_serving({key.replace("_", "-"): value for key, value in arguments.items()})
+    serving = read_serving({key.replace("_", "-"): value for key, value in arguments.items()}, row.get("env"))
     question = PlanQuestion(model_config(row["model"]), serving, (CARDS[row["card"]],) * serving.ranks)
     return Start(row["model"], arguments, question, tuple(size * GIB for size in row["weights_gib"]), row["kv_tokens"])

@@ -7,7 +7,7 @@ from functools import lru_cache
 
 from vllm_safe.common.sizes import GIB, MIB, format_size
 from vllm_safe.plan.cache import CacheLayout, lay_out
-from vllm_safe.plan.memory import CONTEXT, CardBudget, Rank, budget_card, capture_sizes
+from vllm_safe.plan.memory import CardBudget, Rank, budget_card, capture_sizes, outside_bytes
 from vllm_safe.plan.model_config import ModelConfig, Quantization
 from vllm_safe.plan.placement import place_weights, split_layers
 from vllm_safe.plan.plan_limits import find_obstacle
@@ -168,9 +168,11 @@ def _verdict(question: PlanQuestion, batch: Batch, room: _Room, layout: CacheLay
                 f" (gpu-memory-utilization {batch.gpu_memory_utilization:g})"
             )
     needed = layout.request_blocks(batch.max_model_len) + 1
+    # What torch.compile needs may be no more than that of a first start.
+    luck = 0 if room.exact else room.margin + max(budget.compiling for budget in room.budgets)
     likely, best, worst = (
         _blocks([size + shift for size in room.available], layout, question.config, question.serving) >= needed
-        for shift in (0, room.margin, -room.margin)
+        for shift in (0, luck, -room.margin)
     )
     tightest = min(range(len(cards)), key=lambda rank: room.available[rank])
     left, weights = room.available[tightest], room.budgets[tightest].weights
@@ -187,7 +189,8 @@ def _verdict(question: PlanQuestion, batch: Batch, room: _Room, layout: CacheLay
         return False, reason
     if not worst:
         return None, f"too close to tell: {reason}"
-    context = next((rank for rank, card in enumerate(cards) if card.memory - card.used - CONTEXT < room.budgets[rank].requested), None)
+    left_out = [card.memory - card.used - outside_bytes(question.serving, card) for card in cards]
+    context = next((rank for rank, size in enumerate(left_out) if size < room.budgets[rank].requested), None)
     if context is not None:
         return None, f"card {context} might not have the memory that gpu-memory-utilization {batch.gpu_memory_utilization:g} asks for"
     return True, reason
@@ -214,12 +217,13 @@ def _lines(question: PlanQuestion, plan: Plan, room: _Room) -> list[PlanLine]:
         ("may use", budget.requested, True, f"gpu-memory-utilization {batch.gpu_memory_utilization:g} of the card"),
         ("weights", budget.weights, "weights" in plan.exact, f"each tensor of {where}, as vLLM splits and repacks it"),
         ("activations", budget.activations, False, f"the peak of {batch.max_num_batched_tokens} tokens at once (max-num-batched-tokens)"),
+        ("compilation", budget.compiling, question.serving.enforce_eager, "a copy of the largest weight while torch.compile is at work"),
         ("buffers", budget.buffers, False, f"tables of {batch.max_num_seqs} requests (max-num-seqs), and workspaces"),
         ("libraries", budget.libraries, False, "kernels and communication"),
         ("CUDA graphs", budget.graphs, question.serving.enforce_eager, graphs),
         ("KV cache", plan.kv_bytes[tightest], room.exact, rest),
     ]
-    lines = [PlanLine(label, size, format_size(size), exact, why) for label, size, exact, why in rows]
+    lines = [PlanLine(label, size, format_size(size), exact, why) for label, size, exact, why in rows if size or label != "compilation"]
     tokens = f"{plan.kv_tokens:,} tokens, {plan.requests_at_once:.1f} requests of {batch.max_model_len:,} at once"
     lines.append(PlanLine("serves", None, tokens, room.exact, f"longest context {plan.longest_context:,}"))
     return lines

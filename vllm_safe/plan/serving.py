@@ -48,6 +48,7 @@ class Serving:
     dtype: str = "auto"
     quantization: str | None = None
     enforce_eager: bool = False
+    deep_gemm: bool = True  # VLLM_USE_DEEP_GEMM
     unplanned: tuple[str, ...] = ()  # options whose effect on memory is not computed
 
     @property
@@ -91,6 +92,7 @@ def read_serving(args: Mapping[str, Any], env: Mapping[str, str] | None = None, 
         dtype=str(args.get("dtype", "auto")),
         quantization=str(args["quantization"]) if "quantization" in args else None,
         enforce_eager=args.get("enforce-eager") is True,
+        deep_gemm=env.get("VLLM_USE_DEEP_GEMM", "1") != "0",
         unplanned=tuple(name for name in _UNPLANNED if _is_set(args.get(name))),
     )
 
