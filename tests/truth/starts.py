@@ -67,6 +67,12 @@ def measured_starts() -> tuple[Start, ...]:
     return tuple(_start(json.loads(line)) for line in (_HERE / "starts.jsonl").read_text().splitlines())
 
 
+@cache
+def counted_parameters() -> tuple[tuple[str, int, int, int, int], ...]:
+    """Return rows of a model, the size of both kinds of parallelism, a stage, and the bytes of a rank of it."""
+    return tuple(tuple(json.loads(line)) for line in (_HERE / "parameters.jsonl").read_text().splitlines())
+
+
 def _start(row: dict[str, Any]) -> Start:
     arguments = row["arguments"]
     serving = read_serving({key.replace("_", "-"): value for key, value in arguments.items()}, row.get("env"))

@@ -280,15 +280,23 @@ class _ConfigReader:
     def rotary_positions(self) -> int:
         """Return the rows of the table of sines and cosines (layers/rotary_embedding): a scaled one has as many more."""
         kind, factor = self.scaling()
-        return int(self.positions() * factor) if kind in {"linear", "dynamic"} else self.positions()
+        if kind in {"yarn", "deepseek_yarn"}:
+            original = self.rotary().get("original_max_position_embeddings")
+            if isinstance(original, int) and 1 <= original <= self.positions():
+                return int(original * factor)
+            return int(self.positions() * factor)
+        return int(self.positions() * factor) if kind == "linear" else self.positions()
+
+    def rotary(self) -> dict[str, Any]:
+        given = self.values.get("rope_scaling") or self.values.get("rope_parameters")
+        if not isinstance(given, dict):
+            return {}
+        nested = given.get("full_attention")  # of transformers 5: one for each kind of layer
+        return nested if isinstance(nested, dict) else given
 
     def scaling(self) -> tuple[str, float]:
         """Return the kind and the factor of the rotary embedding's scaling."""
-        given = self.values.get("rope_scaling") or self.values.get("rope_parameters")
-        if not isinstance(given, dict):
-            return "default", 1
-        if isinstance(nested := given.get("full_attention"), dict):  # of transformers 5: one for each kind of layer
-            given = nested
+        given = self.rotary()
         kind, factor = given.get("rope_type", given.get("type", "default")), given.get("factor", 1)
         usable = isinstance(factor, int | float) and not isinstance(factor, bool) and math.isfinite(factor) and 1 <= factor <= 1024
         return str(kind), float(factor) if usable else 1

@@ -151,7 +151,7 @@ class _Placement:
     def _item_bytes(self, tensor: Tensor, part: str) -> float:
         """Return the bytes of one value of a tensor on the card."""
         quantization = self.config.quantization
-        if part == "qzeros":
+        if part in {"qzeros", "weight_zero_point"} and quantization and quantization.packed:
             return self._zero_points(tensor)
         if part in {"weight_scale", "weight_scale_inv"}:
             old = self.capability < (8, 9)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -16,6 +17,7 @@ from vllm_safe.plan.serving import Batch, Card, Serving, fill_defaults
 from vllm_safe.plan.tensors import Tensor, list_tensors
 
 # How far the estimated part of a card can be off: no start is refused, and none is promised, within it.
+_OLDEST, _NEWEST = (0, 26), (0, 32)  # versions of vLLM whose figures these are
 _LEAST_MARGIN = 128 * MIB
 _MARGIN = 0.25
 _WEIGHTS_MARGIN = 0.01
@@ -38,10 +40,10 @@ def decide_plan(question: PlanQuestion) -> Plan:
     config, serving = question.config, question.serving
     cards = question.cards[: serving.ranks]
     batch = fill_defaults(serving, cards, config.max_positions)
-    unknown = (*config.unknown, *(f"the option {name}" for name in serving.unplanned))
+    unknown = tuple(_unknown(question))
     if obstacle := find_obstacle(question, batch):
         return Plan(starts=False, reason=obstacle, batch=batch, unknown=unknown)
-    if not question.tensors and not config.family:
+    if not question.tensors and not config.family and not question.size:
         return Plan(starts=None, reason="nothing is known of its weights: its files are not there", batch=batch, unknown=unknown)
     room = _room(question, cards, batch, unknown)
     layout = lay_out(config, serving, batch, cards[0].capability)
@@ -70,6 +72,20 @@ def decide_plan(question: PlanQuestion) -> Plan:
         unknown=unknown,
     )
     return replace(plan, lines=tuple(_lines(question, plan, room)))
+
+
+def _unknown(question: PlanQuestion) -> Iterator[str]:
+    """Return what is not taken into account."""
+    config, serving = question.config, question.serving
+    yield from config.unknown
+    yield from (f"the option {name}" for name in serving.unplanned)
+    known = {"fp8", *({config.quantization.method, f"{config.quantization.method}_marlin"} if config.quantization else ())}
+    if serving.quantization and serving.quantization not in known:
+        yield f"quantization {serving.quantization}"
+    if not _OLDEST <= serving.version <= _NEWEST:
+        yield f"vLLM {serving.version[0]}.{serving.version[1]}: the figures are those of {_NEWEST[0]}.{_NEWEST[1]}"
+    if question.size and not question.tensors and not config.family:
+        yield "how the weights are split over cards: only the sizes of the files are known"
 
 
 def _served(config: ModelConfig, serving: Serving) -> ModelConfig:
@@ -104,7 +120,12 @@ def _budgets(question: PlanQuestion, cards: tuple[Card, ...], batch: Batch, serv
     config = question.config
     split = (serving.tensor_parallel, serving.pipeline_parallel, serving.expert_parallel)
     tensors = _on_the_fly(config, serving, question.tensors)
-    weights = _weights(config, tensors, split, serving.layer_partition, min(card.capability for card in cards))
+    sized = (question.size // serving.ranks,) * serving.ranks
+    weights = (
+        sized
+        if not tensors and not config.family
+        else _weights(config, tensors, split, serving.layer_partition, min(card.capability for card in cards))
+    )
     last = len(weights) - serving.tensor_parallel
     return tuple(
         budget_card(config, serving, batch, Rank(card, size, rank >= last))

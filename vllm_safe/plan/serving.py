@@ -15,6 +15,7 @@ from vllm_safe.common.sizes import GIB
 _UNPLANNED = (
     *("speculative-config", "enable-lora", "cpu-offload-gb", "kv-transfer-config", "enable-dbo", "data-parallel-size", "hf-overrides"),
     *("decode-context-parallel-size", "prefill-context-parallel-size", "num-gpu-blocks-override", "kv-offloading-size", "hf-config-path"),
+    *("compilation-config", "performance-mode", "optimization-level", "quantization-config", "limit-mm-per-prompt", "max-loras"),
     *("enable-sleep-mode", "runner", "convert", "kv-cache-dtype-skip-layers", "disable-hybrid-kv-cache-manager", "config-format"),
 )
 

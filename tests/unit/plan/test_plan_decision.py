@@ -98,6 +98,24 @@ def test_an_option_that_is_not_computed_is_said() -> None:
     assert found.unknown == ("the option enable-lora",)
 
 
+def test_sizes_alone_of_a_model_that_is_not_known() -> None:
+    config = replace(model_config("llama-1b"), family="", architecture="New")
+    found = decide_plan(PlanQuestion(config, Serving(tensor_parallel=2, max_model_len=8192), (RTX,) * 2, size=4 * GIB))
+    assert (found.starts, found.weights, "weights" in found.exact) == (True, (2 * GIB, 2 * GIB), False)
+    assert found.unknown == ("how the weights are split over cards: only the sizes of the files are known",)
+
+
+@pytest.mark.parametrize(
+    ("serving", "unknown"),
+    [
+        ({"quantization": "bitsandbytes"}, "quantization bitsandbytes"),
+        ({"version": (0, 40)}, "vLLM 0.40: the figures are those of 0.32"),
+    ],
+)
+def test_what_is_not_taken_into_account(serving: dict[str, object], unknown: str) -> None:
+    assert plan("qwen2.5-0.5b", **serving).unknown == (unknown,)
+
+
 def test_what_vllm_refuses() -> None:
     assert (
         plan("qwen2.5-0.5b", (RTX,) * 4, tensor_parallel=4).reason == "the 14 attention heads cannot be divided by tensor-parallel-size 4"
