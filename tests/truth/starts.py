@@ -17,7 +17,7 @@ from vllm_safe.plan.serving import Card, read_serving
 
 _HERE = Path(__file__).parent
 CARDS = {
-    "H200": Card(150_121_545_728, (9, 0), name="NVIDIA H200"),
+    "H200": Card(150_109_110_272, (9, 0), name="NVIDIA H200"),
     "RTX 3060": Card(12_627_476_480, (8, 6), name="NVIDIA GeForce RTX 3060"),
 }
 
@@ -67,8 +67,14 @@ def measured_starts() -> tuple[Start, ...]:
     return tuple(_start(json.loads(line)) for line in (_HERE / "starts.jsonl").read_text().splitlines())
 
 
+@cache
+def counted_parameters() -> tuple[tuple[str, int, int, int, int], ...]:
+    """Return rows of a model, the size of both kinds of parallelism, a stage, and the bytes of a rank of it."""
+    return tuple(tuple(json.loads(line)) for line in (_HERE / "parameters.jsonl").read_text().splitlines())
+
+
 def _start(row: dict[str, Any]) -> Start:
     arguments = row["arguments"]
-    serving = read_serving({key.replace("_", "-"): value for key, value in arguments.items()})
+    serving = read_serving({key.replace("_", "-"): value for key, value in arguments.items()}, row.get("env"))
     question = PlanQuestion(model_config(row["model"]), serving, (CARDS[row["card"]],) * serving.ranks)
     return Start(row["model"], arguments, question, tuple(size * GIB for size in row["weights_gib"]), row["kv_tokens"])

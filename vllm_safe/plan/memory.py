@@ -9,11 +9,15 @@ from vllm_safe.common.sizes import GIB, MIB
 from vllm_safe.plan.model_config import ModelConfig
 from vllm_safe.plan.serving import Batch, Card, Serving
 
-# What CUDA's context takes of a card before vLLM measures: it is no part of what vLLM may use, but has to be free beside it.
-CONTEXT = 512 * MIB
-# Kernels, handles and workspaces that a start leaves on the card, measured on one H200 with vLLM 0.32 (tests/unit/plan/truth.json).
-_LIBRARIES = 220 * MIB
-_COMMUNICATION = 100 * MIB  # what NCCL and the all-reduce kernels take after the measurement began
+# Kernels, handles and workspaces that a start leaves on a card after vLLM began to measure: 0.26 to 0.30 GiB on one H200, and 0.10 to
+# 0.20 where there are more cards, since communication has loaded some of it before.
+_LIBRARIES = 276 * MIB
+_LIBRARIES_OF_SEVERAL = 148 * MIB
+_CONTEXT = 512 * MIB  # of CUDA itself: no part of what vLLM may use, but it has to be free beside that
+_COMMUNICATION = 256 * MIB  # of NCCL, likewise
+_COMMUNICATION_OF_SERVERS = 1280 * MIB  # where cards have NVLink, it takes 1.0 to 1.5 GiB
+_BLOCK = 16  # tokens of a block of the KV cache
+_GRAPH_OF_LAYER = 600 * 1024  # bytes of a captured graph for each layer: 0.50 to 0.65 MiB
 
 
 @dataclass(frozen=True)
@@ -24,13 +28,14 @@ class CardBudget:
     weights: int
     buffers: int  # tables for each request, and workspaces that stay
     activations: int  # the peak of the profile run
+    compiling: int  # how much higher the peak is while torch.compile is at work, which is known of first starts
     libraries: int
     graphs: int
 
     @property
     def estimated(self) -> int:
         """The part that depends on kernels and libraries."""
-        return self.buffers + self.activations + self.libraries + self.graphs
+        return self.buffers + self.activations + self.compiling + self.libraries + self.graphs
 
     @property
     def available(self) -> int:
@@ -49,14 +54,26 @@ class Rank:
 
 def budget_card(config: ModelConfig, serving: Serving, batch: Batch, rank: Rank) -> CardBudget:
     """Return the budget of one card."""
+    workspace = _expert_workspace(config, serving, batch, rank.card)
+    activations = _activations(config, serving, batch, last=rank.last)
+    # torch.compile has a copy of the largest weight for a moment, before the workspace is there and when nothing else is.
+    copied = 0 if serving.enforce_eager else config.vocab * config.hidden // serving.tensor_parallel * config.item_size
     return CardBudget(
         requested=math.ceil(rank.card.memory * batch.gpu_memory_utilization),
         weights=rank.weights,
-        buffers=(_request_tables(config, batch) if rank.last else 0) + _expert_workspace(config, serving, batch, rank.card),
-        activations=_activations(config, serving, batch, last=rank.last),
-        libraries=_LIBRARIES + (_COMMUNICATION if serving.ranks > 1 else 0),
+        buffers=workspace + (_request_tables(config, batch) if rank.last else 0),
+        activations=activations,
+        compiling=max(0, copied - workspace - activations),
+        libraries=_LIBRARIES if serving.ranks == 1 else _LIBRARIES_OF_SEVERAL,
         graphs=_graphs(config, serving, batch),
     )
+
+
+def outside_bytes(serving: Serving, card: Card) -> int:
+    """Return what CUDA and NCCL take of a card before vLLM measures what is free."""
+    if serving.ranks == 1:
+        return _CONTEXT
+    return _CONTEXT + (_COMMUNICATION_OF_SERVERS if card.capability >= (9, 0) and card.memory > 70 * GIB else _COMMUNICATION)
 
 
 def _request_tables(config: ModelConfig, batch: Batch) -> int:
@@ -69,34 +86,50 @@ def _expert_workspace(config: ModelConfig, serving: Serving, batch: Batch, card:
     experts = config.experts
     if not experts:
         return 0
-    split = 1 if serving.expert_parallel else serving.tensor_parallel
-    width = experts.intermediate // split
+    width = experts.intermediate // (1 if serving.expert_parallel else serving.tensor_parallel)
     rows = batch.max_num_batched_tokens * experts.per_token
     quantization = config.quantization
-    if quantization and quantization.block and card.capability >= (9, 0):
-        rows += experts.count // (serving.tensor_parallel if serving.expert_parallel else 1) * 127  # DeepGEMM: whole tiles for each expert
+    if serving.deep_gemm and quantization and quantization.block and card.capability >= (9, 0):
+        # fused_moe/deep_gemm_utils.py: whole tiles of 128 rows for each expert
+        rows += experts.count // (serving.tensor_parallel if serving.expert_parallel else 1) * 127
     return rows * (max(width, config.hidden) + max(2 * width, config.hidden)) * config.item_size
+
+
+def _latent_rows(batch: Batch) -> int:
+    """Return the tokens of context that latent attention unpacks at once (mla_attention.py:2293)."""
+    rows = min(max(8 * batch.max_model_len, 4 * batch.max_num_seqs * _BLOCK), 64 * 1024)
+    return max(rows, batch.max_num_seqs * _BLOCK)
 
 
 def _activations(config: ModelConfig, serving: Serving, batch: Batch, *, last: bool) -> int:
     """Return the largest sum of tensors that are alive at once in the profile run: in a layer, or where the logits are."""
-    split, size = serving.tensor_parallel, config.item_size
-    dense = config.intermediate
-    if config.experts:
-        dense = config.experts.shared_intermediate if len(config.experts.layers) == config.layers else config.intermediate
-    feed_forward = 3 * dense / split
-    attention = 2 * (config.heads + 2 * config.kv_heads) * config.head_dim / split
+    size, split, tokens = config.item_size, serving.tensor_parallel, batch.max_num_batched_tokens
+    states = (4 if split == 1 else 5) * config.hidden
+    attention = tokens * (states + _attention_values(config) / split)
     if config.latent:
-        attention = 2 * config.heads * (config.latent.nope_dim + config.latent.rope_dim + config.latent.v_dim) / split
-    hidden = (3 if split == 1 else 4) * config.hidden
-    layer = batch.max_num_batched_tokens * (hidden + max(feed_forward, attention)) * size
-    if config.quantization and config.quantization.quantized_activations:
-        layer += batch.max_num_batched_tokens * (config.hidden + max(dense / split, 0))
-    if not last:
-        return int(layer)
-    copies = (3 if config.softcap else 1) + (1 if split > 1 else 0)
-    logits = batch.max_num_batched_tokens * config.hidden * size + batch.max_num_seqs * config.vocab * size * copies
-    return int(max(layer, logits))
+        attention += _latent_rows(batch) * config.heads / split * (config.latent.nope_dim + config.latent.v_dim)
+    values = max(attention, tokens * (states + _feed_forward_values(config) / split))
+    if last:
+        copies = (3 if config.softcap else 1) + (1 if split > 1 else 0)
+        values = max(values, tokens * config.hidden + batch.max_num_seqs * config.vocab * copies)
+    return int(values * size)
+
+
+def _attention_values(config: ModelConfig) -> float:
+    """Return how many values of one token are alive at once in the attention."""
+    if config.latent:
+        return 1.5 * config.heads * (config.latent.nope_dim + config.latent.rope_dim)
+    return (2 if config.query_norm else 1.5) * (config.heads + 2 * config.kv_heads) * config.head_dim
+
+
+def _feed_forward_values(config: ModelConfig) -> float:
+    """Return how many values of one token are alive at once in the feed-forward of a layer."""
+    experts = config.experts
+    if not experts or len(experts.layers) < config.layers:
+        return 3 * config.intermediate
+    if config.family == "gpt_oss":  # its kernels of Triton have no workspace, and keep what each expert makes of a token
+        return 2 * experts.per_token * experts.intermediate
+    return 3 * experts.shared_intermediate
 
 
 def capture_sizes(batch: Batch) -> list[int]:
@@ -107,6 +140,11 @@ def capture_sizes(batch: Batch) -> list[int]:
 
 
 def _graphs(config: ModelConfig, serving: Serving, batch: Batch) -> int:
+    """Return what vLLM estimates for its graphs: those of whole decode steps cost most (gpu/cudagraph_utils.py:873)."""
     if serving.enforce_eager:
         return 0
-    return len(capture_sizes(batch)) * 2 * MIB + config.layers * 4 * MIB // max(1, serving.pipeline_parallel) + GIB // 8
+    sizes = capture_sizes(batch)
+    whole = sum(size <= batch.max_num_seqs for size in sizes)
+    layers = math.ceil(config.layers / serving.pipeline_parallel)
+    values = 4 * config.hidden + max(_attention_values(config), _feed_forward_values(config)) / serving.tensor_parallel
+    return int(whole * layers * _GRAPH_OF_LAYER + max(sizes) * values * config.item_size)

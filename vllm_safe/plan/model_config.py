@@ -144,6 +144,7 @@ class ModelConfig:
     feed_forward_bias: bool = False
     query_norm: bool = False
     rotary_dim: int = 0
+    rotary_positions: int = 0  # rows of the table of sines and cosines
     softcap: bool = False  # of the logits
     experts: Experts | None = None
     latent: LatentAttention | None = None
@@ -244,6 +245,7 @@ class _ConfigReader:
             feed_forward_bias=family == "llama" and self.flag("mlp_bias"),
             query_norm=family in {"qwen3", "qwen3_moe", "gemma3"} or (family == "glm4_moe" and self.flag("use_qk_norm")),
             rotary_dim=latent.rope_dim if latent else int(head_dim * factor),
+            rotary_positions=self.rotary_positions(),
             softcap=self.values.get("final_logit_softcapping") is not None,
             experts=self.experts(layers, family),
             latent=latent,
@@ -265,20 +267,39 @@ class _ConfigReader:
         # config/model.py, _resolve_auto_dtype: vLLM serves no 4-byte model unless told to.
         return "bfloat16" if name in {"float32", "float"} or name not in _BYTES else name
 
-    def longest(self) -> int:
-        """Return the length that vLLM derives (config/model.py:2527 _get_and_verify_max_len)."""
+    def positions(self) -> int:
         keys = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "model_max_length", "max_sequence_length")
         found = [self.bounded(key) for key in keys if self.values.get(key, self.defaults.get(key)) is not None]
-        length = min(found, default=2048)
-        scaling = self.values.get("rope_scaling") or self.values.get("rope_parameters")
-        if not isinstance(scaling, dict) or "gemma3" in self.kind:
-            return length
-        kind = scaling.get("rope_type", scaling.get("type", "default"))
-        factor = scaling.get("factor", 1)
-        applied = kind in {"linear", "dynamic", "ntk", "ntk-by-parts"}
-        if applied and isinstance(factor, int | float) and not isinstance(factor, bool) and math.isfinite(factor) and 1 <= factor <= 1024:
-            return int(length * factor)
-        return length
+        return min(found, default=2048)
+
+    def longest(self) -> int:
+        """Return the length that vLLM derives (config/model.py:2527 _get_and_verify_max_len)."""
+        applied = "gemma3" not in self.kind and self.scaling()[0] not in {"su", "longrope", "llama3", "yarn", "deepseek_yarn"}
+        return int(self.positions() * self.scaling()[1]) if applied else self.positions()
+
+    def rotary_positions(self) -> int:
+        """Return the rows of the table of sines and cosines (layers/rotary_embedding): a scaled one has as many more."""
+        kind, factor = self.scaling()
+        if kind in {"yarn", "deepseek_yarn"}:
+            original = self.rotary().get("original_max_position_embeddings")
+            if isinstance(original, int) and 1 <= original <= self.positions():
+                return int(original * factor)
+            return int(self.positions() * factor)
+        return int(self.positions() * factor) if kind == "linear" else self.positions()
+
+    def rotary(self) -> dict[str, Any]:
+        given = self.values.get("rope_scaling") or self.values.get("rope_parameters")
+        if not isinstance(given, dict):
+            return {}
+        nested = given.get("full_attention")  # of transformers 5: one for each kind of layer
+        return nested if isinstance(nested, dict) else given
+
+    def scaling(self) -> tuple[str, float]:
+        """Return the kind and the factor of the rotary embedding's scaling."""
+        given = self.rotary()
+        kind, factor = given.get("rope_type", given.get("type", "default")), given.get("factor", 1)
+        usable = isinstance(factor, int | float) and not isinstance(factor, bool) and math.isfinite(factor) and 1 <= factor <= 1024
+        return str(kind), float(factor) if usable else 1
 
     def bounded(self, key: str) -> int:
         value = self.values.get(key, self.defaults.get(key))

@@ -21,6 +21,7 @@ _FUSED = {  # vLLM's one parameter for several of the checkpoint: packed_modules
 _COLUMN = frozenset({"q_proj", "k_proj", "v_proj", "qkv_proj", "gate_proj", "up_proj", "gate_up_proj", "w1", "w3", "q_b_proj", "kv_b_proj"})
 _ROW = frozenset({"o_proj", "down_proj", "w2"})
 _VOCABULARY = frozenset({"embed_tokens", "lm_head"})
+_VOCABULARY_EVERYWHERE = frozenset({"mixtral", "qwen3_moe"})  # models/mixtral.py, qwen3_moe.py: on each stage of a pipeline
 _INPUTS_FIRST = frozenset({"qweight", "qzeros", "scales"})  # (inputs, outputs), where others have (outputs, inputs)
 _PLAIN = frozenset({"F64", "F32", "F16", "BF16"})
 _DROPPED = frozenset({"g_idx", "inv_freq", "weight_shape"})
@@ -66,6 +67,8 @@ class _Placement:
         found: Iterable[int] = (0,)
         if name.rpartition(".")[2] in _DROPPED:
             found = ()
+        elif _VOCABULARY & set(name.split(".")) and self.config.family in _VOCABULARY_EVERYWHERE:
+            found = range(len(stages))
         elif "embed_tokens" in name and self.config.tied:
             found = sorted({0, last})
         elif name.startswith("lm_head") or ".lm_head." in name:
@@ -102,27 +105,33 @@ class _Placement:
 
     def _linear(self, tensor: Tensor, leaf: str, part: str, split: int) -> float:
         """Return the bytes of one linear layer's part on a rank."""
-        quantization = self.config.quantization
-        experts = ".experts." in tensor.name
-        if part == "qzeros" and quantization and quantization.method == "gptq" and quantization.symmetric and not experts:
-            return 0  # kernels/linear/mixed_precision/marlin.py: a symmetric type needs no zero points
-        size = self._item_bytes(tensor, part)
+        shape, size = tensor.shape, self._item_bytes(tensor, part)
         if leaf in _VOCABULARY:
-            rows = -(-tensor.shape[0] // _PADDING) * _PADDING
-            return -(-rows // split) * prod(tensor.shape[1:]) * size
-        if len(tensor.shape) == 1 and (tensor.shape[0] == 1 or (leaf in _ROW and part == "bias")):
-            return tensor.shape[0] * size
-        axis = 0 if leaf in _COLUMN else 1 if leaf in _ROW else None
-        if leaf == "sinks" or tensor.name.endswith("sinks"):
-            axis = 0
-        if axis is None:
-            return prod(tensor.shape) * size
-        if part in _INPUTS_FIRST:
-            axis = 1 - axis
-        if axis >= len(tensor.shape) or tensor.shape[axis] == 1:  # one scale for each output of a layer that is split along its inputs
-            return prod(tensor.shape) * size
-        rest = prod(side for index, side in enumerate(tensor.shape) if index != axis)
+            rows = _round_up(shape[0], _PADDING)
+            return -(-rows // split) * prod(shape[1:]) * size
+        axis = self._axis(tensor, leaf, part)
+        # One scale for each output of a layer that is split along its inputs, or for all of it, is on each rank.
+        if axis is None or axis >= len(shape) or shape[axis] == 1:
+            return prod(shape) * size
+        rest = prod(side for index, side in enumerate(shape) if index != axis)
         return rest * self._share(tensor, leaf, part, axis, split) * size
+
+    def _axis(self, tensor: Tensor, leaf: str, part: str) -> int | None:
+        """Return the dimension that is split over the ranks, or None where each has all of it."""
+        if leaf in _ROW and part == "bias":
+            return None
+        axis = 0 if leaf in _COLUMN or tensor.name.endswith("sinks") else 1 if leaf in _ROW else None
+        return 1 - axis if axis is not None and part in _INPUTS_FIRST else axis
+
+    def _zero_points(self, tensor: Tensor) -> float:
+        """Return the bytes that four bytes of zero points become (kernels/linear/mixed_precision)."""
+        quantization = self.config.quantization
+        if ".experts." in tensor.name or not quantization:
+            return 4
+        hopper = self.capability[0] == 9  # Machete; elsewhere it is Marlin
+        if quantization.method == "gptq" and quantization.symmetric:
+            return 4 if hopper else 0  # not used: Machete leaves them where they are, Marlin drops them
+        return 32 / quantization.bits * self.config.item_size if hopper else 4  # Machete multiplies them by the scales
 
     def _share(self, tensor: Tensor, leaf: str, part: str, axis: int, split: int) -> float:
         """Return how many of the rows or columns along the split axis a rank has."""
@@ -142,13 +151,15 @@ class _Placement:
     def _item_bytes(self, tensor: Tensor, part: str) -> float:
         """Return the bytes of one value of a tensor on the card."""
         quantization = self.config.quantization
+        if part in {"qzeros", "weight_zero_point"} and quantization and quantization.packed:
+            return self._zero_points(tensor)
         if part in {"weight_scale", "weight_scale_inv"}:
             old = self.capability < (8, 9)
             if old and quantization and quantization.block and quantization.kind == "float":
                 # Marlin takes a scale for each output and group: one of a block becomes as many as the block has rows.
                 return quantization.block[0] * self.config.item_size
             return self.config.item_size if quantization and quantization.packed else 4
-        if part.startswith("e_score"):
+        if part.startswith("e_score") or (self.config.family == "glm4_moe" and tensor.name.endswith(".mlp.gate.weight")):
             return 4
         return self.config.item_size if tensor.dtype in _PLAIN else BITS[tensor.dtype] / 8
 
@@ -167,7 +178,8 @@ class _Placement:
         if tensor.name.endswith("_blocks"):
             return experts * out * inputs / 2
         if tensor.name.endswith("_scales"):
-            return experts * out * inputs / 32
+            groups = -(-inputs // 32)
+            return experts * out * (_round_up(groups, 8) if self.capability[0] == 9 else groups)
         return experts * out * 2
 
 
@@ -176,9 +188,11 @@ def _is_text(name: str) -> bool:
 
 
 def _rotary_caches(config: ModelConfig) -> int:
-    """Return the bytes of the tables of sines and cosines: one for all layers alike."""
-    tables = len({window > 0 for window in config.windows}) if config.family == "gemma3" else 1
-    return tables * config.max_positions * config.rotary_dim * config.item_size
+    """Return the bytes of the tables of sines and cosines: one for all layers alike; those with a window have one that is not scaled."""
+    rows = config.rotary_positions
+    if config.family == "gemma3" and any(config.windows):
+        rows += config.max_positions
+    return rows * config.rotary_dim * config.item_size
 
 
 def _allocated(size: float) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from vllm_safe.common.sizes import format_size
-from vllm_safe.plan.memory import CONTEXT
+from vllm_safe.plan.memory import outside_bytes
 from vllm_safe.plan.plan_decision import decide_plan
 from vllm_safe.plan.plan_question import Plan, PlanChange, PlanQuestion
 from vllm_safe.plan.plan_split import decide_split
@@ -138,7 +138,8 @@ def _more_of_the_card(question: PlanQuestion) -> PlanChange | None:
 
 def _highest_share(question: PlanQuestion) -> float:
     """Return the largest gpu-memory-utilization that leaves room for what vLLM does not count, and for other users of the card."""
-    shares = [(card.memory - card.used - CONTEXT) / card.memory for card in question.cards[: question.serving.ranks]]
+    cards = question.cards[: question.serving.ranks]
+    shares = [(card.memory - card.used - outside_bytes(question.serving, card)) / card.memory for card in cards]
     return min([_HIGHEST_UTILIZATION, *shares])
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from vllm_safe.common.sizes import GIB, MIB, format_size
 from vllm_safe.plan.cache import CacheLayout, lay_out
-from vllm_safe.plan.memory import CONTEXT, CardBudget, Rank, budget_card, capture_sizes
+from vllm_safe.plan.memory import CardBudget, Rank, budget_card, capture_sizes, outside_bytes
 from vllm_safe.plan.model_config import ModelConfig, Quantization
 from vllm_safe.plan.placement import place_weights, split_layers
 from vllm_safe.plan.plan_limits import find_obstacle
@@ -16,6 +17,7 @@ from vllm_safe.plan.serving import Batch, Card, Serving, fill_defaults
 from vllm_safe.plan.tensors import Tensor, list_tensors
 
 # How far the estimated part of a card can be off: no start is refused, and none is promised, within it.
+_OLDEST, _NEWEST = (0, 26), (0, 32)  # versions of vLLM whose figures these are
 _LEAST_MARGIN = 128 * MIB
 _MARGIN = 0.25
 _WEIGHTS_MARGIN = 0.01
@@ -38,10 +40,10 @@ def decide_plan(question: PlanQuestion) -> Plan:
     config, serving = question.config, question.serving
     cards = question.cards[: serving.ranks]
     batch = fill_defaults(serving, cards, config.max_positions)
-    unknown = (*config.unknown, *(f"the option {name}" for name in serving.unplanned))
+    unknown = tuple(_unknown(question))
     if obstacle := find_obstacle(question, batch):
         return Plan(starts=False, reason=obstacle, batch=batch, unknown=unknown)
-    if not question.tensors and not config.family:
+    if not question.tensors and not config.family and not question.size:
         return Plan(starts=None, reason="nothing is known of its weights: its files are not there", batch=batch, unknown=unknown)
     room = _room(question, cards, batch, unknown)
     layout = lay_out(config, serving, batch, cards[0].capability)
@@ -70,6 +72,20 @@ def decide_plan(question: PlanQuestion) -> Plan:
         unknown=unknown,
     )
     return replace(plan, lines=tuple(_lines(question, plan, room)))
+
+
+def _unknown(question: PlanQuestion) -> Iterator[str]:
+    """Return what is not taken into account."""
+    config, serving = question.config, question.serving
+    yield from config.unknown
+    yield from (f"the option {name}" for name in serving.unplanned)
+    known = {"fp8", *({config.quantization.method, f"{config.quantization.method}_marlin"} if config.quantization else ())}
+    if serving.quantization and serving.quantization not in known:
+        yield f"quantization {serving.quantization}"
+    if not _OLDEST <= serving.version <= _NEWEST:
+        yield f"vLLM {serving.version[0]}.{serving.version[1]}: the figures are those of {_NEWEST[0]}.{_NEWEST[1]}"
+    if question.size and not question.tensors and not config.family:
+        yield "how the weights are split over cards: only the sizes of the files are known"
 
 
 def _served(config: ModelConfig, serving: Serving) -> ModelConfig:
@@ -104,7 +120,12 @@ def _budgets(question: PlanQuestion, cards: tuple[Card, ...], batch: Batch, serv
     config = question.config
     split = (serving.tensor_parallel, serving.pipeline_parallel, serving.expert_parallel)
     tensors = _on_the_fly(config, serving, question.tensors)
-    weights = _weights(config, tensors, split, serving.layer_partition, min(card.capability for card in cards))
+    sized = (question.size // serving.ranks,) * serving.ranks
+    weights = (
+        sized
+        if not tensors and not config.family
+        else _weights(config, tensors, split, serving.layer_partition, min(card.capability for card in cards))
+    )
     last = len(weights) - serving.tensor_parallel
     return tuple(
         budget_card(config, serving, batch, Rank(card, size, rank >= last))
@@ -168,9 +189,11 @@ def _verdict(question: PlanQuestion, batch: Batch, room: _Room, layout: CacheLay
                 f" (gpu-memory-utilization {batch.gpu_memory_utilization:g})"
             )
     needed = layout.request_blocks(batch.max_model_len) + 1
+    # What torch.compile needs may be no more than that of a first start.
+    luck = 0 if room.exact else room.margin + max(budget.compiling for budget in room.budgets)
     likely, best, worst = (
         _blocks([size + shift for size in room.available], layout, question.config, question.serving) >= needed
-        for shift in (0, room.margin, -room.margin)
+        for shift in (0, luck, -room.margin)
     )
     tightest = min(range(len(cards)), key=lambda rank: room.available[rank])
     left, weights = room.available[tightest], room.budgets[tightest].weights
@@ -187,7 +210,8 @@ def _verdict(question: PlanQuestion, batch: Batch, room: _Room, layout: CacheLay
         return False, reason
     if not worst:
         return None, f"too close to tell: {reason}"
-    context = next((rank for rank, card in enumerate(cards) if card.memory - card.used - CONTEXT < room.budgets[rank].requested), None)
+    left_out = [card.memory - card.used - outside_bytes(question.serving, card) for card in cards]
+    context = next((rank for rank, size in enumerate(left_out) if size < room.budgets[rank].requested), None)
     if context is not None:
         return None, f"card {context} might not have the memory that gpu-memory-utilization {batch.gpu_memory_utilization:g} asks for"
     return True, reason
@@ -214,12 +238,13 @@ def _lines(question: PlanQuestion, plan: Plan, room: _Room) -> list[PlanLine]:
         ("may use", budget.requested, True, f"gpu-memory-utilization {batch.gpu_memory_utilization:g} of the card"),
         ("weights", budget.weights, "weights" in plan.exact, f"each tensor of {where}, as vLLM splits and repacks it"),
         ("activations", budget.activations, False, f"the peak of {batch.max_num_batched_tokens} tokens at once (max-num-batched-tokens)"),
+        ("compilation", budget.compiling, question.serving.enforce_eager, "a copy of the largest weight while torch.compile is at work"),
         ("buffers", budget.buffers, False, f"tables of {batch.max_num_seqs} requests (max-num-seqs), and workspaces"),
         ("libraries", budget.libraries, False, "kernels and communication"),
         ("CUDA graphs", budget.graphs, question.serving.enforce_eager, graphs),
         ("KV cache", plan.kv_bytes[tightest], room.exact, rest),
     ]
-    lines = [PlanLine(label, size, format_size(size), exact, why) for label, size, exact, why in rows]
+    lines = [PlanLine(label, size, format_size(size), exact, why) for label, size, exact, why in rows if size or label != "compilation"]
     tokens = f"{plan.kv_tokens:,} tokens, {plan.requests_at_once:.1f} requests of {batch.max_model_len:,} at once"
     lines.append(PlanLine("serves", None, tokens, room.exact, f"longest context {plan.longest_context:,}"))
     return lines

@@ -26,12 +26,16 @@ class Observed:
 
 @dataclass(frozen=True)
 class PlanQuestion:
-    """A model, cards in the order of their ranks, and arguments. `tensors`: from its files; () where there are none: then by its family."""
+    """A model, cards in the order of their ranks, and arguments.
+
+    `tensors`: from its files; () where there are none: then by its family. `size`: bytes of its weight files, for one of no known family.
+    """
 
     config: ModelConfig
     serving: Serving
     cards: tuple[Card, ...]
     tensors: tuple[Tensor, ...] = ()
+    size: int = 0
     observed: tuple[Observed, ...] = ()
 
 

@@ -15,6 +15,7 @@ from vllm_safe.common.sizes import GIB
 _UNPLANNED = (
     *("speculative-config", "enable-lora", "cpu-offload-gb", "kv-transfer-config", "enable-dbo", "data-parallel-size", "hf-overrides"),
     *("decode-context-parallel-size", "prefill-context-parallel-size", "num-gpu-blocks-override", "kv-offloading-size", "hf-config-path"),
+    *("compilation-config", "performance-mode", "optimization-level", "quantization-config", "limit-mm-per-prompt", "max-loras"),
     *("enable-sleep-mode", "runner", "convert", "kv-cache-dtype-skip-layers", "disable-hybrid-kv-cache-manager", "config-format"),
 )
 
@@ -48,6 +49,7 @@ class Serving:
     dtype: str = "auto"
     quantization: str | None = None
     enforce_eager: bool = False
+    deep_gemm: bool = True  # VLLM_USE_DEEP_GEMM
     unplanned: tuple[str, ...] = ()  # options whose effect on memory is not computed
 
     @property
@@ -91,6 +93,7 @@ def read_serving(args: Mapping[str, Any], env: Mapping[str, str] | None = None, 
         dtype=str(args.get("dtype", "auto")),
         quantization=str(args["quantization"]) if "quantization" in args else None,
         enforce_eager=args.get("enforce-eager") is True,
+        deep_gemm=env.get("VLLM_USE_DEEP_GEMM", "1") != "0",
         unplanned=tuple(name for name in _UNPLANNED if _is_set(args.get(name))),
     )
 

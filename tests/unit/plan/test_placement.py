@@ -71,7 +71,14 @@ def test_experts_are_split_or_shared_out() -> None:
 
 def test_the_zero_points_of_a_symmetric_quantisation_are_dropped() -> None:
     tensor = Tensor("model.layers.0.mlp.down_proj.qzeros", (224, 512), "I32")
-    assert (one(tensor, "llama-8b-gptq4-act"), one(tensor, "llama-70b-awq")) == (0, 224 * 512 * 4)
+    packed = 224 * 512 * 4
+    assert (one(tensor, "llama-8b-gptq4-act", (8, 6)), one(tensor, "llama-70b-awq", (8, 6))) == (0, packed)
+
+
+def test_machete_keeps_zero_points_as_it_finds_them_or_as_numbers() -> None:
+    tensor = Tensor("model.layers.0.mlp.down_proj.qzeros", (224, 512), "I32")
+    packed = 224 * 512 * 4
+    assert (one(tensor, "llama-8b-gptq4-act"), one(tensor, "llama-70b-awq")) == (packed, 4 * packed)
 
 
 def test_scales_of_one_row_are_repeated() -> None:
@@ -101,6 +108,16 @@ def test_the_ends_of_a_pipeline_have_embedding_and_output_layer() -> None:
     sizes = placed("llama-70b-awq", Serving(pipeline_parallel=4))
     assert sizes[0] == pytest.approx(sizes[3], rel=0.01)
     assert sizes[0] - sizes[1] == pytest.approx(128256 * 8192 * 2, rel=0.01)
+
+
+def test_some_models_have_both_on_each_stage() -> None:
+    whole, stages = placed("qwen3-30b-a3b", Serving())[0], placed("qwen3-30b-a3b", Serving(pipeline_parallel=2))
+    assert sum(stages) - whole == pytest.approx(2 * 151936 * 2048 * 2, rel=0.01)
+
+
+def test_a_scaled_table_of_sines_has_more_rows() -> None:
+    config = model_config("gemma3-12b")
+    assert place_weights(config, [], Serving(), HOPPER)[0] == (8 + 1) * 131072 * 256 * 2
 
 
 def test_two_ranks_of_each_stage() -> None:

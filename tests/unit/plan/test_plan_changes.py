@@ -28,7 +28,9 @@ def changed(asked: PlanQuestion, change: PlanChange) -> PlanQuestion:
     typed = {
         key: int(value) if str(value).isdigit() else value == "true" if value in {"true", "false"} else value for key, value in args.items()
     }
-    return replace(asked, serving=read_serving(typed, dict(change.env)))
+    order = dict(change.env).get("CUDA_VISIBLE_DEVICES", "")
+    cards = tuple(asked.cards[int(number)] for number in order.split(",")) if order else asked.cards
+    return replace(asked, cards=cards, serving=read_serving(typed, dict(change.env)))
 
 
 def names(changes: tuple[PlanChange, ...]) -> list[list[str]]:
@@ -36,7 +38,7 @@ def names(changes: tuple[PlanChange, ...]) -> list[list[str]]:
 
 
 def test_each_kind_in_the_order_in_which_a_user_would_choose() -> None:
-    found = decide_changes(question("qwen3-8b-fp8", max_num_seqs=16))
+    found = decide_changes(question("llama-8b-w4a16", max_num_seqs=16))
     assert names(found)[0] == ["max-model-len"]
     assert names(decide_changes(question("qwen2.5-7b", (ADA,)))) == [["quantization"], ["tensor-parallel-size"]]
 
@@ -44,9 +46,9 @@ def test_each_kind_in_the_order_in_which_a_user_would_choose() -> None:
 @pytest.mark.parametrize(
     "asked",
     [
-        question("qwen3-8b-fp8", max_num_seqs=16),
+        question("llama-8b-w4a16", max_num_seqs=16),
         question("qwen2.5-7b", (ADA,)),
-        question("qwen3-8b-fp8", (ADA,) * 2, max_model_len=40960),
+        question("llama-8b-w4a16", (ADA,) * 2, max_model_len=131072),
         question("phi4-14b", (ADA,), max_model_len=16384),
         question(BIG, (RTX,) * 8),
         question("llama-8b", (RTX,) * 2),
@@ -62,7 +64,7 @@ def test_a_model_starts_with_each_change(asked: PlanQuestion) -> None:
 
 
 def test_the_change_is_the_smallest() -> None:
-    asked = question("qwen3-8b-fp8", max_model_len=decide_plan(question("qwen3-8b-fp8")).sure_context + 500)
+    asked = question("llama-8b-w4a16", max_model_len=decide_plan(question("llama-8b-w4a16")).sure_context + 500)
     change = next(change for change in decide_changes(asked) if change.args[0][0] == "gpu-memory-utilization")
     share = float(change.args[0][1])
     assert decide_plan(replace(asked, serving=replace(asked.serving, gpu_memory_utilization=share - 0.01))).starts is not True
@@ -86,8 +88,8 @@ def test_several_changes_together_where_no_one_does() -> None:
 @pytest.mark.parametrize(
     "asked",
     [
-        question("qwen3-8b-fp8"),
-        question("qwen3-8b-fp8", max_num_seqs=16),
+        question("llama-8b-w4a16"),
+        question("llama-8b-w4a16", max_num_seqs=16),
         question(BIG, (RTX,) * 8, tensor_parallel=8),
         question("llama-8b", (RTX, replace(RTX, memory=24 << 30))),
     ],
@@ -98,7 +100,7 @@ def test_the_largest_context_starts_and_ten_percent_more_is_not_promised(asked: 
     assert fit
     length = int(dict(fit.args)["max-model-len"])
     kept = replace(changed(asked, fit).serving, tensor_parallel=asked.serving.tensor_parallel) if asked.serving.ranks > 1 else None
-    chosen = replace(asked, serving=kept or changed(asked, fit).serving)
+    chosen = replace(changed(asked, fit), serving=kept or changed(asked, fit).serving)
     assert decide_plan(chosen).starts is True
     assert decide_plan(replace(chosen, serving=replace(chosen.serving, max_model_len=int(length * 1.1)))).starts is not True
 

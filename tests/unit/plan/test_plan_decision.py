@@ -44,20 +44,20 @@ def test_weights_that_are_larger_than_the_card() -> None:
 
 
 def test_a_context_that_does_not_fit() -> None:
-    found = plan("qwen3-8b-fp8")
+    found = plan("llama-8b-w4a16")
     assert found.starts is False
-    assert "would not hold one request of max-model-len 40960" in found.reason
-    assert 0 < found.sure_context < found.longest_context < 40960
+    assert "would not hold one request of max-model-len 131072" in found.reason
+    assert 0 < found.sure_context < found.longest_context < 131072
 
 
 def test_between_the_sure_context_and_the_longest_it_is_too_close_to_tell() -> None:
-    free = plan("qwen3-8b-fp8", max_model_len=-1)
+    free = plan("llama-8b-w4a16", max_model_len=-1)
     assert free.batch
     assert free.batch.max_model_len == free.longest_context
-    inside = plan("qwen3-8b-fp8", max_model_len=(free.sure_context + free.longest_context) // 2)
+    inside = plan("llama-8b-w4a16", max_model_len=(free.sure_context + free.longest_context) // 2)
     assert (inside.starts, inside.reason[:18]) == (None, "too close to tell:")
-    assert plan("qwen3-8b-fp8", max_model_len=free.sure_context).starts is True
-    assert plan("qwen3-8b-fp8", max_model_len=free.longest_context + 16).starts is None  # on an estimate's last tokens nothing is refused
+    assert plan("llama-8b-w4a16", max_model_len=free.sure_context).starts is True
+    assert plan("llama-8b-w4a16", max_model_len=free.longest_context + 16).starts is None  # on an estimate's last tokens nothing is refused
 
 
 def test_the_eight_cards_of_the_readme() -> None:
@@ -98,6 +98,24 @@ def test_an_option_that_is_not_computed_is_said() -> None:
     assert found.unknown == ("the option enable-lora",)
 
 
+def test_sizes_alone_of_a_model_that_is_not_known() -> None:
+    config = replace(model_config("llama-1b"), family="", architecture="New")
+    found = decide_plan(PlanQuestion(config, Serving(tensor_parallel=2, max_model_len=8192), (RTX,) * 2, size=4 * GIB))
+    assert (found.starts, found.weights, "weights" in found.exact) == (True, (2 * GIB, 2 * GIB), False)
+    assert found.unknown == ("how the weights are split over cards: only the sizes of the files are known",)
+
+
+@pytest.mark.parametrize(
+    ("serving", "unknown"),
+    [
+        ({"quantization": "bitsandbytes"}, "quantization bitsandbytes"),
+        ({"version": (0, 40)}, "vLLM 0.40: the figures are those of 0.32"),
+    ],
+)
+def test_what_is_not_taken_into_account(serving: dict[str, object], unknown: str) -> None:
+    assert plan("qwen2.5-0.5b", **serving).unknown == (unknown,)
+
+
 def test_what_vllm_refuses() -> None:
     assert (
         plan("qwen2.5-0.5b", (RTX,) * 4, tensor_parallel=4).reason == "the 14 attention heads cannot be divided by tensor-parallel-size 4"
@@ -110,10 +128,12 @@ def test_a_cache_of_a_given_size() -> None:
 
 
 def test_quantised_while_it_loads() -> None:
-    plain, half = plan("qwen2.5-7b", max_model_len=8192), plan("qwen2.5-7b", max_model_len=8192, quantization="fp8")
+    plain, half = plan("qwen2.5-7b", max_model_len=8192), plan("qwen2.5-7b", max_model_len=8192, max_num_seqs=64, quantization="fp8")
     assert (plain.starts, half.starts) == (False, True)
     assert half.weights[0] == pytest.approx(plain.weights[0] - 6.53e9, rel=0.02)  # a byte of each value in a linear layer
-    stored = replace(question("qwen2.5-7b", max_model_len=8192, quantization="fp8"), tensors=list_tensors(model_config("qwen2.5-7b")))
+    stored = replace(
+        question("qwen2.5-7b", max_model_len=8192, max_num_seqs=64, quantization="fp8"), tensors=list_tensors(model_config("qwen2.5-7b"))
+    )
     assert decide_plan(stored).weights[0] == pytest.approx(half.weights[0], rel=0.001)
 
 
@@ -121,7 +141,9 @@ def test_lines_say_what_is_exact() -> None:
     lines = {line.label: line for line in plan("qwen2.5-0.5b").lines}
     assert [line.label for line in lines.values() if line.exact] == ["may use", "weights"]
     assert lines["weights"].why == "each tensor of config.json, as vLLM splits and repacks it"
-    parts = sum(lines[label].size or 0 for label in ("weights", "activations", "buffers", "libraries", "CUDA graphs", "KV cache"))
+    parts = sum(
+        lines[label].size or 0 for label in ("weights", "activations", "compilation", "buffers", "libraries", "CUDA graphs", "KV cache")
+    )
     assert parts == lines["may use"].size
 
 
@@ -132,21 +154,21 @@ class TestLearning:
         return Observed(Serving(**{**self.SERVING, **change}), weights=(int(8.9 * GIB),), available=GIB, kv_tokens=7272)
 
     def test_the_second_start_is_exact(self) -> None:
-        found = decide_plan(replace(question("qwen3-8b-fp8", **self.SERVING), observed=(self.seen(),)))
+        found = decide_plan(replace(question("llama-8b-w4a16", **self.SERVING), observed=(self.seen(),)))
         assert (found.weights, found.kv_bytes, found.kv_tokens) == ((int(8.9 * GIB),), (GIB,), 7272)
         assert found.exact == {"weights", "kv_bytes", "kv_tokens", "longest_context", "requests_at_once"}
         assert found.sure_context == found.longest_context
 
     def test_a_changed_one_is_corrected(self) -> None:
-        changed = question("qwen3-8b-fp8", **{**self.SERVING, "max_num_seqs": 64})
-        before = decide_plan(question("qwen3-8b-fp8", **self.SERVING)).kv_bytes[0]
+        changed = question("llama-8b-w4a16", **{**self.SERVING, "max_num_seqs": 64})
+        before = decide_plan(question("llama-8b-w4a16", **self.SERVING)).kv_bytes[0]
         found = decide_plan(replace(changed, observed=(self.seen(),)))
         assert found.kv_bytes[0] == decide_plan(changed).kv_bytes[0] + GIB - before
         assert "kv_bytes" not in found.exact
 
     def test_one_that_was_split_otherwise_says_nothing(self) -> None:
         other = self.seen(enforce_eager=False)
-        asked = question("qwen3-8b-fp8", **self.SERVING)
+        asked = question("llama-8b-w4a16", **self.SERVING)
         assert decide_plan(replace(asked, observed=(other,))).kv_bytes == decide_plan(asked).kv_bytes
 
 
