@@ -8,6 +8,7 @@ from vllm_safe import __version__
 # Each command is the object `command` in the module of its name. The help is here, so that --help and TAB import no command.
 COMMANDS = {
     "check": "Check preconditions and running models; say what to do next",
+    "plan": "Say whether a model would start, before it is loaded",
     "show": "Show what a start would run, and where each value comes from",
     "config": "Show the configuration in force, or a commented sample",
     "install": "Install vLLM into its own venv, or go back to the last one",

@@ -46,6 +46,7 @@ class NvmlCard:
     capability: tuple[int, int]
     pci: str = ""  # its address
     memory: int = 0  # bytes
+    reserved: int = 0  # bytes that the driver keeps for itself: CUDA does not see them
     used: int = 0  # bytes, without what the driver reserves
     bar1: int = 0  # bytes of the card's memory that others on the bus can reach at once
     processes: tuple[CardProcess, ...] = ()

@@ -75,7 +75,8 @@ def _memory(handle: Any) -> dict[str, Any]:  # noqa: ANN401 - likewise
     memory = ask_nvml_or(None, pynvml.nvmlDeviceGetMemoryInfo, handle, pynvml.nvmlMemory_v2)
     memory = memory or ask_nvml_or(None, pynvml.nvmlDeviceGetMemoryInfo, handle)
     window = ask_nvml_or(None, pynvml.nvmlDeviceGetBAR1MemoryInfo, handle)
-    return ({"memory": memory.total, "used": memory.used} if memory else {}) | ({"bar1": window.bar1Total} if window else {})
+    sizes = {"memory": memory.total, "used": memory.used, "reserved": getattr(memory, "reserved", 0)} if memory else {}
+    return sizes | ({"bar1": window.bar1Total} if window else {})
 
 
 def _processes(handle: Any) -> list[tuple[int, int]]:  # noqa: ANN401 - likewise

@@ -8,7 +8,10 @@ from vllm_safe.common.errors import Misuse
 from vllm_safe.common.sizes import GIB, MIB, parse_size
 from vllm_safe.plan.serving import Card
 
-_GROUP = re.compile(r"(?:(?P<count>\d{1,2})\s*[x×*]\s*)?(?P<size>\d+(?:\.\d+)?\s*[GM]i?B?)\s+sm[_ ]?(?P<major>\d{1,2})\.?(?P<minor>\d)", re.ASCII | re.IGNORECASE)
+_GROUP = re.compile(
+    r"(?:(?P<count>\d{1,2})\s*[x×*]\s*)?(?P<size>\d+(?:\.\d+)?\s*[GM]i?B?)\s+sm[_ ]?(?P<major>\d{1,2})\.?(?P<minor>\d)",
+    re.ASCII | re.IGNORECASE,
+)
 _EXAMPLE = "Such as '8 x 12GiB sm8.6' or '1 x 24GiB sm8.9, 2 x 12GiB sm8.6': number, memory and compute capability of each kind."
 _LEAST, _MOST = 1 * GIB, 1024 * GIB
 # What a driver keeps for itself of a card that is sold with that much. nvidia-smi shows 12288 MiB, of which CUDA has 12042; 24576 and

@@ -65,7 +65,10 @@ def _problem(needs: HostNeeds, limits: HostLimits) -> tuple[str, str]:
     least = needs.memory if needs.exact else int(needs.memory * (1 - _MARGIN))
     if limits.memory and least > limits.memory + limits.swap:
         allowed = f"{format_size(limits.memory)} of RAM and {format_size(limits.swap)} of swap"
-        return f"its processes need about {format_size(needs.memory)} of memory, and may use {allowed}", "Raise limits.memory_max, or add swap."
+        return (
+            f"its processes need about {format_size(needs.memory)} of memory, and may use {allowed}",
+            "Raise limits.memory_max, or add swap.",
+        )
     if limits.shared and needs.shared > limits.shared:
         return f"its processes need {format_size(needs.shared)} in /dev/shm, and it has {format_size(limits.shared)}", "Use fewer GPUs."
     return "", ""
@@ -79,7 +82,9 @@ def _lines(needs: HostNeeds, limits: HostLimits, workers: int, stored: int, pace
         why += f"; it may use {format_size(limits.memory)} (limits.memory_max)"
     rows = [
         PlanLine("RAM", needs.memory, format_size(needs.memory), needs.exact, why),
-        PlanLine("/dev/shm", needs.shared, format_size(needs.shared), exact=True, why="rings between its processes, of which little is used"),
+        PlanLine(
+            "/dev/shm", needs.shared, format_size(needs.shared), exact=True, why="rings between its processes, of which little is used"
+        ),
     ]
     if stored:
         text = f"{format_size(stored)} of files"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ class StartConditions:
 
     model: str  # the folder
     engine: str = ""  # the folder of the engine, which has its version
-    cards: tuple[Any, ...] = ()  # as read_pci_cards() returns them
+    cards: tuple[tuple[str, str], ...] = ()  # address and name of each GPU of the machine
     visible: str | None = None  # CUDA_VISIBLE_DEVICES
 
 
@@ -62,6 +62,11 @@ def read_past_starts(name: str, now: StartConditions, folder: Path = RUNS) -> tu
     return tuple(reversed(found))
 
 
+def name_cards(cards: Iterable[object]) -> tuple[tuple[str, str], ...]:
+    """Return the address and name of each GPU, of what read_pci_cards() returned."""
+    return tuple((str(card.get("pci")), str(card.get("name"))) for card in cards if isinstance(card, dict))
+
+
 def _observed(run: Run, now: StartConditions) -> Observed | None:
     start = run.start
     then = StartConditions(
@@ -75,9 +80,9 @@ def _observed(run: Run, now: StartConditions) -> Observed | None:
     return Observed(serving, memory.weights, memory.cache or 0, memory.tokens or 0)
 
 
-def _cards(host: Mapping[str, Any]) -> tuple[Any, ...]:
+def _cards(host: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     cards = host.get("cards")
-    return tuple(cards) if isinstance(cards, list | tuple) else ()
+    return name_cards(cards) if isinstance(cards, list) else ()
 
 
 def _peak(samples: tuple[Sample, ...]) -> int:

@@ -1,0 +1,76 @@
+"""The facts for the plan of a configured model: its files, the machine's GPUs, and what earlier starts reported."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+from vllm_safe.common import paths
+from vllm_safe.common.errors import Failure
+from vllm_safe.driver.card_facts import NvmlCard
+from vllm_safe.plan.headers_facts import StoredModel, read_stored_model
+from vllm_safe.plan.past_starts import PastStart, StartConditions, engine_version, name_cards, read_past_starts
+from vllm_safe.plan.plan_question import PlanQuestion
+from vllm_safe.plan.serving import Card, Serving, read_serving
+from vllm_safe.record.card_usage import read_pci_cards
+
+
+@dataclass(frozen=True)
+class PlanFacts:
+    """The facts. unread: why nothing is known of earlier starts, or ""."""
+
+    stored: StoredModel
+    serving: Serving
+    cards: tuple[Card, ...]
+    past: tuple[PastStart, ...] = ()
+    unread: str = ""
+
+    @property
+    def question(self) -> PlanQuestion:
+        """What the plan is asked."""
+        observed = tuple(start.observed for start in self.past)
+        stored = self.stored
+        return PlanQuestion(stored.config, self.serving, self.cards, tensors=stored.tensors, size=stored.size, observed=observed)
+
+
+def read_plan_facts(
+    name: str, model: str, args: Mapping[str, Any], env: Mapping[str, str], cards: Iterable[NvmlCard], root: Path = Path("/")
+) -> PlanFacts:
+    """Read the facts. args: the options of `vllm serve`; env: its environment; cards: all of the machine.
+
+    Raises Failure if the model's files cannot be read, and Misuse if an option has a value that it cannot have.
+    """
+    engine = ""
+    with suppress(OSError):
+        engine = (root / "var/lib/vllm-safe/engine/current").readlink().name
+    serving = read_serving(args, env, engine_version(engine))
+    stored = read_stored_model(model)
+    visible = env.get("CUDA_VISIBLE_DEVICES")
+    now = StartConditions(str(args.get("model", "")), engine, name_cards(read_pci_cards("" if root == Path("/") else str(root))), visible)
+    past: tuple[PastStart, ...] = ()
+    unread = ""
+    try:
+        past = read_past_starts(name, now, paths.RUNS)
+    except Failure as failure:
+        unread = failure.message
+    return PlanFacts(stored, serving, _visible(tuple(cards), visible, f"vllm@{name}.service"), past, unread)
+
+
+def _visible(cards: tuple[NvmlCard, ...], visible: str | None, unit: str) -> tuple[Card, ...]:
+    """Return the GPUs that the server sees, in its order, without the memory that the model itself uses of them now."""
+    names = None if visible is None else [name.strip() for name in visible.split(",")]
+    if names is None or not all(name.isdecimal() for name in names):
+        chosen = cards
+    else:
+        chosen = tuple(cards[int(name)] for name in takewhile(lambda name: int(name) < len(cards), names))
+    return tuple(_card(card, unit) for card in chosen if card.memory)
+
+
+def _card(card: NvmlCard, unit: str) -> Card:
+    own = [process.memory for process in card.processes if process.unit == unit]
+    used = 0 if own and not all(own) else max(0, card.used - sum(own))  # the driver may not say how much each has
+    return Card(card.memory - card.reserved, card.capability, used, card.name)
