@@ -26,7 +26,7 @@ _UTILISATION = 0.92  # config/cache.py:102
 _NEARLY = 0.01  # of a card: what the driver keeps for itself counts differently for NVML and for CUDA
 
 # The oldest compute capability of each method: its get_min_capability() in model_executor/layers/quantization. config/vllm.py:900 refuses
-# older cards. Of GPTQ it is that of the kernels: Marlin (utils/marlin_utils.py:65, 7.5), which every GPTQ and AWQ runs with since 0.32.
+# older cards; of compressed-tensors that is 7.0, and each of its usual schemes then refuses 7.0 (compressed_tensors.py:994).
 _OLDEST: Mapping[str, tuple[int, int]] = MappingProxyType(
     {
         "awq": (7, 5),  # auto_awq.py:233
@@ -35,7 +35,7 @@ _OLDEST: Mapping[str, tuple[int, int]] = MappingProxyType(
         "fbgemm_fp8": (8, 0),  # fbgemm_fp8.py:66
         "fp8": (7, 5),  # fp8.py:146
         "fp_quant": (10, 0),  # fp_quant.py:63
-        "gptq": (7, 5),
+        "gptq": (6, 0),  # auto_gptq.py:182; Marlin from 7.5 on (utils/marlin_utils.py:66), before it Exllama
         "modelopt": (8, 0),  # modelopt.py:445
         "modelopt_fp4": (7, 5),  # modelopt.py:768
         "modelopt_mxfp8": (8, 0),  # modelopt.py:1200
