@@ -99,6 +99,7 @@ def test_the_first_start_that_gets_ready_is_the_trial(bed: Nspawn) -> None:
     assert "is untried" in bed.out("journalctl --boot --unit vllm@tiny --output cat")
     bed.wait_for("the record of it", lambda: not checked(bed, "untried"))
     assert checked(bed, "vllm 0.32.0 is installed").strip().startswith("pass")
+    assert checked(bed, "/dev/shm of its own").strip().startswith("pass")  # noqa: S108 - of the unit
     assert checked(bed, "card 0: Fake, compute capability 9.0").strip().startswith("pass")
     assert bed.exists(UNTRIED)
     bed.run("systemctl restart vllm@tiny", timeout=120)

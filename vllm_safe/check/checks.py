@@ -271,12 +271,17 @@ def check_answer(at: Situation, seen: Inspection) -> Finding:
     return passed(f"{unit} serves {', '.join(served.models) or at.name}")
 
 
+def is_stopped(name: str, seen: Inspection) -> bool:
+    """Whether no process of the model `name` is there."""
+    return seen.units.get(unit_of(name), {}).get("ActiveState", "inactive") in {"inactive", "failed"}
+
+
 def check_running_model(at: Situation, seen: Inspection) -> tuple[Finding, ...]:
     """Return the findings about one model, beside those of check_machine.
 
     The port of a running model is not checked: the model itself listens on it.
     """
-    stopped = seen.units.get(unit_of(at.name), {}).get("ActiveState", "inactive") in {"inactive", "failed"}
+    stopped = is_stopped(at.name, seen)
     hidden = at.facts.key is not None and at.facts.key.hidden
     skipped = {check_cgroups, check_swap} | (set() if stopped else {check_port}) | ({check_key} if hidden else set())
     start = [finding for check in CHECKS if check not in skipped and (finding := check(at))]

@@ -16,6 +16,7 @@ from vllm_safe.check.checks import (
     check_pace,
     check_running_model,
     check_shared_memory,
+    is_stopped,
 )
 from vllm_safe.check.model_card_findings import CardSituation, check_model_on_cards
 from vllm_safe.check.model_needs import needs_of
@@ -63,7 +64,7 @@ def _check_hardware_of(at: Situation, seen: Inspection, *, measure: bool) -> Ite
     if seen.driver and seen.rig and at.model.model:
         arguments = {option: sourced.value for option, sourced in at.server.arguments.items()}
         needs = needs_of(read_model_json(at.model.model, "config.json"), arguments)
-        yield from check_model_on_cards(CardSituation(at, seen.driver, seen.rig, needs))
+        yield from check_model_on_cards(CardSituation(at, seen.driver, seen.rig, needs, is_stopped(at.name, seen)))
     yield from (found for found in (check_shared_memory(at), check_model_disk(at, seen)) if found)
     if measure and at.model.model:
         yield check_pace(at, seen, check_facts.measure_disk(at.model.model, at.config.swap.file))

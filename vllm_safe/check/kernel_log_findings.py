@@ -32,7 +32,7 @@ def check_kernel_log(log: KernelLog) -> Iterator[Finding]:
     yield from found
     if not log.whole:
         what = "what the kernel logged about the cards in this boot could not be read"
-        yield warned(what, "Run it as root, or as a member of the group systemd-journal; without a journal: dmesg | grep -e NVRM -e Xid")
+        yield warned(what, "Run it as root, and not in a container. Where the journal is gone: dmesg | grep -e NVRM -e Xid")
     elif not found:
         yield passed("since boot, the kernel has logged no Xid, no lost card and no error of a card's link")
 

@@ -13,7 +13,6 @@ from typing import Any
 from vllm_safe.check.model_needs import ModelNeeds
 from vllm_safe.common.findings import Finding, failed, passed, warned
 from vllm_safe.common.sizes import format_size
-from vllm_safe.decide.limits import unit_of
 from vllm_safe.decide.start_checks import Situation
 from vllm_safe.driver.card_facts import WIDE_LINK, NvmlCard
 from vllm_safe.driver.card_findings import name_cards
@@ -27,7 +26,7 @@ _UTILISATION = 0.92  # config/cache.py:102
 _NEARLY = 0.01  # of a card: what the driver keeps for itself counts differently for NVML and for CUDA
 
 # The oldest compute capability of each method: its get_min_capability() in model_executor/layers/quantization. config/vllm.py:900 refuses
-# older cards. Of GPTQ it is that of the kernels: Marlin (utils/marlin_utils.py:65, 7.5), which every GPTQ and AWQ runs with since 0.32.
+# older cards; of compressed-tensors that is 7.0, and each of its usual schemes then refuses 7.0 (compressed_tensors.py:994).
 _OLDEST: Mapping[str, tuple[int, int]] = MappingProxyType(
     {
         "awq": (7, 5),  # auto_awq.py:233
@@ -36,7 +35,7 @@ _OLDEST: Mapping[str, tuple[int, int]] = MappingProxyType(
         "fbgemm_fp8": (8, 0),  # fbgemm_fp8.py:66
         "fp8": (7, 5),  # fp8.py:146
         "fp_quant": (10, 0),  # fp_quant.py:63
-        "gptq": (7, 5),
+        "gptq": (6, 0),  # auto_gptq.py:182; Marlin from 7.5 on (utils/marlin_utils.py:66), before it Exllama
         "modelopt": (8, 0),  # modelopt.py:445
         "modelopt_fp4": (7, 5),  # modelopt.py:768
         "modelopt_mxfp8": (8, 0),  # modelopt.py:1200
@@ -57,6 +56,7 @@ class CardSituation:
     driver: Driver
     rig: HardwareFacts
     needs: ModelNeeds
+    stopped: bool = True  # none of its processes is there
 
     @property
     def chosen(self) -> dict[int, NvmlCard]:
@@ -147,15 +147,11 @@ def _capabilities(cards: Mapping[int, NvmlCard]) -> str:
 
 def _memory(here: CardSituation) -> Iterator[Finding]:
     """Find whether enough of each card is free: vLLM wants its share of the whole card at once (v1/worker/utils.py:716)."""
-    unit = unit_of(here.at.name)
     share = here.argument("gpu-memory-utilization", _UTILISATION)
-    if not isinstance(share, int | float) or not 0 < share <= 1:
+    if not here.stopped or not isinstance(share, int | float) or not 0 < share <= 1:
         return
-    short = {}
-    for index, card in here.used.items():
-        others = card.used - sum(process.memory for process in card.processes if process.unit == unit)
-        if card.memory and others > (1 - share) * card.memory:
-            short[index] = (card.memory - others) / card.memory
+    rest = {index: (card.memory - card.used) / card.memory for index, card in here.used.items() if card.memory}
+    short = {index: left for index, left in rest.items() if left < share}
     if not short:
         return
     least = min(short.values())
@@ -207,7 +203,7 @@ def _peers(here: CardSituation) -> Iterator[Finding]:
 def _cores(here: CardSituation) -> Iterator[Finding]:
     """Find whether each busy process has a core: vLLM's docs/configuration/optimization.md, "CPU Resources for GPU Deployments"."""
     wanted = here.at.server.world_size + 2
-    if here.at.server.world_size and 0 < here.rig.cores < wanted:
+    if here.at.server.world_size > 1 and 0 < here.rig.cores < wanted:  # a single card has no worker process beside the scheduler
         what = (
             f"{here.at.name} has {wanted} busy processes (one for each card, the scheduler, the API), but there are {here.rig.cores} cores"
         )

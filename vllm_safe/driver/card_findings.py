@@ -246,5 +246,5 @@ def _used(index: int, process: CardProcess) -> Finding:
     what = f"card {index}: {size} used by {process.program or 'a process that cannot be seen from here'} (pid {process.pid})"
     if process.unit.startswith("vllm@"):
         return passed(f"{what} of {process.unit}")
-    stop = f"systemctl stop {process.unit}" if process.unit else f"end it (kill {process.pid})"
+    stop = f"systemctl stop {process.unit}" if process.unit.endswith(".service") else f"end it (kill {process.pid})"
     return warned(f"{what}{f' of {process.unit}' if process.unit else ''}", f"To have it for a model: {stop}")

@@ -85,6 +85,19 @@ def test_what_is_no_trouble(changes: dict[str, Any], words: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("process", "way_out"),
+    [
+        (CardProcess(7, MIB, "ollama", "ollama.service"), "To have it for a model: systemctl stop ollama.service"),
+        (CardProcess(7, MIB, "docker", "docker-1.scope"), "To have it for a model: end it (kill 7)"),
+        (CardProcess(7, MIB, "Xorg"), "To have it for a model: end it (kill 7)"),
+    ],
+)
+def test_how_to_have_a_card_back(process: CardProcess, way_out: str) -> None:
+    lines = [finding.do_next for finding in check_each_card(driver(replace(CARD, processes=(process,)))) if finding.do_next]
+    assert lines == [way_out]
+
+
+@pytest.mark.parametrize(
     ("now", "card", "slot", "words"),
     [
         (8, 16, 16, "x8, although card and slot have x16"),

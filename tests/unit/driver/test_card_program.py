@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -119,3 +121,8 @@ def test_a_library_that_lacks_most_calls(told: Path, tmp_path: Path, monkeypatch
     assert (found.error, found.cuda, len(found.cards)) == (0, (0, 0), 3)
     card = found.cards[0]
     assert (card.name, card.memory, card.slowed_by, card.processes, card.replaced) == ("NVIDIA H200", 0, 0, (), 3)
+
+
+def test_nobody_else_pays_for_the_binding() -> None:
+    code = "import sys, vllm_safe.check.inspection, vllm_safe.engine.install_plan; print('pynvml' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
