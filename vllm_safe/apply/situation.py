@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from vllm_safe.common import paths
+from vllm_safe.common.errors import Failure, Misuse
 from vllm_safe.common.systemctl import environment_of, show_properties
 from vllm_safe.config.settings import Config
 from vllm_safe.decide.limits import MANAGED_UNITS, PROPERTIES, Budget, unit_of
-from vllm_safe.decide.serve_command import decide_server
+from vllm_safe.decide.plan_inputs import planned_server
+from vllm_safe.decide.serve_command import ServerCommand, decide_server
 from vllm_safe.decide.start_checks import SWAP_SERVICE, Situation
+from vllm_safe.driver.card_facts import NvmlCard
 from vllm_safe.earlyoom.earlyoom_arguments import EarlyoomFiles
 from vllm_safe.host.host_facts import Host
 from vllm_safe.host.start_facts import read_start_facts
+from vllm_safe.plan.plan_facts import PlanFacts, read_plan_facts
 
 _SET = dict.fromkeys(name for names in PROPERTIES.values() for name in names)
 _SHOWN = (
@@ -35,8 +40,8 @@ def read_units(*more: str) -> dict[str, Mapping[str, str]]:
     return show_properties([*MANAGED_UNITS, *more], _SHOWN)
 
 
-def read_situation(config: Config, host: Host, budget: Budget, name: str) -> Situation:
-    """Read the facts about one start of the model `name`. The configuration has that model."""
+def read_situation(config: Config, host: Host, budget: Budget, name: str, cards: tuple[NvmlCard, ...] = ()) -> Situation:
+    """Read the facts about one start of the model `name`. The configuration has that model. cards: those of the machine, if known."""
     model = config.models[name]
     units = read_units(unit_of(name), SWAP_SERVICE)
     environment = environment_of(units.get(unit_of(name), {}))
@@ -52,7 +57,21 @@ def read_situation(config: Config, host: Host, budget: Budget, name: str) -> Sit
         units=units,
         environment=environment,
     )
-    return Situation(config, host, name, budget, facts, server)
+    return Situation(config, host, name, budget, facts, server, _read_plan(name, model.model, server, cards))
+
+
+def _read_plan(name: str, model: str | None, server: ServerCommand, cards: tuple[NvmlCard, ...]) -> PlanFacts | None:
+    """Read the facts for the plan; None where GPUs or files are not known, or an option has a value that only vLLM can judge."""
+    if model is None or not cards:
+        return None
+    with suppress(Failure, Misuse):
+        return read_plan_facts(planned_server(name, model, server), cards)
+    return None
+
+
+def uses_gpus(config: Config, name: str) -> bool:
+    """Return whether vLLM serves the model on GPUs."""
+    return config.models[name].command is None and config.engine.package == "vllm"
 
 
 def read_earlyoom() -> EarlyoomFiles:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from vllm_safe.apply.situation import read_situation
+from vllm_safe.apply.situation import read_situation, uses_gpus
 from vllm_safe.check import check_facts
 from vllm_safe.check.check_facts import Inspection
 from vllm_safe.check.checks import (
@@ -52,7 +52,8 @@ def run_checks(config: Config, host: Host, root: Path = Path("/"), *, measure: b
     found = {THIS_MACHINE: check_machine(MachineFacts(config, host, budget, seen, _swap_refusal(config, host)))}
     reported = set(found[THIS_MACHINE])
     for name in config.models:
-        at = read_situation(config, host, budget, name)
+        cards = seen.driver.nvml.cards if seen.driver and uses_gpus(config, name) else ()
+        at = read_situation(config, host, budget, name, cards)
         own = (*check_running_model(at, seen), *_check_hardware_of(at, seen, measure=measure))
         found[name] = tuple(finding for finding in own if finding not in reported)
         reported.update(own)

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from vllm_safe.apply.guard_steps import guard_steps, keep_guard_steps, undo_guard_steps
-from vllm_safe.apply.situation import read_earlyoom, read_situation, read_units
+from vllm_safe.apply.situation import read_earlyoom, read_situation, read_units, uses_gpus
 from vllm_safe.apply.start_steps import prepare_steps, refusal_steps, undo_steps
 from vllm_safe.cli.main import config_option, dry_run_option, need_root, optional_name_argument
 from vllm_safe.common.errors import ConfigError, Failure, Misuse
@@ -22,6 +22,7 @@ from vllm_safe.decide.guard_settings import decide_guard
 from vllm_safe.decide.limits import PROPERTIES, decide_budget, unit_of
 from vllm_safe.decide.preparation import decide_default_protection, decide_preparation, decide_protection_of_all
 from vllm_safe.decide.restarts import count_restart
+from vllm_safe.driver.driver_facts import read_driver
 from vllm_safe.host.host_facts import read_host
 from vllm_safe.host.start_facts import boot_clock, read_starts, time_asleep
 from vllm_safe.tunables.tunable_decision import decide_tunables
@@ -126,7 +127,8 @@ def _prepare(name: str, config_path: Path) -> tuple[Step, ...]:
     except Misuse as error:
         return refusal_steps(name, error.message, error.hint)
     host = read_host()
-    situation = read_situation(config, host, decide_budget(config, host), name)
+    cards = read_driver().nvml.cards if uses_gpus(config, name) else ()
+    situation = read_situation(config, host, decide_budget(config, host), name, cards)
     # The launch file comes last: its presence shows that all other steps were carried out.
     steps = prepare_steps(decide_preparation(situation), situation.facts.units, read_earlyoom())
     return (*guard_steps(decide_guard(config)), *steps)

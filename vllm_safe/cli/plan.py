@@ -18,18 +18,18 @@ from vllm_safe.common.systemctl import environment_of
 from vllm_safe.config.reader import load
 from vllm_safe.config.settings import Config
 from vllm_safe.decide.limits import decide_budget, unit_of
+from vllm_safe.decide.plan_inputs import host_limits, planned_server
 from vllm_safe.decide.serve_command import decide_server
 from vllm_safe.decide.show_rows import with_swap
 from vllm_safe.driver.driver_facts import read_driver
 from vllm_safe.host.host_facts import Host, read_host
 from vllm_safe.plan.gpu_list import parse_gpus
 from vllm_safe.plan.headers_facts import read_stored_model
-from vllm_safe.plan.host_needs import HostLimits, decide_host_needs
-from vllm_safe.plan.plan_changes import decide_changes, decide_fit
-from vllm_safe.plan.plan_decision import decide_plan
-from vllm_safe.plan.plan_facts import PlanFacts, read_plan_facts
-from vllm_safe.plan.plan_text import WholePlan, change_lines, paste_lines, plan_heading, plan_object, plan_rows
+from vllm_safe.plan.host_needs import HostLimits
+from vllm_safe.plan.plan_facts import PlanFacts, describe_card, read_plan_facts
+from vllm_safe.plan.plan_text import change_lines, paste_lines, plan_heading, plan_object, plan_rows
 from vllm_safe.plan.serving import Card, read_serving
+from vllm_safe.plan.start_plan import StartPlan, decide_start_plan
 
 _MOST_CHANGES = 4  # that are printed
 
@@ -41,7 +41,9 @@ _MOST_CHANGES = 4  # that are printed
 @click.option("--fit", is_flag=True, help="Print the arguments for the longest context that fits.")
 @json_option
 @config_option
-def command(model: str, config_path: Path, gpus: str | None, options: tuple[str, ...], *, fit: bool, as_json: bool) -> int:
+def command(  # noqa: PLR0913 -- each is an option
+    model: str, config_path: Path, gpus: str | None, options: tuple[str, ...], *, fit: bool, as_json: bool
+) -> int:
     """Say whether MODEL would start, and how much it could serve, without loading it. Changes nothing.
 
     MODEL is a model of the configuration, or a folder with a config.json, or a model that was fetched (ORG/NAME).
@@ -51,8 +53,8 @@ def command(model: str, config_path: Path, gpus: str | None, options: tuple[str,
     cards = None if gpus is None else parse_gpus(gpus)
     given = _parse_options(options)
     configured = None if _is_folder(model) else _configured(config_path, model)
-    facts, limits, forked = _read_configured(*configured, model, given, cards) if configured else _read_other(model, given, cards)
-    whole = _decide(model, facts, limits, forked=forked, fit=fit)
+    facts, limits = _read_configured(*configured, model, given, cards) if configured else _read_other(model, given, cards)
+    whole = decide_start_plan(model, facts, limits, fit=fit)
     if as_json:
         click.echo(json.dumps(plan_object(whole), indent=2, ensure_ascii=False))
     else:
@@ -91,47 +93,35 @@ def _configured(path: Path, name: str) -> tuple[Config, Host]:
 
 def _read_configured(
     config: Config, host: Host, name: str, given: Mapping[str, Any], cards: tuple[Card, ...] | None
-) -> tuple[PlanFacts, HostLimits, bool]:
-    settings = config.models[name]
-    if settings.model is None:
+) -> tuple[PlanFacts, HostLimits]:
+    model = config.models[name].model
+    if model is None:
         raise Misuse(f"models.{name} is a `command:` server: what it needs is not known", hint="Plans are for models that vLLM serves.")
     host = with_swap(config, host)
     unit = unit_of(name)
     server = decide_server(config, host, name, environment_of(read_units(unit).get(unit, {})))
-    args = {key: sourced.value for key, sourced in server.arguments.items()} | given
-    env = {key: sourced.value for key, sourced in server.environment.items()}
-    facts = read_plan_facts(name, settings.model, args, env, () if cards is not None else read_driver().nvml.cards)
-    limits = decide_budget(config, host).of(name)
-    forked = env.get("VLLM_WORKER_MULTIPROC_METHOD") == "fork"
-    return _with_cards(facts, cards), HostLimits(limits.memory_max.value, limits.swap_max.value, host.memory // 2), forked
+    facts = read_plan_facts(planned_server(name, model, server, given), () if cards is not None else read_driver().nvml.cards)
+    return _with_cards(facts, cards), host_limits(decide_budget(config, host).of(name), host)
 
 
-def _read_other(model: str, given: Mapping[str, Any], cards: tuple[Card, ...] | None) -> tuple[PlanFacts, HostLimits, bool]:
-    stored = read_stored_model(str(Path(model).absolute()) if model.startswith((".", "/")) or Path(model).is_dir() else model)
+def _read_other(model: str, given: Mapping[str, Any], cards: tuple[Card, ...] | None) -> tuple[PlanFacts, HostLimits]:
+    is_folder = model.startswith((".", "/")) or Path(model).is_dir()
+    stored = read_stored_model(str(Path(model).absolute()) if is_folder else model)
     if cards is None:
-        cards = tuple(Card(card.memory - card.reserved, card.capability, card.used, card.name) for card in read_driver().nvml.cards)
-    return _with_cards(PlanFacts(stored, read_serving(given), ()), cards), HostLimits(), False
+        cards = tuple(describe_card(card, card.used) for card in read_driver().nvml.cards)
+    return _with_cards(PlanFacts(stored, read_serving(given), ()), cards), HostLimits()
 
 
 def _with_cards(facts: PlanFacts, cards: tuple[Card, ...] | None) -> PlanFacts:
     """Return the facts with other GPUs. What earlier starts reported was on this machine's."""
     if cards is not None:
-        facts = PlanFacts(facts.stored, facts.serving, cards)
+        facts = PlanFacts(facts.stored, facts.serving, cards, forked=facts.forked)
     if not facts.cards:
         raise Failure("no GPU is known: the driver shows none", hint="Say which to plan for, such as: --gpus '8 x 12GiB sm8.6'")
     return facts
 
 
-def _decide(name: str, facts: PlanFacts, limits: HostLimits, *, forked: bool, fit: bool) -> WholePlan:
-    question = facts.question
-    plan = decide_plan(question)
-    host = decide_host_needs(facts.serving, limits, forked=forked, stored=facts.stored.size, past=facts.past)
-    changes = () if plan.starts else decide_changes(question)
-    notes = tuple(f"not taken into account: {one}" for one in plan.unknown) + ((facts.unread,) if facts.unread else ())
-    return WholePlan(name, plan, host, facts.cards, changes, decide_fit(question) if fit else None, notes)
-
-
-def _print(whole: WholePlan, path: str, *, fit: bool) -> None:
+def _print(whole: StartPlan, path: str, *, fit: bool) -> None:
     click.echo(click.style(plan_heading(whole), bold=True))
     click.echo("\n".join(align_columns(plan_rows(whole))))
     for note in whole.notes:

@@ -286,6 +286,11 @@ class Model:
         "A file with the key that clients must send; only root may be able to read it.",
         example="/etc/vllm-safe/api-key",
     )
+    plan: str = _setting(
+        value_types.one_of("refuse", "warn"),
+        "refuse",
+        "What to do if the model cannot fit on its GPUs, as `vllm-safe plan NAME` says: refuse the start, or warn and try it.",
+    )
     health: str | None = _setting(
         value_types.HTTP_URL_OR_NONE, None, "The URL that returns 200 once the model is ready.", example="http://127.0.0.1:8000/health"
     )

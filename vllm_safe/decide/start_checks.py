@@ -13,10 +13,13 @@ from vllm_safe.common.sizes import format_size
 from vllm_safe.config.arguments import SECRETS
 from vllm_safe.config.settings import Config, Model
 from vllm_safe.decide.limits import LEAST_MEMORY, Budget, unit_of
+from vllm_safe.decide.plan_inputs import host_limits
 from vllm_safe.decide.serve_command import ServerCommand
 from vllm_safe.host.host_facts import Host
 from vllm_safe.host.start_facts import StartFacts
 from vllm_safe.models.fetch_decision import find_model
+from vllm_safe.plan.plan_facts import PlanFacts
+from vllm_safe.plan.plan_findings import find_plan_problem
 from vllm_safe.swap.swapfile_facts import second_name
 
 SWAP_SERVICE = "vllm-safe-swap.service"
@@ -40,6 +43,7 @@ class Situation(LimitSituation):
     """The facts for the checks of one model. The configuration has that model."""
 
     server: ServerCommand
+    plan: PlanFacts | None = None  # None where GPUs or files are not known
 
     @property
     def model(self) -> Model:
@@ -158,6 +162,14 @@ def _visible_cards(start: Situation) -> tuple[str, ...] | None:
     return tuple(takewhile(lambda name: name.isdecimal() or name.startswith(("GPU-", "MIG-")), names))
 
 
+def check_plan(start: Situation) -> Finding | None:
+    """Check whether the model fits on its GPUs, as far as that can be said before it is loaded."""
+    if start.plan is None or not start.plan.cards:
+        return None  # other checks report what is missing
+    limits = host_limits(start.budget.of(start.name), start.host)
+    return find_plan_problem(start.name, start.plan, limits, refuses=start.model.plan == "refuse")
+
+
 def check_port(start: Situation) -> Finding:
     """Check whether another process listens on the port of the server."""
     host, port = start.model.host, start.model.port
@@ -202,6 +214,7 @@ CHECKS: tuple[Check, ...] = (
     check_server,
     check_model_files,
     check_cards,
+    check_plan,
     check_key,
     check_port,
     check_unit,

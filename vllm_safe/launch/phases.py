@@ -162,7 +162,6 @@ class PhaseTracker:
                 if mark.of and mark.phase == "loading":
                     self.done, self.of = mark.done, mark.of
 
-
     def _take_figure(self, mark: LogMark, line: str) -> None:
         if mark.figure == "weights":
             worker = _WORKER.search(line)

@@ -9,7 +9,7 @@ from vllm_safe.common.sizes import GIB, MIB, parse_size
 from vllm_safe.plan.serving import Card
 
 _GROUP = re.compile(
-    r"(?:(?P<count>\d{1,2})\s*[x×*]\s*)?(?P<size>\d+(?:\.\d+)?\s*[GM]i?B?)\s+sm[_ ]?(?P<major>\d{1,2})\.?(?P<minor>\d)",
+    r"(?:(?P<count>\d{1,2})\s*[x\u00d7*]\s*)?(?P<size>\d+(?:\.\d+)?\s*[GM]i?B?)\s+sm[_ ]?(?P<major>\d{1,2})\.?(?P<minor>\d)",
     re.ASCII | re.IGNORECASE,
 )
 _EXAMPLE = "Such as '8 x 12GiB sm8.6' or '1 x 24GiB sm8.9, 2 x 12GiB sm8.6': number, memory and compute capability of each kind."

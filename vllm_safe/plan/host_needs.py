@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vllm_safe.common.sizes import MIB, format_size, format_span
 from vllm_safe.plan.past_starts import PastStart
@@ -58,7 +58,10 @@ def decide_host_needs(
     load = stored / pace if stored and pace else None
     needs = HostNeeds(memory, shared, load, exact)
     problem, hint = _problem(needs, limits)
-    return HostNeeds(memory, shared, load, exact, problem, hint, tuple(_lines(needs, limits, workers, stored, pace, measured=bool(seen))))
+    lines = [_memory_line(needs, limits, workers, measured=bool(seen)), _shared_line(needs)]
+    if stored:
+        lines.append(_load_line(needs, stored, pace))
+    return replace(needs, problem=problem, hint=hint, lines=tuple(lines))
 
 
 def _problem(needs: HostNeeds, limits: HostLimits) -> tuple[str, str]:
@@ -74,20 +77,24 @@ def _problem(needs: HostNeeds, limits: HostLimits) -> tuple[str, str]:
     return "", ""
 
 
-def _lines(needs: HostNeeds, limits: HostLimits, workers: int, stored: int, pace: float, *, measured: bool) -> list[PlanLine]:
+def _memory_line(needs: HostNeeds, limits: HostLimits, workers: int, *, measured: bool) -> PlanLine:
     why = "the most that an earlier start took" if measured else f"API server, engine and {workers} worker{'s' * (workers > 1)}"
     if limits.memory and needs.memory > limits.memory:
         why += f"; {format_size(needs.memory - limits.memory)} of it would be swapped (limits.memory_max {format_size(limits.memory)})"
     elif limits.memory:
         why += f"; it may use {format_size(limits.memory)} (limits.memory_max)"
-    rows = [
-        PlanLine("RAM", needs.memory, format_size(needs.memory), needs.exact, why),
-        PlanLine(
-            "/dev/shm", needs.shared, format_size(needs.shared), exact=True, why="rings between its processes, of which little is used"
-        ),
-    ]
-    if stored:
-        text = f"{format_size(stored)} of files"
-        reason = f"{format_size(int(pace))}/s, as at the last load" if pace else "how fast they load is known after the first load"
-        rows.append(PlanLine("load", None, f"{text}, about {format_span(needs.load)}" if needs.load else text, exact=False, why=reason))
-    return rows
+    return PlanLine("RAM", needs.memory, format_size(needs.memory), needs.exact, why)
+
+
+def _shared_line(needs: HostNeeds) -> PlanLine:
+    return PlanLine("shared memory", needs.shared, format_size(needs.shared), exact=True, why="rings in /dev/shm, of which little is used")
+
+
+def _load_line(needs: HostNeeds, stored: int, pace: float) -> PlanLine:
+    text = f"{format_size(stored)} of files"
+    why = (
+        f"{format_size(int(pace))}/s, as at the last load"
+        if pace
+        else "its time is known after the first load; vllm-safe check --disk measures"
+    )
+    return PlanLine("load", None, f"{text}, about {format_span(needs.load)}" if needs.load else text, exact=False, why=why)

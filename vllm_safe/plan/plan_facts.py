@@ -28,6 +28,7 @@ class PlanFacts:
     cards: tuple[Card, ...]
     past: tuple[PastStart, ...] = ()
     unread: str = ""
+    forked: bool = False  # its workers share imported modules
 
     @property
     def question(self) -> PlanQuestion:
@@ -37,18 +38,27 @@ class PlanFacts:
         return PlanQuestion(stored.config, self.serving, self.cards, tensors=stored.tensors, size=stored.size, observed=observed)
 
 
-def read_plan_facts(
-    name: str, model: str, args: Mapping[str, Any], env: Mapping[str, str], cards: Iterable[NvmlCard], root: Path = Path("/")
-) -> PlanFacts:
-    """Read the facts. args: the options of `vllm serve`; env: its environment; cards: all of the machine.
+@dataclass(frozen=True)
+class PlannedServer:
+    """The server to plan for. model: a hub id or the path of a folder; args: the options of `vllm serve`; env: its environment."""
+
+    name: str
+    model: str
+    args: Mapping[str, Any]
+    env: Mapping[str, str]
+
+
+def read_plan_facts(server: PlannedServer, cards: Iterable[NvmlCard], root: Path = Path("/")) -> PlanFacts:
+    """Read the facts. cards: all of the machine.
 
     Raises Failure if the model's files cannot be read, and Misuse if an option has a value that it cannot have.
     """
+    name, args, env = server.name, server.args, server.env
     engine = ""
     with suppress(OSError):
         engine = (root / "var/lib/vllm-safe/engine/current").readlink().name
     serving = read_serving(args, env, engine_version(engine))
-    stored = read_stored_model(model)
+    stored = read_stored_model(server.model)
     visible = env.get("CUDA_VISIBLE_DEVICES")
     now = StartConditions(str(args.get("model", "")), engine, name_cards(read_pci_cards("" if root == Path("/") else str(root))), visible)
     past: tuple[PastStart, ...] = ()
@@ -57,7 +67,8 @@ def read_plan_facts(
         past = read_past_starts(name, now, paths.RUNS)
     except Failure as failure:
         unread = failure.message
-    return PlanFacts(stored, serving, _visible(tuple(cards), visible, f"vllm@{name}.service"), past, unread)
+    forked = env.get("VLLM_WORKER_MULTIPROC_METHOD") == "fork"
+    return PlanFacts(stored, serving, _visible(tuple(cards), visible, f"vllm@{name}.service"), past, unread, forked)
 
 
 def _visible(cards: tuple[NvmlCard, ...], visible: str | None, unit: str) -> tuple[Card, ...]:
@@ -73,4 +84,9 @@ def _visible(cards: tuple[NvmlCard, ...], visible: str | None, unit: str) -> tup
 def _card(card: NvmlCard, unit: str) -> Card:
     own = [process.memory for process in card.processes if process.unit == unit]
     used = 0 if own and not all(own) else max(0, card.used - sum(own))  # the driver may not say how much each has
+    return describe_card(card, used)
+
+
+def describe_card(card: NvmlCard, used: int) -> Card:
+    """Return a GPU as CUDA sees it. used: bytes that others have of it."""
     return Card(card.memory - card.reserved, card.capability, used, card.name)

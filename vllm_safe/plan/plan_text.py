@@ -3,45 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 from vllm_safe.common.sizes import format_size
 from vllm_safe.plan.host_needs import HostNeeds
 from vllm_safe.plan.plan_question import Plan, PlanChange, PlanLine
 from vllm_safe.plan.serving import Card
+from vllm_safe.plan.start_plan import StartPlan
 
 _ANSWERS = {True: "starts", False: "does not start", None: "is not certain to start"}
 
 
-@dataclass(frozen=True)
-class WholePlan:
-    """The plan of a start: GPUs and host. changes: what would make it start; fit: the arguments for the longest context."""
-
-    name: str
-    plan: Plan
-    host: HostNeeds
-    cards: tuple[Card, ...]
-    changes: tuple[PlanChange, ...] = ()
-    fit: PlanChange | None = None
-    notes: tuple[str, ...] = ()  # what is not known
-
-    @property
-    def starts(self) -> bool | None:
-        """Whether it starts; None if that is not certain."""
-        return False if self.host.problem else self.plan.starts
-
-    @property
-    def reason(self) -> str:
-        """Why, in one line."""
-        return self.host.problem if self.host.problem and self.plan.starts is not False else self.plan.reason
-
-
-def plan_heading(whole: WholePlan) -> str:
+def plan_heading(whole: StartPlan) -> str:
     """Return the answer in one line."""
     return f"{whole.name} {_ANSWERS[whole.starts]}: {whole.reason}."
 
 
-def plan_rows(whole: WholePlan) -> list[tuple[str, str, str, str]]:
+def plan_rows(whole: StartPlan) -> list[tuple[str, str, str, str]]:
     """Return the lines as (what, how much, exact or estimate, why)."""
     rows = [("GPUs", _describe_cards(whole.cards), "", "")] if whole.cards else []
     return rows + [_row(line) for line in (*whole.plan.lines, *whole.host.lines)]
@@ -82,7 +59,7 @@ def _quoted(value: str, part: str) -> str:
     return f'"{value}"' if part == "env" else value
 
 
-def plan_object(whole: WholePlan) -> dict[str, object]:
+def plan_object(whole: StartPlan) -> dict[str, object]:
     """Return the object for --json. Its keys are documented in the manual, and stay."""
     plan, host = whole.plan, whole.host
     return {
@@ -108,7 +85,7 @@ def plan_object(whole: WholePlan) -> dict[str, object]:
     }
 
 
-def _all(whole: WholePlan) -> Iterable[PlanLine]:
+def _all(whole: StartPlan) -> Iterable[PlanLine]:
     return (*whole.plan.lines, *whole.host.lines)
 
 

@@ -1,0 +1,26 @@
+"""What the plan of a configured model is made from: its command, and what the host lets it have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from vllm_safe.decide.limits import DecidedLimits
+from vllm_safe.decide.serve_command import ServerCommand
+from vllm_safe.host.host_facts import Host
+from vllm_safe.plan.host_needs import HostLimits
+from vllm_safe.plan.plan_facts import PlannedServer
+
+_NONE: Mapping[str, Any] = MappingProxyType({})
+
+
+def planned_server(name: str, model: str, server: ServerCommand, given: Mapping[str, Any] = _NONE) -> PlannedServer:
+    """Return what is planned for a configured model. given: options of `vllm serve` that replace its own."""
+    args = {key: sourced.value for key, sourced in server.arguments.items()} | dict(given)
+    return PlannedServer(name, model, args, {key: sourced.value for key, sourced in server.environment.items()})
+
+
+def host_limits(limits: DecidedLimits, host: Host) -> HostLimits:
+    """Return what the host lets a model have."""
+    return HostLimits(limits.memory_max.value, limits.swap_max.value, host.memory // 2)  # vllm@.service: /dev/shm has size=50%

@@ -1,0 +1,45 @@
+"""The plan of a start as a whole: its GPUs, the host, and what would make it start."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vllm_safe.plan.host_needs import HostLimits, HostNeeds, decide_host_needs
+from vllm_safe.plan.plan_changes import decide_changes, decide_fit
+from vllm_safe.plan.plan_decision import decide_plan
+from vllm_safe.plan.plan_facts import PlanFacts
+from vllm_safe.plan.plan_question import Plan, PlanChange
+from vllm_safe.plan.serving import Card
+
+
+@dataclass(frozen=True)
+class StartPlan:
+    """The plan of a start: GPUs and host. changes: what would make it start; fit: the arguments for the longest context."""
+
+    name: str
+    plan: Plan
+    host: HostNeeds
+    cards: tuple[Card, ...]
+    changes: tuple[PlanChange, ...] = ()
+    fit: PlanChange | None = None
+    notes: tuple[str, ...] = ()  # what is not known
+
+    @property
+    def starts(self) -> bool | None:
+        """Whether it starts; None if that is not certain."""
+        return False if self.host.problem else self.plan.starts
+
+    @property
+    def reason(self) -> str:
+        """Why, in one line."""
+        return self.host.problem if self.host.problem and self.plan.starts is not False else self.plan.reason
+
+
+def decide_start_plan(name: str, facts: PlanFacts, limits: HostLimits, *, fit: bool = False) -> StartPlan:
+    """Return the plan. fit: look for the longest context that fits, too."""
+    question = facts.question
+    plan = decide_plan(question)
+    host = decide_host_needs(facts.serving, limits, forked=facts.forked, stored=facts.stored.size, past=facts.past)
+    changes = () if plan.starts else decide_changes(question)
+    notes = tuple(f"not taken into account: {one}" for one in plan.unknown) + ((facts.unread,) if facts.unread else ())
+    return StartPlan(name, plan, host, facts.cards, changes, decide_fit(question) if fit else None, notes)
