@@ -14,6 +14,7 @@ from vllm_safe.plan.serving import Batch, Card, Serving
 _LIBRARIES = 276 * MIB
 _LIBRARIES_OF_SEVERAL = 148 * MIB
 _CONTEXT = 512 * MIB  # of CUDA itself: no part of what vLLM may use, but it has to be free beside that
+_CONTEXT_OF_SMALL = 320 * MIB  # on cards with fewer processors
 _COMMUNICATION = 256 * MIB  # of NCCL, likewise
 _COMMUNICATION_OF_SERVERS = 1280 * MIB  # where cards have NVLink, it takes 1.0 to 1.5 GiB
 _BLOCK = 16  # tokens of a block of the KV cache
@@ -45,19 +46,23 @@ class CardBudget:
 
 @dataclass(frozen=True)
 class Rank:
-    """One of vLLM's workers. `last`: it is of the pipeline's last stage, which has the output layer."""
+    """One of vLLM's workers.
+
+    `first`: it is of the pipeline's first stage, which has the embedding. `last`: it is of the last, which has the output layer.
+    """
 
     card: Card
     weights: int
-    last: bool
+    first: bool = True
+    last: bool = True
 
 
 def budget_card(config: ModelConfig, serving: Serving, batch: Batch, rank: Rank) -> CardBudget:
     """Return the budget of one card."""
     workspace = _expert_workspace(config, serving, batch, rank.card)
     activations = _activations(config, serving, batch, last=rank.last)
-    # torch.compile has a copy of the largest weight for a moment, before the workspace is there and when nothing else is.
-    copied = 0 if serving.enforce_eager else config.vocab * config.hidden // serving.tensor_parallel * config.item_size
+    # torch.compile has a copy of the embedding for a moment, before the workspace is there and when nothing else is.
+    copied = config.vocab * config.hidden // serving.tensor_parallel * config.item_size if rank.first and not serving.enforce_eager else 0
     return CardBudget(
         requested=math.ceil(rank.card.memory * batch.gpu_memory_utilization),
         weights=rank.weights,
@@ -71,9 +76,11 @@ def budget_card(config: ModelConfig, serving: Serving, batch: Batch, rank: Rank)
 
 def outside_bytes(serving: Serving, card: Card) -> int:
     """Return what CUDA and NCCL take of a card before vLLM measures what is free."""
+    server = card.memory > 70 * GIB
+    context = _CONTEXT if card.memory > 32 * GIB else _CONTEXT_OF_SMALL
     if serving.ranks == 1:
-        return _CONTEXT
-    return _CONTEXT + (_COMMUNICATION_OF_SERVERS if card.capability >= (9, 0) and card.memory > 70 * GIB else _COMMUNICATION)
+        return context
+    return context + (_COMMUNICATION_OF_SERVERS if server and card.capability >= (9, 0) else _COMMUNICATION)
 
 
 def _request_tables(config: ModelConfig, batch: Batch) -> int:

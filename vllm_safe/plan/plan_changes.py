@@ -8,8 +8,9 @@ from dataclasses import replace
 from vllm_safe.common.sizes import format_size
 from vllm_safe.plan.memory import outside_bytes
 from vllm_safe.plan.plan_decision import decide_plan
-from vllm_safe.plan.plan_question import Plan, PlanChange, PlanQuestion
+from vllm_safe.plan.plan_question import PlanChange, PlanQuestion
 from vllm_safe.plan.plan_split import decide_split
+from vllm_safe.plan.serving import Batch
 
 _LEAST_CONTEXT = 512  # tokens: with less a model answers nothing useful
 _CONTEXT_STEP = 256
@@ -39,18 +40,24 @@ def decide_fit(question: PlanQuestion) -> PlanChange | None:
     """Return the arguments for the largest context that surely fits on the cards, or None where none does.
 
     Of two with the same context the one that leaves more as it was is taken. The arguments that were set are kept, except for the length.
+    CUDA graphs are given up only where nothing fits with them.
     """
+    eager = _with(question, enforce_eager=True)
+    best = _largest(_candidates(question)) or _largest(_candidates(eager))
+    return describe_change(question, best[1], f"up to {best[0]:,} tokens") if best else None
+
+
+def _largest(candidates: Iterator[PlanQuestion]) -> tuple[int, PlanQuestion] | None:
+    """Return the longest context with which one of them surely starts, and that one."""
     best: tuple[int, PlanQuestion] | None = None
-    for candidate in _candidates(question):
+    for candidate in candidates:
         plan = decide_plan(replace(candidate, serving=replace(candidate.serving, max_model_len=-1)))
-        length = _rounded(plan.sure_context, question.config.max_positions)
+        length = _rounded(plan.sure_context, candidate.config.max_positions)
         if plan.starts is not False and length >= _LEAST_CONTEXT and (best is None or length > best[0]):
             chosen = replace(candidate, serving=replace(candidate.serving, max_model_len=length))
             if decide_plan(chosen).starts:
                 best = length, chosen
-    if best is None:
-        return None
-    return describe_change(question, best[1], f"up to {best[0]:,} tokens")
+    return best
 
 
 def describe_change(old: PlanQuestion, new: PlanQuestion, cost: str) -> PlanChange:
@@ -113,15 +120,8 @@ def _fewer(question: PlanQuestion) -> PlanChange | None:
     plan = decide_plan(question)
     if plan.batch is None:
         return None
-    tries = (_with(question, max_num_seqs=count, **_batched(plan, count)) for count in _SEQUENCES if count < plan.batch.max_num_seqs)
+    tries = (_with(question, **_fewest(plan.batch, count, _tokens_for(count))) for count in _SEQUENCES if count < plan.batch.max_num_seqs)
     return _first_that_starts(question, tries, "fewer requests at once: the others wait")
-
-
-def _batched(plan: Plan, count: int) -> dict[str, object]:
-    """Return the smaller batches that few requests at once are well served with."""
-    now = plan.batch.max_num_batched_tokens if plan.batch else 0
-    wanted = _BATCHED if count > _FEW else _LEAST_BATCHED
-    return {"max_num_batched_tokens": wanted} if now > wanted else {}
 
 
 def _more_of_the_card(question: PlanQuestion) -> PlanChange | None:
@@ -141,6 +141,11 @@ def _highest_share(question: PlanQuestion) -> float:
     cards = question.cards[: question.serving.ranks]
     shares = [(card.memory - card.used - outside_bytes(question.serving, card)) / card.memory for card in cards]
     return min([_HIGHEST_UTILIZATION, *shares])
+
+
+def _without_graphs(question: PlanQuestion) -> PlanChange | None:
+    tries = [] if question.serving.enforce_eager else [_with(question, enforce_eager=True)]
+    return _first_that_starts(question, iter(tries), "no CUDA graphs and nothing compiled: slower answers")
 
 
 def _smaller_cache(question: PlanQuestion) -> PlanChange | None:
@@ -183,48 +188,66 @@ def _all_cards(question: PlanQuestion) -> tuple[PlanQuestion, ...]:
     return decide_split(question) if question.serving.ranks < len(question.cards) else ()
 
 
-_ATTEMPTS: tuple[_Try, ...] = (_shorter, _fewer, _more_of_the_card, _smaller_cache, _smaller_weights, _more_cards)
+_ATTEMPTS: tuple[_Try, ...] = (_shorter, _fewer, _more_of_the_card, _without_graphs, _smaller_cache, _smaller_weights, _more_cards)
 
 
 def _together(question: PlanQuestion) -> Iterator[PlanChange]:
-    """Return the combination that starts, each step taken after those before it."""
+    """Return the first combination that starts, each step taken after those before it; weights are rounded when nothing else is left."""
     plan = decide_plan(question)
     if plan.batch is None:
         return
-    share = max(plan.batch.gpu_memory_utilization, int(_highest_share(question) * 100) / 100)
+    least = _fewest(plan.batch, 4, _LEAST_BATCHED)
     steps: list[dict[str, object]] = [
-        {"max_num_seqs": min(_FEW, plan.batch.max_num_seqs), "max_num_batched_tokens": min(_BATCHED, plan.batch.max_num_batched_tokens)},
-        {"gpu_memory_utilization": share},
+        _fewest(plan.batch, _FEW, _BATCHED),
+        {"gpu_memory_utilization": max(plan.batch.gpu_memory_utilization, int(_highest_share(question) * 100) / 100)},
         {"enforce_eager": True},
-        {"kv_cache_dtype": "fp8" if _can_shrink_cache(question) else question.serving.kv_cache_dtype},
-        {"quantization": "fp8" if _can_shrink_weights(question) else question.serving.quantization},
-        {"max_num_seqs": min(4, plan.batch.max_num_seqs), "max_num_batched_tokens": min(_LEAST_BATCHED, plan.batch.max_num_batched_tokens)},
+        least,
     ]
-    for start in (question, *_all_cards(_with(question, max_model_len=-1, **steps[-1]))):
-        tried = start
-        for step in steps:
-            tried = _with(tried, **step)
-            attempt = decide_plan(_with(tried, max_model_len=-1))
-            length = _rounded(attempt.sure_context, question.config.max_positions)
-            if length < _LEAST_CONTEXT:
-                continue
-            found = _with(tried, max_model_len=min(length, plan.batch.max_model_len))
-            if decide_plan(found).starts:
+    halves: list[dict[str, object]] = [{"kv_cache_dtype": "fp8"}] if _can_shrink_cache(question) else []
+    halves += [{"quantization": "fp8"}] if _can_shrink_weights(question) else []
+    for chain in (steps, [*steps, *halves]):
+        for start in (question, *_all_cards(_with(question, max_model_len=-1, **least))):
+            if found := _first_of_chain(start, chain, plan.batch.max_model_len):
                 yield describe_change(question, found, "several things at once: the context, the requests, and what follows")
                 return
 
 
+def _first_of_chain(start: PlanQuestion, chain: list[dict[str, object]], most: int) -> PlanQuestion | None:
+    """Return the question after the fewest steps with which it starts, with at most `most` tokens."""
+    for step in chain:
+        start = _with(start, **step)
+        attempt = decide_plan(_with(start, max_model_len=-1))
+        length = _rounded(attempt.sure_context, start.config.max_positions)
+        if length >= _LEAST_CONTEXT and decide_plan(found := _with(start, max_model_len=min(length, most))).starts:
+            return found
+    return None
+
+
+def _tokens_for(seqs: int) -> int:
+    """Return the size of batches that so many requests at once are well served with."""
+    return _BATCHED if seqs > _FEW else _LEAST_BATCHED
+
+
+def _fewest(batch: Batch, seqs: int, tokens: int) -> dict[str, object]:
+    """Return the options for no more than this many requests and tokens at once."""
+    found: dict[str, object] = {"max_num_seqs": seqs} if batch.max_num_seqs > seqs else {}
+    return found | ({"max_num_batched_tokens": tokens} if batch.max_num_batched_tokens > tokens else {})
+
+
 def _candidates(question: PlanQuestion) -> Iterator[PlanQuestion]:
     """Return what may be tried for the largest context, that which changes least first."""
+    share = int(_highest_share(question) * 100) / 100
     plan = decide_plan(question)
+    if question.serving.gpu_memory_utilization is None and plan.batch and 0 < share < plan.batch.gpu_memory_utilization:
+        question = _with(question, gpu_memory_utilization=share)  # vLLM's own default would not be free
     counts = [None] if question.serving.max_num_seqs or plan.batch is None else [None, 64, _FEW, 4]
     for count in counts:
         tried = question
         if count is not None and plan.batch:
             if count >= plan.batch.max_num_seqs:
                 continue
-            extra = {} if question.serving.max_num_batched_tokens else _batched(plan, count)
-            tried = _with(question, max_num_seqs=count, **extra)
+            tokens = question.serving.max_num_batched_tokens or _tokens_for(count)
+            tried = _with(question, **_fewest(plan.batch, count, tokens))
         yield tried
         yield from _all_cards(_with(tried, max_model_len=-1))
 

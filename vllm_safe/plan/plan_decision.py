@@ -26,12 +26,25 @@ _UNKNOWN_MARGIN = GIB  # where something was not taken into account
 
 @dataclass(frozen=True)
 class _Room:
-    """What is left for the KV cache. `margin`: how far it can be off, on the card where it is largest."""
+    """What is left for the KV cache of each card. `margins`: how far it can be off."""
 
     budgets: tuple[CardBudget, ...]
     available: tuple[int, ...]
-    margin: int
-    exact: bool  # vLLM itself said it
+    margins: tuple[int, ...]
+    exact: bool = False  # vLLM itself said it
+
+    @property
+    def worst(self) -> tuple[int, ...]:
+        """What is left where every estimate is too low."""
+        return tuple(size - margin for size, margin in zip(self.available, self.margins, strict=True))
+
+    @property
+    def best(self) -> tuple[int, ...]:
+        """What is left where every estimate is too high; what torch.compile needs may be no more than that of a first start."""
+        if self.exact:
+            return self.available
+        rows = zip(self.available, self.margins, self.budgets, strict=True)
+        return tuple(size + margin + budget.compiling for size, margin, budget in rows)
 
 
 def decide_plan(question: PlanQuestion) -> Plan:
@@ -48,7 +61,7 @@ def decide_plan(question: PlanQuestion) -> Plan:
     room = _room(question, cards, batch, unknown)
     layout = lay_out(config, serving, batch, cards[0].capability)
     longest = layout.longest(_blocks(room.available, layout, config, serving), config.max_positions)
-    sure = layout.longest(_blocks([size - room.margin for size in room.available], layout, config, serving), config.max_positions)
+    sure = layout.longest(_blocks(room.worst, layout, config, serving), config.max_positions)
     # With "auto" vLLM takes what fits, even if that is a single token.
     wanted = 1 if serving.max_model_len == -1 else batch.max_model_len
     starts, reason = _verdict(question, replace(batch, max_model_len=wanted), room, layout)
@@ -128,7 +141,7 @@ def _budgets(question: PlanQuestion, cards: tuple[Card, ...], batch: Batch, serv
     )
     last = len(weights) - serving.tensor_parallel
     return tuple(
-        budget_card(config, serving, batch, Rank(card, size, rank >= last))
+        budget_card(config, serving, batch, Rank(card, size, rank < serving.tensor_parallel, rank >= last))
         for rank, (card, size) in enumerate(zip(cards, weights, strict=True))
     )
 
@@ -137,19 +150,19 @@ def _room(question: PlanQuestion, cards: tuple[Card, ...], batch: Batch, unknown
     serving = question.serving
     budgets = _budgets(question, cards, batch, serving)
     if serving.kv_cache_memory:
-        return _Room(budgets, (serving.kv_cache_memory,) * len(cards), 0, exact=True)
+        return _Room(budgets, (serving.kv_cache_memory,) * len(cards), (0,) * len(cards), exact=True)
     available = tuple(budget.available for budget in budgets)
-    margins = [max(_LEAST_MARGIN, _MARGIN * budget.estimated) + _WEIGHTS_MARGIN * budget.weights for budget in budgets]
-    margin = int(max(margins)) + (_UNKNOWN_MARGIN if unknown else 0)
+    more = _UNKNOWN_MARGIN if unknown else 0
+    margins = tuple(int(max(_LEAST_MARGIN, _MARGIN * budget.estimated) + _WEIGHTS_MARGIN * budget.weights) + more for budget in budgets)
     if seen := _nearest(question.observed, serving):
         if seen.weights and len(seen.weights) == len(budgets):
             budgets = tuple(replace(budget, weights=size) for budget, size in zip(budgets, seen.weights, strict=True))
         if seen.serving == serving:
-            return _Room(budgets, (seen.available,) * len(cards), 0, exact=True)
+            return _Room(budgets, (seen.available,) * len(cards), (0,) * len(cards), exact=True)
         then = fill_defaults(seen.serving, cards, question.config.max_positions)
         off = seen.available - min(budget.available for budget in _budgets(question, cards, then, seen.serving))
-        return _Room(budgets, tuple(size + off for size in available), margin // 2, exact=False)
-    return _Room(budgets, available, margin, exact=False)
+        return _Room(budgets, tuple(size + off for size in available), tuple(margin // 2 for margin in margins))
+    return _Room(budgets, available, margins)
 
 
 def _nearest(observed: tuple[Observed, ...], serving: Serving) -> Observed | None:
@@ -172,7 +185,7 @@ def _seen_tokens(question: PlanQuestion) -> int:
     return next((seen.kv_tokens for seen in reversed(question.observed) if seen.serving == question.serving), 0)
 
 
-def _blocks(available: tuple[int, ...] | list[int], layout: CacheLayout, config: ModelConfig, serving: Serving) -> int:
+def _blocks(available: tuple[int, ...], layout: CacheLayout, config: ModelConfig, serving: Serving) -> int:
     """Return the number of blocks, which is that of the rank with fewest for all."""
     stages = split_layers(config.layers, serving)
     sizes = [layout.block_bytes(stage) for stage in stages for _ in range(serving.tensor_parallel)]
@@ -189,11 +202,8 @@ def _verdict(question: PlanQuestion, batch: Batch, room: _Room, layout: CacheLay
                 f" (gpu-memory-utilization {batch.gpu_memory_utilization:g})"
             )
     needed = layout.request_blocks(batch.max_model_len) + 1
-    # What torch.compile needs may be no more than that of a first start.
-    luck = 0 if room.exact else room.margin + max(budget.compiling for budget in room.budgets)
     likely, best, worst = (
-        _blocks([size + shift for size in room.available], layout, question.config, question.serving) >= needed
-        for shift in (0, luck, -room.margin)
+        _blocks(sizes, layout, question.config, question.serving) >= needed for sizes in (room.available, room.best, room.worst)
     )
     tightest = min(range(len(cards)), key=lambda rank: room.available[rank])
     left, weights = room.available[tightest], room.budgets[tightest].weights
@@ -238,7 +248,7 @@ def _lines(question: PlanQuestion, plan: Plan, room: _Room) -> list[PlanLine]:
         ("may use", budget.requested, True, f"gpu-memory-utilization {batch.gpu_memory_utilization:g} of the card"),
         ("weights", budget.weights, "weights" in plan.exact, f"each tensor of {where}, as vLLM splits and repacks it"),
         ("activations", budget.activations, False, f"the peak of {batch.max_num_batched_tokens} tokens at once (max-num-batched-tokens)"),
-        ("compilation", budget.compiling, question.serving.enforce_eager, "a copy of the largest weight while torch.compile is at work"),
+        ("compilation", budget.compiling, question.serving.enforce_eager, "a copy of the embedding while torch.compile is at work"),
         ("buffers", budget.buffers, False, f"tables of {batch.max_num_seqs} requests (max-num-seqs), and workspaces"),
         ("libraries", budget.libraries, False, "kernels and communication"),
         ("CUDA graphs", budget.graphs, question.serving.enforce_eager, graphs),

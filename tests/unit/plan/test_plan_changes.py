@@ -110,6 +110,12 @@ def test_a_model_that_fits_whole_keeps_everything() -> None:
     assert fit == PlanChange((("max-model-len", "32768"),), (), "up to 32,768 tokens")
 
 
+def test_a_share_that_is_not_free_is_lowered() -> None:
+    fit = decide_fit(question("qwen2.5-0.5b", (replace(RTX, used=2 << 30),)))
+    assert fit
+    assert dict(fit.args)["gpu-memory-utilization"] == "0.8"
+
+
 def test_an_order_of_the_cards() -> None:
     old = question("llama-8b", (RTX, ADA, RTX), pipeline_parallel=3)
     new = replace(old, cards=(RTX, RTX, ADA), serving=replace(old.serving, layer_partition=(8, 9, 15), enforce_eager=True))
