@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 from tests.builders.rigs import GIB, FakeCard, FakeModule, FakeRig
+from tests.truth.starts import MODELS_FILE
 
 _3060 = {
     "capability": "8.6",
-    "memory": "12288 1",
+    "memory": "12288 1 246",
     "bar1": 256,
     "power": "170 170 100 190",
     "temperature": "41 93",
@@ -17,7 +19,7 @@ _3060 = {
 }
 _H200 = {
     "capability": "9.0",
-    "memory": "143771 0",
+    "memory": "143771 0 616",
     "bar1": 262144,
     "power": "700 700 200 700",
     "temperature": "31 87",
@@ -35,7 +37,7 @@ models:
   qwen72b:
     model: Qwen/Qwen2.5-72B-Instruct-GPTQ-Int8
     profile: pcie-riser
-    args: {tensor-parallel-size: 8, gpu-memory-utilization: 0.90, max-model-len: 8192, max-num-seqs: 64}
+    args: {tensor-parallel-size: 8, gpu-memory-utilization: 0.90, max-model-len: 8192, max-num-seqs: 32}
 """,
     cards=[FakeCard(f"0000:{bus:02x}:00.0", "NVIDIA GeForce RTX 3060", _3060, lanes=1, slot_lanes=1) for bus in range(1, 9)],
     pairs=[_NO_PEERS],
@@ -46,7 +48,7 @@ models:
     disks={"sda": True, "sdb": False},
     swapfile=128 * GIB,
     journal=[_BOOTED],
-    model={"model_type": "qwen2", "torch_dtype": "float16", "quantization_config": {"quant_method": "gptq", "bits": 8}},
+    model=json.loads(MODELS_FILE.read_text())["qwen2.5-72b-instruct-gptq8"],
 )
 
 RIG_CASES = {

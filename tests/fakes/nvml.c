@@ -5,7 +5,7 @@
  *     cuda 13000
  *     card 0000:01:00.0 NVIDIA GeForce RTX 3060
  *       capability 8.6
- *       memory 12288 300           MiB: total and used
+ *       memory 12288 300 246       MiB: total, used, and kept by the driver
  *       power 170 170 100 190      W: limit, default, least and most
  *     lost 0000:02:00.0            a card that does not respond
  *     p2p 0 1 2                    of two cards by number, -1 for every one: nvmlGpuP2PStatus_t, 0 means that they can
@@ -27,7 +27,7 @@ struct card {
     char name[96];
     unsigned domain, bus, device;
     int lost, major, minor;
-    Bytes total, used, bar1;
+    Bytes total, used, kept, bar1;
     int processes, pids[MOST];
     Bytes held[MOST];
     int display, persistence, ecc, ecc_pending, temperature, slowdown, busy;
@@ -74,11 +74,11 @@ static struct pair pair[MOST];
 
 static void read_fact(struct card *one, const char *key, const char *rest)
 {
-    Bytes total = 0, used = 0;
+    Bytes total = 0, used = 0, kept = 0;
     if (!strcmp(key, "capability"))
         sscanf(rest, "%d.%d", &one->major, &one->minor);
-    else if (!strcmp(key, "memory") && sscanf(rest, "%llu %llu", &total, &used) == 2)
-        one->total = total << 20, one->used = used << 20;
+    else if (!strcmp(key, "memory") && sscanf(rest, "%llu %llu %llu", &total, &used, &kept) >= 2)
+        one->total = total << 20, one->used = used << 20, one->kept = kept << 20;
     else if (!strcmp(key, "bar1") && sscanf(rest, "%llu", &total) == 1)
         one->bar1 = total << 20;
     else if (!strcmp(key, "process") && one->processes < MOST && sscanf(rest, "%d %llu", &one->pids[one->processes], &used) == 2)
@@ -202,7 +202,7 @@ int nvmlDeviceGetPciInfo_v3(struct card *of, struct pci *pci)
 
 int nvmlDeviceGetMemoryInfo_v2(struct card *of, struct memory *memory)
 {
-    memory->total = of->total, memory->reserved = 0, memory->free = of->total - of->used, memory->used = of->used;
+    memory->total = of->total, memory->reserved = of->kept, memory->free = of->total - of->used - of->kept, memory->used = of->used;
     return of->total ? SUCCESS : NOT_SUPPORTED;
 }
 

@@ -16,6 +16,7 @@ from vllm_safe.plan.plan_question import Plan, PlanQuestion
 from vllm_safe.plan.serving import Card, read_serving
 
 _HERE = Path(__file__).parent
+MODELS_FILE = _HERE / "models.json"  # the config.json of each model
 CARDS = {
     "H200": Card(150_109_110_272, (9, 0), name="NVIDIA H200"),
     "RTX 3060": Card(12_627_476_480, (8, 6), name="NVIDIA GeForce RTX 3060"),
@@ -58,7 +59,7 @@ class Start:
 @cache
 def model_config(name: str) -> ModelConfig:
     """Return the configuration of a model of the table."""
-    return parse_model_config(json.loads((_HERE / "models.json").read_text())[name], f"{name}/config.json")
+    return parse_model_config(json.loads(MODELS_FILE.read_text())[name], f"{name}/config.json")
 
 
 @cache

@@ -19,7 +19,7 @@ from vllm_safe.config.reader import load
 from vllm_safe.config.settings import Config
 from vllm_safe.decide.limits import decide_budget, unit_of
 from vllm_safe.decide.plan_inputs import host_limits, planned_server
-from vllm_safe.decide.serve_command import decide_server
+from vllm_safe.decide.serve_command import decide_server, forks_workers
 from vllm_safe.decide.show_rows import with_swap
 from vllm_safe.driver.driver_facts import read_driver
 from vllm_safe.host.host_facts import Host, read_host
@@ -46,7 +46,13 @@ def command(  # noqa: PLR0913 -- each is an option
 ) -> int:
     """Say whether MODEL would start, and how much it could serve, without loading it. Changes nothing.
 
-    MODEL is a model of the configuration, or a folder with a config.json, or a model that was fetched (ORG/NAME).
+    MODEL is a model of the configuration, or a folder with a config.json, or a model that was fetched (ORG/NAME). Its weight files are not
+    needed; where they are, their headers are read. After a start, the figures are those that vLLM reported then.
+
+    --json prints an object with these keys: starts (true, false, or null where it is not certain), reason, weights_bytes_per_card and
+    kv_bytes_per_card (a list, in the order of the GPUs), kv_tokens, longest_context, requests_at_once, host_bytes, shared_memory_bytes,
+    load_seconds (null where the pace of the disk is not known), exact (those of these keys that are no estimates), unknown, lines,
+    changes, fit and notes.
 
     Exit code: 0 if it starts or that is not certain, 1 if it does not start, 2 if an argument has an error.
     """
@@ -109,7 +115,8 @@ def _read_other(model: str, given: Mapping[str, Any], cards: tuple[Card, ...] | 
     stored = read_stored_model(str(Path(model).absolute()) if is_folder else model)
     if cards is None:
         cards = tuple(describe_card(card, card.used) for card in read_driver().nvml.cards)
-    return _with_cards(PlanFacts(stored, read_serving(given), ()), cards), HostLimits()
+    serving = read_serving(given)
+    return _with_cards(PlanFacts(stored, serving, (), forked=forks_workers(read_host(), serving.ranks)), cards), HostLimits()
 
 
 def _with_cards(facts: PlanFacts, cards: tuple[Card, ...] | None) -> PlanFacts:
@@ -131,7 +138,7 @@ def _print(whole: StartPlan, path: str, *, fit: bool) -> None:
     if whole.changes:
         click.echo("\nWhat would make it start, each by itself")
         for change in whole.changes[:_MOST_CHANGES]:
-            click.echo("\n".join(f"  {line}" for line in change_lines(change, path)) + f"    {change.cost}")
+            click.echo("\n".join([f"  {change.cost}", *(f"    {line}" for line in change_lines(change, path))]))
     if fit:
         click.echo("\nThe longest context that fits" if whole.fit else "\nNo context fits.")
         for line in paste_lines(whole.fit) if whole.fit else ():

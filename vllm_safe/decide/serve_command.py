@@ -81,12 +81,17 @@ def _spans_machines(model: Model) -> bool:
 _FEW_CPUS, _LITTLE_MEMORY = 4, 32 * GIB
 
 
+def forks_workers(host: Host, size: int) -> bool:
+    """Return whether the `size` workers of a model are forked and not spawned."""
+    return size > 1 and (host.cpus <= _FEW_CPUS or host.memory < _LITTLE_MEMORY)
+
+
 def _worker_environment(host: Host, model: Model, size: int) -> dict[str, tuple[str, str]]:
     """Return the variables that depend on where the `size` workers of a model run, and on the CPUs and RAM there."""
     if model.command is not None or _spans_machines(model):
         return {}
     found = {key: (value, "all its processes are on this machine") for key, value in _LOOPBACK.items()}
-    if size > 1 and (host.cpus <= _FEW_CPUS or host.memory < _LITTLE_MEMORY):
+    if forks_workers(host, size):
         why = f"{host.cpus} CPUs and {format_size(host.memory)} of RAM: forked workers share imported modules"
         found["VLLM_WORKER_MULTIPROC_METHOD"] = ("fork", why)
     return found

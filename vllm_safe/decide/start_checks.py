@@ -164,7 +164,7 @@ def _visible_cards(start: Situation) -> tuple[str, ...] | None:
 
 def check_plan(start: Situation) -> Finding | None:
     """Check whether the model fits on its GPUs, as far as that can be said before it is loaded."""
-    if start.plan is None or not start.plan.cards:
+    if start.plan is None or len(start.plan.cards) < start.plan.serving.ranks:
         return None  # other checks report what is missing
     limits = host_limits(start.budget.of(start.name), start.host)
     return find_plan_problem(start.name, start.plan, limits, refuses=start.model.plan == "refuse")

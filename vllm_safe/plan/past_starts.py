@@ -62,7 +62,7 @@ def read_past_starts(name: str, now: StartConditions, folder: Path = RUNS) -> tu
     return tuple(reversed(found))
 
 
-def name_cards(cards: Iterable[object]) -> tuple[tuple[str, str], ...]:
+def identify_cards(cards: Iterable[object]) -> tuple[tuple[str, str], ...]:
     """Return the address and name of each GPU, of what read_pci_cards() returned."""
     return tuple((str(card.get("pci")), str(card.get("name"))) for card in cards if isinstance(card, dict))
 
@@ -82,7 +82,7 @@ def _observed(run: Run, now: StartConditions) -> Observed | None:
 
 def _cards(host: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     cards = host.get("cards")
-    return name_cards(cards) if isinstance(cards, list) else ()
+    return identify_cards(cards) if isinstance(cards, list) else ()
 
 
 def _peak(samples: tuple[Sample, ...]) -> int:

@@ -13,7 +13,7 @@ from vllm_safe.common import paths
 from vllm_safe.common.errors import Failure
 from vllm_safe.driver.card_facts import NvmlCard
 from vllm_safe.plan.headers_facts import StoredModel, read_stored_model
-from vllm_safe.plan.past_starts import PastStart, StartConditions, engine_version, name_cards, read_past_starts
+from vllm_safe.plan.past_starts import PastStart, StartConditions, engine_version, identify_cards, read_past_starts
 from vllm_safe.plan.plan_question import PlanQuestion
 from vllm_safe.plan.serving import Card, Serving, read_serving
 from vllm_safe.record.card_usage import read_pci_cards
@@ -60,7 +60,9 @@ def read_plan_facts(server: PlannedServer, cards: Iterable[NvmlCard], root: Path
     serving = read_serving(args, env, engine_version(engine))
     stored = read_stored_model(server.model)
     visible = env.get("CUDA_VISIBLE_DEVICES")
-    now = StartConditions(str(args.get("model", "")), engine, name_cards(read_pci_cards("" if root == Path("/") else str(root))), visible)
+    now = StartConditions(
+        str(args.get("model", "")), engine, identify_cards(read_pci_cards("" if root == Path("/") else str(root))), visible
+    )
     past: tuple[PastStart, ...] = ()
     unread = ""
     try:

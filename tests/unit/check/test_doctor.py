@@ -9,6 +9,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,10 +23,16 @@ from vllm_safe.cli import check as check_command
 from vllm_safe.cli.main import main
 from vllm_safe.config.settings import Config
 from vllm_safe.decide.limits import Budget
+from vllm_safe.decide.plan_inputs import planned_server
 from vllm_safe.decide.start_checks import Situation
+from vllm_safe.driver.card_facts import NvmlCard
 from vllm_safe.host.host_facts import Host
 from vllm_safe.host.start_facts import StartFacts
 from vllm_safe.models.model_files import ModelFiles
+from vllm_safe.plan.headers_facts import StoredModel
+from vllm_safe.plan.model_config import parse_model_config
+from vllm_safe.plan.plan_facts import PlanFacts, describe_card
+from vllm_safe.plan.serving import read_serving
 from vllm_safe.record.kill_evidence import JournalLine
 
 GOLDEN = Path(__file__).parents[2] / "golden/check"
@@ -56,10 +63,15 @@ def examine(library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
             lines = [JournalLine(NOW - ago, 1.0, True, text) for ago, text in rig.journal]  # noqa: FBT003 - a field of a tuple
             return [line for line in lines if any(word in line.text for word in words)], True
 
-        def situation(config: Config, host: Host, _budget: Budget, name: str) -> Situation:
+        def situation(config: Config, host: Host, _budget: Budget, name: str, cards: tuple[NvmlCard, ...]) -> Situation:
             files = ModelFiles(Path("/srv/models", name), present=True)
             units = {f"vllm@{name}.service": {"TemporaryFileSystem": "/dev/shm:mode=1777,nosuid,nodev,size=50%"}}  # noqa: S108 - of the unit
-            return situation_of(config, host, name, StartFacts(server=True, model=files, swap_file="/swapfile", units=units))
+            at = situation_of(config, host, name, StartFacts(server=True, model=files, swap_file="/swapfile", units=units))
+            if "num_hidden_layers" not in rig.model:
+                return at
+            stored = StoredModel(parse_model_config(rig.model, "config.json"))
+            answering = tuple(describe_card(card, card.used) for card in cards if card.memory)
+            return replace(at, plan=PlanFacts(stored, read_serving(planned_server(name, "", at.server).args), answering))
 
         monkeypatch.setenv("FAKE_NVML", str(answers))
         monkeypatch.setenv("LD_LIBRARY_PATH", str(library if rig.driver else none))

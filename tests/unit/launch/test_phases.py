@@ -74,7 +74,7 @@ CARDS = """\
             LogMark("profiling", "-0.31 GiB for the KV cache", figure="cache", value=int(-0.31 * GIB)),
         ),
         (
-            "[gpu_worker.py:669] Initial free memory 138.27 GiB, reserved 118.77 GiB memory for KV Cache as specified by kv_cache_memory_bytes",
+            "[gpu_worker.py:669] Initial free memory 138.27 GiB, reserved 118.77 GiB memory for KV Cache as specified",
             LogMark("profiling", "118.77 GiB for the KV cache", figure="cache", value=int(118.77 * GIB)),
         ),
         (

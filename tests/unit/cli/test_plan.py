@@ -1,0 +1,113 @@
+"""`vllm-safe plan` on the command line: with folders that have only a config.json, and with a configured model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.truth.starts import MODELS_FILE
+from vllm_safe.cli.main import main
+from vllm_safe.common.sizes import GIB
+from vllm_safe.driver.card_facts import CardProcess, NvmlCard
+from vllm_safe.driver.driver_facts import Driver, Nvml
+from vllm_safe.host.host_facts import Host
+
+RIG = "8 x 12GiB sm8.6"
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(json.loads(MODELS_FILE.read_text())["qwen2.5-7b"]))
+    return folder
+
+
+def planned(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 0) -> dict[str, Any]:
+    assert main(["plan", *map(str, arguments), "--json"]) == code
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def test_a_model_that_is_not_configured(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = planned(capsys, model, "--gpus", "1 x 139.8GiB sm9.0", "--set", "gpu-memory-utilization=0.9", "--set", "max_model_len=8192")
+    assert found["starts"] is True
+    assert found["weights_bytes_per_card"] == [pytest.approx(14.29 * GIB, rel=0.01)]
+    assert {"weights_bytes_per_card"} == set(found["exact"])
+    assert found["load_seconds"] is None
+
+
+def test_what_is_too_large_says_what_to_change(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = planned(capsys, model, "--gpus", "1 x 12GiB sm8.6", code=1)
+    assert (found["starts"], "no memory would be left" in found["reason"]) == (False, True)
+    assert main(["plan", str(model), "--gpus", "1 x 12GiB sm8.6"]) == 1
+    said = capsys.readouterr().out
+    assert said.startswith(f"{model} does not start: ")
+    assert "models.NAME.args." in said
+
+
+def test_the_arguments_of_fit_start(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    gpus = ("--gpus", "1 x 24GiB sm8.6")
+    found = planned(capsys, model, *gpus, "--fit")
+    options = [text for name, value in found["fit"]["args"].items() for text in ("--set", f"{name}={value}")]
+    fits = planned(capsys, model, *gpus, *options)
+    assert fits["starts"] is True
+    assert main(["plan", str(model), *gpus, "--fit"]) == 0
+    assert "args:" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--gpus", "many"], "does not describe GPUs"),
+        (["--gpus", RIG, "--set", "max-model-len=long"], "max-model-len is not a number"),
+        (["--gpus", RIG, "--set", "=5"], "the option has no name"),
+        ([], "no GPU is known"),
+    ],
+)
+def test_what_cannot_be_planned(
+    arguments: list[str], words: str, model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vllm_safe.cli.plan.read_driver", Driver)
+    assert main(["plan", str(model), *arguments]) in {1, 2}
+    assert words in capsys.readouterr().err
+
+
+def test_a_folder_without_a_configuration_of_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", str(tmp_path), "--gpus", RIG]) == 1
+    assert f"{tmp_path}/config.json is missing" in capsys.readouterr().err
+
+
+def configured(tmp_path: Path, model: Path, **settings: object) -> list[str]:
+    config = tmp_path / "config.yaml"
+    config.write_text(json.dumps({"models": {"x": {"model": str(model), **settings}, "s": {"command": ["/bin/sh"], "port": 8001}}}))
+    return ["--config", str(config)]
+
+
+def test_a_configured_model_on_the_cards_of_this_machine(
+    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A card has what the driver leaves of it, and what the model itself uses of it now is free for its next start."""
+    own = CardProcess(7, 22 * GIB, "vllm", "vllm@x.service")
+    cards = (
+        NvmlCard("other", (8, 6), memory=4 * GIB),
+        NvmlCard("mine", (8, 6), memory=24 * GIB, reserved=GIB, used=23 * GIB, processes=(own,)),
+    )
+    monkeypatch.setattr("vllm_safe.cli.plan.read_driver", lambda: Driver(nvml=Nvml(0, cards=cards)))
+    monkeypatch.setattr("vllm_safe.cli.plan.read_host", lambda: Host(memory=16 * GIB))
+    monkeypatch.setattr("vllm_safe.cli.plan.read_units", lambda *_: {})
+    config = configured(tmp_path, model, gpus=[1], args={"max-model-len": 8192, "gpu-memory-utilization": 0.9})
+    found = planned(capsys, "x", *config)
+    assert (found["starts"], found["kv_tokens"] > 8192) == (True, True)
+    assert found["lines"][0]["bytes"] == pytest.approx(0.9 * 23 * GIB, rel=0.001)
+
+
+def test_what_is_not_vllm_is_not_planned(tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = configured(tmp_path, model)
+    assert main(["plan", "s", *config]) == 2
+    assert "`command:` server" in capsys.readouterr().err
+    assert main(["plan", "y", *config]) == 2
+    assert "there is no model y" in capsys.readouterr().err
