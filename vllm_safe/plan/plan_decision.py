@@ -18,9 +18,9 @@ from vllm_safe.plan.tensors import Tensor, list_tensors
 
 # How far the estimated part of a card can be off: no start is refused, and none is promised, within it.
 _OLDEST, _NEWEST = (0, 26), (0, 32)  # versions of vLLM whose figures these are
-_LEAST_MARGIN = 128 * MIB
-_MARGIN = 0.25
-_WEIGHTS_MARGIN = 0.01
+_LEAST_MARGIN = 64 * MIB
+_MARGIN = 0.1
+_WEIGHTS_MARGIN = 0.005
 _UNKNOWN_MARGIN = GIB  # where something was not taken into account
 
 
