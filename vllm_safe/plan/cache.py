@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 from vllm_safe.plan.model_config import ModelConfig
+from vllm_safe.plan.placement import split_layers
 from vllm_safe.plan.serving import Batch, Serving
 
 _BLOCK = 16  # config/cache.py: DEFAULT_BLOCK_SIZE; FlashAttention, Triton and FlashInfer take it (get_preferred_block_size)
@@ -26,20 +28,21 @@ class CacheLayout:
     token_bytes: int
     block_size: int
     in_flight: int  # tokens that may be scheduled before the blocks behind a window are freed
+    block_bytes: tuple[int, ...]  # of one block on each rank: those of its largest group, which the others share
 
-    def block_bytes(self, stage: range) -> int:
-        """Return the bytes of one block on a rank that has these layers: those of its largest group, which the others share."""
-        most = max(sum(layer in stage for layer in group.layers) for group in self.groups)
-        return most * self.token_bytes * self.block_size
+    def blocks(self, available: tuple[int, ...]) -> int:
+        """Return the number of blocks where so many bytes are free on each rank: that of the rank with fewest, for all."""
+        sizes = zip(available, self.block_bytes, strict=True)
+        return min((max(0, room) // size for room, size in sizes if size), default=0)
 
     def request_blocks(self, length: int) -> int:
         """Return how many blocks a request of so many tokens takes at most."""
         blocks = 0
-        for group in self.groups:
-            if group.window:  # v1/kv_cache_interface.py:859 max_admission_blocks_per_request
-                blocks += _ceil(min(group.window - 1 + self.in_flight, length), self.block_size) + 1
+        for window, count in Counter(group.window for group in self.groups).items():
+            if window:  # v1/kv_cache_interface.py:859 max_admission_blocks_per_request
+                blocks += count * (_ceil(min(window - 1 + self.in_flight, length), self.block_size) + 1)
             else:
-                blocks += _ceil(length, self.block_size)
+                blocks += count * _ceil(length, self.block_size)
         return blocks
 
     def tokens(self, blocks: int, length: int) -> int:
@@ -57,10 +60,14 @@ class CacheLayout:
 
 def lay_out(config: ModelConfig, serving: Serving, batch: Batch, capability: tuple[int, int]) -> CacheLayout:
     """Return the layout of a model's cache."""
+    groups, token_bytes = _groups(config.windows), _token_bytes(config, serving)
+    block_size = serving.block_size or _block_size(config, capability)
+    largest = [max(sum(layer in stage for layer in group.layers) for group in groups) for stage in split_layers(config.layers, serving)]
     return CacheLayout(
-        groups=_groups(config.windows),
-        token_bytes=_token_bytes(config, serving),
-        block_size=serving.block_size or _block_size(config, capability),
+        groups=groups,
+        token_bytes=token_bytes,
+        block_size=block_size,
+        block_bytes=tuple(layers * token_bytes * block_size for layers in largest for _ in range(serving.tensor_parallel)),
         # config/vllm.py:577 max_concurrent_batches: the pipeline's stages and one more, for asynchronous scheduling
         in_flight=(serving.pipeline_parallel + 1) * batch.max_num_batched_tokens,
     )

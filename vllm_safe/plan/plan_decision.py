@@ -10,7 +10,7 @@ from vllm_safe.common.sizes import GIB, MIB, format_size
 from vllm_safe.plan.cache import CacheLayout, lay_out
 from vllm_safe.plan.memory import CardBudget, Rank, budget_card, capture_sizes, outside_bytes
 from vllm_safe.plan.model_config import ModelConfig, Quantization
-from vllm_safe.plan.placement import place_weights, split_layers
+from vllm_safe.plan.placement import place_weights
 from vllm_safe.plan.plan_limits import find_obstacle
 from vllm_safe.plan.plan_question import Observed, Plan, PlanLine, PlanQuestion
 from vllm_safe.plan.serving import Batch, Card, Serving, fill_defaults
@@ -18,9 +18,9 @@ from vllm_safe.plan.tensors import Tensor, list_tensors
 
 # How far the estimated part of a card can be off: no start is refused, and none is promised, within it.
 _OLDEST, _NEWEST = (0, 26), (0, 32)  # versions of vLLM whose figures these are
-_LEAST_MARGIN = 128 * MIB
-_MARGIN = 0.25
-_WEIGHTS_MARGIN = 0.01
+_LEAST_MARGIN = 64 * MIB
+_MARGIN = 0.1
+_WEIGHTS_MARGIN = 0.005
 _UNKNOWN_MARGIN = GIB  # where something was not taken into account
 
 
@@ -60,14 +60,14 @@ def decide_plan(question: PlanQuestion) -> Plan:
         return Plan(starts=None, reason="nothing is known of its weights: its files are not there", batch=batch, unknown=unknown)
     room = _room(question, cards, batch, unknown)
     layout = lay_out(config, serving, batch, cards[0].capability)
-    longest = layout.longest(_blocks(room.available, layout, config, serving), config.max_positions)
-    sure = layout.longest(_blocks(room.worst, layout, config, serving), config.max_positions)
+    longest = layout.longest(layout.blocks(room.available), config.max_positions)
+    sure = layout.longest(layout.blocks(room.worst), config.max_positions)
     # With "auto" vLLM takes what fits, even if that is a single token.
     wanted = 1 if serving.max_model_len == -1 else batch.max_model_len
     starts, reason = _verdict(question, replace(batch, max_model_len=wanted), room, layout)
     if serving.max_model_len == -1:
         batch = replace(batch, max_model_len=max(1, longest))
-    blocks = _blocks(room.available, layout, config, serving)
+    blocks = layout.blocks(room.available)
     served = starts is not False and blocks > 1
     tokens = layout.tokens(blocks, batch.max_model_len) if served else 0
     plan = Plan(
@@ -185,13 +185,6 @@ def _seen_tokens(question: PlanQuestion) -> int:
     return next((seen.kv_tokens for seen in reversed(question.observed) if seen.serving == question.serving), 0)
 
 
-def _blocks(available: tuple[int, ...], layout: CacheLayout, config: ModelConfig, serving: Serving) -> int:
-    """Return the number of blocks, which is that of the rank with fewest for all."""
-    stages = split_layers(config.layers, serving)
-    sizes = [layout.block_bytes(stage) for stage in stages for _ in range(serving.tensor_parallel)]
-    return min((max(0, room) // size for room, size in zip(available, sizes, strict=True) if size), default=0)
-
-
 def _verdict(question: PlanQuestion, batch: Batch, room: _Room, layout: CacheLayout) -> tuple[bool | None, str]:
     cards = question.cards[: question.serving.ranks]
     for rank, (card, budget) in enumerate(zip(cards, room.budgets, strict=True)):
@@ -202,9 +195,7 @@ def _verdict(question: PlanQuestion, batch: Batch, room: _Room, layout: CacheLay
                 f" (gpu-memory-utilization {batch.gpu_memory_utilization:g})"
             )
     needed = layout.request_blocks(batch.max_model_len) + 1
-    likely, best, worst = (
-        _blocks(sizes, layout, question.config, question.serving) >= needed for sizes in (room.available, room.best, room.worst)
-    )
+    likely, best, worst = (layout.blocks(sizes) >= needed for sizes in (room.available, room.best, room.worst))
     tightest = min(range(len(cards)), key=lambda rank: room.available[rank])
     left, weights = room.available[tightest], room.budgets[tightest].weights
     if left <= 0:

@@ -26,10 +26,12 @@ def _obstacles(question: PlanQuestion, batch: Batch) -> Iterator[str]:
         yield f"dtype bfloat16 needs compute capability 8.0, and a card has {old[0]}.{old[1]}: half would do"
     if config.family == "qwen2" and len(set(config.windows)) > 1:  # models/qwen2.py
         yield "vLLM does not serve a Qwen2 of which only some layers have a sliding window (max_window_layers)"
-    if config.quantization and config.quantization.method == "gptq" and config.quantization.activation_order and serving.version >= (0, 32):
+    quantization = config.quantization
+    ordered = quantization is not None and quantization.method == "gptq" and quantization.activation_order and quantization.group > 0
+    if ordered and serving.version >= (0, 32):  # quantization/utils/gptq_utils.py:23
         yield "vLLM 0.32 no longer serves GPTQ with activation order (desc_act)"
-    if old < (7, 5) and config.quantization:
-        yield f"the kernels for {config.quantization.method} need compute capability 7.5, and a card has {old[0]}.{old[1]}"
+    if old < (7, 5) and quantization:
+        yield f"the kernels for {quantization.method} need compute capability 7.5, and a card has {old[0]}.{old[1]}"
 
 
 def _split_obstacles(config: ModelConfig, serving: Serving) -> Iterator[str]:

@@ -34,8 +34,18 @@ def test_bytes_of_a_token(name: str, serving: Serving, size: int) -> None:
 
 def test_full_attention_is_one_group() -> None:
     cache = layout("qwen2.5-7b")
-    assert (len(cache.groups), cache.block_bytes(range(28)), cache.request_blocks(8192)) == (1, 28 * 2048 * 16, 512)
-    assert cache.block_bytes(range(14)) == 14 * 2048 * 16
+    assert (len(cache.groups), cache.block_bytes, cache.request_blocks(8192)) == (1, (28 * 2048 * 16,), 512)
+
+
+def test_the_rank_with_fewest_blocks_decides() -> None:
+    cache = layout("qwen2.5-7b", Serving(pipeline_parallel=2, layer_partition=(10, 18)))
+    assert cache.block_bytes == (10 * 2048 * 16, 18 * 2048 * 16)
+    assert cache.blocks((10**9, 10**9)) == 10**9 // (18 * 2048 * 16)
+    assert cache.blocks((-1, 10**9)) == 0
+
+
+def test_the_figure_that_vllm_prints() -> None:
+    cache = layout("qwen2.5-7b")
     assert cache.tokens(1000, 8192) == 16000
 
 

@@ -34,6 +34,8 @@ def obstacle(name: str, serving: Serving, card: Card = CARDS["RTX 3060"], cards:
         ("llama-8b", Serving(max_model_len=200_000), "max-model-len 200000 exceeds the model's own 131072"),
         ("llama-8b", Serving(pipeline_parallel=2, layer_partition=(10, 20)), "has to give 2 stages 32 layers in all"),
         ("llama-8b", Serving(pipeline_parallel=2, layer_partition=(32,)), "has to give 2 stages 32 layers in all"),
+        ("llama-8b-gptq4-act", Serving(), r"no longer serves GPTQ with activation order \(desc_act\)"),
+        ("qwen2-7b-window", Serving(), "only some layers have a sliding window"),
         ("deepseek-v3-6-layers", Serving(pipeline_parallel=8), "pipeline-parallel-size 8 is more than the 6 layers"),
     ],
 )
@@ -49,6 +51,7 @@ def test_what_is_refused(name: str, serving: Serving, words: str) -> None:
         ("qwen2.5-7b", Serving(tensor_parallel=4)),
         ("llama-8b", Serving(max_model_len=200_000, unplanned=("hf-overrides",))),
         ("gpt-oss-20b", Serving(tensor_parallel=8)),
+        ("llama-8b-gptq4-act", Serving(version=(0, 31))),
         ("llama-8b", Serving(tensor_parallel=4, pipeline_parallel=2)),
     ],
 )
