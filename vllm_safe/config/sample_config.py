@@ -34,7 +34,7 @@ _PLANS_MODEL = {
 tensor-parallel-size: 8         # one slice of the model on each of 8 GPUs
 gpu-memory-utilization: 0.90    # of each GPU's memory
 max-model-len: 8192             # tokens of a prompt and its answer together
-max-num-seqs: 64                # concurrent requests; fewer leave more memory for each""",
+max-num-seqs: 32                # concurrent requests; fewer leave more memory for each""",
 }
 _OTHER = "Any other server gets the same protection:"
 _OTHER_SERVER = {"command": "[/usr/local/bin/llama-server, --model, /srv/models/small.gguf, --port, 8001]", "port": "8001"}
