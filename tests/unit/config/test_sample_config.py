@@ -45,7 +45,7 @@ def test_it_has_the_defaults_and_the_plans_model(file: Path) -> None:
         "qwen72b": Model(
             model="Qwen/Qwen2.5-72B-Instruct-GPTQ-Int8",
             profile="pcie-riser",
-            args={"tensor-parallel-size": 8, "gpu-memory-utilization": 0.90, "max-model-len": 8192, "max-num-seqs": 64},
+            args={"tensor-parallel-size": 8, "gpu-memory-utilization": 0.90, "max-model-len": 8192, "max-num-seqs": 32},
         )
     }
     assert config.models["qwen72b"].port == 8000
