@@ -2,7 +2,7 @@
 
 python3 tiny_engine.py FOLDER    writes them into FOLDER, with a lock of the first version: FOLDER/lock.txt. FOLDER/other has wheels of the
 same names with other contents. FOLDER/cards.txt locks a vLLM for GPUs, which also serves: it needs a GPU that answers to NVML, and without
-one it ends as vLLM 0.32.0 does.
+one it ends as vLLM 0.32.0 does. It prints what printed.txt has, if there is one in the folder of the model.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _MODULE = "from importlib.metadata import version\n__version__ = version('vllm')
 _COMMAND = "import vllm\n\n\ndef main():\n    print(vllm.__version__)\n"
 _NO_CARD = "Failed to infer device type, please set the environment variable `VLLM_LOGGING_LEVEL=DEBUG` to turn on verbose logging."
 _CARDS_COMMAND = f"""
-import ctypes, re, sys
+import ctypes, pathlib, re, sys
 from http.server import BaseHTTPRequestHandler, HTTPServer
 import vllm
 
@@ -39,7 +39,10 @@ def main():
     if not answers:
         raise RuntimeError({_NO_CARD!r})
     if sys.argv[1] == "serve":
-        port = re.search(r"port\\W+(\\d+)", open(sys.argv[3]).read())[1]
+        given = open(sys.argv[3]).read()
+        port = re.search(r"port\\W+(\\d+)", given)[1]
+        printed = pathlib.Path(re.search(r"model\\W+?(/[\\w./-]+)", given)[1], "printed.txt")
+        print(printed.read_text() if printed.exists() else "", flush=True)
         HTTPServer(("127.0.0.1", int(port)), Handler).serve_forever()
     print(vllm.__version__)
 """

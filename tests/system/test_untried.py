@@ -9,15 +9,13 @@ from pathlib import Path
 import pytest
 
 from tests.beds import engine
+from tests.beds.gpu_machine import LIBRARY, TINY, TOLD, gpu_machine, tell
 from tests.beds.machine import Completed
 from tests.beds.nspawn import Nspawn
 
 pytestmark = [pytest.mark.nspawn, pytest.mark.engine]
 
-FAKES = Path(__file__).parents[1] / "fakes"
-LOCK = "/usr/lib/vllm-safe/lib/python3/site-packages/vllm_safe/engine/locks/vllm.txt"
-TINY, MODEL = "/srv/tiny", "/srv/models/tiny"
-LIBRARY, TOLD = "/usr/local/lib/libnvidia-ml.so.1", "/etc/fake-nvml"
+MODEL = "/srv/models/tiny"
 UNTRIED = "/var/lib/vllm-safe/untried"
 CONFIG = f"""\
 swap: {{size: none}}
@@ -29,11 +27,7 @@ models:
 
 @pytest.fixture(scope="module")
 def machine(deb: Path) -> Iterator[Nspawn]:
-    with Nspawn(binds=[engine.wheels()], network=False) as bed:
-        bed.install(deb)
-        for name in ("tiny_engine.py", "nvml.c"):
-            bed.put(FAKES / name, f"/root/{name}")
-        bed.run(f"python3 /root/tiny_engine.py {TINY} && cp {engine.WHEELS}/uv-*.whl {TINY} && cp {TINY}/cards.txt {LOCK}")
+    with gpu_machine(deb) as bed:
         bed.run(f"mkdir -p {MODEL} && echo '{{}}' > {MODEL}/config.json")
         bed.write("/etc/vllm-safe/config.yaml", CONFIG)
         yield bed
@@ -46,12 +40,6 @@ def bed(machine: Nspawn) -> Nspawn:
     machine.run(f"rm -rf {engine.ENGINES}/current {engine.ENGINES}/previous {engine.ENGINES}/vllm-* {UNTRIED} /var/lib/vllm-safe/runs/*")
     machine.run(f"rm -f {LIBRARY} {TOLD} && ldconfig")
     return machine
-
-
-def tell(bed: Nspawn, *, error: int = 0, driver: str = "580.95.05", cuda: int = 13000, capability: str = "9.0") -> None:
-    """Have NVML say so from now on."""
-    bed.write(TOLD, f"error {error}\ndriver {driver}\ncuda {cuda}\ncard 0000:01:00.0 Fake\n  capability {capability}\n")
-    bed.run(f"gcc -shared -fPIC -o {LIBRARY} /root/nvml.c && ldconfig")
 
 
 def install(bed: Nspawn, *words: str) -> Completed:
@@ -127,12 +115,13 @@ def test_try_tries_it_and_says_what_is_broken(bed: Nspawn) -> None:
 @pytest.mark.parametrize(
     ("told", "words"),
     [
-        ({"driver": "550.163.01", "cuda": 12040}, "NVIDIA driver 550.163.01 supports CUDA 12.4, but this vLLM is built for CUDA 13.0"),
-        ({"capability": "6.1"}, "too old: Fake (6.1)"),
+        (([], "550.163.01", 12040), "NVIDIA driver 550.163.01 supports CUDA 12.4, but this vLLM is built for CUDA 13.0"),
+        ((["capability 6.1"], "580.95.05", 13000), "too old: Fake (6.1)"),
     ],
 )
-def test_what_can_never_work_is_said_before_anything_is_fetched(bed: Nspawn, told: dict[str, str | int], words: str) -> None:
-    tell(bed, **told)  # type: ignore[arg-type] # rows of a table
+def test_what_can_never_work_is_said_before_anything_is_fetched(bed: Nspawn, told: tuple[list[str], str, int], words: str) -> None:
+    card, driver, cuda = told
+    tell(bed, *card, driver=driver, cuda=cuda)
     before = bed.out(f"ls -A {engine.ENGINES}")
     done = install(bed)
     assert done.returncode == 1
