@@ -15,6 +15,7 @@ COMMANDS = {
     "fetch": "Download the files of a model",
     "swap": "Create, show or remove the swapfile",
     "status": "Show every model: state, progress, memory, pressure, guard",
+    "top": "Watch every model and GPU on one screen",
     "why": "Show why a model last stopped, and what to change",
     "report": "Show a recorded run as a web page, or in the terminal",
     "drill": "Time logins while a hog takes all memory of a model",
