@@ -89,6 +89,7 @@ _FILES = {
     "`why` and `report` read it. It contains the output of models, so only root and the group adm can read it. It belongs to the user "
     "vllm-record. A purge deletes it.",
     "/swapfile": "The swapfile, unless `swap.file` names another.",
+    "/usr/share/doc/vllm-safe/grafana-dashboard.json": "A dashboard of the metrics below, to be imported into Grafana.",
     "/usr/share/doc/vllm-safe/README.md": "What vllm-safe protects from, what it does not, and what to do when something is wrong.",
 }
 

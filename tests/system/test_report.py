@@ -128,9 +128,10 @@ def test_what_runs_is_shown_and_what_was_recorded_is_drawn(
         shown = json.loads(bed.out(f"setpriv --reuid {user} --clear-groups vllm-safe status demo --json"))[0]
         assert (shown["phase"], shown["active"]) == ("ready", "active")
         assert shown["os_memory_pressure"] is not None
-    lines = bed.run("timeout --signal=INT 3 vllm-safe status --watch", check=False, timeout=30).stdout.splitlines()
-    assert len(lines) >= 2
-    assert all(" demo  ready" in line for line in lines)
+        screen = bed.out(f"setpriv --reuid {user} --clear-groups vllm-safe top").splitlines()
+        assert [line for line in screen if line.startswith("demo  ready since ")]
+        assert "  guard: has not acted" in screen
+        assert [line for line in screen if line.startswith("GPU")]
     bed.run("systemctl stop vllm@demo", check=True, timeout=60)
     bed.wait_for("the run's end", lambda: bed.run("ls /var/lib/vllm-safe/runs/demo/*/end.json", check=False).returncode == 0, timeout=60)
     assert "stopped" in bed.out("vllm-safe status demo")

@@ -15,8 +15,10 @@ COMMANDS = {
     "fetch": "Download the files of a model",
     "swap": "Create, show or remove the swapfile",
     "status": "Show every model: state, progress, memory, pressure, guard",
+    "top": "Watch every model and GPU on one screen",
     "why": "Show why a model last stopped, and what to change",
     "report": "Show a recorded run as a web page, or in the terminal",
+    "bundle": "Write one file for an issue: plan, check, show, why, report",
     "drill": "Time logins while a hog takes all memory of a model",
     "apply": "Apply limits and protection (systemd does so at each start)",
 }

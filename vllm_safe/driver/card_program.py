@@ -32,7 +32,7 @@ def ask_driver() -> dict[str, Any]:
             answer |= {"error": 0, "driver": ask_nvml_for(pynvml.nvmlSystemGetDriverVersion)}
             answer["cuda"] = ask_nvml_or(0, pynvml.nvmlSystemGetCudaDriverVersion_v2)  # from libcuda.so.1: 13000 is 13.0
             cards = list(nvml_cards())
-            answer["cards"] = [_card(handle) for _, handle in cards]
+            answer["cards"] = [ask_card(handle) for _, handle in cards]
             both = list(combinations([(index, handle) for index, handle in cards if handle is not None], 2))
             answer["pairs"] = [_pair(*first, *second) for first, second in both[:_MOST_PAIRS]]
     except NvmlFailure as failure:
@@ -41,7 +41,7 @@ def ask_driver() -> dict[str, Any]:
     return answer
 
 
-def _card(handle: Any) -> dict[str, Any]:  # noqa: ANN401 - pynvml has no types
+def ask_card(handle: Any) -> dict[str, Any]:  # noqa: ANN401 - pynvml has no types
     """Return the facts about one card; one that does not respond has a capability of (0, 0)."""
     if handle is None:
         return {"name": "", "capability": (0, 0)}

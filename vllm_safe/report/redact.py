@@ -9,7 +9,8 @@ REMOVED = "[removed]"
 # Endings of names whose value is a secret. `token` alone is not one: vLLM's log is full of eos_token_id=2 and max_tokens=16.
 _SECRET_NAME = re.compile(
     r"(?:api[_-]?keys?|secret(?:[_-][\w-]*)?|passw(?:or)?d|passphrase|credentials?|private[_-]?key|"
-    r"(?:access|auth|hub|hf|huggingface|hugging_face_hub|bearer|github|ngc|refresh|session|id)[_-]?tokens?)\Z",
+    r"(?:access|auth|hub|hf|huggingface|hugging_face_hub|bearer|github|ngc|refresh|session|id)[_-]?tokens?|"
+    r"(?-i:(?:\A|(?<=_))(?:TOKEN|KEY|PASS|PWD|AUTH|PAT)))\Z",  # names of variables, which vLLM's log does not have
     re.IGNORECASE,
 )
 _QUOTED = r"\"(?:[^\"\\]|\\.)*\"?|'(?:[^'\\]|\\.)*'?"
@@ -25,6 +26,9 @@ _HEADERS = (
     (re.compile(rf"((?:proxy-)?authorization[\"']?\s*[:=,]\s*)({_QUOTED}|[^\s,;\"']+(?:\s+[^\s,;\"']+)?)", re.IGNORECASE), r"\1" + REMOVED),
     (re.compile(r"\b(bearer|basic)\s+[\w.~+/=-]{8,}", re.IGNORECASE), r"\1 " + REMOVED),
     (re.compile(r"((?:set-)?cookie[\"']?\s*:\s*).+", re.IGNORECASE), r"\1" + REMOVED),
+    # What people ask a model (enable-log-requests): a prompt, its tokens, the messages of a chat
+    (re.compile(rf"(\bprompt(?:_token_ids)?[\"']?\s?[:=]\s?)({_QUOTED}|\[[^\]]*\]?)"), r"\1" + REMOVED),
+    (re.compile(rf"([\"']content[\"']\s?:\s?)({_QUOTED})"), r"\1" + REMOVED),
 )
 _SHAPES = (
     # User and password of a URL
@@ -34,23 +38,41 @@ _SHAPES = (
     # Keys recognised by their format: Hugging Face, OpenAI and similar, GitHub, GitLab, AWS, Google, NVIDIA, Slack, JWT
     (
         re.compile(
-            r"\b(?:(?:hf|api_org)_[A-Za-z0-9]{16,}|sk-[\w-]{16,}|(?:gh[pousr]_|github_pat_)\w{20,}|glpat-[\w-]{16,}|"
+            r"(?<![A-Za-z0-9])(?:(?:hf|api_org)_[A-Za-z0-9]{16,}|sk-[\w-]{16,}|(?:gh[pousr]_|github_pat_)\w{20,}|glpat-[\w-]{16,}|"
             r"(?:AKIA|ASIA)[A-Z0-9]{16}|AIza[\w-]{30,}|nvapi-[\w-]{20,}|xox[abprs]-[\w-]{10,}|eyJ[\w-]{16,}(?:\.[\w-]*)*)"
         ),
         REMOVED,
     ),
-    (re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*"), REMOVED),
 )
+_BASE64 = re.compile(r"(?<![\w+/.-])[A-Za-z0-9+/]{48,}+={0,2}(?![\w.-])")  # a line of a key; or a checksum, or a path: see _without_base64
+_PRIVATE_KEY = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----(?s:.*?)(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)")
 
 
 def redact(text: str) -> str:
-    """Return the text without parts that look like a key, a token or a password."""
+    """Return the text without parts that look like a key, a token or a password, and without what people asked a model."""
+    text = without_private_keys(text)
     for pattern, replacement in _HEADERS:
         text = pattern.sub(replacement, text)
     text = _without_named(text)
     for pattern, replacement in _SHAPES:
         text = pattern.sub(replacement, text)
-    return text
+    return _BASE64.sub(_without_base64, text)
+
+
+def without_private_keys(text: str) -> str:
+    """Return the text without private keys in PEM's format, which have many lines; one without an end takes the rest of the text along."""
+    return _PRIVATE_KEY.sub(REMOVED, text)
+
+
+def names_secret(name: str) -> bool:
+    """Return whether a setting, an option or a variable of that name has a secret as its value."""
+    return bool(_SECRET_NAME.search(name))
+
+
+def _without_base64(match: re.Match[str]) -> str:
+    """Remove what has letters of both cases and digits in the proportions of base64: no path has, nor hexadecimal digits."""
+    upper, lower, digits = (sum(map(kind, match[0])) for kind in (str.isupper, str.islower, str.isdecimal))
+    return REMOVED if min(upper, lower) > len(match[0]) // 6 and digits > len(match[0]) // 20 else match[0]
 
 
 def _without_named(text: str) -> str:

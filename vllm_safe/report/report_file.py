@@ -1,9 +1,10 @@
-"""Writing of a report file: atomically, readable only by its owner, and replacing nothing but an earlier report."""
+"""Writing of a file for a person: atomically, readable only by its owner, and replacing nothing but an earlier report."""
 
 from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 from vllm_safe.common.errors import Failure
@@ -16,16 +17,25 @@ def write_report(path: Path, page: str, *, force: bool = False) -> None:
 
     Raises Failure if another file exists there, unless `force`. A symbolic link is replaced, never followed.
     """
+    refusal = Failure(f"{path} exists and is not a report of vllm-safe", hint="Choose another file with -o, or overwrite it with --force.")
+    _write(path, page, lambda folder: force or _is_report(folder, path.name), refusal)
+
+
+def write_new_file(path: Path, text: str) -> None:
+    """Write a text to `path` with mode 0600. Raises Failure if anything exists there, were it a link to nowhere."""
+    _write(path, text, lambda _: False, Failure(f"{path} exists", hint="Choose another file with -o."))
+
+
+def _write(path: Path, text: str, may_replace: Callable[[int], bool], refusal: Failure) -> None:
+    """Write a file; `refusal` is raised if one exists that it may not replace. may_replace is asked with the open folder."""
     try:
         folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         raise Failure(f"cannot write {path}: {path.parent}: {(error.strerror or str(error)).lower()}") from error
     try:
-        write_in_folder(folder, path.name, page.encode(), replace=force or _is_report(folder, path.name))
+        write_in_folder(folder, path.name, text.encode(errors="replace"), replace=may_replace(folder))
     except FileExistsError:
-        raise Failure(
-            f"{path} exists and is not a report of vllm-safe", hint="Choose another file with -o, or overwrite it with --force."
-        ) from None
+        raise refusal from None
     except OSError as error:
         raise Failure(f"cannot write {path}: {(error.strerror or str(error)).lower()}") from error
     finally:

@@ -1,1 +1,1 @@
-"""The facts and the output of `vllm-safe status`."""
+"""The facts and the output of `vllm-safe status` and `vllm-safe top`."""

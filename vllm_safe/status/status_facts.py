@@ -11,6 +11,7 @@ from vllm_safe.common.kernfs import (
     MODELS_SLICE,
     SYSTEM_SLICES,
     parse_flat_keyed,
+    parse_meminfo,
     parse_number,
     parse_stall_share,
     read_kernel_file,
@@ -23,6 +24,7 @@ from vllm_safe.contract.state_file import STATE_FOLDER, state_file
 from vllm_safe.decide.limits import unit_of
 from vllm_safe.record.run_reader import read_state
 from vllm_safe.status.status_lines import GuardEvent, ModelStatus
+from vllm_safe.status.top_screen import MachineMemory
 
 _CGROUPS = Path(CGROUPS)
 _PROPERTIES = ("Id", "ActiveState", "SubState", "Result", "StatusText", "MainPID", "ControlGroup", "StateChangeTimestampMonotonic")
@@ -77,6 +79,12 @@ def read_model_status(
             )
         )
     return tuple(seen)
+
+
+def read_machine_memory(path: str = "/proc/meminfo") -> MachineMemory:
+    """Read how much RAM and swap the machine has, and how much of it is left."""
+    found = parse_meminfo(read_kernel_file(path))
+    return MachineMemory(found.get("MemTotal"), found.get("MemAvailable"), found.get("SwapTotal"), found.get("SwapFree"))
 
 
 def _limit(group: Path | None, name: str) -> int | None:

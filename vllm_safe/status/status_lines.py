@@ -1,10 +1,10 @@
-"""The output of `vllm-safe status`: values for programs, and lines of 80 columns for people. Pure: the time zone is handed in."""
+"""The output of `vllm-safe status` and `top`: values for programs, and lines for people. Pure: the time zone is handed in."""
 
 from __future__ import annotations
 
 import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from vllm_safe.common.printable_text import printable
@@ -12,7 +12,7 @@ from vllm_safe.common.sizes import format_size, format_span
 from vllm_safe.contract.state_file import LoadProgress, State
 
 _BAR = 16  # columns
-_COLUMNS = 80
+COLUMNS = 80  # of a terminal, unless it says otherwise
 
 LocalTime = Callable[[float], time.struct_time]  # from Unix seconds: time.localtime
 
@@ -46,6 +46,11 @@ class ModelStatus(NamedTuple):
     os_io_pressure: float | None = None
     acts: tuple[GuardEvent, ...] = ()
 
+    @property
+    def is_running(self) -> bool:
+        """Whether the unit has processes."""
+        return self.active in {"activating", "active", "deactivating"} and self.sub != "auto-restart"
+
 
 def describe_phase(seen: ModelStatus) -> str:
     """Return the phase of a model in a few words."""
@@ -73,48 +78,64 @@ def status_as_json(seen: ModelStatus, why: str = "") -> dict[str, Any]:
     }
 
 
-def status_as_line(seen: ModelStatus, local: LocalTime) -> str:
-    """Return the status as one line, for a pipe."""
-    parts = [time.strftime("%H:%M:%S", local(seen.time)), seen.name, describe_phase(seen)]
-    if seen.state and seen.state.progress:
-        parts.append(_progress(seen.state.progress))
-    parts += _amounts(seen)
-    return printable("  ".join(parts))
+def status_as_lines(
+    seen: ModelStatus, local: LocalTime, why: str = "", *, before: ModelStatus | None = None, columns: int = COLUMNS
+) -> list[str]:
+    """Return the status as lines for a person: the first has the name, the others are indented.
 
-
-def status_as_lines(seen: ModelStatus, local: LocalTime, why: str = "") -> list[str]:
-    """Return the status as lines for a person: the first has the name, the others are indented."""
+    before: an earlier status, from which the tokens per second are computed.
+    """
     phase, since = describe_phase(seen), _since(seen)
     when = "" if since is None else f" since {_moment(since, seen.time, local)} ({format_span(max(0.0, seen.time - since))})"
     if seen.active == "inactive" and since is None and not why:
         return [f"{seen.name}  not started"]
-    lines = []
-    state = seen.state
-    if state and state.progress:
-        lines.append(_bar(state.progress) + _progress(state.progress))
-    elif why and phase in {"failed", "stopped", "waiting to start again"}:
-        lines.append(why)
-    elif state and state.text and phase != "ready":
-        lines.append(state.text)
-    elif seen.status and (not state or phase in {"failed", "waiting to start again"}):
-        lines.append(seen.status)
+    lines = [*_first_detail(seen, phase, why)]
     if amounts := _amounts(seen):
         lines.append(", ".join(amounts))
-    lines += _pressure(seen)
-    if state and state.running is not None:
-        tokens = "" if state.tokens is None else f"; {state.tokens} tokens generated"
-        lines.append(f"requests: {state.running} running, {state.waiting or 0} waiting{tokens}")
-    if seen.acts:
-        last, times = seen.acts[-1], len(seen.acts)
-        ago = format_span(max(0.0, seen.time - last.time))
-        lines.append(f"guard: acted {'once' if times == 1 else f'{times} times'}, last {ago} ago: {last.text or last.act}")
+    lines += [*_pressure(seen), *_requests(seen, before), *_guard(seen)]
     if phase == "failed":
         lines.append(f"see: vllm-safe why {seen.name}")
     wrapped = (
-        textwrap.wrap(printable(line), _COLUMNS - 1, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False)
-        for line in lines
+        textwrap.wrap(printable(line), columns - 1, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False) for line in lines
     )
     return [printable(f"{seen.name}  {phase}{when}"), *(row for rows in wrapped for row in rows)]
+
+
+def _first_detail(seen: ModelStatus, phase: str, why: str) -> Iterator[str]:
+    """Yield what matters most: the progress, why it ended, or what the main process said last."""
+    state = seen.state
+    if state and state.progress:
+        yield _bar(state.progress) + _progress(state.progress)
+    elif why and phase in {"failed", "stopped", "waiting to start again"}:
+        yield why
+    elif state and state.text and phase != "ready":
+        yield state.text
+    elif seen.status and (not state or phase in {"failed", "waiting to start again"}):
+        yield seen.status
+
+
+def _requests(seen: ModelStatus, before: ModelStatus | None) -> Iterator[str]:
+    if (state := seen.state) and state.running is not None:
+        tokens = "" if state.tokens is None else f"; {state.tokens} tokens generated"
+        yield f"requests: {state.running} running, {state.waiting or 0} waiting{tokens}{_pace(seen, before)}"
+
+
+def _guard(seen: ModelStatus) -> Iterator[str]:
+    if seen.acts:
+        last, times = seen.acts[-1], len(seen.acts)
+        ago = format_span(max(0.0, seen.time - last.time))
+        yield f"guard: acted {'once' if times == 1 else f'{times} times'}, last {ago} ago: {last.text or last.act}"
+    elif seen.is_running:
+        yield "guard: has not acted"
+
+
+def _pace(seen: ModelStatus, before: ModelStatus | None) -> str:
+    """Return the tokens per second since an earlier status of the same start, or ""."""
+    if not (before and before.state and seen.state and before.state.run == seen.state.run and seen.time > before.time):
+        return ""
+    if seen.state.tokens is None or before.state.tokens is None:
+        return ""
+    return f" ({max(0, seen.state.tokens - before.state.tokens) / (seen.time - before.time):.1f}/s)"
 
 
 def _since(seen: ModelStatus) -> float | None:

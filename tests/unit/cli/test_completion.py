@@ -78,7 +78,7 @@ def test_all_models_are_offered_and_by_what_is_typed_fewer(shell: str, words: li
     assert offered(shell, machine, *words, "sm") == {"small", "smart"}
 
 
-@pytest.mark.parametrize("command", ["fetch", "status", "why", "report", "apply"])
+@pytest.mark.parametrize("command", ["fetch", "status", "top", "why", "report", "bundle", "apply"])
 def test_so_does_every_command_that_takes_a_model(command: str, machine: Path) -> None:
     assert offered("bash", machine, command, "") == {*MODELS, "gone"}
 

@@ -3,13 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import pty
-import select
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -95,35 +88,3 @@ def test_a_mistake_in_the_configuration_hides_nothing_that_runs(tmp_path: Path, 
     out, err = capsys.readouterr()
     assert "config.yaml:1:" in err
     assert out
-
-
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
-def test_watch_redraws_on_a_terminal_and_leaves_it_as_it_was(config: str, sent: signal.Signals) -> None:
-    ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "vllm_safe", "status", "--watch", "--config", config]
-    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=os.environ | {"TERM": "xterm"})
-    os.close(theirs)
-    output = b""
-    try:
-        deadline = time.monotonic() + 60
-        while output.count(b"\x1b[H") < 2 and time.monotonic() < deadline:
-            if select.select([ours], [], [], 1)[0]:
-                output += os.read(ours, 65536)
-        process.send_signal(sent)
-        assert process.wait(60) == 0
-        output += os.read(ours, 65536)
-    finally:
-        process.kill()
-        process.wait()
-        os.close(ours)
-    assert output.startswith(b"\x1b[?1049h\x1b[?25l")
-    assert output.count(b"\x1b[H") >= 2
-    assert b"\x1b[?25h\x1b[?1049l" in output
-    assert b"x  " in output.rpartition(b"\x1b[?1049l")[2], "the last picture is left on the screen"
-
-
-def test_watch_prints_lines_on_a_pipe_until_nobody_reads(config: str) -> None:
-    command = f"{sys.executable} -m vllm_safe status --watch --config {config} | head -n 3"
-    outcome = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True, timeout=60)
-    assert [line.split()[1] for line in outcome.stdout.splitlines()] == ["x", "y", "x"]
-    assert outcome.stderr == ""

@@ -45,6 +45,15 @@ SECRET = "hunter2hunter2hunter2"  # noqa: S105 -- not a real password
         f"postgres+psycopg2://user:{SECRET}@db/x",
         f"api_key=None, api_key={SECRET}",
         f'the "password" : "a \\" {SECRET}"',
+        f"MY_SERVICE_TOKEN={SECRET}",
+        f"AWS_SESSION_KEY: {SECRET}",
+        f"/models/my_hf_{SECRET}/config.json",
+        f"Received request cmpl-1: prompt: '{SECRET}', params: SamplingParams(n=1)",
+        f'Request cmpl-1 details: prompt: "it\'s {SECRET}", prompt_token_ids: [1, 2]',
+        f"messages=[{{'role': 'user', 'content': '{SECRET}'}}]",
+        f"-----BEGIN PRIVATE KEY-----\n{SECRET}\n-----END PRIVATE KEY-----",
+        f"-----BEGIN PRIVATE KEY-----\n{SECRET}",
+        f"server log: MIIE{SECRET}uWz5yB7b0m3k9VqPzXr2dLh8sT1fGcJnE4aY==",
     ],
 )
 def test_a_secret_is_left_out(line: str) -> None:
@@ -61,6 +70,9 @@ def test_a_secret_is_left_out(line: str) -> None:
         'INFO:     127.0.0.1:51432 - "POST /v1/completions HTTP/1.1" 200 OK',
         "Loading safetensors checkpoint shards:  41% Completed | 15/37 [12:03<17:40, 48.2s/it]",
         "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.",
+        "Processed prompts: 100% prompt: 3, 'content-type': 'text', sha256: "
+        + 32 * "0a"
+        + " /srv/somebody/Projects/Models/Checkpoints2/Latest/Final/Part1",
         "GatedRepoError: 401 Client Error. Access to model is restricted. See https://huggingface.co/settings/tokens",
     ],
 )
@@ -122,7 +134,7 @@ PIECES = [
         "eyJ.",
         "eyJaaaaaaaa.",
     ),
-    *("hf_", "sk-", "AIza", "xoxb-", "PRIVATE KEY"),
+    *("prompt: ", "prompt", "'content': ", "+/", "-----END ", "hf_", "sk-", "AIza", "xoxb-", "PRIVATE KEY"),
 ]
 
 

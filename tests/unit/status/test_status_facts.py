@@ -11,7 +11,8 @@ import pytest
 
 from vllm_safe.contract.state_file import State
 from vllm_safe.status import status_facts
-from vllm_safe.status.status_facts import read_model_status, running_models
+from vllm_safe.status.status_facts import read_machine_memory, read_model_status, running_models
+from vllm_safe.status.top_screen import MachineMemory
 
 GROUP = "vllm.slice/vllm@x.service"
 
@@ -86,3 +87,9 @@ def test_units_that_run_are_found_whatever_the_configuration_says(tree: Path) ->
     (tree / "vllm.slice/other.service").mkdir()
     assert running_models(tree) == ("x",)
     assert running_models(tree / "nowhere") == ()
+
+
+def test_the_machines_memory(tmp_path: Path) -> None:
+    (tmp_path / "meminfo").write_text("MemTotal: 4 kB\nMemAvailable: 3 kB\nSwapTotal: 2 kB\nSwapFree: 1 kB\nHugePages_Total: 7\n")
+    assert read_machine_memory(str(tmp_path / "meminfo")) == MachineMemory(4096, 3072, 2048, 1024)
+    assert read_machine_memory(str(tmp_path / "none")) == MachineMemory()

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from vllm_safe.contract.state_file import LoadProgress, State
-from vllm_safe.status.status_lines import GuardEvent, ModelStatus, describe_phase, status_as_json, status_as_line, status_as_lines
+from vllm_safe.status.status_lines import GuardEvent, ModelStatus, describe_phase, status_as_json, status_as_lines
 
 NOW = 1795472448.0
 GIB = 1 << 30
@@ -87,14 +87,20 @@ def test_nothing_is_wider_than_80_columns_or_steers_the_terminal() -> None:
     for line in status_as_lines(hostile, time.gmtime):
         assert len(line) < 80
         assert line.isprintable()
-    assert status_as_line(hostile._replace(name="\x1b[31m"), time.gmtime).isprintable()
+    assert status_as_lines(hostile._replace(name="\x1b[31m"), time.gmtime)[0].isprintable()
 
 
-def test_a_line_of_a_pipe_has_it_all() -> None:
-    line = status_as_line(BUSY, time.gmtime)
-    assert "x  loading  41%, 31.0 GiB of 76.0 GiB" in line
-    assert "swap 38.0 GiB of 115 GiB (33%)" in line
-    assert "\n" not in line
+def test_a_wide_terminal_is_used() -> None:
+    long = BUSY._replace(acts=(GuardEvent(NOW, "x", "y " * 40),))
+    assert len(status_as_lines(long, time.gmtime, columns=140)) < len(status_as_lines(long, time.gmtime))
+
+
+@pytest.mark.parametrize(
+    ("active", "sub", "running"),
+    [("active", "running", True), ("activating", "start", True), ("activating", "auto-restart", False), ("failed", "failed", False)],
+)
+def test_what_has_processes(active: str, sub: str, *, running: bool) -> None:
+    assert ModelStatus("x", NOW, active, sub).is_running is running
 
 
 def test_json_has_bytes_and_seconds() -> None:
