@@ -37,7 +37,9 @@ _MOST_CHANGES = 4  # that are printed
 @click.command(name="plan")
 @click.argument("model", shell_complete=model_names)
 @click.option("--gpus", metavar="TEXT", help="Plan for these GPUs instead of this machine's, such as '8 x 12GiB sm8.6'.")
-@click.option("--set", "options", multiple=True, metavar="OPTION=VALUE", help="An option of vllm serve, as in the setting args. Can be repeated.")
+@click.option(
+    "--set", "options", multiple=True, metavar="OPTION=VALUE", help="An option of vllm serve, as in the setting args. Can be repeated."
+)
 @click.option("--fit", is_flag=True, help="Print the arguments for the longest context that fits.")
 @json_option
 @config_option
