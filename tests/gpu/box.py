@@ -43,7 +43,7 @@ class Model(NamedTuple):
     gpus: tuple[int, ...] | None = None
     profile: str = "default"
     limits: Mapping[str, Any] = {}
-    times: Mapping[str, str] = {}
+    times: Mapping[str, str] = {}  # and further settings of the model
     cpus: str = ""  # AllowedCPUs= of the unit, to simulate a smaller machine
 
 
@@ -96,6 +96,12 @@ class Box:
                 folder.mkdir(parents=True, exist_ok=True)
                 (folder / "cpus.conf").write_text(f"[Service]\nAllowedCPUs={model.cpus}\n")
         run("systemctl daemon-reload")
+
+    def change(self, name: str, args: Mapping[str, Any]) -> None:
+        """Set options of `vllm serve` beside those of the scenario."""
+        model = self._models[name]
+        self._models[name] = model._replace(args={**model.args, **args})
+        self.configure()
 
     def _section(self, model: Model) -> dict[str, Any]:
         section: dict[str, Any] = {

@@ -6,7 +6,7 @@ import signal
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from tests.gpu import beside, doctor, ends
+from tests.gpu import beside, doctor, ends, planned
 from tests.gpu.box import ENGINE, LARGE, MIB, Box, Figures, Model
 from tests.gpu.starts import side_by_side, spawn_and_fork, starts
 
@@ -83,8 +83,18 @@ def _no_room() -> Iterator[Scenario]:
 
 def _beside(split: dict[str, Any], last: int) -> Iterator[Scenario]:
     yield Scenario("recorder", (Model("seen", EAGER | SMALL, gpus=(last,)),), beside.recorded, alone=True)
+    yield from _planned(split)
     yield Scenario("guard", (Model("guarded", split | EAGER | SMALL),), beside.guarded)
     yield Scenario("drill", (), beside.drill, alone=True)
     yield Scenario("doctor", (Model("examined", EAGER, gpus=(0,)),), doctor.examined, alone=True)
     little = Model("little", split | EAGER | SHORT, path=LARGE, limits={"memory_max": "4G"})
     yield Scenario("little-ram", (little,), beside.little_ram, alone=True, swap="24G")
+
+
+def _planned(split: dict[str, Any]) -> Iterator[Scenario]:
+    """Yield the scenarios of the large model with a share of each GPU into which it does not fit, and with one that leaves it little."""
+    none = Model("refused", EAGER | SHORT | {"gpu-memory-utilization": 0.1}, path=LARGE, gpus=(0,), times={"plan": "warn"})
+    yield Scenario("plan-refused", (none,), planned.refused, alone=True)
+    little = Model("fitted", EAGER | {"gpu-memory-utilization": 0.125, "max-num-seqs": 16}, path=LARGE, gpus=(0,))
+    yield Scenario("plan-fit", (little,), planned.fitted, alone=True)
+    yield Scenario("plan-exact", (Model("exact", split | SHORT, path=LARGE),), planned.exact, alone=True)
