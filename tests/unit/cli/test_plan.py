@@ -1,8 +1,12 @@
-"""`vllm-safe plan` on the command line: with folders that have only a config.json, and with a configured model."""
+"""`vllm-safe plan` on the command line: with folders that have only a config.json, and with a configured model.
+
+After an intended change: GOLDEN_UPDATE=1 python -m pytest tests/unit/cli/test_plan.py, then read the diff of tests/golden/plan.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +20,19 @@ from vllm_safe.driver.driver_facts import Driver, Nvml
 from vllm_safe.host.host_facts import Host
 
 RIG = "8 x 12GiB sm8.6"
+GOLDEN = Path(__file__).parents[2] / "golden/plan"
+EIGHT = ["--gpus", RIG, "--set", "tensor-parallel-size=8"]
+CASES = {
+    "fits": ("qwen2.5-72b-instruct-gptq8", [*EIGHT, "--set", "max-model-len=8192", "--set", "max-num-seqs=32"]),
+    "too-many-requests": ("qwen2.5-72b-instruct-gptq8", [*EIGHT, "--set", "max-model-len=8192"]),
+    "too-large": ("qwen2.5-72b-instruct-gptq8", ["--gpus", "2 x 24GiB sm8.6", "--set", "tensor-parallel-size=2"]),
+    "too-long": ("llama-8b", ["--gpus", "24GiB sm8.9"]),
+    "heads": ("qwen2.5-7b", EIGHT),
+    "unlike-fit": ("llama-70b-awq", ["--gpus", "4 x 12GiB sm8.6, 24GiB sm8.9", "--fit"]),
+    "experts-fit": ("qwen3-30b-a3b-fp8", ["--gpus", "2 x 24GiB sm8.9", "--set", "tensor-parallel-size=2", "--fit"]),
+    "latent": ("deepseek-v2-lite", ["--gpus", "48GiB sm8.9", "--set", "enforce-eager"]),
+    "sliding": ("gpt-oss-20b", ["--gpus", "16GiB sm8.9", "--fit"]),
+}
 
 
 @pytest.fixture
@@ -57,6 +74,23 @@ def test_the_arguments_of_fit_start(model: Path, capsys: pytest.CaptureFixture[s
     assert fits["starts"] is True
     assert main(["plan", str(model), *gpus, "--fit"]) == 0
     assert "args:" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_is_printed(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    known, arguments = CASES[case]
+    (tmp_path / known).mkdir()
+    (tmp_path / known / "config.json").write_text(json.dumps(json.loads(MODELS_FILE.read_text())[known]))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("vllm_safe.cli.plan.read_host", lambda: Host(memory=16 * GIB, cpus=2))
+    code = main(["plan", f"./{known}", *arguments])
+    printed = f"$ vllm-safe plan ./{known} {' '.join(repr(word) if ' ' in word else word for word in arguments)}\n{capsys.readouterr().out}"
+    printed += f"exit status {code}\n"
+    golden = GOLDEN / f"{case}.txt"
+    if os.environ.get("GOLDEN_UPDATE"):
+        golden.parent.mkdir(exist_ok=True)
+        golden.write_text(printed)
+    assert printed == golden.read_text()
 
 
 @pytest.mark.parametrize(
