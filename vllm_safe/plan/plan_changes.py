@@ -184,8 +184,9 @@ def _new_cards(question: PlanQuestion) -> Iterator[PlanChange]:
 
 
 def _all_cards(question: PlanQuestion) -> tuple[PlanQuestion, ...]:
-    """Return the ways to use all cards, where not all are used."""
-    return decide_split(question) if question.serving.ranks < len(question.cards) else ()
+    """Return the ways to use all cards, where not all are used, or cannot be used as they are."""
+    is_split = question.serving.ranks == len(question.cards) and bool(decide_plan(question).budgets)
+    return () if is_split else decide_split(question)
 
 
 _ATTEMPTS: tuple[_Try, ...] = (_shorter, _fewer, _more_of_the_card, _without_graphs, _smaller_cache, _smaller_weights, _more_cards)
