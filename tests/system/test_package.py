@@ -107,15 +107,17 @@ class TestInstalled:
 
     def test_every_file_has_an_author_and_a_licence(self, nspawn_installed: Nspawn) -> None:
         """Each library in the venv has a stanza of its own in the copyright file; what has none is ours."""
-        named = re.findall(r"(?<=usr/lib/vllm-safe/)lib/python3/site-packages/([\w/]+)/\*", nspawn_installed.read(COPYRIGHT))
+        named = re.findall(
+            r"(?<=usr/lib/vllm-safe/)lib/python3/site-packages/([\w/]+(?:\.py)?)(?:/\*)?$", nspawn_installed.read(COPYRIGHT), re.MULTILINE
+        )
         site = "/usr/lib/vllm-safe/lib/python3/site-packages"
         folders = set(nspawn_installed.out(f"cd {site} && ls -d -- *").split())
         ours = {"vllm_safe", *(folder for folder in folders if folder.startswith("vllm_safe-"))}
         libraries = {folder for folder in folders - ours if not folder.endswith(".dist-info")}
         assert libraries - {"__pycache__"} == {name for name in named if "/" not in name}
-        described = {
-            folder.partition("-")[0].lower().replace("pyyaml", "yaml") for folder in folders - ours if folder.endswith(".dist-info")
-        }
+        found = {"pyyaml": "yaml", "nvidia_ml_py": "pynvml.py"}  # what the projects of these names install
+        names = {folder.partition("-")[0].lower() for folder in folders - ours if folder.endswith(".dist-info")}
+        described = {found.get(name, name) for name in names}
         assert described <= libraries
 
     def test_every_page_that_a_unit_or_a_command_leads_to_is_there(self, nspawn_installed: Nspawn) -> None:
@@ -167,7 +169,7 @@ class TestInstalled:
 
 @pytest.mark.nspawn
 def test_the_package_is_small(deb: Path) -> None:
-    assert deb.stat().st_size < 600_000
+    assert deb.stat().st_size < 800_000
 
 
 @pytest.mark.nspawn
