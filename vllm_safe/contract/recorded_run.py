@@ -73,7 +73,7 @@ class Start(NamedTuple):
     restart: int = 0  # the number of this automatic restart, of those that count; 0: started by a person
     health: str = ""
     limits: Mapping[str, int] = {}  # by the name of the setting: memory_max, swap_max, cpu_weight, ...
-    host: Mapping[str, Any] = {}  # memory, swap, cpus, gpus (their number), cards (one entry for each GPU), kernel, systemd
+    host: Mapping[str, Any] = {}  # memory, swap, cpus, gpus (their number), cards (one for each GPU), power_limit, kernel, systemd
     versions: Mapping[str, str] = {}  # vllm-safe, engine
     args: Mapping[str, Any] = {}  # the options of `vllm serve`, without secrets
     profile: str = ""

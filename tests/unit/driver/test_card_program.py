@@ -84,6 +84,8 @@ def test_every_answer_arrives(told: Path, tmp_path: Path) -> None:
                 spares_exhausted=True,
                 power_limit=600_000,
                 power_default=700_000,
+                power_least=200_000,
+                power_most=700_000,
                 temperature=61,
                 slowdown_temperature=87,
                 slowed_by=0x44,

@@ -12,6 +12,7 @@ import pytest
 
 from vllm_safe.contract.recorded_run import Gpu, Run
 from vllm_safe.contract.state_file import State
+from vllm_safe.power.power_facts import PowerNote
 from vllm_safe.record import kill_evidence, recorder, run_recording
 from vllm_safe.record.kill_evidence import JournalLine
 from vllm_safe.record.recorder import Recorder
@@ -357,10 +358,12 @@ def hot(world: World, monkeypatch: pytest.MonkeyPatch) -> Hot:
 
 def test_cards_are_read_each_second_also_while_the_model_is_steady(world: World, hot: Hot) -> None:
     """A sample each ten seconds then has the share of its ten seconds. NVML's last answer of ten seconds ago would count as outdated."""
+    world.put("run/vllm-safe/power", PowerNote("75%").to_json())
     world.invoke(ONE)
     world.say("ready")
     world.pass_seconds(100)
     assert hot.asked == 100
+    assert world.recorded().start.host["power_limit"] == "75%"
     steady = [sample for sample in world.recorded().samples if sample.time > WALL + 60]
     assert 3 <= len(steady) <= 5
     assert [[gpu.heat for gpu in sample.gpus] for sample in steady] == [[0.0, 0.5]] * len(steady)
