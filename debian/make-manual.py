@@ -153,7 +153,8 @@ def metrics() -> Iterator[tuple[str, str]]:
     """
     known: dict[str, Any] = dict.fromkeys(Sample._fields[2:], 0)
     text = render_metrics(
-        Start("x", "x", 0.0, "", limits={"memory_max": 0, "swap_max": 0}), Sample(0.0, "ready", **known | {"gpus": (Gpu(0, 0, 0.0),)})
+        Start("x", "x", 0.0, "", limits={"memory_max": 0, "swap_max": 0}),
+        Sample(0.0, "ready", **known | {"gpus": (Gpu(*[0] * len(Gpu._fields)),)}),
     )
     for name, doc in re.findall(r"^# HELP (\S+) (.*)$", text, re.MULTILINE):
         values: dict[str, list[str]] = {}

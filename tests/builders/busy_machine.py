@@ -36,7 +36,7 @@ paths.RUNS, reader.DEFAULT_PATH = folder / "runs", folder / "config.yaml"
 from vllm_safe.driver.card_readings import CardFeed
 from vllm_safe.status import status_facts
 CardFeed.__init__.__defaults__ = (CardFeed.__init__.__defaults__[0], folder / "root")
-status_facts.read_model_status.__kwdefaults__ = {{"root": folder, "states": folder / "states", "guard": folder / "guard"}}
+status_facts.read_model_status.__kwdefaults__ = {{"root": folder}} | {{name: folder / name for name in ("states", "guard", "cards")}}
 status_facts.running_models.__defaults__ = (folder,)
 status_facts.read_machine_memory.__defaults__ = (str(folder / "meminfo"),)
 from vllm_safe.cli.main import main

@@ -126,7 +126,10 @@ def _sample(at: float, *, moved: float, whole: float, phase: str, gpus: int) -> 
         disk_write=2.0e7 * wave if moves else 0.0,
         major_faults=80 * wave if moves else 0.0,
         cpu=0.0 if not moves else 0.2 if ready else 1.5,
-        gpus=tuple(Gpu(int(10 * GIB * share), 11 * GIB, 0.9 if ready else 0.0) for _ in range(gpus)),
+        gpus=tuple(
+            Gpu(int(10 * GIB * share), 11 * GIB, 0.9 if ready else 0.0, 160.0 if ready else 24.0, 71 if ready else 45, 0.0, 0.0, 0.0, 1, 3)
+            for _ in range(gpus)
+        ),
         read=int(40 * GIB * share),
         tokens=int(3 * moved) if ready else None,
         requests=1 if ready else None,

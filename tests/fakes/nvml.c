@@ -7,24 +7,32 @@
  *       capability 8.6
  *       memory 12288 300 246       MiB: total, used, and kept by the driver
  *       power 170 170 100 190      W: limit, default, least and most
+ *       persistence 0
  *     lost 0000:02:00.0            a card that does not respond
  *     p2p 0 1 2                    of two cards by number, -1 for every one: nvmlGpuP2PStatus_t, 0 means that they can
  *     nvlink 0 1
  *
  * The other facts about a card are read by read_fact() below. A fact that is not in the file is one that the card does not have.
+ *
+ * The file is also the state of the cards, for all processes: a power limit that is set is written there. As with the real driver, only a
+ * process with CAP_SYS_ADMIN (or FAKE_NVML_ADMIN=1) may do that. With `forgets 1`, a limit is forgotten at the next nvmlInit without
+ * persistence mode, as if nobody had used the card since. While FILE.slow exists, each change of a limit takes a minute.
  * gcc -shared -fPIC -o libnvidia-ml.so.1 nvml.c
  */
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
-enum { SUCCESS = 0, NOT_SUPPORTED = 3, NOT_FOUND = 6, INSUFFICIENT_SIZE = 7, NOT_LOADED = 9, LOST = 15 };
-enum { MOST = 32 };
+enum { SUCCESS = 0, INVALID_ARGUMENT = 2, NOT_SUPPORTED = 3, NO_PERMISSION = 4, NOT_FOUND = 6, INSUFFICIENT_SIZE = 7, NOT_LOADED = 9, LOST = 15 };
+enum { MOST = 32, CAP_SYS_ADMIN = 21 };
 
 typedef unsigned long long Bytes;
 
 struct card {
-    char name[96];
+    char name[96], uuid[96];
     unsigned domain, bus, device;
     int lost, major, minor;
     Bytes total, used, kept, bar1;
@@ -33,7 +41,8 @@ struct card {
     int display, persistence, ecc, ecc_pending, temperature, slowdown, busy;
     int uncorrected, retired, retired_pending;
     int remapped[4];
-    unsigned power[4], draw;
+    unsigned power[4], draw; /* mW */
+    int lanes, generation, forgets;
     Bytes slowed;
 };
 
@@ -95,10 +104,19 @@ static void read_fact(struct card *one, const char *key, const char *rest)
         sscanf(rest, "%d %d", &one->retired, &one->retired_pending);
     else if (!strcmp(key, "remapped")) /* rows for corrected and uncorrected errors, pending, out of spares */
         sscanf(rest, "%d %d %d %d", &one->remapped[0], &one->remapped[1], &one->remapped[2], &one->remapped[3]);
-    else if (!strcmp(key, "power"))
-        sscanf(rest, "%u %u %u %u", &one->power[0], &one->power[1], &one->power[2], &one->power[3]);
-    else if (!strcmp(key, "draw"))
-        one->draw = (unsigned)atoi(rest);
+    else if (!strcmp(key, "uuid"))
+        sscanf(rest, "%95s", one->uuid);
+    else if (!strcmp(key, "link")) /* lanes and generation now */
+        sscanf(rest, "%d %d", &one->lanes, &one->generation);
+    else if (!strcmp(key, "forgets"))
+        one->forgets = atoi(rest);
+    else if (!strcmp(key, "power")) {
+        double watts[4] = {0};
+        sscanf(rest, "%lf %lf %lf %lf", &watts[0], &watts[1], &watts[2], &watts[3]);
+        for (int each = 0; each < 4; each++)
+            one->power[each] = (unsigned)(watts[each] * 1000 + 0.5);
+    } else if (!strcmp(key, "draw"))
+        one->draw = (unsigned)(atof(rest) * 1000);
     else if (!strcmp(key, "temperature")) /* now, and from which the card slows itself down */
         sscanf(rest, "%d %d", &one->temperature, &one->slowdown);
     else if (!strcmp(key, "slowed")) /* nvmlClocksEventReasons */
@@ -136,12 +154,16 @@ static void read_line(char *line)
         read_fact(&card[cards - 1], key, rest);
 }
 
-int nvmlInitWithFlags(unsigned flags)
+static const char *told(void)
 {
     const char *path = getenv("FAKE_NVML");
+    return path ? path : "/etc/fake-nvml";
+}
+
+static int read_told(void)
+{
     char line[512];
-    FILE *file = fopen(path ? path : "/etc/fake-nvml", "r");
-    (void)flags;
+    FILE *file = fopen(told(), "r");
     error = NOT_LOADED;
     cards = pairs = 0;
     while (file && fgets(line, sizeof line, file))
@@ -151,9 +173,57 @@ int nvmlInitWithFlags(unsigned flags)
     return error;
 }
 
+/* Replace the line of a fact about a card. */
+static int write_fact(const struct card *of, const char *key, const char *value)
+{
+    static char text[1 << 16];
+    char line[512], word[32], path[PATH_MAX], whole[PATH_MAX + 8];
+    int at = -1, done = 0;
+    FILE *file = fopen(told(), "r");
+    *text = 0;
+    while (file && fgets(line, sizeof line, file)) {
+        if (sscanf(line, " %31s", word) == 1 && (!strcmp(word, "card") || !strcmp(word, "lost")))
+            at++;
+        else if (at == (int)(of - card) && !strcmp(word, key))
+            snprintf(line, sizeof line, "  %s %s\n", key, value), done = 1;
+        strncat(text, line, sizeof text - strlen(text) - 1);
+    }
+    if (file)
+        fclose(file);
+    /* In one move, since other processes read it at any time; behind a link, since only that folder can be written. */
+    if (!done || !realpath(told(), path) || snprintf(whole, sizeof whole, "%s.new", path) < 0 || !(file = fopen(whole, "w")))
+        return NO_PERMISSION;
+    fputs(text, file);
+    fchmod(fileno(file), 0644); /* as the cards' state, every user can read it */
+    fclose(file);
+    rename(whole, path);
+    return read_told();
+}
+
+static int write_limit(const struct card *of, unsigned milliwatts)
+{
+    char value[64];
+    snprintf(value, sizeof value, "%g %g %g %g", milliwatts / 1e3, of->power[1] / 1e3, of->power[2] / 1e3, of->power[3] / 1e3);
+    return write_fact(of, "power", value);
+}
+
+int nvmlInitWithFlags(unsigned flags)
+{
+    (void)flags;
+    if (read_told())
+        return error;
+    for (int each = 0; each < cards; each++)
+        if (card[each].forgets && !card[each].persistence && card[each].power[0] != card[each].power[1])
+            write_limit(&card[each], card[each].power[1]); /* who may not write it does not forget it */
+    return error;
+}
+
 int nvmlInit_v2(void) { return nvmlInitWithFlags(0); }
 int nvmlShutdown(void) { return SUCCESS; }
-const char *nvmlErrorString(int code) { return code == NOT_LOADED ? "Driver Not Loaded" : "an error of the fake"; }
+const char *nvmlErrorString(int code)
+{
+    return code == NOT_LOADED ? "Driver Not Loaded" : code == NO_PERMISSION ? "Insufficient Permissions" : "an error of the fake";
+}
 
 static int text(char *into, unsigned length, const char *format, const char *value)
 {
@@ -173,8 +243,9 @@ int nvmlSystemGetCudaDriverVersion_v2(int *version)
 
 int nvmlDeviceGetCount_v2(unsigned *count)
 {
+    int code = read_told(); /* the state now: the recorder asks for the number each second */
     *count = (unsigned)cards;
-    return SUCCESS;
+    return code;
 }
 
 int nvmlDeviceGetHandleByIndex_v2(unsigned index, struct card **of)
@@ -183,6 +254,19 @@ int nvmlDeviceGetHandleByIndex_v2(unsigned index, struct card **of)
         return NOT_FOUND;
     *of = &card[index];
     return card[index].lost ? LOST : SUCCESS;
+}
+
+int nvmlDeviceGetHandleByUUID(const char *uuid, struct card **of)
+{
+    for (int each = 0; each < cards; each++)
+        if (!strcmp(card[each].uuid, uuid))
+            return nvmlDeviceGetHandleByIndex_v2((unsigned)each, of);
+    return NOT_FOUND;
+}
+
+int nvmlDeviceGetUUID(struct card *of, char *into, unsigned length)
+{
+    return *of->uuid ? text(into, length, "%s", of->uuid) : NOT_SUPPORTED;
 }
 
 int nvmlDeviceGetCudaComputeCapability(struct card *of, int *major, int *minor)
@@ -278,10 +362,10 @@ int nvmlDeviceGetRemappedRows(struct card *of, int *corrected, int *uncorrected,
     return known(of->remapped[0], corrected);
 }
 
-static int power(unsigned watts, unsigned *milliwatts)
+static int power(unsigned known, unsigned *milliwatts)
 {
-    *milliwatts = watts * 1000;
-    return watts ? SUCCESS : NOT_SUPPORTED;
+    *milliwatts = known;
+    return known ? SUCCESS : NOT_SUPPORTED;
 }
 
 int nvmlDeviceGetPowerManagementLimit(struct card *of, unsigned *limit) { return power(of->power[0], limit); }
@@ -290,9 +374,51 @@ int nvmlDeviceGetPowerUsage(struct card *of, unsigned *drawn) { return power(of-
 
 int nvmlDeviceGetPowerManagementLimitConstraints(struct card *of, unsigned *least, unsigned *most)
 {
-    *least = of->power[2] * 1000, *most = of->power[3] * 1000;
+    *least = of->power[2], *most = of->power[3];
     return of->power[3] ? SUCCESS : NOT_SUPPORTED;
 }
+
+static int may_change(void)
+{
+    char line[128];
+    Bytes effective = 0;
+    FILE *file;
+    if (getenv("FAKE_NVML_ADMIN"))
+        return atoi(getenv("FAKE_NVML_ADMIN"));
+    file = fopen("/proc/self/status", "r");
+    while (file && fgets(line, sizeof line, file) && sscanf(line, "CapEff: %llx", &effective) != 1)
+        ;
+    if (file)
+        fclose(file);
+    return (effective >> CAP_SYS_ADMIN) & 1;
+}
+
+int nvmlDeviceSetPersistenceMode(struct card *of, int mode)
+{
+    if (of->persistence < 0)
+        return NOT_SUPPORTED;
+    return may_change() ? write_fact(of, "persistence", mode ? "1" : "0") : NO_PERMISSION;
+}
+
+int nvmlDeviceSetPowerManagementLimit(struct card *of, unsigned limit)
+{
+    char slow[256];
+    int code;
+    if (!of->power[3])
+        return NOT_SUPPORTED;
+    if (!may_change())
+        return NO_PERMISSION;
+    if (limit < of->power[2] || limit > of->power[3])
+        return INVALID_ARGUMENT;
+    code = write_limit(of, limit);
+    snprintf(slow, sizeof slow, "%s.slow", told());
+    if (!access(slow, F_OK))
+        sleep(60);
+    return code;
+}
+
+int nvmlDeviceGetCurrPcieLinkWidth(struct card *of, int *lanes) { return known(of->lanes ? of->lanes : -1, lanes); }
+int nvmlDeviceGetCurrPcieLinkGeneration(struct card *of, int *generation) { return known(of->generation ? of->generation : -1, generation); }
 
 int nvmlDeviceGetTemperature(struct card *of, int sensor, int *degrees)
 {
@@ -307,6 +433,13 @@ int nvmlDeviceGetTemperatureThreshold(struct card *of, int which, int *degrees)
 }
 
 int nvmlDeviceGetCurrentClocksEventReasons(struct card *of, Bytes *reasons)
+{
+    *reasons = of->slowed;
+    return SUCCESS;
+}
+
+/* its name before driver 535 */
+int nvmlDeviceGetCurrentClocksThrottleReasons(struct card *of, Bytes *reasons)
 {
     *reasons = of->slowed;
     return SUCCESS;

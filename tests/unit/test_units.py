@@ -117,6 +117,16 @@ def test_the_driver_may_be_loaded_and_its_nodes_made() -> None:
     assert "@module" in re.findall(r"^SystemCallFilter=(.*)$", text, re.MULTILINE)[0]
 
 
+def test_power_limits_are_set_between_the_driver_and_the_check_of_a_start(dumped: str) -> None:
+    assert re.search(r"After: vllm-safe-nvidia\.service", unit(dumped, "vllm-safe-power.service"))
+    assert re.search(r"After: vllm-safe-power\.service", unit(dumped, "vllm-safe-prepare@x.service"))
+    assert re.search(r"Wants: vllm-safe-power\.service", unit(dumped, "vllm@x.service"))
+    text = (UNITS / "vllm-safe-power.service").read_text()
+    assert "\nDeviceAllow=char-nvidia* rw\n" in text
+    assert "\nPrivateDevices=" not in text
+    assert re.findall(r"^CapabilityBoundingSet=(.*)$", text, re.MULTILINE) == ["CAP_SYS_ADMIN"]
+
+
 def test_every_service_has_a_sandbox_and_a_row_in_the_readme() -> None:
     """The figures themselves are compared with a real systemd in tests/system/test_permissions.py."""
     readme = (UNITS.parent / "README.md").read_text()

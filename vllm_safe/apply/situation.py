@@ -13,7 +13,7 @@ from vllm_safe.config.settings import Config
 from vllm_safe.decide.limits import MANAGED_UNITS, PROPERTIES, Budget, unit_of
 from vllm_safe.decide.plan_inputs import planned_server
 from vllm_safe.decide.serve_command import ServerCommand, decide_server
-from vllm_safe.decide.start_checks import SWAP_SERVICE, Situation
+from vllm_safe.decide.start_checks import POWER_SERVICE, SWAP_SERVICE, Situation
 from vllm_safe.driver.card_facts import NvmlCard
 from vllm_safe.earlyoom.earlyoom_arguments import EarlyoomFiles
 from vllm_safe.host.host_facts import Host
@@ -25,6 +25,7 @@ _SHOWN = (
     "Id",
     *_SET,
     "NRestarts",
+    "ActiveState",
     "ActiveEnterTimestampMonotonic",
     "StatusText",
     "DropInPaths",
@@ -43,7 +44,7 @@ def read_units(*more: str) -> dict[str, Mapping[str, str]]:
 def read_situation(config: Config, host: Host, budget: Budget, name: str, cards: tuple[NvmlCard, ...] = ()) -> Situation:
     """Read the facts about one start of the model `name`. The configuration has that model. cards: those of the machine, if known."""
     model = config.models[name]
-    units = read_units(unit_of(name), SWAP_SERVICE)
+    units = read_units(unit_of(name), SWAP_SERVICE, POWER_SERVICE)
     environment = environment_of(units.get(unit_of(name), {}))
     server = decide_server(config, host, name, environment)
     facts = read_start_facts(

@@ -59,6 +59,22 @@ class TryRestart:
 
 
 @dataclass(frozen=True)
+class TryReload:
+    """Have a unit that runs reload its settings, and wait for it. An error is left to the unit to report."""
+
+    unit: str
+
+    def describe(self) -> str:
+        """Return the step as one line of text."""
+        return f"have {self.unit} reload its settings if it runs"
+
+    def run(self) -> None:
+        """Reload. Raises nothing."""
+        with suppress(Failure):
+            _systemctl("try-reload-or-restart", "--", self.unit)
+
+
+@dataclass(frozen=True)
 class StopUnit:
     """Stop a unit, and wait until it has stopped."""
 

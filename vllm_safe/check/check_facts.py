@@ -21,6 +21,7 @@ from vllm_safe.host.disk_facts import Disk
 from vllm_safe.host.disk_pace import DiskPace, measure_pace
 from vllm_safe.host.rig_facts import HardwareFacts
 from vllm_safe.models.model_files import OpenFile, open_largest_file
+from vllm_safe.power.power_facts import PowerReading
 from vllm_safe.record.card_faults import GREPS, find_faults
 from vllm_safe.record.card_usage import read_pci_cards
 from vllm_safe.record.kill_evidence import read_journal
@@ -52,6 +53,7 @@ class Inspection:
     swap_disks: tuple[Disk, ...] = ()  # those that the kernel swaps to, or will
     served: Mapping[str, Served] = field(default_factory=dict)
     driver: Driver | None = None  # NVIDIA's; None where no model needs a card
+    power: PowerReading | None = None  # None where no power limit is configured
     cuda: tuple[int, int] | None = None  # the CUDA version that the engine was built for, if it is known
     rig: HardwareFacts | None = None  # None where nobody looked
     log: KernelLog | None = None  # likewise

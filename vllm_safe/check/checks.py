@@ -15,13 +15,24 @@ from vllm_safe.common.kernfs import MODELS_SLICE
 from vllm_safe.common.sizes import MIB, format_size, format_span, parse_amount
 from vllm_safe.config.settings import Config
 from vllm_safe.decide.limits import EACH_UNIT, Budget, are_in_force, unit_of
-from vllm_safe.decide.start_checks import CHECKS, Situation, check_admin_earlyoom, check_cgroups, check_key, check_port, check_swap
+from vllm_safe.decide.start_checks import (
+    CHECKS,
+    POWER_SERVICE,
+    Situation,
+    check_admin_earlyoom,
+    check_cgroups,
+    check_key,
+    check_port,
+    check_power,
+    check_swap,
+)
 from vllm_safe.driver.card_findings import check_each_card
 from vllm_safe.driver.driver_findings import check_driver
 from vllm_safe.earlyoom.earlyoom_arguments import decide_earlyoom_arguments as earlyoom_arguments
 from vllm_safe.host.disk_facts import disks_of
 from vllm_safe.host.host_facts import Host
 from vllm_safe.host.rig_findings import check_hardware
+from vllm_safe.power.power_decision import decide_power, describe_power, title_cards
 from vllm_safe.tunables.tunable_decision import decide_tunables
 
 EARLYOOM = "earlyoom.service"
@@ -174,6 +185,23 @@ def check_cards_of_machine(at: MachineFacts) -> Finding | None:
     return check_driver(at.seen.driver, at.seen.cuda) if at.seen.driver else None
 
 
+def check_power_limits(at: MachineFacts) -> Finding | None:
+    """Check whether the cards accept the configured power limits, and have them while a model runs."""
+    if at.seen.power is None:
+        return None
+    if at.seen.power.problem:
+        return failed(f"the power limits of the cards cannot be read: {at.seen.power.problem}", at.seen.power.hint)
+    plan = decide_power(at.config, at.seen.power.cards)
+    if plan.problems:
+        return failed("; ".join(plan.problems), "Correct gpu.power_limit in config.yaml: until then no model is started.")
+    limits = describe_power(plan, at.seen.power.cards)
+    other = [card for card in at.seen.power.cards if plan.limits.get(card.uuid, card.limit) != card.limit]
+    if other and active_units(at.seen.units, map(unit_of, at.config.models)):
+        what = f"a model is running, but the power limit of {title_cards(other)} differs from config.yaml ({limits})"
+        return warned(what, f"systemctl restart {POWER_SERVICE}")
+    return passed(f"power limits while a model runs: {limits}")
+
+
 MACHINE: tuple[Callable[[MachineFacts], Finding | None], ...] = (
     check_cgroups,
     check_total,
@@ -188,6 +216,7 @@ MACHINE: tuple[Callable[[MachineFacts], Finding | None], ...] = (
     check_overcommit,
     check_compiler,
     check_cards_of_machine,
+    check_power_limits,
 )
 
 
@@ -283,7 +312,7 @@ def check_running_model(at: Situation, seen: Inspection) -> tuple[Finding, ...]:
     """
     stopped = is_stopped(at.name, seen)
     hidden = at.facts.key is not None and at.facts.key.hidden
-    skipped = {check_cgroups, check_swap} | (set() if stopped else {check_port}) | ({check_key} if hidden else set())
+    skipped = {check_cgroups, check_swap, check_power} | (set() if stopped else {check_port}) | ({check_key} if hidden else set())
     start = [finding for check in CHECKS if check not in skipped and (finding := check(at))]
     if hidden:
         start.append(warned(f"the API key of {at.name} can only be checked by root", "Run: sudo vllm-safe check"))

@@ -37,6 +37,7 @@ from vllm_safe.host.disk_facts import read_disks, read_swap_disks
 from vllm_safe.host.host_facts import Host, SwapArea
 from vllm_safe.host.rig_facts import read_hardware
 from vllm_safe.models.model_files import read_model_json
+from vllm_safe.power.power_facts import power_reading, read_power
 from vllm_safe.swap.swap_decision import decide_swap
 from vllm_safe.swap.swapfile_facts import read_swap
 
@@ -106,5 +107,6 @@ def _inspect(config: Config, host: Host, root: Path) -> Inspection:
         driver=driver,
         rig=read_hardware(root),
         log=check_facts.read_kernel_log(root) if driver and (driver.pci or driver.installed) else None,
+        power=None if not config.gpu.power_limit else power_reading(driver.nvml) if driver else read_power(),
         cuda=cuda_of("vllm", config.engine.version, read_lock("vllm")) if needs_cards else None,
     )

@@ -9,10 +9,12 @@ from pathlib import Path
 import click
 
 from vllm_safe.apply.guard_steps import guard_steps, keep_guard_steps, undo_guard_steps
+from vllm_safe.apply.renewal_steps import renew_power_steps
 from vllm_safe.apply.situation import read_earlyoom, read_situation, read_units, uses_gpus
 from vllm_safe.apply.start_steps import prepare_steps, refusal_steps, undo_steps
 from vllm_safe.cli.main import config_option, dry_run_option, need_root, optional_name_argument
 from vllm_safe.common.errors import ConfigError, Failure, Misuse
+from vllm_safe.common.notify import notify
 from vllm_safe.common.paths import starts_file
 from vllm_safe.common.steps import Step, carry_out
 from vllm_safe.common.systemctl import runtime_dropins, show_properties
@@ -25,6 +27,9 @@ from vllm_safe.decide.restarts import count_restart
 from vllm_safe.driver.driver_facts import read_driver
 from vllm_safe.host.host_facts import read_host
 from vllm_safe.host.start_facts import boot_clock, read_starts, time_asleep
+from vllm_safe.power.power_decision import asked_power, decide_power
+from vllm_safe.power.power_facts import PowerReading, read_power
+from vllm_safe.power.power_steps import power_steps, undo_power_steps
 from vllm_safe.tunables.tunable_decision import decide_tunables
 from vllm_safe.tunables.tunable_steps import tunables_steps, undo_tunables_steps
 
@@ -34,18 +39,29 @@ from vllm_safe.tunables.tunable_steps import tunables_steps, undo_tunables_steps
 @dry_run_option
 @click.option("--undo", is_flag=True, help="Revert what was applied. Needs no valid configuration.")
 @click.option("--tunables", is_flag=True, help="Set only the kernel tunables, which are in force while a model runs.")
+@click.option("--power", is_flag=True, help="Set only the power limits of the GPUs, which are in force while a model runs.")
 @config_option
-def command(name: str | None, *, dry_run: bool, undo: bool, tunables: bool, config_path: Path) -> None:
+def command(  # noqa: PLR0913 - each is an option
+    name: str | None, *, dry_run: bool, undo: bool, tunables: bool, power: bool, config_path: Path
+) -> None:
     """Protect RAM for the system, set the arguments of earlyoom and, with NAME, prepare the start of that model.
 
     There is no need to run it by hand: systemd does so at boot and before each start. It changes only what is not up to date.
     """
-    if name and (undo or tunables):
-        raise Misuse("--undo and --tunables apply to the whole machine: leave out NAME")
+    if name and (undo or tunables or power):
+        raise Misuse("--undo, --tunables and --power apply to the whole machine: leave out NAME")
+    if tunables and power:
+        raise Misuse("--tunables and --power are two calls; without both, everything else is applied")
     if not dry_run:
         need_root()
     if tunables:
-        _carry_out(_undo_tunables() if undo else _tune(config_path), dry_run=dry_run)
+        _carry_out(undo_tunables_steps() if undo else _tune(config_path), dry_run=dry_run)
+        return
+    if power:
+        if undo:
+            _carry_out(undo_power_steps(), dry_run=dry_run)
+        else:
+            _limit_power(config_path, dry_run=dry_run)
         return
     if name is not None:
         _prepare_or_refuse(name, config_path, dry_run=dry_run)
@@ -63,16 +79,34 @@ def _carry_out(steps: tuple[Step, ...], *, dry_run: bool) -> None:
 
 
 def _undo() -> tuple[Step, ...]:
-    return (*undo_steps(runtime_dropins(PROPERTIES), read_earlyoom()), *undo_guard_steps(), *_undo_tunables())
-
-
-def _undo_tunables() -> tuple[Step, ...]:
-    return undo_tunables_steps()
+    return (*undo_steps(runtime_dropins(PROPERTIES), read_earlyoom()), *undo_guard_steps(), *undo_tunables_steps(), *undo_power_steps())
 
 
 def _tune(config_path: Path) -> tuple[Step, ...]:
     present = read_host().tunables
     return tunables_steps(decide_tunables(load(config_path), present), present)
+
+
+def _limit_power(config_path: Path, *, dry_run: bool) -> None:
+    """Set the power limits. The result becomes the status of the unit, which the check of a start quotes."""
+    try:
+        _carry_out(_power_steps(config_path), dry_run=dry_run)
+    except Failure as failure:
+        notify(STATUS=failure.message)
+        raise
+    if not dry_run:
+        notify(STATUS="the power limits of the GPUs are as configured")
+
+
+def _power_steps(config_path: Path) -> tuple[Step, ...]:
+    config = load(config_path)
+    seen = read_power() if config.gpu.power_limit else PowerReading()
+    if seen.problem:
+        raise Failure(f"the power limits of the GPUs cannot be set: {seen.problem}", hint=seen.hint)
+    plan = decide_power(config, seen.cards)
+    if plan.problems:
+        raise Misuse("; ".join(plan.problems), hint=f"Correct gpu.power_limit in {config.positions.get('gpu.power_limit', config.source)}.")
+    return power_steps(asked_power(config), plan.limits, seen.cards)
 
 
 def _protect(config_path: Path) -> tuple[tuple[Step, ...], ConfigError | None]:
@@ -99,7 +133,7 @@ def _prepare_or_refuse(name: str, config_path: Path, *, dry_run: bool) -> None:
     if not re.fullmatch(r"[A-Za-z0-9:_.\\@-]+", name):
         raise Misuse(f"{name!r} is not a valid model name")
     try:
-        _carry_out(_prepare(name, config_path), dry_run=dry_run)
+        _carry_out(_prepare(name, config_path, dry_run=dry_run), dry_run=dry_run)
     except Failure as failure:
         _carry_out(_refuse_for_now(name, failure.message, failure.hint), dry_run=dry_run)
     except Exception as error:  # noqa: BLE001 -- systemd would only report "dependency failed"
@@ -115,7 +149,7 @@ def _refuse_for_now(name: str, what: str, do_next: str) -> tuple[Step, ...]:
     return refusal_steps(name, what, do_next, again=not too_many, starts=starts)
 
 
-def _prepare(name: str, config_path: Path) -> tuple[Step, ...]:
+def _prepare(name: str, config_path: Path, *, dry_run: bool) -> tuple[Step, ...]:
     """Return the steps before a start. The reason for a refusal goes into the launch file, so that vllm@NAME itself reports it."""
     try:
         config = load(config_path)
@@ -126,6 +160,7 @@ def _prepare(name: str, config_path: Path) -> tuple[Step, ...]:
         return (*refusal_steps(name, first, hint), *keep_guard_steps(first))
     except Misuse as error:
         return refusal_steps(name, error.message, error.hint)
+    carry_out(renew_power_steps(asked_power(config)), dry_run=dry_run, say=click.echo)  # first: a check depends on it
     host = read_host()
     cards = read_driver().nvml.cards if uses_gpus(config, name) else ()
     situation = read_situation(config, host, decide_budget(config, host), name, cards)

@@ -15,6 +15,7 @@ from vllm_safe.config.reader import load
 from vllm_safe.decide.limits import unit_of
 from vllm_safe.decide.show_rows import decide_show, with_swap
 from vllm_safe.host.host_facts import read_host
+from vllm_safe.power.power_facts import read_power
 
 
 @click.command(name="show")
@@ -27,7 +28,8 @@ def command(name: str, config_path: Path, *, as_json: bool) -> None:
     planned = with_swap(config, host)
     require_model(config, name)
     shown = show_properties([unit_of(name)], ("Id", "Environment"))
-    parts = decide_show(config, planned, name, environment_of(shown.get(unit_of(name), {})))
+    power = read_power() if config.gpu.power_limit else None
+    parts = decide_show(config, planned, name, environment_of(shown.get(unit_of(name), {})), power)
     if as_json:
         values = {part.title: {row.name: {"value": row.value, "origin": row.origin} for row in part.rows} for part in parts}
         click.echo(json.dumps({"name": name, **values}, indent=2, ensure_ascii=False))

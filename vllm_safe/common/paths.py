@@ -22,6 +22,7 @@ RUN = Path("/run/vllm-safe")  # root:root; created by tmpfiles.d, with all folde
 CREDENTIALS = RUN / "credentials"
 STARTS = RUN / "starts"
 TUNABLES = RUN / "tunables"  # the values of the kernel tunables from before a model ran
+POWER = RUN / "power"  # the power limits of the GPUs from before a model ran
 SERVICE_RUN = Path("/run/vllm")  # NAME below it is the RuntimeDirectory= of vllm@NAME.service
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from vllm_safe.common.sizes import GIB, MIB, Amount
 from vllm_safe.config import value_types
+from vllm_safe.config.power_types import PowerCap
 from vllm_safe.contract.default_times import DEFAULT_TIMES
 
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
@@ -185,6 +186,20 @@ class Tunables:
 
 
 @dataclass(frozen=True)
+class GpuSection:
+    """NVIDIA GPUs. What is set here applies while a model runs, and is put back when the last model has ended."""
+
+    power_limit: Mapping[str, PowerCap] | None = _setting(
+        value_types.POWER_CAPS_OR_NONE,
+        None,
+        "Maximum power draw of each GPU, in watts (170W) or as a share of its default limit (75%); with {0: 170W, 1: 75%} only of the GPUs "
+        "that are named, by number, UUID or PCI address as in nvidia-smi. A limit that a GPU does not accept is an error, and no model is "
+        "started. none: the limits stay as they are.",
+        example="75%",
+    )
+
+
+@dataclass(frozen=True)
 class Metrics:
     """Metrics of the recorder for Prometheus: memory by type, pressure, phase, tokens, GPUs."""
 
@@ -331,6 +346,7 @@ class Config:
     limits: Limits = Limits()
     guard: Guard = Guard()
     tunables: Tunables = Tunables()
+    gpu: GpuSection = GpuSection()
     engine: Engine = Engine()
     metrics: Metrics = Metrics()
     models: Mapping[str, Model] = field(default_factory=lambda: _EMPTY)
@@ -346,6 +362,7 @@ SECTIONS: Mapping[str, type[Any]] = MappingProxyType(
         "limits": Limits,
         "guard": Guard,
         "tunables": Tunables,
+        "gpu": GpuSection,
         "engine": Engine,
         "metrics": Metrics,
     }

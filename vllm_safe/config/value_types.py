@@ -14,6 +14,7 @@ from vllm_safe.common.sizes import MIB, TIB, Amount, format_exact, format_exact_
 from vllm_safe.config import arguments, string_types
 from vllm_safe.config.document import Node, Scalar, Sequence
 from vllm_safe.config.mismatch import Mismatch, MismatchError, is_null, mismatch, node_text
+from vllm_safe.config.power_types import read_power_caps, write_power_caps
 from vllm_safe.config.profiles import PROFILES
 from vllm_safe.contract.guard_file import MOST_FREEZE
 
@@ -216,4 +217,7 @@ ARGV = ValueType("a list such as [/usr/bin/llama-server, --port, '8001']", argum
 ARGS = ValueType("options of `vllm serve` such as max-model-len: 8192", arguments.read_args)
 ENV = ValueType("variables such as NCCL_DEBUG: INFO", arguments.read_env)
 GPUS_OR_ALL = _or("all", ValueType("a list of GPU numbers such as [0, 1]", _cards, lambda value: f"[{', '.join(map(str, value))}]"))
+POWER_CAPS_OR_NONE = _or(
+    "none", ValueType("a limit such as 170W or 75%, or a limit for each GPU such as {0: 170W, 1: 75%}", read_power_caps, write_power_caps)
+)
 SECTION = ValueType("a section, with its settings indented in the lines below", _section)

@@ -10,11 +10,18 @@ from typing import Any, NamedTuple
 
 
 class Gpu(NamedTuple):
-    """One GPU, as NVML reports it."""
+    """One GPU, as NVML reports it. Shares are of the interval, 0..1. None: unknown."""
 
     used: int
-    total: int
-    busy: float  # share of the interval, 0..1
+    total: int  # 0: it does not answer
+    busy: float  # share
+    power: float | None = None  # watts that it draws
+    temperature: int | None = None  # degrees Celsius
+    heat: float | None = None  # share in which its clocks were lowered because it was too hot ...
+    capped: float | None = None  # ... because it drew what its power limit allows ...
+    braked: float | None = None  # ... because the power supply or its own protection demanded it
+    lanes: int | None = None  # of its PCIe link
+    generation: int | None = None  # of its PCIe link, which is lower while the GPU is idle
 
 
 class Sample(NamedTuple):
@@ -66,7 +73,7 @@ class Start(NamedTuple):
     restart: int = 0  # the number of this automatic restart, of those that count; 0: started by a person
     health: str = ""
     limits: Mapping[str, int] = {}  # by the name of the setting: memory_max, swap_max, cpu_weight, ...
-    host: Mapping[str, Any] = {}  # memory, swap, cpus, gpus (their number), cards (one entry for each GPU), kernel, systemd
+    host: Mapping[str, Any] = {}  # memory, swap, cpus, gpus (their number), cards (one for each GPU), power_limit, kernel, systemd
     versions: Mapping[str, str] = {}  # vllm-safe, engine
     args: Mapping[str, Any] = {}  # the options of `vllm serve`, without secrets
     profile: str = ""

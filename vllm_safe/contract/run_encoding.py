@@ -14,6 +14,7 @@ from typing import Any
 from vllm_safe.contract.recorded_run import End, Event, Gpu, Sample, Start
 
 _BYTES = ("memory", "anon", "shmem", "file", "swap", "ram_available", "swap_free", "read", "tokens", "requests")
+_WHOLE = ("temperature", "lanes", "generation")  # of a GPU
 _LONGEST_TEXT = 4000  # characters
 _BEYOND = 1 << 62  # no size, count or time is as large
 
@@ -77,10 +78,27 @@ def pack_sample(sample: Sample) -> list[Any]:
     """
     values: list[Any] = [round(value, 4) if isinstance(value, float) else value for value in sample]
     values[0] = round(sample.time, 2)
-    values[Sample._fields.index("gpus")] = [[gpu.used, gpu.total, round(gpu.busy, 2)] for gpu in sample.gpus] or None
+    values[Sample._fields.index("gpus")] = pack_gpus(sample.gpus) or None
     for name in ("disk_read", "disk_write"):
         index = Sample._fields.index(name)
         values[index] = None if values[index] is None else int(values[index])
+    return _without_end(values)
+
+
+def pack_gpus(gpus: tuple[Gpu, ...]) -> list[list[Any]]:
+    """Return GPUs as arrays, likewise. Whole watts, and hundredths for shares, are precise enough."""
+    return [_without_end([gpu.used, gpu.total, *(_short(getattr(gpu, name), name) for name in Gpu._fields[2:])]) for gpu in gpus]
+
+
+def _short(value: float | None, name: str) -> float | None:
+    """Return a figure of a GPU as the number with the shortest text: 0 for 0.0."""
+    if value is None:
+        return None
+    found = round(value, 0 if name == "power" else 2)
+    return int(found) if found == int(found) else found
+
+
+def _without_end(values: list[Any]) -> list[Any]:
     while values[-1] is None:
         values.pop()
     return values
@@ -91,13 +109,20 @@ def unpack_sample(values: object) -> Sample | None:
     if not isinstance(values, list) or len(values) < 2 or number(values[0]) is None:
         return None
     given = dict(zip(Sample._fields, values, strict=False))
-    readers: dict[str, Callable[[object], Any]] = {"phase": text, "gpus": _gpus} | dict.fromkeys(_BYTES, integer)
+    readers: dict[str, Callable[[object], Any]] = {"phase": text, "gpus": unpack_gpus} | dict.fromkeys(_BYTES, integer)
     return Sample(**{name: readers.get(name, number)(value) for name, value in given.items()})
 
 
-def _gpus(value: object) -> tuple[Gpu, ...]:
+def unpack_gpus(value: object) -> tuple[Gpu, ...]:
+    """Return the GPUs of such arrays, of which an older version wrote only the first three values."""
     cards = [card for card in value if isinstance(card, list) and len(card) >= 3] if isinstance(value, list) else []
-    return tuple(Gpu(integer(used) or 0, integer(total) or 0, number(busy) or 0.0) for used, total, busy, *_ in cards)
+    return tuple(_gpu(*card[: len(Gpu._fields)]) for card in cards)
+
+
+def _gpu(used: object, total: object, busy: object, *more: object) -> Gpu:
+    given = dict(zip(Gpu._fields[3:], more, strict=False))
+    figures: dict[str, Any] = {name: (integer if name in _WHOLE else number)(value) for name, value in given.items()}
+    return Gpu(integer(used) or 0, integer(total) or 0, number(busy) or 0.0, **figures)
 
 
 def unpack_event(values: object) -> Event | None:

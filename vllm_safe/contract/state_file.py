@@ -116,6 +116,11 @@ def gpu_file(name: str) -> Path:
     return GPU_FOLDER / name
 
 
+def cards_file(name: str) -> Path:
+    """Return the path of the file with the last reading of all GPUs, as in a sample, for `vllm-safe status`. No model has such a name."""
+    return GPU_FOLDER / f"{name}:cards"
+
+
 def cards_to_line(cards: CardUsage) -> str:
     """Return the content of the GPU file."""
     return f"{cards.used}\n" if cards.busy is None else f"{cards.used} {cards.busy:.2f}\n"

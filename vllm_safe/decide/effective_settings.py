@@ -85,4 +85,6 @@ def as_yaml(value: object) -> str:
 def _plain_value(value: object) -> object:
     if isinstance(value, Amount):
         return str(value) if value.is_percent else value.value
+    if isinstance(value, Mapping):  # power limits
+        return {name: str(cap) for name, cap in value.items()}
     return str(value) if isinstance(value, Path) else value

@@ -16,6 +16,8 @@ from vllm_safe.decide.origin import Origin, Sourced, origin_of
 from vllm_safe.decide.protect import UNITS, Decided, Protection
 from vllm_safe.decide.serve_command import decide_launch, decide_server, health_url
 from vllm_safe.host.host_facts import Host, SwapArea
+from vllm_safe.power.power_decision import decide_power, named_as, watts
+from vllm_safe.power.power_facts import PowerReading
 from vllm_safe.tunables.tunable_decision import decide_tunables
 
 _BYTES = ("memory_max", "swap_max")
@@ -47,10 +49,13 @@ def with_swap(config: Config, host: Host) -> Host:
     return replace(host, swaps=(*host.swaps, SwapArea(str(swap.file), "file", swap.size, 0)))
 
 
-def decide_show(config: Config, host: Host, name: str, given: Mapping[str, str]) -> tuple[ShownSection, ...]:
+def decide_show(
+    config: Config, host: Host, name: str, given: Mapping[str, str], power: PowerReading | None = None
+) -> tuple[ShownSection, ...]:
     """Return the start of the model `name` in sections. The configuration has that model. given: Environment= of its unit.
 
-    The sections are limits, protection, kernel tunables, command and timeouts, arguments and environment.
+    power: the power limits of the GPUs; None where none is configured. The sections are limits, protection, kernel tunables, power limits,
+    command and timeouts, arguments and environment.
     """
     budget, server = decide_budget(config, host), decide_server(config, host, name, given)
     launch = decide_launch(config, name, server, budget.of(name))
@@ -65,6 +70,7 @@ def decide_show(config: Config, host: Host, name: str, given: Mapping[str, str])
         ShownSection("All models together", _slice(budget)),
         ShownSection("Kept for the system", _protection(budget.protection)),
         ShownSection("Kernel tunables while a model runs", _tunables(config, host)),
+        *((ShownSection("Power limits while a model runs", _power(config, power)),) if power else ()),
         ShownSection(
             "Command", (command, health, *(ShownRow(key, t.value, f"{t.value:g} s", str(t.origin)) for key, t in server.timeouts.items()))
         ),
@@ -95,6 +101,24 @@ def _protection(protection: Protection) -> tuple[ShownRow, ...]:
 def _tunables(config: Config, host: Host) -> tuple[ShownRow, ...]:
     origin = str(origin_of(config, "tunables.lru_gen"))
     return tuple(ShownRow(path, value, value, origin) for path, value in decide_tunables(config, host.tunables).items())
+
+
+def _power(config: Config, power: PowerReading) -> tuple[ShownRow, ...]:
+    plan = decide_power(config, power.cards)
+    problems = (power.problem,) if power.problem else plan.problems
+    limited = [card for card in power.cards if card.uuid in plan.limits]
+    return (
+        *(
+            ShownRow(
+                card.title,
+                plan.limits[card.uuid] / 1000,
+                f"{watts(plan.limits[card.uuid])} (default {watts(card.default)}, now {watts(card.limit)})",
+                str(origin_of(config, f"gpu.power_limit.{named_as(config, card)}", "gpu.power_limit")),
+            )
+            for card in limited
+        ),
+        *(ShownRow("not possible", problem, problem, str(origin_of(config, "gpu.power_limit"))) for problem in problems),
+    )
 
 
 def _number(name: str, decided: Decided, *, in_bytes: bool) -> ShownRow:

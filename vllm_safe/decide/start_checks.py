@@ -20,9 +20,11 @@ from vllm_safe.host.start_facts import StartFacts
 from vllm_safe.models.fetch_decision import find_model
 from vllm_safe.plan.plan_facts import PlanFacts
 from vllm_safe.plan.plan_findings import find_plan_problem
+from vllm_safe.power.power_decision import asked_power
 from vllm_safe.swap.swapfile_facts import second_name
 
 SWAP_SERVICE = "vllm-safe-swap.service"
+POWER_SERVICE = "vllm-safe-power.service"
 # Settings whose variables only the main process of vllm@NAME gets, by the property that systemctl shows.
 _NOT_HANDED_ON = {"EnvironmentFiles": "EnvironmentFile=", "PassEnvironment": "PassEnvironment="}
 
@@ -170,6 +172,18 @@ def check_plan(start: Situation) -> Finding | None:
     return find_plan_problem(start.name, start.plan, limits, refuses=start.model.plan == "refuse")
 
 
+def check_power(start: Situation) -> Finding | None:
+    """Check whether the unit that sets the power limits has set the configured ones. Without a driver it does not run."""
+    unit = start.facts.units.get(POWER_SERVICE, {})
+    state, asked = unit.get("ActiveState", "inactive"), asked_power(start.config)
+    if not asked or state not in {"active", "failed"}:
+        return None
+    if state == "active" and start.facts.power and start.facts.power.asked == asked:
+        return passed(f"the power limits of the GPUs are in force: {asked}")
+    what = unit.get("StatusText") or f"{POWER_SERVICE} has not set the power limits of the GPUs"
+    return failed(what, "Correct gpu.power_limit. vllm-safe check shows what each card accepts.")
+
+
 def check_port(start: Situation) -> Finding:
     """Check whether another process listens on the port of the server."""
     host, port = start.model.host, start.model.port
@@ -214,6 +228,7 @@ CHECKS: tuple[Check, ...] = (
     check_server,
     check_model_files,
     check_cards,
+    check_power,
     check_plan,
     check_key,
     check_port,

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from vllm_safe.causes.messages import FOLLOWS
-from vllm_safe.common.sizes import MIB
+from vllm_safe.common.sizes import MIB, format_span
 from vllm_safe.contract.recorded_run import Event
 from vllm_safe.diagnose.error_verdicts import error_evidence, last_lines, launcher_evidence
 from vllm_safe.diagnose.verdict import MOMENTS, SHORTLY, Case, Evidence, Verdict
@@ -68,10 +68,11 @@ def card_failed(case: Case) -> Verdict | None:
     if not faults:
         return None
     root = min(faults, key=_certainty)
-    cards = list(dict.fromkeys(_card(case, fault) for fault in faults if (fault.kind, fault.meaning) == (root.kind, root.meaning)))
+    same = [fault for fault in faults if (fault.kind, fault.meaning) == (root.kind, root.meaning)]
+    cards = list(dict.fromkeys(_card(case, fault) for fault in same))
     xid = f" (Xid {root.data['xid']})" if root.kind == "xid" else ""
     wanted = next((text for fault in reversed(faults) if (text := demand(str(fault.data.get("action", ""))))), "")
-    sentence = f"{case.name} {_how(case)} because of {' and '.join(cards)}: {root.meaning.what}{xid}."
+    sentence = f"{case.name} {_how(case)} because of {' and '.join(cards)}: {root.meaning.what}{xid}{_how_long_before(case, same)}."
     return Verdict("gpu-fault", sentence, case.end.time, evidence=_proof(case), hint=_todo(root, wanted))
 
 
@@ -156,6 +157,14 @@ def _how(case: Case) -> str:
     if case.end.cause in {"stall", "hang"}:
         return "hung"
     return "was not ready in time" if case.end.cause == "start-timeout" else "ended"
+
+
+def _how_long_before(case: Case, faults: Sequence[Fault]) -> str:
+    """Return how long the server went on after the first of the faults, to follow what happened."""
+    before = case.over_at - min(fault.event.time for fault in faults)
+    if before < 0:
+        return ""
+    return f", {format_span(max(1.0, before))} before the server {'was ended' if case.end.cause in _WAITED else 'ended'}"
 
 
 def _is_vague(case: Case) -> bool:

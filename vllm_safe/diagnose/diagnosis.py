@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 
 from vllm_safe.common.printable_text import printable
 from vllm_safe.contract.recorded_run import Run
-from vllm_safe.diagnose import card_verdicts, end_verdicts, error_verdicts, kill_verdicts
+from vllm_safe.diagnose import card_figures, card_verdicts, end_verdicts, error_verdicts, kill_verdicts
 from vllm_safe.diagnose.verdict import Case, Evidence, SettingChange, Verdict
 
 Rule = Callable[[Case], Verdict | None]
@@ -46,7 +46,8 @@ def decide_why(run: Run, boot: str, now: float) -> Verdict:
     case = Case(run, boot, now)
     verdict = next((found for rule in RULES if (found := rule(case))), None) or end_verdicts.unknown(case)
     others = [*case.late("guard")[-4:], *case.of("unread")] if verdict.code != "running" else []
-    more = [*(Evidence(event.time, event.text) for event in others), *card_verdicts.card_evidence(case)]
+    figures = (*card_figures.slowed_cards(case), *card_figures.narrowed_links(case))
+    more = [*(Evidence(event.time, event.text) for event in others), *card_verdicts.card_evidence(case), *figures]
     evidence = _in_order(dict.fromkeys((*verdict.evidence, *more)))
     return verdict._replace(
         sentence=_line(verdict.sentence),

@@ -9,6 +9,7 @@ from vllm_safe.causes.death_patterns import BY_ITSELF
 from vllm_safe.causes.messages import FOLLOWS
 from vllm_safe.common.sizes import format_size, format_span
 from vllm_safe.diagnose.advice import change_profile_to_riser, riser_evidence
+from vllm_safe.diagnose.card_figures import drawn_power
 from vllm_safe.diagnose.error_verdicts import NOBODY, describe_end, error_evidence, last_lines, launcher_evidence
 from vllm_safe.diagnose.kill_verdicts import memory_figures
 from vllm_safe.diagnose.verdict import Case, Evidence, SettingChange, Verdict
@@ -38,6 +39,7 @@ def machine_went_down(case: Case) -> Verdict | None:
         return None
     evidence = [
         Evidence(case.last_seen, "the last record; a regular stop or shutdown would have recorded an end"),
+        *drawn_power(case),
         Evidence(None, f"it ran in boot {start.boot[:8]}; the current boot is {case.boot[:8] or '?'}"),
         *memory_figures(case),
     ]

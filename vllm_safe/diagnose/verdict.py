@@ -72,6 +72,12 @@ class Case:
         parts: tuple[Sequence[Sample | Event | End], ...] = (self.run.samples, self.run.events, [self.run.end] if self.run.end else [])
         return max(self.run.start.time, *(part[-1].time for part in parts if part), 0.0)
 
+    @cached_property
+    def over_at(self) -> float:
+        """Time at which the server was seen to end or to be stopped: the recorded end comes after the evidence was collected."""
+        seen = [event.time for event in self.run.events if event.kind in {"phase", "stopping"} and event.text in {"stopping", "ended"}]
+        return min(seen, default=self.end.time)
+
     @property
     def is_running(self) -> bool:
         """Whether the recorder still writes to the run."""

@@ -44,6 +44,7 @@ class NvmlCard:
 
     name: str
     capability: tuple[int, int]
+    uuid: str = ""
     pci: str = ""  # its address
     memory: int = 0  # bytes
     reserved: int = 0  # bytes that the driver keeps for itself: CUDA does not see them
@@ -60,6 +61,8 @@ class NvmlCard:
     spares_exhausted: bool = False
     power_limit: int | None = None  # mW
     power_default: int | None = None  # mW
+    power_least: int | None = None  # mW: the limits that it accepts
+    power_most: int | None = None  # mW
     temperature: int | None = None  # °C
     slowdown_temperature: int | None = None  # °C
     slowed_by: int = 0  # nvmlClocksEventReasons

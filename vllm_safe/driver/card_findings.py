@@ -199,7 +199,7 @@ def _heat(driver: Driver, _: Links) -> Iterator[Finding]:
         reasons = dict.fromkeys(words for reason, words in _SLOWED.items() if card.slowed_by & reason)
         now = f" at {card.temperature} °C" if card.temperature is not None else ""
         if reasons:
-            less = f", or lower its power limit: nvidia-smi -pl WATTS -i {index}" if card.power_limit else ""
+            less = f", or lower its power limit: gpu: {{power_limit: {{{index}: 75%}}}}" if card.power_limit else ""
             yield warned(f"card {index} is slowed down{now} by {next(iter(reasons))}", f"Cool it better{less}")
         elif card.temperature is not None and card.slowdown_temperature and card.temperature > card.slowdown_temperature - _HOT:
             most = f"it slows itself down at {card.slowdown_temperature} °C"

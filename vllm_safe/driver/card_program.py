@@ -48,6 +48,7 @@ def ask_card(handle: Any) -> dict[str, Any]:  # noqa: ANN401 - pynvml has no typ
     found = {
         "name": ask_nvml_or("", pynvml.nvmlDeviceGetName, handle),
         "capability": ask_nvml_or((0, 0), pynvml.nvmlDeviceGetCudaComputeCapability, handle),
+        "uuid": ask_nvml_or(None, pynvml.nvmlDeviceGetUUID, handle),
         "pci": _address(handle),
         **_memory(handle),
         "processes": _processes(handle),
@@ -108,9 +109,12 @@ def _power_and_heat(handle: Any) -> dict[str, Any]:  # noqa: ANN401 - likewise
     reasons = ask_nvml_or(None, pynvml.nvmlDeviceGetCurrentClocksEventReasons, handle)
     if reasons is None:  # a driver before 535 knows them by their older name
         reasons = ask_nvml_or(0, pynvml.nvmlDeviceGetCurrentClocksThrottleReasons, handle)
+    least, most = ask_nvml_or((None, None), pynvml.nvmlDeviceGetPowerManagementLimitConstraints, handle)
     return {
         "power_limit": ask_nvml_or(None, pynvml.nvmlDeviceGetPowerManagementLimit, handle),
         "power_default": ask_nvml_or(None, pynvml.nvmlDeviceGetPowerManagementDefaultLimit, handle),
+        "power_least": least,
+        "power_most": most,
         "temperature": ask_nvml_or(None, pynvml.nvmlDeviceGetTemperature, handle, pynvml.NVML_TEMPERATURE_GPU),
         "slowdown_temperature": ask_nvml_or(None, pynvml.nvmlDeviceGetTemperatureThreshold, handle, slowdown),
         "slowed_by": reasons,

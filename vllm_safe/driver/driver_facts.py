@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
-import subprocess
-import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vllm_safe.driver.card_facts import CardPair, NvmlCard, PciCard, parse_card, read_pci_bus
+from vllm_safe.driver.card_process import PYTHON, CardHungError, ask_card_program
 
 _SECURE_BOOT = "sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"  # UEFI global variable: 4 bytes of flags, then 1
 _PROGRAM = Path(__file__).with_name("__main__.py")
@@ -21,7 +19,6 @@ _VERSION = re.compile(r"\s(\d{3,4}\.\d+(?:\.\d+)?)\s")
 _MODULES = ("nvidia", "nvidia_uvm")
 _TIME = 30.0  # seconds for NVML: the first call of a cold driver takes 2 s per card
 _UNKNOWN = 999  # NVML_ERROR_UNKNOWN
-_LONGEST = 1 << 20  # bytes of NVML's answer that are read
 
 
 @dataclass(frozen=True)
@@ -81,22 +78,15 @@ def read_driver(root: Path = Path("/")) -> Driver:
     )
 
 
-def ask_nvml(
-    command: tuple[str, ...] = (sys.executable, "-I", "-B", str(_PROGRAM)), seconds: float = _TIME, root: Path = Path("/")
-) -> Nvml:
-    """Query NVML in a separate process. A process that hangs in the kernel cannot be killed, and is not waited for."""
-    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+def ask_nvml(command: tuple[str | Path, ...] = (*PYTHON, _PROGRAM), seconds: float = _TIME, root: Path = Path("/")) -> Nvml:
+    """Query NVML in a separate process."""
     try:
-        output, _ = child.communicate(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        child.kill()
-        if child.stdout:
-            child.stdout.close()
-        with suppress(subprocess.TimeoutExpired):
-            child.wait(1.0)
+        answer = ask_card_program(command, seconds)
+    except CardHungError:
         return Nvml(hung=True)
-    with suppress(ValueError, KeyError, TypeError, AttributeError):
-        return _nvml(json.loads(output[:_LONGEST]), root)
+    if answer is not None:
+        with suppress(ValueError, KeyError, TypeError, AttributeError):
+            return _nvml(answer, root)
     return Nvml(error=_UNKNOWN)  # the library itself crashed
 
 

@@ -15,6 +15,7 @@ from vllm_safe.common.key_file import Key, read_key
 from vllm_safe.common.untrusted_paths import find_program
 from vllm_safe.engine.engine_facts import EngineFacts, read_engine
 from vllm_safe.models.model_files import ModelFiles, read_model_files
+from vllm_safe.power.power_facts import PowerNote, read_power_note
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class StartFacts:
     key: Key | None = None  # None: no key is configured
     old_key: bool = False  # an earlier start left a copy of a key
     starts: Starts = Starts()
+    power: PowerNote | None = None  # None: no power limit is set
     units: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # properties as in `systemctl show`
     environment: Mapping[str, str] = field(default_factory=dict)  # Environment= of the model's unit
 
@@ -124,6 +126,7 @@ def read_start_facts(  # noqa: PLR0913 - each parameter is for another fact
         key=read_key(key_file) if key_file else None,
         old_key=_is_there(paths.credential_file(name)),
         starts=read_starts(paths.starts_file(name)),
+        power=read_power_note(),
         units=units,
         environment=environment,
     )

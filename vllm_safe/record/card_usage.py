@@ -12,6 +12,7 @@ from vllm_safe.contract.recorded_run import Gpu
 from vllm_safe.contract.state_file import CardUsage
 
 _PATIENCE = 2.0  # seconds for the driver to return the names
+_MEANS, _TOPS = ("busy", "power", "heat", "capped", "braked"), ("temperature", "generation")
 _GROWN = 64 << 20  # bytes since the run began: CUDA alone uses 150 MiB and more on each GPU of a process
 
 
@@ -71,6 +72,39 @@ def visible_cards(env: Mapping[str, str], names: Collection[str]) -> frozenset[i
     if all(part.strip().isdecimal() for part in seen) and (len(set(names)) == 1 or env.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID"):
         return frozenset(map(int, seen))
     return None
+
+
+class CardReadings:
+    """The readings of the GPUs since the last sample, each second one."""
+
+    def __init__(self) -> None:
+        self._readings: list[tuple[Gpu, ...]] = []
+
+    def add(self, gpus: tuple[Gpu, ...]) -> None:
+        """Take a reading, () if there is none."""
+        if gpus:
+            self._readings.append(gpus)
+
+    def take(self) -> tuple[Gpu, ...]:
+        """Return the last reading, with the mean of shares and watts since the last call, and the highest temperature and generation."""
+        readings, self._readings = self._readings, []
+        if not readings:
+            return ()
+        last = readings[-1]
+        return tuple(map(_merged, last, zip(*(one for one in readings if len(one) == len(last)), strict=True)))
+
+
+def _merged(last: Gpu, readings: Sequence[Gpu]) -> Gpu:
+    if not last.total:  # it no longer answers
+        return last
+
+    def known(name: str) -> list[float]:
+        return [value for gpu in readings if (value := getattr(gpu, name)) is not None]
+
+    means = {name: sum(values) / len(values) for name in _MEANS if (values := known(name))}
+    tops = {name: max(values) for name in _TOPS if (values := known(name))}
+    merged: dict[str, Any] = {**means, **tops}
+    return last._replace(**merged)
 
 
 class CardsInUse:

@@ -31,6 +31,16 @@ _GAUGES: dict[str, tuple[str, dict[str, str], str]] = {
     "read": ("checkpoint_read_bytes", {}, "Bytes of the checkpoint that have been read in this start."),
     "requests": ("requests_running", {}, "Running requests."),
 }
+# Field of Gpu -> likewise.
+_GPU_GAUGES: dict[str, tuple[str, dict[str, str], str]] = {
+    "power": ("gpu_power_watts", {}, "Power that a GPU draws."),
+    "temperature": ("gpu_temperature_celsius", {}, "Temperature of a GPU."),
+    "heat": ("gpu_throttled_ratio", {"reason": "heat"}, "Share of the time in which the clocks of a GPU were lowered, by reason."),
+    "capped": ("gpu_throttled_ratio", {"reason": "power_limit"}, ""),
+    "braked": ("gpu_throttled_ratio", {"reason": "hardware"}, ""),
+    "lanes": ("gpu_pcie_lanes", {}, "Lanes of the PCIe link of a GPU."),
+    "generation": ("gpu_pcie_generation", {}, "Generation of the PCIe link of a GPU, which is lower while the GPU is idle."),
+}
 _LIMITS = {"memory_max": "memory", "swap_max": "swap"}
 
 
@@ -76,6 +86,9 @@ def _rows(start: Start, sample: Sample) -> Iterator[tuple[str, dict[str, str], A
         yield "gpu_memory_used_bytes", card, gpu.used, "Memory of a GPU in use, by any program."
         yield "gpu_memory_total_bytes", card, gpu.total, "Memory of a GPU."
         yield "gpu_busy_ratio", card, gpu.busy, "Share of the time in which a GPU was busy."
+        for field, (name, more, doc) in _GPU_GAUGES.items():
+            if (value := getattr(gpu, field)) is not None:
+                yield name, card | more, value, doc
     yield "start_time_seconds", {}, start.time, "Unix time of this start."
     yield "restarts", {}, start.restart, "Automatic restarts that count towards the limit of three, after which the model stays down."
     for phase in PHASES:

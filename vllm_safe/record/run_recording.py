@@ -11,12 +11,12 @@ from typing import Protocol
 from vllm_safe.common.paths import RECORDER
 from vllm_safe.common.systemctl import unit_properties
 from vllm_safe.contract.recorded_run import End, Event, Gpu, Sample
-from vllm_safe.contract.run_encoding import from_line, mapping, number, text, unpack_event
+from vllm_safe.contract.run_encoding import from_line, mapping, number, pack_gpus, text, to_line, unpack_event
 from vllm_safe.contract.small_files import read_regular, remove_if_possible, write_whole
-from vllm_safe.contract.state_file import CardUsage, State, cards_to_line, gpu_file
+from vllm_safe.contract.state_file import State, cards_file, cards_to_line, gpu_file
 from vllm_safe.contract.untrusted_files import read_object
 from vllm_safe.record import kill_evidence, prometheus, run_start
-from vllm_safe.record.card_usage import CardsInUse, visible_cards
+from vllm_safe.record.card_usage import CardReadings, CardsInUse, visible_cards
 from vllm_safe.record.json_lines import read_lines
 from vllm_safe.record.run_store import EVENTS_HEAD, SMALL_MOST, RunStore, open_run, run_id, run_names
 from vllm_safe.record.run_tracker import SamplingPace
@@ -34,6 +34,8 @@ Say = Callable[[str], None]
 
 class CardReader(Protocol):
     """The interface of nvml_usage.NvmlCards, which is imported only on machines with GPUs."""
+
+    lost: frozenset[int]
 
     def ask(self, now: float) -> tuple[Gpu, ...]:
         """Return the last reading of the GPUs."""
@@ -56,6 +58,8 @@ class RunRecording:
         self._textfile = text(run_start.read_launch(name, root).get("textfile")).rstrip("/")
         self._pace = SamplingPace()
         self._in_use = CardsInUse(visible_cards(self.start.env, [card["name"] for card in self.start.host.get("cards", ())]))
+        self._readings = CardReadings()
+        self._lost: frozenset[int] = frozenset()
         self._state: State | None = None
         self._sync_due = self._log_due = self._publish_due = now
         self._log: tuple[str, ...] = ()
@@ -75,8 +79,10 @@ class RunRecording:
         """Record what is due; to be called each second. state: the last state of the main process, if there is one."""
         self._state = state or self._state
         self._take_guard()
+        if cards:
+            self._look_at_cards(now, wall, cards)
         if self._pace.due(now, state.phase if state else "waiting", self._sampler.glance()):
-            self._sample(now, wall, cards)
+            self._sample(now, wall)
         if state and state.log != self._log and now >= self._log_due:
             self._log = state.log
             self._store.log(state.log)
@@ -104,7 +110,8 @@ class RunRecording:
     def close(self) -> None:
         """Write the remaining data to the disk: the run has ended, or continues without a recorder."""
         self._log_problem(self._store.close())
-        remove_if_possible(f"{self._root}{gpu_file(self._name)}")
+        for file in (gpu_file(self._name), cards_file(self._name)):
+            remove_if_possible(f"{self._root}{file}")
         if self._textfile:
             prometheus.withdraw_metrics(self._textfile, self._name)
 
@@ -141,11 +148,8 @@ class RunRecording:
         events = [unpack_event(from_line(line)) for line in read_lines(path, "events", 2 * EVENTS_HEAD)]
         self._events_from = max((event.time for event in events if event and event.kind == "guard"), default=self.start.time - 1.0)
 
-    def _sample(self, now: float, wall: float, cards: CardReader | None) -> None:
-        gpus = cards.ask(now) if cards else ()
-        sample = self._sampler.read(now, wall, self._state, gpus)
-        if gpus:
-            self._write_gpu_file(self._in_use.look(gpus))
+    def _sample(self, now: float, wall: float) -> None:
+        sample = self._sampler.read(now, wall, self._state, self._readings.take())
         self._store.sample(sample)
         if found := self._sampler.events("memory.events"):
             self._events = (found, self._sampler.events("memory.swap.events"))
@@ -159,10 +163,28 @@ class RunRecording:
                 self._store.start(start)
         self._publish(now, sample)
 
-    def _write_gpu_file(self, cards: CardUsage) -> None:
-        """Write the GPU usage for the main process: growing memory is progress, but GPUs that are all busy may wait for each other."""
-        with suppress(OSError):
-            write_whole(f"{self._root}{gpu_file(self._name)}", cards_to_line(cards).encode(), 0o644, sync=False)
+    def _look_at_cards(self, now: float, wall: float, cards: CardReader) -> None:
+        """Read the GPUs, each second: the main process needs to know their usage, and heat comes and goes between two samples."""
+        gpus = cards.ask(now)
+        self._readings.add(gpus)
+        if gpus:
+            self._write_gpu_files(gpus)
+        for index in sorted(cards.lost - self._lost):
+            self._lost |= {index}
+            known = self.start.host.get("cards", [])
+            pci = str(known[index]["pci"]).rpartition(".")[0].lower() if index < len(known) else ""
+            said = f"card {index} has fallen off the bus, as NVML reports"
+            self.note(Event(wall, "nvidia", said, {"kind": "lost", "pci": pci, "own": None, "times": 1}))
+
+    def _write_gpu_files(self, gpus: tuple[Gpu, ...]) -> None:
+        """Write the usage for the main process, and all figures for `vllm-safe status`.
+
+        To the main process, growing memory is progress, but GPUs that are all busy may wait for each other.
+        """
+        texts = {gpu_file(self._name): cards_to_line(self._in_use.look(gpus)), cards_file(self._name): to_line(pack_gpus(gpus))}
+        for file, content in texts.items():
+            with suppress(OSError):
+                write_whole(f"{self._root}{file}", content.encode(), 0o644, sync=False)
 
     def _publish(self, now: float, sample: Sample) -> None:
         if not self._textfile or now < self._publish_due:

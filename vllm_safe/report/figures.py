@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from typing import NamedTuple
 
 from vllm_safe.common.sizes import format_size, format_span
@@ -41,9 +41,19 @@ def _count_text(count: float) -> str:
     return f"{count:,.0f}".replace(",", " ") if count == int(count) or count >= 100 else f"{count:.1f}"
 
 
+def watts_text(power: float) -> str:
+    """Return watts as text."""
+    return f"{power:.0f} W"
+
+
+def _celsius_text(temperature: float) -> str:
+    return f"{temperature:.0f} °C"
+
+
 def format_figure(unit: str) -> Callable[[float], str]:
     """Return the function that formats a value of a unit (see Plot)."""
-    return {"bytes": _size_text, "bytes/s": rate_text, "share": share_text}.get(unit, _count_text)
+    texts = {"bytes": _size_text, "bytes/s": rate_text, "share": share_text, "watts": watts_text, "celsius": _celsius_text}
+    return texts.get(unit, _count_text)
 
 
 # field of Sample, label, function that picks a sample, formatter, name of the limit
@@ -64,6 +74,17 @@ _ROWS: tuple[tuple[str, str, Callable[..., Sample], Callable[[float], str], str]
     ("cpu", "Peak CPUs in use", max, _count_text, ""),
     ("requests", "Peak concurrent requests", max, _count_text, ""),
     ("tokens", "Tokens generated", max, _count_text, ""),
+)
+
+
+# field of Gpu, label, formatter
+_GPU_ROWS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
+    ("power", "Peak power draw of GPU {}", watts_text),
+    ("temperature", "Peak temperature of GPU {}", _celsius_text),
+    ("heat", "Peak throttling by heat of GPU {}", share_text),
+    ("braked", "Peak power brake of GPU {}", share_text),
+    ("lanes", "Lanes of the PCIe link of GPU {}", _count_text),
+    ("generation", "Highest PCIe generation of GPU {}", _count_text),
 )
 
 
@@ -112,4 +133,12 @@ def _gpus(samples: tuple[Sample, ...]) -> list[Figure]:
                 _size_text(gpu.total),
             )
         )
+        rows += [row for field, label, render in _GPU_ROWS if (row := _peak_of_card(known, card, field, label, render))]
     return rows
+
+
+def _peak_of_card(samples: list[Sample], card: int, field: str, label: str, render: Callable[[float], str]) -> Figure | None:
+    """Return the highest value of a field of one GPU, None if it is never known; 0 is no news for what slows it down."""
+    known = [(value, sample.time) for sample in samples if (value := getattr(sample.gpus[card], field)) is not None]
+    value, when = max(known, key=itemgetter(0), default=(0, 0.0))
+    return Figure(f"gpu{card}.{field}", label.format(card), value, render(value), when) if value else None

@@ -18,6 +18,8 @@
     bytes: size,
     "bytes/s": (value) => `${size(value)}/s`,
     share: (value) => `${plain(value * 100)} %`,
+    watts: (value) => `${plain(value)} W`,
+    celsius: (value) => `${plain(value)} °C`,
     count: (value) => (value < 10 ? plain(value) : Math.round(value).toLocaleString("en").replaceAll(",", "\u202f")),
   };
   // Times in the server's time zone, not in that of the browser.

@@ -28,7 +28,7 @@ class Plot(NamedTuple):
 
     key: str
     title: str
-    unit: str  # bytes, bytes/s, share, count
+    unit: str  # bytes, bytes/s, share, watts, celsius, count
     lines: tuple[PlotLine, ...]
     limit: int | None = None
     limit_label: str = ""
@@ -148,8 +148,8 @@ def _gpu_plots(samples: tuple[Sample, ...]) -> Iterable[Plot]:
     cards = range(max((len(sample.gpus) for sample in samples), default=0))
 
     def lines(field: str) -> tuple[PlotLine, ...]:
-        get: Callable[[object], float] = attrgetter(field)
-        return tuple(
+        get: Callable[[object], float | None] = attrgetter(field)
+        return _with_values(
             PlotLine(f"gpu{card}.{field}", f"GPU {card}", tuple(get(s.gpus[card]) if card < len(s.gpus) else None for s in samples))
             for card in cards
         )
@@ -157,6 +157,11 @@ def _gpu_plots(samples: tuple[Sample, ...]) -> Iterable[Plot]:
     totals = {gpu.total for sample in samples for gpu in sample.gpus}
     yield Plot("gpu-memory", "GPU memory", "bytes", lines("used"), max(totals, default=None), "per card")
     yield Plot("gpu-busy", "GPU utilization: share of time in which a card computes", "share", lines("busy"))
+    yield Plot("gpu-power", "GPU power draw", "watts", lines("power"))
+    yield Plot("gpu-temperature", "GPU temperature", "celsius", lines("temperature"))
+    for field, why in (("heat", "by heat"), ("capped", "by the power limit"), ("braked", "by the power supply or hardware protection")):
+        slowed = tuple(line for line in lines(field) if any(line.values))  # most never are
+        yield Plot(f"gpu-{field}", f"GPU clocks lowered {why}: share of time", "share", slowed)
 
 
 def _with_values(lines: Iterable[PlotLine]) -> tuple[PlotLine, ...]:

@@ -18,9 +18,10 @@ from vllm_safe.common.kernfs import (
 )
 from vllm_safe.common.paths import RUN
 from vllm_safe.common.systemctl import show_properties
-from vllm_safe.contract.run_encoding import from_line, mapping, number, text
+from vllm_safe.contract.recorded_run import Gpu
+from vllm_safe.contract.run_encoding import from_line, mapping, number, text, unpack_gpus
 from vllm_safe.contract.small_files import read_regular
-from vllm_safe.contract.state_file import STATE_FOLDER, state_file
+from vllm_safe.contract.state_file import FRESH, GPU_FOLDER, STATE_FOLDER, cards_file, state_file
 from vllm_safe.decide.limits import unit_of
 from vllm_safe.record.run_reader import read_state
 from vllm_safe.status.status_lines import GuardEvent, ModelStatus
@@ -28,6 +29,7 @@ from vllm_safe.status.top_screen import MachineMemory
 
 _CGROUPS = Path(CGROUPS)
 _PROPERTIES = ("Id", "ActiveState", "SubState", "Result", "StatusText", "MainPID", "ControlGroup", "StateChangeTimestampMonotonic")
+_CARDS_MOST = 1 << 16  # bytes
 _GUARD_MOST = 1 << 20  # bytes; the guard keeps its last 500 lines
 
 
@@ -42,7 +44,12 @@ def running_models(root: Path = _CGROUPS) -> tuple[str, ...]:
 
 
 def read_model_status(
-    names: Iterable[str], *, root: Path = _CGROUPS, states: Path = STATE_FOLDER, guard: Path = RUN / "guard"
+    names: Iterable[str],
+    *,
+    root: Path = _CGROUPS,
+    states: Path = STATE_FOLDER,
+    guard: Path = RUN / "guard",
+    cards: Path = GPU_FOLDER,
 ) -> tuple[ModelStatus, ...]:
     """Read the status of each model. Values that cannot be read are None or empty."""
     wanted = list(names)
@@ -75,6 +82,7 @@ def read_model_status(
                 io_pressure=_waits(group / "io.pressure") if group else None,
                 os_memory_pressure=system["memory"],
                 os_io_pressure=system["io"],
+                gpus=_gpus(cards / cards_file(name).name, moment) if current else (),
                 acts=_acts(guard / f"{name}.jsonl"),
             )
         )
@@ -98,6 +106,15 @@ def _waits(path: Path) -> float | None:
 
 def _worst(shares: Iterable[float | None]) -> float | None:
     return max((share for share in shares if share is not None), default=None)
+
+
+def _gpus(path: Path, now: float) -> tuple[Gpu, ...]:
+    """Read the recorder's last reading of all GPUs; () without a recent one."""
+    try:
+        fresh = now - path.stat(follow_symlinks=False).st_mtime < FRESH
+    except OSError:
+        return ()
+    return unpack_gpus(from_line(read_regular(path, _CARDS_MOST) or b"")) if fresh else ()
 
 
 def _acts(path: Path) -> tuple[GuardEvent, ...]:

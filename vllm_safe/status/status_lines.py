@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from vllm_safe.common.printable_text import printable
 from vllm_safe.common.sizes import format_size, format_span
+from vllm_safe.contract.recorded_run import Gpu
 from vllm_safe.contract.state_file import LoadProgress, State
 
 _BAR = 16  # columns
@@ -44,6 +45,7 @@ class ModelStatus(NamedTuple):
     io_pressure: float | None = None
     os_memory_pressure: float | None = None
     os_io_pressure: float | None = None
+    gpus: tuple[Gpu, ...] = ()  # all of the machine, in the order of nvidia-smi
     acts: tuple[GuardEvent, ...] = ()
 
     @property
@@ -65,7 +67,7 @@ def describe_phase(seen: ModelStatus) -> str:
 def status_as_json(seen: ModelStatus, why: str = "") -> dict[str, Any]:
     """Return all that is known, by name; sizes in bytes, times in Unix seconds. `why`: the verdict on the last run."""
     state = seen.state
-    plain = {key: value for key, value in seen._asdict().items() if key not in {"state", "acts"}}
+    plain = {key: value for key, value in seen._asdict().items() if key not in {"state", "acts", "gpus"}}
     return plain | {
         "phase": describe_phase(seen),
         "since": _since(seen),
@@ -73,6 +75,7 @@ def status_as_json(seen: ModelStatus, why: str = "") -> dict[str, Any]:
         "running": state.running if state else None,
         "waiting": state.waiting if state else None,
         "tokens": state.tokens if state else None,
+        "gpus": [gpu._asdict() for gpu in seen.gpus],
         "guard": {"count": len(seen.acts), "last": seen.acts[-1]._asdict() if seen.acts else None},
         "why": why,
     }
@@ -92,7 +95,7 @@ def status_as_lines(
     lines = [*_first_detail(seen, phase, why)]
     if amounts := _amounts(seen):
         lines.append(", ".join(amounts))
-    lines += [*_pressure(seen), *_requests(seen, before), *_guard(seen)]
+    lines += [*_cards(seen.gpus), *_pressure(seen), *_requests(seen, before), *_guard(seen)]
     if phase == "failed":
         lines.append(f"see: vllm-safe why {seen.name}")
     wrapped = (
@@ -172,6 +175,35 @@ def _amounts(seen: ModelStatus) -> list[str]:
         for title, value, limit in (("RAM", seen.memory, seen.memory_max), ("swap", seen.swap, seen.swap_max))
         if value is not None
     ]
+
+
+def _cards(gpus: tuple[Gpu, ...]) -> list[str]:
+    """Return one line about all GPUs, and one about those that are slowed or gone."""
+    if not gpus:
+        return []
+    found = [gpu for gpu in gpus if gpu.total]
+    parts = [f"{format_size(sum(gpu.used for gpu in found))} of {format_size(sum(gpu.total for gpu in found))}"]
+    if watts := [gpu.power for gpu in found if gpu.power is not None]:
+        parts.append(f"{sum(watts):.0f} W")
+    parts += _range([gpu.temperature for gpu in found], "{} °C")
+    parts += [f"link {link}" for link in dict.fromkeys(map(_link, found)) if link]
+    lines = [f"GPUs: {', '.join(parts)}"]
+    slowed = {
+        "throttled by heat": [number for number, gpu in enumerate(gpus) if gpu.heat],
+        "held at the power limit": [number for number, gpu in enumerate(gpus) if gpu.capped],
+        "slowed by the power supply or hardware protection": [number for number, gpu in enumerate(gpus) if gpu.braked],
+        "without an answer": [number for number, gpu in enumerate(gpus) if not gpu.total],
+    }
+    return lines + [f"GPU {', '.join(map(str, numbers))} {what}" for what, numbers in slowed.items() if numbers]
+
+
+def _range(values: list[int | None], form: str) -> list[str]:
+    known = sorted({value for value in values if value is not None})
+    return [form.format(known[0] if len(known) == 1 else f"{known[0]}-{known[-1]}")] if known else []
+
+
+def _link(gpu: Gpu) -> str:
+    return f"x{gpu.lanes} Gen{gpu.generation}" if gpu.lanes and gpu.generation else ""
 
 
 def _pressure(seen: ModelStatus) -> list[str]:

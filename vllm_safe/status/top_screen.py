@@ -54,7 +54,8 @@ def top_screen(  # noqa: PLR0913 - all that is on the screen
     blocks = [[ScreenLine(_machine_line(now, machine, local), heading=True)]]
     for model in models:
         if not model.is_idle:
-            first, *more = status_as_lines(model.seen, local, model.why, before=model.before, columns=columns)
+            seen = model.seen._replace(gpus=())  # the GPUs have lines of their own
+            first, *more = status_as_lines(seen, local, model.why, before=model.before, columns=columns)
             blocks.append([ScreenLine(first, heading=True), *map(ScreenLine, more)])
     blocks.append([ScreenLine(line, heading=not number) for number, line in enumerate(cards)])
     blocks.append([ScreenLine(_idle_line(model)) for model in models if model.is_idle])

@@ -15,7 +15,8 @@ from vllm_safe.check.check_facts import Inspection, MeasuredDisk, Served
 from vllm_safe.common.errors import Failure
 from vllm_safe.common.key_file import Key
 from vllm_safe.common.sizes import GIB
-from vllm_safe.config.settings import Config, Earlyoom, Model
+from vllm_safe.config.power_types import EVERY_CARD, PowerCap
+from vllm_safe.config.settings import Config, Earlyoom, GpuSection, Model
 from vllm_safe.decide.limits import EACH_UNIT, decide_budget
 from vllm_safe.decide.preparation import decide_preparation
 from vllm_safe.decide.start_checks import Situation
@@ -29,6 +30,7 @@ from vllm_safe.host.host_facts import Host, Mount, SwapArea
 from vllm_safe.host.rig_facts import HardwareFacts
 from vllm_safe.host.start_facts import StartFacts
 from vllm_safe.models.model_files import ModelFiles
+from vllm_safe.power.power_facts import PowerCard, PowerReading
 from vllm_safe.tunables.tunable_facts import LRU_GEN
 
 MODEL = Model(model="org/name", args=MappingProxyType({"tensor-parallel-size": 4, "pipeline-parallel-size": 2}))
@@ -220,3 +222,30 @@ def test_the_pace_of_a_disk() -> None:
     assert checks.check_pace(at, seen, MeasuredDisk("/swapfile", DiskPace(600 << 20, 4.0))).what.endswith("(600 MiB of /swapfile)")
     for nothing in (None, MeasuredDisk("config.json", DiskPace(700, 0.001), 700)):
         assert "was not measured" in checks.check_pace(at, seen, nothing).what
+
+
+CARD = PowerCard(0, "GPU-a", "0000:01:00.0", "RTX 3060", limit=170000, default=170000, least=100000, most=200000)
+
+
+@pytest.mark.parametrize(
+    ("cap", "reading", "runs", "level", "words"),
+    [
+        (75, PowerReading((CARD,)), False, "pass", "power limits while a model runs: 127.5 W of 170 W for card 0 (RTX 3060)"),
+        (75, PowerReading((CARD,)), True, "warn", "a model is running, but the power limit of card 0 (RTX 3060) differs from config.yaml"),
+        (100, PowerReading((CARD,)), True, "pass", "170 W of 170 W"),
+        (30, PowerReading((CARD,)), False, "fail", "which is 51 W, is out of range; expected 100 W to 200 W"),
+        (75, PowerReading(problem="no driver", hint="get one"), False, "fail", "the power limits of the cards cannot be read: no driver"),
+    ],
+)
+def test_the_power_limits_are_those_that_the_cards_accept_and_have(
+    cap: int, reading: PowerReading, *, runs: bool, level: str, words: str
+) -> None:
+    config = replace(CONFIG, gpu=GpuSection({EVERY_CARD: PowerCap(cap, is_percent=True)}))
+    units = {**SEEN.units, "vllm@big.service": {"ActiveState": "active"}} if runs else SEEN.units
+    found = checks.check_power_limits(replace(GOOD, config=config, seen=replace(SEEN, units=units, power=reading)))
+    assert found is not None
+    assert (str(found.level), words in found.what, bool(found.do_next)) == (level, True, level != "pass")
+
+
+def test_without_a_power_limit_there_is_no_line() -> None:
+    assert checks.check_power_limits(GOOD) is None

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 import pytest
 
+from tests.builders.fake_nvml import build_fake_nvml, tell_cards
 from vllm_safe.apply.start_steps import WriteLaunch
 from vllm_safe.cli.main import main
 from vllm_safe.common.errors import Failure
@@ -156,7 +159,61 @@ def test_the_tunables_are_set_and_taken_back_by_themselves(
     assert main(["apply", "--tunables", "--dry-run", "--config", str(broken)]) == 2
 
 
-@pytest.mark.parametrize("option", ["--undo", "--tunables"])
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_fake_nvml(tmp_path_factory.mktemp("nvml"))
+
+
+@pytest.fixture
+def cards(library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the file with the state of two cards that NVML reports."""
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(library))
+    monkeypatch.setenv("FAKE_NVML", str(tmp_path / "told"))
+    tell_cards(tmp_path / "told", "", "")
+    return tmp_path / "told"
+
+
+def test_the_power_limits_are_set_and_taken_back_by_themselves(
+    config: str, cards: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["apply", "--power", "--dry-run", "--config", config]) == 0
+    assert capsys.readouterr().out == "nothing to do: already up to date\n"
+    limited = Path(config)
+    limited.write_text(f"gpu: {{power_limit: 75%}}\n{limited.read_text()}")
+    assert main(["apply", "--power", "--dry-run", "--config", config]) == 0
+    card = "would set the power limit of card {} (NVIDIA GeForce RTX 3060) to 127.5 W"
+    assert capsys.readouterr().out.splitlines() == ["would write /run/vllm-safe/power (root:root 0644)", card.format(0), card.format(1)]
+    assert main(["show", "x", "--config", config]) == 0
+    row = rf"card 1 \(NVIDIA GeForce RTX 3060\) +127.5 W \(default 170 W, now 170 W\) +{config}:1"
+    assert re.search(row, capsys.readouterr().out)
+    limited.write_text(limited.read_text().replace("75%", "50W"))
+    said: list[str] = []
+    monkeypatch.setattr("vllm_safe.cli.apply.notify", lambda **fields: said.append(fields["STATUS"]))
+    assert main(["apply", "--power", "--config", config]) == 2
+    words = "cards 0 and 1 (NVIDIA GeForce RTX 3060): gpu.power_limit 50 W is out of range; expected 100 W to 200 W"
+    assert (said, words in capsys.readouterr().err) == ([words], True)
+    assert main(["show", "x", "--config", config, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["Power limits while a model runs"]["not possible"]["value"] == words
+    cards.unlink()
+    assert main(["apply", "--power", "--config", config]) == 1
+    assert "the power limits of the GPUs cannot be set: the NVIDIA driver does not answer (NVML error 9)" in capsys.readouterr().err
+    limited.write_text("\t")
+    assert main(["apply", "--power", "--undo", "--dry-run", "--config", config]) == 0
+    assert capsys.readouterr().out == "nothing to do: already up to date\n"
+
+
+def test_tunables_and_power_are_two_calls(config: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["apply", "--tunables", "--power", "--config", config]) == 2
+    assert "two calls" in capsys.readouterr().err
+
+
+def test_an_edited_power_limit_is_applied_before_the_next_start(config: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path(config).write_text(f"gpu: {{power_limit: 75%}}\n{Path(config).read_text()}")
+    assert main(["apply", "x", "--dry-run", "--config", config]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == "would have vllm-safe-power.service reload its settings if it runs"
+
+
+@pytest.mark.parametrize("option", ["--undo", "--tunables", "--power"])
 def test_what_is_of_the_whole_machine_goes_without_a_name(option: str, config: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["apply", option, "--config", config, "x"]) == 2
     assert "NAME" in capsys.readouterr().err

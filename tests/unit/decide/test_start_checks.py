@@ -11,10 +11,13 @@ from tests.builders.situations import GOOD, changed, findings_of, with_facts, wi
 from vllm_safe.common.findings import Finding, Level
 from vllm_safe.common.key_file import Key
 from vllm_safe.common.sizes import GIB
-from vllm_safe.config.settings import Config, Earlyoom, Engine, Swap
-from vllm_safe.decide.start_checks import SWAP_SERVICE, check_admin_earlyoom, check_cards, check_port
+from vllm_safe.config.power_types import EVERY_CARD, PowerCap
+from vllm_safe.config.settings import Config, Earlyoom, Engine, GpuSection, Swap
+from vllm_safe.decide.preparation import decide_preparation
+from vllm_safe.decide.start_checks import POWER_SERVICE, SWAP_SERVICE, check_admin_earlyoom, check_cards, check_port, check_power
 from vllm_safe.engine.engine_facts import EngineFacts, Installed
 from vllm_safe.host.host_facts import SwapArea as Area
+from vllm_safe.power.power_facts import PowerNote
 
 
 def test_the_swap_services_own_words_are_passed_on() -> None:
@@ -136,3 +139,33 @@ def test_a_model_is_judged_by_the_cards_that_it_sees(there: int, model: dict[str
     finding = cards(there, **model)
     assert finding is not None
     assert (finding.level, finding.what if problem else "") == (Level.FAIL if problem else Level.PASS, problem)
+
+
+LIMITED = Config(models=GOOD.config.models, gpu=GpuSection({EVERY_CARD: PowerCap(75, is_percent=True)}))
+
+
+@pytest.mark.parametrize(
+    ("unit", "note", "level", "words"),
+    [
+        ({"ActiveState": "active"}, PowerNote("75%"), Level.PASS, "the power limits of the GPUs are in force: 75%"),
+        ({"ActiveState": "active", "StatusText": "out of range"}, PowerNote("80%"), Level.FAIL, "out of range"),
+        ({"ActiveState": "active"}, None, Level.FAIL, "vllm-safe-power.service has not set the power limits of the GPUs"),
+        ({"ActiveState": "failed", "StatusText": "out of range"}, None, Level.FAIL, "out of range"),
+        ({"ActiveState": "inactive"}, None, None, ""),
+        ({}, None, None, ""),
+    ],
+)
+def test_a_start_is_refused_where_the_power_limits_could_not_be_set(
+    unit: dict[str, str], note: PowerNote | None, level: Level | None, words: str
+) -> None:
+    """Where the unit does not run there is no driver, and no card that could draw too much."""
+    at = changed(GOOD, config=LIMITED, facts=replace(GOOD.facts, units={POWER_SERVICE: unit}, power=note))
+    found = check_power(at)
+    assert (found and found.level, found.what if found else "") == (level, words)
+    launch = decide_preparation(at).launch
+    assert launch is not None
+    assert (launch.refusal == words) is (level is Level.FAIL)
+
+
+def test_without_a_power_limit_its_unit_does_not_matter() -> None:
+    assert check_power(with_facts(units={POWER_SERVICE: {"ActiveState": "failed"}})) is None

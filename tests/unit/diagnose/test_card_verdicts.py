@@ -54,7 +54,7 @@ def test_a_fault_of_the_card_is_one_whoever_used_it(number: int, pid: int) -> No
     verdict = judge(xid(number, rest=f", pid={pid}, name=python3, x"))
     assert verdict.code == "gpu-fault"
     assert verdict.sentence.startswith("qwen72b ended because of card 2 (NVIDIA GeForce RTX 3060, 0000:03:00): ")
-    assert verdict.sentence.endswith(f" (Xid {number}).")
+    assert verdict.sentence.endswith(f" (Xid {number}), 28 s before the server ended.")
     assert verdict.hint == XIDS[number].todo
 
 

@@ -84,6 +84,8 @@ def test_every_answer_arrives(told: Path, tmp_path: Path) -> None:
                 spares_exhausted=True,
                 power_limit=600_000,
                 power_default=700_000,
+                power_least=200_000,
+                power_most=700_000,
                 temperature=61,
                 slowdown_temperature=87,
                 slowed_by=0x44,
@@ -113,7 +115,7 @@ def test_no_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_library_that_lacks_most_calls(told: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As an old driver: without what it does not know, and without an error."""
-    lacking = ("MemoryInfo_v2", "EventReasons", "Processes_v3", "CudaDriverVersion", "RemappedRows")
+    lacking = ("MemoryInfo_v2", "Reasons", "Processes_v3", "CudaDriverVersion", "RemappedRows")
     old = build_fake_nvml(tmp_path / "old", lacking)
     monkeypatch.setenv("LD_LIBRARY_PATH", str(old))
     told.write_text(EVERYTHING)

@@ -10,7 +10,7 @@ import pytest
 from vllm_safe.contract.recorded_run import Gpu
 from vllm_safe.contract.state_file import CardUsage
 from vllm_safe.record import card_usage
-from vllm_safe.record.card_usage import CardsInUse, read_pci_cards, visible_cards
+from vllm_safe.record.card_usage import CardReadings, CardsInUse, read_pci_cards, visible_cards
 
 # From an H200, driver 580.159.04, except for the name.
 INFORMATION = (
@@ -95,3 +95,19 @@ def test_what_another_model_does_on_its_own_card_is_nothing_to_this_one() -> Non
     in_use = CardsInUse(frozenset({1}))
     in_use.look((Gpu(GIB, 8 * GIB, 0.1), Gpu(GIB, 8 * GIB, 0.0)))
     assert in_use.look((Gpu(7 * GIB, 8 * GIB, 0.2), Gpu(2 * GIB, 8 * GIB, 1.0))) == CardUsage(2 * GIB, 1.0)
+
+
+def test_a_sample_has_the_mean_of_the_readings_since_the_one_before() -> None:
+    readings = CardReadings()
+    assert readings.take() == ()
+    first, second = Gpu(GIB, 12 * GIB, 0.5, 100.0, 90, 1.0, 0.0, 0.0, 1, 3), Gpu(2 * GIB, 12 * GIB, 1.0, 50.0, 70, 0.0, 1.0, None, 1, 1)
+    for gpus in ((first,), (), (second,)):
+        readings.add(gpus)
+    assert readings.take() == (Gpu(2 * GIB, 12 * GIB, 0.75, 75.0, 90, 0.5, 0.5, 0.0, 1, 3),)
+    assert readings.take() == ()
+    readings.add((first, first))
+    readings.add((second,))
+    assert readings.take() == (second,), "a reading of other cards is none of these"
+    for gpu in (first, Gpu(0, 0, 0.0)):
+        readings.add((gpu,))
+    assert readings.take() == (Gpu(0, 0, 0.0),), "a card that no longer answers"

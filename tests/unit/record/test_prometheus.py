@@ -1,22 +1,18 @@
-"""The file for Prometheus, and the GPU usage in it."""
+"""The file for Prometheus."""
 
 from __future__ import annotations
 
-import ctypes
 import re
-import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.builders.runs import make_run
 from vllm_safe.contract.recorded_run import Gpu, Sample
 from vllm_safe.contract.state_file import PHASES
-from vllm_safe.record.nvml_usage import NvmlCards
 from vllm_safe.record.prometheus import publish_metrics, render_metrics, withdraw_metrics
 
-LINE = re.compile(r'vllm_safe_model_([a-z_]+)\{(?:[a-z]+="[^"]*",?)+\} (-?[0-9.e+]+)')
+LINE = re.compile(r'vllm_safe_model_([a-z_]+)\{(?:[a-z_]+="[^"]*",?)+\} (-?[0-9.e+]+)')
 
 
 def test_names_units_and_labels() -> None:
@@ -66,46 +62,16 @@ def test_a_folder_that_is_not_there_is_an_error(tmp_path: Path) -> None:
         publish_metrics(str(tmp_path / "x"), run.start, run.samples[-1])
 
 
-class Nvml:
-    """NVML with two GPUs, of which the second does not answer."""
-
-    def __init__(self, start: int = 0) -> None:
-        self._start = start
-
-    def nvmlInit_v2(self) -> int:  # noqa: N802 - the name is that of NVML
-        return self._start
-
-    def nvmlDeviceGetCount_v2(self, number: Any) -> int:  # noqa: ANN401, N802
-        number._obj.value = 2
-        return 0
-
-    def nvmlDeviceGetHandleByIndex_v2(self, index: int, device: Any) -> int:  # noqa: ANN401, N802
-        device._obj.value = 100 + index
-        return 0
-
-    def nvmlDeviceGetMemoryInfo_v2(self, device: ctypes.c_void_p, memory: Any) -> int:  # noqa: ANN401, N802
-        if device.value == 101:
-            return 15  # NVML_ERROR_GPU_IS_LOST
-        memory._obj.total, memory._obj.used = 11 << 30, 3 << 30
-        return 0
-
-    def nvmlDeviceGetUtilizationRates(self, device: ctypes.c_void_p, busy: Any) -> int:  # noqa: ANN401, N802
-        busy._obj.gpu = 75
-        return 15 if device.value == 101 else 0
-
-
-def test_cards() -> None:
-    cards = NvmlCards(Nvml())
-    expected = (Gpu(3 << 30, 11 << 30, 0.75), Gpu(0, 0, 0.0))
-    assert cards.read() == expected
-    assert cards.ask(time.monotonic()) in {(), expected}, "it does not wait for them"
-    until = time.monotonic() + 10
-    while not (heard := cards.ask(time.monotonic())) and time.monotonic() < until:
-        time.sleep(0.01)
-    assert heard == expected
-    assert cards.ask(time.monotonic() + 3600) == (), "what was heard an hour ago is not said again"
-
-
-def test_a_driver_that_does_not_work_is_an_error() -> None:
-    with pytest.raises(OSError, match="error 9"):
-        NvmlCards(Nvml(start=9))
+def test_draw_heat_and_link_of_each_card() -> None:
+    run = make_run(gpus=1)
+    hot = run.samples[-1].gpus[0]._replace(power=131.7, temperature=91, heat=0.8, capped=0.0, lanes=1, generation=3)
+    text = render_metrics(run.start, run.samples[-1]._replace(gpus=(hot,)))
+    card = 'model="qwen72b",gpu="0"'
+    assert f"vllm_safe_model_gpu_power_watts{{{card}}} 131.7\n" in text
+    assert f"vllm_safe_model_gpu_temperature_celsius{{{card}}} 91\n" in text
+    assert f'vllm_safe_model_gpu_throttled_ratio{{{card},reason="heat"}} 0.8\n' in text
+    assert f'vllm_safe_model_gpu_throttled_ratio{{{card},reason="power_limit"}} 0.0\n' in text
+    assert f"vllm_safe_model_gpu_pcie_lanes{{{card}}} 1\n" in text
+    unknown = render_metrics(run.start, run.samples[-1]._replace(gpus=(Gpu(1, 2, 0.5),)))
+    assert "gpu_busy_ratio" in unknown
+    assert "gpu_power" not in unknown

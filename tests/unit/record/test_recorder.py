@@ -12,6 +12,7 @@ import pytest
 
 from vllm_safe.contract.recorded_run import Gpu, Run
 from vllm_safe.contract.state_file import State
+from vllm_safe.power.power_facts import PowerNote
 from vllm_safe.record import kill_evidence, recorder, run_recording
 from vllm_safe.record.kill_evidence import JournalLine
 from vllm_safe.record.recorder import Recorder
@@ -20,6 +21,7 @@ from vllm_safe.record.run_start import read_start
 
 ONE, TWO = "1a2b3c4d" * 4, "5e6f7a8b" * 4
 WALL = 1_795_472_448.0
+GIB = 1 << 30
 
 
 class World:
@@ -311,6 +313,8 @@ def test_without_an_answer_of_systemd_it_asks_again(world: World, monkeypatch: p
 
 def test_the_main_process_is_told_how_much_of_the_cards_is_in_use(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     class Cards:
+        lost: frozenset[int] = frozenset()
+
         def ask(self, _now: float) -> tuple[Gpu, ...]:
             return () if world.now > 1005 else (Gpu(int(world.now - 1000) << 30, 11 << 30, 0.97), Gpu(1 << 30, 11 << 30, 0.0))
 
@@ -327,6 +331,61 @@ def test_the_main_process_is_told_how_much_of_the_cards_is_in_use(world: World, 
     world.invoke("")
     world.pass_seconds(9)
     assert not told.exists()
+
+
+class Hot:
+    """Two cards, of which the second is too hot each other second, and falls off the bus in the end."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.lost: frozenset[int] = frozenset()
+
+    def ask(self, _now: float) -> tuple[Gpu, ...]:
+        self.asked += 1
+        cool, hot = Gpu(GIB, 12 * GIB, 1.0, 160.0, 60, 0.0, 0.0, 0.0, 1, 3), Gpu(GIB, 12 * GIB, 1.0, 120.0, 91, 1.0, 0.0, 0.0, 1, 3)
+        return (cool, Gpu(0, 0, 0.0) if self.lost else hot if self.asked % 2 else cool)
+
+
+@pytest.fixture
+def hot(world: World, monkeypatch: pytest.MonkeyPatch) -> Hot:
+    cards = Hot()
+    monkeypatch.setattr("vllm_safe.record.nvml_usage.NvmlCards", lambda: cards)
+    for pci in ("0000:01:00.0", "0000:02:00.0"):
+        world.put(f"proc/driver/nvidia/gpus/{pci}/information", "Model: \t\t NVIDIA GeForce RTX 3060\n")
+    (world.root / "run/vllm-safe/gpus").mkdir()
+    return cards
+
+
+def test_cards_are_read_each_second_also_while_the_model_is_steady(world: World, hot: Hot) -> None:
+    """A sample each ten seconds then has the share of its ten seconds. NVML's last answer of ten seconds ago would count as outdated."""
+    world.put("run/vllm-safe/power", PowerNote("75%").to_json())
+    world.invoke(ONE)
+    world.say("ready")
+    world.pass_seconds(100)
+    assert hot.asked == 100
+    assert world.recorded().start.host["power_limit"] == "75%"
+    steady = [sample for sample in world.recorded().samples if sample.time > WALL + 60]
+    assert 3 <= len(steady) <= 5
+    assert [[gpu.heat for gpu in sample.gpus] for sample in steady] == [[0.0, 0.5]] * len(steady)
+    assert {sample.gpus[1].temperature for sample in steady} == {91}
+    told = world.root / "run/vllm-safe/gpus/demo:cards"
+    assert json.loads(told.read_text())[0] == [GIB, 12 * GIB, 1, 160, 60, 0, 0, 0, 1, 3]
+    assert told.stat().st_mode & 0o777 == 0o644
+    world.end()
+    world.invoke("")
+    world.pass_seconds(9)
+    assert not told.exists()
+
+
+def test_a_card_that_nvml_reports_as_lost_is_an_event(world: World, hot: Hot) -> None:
+    world.invoke(ONE)
+    world.say("ready")
+    world.pass_seconds(3)
+    hot.lost = frozenset({1})
+    world.pass_seconds(20)
+    (event,) = [event for event in world.recorded().events if event.kind == "nvidia"]
+    assert (event.time, event.text) == (WALL + 4, "card 1 has fallen off the bus, as NVML reports")
+    assert event.data == {"kind": "lost", "pci": "0000:02:00", "own": None, "times": 1}
 
 
 @pytest.mark.parametrize("found", ["systemd knows of another", "it was there when the recorder began"])

@@ -69,7 +69,7 @@ def test_every_number_that_is_drawn_is_the_recorders() -> None:
     cards = {
         f"gpu{card}.{field}": [getattr(sample.gpus[card], field) for sample in run.samples]
         for card in range(2)
-        for field in ("used", "busy")
+        for field in ("used", "busy", "power", "temperature")
     }
     assert data["columns"] == fields | cards
     assert set(fields) >= {"anon", "shmem", "file", "swap", "memory_pressure", "os_memory_pressure", "disk_read", "disk_write", "cpu"}

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from vllm_safe.contract.recorded_run import Gpu
 from vllm_safe.contract.state_file import State
 from vllm_safe.status import status_facts
 from vllm_safe.status.status_facts import read_machine_memory, read_model_status, running_models
@@ -43,7 +44,7 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def see(tree: Path) -> status_facts.ModelStatus:
-    return read_model_status(["x"], root=tree, states=tree / "states", guard=tree / "guard")[0]
+    return read_model_status(["x"], root=tree, states=tree / "states", guard=tree / "guard", cards=tree / "cards")[0]
 
 
 def put_state(tree: Path, **fields: object) -> None:
@@ -75,6 +76,23 @@ def test_what_user_vllm_plants_stops_nothing(tree: Path) -> None:
     place.unlink()
     place.symlink_to("/dev/zero")
     assert see(tree).state is None
+
+
+def test_the_recorders_last_reading_of_the_cards_while_it_is_fresh(tree: Path) -> None:
+    put_state(tree)
+    assert see(tree).gpus == ()
+    (tree / "cards").mkdir()
+    told = tree / "cards/x:cards"
+    told.write_text("[[9, 12, 0.97, 168, 71, 1, 0, 0, 1, 3], [0, 0, 0]]")
+    expected = (Gpu(9, 12, 0.97, 168, 71, 1, 0, 0, 1, 3), Gpu(0, 0, 0))
+    assert see(tree).gpus == expected
+    put_state(tree, pid=8)
+    assert see(tree).gpus == (), "of a model that does not run"
+    put_state(tree)
+    os.utime(told, (time.time() - 60, time.time() - 60))
+    assert see(tree).gpus == (), "of a recorder that does not run"
+    told.write_text("nonsense")
+    assert see(tree).gpus == ()
 
 
 def test_what_the_guard_did(tree: Path) -> None:

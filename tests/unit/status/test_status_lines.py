@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from vllm_safe.contract.recorded_run import Gpu
 from vllm_safe.contract.state_file import LoadProgress, State
 from vllm_safe.status.status_lines import GuardEvent, ModelStatus, describe_phase, status_as_json, status_as_lines
 
@@ -107,3 +108,23 @@ def test_json_has_bytes_and_seconds() -> None:
     found = json.loads(json.dumps(status_as_json(BUSY, "w")))
     assert (found["phase"], found["memory"], found["progress"]["read"], found["why"]) == ("loading", 11 * GIB, 31 * GIB, "w")
     assert found["guard"] == {"count": 2, "last": {"time": NOW - 120, "act": "freeze", "text": "system.slice waits"}}
+
+
+COOL = Gpu(9 * GIB, 12 * GIB, 0.97, 168.0, 71, 0.0, 0.0, 0.0, 1, 3)
+
+
+def test_all_cards_are_a_line_and_those_in_trouble_another() -> None:
+    said = text(BUSY._replace(gpus=(COOL, COOL._replace(temperature=91, heat=1.0), COOL._replace(capped=0.5), Gpu(0, 0, 0.0))))
+    assert "GPUs: 27.0 GiB of 36.0 GiB, 504 W, 71-91 °C, link x1 Gen3" in said
+    assert "GPU 1 throttled by heat" in said
+    assert "GPU 2 held at the power limit" in said
+    assert "GPU 3 without an answer" in said
+    calm = text(BUSY._replace(gpus=(COOL, COOL._replace(lanes=16))))
+    assert "71 °C, link x1 Gen3, link x16 Gen3" in calm
+    assert "throttled" not in calm
+
+
+def test_what_a_card_does_not_say_is_left_out() -> None:
+    lines = status_as_lines(BUSY._replace(gpus=(Gpu(9 * GIB, 12 * GIB, 0.5),)), time.gmtime)
+    assert "  GPUs: 9.0 GiB of 12.0 GiB" in lines
+    assert status_as_json(BUSY._replace(gpus=(COOL,)))["gpus"] == [COOL._asdict()]
