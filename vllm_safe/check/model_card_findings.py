@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 from vllm_safe.check.model_needs import ModelNeeds
@@ -18,6 +17,7 @@ from vllm_safe.driver.card_facts import WIDE_LINK, NvmlCard
 from vllm_safe.driver.card_findings import name_cards
 from vllm_safe.driver.driver_facts import Driver
 from vllm_safe.host.rig_facts import HardwareFacts
+from vllm_safe.plan.plan_limits import OLDEST_CAPABILITIES
 from vllm_safe.record.card_usage import visible_cards
 
 _BFLOAT16 = (8, 0)  # platforms/cuda.py:256
@@ -25,25 +25,6 @@ _FP8 = (8, 9)  # layers/quantization/compressed_tensors/schemes/compressed_tenso
 _UTILISATION = 0.92  # config/cache.py:102
 _NEARLY = 0.01  # of a card: what the driver keeps for itself counts differently for NVML and for CUDA
 
-# The oldest compute capability of each method: its get_min_capability() in model_executor/layers/quantization. config/vllm.py:900 refuses
-# older cards; of compressed-tensors that is 7.0, and each of its usual schemes then refuses 7.0 (compressed_tensors.py:994).
-_OLDEST: Mapping[str, tuple[int, int]] = MappingProxyType(
-    {
-        "awq": (7, 5),  # auto_awq.py:233
-        "compressed-tensors": (7, 5),  # compressed_tensors/schemes: WNA16, W8A8 and W8A16 with FP8
-        "experts_int8": (8, 0),  # experts_int8.py:42
-        "fbgemm_fp8": (8, 0),  # fbgemm_fp8.py:66
-        "fp8": (7, 5),  # fp8.py:146
-        "fp_quant": (10, 0),  # fp_quant.py:63
-        "gptq": (6, 0),  # auto_gptq.py:182; Marlin from 7.5 on (utils/marlin_utils.py:66), before it Exllama
-        "modelopt": (8, 0),  # modelopt.py:445
-        "modelopt_fp4": (7, 5),  # modelopt.py:768
-        "modelopt_mxfp8": (8, 0),  # modelopt.py:1200
-        "mxfp4": (8, 0),  # mxfp4.py:71
-        "mxfp8": (8, 0),  # modelopt.py:1200
-        "torchao": (7, 5),  # torchao.py:160
-    }
-)
 # Models for which vLLM refuses float16, since they overflow: config/model.py:2380.
 _NO_FLOAT16 = frozenset({"gemma2", "gemma3", "gemma3_text", "glm4"})
 
@@ -121,7 +102,7 @@ def _dtype(here: CardSituation) -> Iterator[Finding]:
 
 def _quantisation(here: CardSituation) -> Iterator[Finding]:
     needs, name = here.needs, here.at.name
-    oldest = _OLDEST.get(needs.quantisation)
+    oldest = OLDEST_CAPABILITIES.get(needs.quantisation)
     old = {index: card for index, card in here.used.items() if oldest and card.capability < oldest}
     if oldest and old:
         what = f"{name} is quantised with {needs.quantisation}, which needs compute capability {oldest[0]}.{oldest[1]}; too old"

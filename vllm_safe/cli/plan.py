@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from vllm_safe.cli.main import config_option, json_option, model_names
 from vllm_safe.cli.table import align_columns
 from vllm_safe.common.errors import EXIT_FAILED, Failure, Misuse
 from vllm_safe.common.systemctl import environment_of
+from vllm_safe.config.arguments import SHORT_OPTIONS
 from vllm_safe.config.reader import load
 from vllm_safe.config.settings import Config
 from vllm_safe.decide.limits import decide_budget, unit_of
@@ -28,10 +31,12 @@ from vllm_safe.plan.headers_facts import read_stored_model
 from vllm_safe.plan.host_needs import HostLimits
 from vllm_safe.plan.plan_facts import PlanFacts, describe_card, read_plan_facts
 from vllm_safe.plan.plan_text import change_lines, paste_lines, plan_heading, plan_object, plan_rows
-from vllm_safe.plan.serving import Card, read_serving
+from vllm_safe.plan.serving import PLANNED_OPTIONS, Card, read_serving
 from vllm_safe.plan.start_plan import StartPlan, decide_start_plan
 
 _MOST_CHANGES = 4  # that are printed
+_ALIKE = 0.9  # from 0 to 1: max-modle-len is like max-model-len; ec-transfer-config is another option than kv-transfer-config
+_FOLDER_HINT = "For a folder with a config.json: vllm-safe plan ./FOLDER"
 
 
 @click.command(name="plan")
@@ -56,7 +61,7 @@ def command(  # noqa: PLR0913 -- each is an option
     load_seconds (null where the pace of the disk is not known), exact (those of these keys that are no estimates), unknown, lines,
     changes, fit and notes.
 
-    Exit code: 0 if it starts or that is not certain, 1 if it does not start, 2 if an argument has an error.
+    Exit code: 0 if it starts or that is not certain, 1 if it does not start or its files cannot be read, 2 if an argument has an error.
     """
     cards = None if gpus is None else parse_gpus(gpus)
     given = _parse_options(options)
@@ -76,8 +81,11 @@ def _parse_options(options: tuple[str, ...]) -> dict[str, Any]:
     for option in options:
         name, equals, value = option.partition("=")
         name = name.strip().lstrip("-").replace("_", "-")
-        if not name:
+        name = SHORT_OPTIONS.get(name, name)
+        if not re.fullmatch(r"[a-z][a-z0-9-]*", name):
             raise Misuse(f"--set {option}: the option has no name", hint="Such as: --set max-model-len=8192")
+        if name not in PLANNED_OPTIONS and (meant := get_close_matches(name, PLANNED_OPTIONS, 1, _ALIKE)):
+            raise Misuse(f"--set {option}: vLLM has no option {name}", hint=f"Probably {meant[0]} is meant.")
         try:
             found[name] = yaml.safe_load(value) if equals else True
         except yaml.YAMLError:
@@ -90,12 +98,12 @@ def _is_folder(model: str) -> bool:
 
 
 def _configured(path: Path, name: str) -> tuple[Config, Host]:
+    if not path.exists():
+        raise Misuse(f"there is no model {name}, since there is no configuration {path}", hint=_FOLDER_HINT)
     config = load(path)
     if name not in config.models:
         known = ", ".join(config.models) or "none"
-        raise Misuse(
-            f"there is no model {name} in {path}, which has: {known}", hint="For a folder with a config.json: vllm-safe plan ./FOLDER"
-        )
+        raise Misuse(f"there is no model {name} in {path}, which has: {known}", hint=_FOLDER_HINT)
     return config, read_host()
 
 
@@ -105,6 +113,8 @@ def _read_configured(
     model = config.models[name].model
     if model is None:
         raise Misuse(f"models.{name} is a `command:` server: what it needs is not known", hint="Plans are for models that vLLM serves.")
+    if config.engine.package != "vllm":
+        raise Misuse(f"models.{name} runs on the CPU ({config.engine.package})", hint="Plans are for models that vLLM serves on GPUs.")
     host = with_swap(config, host)
     unit = unit_of(name)
     server = decide_server(config, host, name, environment_of(read_units(unit).get(unit, {})))
@@ -138,7 +148,7 @@ def _print(whole: StartPlan, path: str, *, fit: bool) -> None:
     if whole.host.problem:
         click.echo(f"  {whole.host.hint}")
     if whole.changes:
-        click.echo("\nWhat would make it start, each by itself")
+        click.echo("\nWhat would make it start: one of these")
         for change in whole.changes[:_MOST_CHANGES]:
             click.echo("\n".join([f"  {change.cost}", *(f"    {line}" for line in change_lines(change, path))]))
     if fit:

@@ -34,7 +34,9 @@ _GONE = MappingProxyType(
     }
 )
 
-_SHORT = MappingProxyType({"tp": "tensor-parallel-size", "pp": "pipeline-parallel-size", "dp": "data-parallel-size", "q": "quantization"})
+SHORT_OPTIONS = MappingProxyType(
+    {"tp": "tensor-parallel-size", "pp": "pipeline-parallel-size", "dp": "data-parallel-size", "q": "quantization"}
+)
 
 # Variables that hold a secret: anybody may read a unit's Environment=, and `show` prints the rest.
 SECRETS = MappingProxyType(
@@ -79,7 +81,7 @@ def _option_flaw(key: Scalar) -> Mismatch | None:
         return Mismatch(key, f"cannot have {quote_value(key.text)}, which vllm-safe sets", instead)
     if why := _GONE.get(tidy):
         return Mismatch(key, f"cannot have {quote_value(key.text)}: {why}", "this line to be removed")
-    if known := _SHORT.get(tidy):
+    if known := SHORT_OPTIONS.get(tidy):
         return Mismatch(key, f"cannot have {quote_value(key.text)}", "an option by its long name", known)
     if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", head) or (dot and not re.fullmatch(r"[A-Za-z0-9_.-]+", rest)):
         usable = re.fullmatch(r"[a-z0-9][a-z0-9-]*", tidy)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ _LARGEST_HEADER = 100 << 20  # bytes: the format's own limit
 _LARGEST_HEADERS = 400 << 20  # of all files together: the largest known models have 30 MB
 _MOST_FILES = 2000
 _EXPERT = re.compile(r"\.experts\.\d{1,6}\.")
-_AGAIN = "fetch the model again"
+_FETCH = "Fetch the model, or give the folder that has it."
+_AGAIN = "Fetch the model again."
 
 
 @dataclass(frozen=True)
@@ -48,29 +49,35 @@ def read_stored_model(model: str, models: Path | None = None) -> StoredModel:
             values = folder.json("config.json")
             if values is None:
                 missing = "is missing" if not folder.has("config.json") else "is not a JSON file of a sensible size"
-                raise Failure(f"{where}/config.json {missing}", hint="fetch the model, or give the folder that has it")
+                raise Failure(f"{where}/config.json {missing}", hint=_FETCH)
             config = parse_model_config(values, f"{where}/config.json")
-            files = _weight_files(folder)
+            files, whole = _weight_files(folder)
             tensors = _tensors(folder, where, [file for file in files if file.endswith(".safetensors")])
+            if not whole:  # no total can be made of a part
+                tensors = () if config.has_known_tensors else tensors
+                config = replace(config, unknown=(*config.unknown, *(() if tensors == () else ("the weight files that are missing",))))
+            elif not files and any(name.endswith(".gguf") for name in folder.names()):
+                config = replace(config, family="", unknown=(*config.unknown, "what is in GGUF files"))
             return StoredModel(config, tensors, sum(max(0, folder.size(file)) for file in files), len(files))
     except OSError as error:
-        raise Failure(f"cannot read {where}: {error.strerror}", hint="fetch the model, or give the folder that has it") from error
+        raise Failure(f"cannot read {where}: {error.strerror}", hint=_FETCH) from error
 
 
-def _weight_files(folder: ModelFolder) -> list[str]:
-    """Return the names of the weight files that are there: those of the index, else all of the best kind."""
+def _weight_files(folder: ModelFolder) -> tuple[list[str], bool]:
+    """Return the weight files that are there, and whether they are all: those of the index, else all of the best kind."""
     index = folder.json(INDEX)
     shards = index.get("weight_map") if isinstance(index, dict) else None
     if isinstance(shards, dict):
-        named = sorted({shard for shard in shards.values() if isinstance(shard, str) and "/" not in shard})
-        return [shard for shard in named[:_MOST_FILES] if folder.has(shard)]
+        named = sorted({shard for shard in shards.values() if isinstance(shard, str) and "/" not in shard})[:_MOST_FILES]
+        there = [shard for shard in named if folder.has(shard)]
+        return there, len(there) == len(named)
     names = sorted(folder.names())
     for ending in (".safetensors", ".bin", ".pt"):
         # consolidated*: the same weights once more, as Mistral's own programs read them
         found = [name for name in names if name.endswith(ending) and not name.startswith(("training_args", "consolidated"))]
         if found:
-            return found[:_MOST_FILES]
-    return []
+            return found[:_MOST_FILES], True
+    return [], True
 
 
 def _tensors(folder: ModelFolder, where: Path, files: list[str]) -> tuple[Tensor, ...]:

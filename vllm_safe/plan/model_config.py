@@ -73,6 +73,10 @@ FAMILIES = MappingProxyType(
     }
 )
 
+# The methods of quantisation whose tensors are known.
+QUANTIZATIONS = frozenset({"gptq", "awq", "fp8", "mxfp4", "compressed-tensors"})
+
+_YARN = frozenset({"yarn", "deepseek_yarn"})
 _BYTES = MappingProxyType({"float32": 4, "float16": 2, "bfloat16": 2, "half": 2, "float": 4})
 
 
@@ -153,6 +157,11 @@ class ModelConfig:
     unknown: tuple[str, ...] = ()
 
     @property
+    def has_known_tensors(self) -> bool:
+        """Whether this file alone tells what the weight files hold."""
+        return bool(self.family) and (self.quantization is None or self.quantization.method in QUANTIZATIONS)
+
+    @property
     def item_size(self) -> int:
         """Bytes of one value that is not quantised."""
         return _BYTES.get(self.dtype, 2)
@@ -161,7 +170,7 @@ class ModelConfig:
 def parse_model_config(values: object, file: str = "config.json") -> ModelConfig:
     """Check the values of config.json. Raises Failure with file and key where one cannot be."""
     if not isinstance(values, dict):
-        raise Failure(f"{file} holds no JSON object", hint="fetch the model again")
+        raise Failure(f"{file} holds no JSON object", hint="Fetch the model again.")
     return _ConfigReader(values, file).model()
 
 
@@ -180,7 +189,7 @@ class _ConfigReader:
 
     def flaw(self, key: str, wanted: str) -> Failure:
         return Failure(
-            f"{self.file}: {key} is not {wanted}", hint="compare the file with the one in the model's repository, or fetch it again"
+            f"{self.file}: {key} is not {wanted}", hint="Compare the file with the one in the model's repository, or fetch it again."
         )
 
     def count(self, key: str, default: int | None = None, *, least: int = 1) -> int:
@@ -222,8 +231,6 @@ class _ConfigReader:
         latent = self.latent() if family == "deepseek" or self.values.get("kv_lora_rank") is not None else None
         head_dim = self.optional("head_dim") or max(1, hidden // heads)
         biases = family in {"qwen2", "gpt_oss"} or (self.flag("attention_bias") and family != "deepseek")
-        if self.multimodal:
-            self.unknown.append("the image and audio encoders, except for their weights where the files are there")
         partial = self.values.get("partial_rotary_factor", 1)
         factor = partial if isinstance(partial, int | float) and not isinstance(partial, bool) and 0 < partial <= 1 else 1
         return ModelConfig(
@@ -251,7 +258,7 @@ class _ConfigReader:
             latent=latent,
             quantization=self.quantization(),
             multimodal=self.multimodal,
-            unknown=tuple(self.unknown),
+            unknown=tuple(dict.fromkeys(self.unknown)),
         )
 
     def architecture(self) -> str:
@@ -268,19 +275,27 @@ class _ConfigReader:
         return "bfloat16" if name in {"float32", "float"} or name not in _BYTES else name
 
     def positions(self) -> int:
-        keys = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "model_max_length", "max_sequence_length")
+        """Return the length that the file names (transformers_utils/model_arch_config_convertor.py:394)."""
+        if self.values.get("model_max_length"):
+            return self.bounded("model_max_length")
+        keys = (
+            *("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"),
+            *("max_target_positions", "max_sequence_length", "max_seq_length", "seq_len"),
+        )
         found = [self.bounded(key) for key in keys if self.values.get(key, self.defaults.get(key)) is not None]
+        if not found:
+            self.unknown.append("the longest context, which config.json does not name")
         return min(found, default=2048)
 
     def longest(self) -> int:
         """Return the length that vLLM derives (config/model.py:2527 _get_and_verify_max_len)."""
-        applied = "gemma3" not in self.kind and self.scaling()[0] not in {"su", "longrope", "llama3", "yarn", "deepseek_yarn"}
+        applied = "gemma3" not in self.kind and self.scaling()[0] not in {"su", "longrope", "llama3", *_YARN, "deepseek_llama_scaling"}
         return int(self.positions() * self.scaling()[1]) if applied else self.positions()
 
     def rotary_positions(self) -> int:
         """Return the rows of the table of sines and cosines (layers/rotary_embedding): a scaled one has as many more."""
         kind, factor = self.scaling()
-        if kind in {"yarn", "deepseek_yarn"}:
+        if kind in _YARN:
             original = self.rotary().get("original_max_position_embeddings")
             if isinstance(original, int) and 1 <= original <= self.positions():
                 return int(original * factor)
@@ -468,23 +483,23 @@ class _QuantizationReader:
         weights, inputs = group.get("weights"), group.get("input_activations")
         if not isinstance(weights, dict):
             raise self.config.flaw("quantization_config.config_groups.weights", "a JSON object")
-        strategy = weights.get("strategy")
+        strategy = str(weights.get("strategy"))
         bits = self.count("num_bits", 8, weights, least=1)
         sizes = {"tensor": -1, "channel": 0, "group": self.count("group_size", 128, weights), "tensor_group": 16}
         block = weights.get("block_structure")
         sides = block if isinstance(block, list) and len(block) == 2 and all(_is_side(side) for side in block) else None
         if strategy not in sizes and not (strategy == "block" and sides):
-            self.config.unknown.append(f"scales of kind {str(strategy)[:40]}")
-        if weights.get("actorder") in {"group", True}:
+            self.config.unknown.append(f"scales of kind {strategy[:40]}")
+        if str(weights.get("actorder")).lower() in {"group", "true"}:
             self.config.unknown.append("activation order of compressed tensors")
         return Quantization(
             "compressed-tensors",
             bits=bits,
             kind="float" if weights.get("type") == "float" else "int",
-            group=sizes.get(str(strategy), 0),
+            group=sizes.get(strategy, 0),
             block=(sides[0], sides[1]) if sides else None,
             symmetric=weights.get("symmetric") is not False,
-            packed=self.values.get("format") in {"pack-quantized", "nvfp4-pack-quantized"} or bits < 8,
+            packed=str(self.values.get("format")) in {"pack-quantized", "nvfp4-pack-quantized"} or bits < 8,
             static_activations=isinstance(inputs, dict) and inputs.get("dynamic") is False,
             quantized_activations=isinstance(inputs, dict),
             skipped=self.names("ignore"),

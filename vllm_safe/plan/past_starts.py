@@ -33,7 +33,10 @@ class StartConditions:
 
 @dataclass(frozen=True)
 class PastStart:
-    """An earlier start. peak: bytes of memory that all its processes had at most, 0 if unknown; pace: bytes/s of its load, 0 likewise."""
+    """An earlier start.
+
+    peak: bytes of memory that all its processes had at most until it was ready, 0 if unknown; pace: bytes/s of its load, 0 likewise.
+    """
 
     observed: Observed
     peak: int = 0
@@ -86,7 +89,9 @@ def _cards(host: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
 
 
 def _peak(samples: tuple[Sample, ...]) -> int:
-    return max(((one.anon or 0) + (one.shmem or 0) + (one.swap or 0) for one in samples), default=0)
+    """Return the most memory while it started. What it took in days of serving says nothing about the next start."""
+    starting = (one for one in samples if one.phase not in {"ready", "stopping"})
+    return max(((one.anon or 0) + (one.shmem or 0) + (one.swap or 0) for one in starting), default=0)
 
 
 def _pace(samples: tuple[Sample, ...]) -> float:

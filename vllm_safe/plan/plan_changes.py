@@ -132,7 +132,7 @@ def _more_of_the_card(question: PlanQuestion) -> PlanChange | None:
     first = int(now.gpu_memory_utilization * 100) + 1
     shares = (share / 100 for share in range(first, int(most * 100) + 1))
     return _first_that_starts(
-        question, (_with(question, gpu_memory_utilization=share) for share in shares), "less room for others on the card"
+        question, (_with(question, gpu_memory_utilization=share) for share in shares), "less room for others on the GPU"
     )
 
 
@@ -172,14 +172,14 @@ def _oldest(question: PlanQuestion) -> tuple[int, int]:
 
 def _more_cards(question: PlanQuestion) -> PlanChange | None:
     found = _all_cards(question)
-    return describe_change(question, found[0], "all cards that are there") if found else None
+    return describe_change(question, found[0], "all GPUs that are there") if found else None
 
 
 def _new_cards(question: PlanQuestion) -> Iterator[PlanChange]:
     least = min(question.cards, key=lambda card: card.memory, default=None)
     for count in _MORE:
         if least and count > len(question.cards) and (found := decide_split(replace(question, cards=(least,) * count))):
-            yield describe_change(question, found[0], f"{count} cards of {format_size(least.memory)}")
+            yield describe_change(question, found[0], f"{count} GPUs of {format_size(least.memory)}")
             return
 
 

@@ -13,11 +13,13 @@ from vllm_safe.plan.model_config import ModelConfig, Quantization
 from vllm_safe.plan.placement import place_weights
 from vllm_safe.plan.plan_limits import find_obstacle
 from vllm_safe.plan.plan_question import Observed, Plan, PlanLine, PlanQuestion
-from vllm_safe.plan.serving import Batch, Card, Serving, fill_defaults
+from vllm_safe.plan.serving import ROUGHLY_PLANNED, Batch, Card, Serving, fill_defaults
 from vllm_safe.plan.tensors import Tensor, list_tensors
 
-# How far the estimated part of a card can be off: no start is refused, and none is promised, within it.
 _OLDEST, _NEWEST = (0, 26), (0, 32)  # versions of vLLM whose figures these are
+_TYPES = frozenset({"half", "float16", "bfloat16", "float", "float32"})
+_CACHE_TYPES = frozenset({"auto", "float16", "bfloat16", "fp8", "fp8_e4m3", "fp8_e5m2", "fp8_ds_mla"})
+# How far the estimated part of a card can be off: no start is refused, and none is promised, within it.
 _LEAST_MARGIN = 64 * MIB
 _MARGIN = 0.1
 _WEIGHTS_MARGIN = 0.005
@@ -48,16 +50,18 @@ class _Room:
 
 
 def decide_plan(question: PlanQuestion) -> Plan:
-    """Return what vLLM would do."""
+    """Return what vLLM would do, as if it did no more than what is taken into account here (see Plan.doubtful)."""
     question = replace(question, config=_served(question.config, question.serving))
     config, serving = question.config, question.serving
     cards = question.cards[: serving.ranks]
     batch = fill_defaults(serving, cards, config.max_positions)
-    unknown = tuple(_unknown(question))
+    doubts = tuple(_doubts(question))
+    unknown, doubtful = (*doubts, *_trifles(question)), bool(doubts)
     if obstacle := find_obstacle(question, batch):
-        return Plan(starts=False, reason=obstacle, batch=batch, unknown=unknown)
-    if not question.tensors and not config.family and not question.size:
-        return Plan(starts=None, reason="nothing is known of its weights: its files are not there", batch=batch, unknown=unknown)
+        return Plan(starts=False, reason=obstacle, batch=batch, unknown=unknown, doubtful=doubtful)
+    if not question.tensors and not config.has_known_tensors and not question.size:
+        reason = "nothing is known of its weights: its files are not there"
+        return Plan(starts=None, reason=reason, batch=batch, unknown=unknown, doubtful=doubtful)
     room = _room(question, cards, batch, unknown)
     layout = lay_out(config, serving, batch, cards[0].capability)
     longest = layout.longest(layout.blocks(room.available), config.max_positions)
@@ -83,27 +87,40 @@ def decide_plan(question: PlanQuestion) -> Plan:
         budgets=room.budgets,
         exact=_exact(question, room, unknown),
         unknown=unknown,
+        doubtful=doubtful,
     )
     return replace(plan, lines=tuple(_lines(question, plan, room)))
 
 
-def _unknown(question: PlanQuestion) -> Iterator[str]:
-    """Return what is not taken into account."""
+def _doubts(question: PlanQuestion) -> Iterator[str]:
+    """Return what is not taken into account, and could be of any size."""
     config, serving = question.config, question.serving
-    yield from config.unknown
-    yield from (f"the option {name}" for name in serving.unplanned)
-    known = {"fp8", *({config.quantization.method, f"{config.quantization.method}_marlin"} if config.quantization else ())}
-    if serving.quantization and serving.quantization not in known:
+    yield from (*config.unknown, *question.unknown)
+    yield from (f"the option {name}" for name in serving.unplanned if name not in ROUGHLY_PLANNED)
+    methods = {"fp8", *({config.quantization.method, f"{config.quantization.method}_marlin"} if config.quantization else ())}
+    if serving.quantization and serving.quantization not in methods:
         yield f"quantization {serving.quantization}"
+    if serving.kv_cache_dtype not in _CACHE_TYPES:
+        yield f"kv-cache-dtype {serving.kv_cache_dtype}"
+    if serving.dtype not in {"auto", *_TYPES}:
+        yield f"dtype {serving.dtype}"
+    if question.size and not question.tensors and not config.has_known_tensors:
+        yield "how the weights are split over GPUs: only the sizes of the files are known"
+
+
+def _trifles(question: PlanQuestion) -> Iterator[str]:
+    """Return what is not taken into account, and is no more than _UNKNOWN_MARGIN."""
+    serving = question.serving
+    yield from (f"the option {name}" for name in serving.unplanned if name in ROUGHLY_PLANNED)
+    if question.config.multimodal:
+        yield "the image and audio encoders, except for their weights where the files are there"
     if not _OLDEST <= serving.version <= _NEWEST:
         yield f"vLLM {serving.version[0]}.{serving.version[1]}: the figures are those of {_NEWEST[0]}.{_NEWEST[1]}"
-    if question.size and not question.tensors and not config.family:
-        yield "how the weights are split over cards: only the sizes of the files are known"
 
 
 def _served(config: ModelConfig, serving: Serving) -> ModelConfig:
     """Return the model as vLLM holds it with `dtype` and `quantization`."""
-    if serving.dtype in {"half", "float16", "bfloat16", "float", "float32"}:
+    if serving.dtype in _TYPES:
         config = replace(config, dtype=serving.dtype)
     if serving.quantization == "fp8" and config.quantization is None:
         return replace(config, quantization=Quantization("fp8", 8, "float", -1, quantized_activations=True, skipped=("lm_head",)))
@@ -136,7 +153,7 @@ def _budgets(question: PlanQuestion, cards: tuple[Card, ...], batch: Batch, serv
     sized = (question.size // serving.ranks,) * serving.ranks
     weights = (
         sized
-        if not tensors and not config.family
+        if not tensors and not config.has_known_tensors
         else _weights(config, tensors, split, serving.layer_partition, min(card.capability for card in cards))
     )
     last = len(weights) - serving.tensor_parallel
@@ -166,7 +183,7 @@ def _room(question: PlanQuestion, cards: tuple[Card, ...], batch: Batch, unknown
 
 
 def _nearest(observed: tuple[Observed, ...], serving: Serving) -> Observed | None:
-    """Return the start that says most about this one: with the same arguments, else with the same split over cards."""
+    """Return the start that says most about this one: with the same arguments, else with the same split over GPUs."""
     usable = [seen for seen in observed if seen.available > 0]
     same = [seen for seen in usable if seen.serving == serving]
     alike = [seen for seen in usable if _split(seen.serving) == _split(serving)]
@@ -191,22 +208,24 @@ def _verdict(question: PlanQuestion, batch: Batch, room: _Room, layout: CacheLay
         if budget.requested > card.memory - card.used:
             free = format_size(card.memory - card.used)
             return False, (
-                f"vLLM would ask for {format_size(budget.requested)} of card {rank}, of which {free} are free"
+                f"vLLM would ask for {format_size(budget.requested)} of GPU {rank}, of which {free} are free"
                 f" (gpu-memory-utilization {batch.gpu_memory_utilization:g})"
             )
     needed = layout.request_blocks(batch.max_model_len) + 1
     likely, best, worst = (layout.blocks(sizes) >= needed for sizes in (room.available, room.best, room.worst))
     tightest = min(range(len(cards)), key=lambda rank: room.available[rank])
+    if question.serving.kv_cache_memory and room.budgets[tightest].weights + room.available[tightest] > cards[tightest].memory:
+        return None, f"GPU {tightest} has less memory than the weights and kv-cache-memory-bytes together"
     left, weights = room.available[tightest], room.budgets[tightest].weights
     if left <= 0:
         reason = (
-            f"no memory would be left for the KV cache: of the {format_size(room.budgets[tightest].requested)} that vLLM may use of card"
+            f"no memory would be left for the KV cache: of the {format_size(room.budgets[tightest].requested)} that vLLM may use of GPU"
             f" {tightest}, the weights take {format_size(weights)} and the rest {format_size(room.budgets[tightest].estimated)}"
         )
     elif not likely:
         reason = f"the KV cache of {format_size(left)} would not hold one request of max-model-len {batch.max_model_len}"
     else:
-        reason = f"{format_size(left)} are left for the KV cache of the fullest card"
+        reason = f"{format_size(left)} are left for the KV cache of the fullest GPU"
     if not best:
         return False, reason
     if not worst:
@@ -214,7 +233,7 @@ def _verdict(question: PlanQuestion, batch: Batch, room: _Room, layout: CacheLay
     left_out = [card.memory - card.used - outside_bytes(question.serving, card) for card in cards]
     context = next((rank for rank, size in enumerate(left_out) if size < room.budgets[rank].requested), None)
     if context is not None:
-        return None, f"card {context} might not have the memory that gpu-memory-utilization {batch.gpu_memory_utilization:g} asks for"
+        return None, f"GPU {context} might not have the memory that gpu-memory-utilization {batch.gpu_memory_utilization:g} asks for"
     return True, reason
 
 
@@ -236,7 +255,7 @@ def _lines(question: PlanQuestion, plan: Plan, room: _Room) -> list[PlanLine]:
     graphs = "none with enforce-eager" if question.serving.enforce_eager else f"batches of {len(capture_sizes(batch))} sizes"
     rest = "what vLLM reported at a start with these arguments" if room.exact else "the rest"
     rows = [
-        ("may use", budget.requested, True, f"gpu-memory-utilization {batch.gpu_memory_utilization:g} of the card"),
+        ("may use", budget.requested, True, f"gpu-memory-utilization {batch.gpu_memory_utilization:g} of the GPU"),
         ("weights", budget.weights, "weights" in plan.exact, f"each tensor of {where}, as vLLM splits and repacks it"),
         ("activations", budget.activations, False, f"the peak of {batch.max_num_batched_tokens} tokens at once (max-num-batched-tokens)"),
         ("compilation", budget.compiling, question.serving.enforce_eager, "a copy of the embedding while torch.compile is at work"),

@@ -29,13 +29,15 @@ class PlanFacts:
     past: tuple[PastStart, ...] = ()
     unread: str = ""
     forked: bool = False  # its workers share imported modules
+    unordered: bool = False  # the GPUs are unlike, and which of them the server takes is not known
 
     @property
     def question(self) -> PlanQuestion:
         """What the plan is asked."""
         observed = tuple(start.observed for start in self.past)
         stored = self.stored
-        return PlanQuestion(stored.config, self.serving, self.cards, tensors=stored.tensors, size=stored.size, observed=observed)
+        unknown = ("which of the unlike GPUs it uses: the setting gpus says it",) if self.unordered else ()
+        return PlanQuestion(stored.config, self.serving, self.cards, stored.tensors, stored.size, observed, unknown)
 
 
 @dataclass(frozen=True)
@@ -70,16 +72,30 @@ def read_plan_facts(server: PlannedServer, cards: Iterable[NvmlCard], root: Path
     except Failure as failure:
         unread = failure.message
     forked = env.get("VLLM_WORKER_MULTIPROC_METHOD") == "fork"
-    return PlanFacts(stored, serving, _visible(tuple(cards), visible, f"vllm@{name}.service"), past, unread, forked)
+    there = tuple(cards)
+    chosen = _visible(there, visible, f"vllm@{name}.service")
+    return PlanFacts(stored, serving, chosen, past, unread, forked, _is_unordered(there, serving, env))
+
+
+def _is_unordered(cards: tuple[NvmlCard, ...], serving: Serving, env: Mapping[str, str]) -> bool:
+    """Return whether it is not known which of unlike GPUs each worker gets: CUDA by itself numbers the fastest first."""
+    visible = env.get("CUDA_VISIBLE_DEVICES")
+    alike = len({(card.name, card.memory, card.capability) for card in cards}) <= 1
+    numbered = env.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID" and (visible is None or _numbers(visible) is not None)
+    same = serving.pipeline_parallel == 1 and serving.ranks == len(cards) and visible is None  # each of them gets an equal part
+    return not (alike or numbered or same)
+
+
+def _numbers(visible: str | None) -> list[int] | None:
+    """Return the GPUs that CUDA_VISIBLE_DEVICES names by number, or None where it does not: unset, or with UUIDs."""
+    names = [] if visible is None else [name.strip() for name in visible.split(",")]
+    return [int(name) for name in names] if names and all(name.isdecimal() for name in names) else None
 
 
 def _visible(cards: tuple[NvmlCard, ...], visible: str | None, unit: str) -> tuple[Card, ...]:
     """Return the GPUs that the server sees, in its order, without the memory that the model itself uses of them now."""
-    names = None if visible is None else [name.strip() for name in visible.split(",")]
-    if names is None or not all(name.isdecimal() for name in names):
-        chosen = cards
-    else:
-        chosen = tuple(cards[int(name)] for name in takewhile(lambda name: int(name) < len(cards), names))
+    numbers = _numbers(visible)
+    chosen = cards if numbers is None else tuple(cards[number] for number in takewhile(lambda number: number < len(cards), numbers))
     return tuple(_card(card, unit) for card in chosen if card.memory)
 
 

@@ -22,6 +22,8 @@ def find_plan_problem(name: str, facts: PlanFacts, limits: HostLimits, *, refuse
         finding = failed if refuses else warned
         return finding(f"{name} cannot start: {alone.reason}", _way_out(alone, refused=refuses))
     beside = decide_start_plan(name, facts, limits)
+    if beside.plan.doubtful and beside.plan.starts and not beside.host.problem:
+        return passed(f"{name} probably fits, but not all of it is taken into account ({beside.plan.unknown[0]})")
     if not beside.starts:
         return warned(f"{name} may not start: {beside.reason}", _way_out(beside))
     weights, tokens = format_size(max(beside.plan.weights)), f"{beside.plan.kv_tokens:,}"

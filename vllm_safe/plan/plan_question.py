@@ -37,6 +37,7 @@ class PlanQuestion:
     tensors: tuple[Tensor, ...] = ()
     size: int = 0
     observed: tuple[Observed, ...] = ()
+    unknown: tuple[str, ...] = ()  # what is not known of the cards
 
 
 @dataclass(frozen=True)
@@ -76,3 +77,4 @@ class Plan:
     lines: tuple[PlanLine, ...] = ()
     exact: frozenset[str] = field(default_factory=frozenset)  # names of the fields above that are no estimates
     unknown: tuple[str, ...] = ()  # what could not be taken into account
+    doubtful: bool = False  # some of that might decide whether it starts, so that nobody may be told that it does, or does not

@@ -6,18 +6,48 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from vllm_safe.common.errors import Misuse
 from vllm_safe.common.sizes import GIB
 
-# Arguments that change what memory is needed in a way that is not computed here: a plan with one of them is no more than a guess.
-_UNPLANNED = (
+# Options that change what memory is needed in a way that is not computed here.
+UNPLANNED = (
     *("speculative-config", "enable-lora", "cpu-offload-gb", "kv-transfer-config", "enable-dbo", "data-parallel-size", "hf-overrides"),
     *("decode-context-parallel-size", "prefill-context-parallel-size", "num-gpu-blocks-override", "kv-offloading-size", "hf-config-path"),
     *("compilation-config", "performance-mode", "optimization-level", "quantization-config", "limit-mm-per-prompt", "max-loras"),
     *("enable-sleep-mode", "runner", "convert", "kv-cache-dtype-skip-layers", "disable-hybrid-kv-cache-manager", "config-format"),
+    *("distributed-executor-backend", "load-format", "model-impl", "nnodes"),
 )
+# Of those that have a word for a value, the words with which nothing is different.
+_ORDINARY: Mapping[str, frozenset[str]] = MappingProxyType(
+    {
+        "config-format": frozenset({"auto", "hf"}),
+        "convert": frozenset({"auto", "none"}),
+        "distributed-executor-backend": frozenset({"mp", "uni"}),  # the others can use cards of other machines
+        "load-format": frozenset({"auto", "hf", "safetensors", "fastsafetensors", "runai_streamer", "pt", "npcache", "dummy"}),
+        "model-impl": frozenset({"auto", "vllm"}),
+        "runner": frozenset({"auto", "generate"}),
+    }
+)
+
+
+# All options that a plan asks for.
+PLANNED_OPTIONS = (
+    *(
+        "tensor-parallel-size",
+        "pipeline-parallel-size",
+        "enable-expert-parallel",
+        "max-model-len",
+        "max-num-seqs",
+        "max-num-batched-tokens",
+    ),
+    *("gpu-memory-utilization", "kv-cache-memory-bytes", "kv-cache-dtype", "block-size", "dtype", "quantization", "enforce-eager"),
+    *UNPLANNED,
+)
+# What these change is little: a margin has room for it. With one of the others no plan is certain.
+ROUGHLY_PLANNED = frozenset({"compilation-config", "enable-sleep-mode", "limit-mm-per-prompt", "optimization-level", "performance-mode"})
 
 
 @dataclass(frozen=True)
@@ -50,6 +80,7 @@ class Serving:
     quantization: str | None = None
     enforce_eager: bool = False
     deep_gemm: bool = True  # VLLM_USE_DEEP_GEMM
+    any_length: bool = False  # VLLM_ALLOW_LONG_MAX_MODEL_LEN
     unplanned: tuple[str, ...] = ()  # options whose effect on memory is not computed
 
     @property
@@ -73,28 +104,29 @@ def read_serving(args: Mapping[str, Any], env: Mapping[str, str] | None = None, 
     env = env or {}
     partition = env.get("VLLM_PP_LAYER_PARTITION", "")
     if partition and not re.fullmatch(r"\d{1,6}(,\d{1,6})*", partition):
-        raise Misuse("VLLM_PP_LAYER_PARTITION is not a list of numbers", hint="set it to the layers of each stage, such as 20,28")
+        raise Misuse("VLLM_PP_LAYER_PARTITION is not a list of numbers", hint="Set it to the layers of each stage, such as 20,28.")
     utilization = _number(args, "gpu-memory-utilization")
     if utilization is not None and not 0 < utilization <= 1:
-        raise Misuse("gpu-memory-utilization is not between 0 and 1", hint="set it to the share of each card, such as 0.9")
+        raise Misuse("gpu-memory-utilization is not between 0 and 1", hint="Set it to the share of each GPU, such as 0.9.")
     return Serving(
         version=version,
         tensor_parallel=_count(args, "tensor-parallel-size") or 1,
         pipeline_parallel=_count(args, "pipeline-parallel-size") or 1,
         layer_partition=tuple(map(int, partition.split(","))) if partition else (),
         expert_parallel=args.get("enable-expert-parallel") is True,
-        max_model_len=-1 if args.get("max-model-len") in {"auto", -1} else _count(args, "max-model-len"),
+        max_model_len=-1 if str(args.get("max-model-len")).strip().lower() in {"auto", "-1"} else _count(args, "max-model-len"),
         max_num_seqs=_count(args, "max-num-seqs"),
         max_num_batched_tokens=_count(args, "max-num-batched-tokens"),
         gpu_memory_utilization=utilization,
         kv_cache_memory=_count(args, "kv-cache-memory-bytes", most=1 << 50),
-        kv_cache_dtype=str(args.get("kv-cache-dtype", "auto")),
+        kv_cache_dtype=_word(args, "kv-cache-dtype") or "auto",
         block_size=_count(args, "block-size"),
-        dtype=str(args.get("dtype", "auto")),
-        quantization=str(args["quantization"]) if "quantization" in args else None,
+        dtype=_word(args, "dtype") or "auto",
+        quantization=_word(args, "quantization"),
         enforce_eager=args.get("enforce-eager") is True,
         deep_gemm=env.get("VLLM_USE_DEEP_GEMM", "1") != "0",
-        unplanned=tuple(name for name in _UNPLANNED if _is_set(args.get(name))),
+        any_length=env.get("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "0") != "0",
+        unplanned=tuple(name for name in UNPLANNED if _is_set(args.get(name), _ORDINARY.get(name, frozenset()))),
     )
 
 
@@ -120,22 +152,28 @@ def fill_defaults(serving: Serving, cards: tuple[Card, ...], model_length: int) 
     )
 
 
-def _is_set(value: object) -> bool:
+def _is_set(value: object, ordinary: frozenset[str]) -> bool:
     """Return whether an option changes anything: a size of 1 splits nothing, and 0 is none."""
-    return value is True or not (value is None or value in (False, 1))
+    return value is True or not (value is None or value in (False, 1) or str(value) in ordinary)
 
 
-_UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}  # utils/argparse: 8k is not 8K
+# utils/argparse_utils.py human_readable_int: 8k is not 8K
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+def _word(args: Mapping[str, Any], option: str) -> str | None:
+    value = args.get(option)
+    return None if value is None else str(value)[:40]
 
 
 def _count(args: Mapping[str, Any], option: str, most: int = 1 << 31) -> int | None:
     value = args.get(option)
     if value is None:
         return None
-    if isinstance(value, str) and (match := re.fullmatch(r"(\d{1,12}(?:\.\d{1,6})?)([kmgKMG]?)", value)):
+    if isinstance(value, str) and (match := re.fullmatch(r"\s*(\d{1,12}(?:\.\d{1,6})?)([kmgtKMGT]?)\s*", value, re.ASCII)):
         value = int(float(match[1]) * _UNITS[match[2]])
     if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= most:
-        raise Misuse(f"{option} is not a number of 1 or more", hint=f"correct {option}, or leave it out for vLLM's default")
+        raise Misuse(f"{option} is not a whole number of 1 or more", hint=f"Correct {option}, or leave it out for vLLM's default.")
     return value
 
 
@@ -148,5 +186,5 @@ def _number(args: Mapping[str, Any], option: str) -> float | None:
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if isinstance(value, bool) or not math.isfinite(number):
-        raise Misuse(f"{option} is not a number", hint=f"correct {option}, or leave it out for vLLM's default")
+        raise Misuse(f"{option} is not a number", hint=f"Correct {option}, or leave it out for vLLM's default.")
     return number

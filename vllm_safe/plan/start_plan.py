@@ -27,12 +27,18 @@ class StartPlan:
     @property
     def starts(self) -> bool | None:
         """Whether it starts; None if that is not certain."""
-        return False if self.host.problem else self.plan.starts
+        if self.host.problem:
+            return False
+        return None if self.plan.doubtful else self.plan.starts
 
     @property
     def reason(self) -> str:
         """Why, in one line."""
-        return self.host.problem if self.host.problem and self.plan.starts is not False else self.plan.reason
+        if self.host.problem and (self.plan.doubtful or self.plan.starts is not False):
+            return self.host.problem
+        if self.plan.doubtful and self.plan.starts is not None:
+            return f"not all of it is taken into account ({self.plan.unknown[0]}); without that, {self.plan.reason}"
+        return self.plan.reason
 
 
 def decide_start_plan(name: str, facts: PlanFacts, limits: HostLimits, *, fit: bool = False) -> StartPlan:

@@ -40,11 +40,11 @@ class Tensor:
 
 
 def list_tensors(config: ModelConfig) -> tuple[Tensor, ...]:
-    """Return what the files of a model hold. Raises Failure for an architecture that is not known."""
-    if not config.family:
+    """Return what the files of a model hold. Raises Failure for an architecture or a quantisation that is not known."""
+    if not config.has_known_tensors:
         raise Failure(
             f"the tensors of {config.architecture} are not known from its config.json alone",
-            hint="fetch the model: its files say what they hold",
+            hint="Fetch the model: its files say what they hold.",
         )
     return tuple(_Family(config).all())
 
@@ -191,10 +191,8 @@ def _stored(quantization: Quantization, out: int, inputs: int, dtype: str) -> It
             yield "weight_scale", (1,), "F32"
         if quantization.static_activations:
             yield "input_scale", (1,), "F32"
-    elif quantization.method == "compressed-tensors":
-        yield from _compressed(quantization, out, inputs, dtype)
     else:
-        raise Failure(f"how {quantization.method} stores weights is not known", hint="fetch the model: its files say what they hold")
+        yield from _compressed(quantization, out, inputs, dtype)
 
 
 def _compressed(quantization: Quantization, out: int, inputs: int, dtype: str) -> Iterator[tuple[str, tuple[int, ...], str]]:

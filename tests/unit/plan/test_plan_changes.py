@@ -59,7 +59,7 @@ def test_a_model_starts_with_each_change(asked: PlanQuestion) -> None:
     found = decide_changes(asked)
     assert found
     for change in found:
-        cards = asked.cards * 16 if "cards of" in change.cost else asked.cards
+        cards = asked.cards * 16 if "GPUs of" in change.cost else asked.cards
         assert decide_plan(replace(changed(asked, change), cards=cards)).starts is True, change
 
 
@@ -81,7 +81,7 @@ def test_nothing_helps() -> None:
 
 def test_several_changes_together_where_no_one_does() -> None:
     found, cards = decide_changes(question(BIG, (RTX,) * 8))
-    assert cards.cost == "12 cards of 11.8 GiB"
+    assert cards.cost == "12 GPUs of 11.8 GiB"
     assert {"tensor-parallel-size", "max-model-len", "max-num-seqs"} <= {name for name, _ in found.args}
 
 

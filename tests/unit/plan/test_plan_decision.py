@@ -9,6 +9,7 @@ import pytest
 
 from tests.truth.starts import CARDS, model_config
 from vllm_safe.common.sizes import GIB
+from vllm_safe.plan.model_config import Quantization
 from vllm_safe.plan.plan_decision import decide_plan
 from vllm_safe.plan.plan_question import Observed, Plan, PlanQuestion
 from vllm_safe.plan.serving import Card, Serving
@@ -29,7 +30,7 @@ def plan(name: str, cards: tuple[Card, ...] = (RTX,), **serving: object) -> Plan
 def test_a_small_model_starts() -> None:
     found = plan("qwen2.5-0.5b")
     assert (found.starts, found.longest_context, found.unknown) == (True, 32768, ())
-    assert found.reason.endswith("GiB are left for the KV cache of the fullest card")
+    assert found.reason.endswith("GiB are left for the KV cache of the fullest GPU")
     assert found.batch
     assert found.requests_at_once == pytest.approx(found.kv_tokens / found.batch.max_model_len, rel=0.01)
 
@@ -38,7 +39,7 @@ def test_weights_that_are_larger_than_the_card() -> None:
     found = plan("llama-8b")
     assert found.starts is False
     assert found.reason.startswith(
-        "no memory would be left for the KV cache: of the 10.8 GiB that vLLM may use of card 0, the weights take 15.0 GiB"
+        "no memory would be left for the KV cache: of the 10.8 GiB that vLLM may use of GPU 0, the weights take 15.0 GiB"
     )
     assert (found.kv_tokens, found.longest_context, found.kv_bytes) == (0, 0, (0,))
 
@@ -69,12 +70,12 @@ def test_the_eight_cards_of_the_readme() -> None:
 def test_what_others_use_of_a_card() -> None:
     found = plan("qwen2.5-0.5b", (replace(RTX, used=6 * GIB),))
     assert found.starts is False
-    assert "vLLM would ask for 10.8 GiB of card 0, of which 5.8 GiB are free (gpu-memory-utilization 0.92)" in found.reason
+    assert "vLLM would ask for 10.8 GiB of GPU 0, of which 5.8 GiB are free (gpu-memory-utilization 0.92)" in found.reason
 
 
 def test_a_share_that_leaves_no_room_for_cuda_itself() -> None:
     found = plan("qwen2.5-0.5b", gpu_memory_utilization=0.98)
-    assert (found.starts, "card 0 might not have the memory" in found.reason) == (None, True)
+    assert (found.starts, "GPU 0 might not have the memory" in found.reason) == (None, True)
 
 
 def test_a_model_that_is_not_known() -> None:
@@ -102,18 +103,46 @@ def test_sizes_alone_of_a_model_that_is_not_known() -> None:
     config = replace(model_config("llama-1b"), family="", architecture="New")
     found = decide_plan(PlanQuestion(config, Serving(tensor_parallel=2, max_model_len=8192), (RTX,) * 2, size=4 * GIB))
     assert (found.starts, found.weights, "weights" in found.exact) == (True, (2 * GIB, 2 * GIB), False)
-    assert found.unknown == ("how the weights are split over cards: only the sizes of the files are known",)
+    assert found.unknown == ("how the weights are split over GPUs: only the sizes of the files are known",)
 
 
 @pytest.mark.parametrize(
     ("serving", "unknown"),
     [
         ({"quantization": "bitsandbytes"}, "quantization bitsandbytes"),
-        ({"version": (0, 40)}, "vLLM 0.40: the figures are those of 0.32"),
+        ({"kv_cache_dtype": "turboquant"}, "kv-cache-dtype turboquant"),
+        ({"dtype": "float8"}, "dtype float8"),
+        ({"unplanned": ("cpu-offload-gb",)}, "the option cpu-offload-gb"),
     ],
 )
-def test_what_is_not_taken_into_account(serving: dict[str, object], unknown: str) -> None:
-    assert plan("qwen2.5-0.5b", **serving).unknown == (unknown,)
+def test_what_could_be_of_any_size_leaves_a_doubt(serving: dict[str, object], unknown: str) -> None:
+    found = plan("qwen2.5-0.5b", **serving)
+    assert (found.unknown, found.doubtful) == ((unknown,), True)
+
+
+@pytest.mark.parametrize(
+    ("serving", "unknown"),
+    [
+        ({"version": (0, 40)}, "vLLM 0.40: the figures are those of 0.32"),
+        ({"unplanned": ("limit-mm-per-prompt",)}, "the option limit-mm-per-prompt"),
+    ],
+)
+def test_what_a_margin_has_room_for_leaves_none(serving: dict[str, object], unknown: str) -> None:
+    found = plan("qwen2.5-0.5b", **serving)
+    assert (found.unknown, found.doubtful, found.starts) == ((unknown,), False, True)
+
+
+def test_the_encoders_of_a_multimodal_model_are_said() -> None:
+    asked = question("qwen2.5-0.5b")
+    found = decide_plan(replace(asked, config=replace(asked.config, multimodal=True)))
+    assert ("encoders" in found.unknown[0], found.doubtful) == (True, False)
+
+
+def test_a_quantisation_whose_tensors_are_not_known() -> None:
+    """Without files, nobody can say what it weighs; the family alone must not be taken for an answer."""
+    asked = question("qwen2.5-0.5b")
+    found = decide_plan(replace(asked, config=replace(asked.config, quantization=Quantization("bitsandbytes"))))
+    assert (found.starts, found.reason) == (None, "nothing is known of its weights: its files are not there")
 
 
 def test_what_vllm_refuses() -> None:
@@ -125,6 +154,7 @@ def test_what_vllm_refuses() -> None:
 def test_a_cache_of_a_given_size() -> None:
     found = plan("qwen2.5-0.5b", kv_cache_memory=GIB)
     assert (found.kv_bytes, found.kv_tokens, "kv_tokens" in found.exact) == ((GIB,), GIB // (12288 * 16) * 16, True)
+    assert plan("qwen2.5-0.5b", kv_cache_memory=12 * GIB).starts is None
 
 
 def test_quantised_while_it_loads() -> None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from tests.truth.starts import CARDS, model_config
+from vllm_safe.plan.model_config import Quantization
 from vllm_safe.plan.plan_limits import find_obstacle
 from vllm_safe.plan.plan_question import PlanQuestion
 from vllm_safe.plan.serving import Card, Serving, fill_defaults
@@ -22,7 +23,7 @@ def obstacle(name: str, serving: Serving, card: Card = CARDS["RTX 3060"], cards:
 @pytest.mark.parametrize(
     ("name", "serving", "words"),
     [
-        ("llama-8b", Serving(tensor_parallel=8, pipeline_parallel=2), "16 cards would be needed .*, and there are 8"),
+        ("llama-8b", Serving(tensor_parallel=8, pipeline_parallel=2), "16 GPUs would be needed .*, and there are 8"),
         ("qwen2.5-0.5b", Serving(tensor_parallel=4), "the 14 attention heads cannot be divided by tensor-parallel-size 4"),
         ("gemma3-1b", Serving(tensor_parallel=8), "the 4 attention heads cannot be divided"),
         ("qwen2.5-7b", Serving(tensor_parallel=7), "the 4 KV heads cannot be divided by tensor-parallel-size 7"),
@@ -50,7 +51,9 @@ def test_what_is_refused(name: str, serving: Serving, words: str) -> None:
         ("qwen2.5-72b-instruct-gptq8", Serving(tensor_parallel=8)),
         ("qwen2.5-7b", Serving(tensor_parallel=4)),
         ("llama-8b", Serving(max_model_len=200_000, unplanned=("hf-overrides",))),
+        ("llama-8b", Serving(max_model_len=200_000, any_length=True)),
         ("gpt-oss-20b", Serving(tensor_parallel=8)),
+        ("qwen3-30b-a3b-gptq4", Serving(tensor_parallel=4)),  # 192 inputs, groups of 128: vLLM halves them
         ("llama-8b-gptq4-act", Serving(version=(0, 31))),
         ("llama-8b", Serving(tensor_parallel=4, pipeline_parallel=2)),
     ],
@@ -63,4 +66,24 @@ def test_old_cards() -> None:
     turing = replace(CARDS["RTX 3060"], capability=(7, 5))
     assert "half would do" in obstacle("llama-8b", Serving(dtype="bfloat16"), turing)
     assert obstacle("llama-8b", Serving(dtype="half"), turing) == ""
-    assert "need compute capability 7.5, and a card has 7.0" in obstacle("llama-70b-awq", Serving(), replace(turing, capability=(7, 0)))
+    volta = replace(turing, capability=(7, 0))
+    assert "awq needs compute capability 7.5, and a GPU has 7.0" in obstacle("llama-70b-awq", Serving(), volta)
+    assert obstacle("qwen2.5-72b-gptq8", Serving(), volta) == ""  # by the kernels of Exllama
+    unknown = replace(model_config("llama-8b"), quantization=Quantization("bitsandbytes"))
+    assert find_obstacle(PlanQuestion(unknown, Serving(), (volta,)), fill_defaults(Serving(), (volta,), 8192)) == ""
+
+
+def test_a_gpu_that_is_not_used_is_no_obstacle() -> None:
+    cards = (CARDS["RTX 3060"], replace(CARDS["RTX 3060"], capability=(6, 1)))
+    asked = PlanQuestion(model_config("llama-8b-fp8"), Serving(dtype="bfloat16"), cards)
+    assert find_obstacle(asked, fill_defaults(asked.serving, cards, 8192)) == ""
+    both = replace(asked, serving=Serving(dtype="bfloat16", tensor_parallel=2))
+    assert "bfloat16 needs" in find_obstacle(both, fill_defaults(both.serving, cards, 8192))
+
+
+def test_the_length_that_an_older_vllm_made_of_yarn() -> None:
+    yarn = replace(model_config("qwen2.5-7b"), rotary_positions=131072)
+    for version, refused in (((0, 31), False), ((0, 32), True)):
+        serving = Serving(version=version, max_model_len=131072)
+        asked = PlanQuestion(yarn, serving, (CARDS["RTX 3060"],))
+        assert bool(find_obstacle(asked, fill_defaults(serving, asked.cards, 32768))) is refused

@@ -87,7 +87,7 @@ def test_what_is_skipped_or_the_head_is_plain() -> None:
 def test_what_is_not_known() -> None:
     with pytest.raises(Failure, match="the tensors of New are not known"):
         list_tensors(replace(model_config("llama-8b"), family="", architecture="New"))
-    with pytest.raises(Failure, match="how brand_new stores weights is not known"):
+    with pytest.raises(Failure, match="the tensors of LlamaForCausalLM are not known"):
         list_tensors(replace(model_config("llama-8b"), quantization=Quantization("brand_new")))
 
 

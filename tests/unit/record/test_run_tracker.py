@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 from vllm_safe.contract.recorded_run import End
-from vllm_safe.contract.state_file import State
+from vllm_safe.contract.state_file import ReportedMemory, State
 from vllm_safe.record.run_tracker import (
     GONE,
     LINGER,
@@ -25,8 +25,8 @@ END = End(1.0, "exited")
 GIB = 1 << 30
 
 
-def state(phase: str, run: str = ONE, cause: str = "", reason: str = "") -> State:
-    return State("x", run, 1, 0.0, 0.0, phase, 0.0, cause=cause, reason=reason)
+def state(phase: str, run: str = ONE, cause: str = "", reason: str = "", memory: ReportedMemory | None = None) -> State:
+    return State("x", run, 1, 0.0, 0.0, phase, 0.0, cause=cause, reason=reason, memory=memory)
 
 
 def test_a_run_begins_with_an_invocation_and_ends_a_moment_after_its_end() -> None:
@@ -72,6 +72,29 @@ def test_phases_are_noted_once_each() -> None:
     assert isinstance(stopping, AddEvent)
     assert stopping.event.kind == "stopping"
     assert stopping.event.time == 105
+
+
+def test_what_vllm_says_of_its_memory_is_one_event_once_it_is_complete() -> None:
+    follow = RunTracker()
+    follow.see(0, 0, UnitObservation(ONE, state("loading")))
+    part = ReportedMemory((7 * GIB, 7 * GIB), 3 * GIB)
+    assert follow.see(1, 1, UnitObservation(ONE, state("loading", memory=part))) == []
+    whole = part._replace(tokens=41_600)
+    (note,) = follow.see(2, 2, UnitObservation(ONE, state("loading", memory=whole)))
+    assert isinstance(note, AddEvent)
+    assert (note.event.kind, note.event.data) == ("memory", whole._asdict())
+    assert note.event.text == "7.0 GiB of weights on each GPU, 3.0 GiB left for the KV cache on one GPU, a KV cache of 41,600 tokens"
+    assert follow.see(3, 3, UnitObservation(ONE, state("loading", memory=whole))) == []
+
+
+def test_the_next_start_says_its_memory_anew() -> None:
+    follow = RunTracker()
+    whole = ReportedMemory((), None, 100)
+    follow.see(0, 0, UnitObservation(ONE, state("loading", memory=whole)))
+    follow.see(1, 1, UnitObservation(TWO))
+    begun = follow.see(2, 2, UnitObservation(TWO, state("loading", run=TWO, memory=whole)))
+    notes = [action.event for action in begun if isinstance(action, AddEvent)]
+    assert [note.text for note in notes if note.kind == "memory"] == ["a KV cache of 100 tokens"]
 
 
 def test_a_hang_and_a_stall_are_events_with_their_reason() -> None:
