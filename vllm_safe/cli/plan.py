@@ -30,7 +30,7 @@ from vllm_safe.plan.gpu_list import parse_gpus
 from vllm_safe.plan.headers_facts import read_stored_model
 from vllm_safe.plan.host_needs import HostLimits
 from vllm_safe.plan.plan_facts import PlanFacts, describe_card, read_plan_facts
-from vllm_safe.plan.plan_text import change_lines, paste_lines, plan_heading, plan_object, plan_rows
+from vllm_safe.plan.plan_text import change_lines, describe_cards, paste_lines, plan_heading, plan_object, plan_rows
 from vllm_safe.plan.serving import PLANNED_OPTIONS, Card, read_serving
 from vllm_safe.plan.start_plan import StartPlan, decide_start_plan
 
@@ -142,6 +142,8 @@ def _with_cards(facts: PlanFacts, cards: tuple[Card, ...] | None) -> PlanFacts:
 
 def _print(whole: StartPlan, path: str, *, fit: bool) -> None:
     click.echo(click.style(plan_heading(whole), bold=True))
+    if whole.cards:
+        click.echo(f"  for {describe_cards(whole.cards)}; ~ is an estimate")
     click.echo("\n".join(align_columns(plan_rows(whole))))
     for note in whole.notes:
         click.echo(f"  {note}")

@@ -83,9 +83,9 @@ def _problem(needs: HostNeeds, limits: HostLimits, workers: int) -> tuple[str, s
 def _memory_line(needs: HostNeeds, limits: HostLimits, workers: int, *, measured: bool) -> PlanLine:
     why = "the most that an earlier start took" if measured else f"API server, engine and {workers} worker{'s' * (workers > 1)}"
     if limits.memory and needs.memory > limits.memory:
-        why += f"; {format_size(needs.memory - limits.memory)} of it would be swapped (limits.memory_max {format_size(limits.memory)})"
+        why += f"; {format_size(needs.memory - limits.memory)} to swap"
     elif limits.memory:
-        why += f"; it may use {format_size(limits.memory)} (limits.memory_max)"
+        why += f"; may use {format_size(limits.memory)}"
     return PlanLine("RAM", needs.memory, format_size(needs.memory), needs.exact, why)
 
 
@@ -94,10 +94,8 @@ def _shared_line(needs: HostNeeds) -> PlanLine:
 
 
 def _load_line(needs: HostNeeds, stored: int, pace: float) -> PlanLine:
-    text = f"{format_size(stored)} of files"
-    why = (
-        f"{format_size(int(pace))}/s, as at the last load"
-        if pace
-        else "its time is known after the first load; vllm-safe check --disk measures"
+    if needs.load is None:
+        return PlanLine("load", None, "?", exact=True, why=f"{format_size(stored)}; the disk's pace: vllm-safe check --disk")
+    return PlanLine(
+        "load", None, format_span(needs.load), exact=False, why=f"{format_size(stored)} at {format_size(int(pace))}/s, as last time"
     )
-    return PlanLine("load", None, f"{text}, about {format_span(needs.load)}" if needs.load else text, exact=False, why=why)

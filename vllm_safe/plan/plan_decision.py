@@ -253,18 +253,21 @@ def _lines(question: PlanQuestion, plan: Plan, room: _Room) -> list[PlanLine]:
     budget = room.budgets[tightest]
     where = "its files" if question.tensors else "config.json"
     graphs = "none with enforce-eager" if question.serving.enforce_eager else f"batches of {len(capture_sizes(batch))} sizes"
-    rest = "what vLLM reported at a start with these arguments" if room.exact else "the rest"
+    rest = "as vLLM reported at such a start" if room.exact else "the rest"
     rows = [
         ("may use", budget.requested, True, f"gpu-memory-utilization {batch.gpu_memory_utilization:g} of the GPU"),
-        ("weights", budget.weights, "weights" in plan.exact, f"each tensor of {where}, as vLLM splits and repacks it"),
-        ("activations", budget.activations, False, f"the peak of {batch.max_num_batched_tokens} tokens at once (max-num-batched-tokens)"),
-        ("compilation", budget.compiling, question.serving.enforce_eager, "a copy of the embedding while torch.compile is at work"),
-        ("buffers", budget.buffers, False, f"tables of {batch.max_num_seqs} requests (max-num-seqs), and workspaces"),
+        ("weights", budget.weights, "weights" in plan.exact, f"from {where}, as vLLM splits and repacks it"),
+        ("activations", budget.activations, False, f"{batch.max_num_batched_tokens} tokens at once (max-num-batched-tokens)"),
+        ("compilation", budget.compiling, question.serving.enforce_eager, "torch.compile copies the embedding"),
+        ("buffers", budget.buffers, False, f"{batch.max_num_seqs} requests (max-num-seqs), and workspaces"),
         ("libraries", budget.libraries, False, "kernels and communication"),
         ("CUDA graphs", budget.graphs, question.serving.enforce_eager, graphs),
         ("KV cache", plan.kv_bytes[tightest], room.exact, rest),
     ]
     lines = [PlanLine(label, size, format_size(size), exact, why) for label, size, exact, why in rows if size or label != "compilation"]
-    tokens = f"{plan.kv_tokens:,} tokens, {plan.requests_at_once:.1f} requests of {batch.max_model_len:,} at once"
-    lines.append(PlanLine("serves", None, tokens, room.exact, f"longest context {plan.longest_context:,}"))
+    tokens = f"{plan.requests_at_once:.1f} requests of {batch.max_model_len:,} tokens at once"
+    longest = "tokens of one request and its answer"
+    if plan.kv_tokens:
+        lines.append(PlanLine("KV tokens", None, f"{plan.kv_tokens:,}", room.exact, tokens))
+    lines.append(PlanLine("longest context", None, f"{plan.longest_context:,}", room.exact, longest))
     return lines

@@ -18,17 +18,17 @@ def plan_heading(whole: StartPlan) -> str:
     return f"{whole.name} {_ANSWERS[whole.starts]}: {whole.reason}."
 
 
-def plan_rows(whole: StartPlan) -> list[tuple[str, str, str, str]]:
-    """Return the lines as (what, how much, exact or estimate, why)."""
-    rows = [("GPUs", _describe_cards(whole.cards), "", "")] if whole.cards else []
-    return rows + [_row(line) for line in (*whole.plan.lines, *whole.host.lines)]
+def plan_rows(whole: StartPlan) -> list[tuple[str, str, str]]:
+    """Return the lines as (what, how much, why). An estimate has a tilde before it."""
+    return [_row(line) for line in (*whole.plan.lines, *whole.host.lines)]
 
 
-def _row(line: PlanLine) -> tuple[str, str, str, str]:
-    return line.label, line.text, "exact" if line.exact else "estimate", line.why
+def _row(line: PlanLine) -> tuple[str, str, str]:
+    return line.label, line.text if line.exact else f"~{line.text}", line.why
 
 
-def _describe_cards(cards: Sequence[Card]) -> str:
+def describe_cards(cards: Sequence[Card]) -> str:
+    """Return the GPUs in one line, those that are alike together."""
     kinds: dict[tuple[str, int, tuple[int, int]], int] = {}
     for card in cards:
         kind = (card.name, card.memory, card.capability)

@@ -35,7 +35,7 @@ def test_the_time_of_a_load_is_not_guessed() -> None:
 def test_what_exceeds_ram_is_swapped_and_said() -> None:
     needs = decide_host_needs(EIGHT, HostLimits(memory=4 * GIB, swap=64 * GIB))
     assert not needs.problem
-    assert "would be swapped" in needs.lines[0].why
+    assert "to swap" in needs.lines[0].why
 
 
 def test_what_exceeds_ram_and_swap_cannot_start_unless_the_estimate_may_be_off() -> None:

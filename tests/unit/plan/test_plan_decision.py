@@ -170,7 +170,7 @@ def test_quantised_while_it_loads() -> None:
 def test_lines_say_what_is_exact() -> None:
     lines = {line.label: line for line in plan("qwen2.5-0.5b").lines}
     assert [line.label for line in lines.values() if line.exact] == ["may use", "weights"]
-    assert lines["weights"].why == "each tensor of config.json, as vLLM splits and repacks it"
+    assert lines["weights"].why == "from config.json, as vLLM splits and repacks it"
     parts = sum(
         lines[label].size or 0 for label in ("weights", "activations", "compilation", "buffers", "libraries", "CUDA graphs", "KV cache")
     )
