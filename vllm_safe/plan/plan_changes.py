@@ -133,7 +133,7 @@ def _more_of_the_card(question: PlanQuestion) -> PlanChange | None:
     low, high = int(now.gpu_memory_utilization * 100) + 1, int(most * 100)
     if low > high or not decide_plan(_with(question, gpu_memory_utilization=high / 100)).starts:
         return None
-    while low < high:  # with more of the card, no less starts
+    while low < high:  # with more of the GPU, no less starts
         middle = (low + high) // 2
         if decide_plan(_with(question, gpu_memory_utilization=middle / 100)).starts:
             high = middle
