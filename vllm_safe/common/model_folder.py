@@ -89,6 +89,11 @@ class ModelFolder:
         finally:
             os.close(looked)
 
+    def head(self, name: str, count: int) -> bytes:
+        """Return the first bytes of a regular file, at most `count`. Raises OSError, also for any other file."""
+        with os.fdopen(self.open(name), "rb") as file:
+            return file.read(count)
+
     def json(self, name: str) -> object:
         """Return the value in a JSON file, or None unless it is a regular file of sensible size with valid JSON."""
         try:

@@ -126,7 +126,12 @@ def read_model_id(node: Node) -> str:
     text = node_text(node)
     if text.startswith("/"):
         return str(read_path(node))
-    if not re.fullmatch(f"{_PART}/{_PART}", text) or "--" in text or ".." in text or len(text) > 96:
+    if not is_hub_id(text):
         pasted = re.fullmatch(rf"(?:https?://)?(?:huggingface\.co|hf\.co)/({_PART}/{_PART})(?:/.*)?", text)
         raise mismatch(node, pasted[1] if pasted else "")
     return text
+
+
+def is_hub_id(text: str) -> bool:
+    """Return whether a text is ORG/NAME, as huggingface_hub accepts it."""
+    return bool(re.fullmatch(f"{_PART}/{_PART}", text)) and "--" not in text and ".." not in text and len(text) <= 96

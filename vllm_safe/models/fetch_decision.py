@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from vllm_safe.common.errors import Failure
 from vllm_safe.common.findings import Finding, failed, passed
 from vllm_safe.common.sizes import format_exact, format_size
+from vllm_safe.models.hub_model import HubFile
 from vllm_safe.models.model_files import ModelFiles
 
 # Other formats of the same weights, which vLLM reads only if there are no safetensors. `*` matches "/" as well.
@@ -29,15 +30,6 @@ LEFT_OUT = (
     "*.tflite",
 )
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth")
-
-
-@dataclass(frozen=True)
-class HubFile:
-    """One file as the hub lists it. `here`: how many of its `size` bytes need no transfer."""
-
-    name: str
-    size: int
-    here: int = 0
 
 
 @dataclass(frozen=True)

@@ -3,30 +3,30 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from vllm_safe.common import paths
 from vllm_safe.common.errors import Failure
-from vllm_safe.common.printable_text import printable
-from vllm_safe.common.sizes import TIB, format_size
+from vllm_safe.common.sizes import format_size
 from vllm_safe.common.untrusted_paths import find_program
 from vllm_safe.models import as_engine, hub_failure
-from vllm_safe.models.fetch_decision import FetchPlan, HubFile
+from vllm_safe.models.fetch_decision import FetchPlan
 from vllm_safe.models.hub_failure import HubRequest
+from vllm_safe.models.hub_model import HubFile, HubModel, parse_hub_files, parse_hub_model
 from vllm_safe.sandbox.run_as_vllm import AsVllm, network_environment, program_failure
 
 PYTHON = paths.ENGINE / "bin/python"
 _PROGRAM = Path(as_engine.__file__).parent
 TOKEN = "hub-token"  # noqa: S105 - the name of the credential
 
-_MOST = 1024 * TIB  # bytes: the largest size that is accepted for a file
 # Seconds before each retry of a request that brought no bytes, and the most seconds in total to wait for a busy hub.
 _LIST_PATIENCE = ((1, 3), 60)
 _GET_PATIENCE = ((1, 2, 5, 15, 30, 60), 900)
+_DESCRIBE_LIMIT = 180  # seconds for all of it
 
 _ENVIRONMENT = {
     "DO_NOT_TRACK": "1",
@@ -37,6 +37,8 @@ _ENVIRONMENT = {
     "HF_XET_HIGH_PERFORMANCE": "0",
     "HF_HOME": str(paths.CACHE / "huggingface"),
 }
+
+_Parsed = TypeVar("_Parsed")
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Source:
     @property
     def unit(self) -> str:
         """Name of the transient service."""
-        return f"vllm-safe-fetch-{self.asked.name}"
+        return f"vllm-safe-{self.asked.verb}-{self.asked.name.replace('/', '--')}"
 
     def task(self, action: str, purpose: str, patience: tuple[tuple[int, ...], int], *more: str) -> AsVllm:
         """Return the call of the program in as_engine/hub_download. patience: delays before retries, and the longest wait, in seconds."""
@@ -83,20 +85,31 @@ class Source:
         return answer
 
 
-def require_engine() -> None:
-    """Raise Failure if no engine is installed, whose Python runs the download. That Python is never run as root."""
+def require_engine(purpose: str = "fetch models", otherwise: str = "") -> None:
+    """Raise Failure if no engine is installed, whose Python runs the download. That Python is never run as root.
+
+    otherwise: what to do without it, as a sentence.
+    """
     if find_program(PYTHON) is False:
-        raise Failure("no engine is installed, which is needed to fetch models", hint="Run: vllm-safe install")
+        raise Failure(f"no engine is installed, which is needed to {purpose}", hint=f"Run: vllm-safe install   {otherwise}".rstrip())
 
 
 def list_files(source: Source) -> tuple[str, tuple[HubFile, ...]]:
     """Return the commit to which the revision resolves now, and its files. Changes nothing."""
     revision = ("--revision", source.asked.revision) if source.asked.revision else ()
     task = source.task("list", f"ask {source.asked.hub} for the files of {source.asked.repo}", _LIST_PATIENCE, *revision)
-    answer = source.answer(task)
+    return _parsed(parse_hub_files, source.answer(task))
+
+
+def ask_hub(source: Source) -> HubModel:
+    """Return what a plan of the model is made from, as the hub has it now. Writes nothing."""
+    task = source.task("describe", f"ask {source.asked.hub} about {source.asked.repo}", _LIST_PATIENCE)
+    return _parsed(parse_hub_model, source.answer(replace(task, writable=(), time_limit=_DESCRIBE_LIMIT)))
+
+
+def _parsed(parse: Callable[[Mapping[str, Any]], _Parsed], answer: Mapping[str, Any]) -> _Parsed:
     try:
-        files = tuple(HubFile(_word(name), _bytes(size), _bytes(here)) for name, size, here in answer["files"])
-        return _word(answer["commit"]), files
+        return parse(answer)
     except (KeyError, TypeError, ValueError):
         raise Failure("the output of the downloader is invalid", hint="Install the engine again: vllm-safe install") from None
 
@@ -127,12 +140,3 @@ def _answer_in(text: str) -> dict[str, Any]:
     except (IndexError, ValueError, RecursionError):
         return {}
     return answer if isinstance(answer, dict) else {}
-
-
-def _word(text: object) -> str:
-    return printable(" ".join(str(text).split()))
-
-
-def _bytes(size: object) -> int:
-    """Return a size within sensible bounds, since a program of another user may print any number."""
-    return min(max(0, int(str(size))), _MOST)

@@ -13,12 +13,16 @@ from vllm_safe.common.errors import Failure
 from vllm_safe.common.sizes import format_size
 
 DEFAULT_HUB = "https://huggingface.co"
+WITHOUT_HUB = "Or give a folder with its config.json: vllm-safe plan ./FOLDER"
 _LONGEST = 200  # characters that are shown of a text from the hub, or from a program run as another user
 
 
 @dataclass(frozen=True)
 class HubRequest:
-    """A request to a hub. `config`: the configuration file; `token_file`: its engine.hub_token_file, or ""."""
+    """A request to a hub. `config`: the configuration file; `token_file`: its engine.hub_token_file, or "".
+
+    name: the model, or ORG/NAME itself where the configuration has none; verb: the command that asks, fetch or plan.
+    """
 
     name: str
     repo: str
@@ -26,11 +30,18 @@ class HubRequest:
     revision: str = ""
     config: str = ""
     token_file: str = ""
+    verb: str = "fetch"
 
     @property
     def command(self) -> str:
-        """The command that resumes this download."""
-        return f"vllm-safe fetch {self.name}" + (f" --revision {self.revision}" if self.revision else "")
+        """The command that asks again, and resumes a download."""
+        return f"vllm-safe {self.verb} {self.name}" + (f" --revision {self.revision}" if self.revision else "")
+
+    def go_on(self, when: str = "") -> str:
+        """Return how to go on after a failure that passes, as a sentence. when: such as "in an hour", or "" for at once."""
+        if self.verb == "fetch":
+            return f"Received data is kept; resume {f'{when} ' if when else ''}with: {self.command}"
+        return f"Run {when or 'again'}: {self.command}   {WITHOUT_HUB}"
 
     @property
     def page(self) -> str:
@@ -57,11 +68,11 @@ def hub_failure(trouble: Mapping[str, Any], asked: HubRequest, now: datetime) ->
         return Failure(f"the disk is full{rest}", hint=f"Received data is kept. Free that much space, then resume with: {asked.command}")
     text, hint = _OTHERS.get(kind, _UNKNOWN)
     fill = {"name": "", "said": "", "status": ""} | details | {"repo": asked.repo, "page": asked.page, "revision": asked.revision}
-    fill |= {"models": str(paths.MODELS), "hub": asked.hub, "host": urlsplit(asked.hub).hostname or asked.hub, "again": asked.command}
+    fill |= {"models": str(paths.MODELS), "hub": asked.hub, "host": urlsplit(asked.hub).hostname or asked.hub, "go_on": asked.go_on()}
     return Failure(text.format_map(fill).rstrip(": "), hint=hint.format_map(fill))
 
 
-_GO_ON = "Received data is kept; resume with: {again}"
+_GO_ON = "{go_on}"
 _OTHERS = {
     "revision": ("{repo} has no revision {revision}", "For its branches, tags and commits see {page}/tree/main"),
     "refused": ("the hub refused the request (HTTP {status}): {said}", "Check whether {page} opens in a browser."),
@@ -102,7 +113,9 @@ def _refusal(kind: str, asked: HubRequest) -> Failure:
         message = f"{asked.repo} is gated: it requires an accepted licence and a token"
         return Failure(message, hint=f"Accept it at {asked.page}, create a read token at {asked.tokens}, {name_token}.")
     private = ", or the token has no access to it" if asked.token_file else ", or it is private"
-    hint = f"Check that {asked.page} is the model you mean (case matters). It is models.{asked.name}.model in {asked.config}."
+    hint = f"Check that {asked.page} is the model you mean (case matters)."
+    if asked.name != asked.repo:
+        hint += f" It is models.{asked.name}.model in {asked.config}."
     if not asked.token_file:
         hint += f"\nIf it is private, create a read token at {asked.tokens}, {name_token}."
     return Failure(f"the hub has no model {asked.repo}{private}", hint=hint)
@@ -110,12 +123,11 @@ def _refusal(kind: str, asked: HubRequest) -> Failure:
 
 def _busy(seconds: object, asked: HubRequest, now: datetime) -> Failure:
     if not isinstance(seconds, int | float) or not 0 < seconds < 7 * 86400:
-        return Failure("rate-limited by the hub (HTTP 429)", hint=f"Received data is kept; resume in an hour with: {asked.command}")
+        return Failure("rate-limited by the hub (HTTP 429)", hint=asked.go_on("in an hour"))
     when = now + timedelta(seconds=seconds + 59)  # rounded up to the minute
     return Failure(
         f"rate-limited by the hub (HTTP 429); retry after {when:%H:%M}",
-        hint=f"Received data is kept; resume then with: {asked.command}"
-        + ("" if asked.token_file else "\nThe limit is higher with a token: engine.hub_token_file"),
+        hint=asked.go_on("then") + ("" if asked.token_file else "\nThe limit is higher with a token: engine.hub_token_file"),
     )
 
 

@@ -1,20 +1,19 @@
 """Facts about the tensors of a model's files: the headers of its safetensors files, and sizes alone where it has none.
 
-Anybody can have written the files: no more of one is read than its header, and each value of it is checked.
+Anybody can have written the files, in a folder or at a hub: no more of one is read than its header, and each value of it is checked.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from vllm_safe.common import paths
 from vllm_safe.common.errors import Failure
-from vllm_safe.common.model_folder import INDEX, ModelFolder, open_model_folder
+from vllm_safe.common.model_folder import INDEX, open_model_folder
 from vllm_safe.plan.model_config import ModelConfig, parse_model_config
 from vllm_safe.plan.tensors import BITS, Tensor
 
@@ -24,16 +23,42 @@ _MOST_FILES = 2000
 _EXPERT = re.compile(r"\.experts\.\d{1,6}\.")
 _FETCH = "Fetch the model, or give the folder that has it."
 _AGAIN = "Fetch the model again."
+_LENGTH = 8  # bytes at the beginning of a safetensors file that say how long its header is
+
+
+class HasFiles(Protocol):
+    """The files of a model in a folder (common/model_folder.py), or as a hub describes them (models/hub_model.py)."""
+
+    def names(self) -> list[str]:
+        """Return the names of the files."""
+
+    def size(self, name: str) -> int:
+        """Return the bytes of a file, or -1 if there is none."""
+
+    def head(self, name: str, count: int) -> bytes | None:
+        """Return the first bytes of a file, at most `count`, or None if they are not known."""
+
+    def json(self, name: str) -> object:
+        """Return the value in a JSON file, or None if there is none that is valid and of a sensible size."""
 
 
 @dataclass(frozen=True)
 class StoredModel:
-    """What a folder holds. `tensors`: () where no header could be read; `size`: bytes of its weight files, 0 where it has none."""
+    """What is known of a model's files. `tensors`: () where no header could be read; `size`: bytes of its weight files, 0 without any.
+
+    `revision`: the commit that the hub described, "" for a folder.
+    """
 
     config: ModelConfig
     tensors: tuple[Tensor, ...] = ()
     size: int = 0
     files: int = 0
+    revision: str = ""
+
+    @property
+    def source(self) -> str:
+        """Where the figures come from: "files" (weight files, or their headers), "config.json" alone, or "hub"."""
+        return "hub" if self.revision else "files" if self.files else "config.json"
 
 
 def read_stored_model(model: str, models: Path | None = None) -> StoredModel:
@@ -43,35 +68,47 @@ def read_stored_model(model: str, models: Path | None = None) -> StoredModel:
     missing or cannot be, and where a weight file is damaged.
     """
     models = models or paths.MODELS
-    where = models / model
+    where = str(models / model)
     try:
         with open_model_folder(models, model) as folder:
-            values = folder.json("config.json")
-            if values is None:
-                missing = "is missing" if not folder.has("config.json") else "is not a JSON file of a sensible size"
-                raise Failure(f"{where}/config.json {missing}", hint=_FETCH)
-            config = parse_model_config(values, f"{where}/config.json")
-            files, whole = _weight_files(folder)
-            tensors = _tensors(folder, where, [file for file in files if file.endswith(".safetensors")])
-            if not whole:  # no total can be made of a part
-                tensors = () if config.has_known_tensors else tensors
-                config = replace(config, unknown=(*config.unknown, *(() if tensors == () else ("the weight files that are missing",))))
-            elif not files and any(name.endswith(".gguf") for name in folder.names()):
-                config = replace(config, family="", unknown=(*config.unknown, "what is in GGUF files"))
-            return StoredModel(config, tensors, sum(max(0, folder.size(file)) for file in files), len(files))
+            return _judge(folder, where)
     except OSError as error:
         raise Failure(f"cannot read {where}: {error.strerror}", hint=_FETCH) from error
 
 
-def _weight_files(folder: ModelFolder) -> tuple[list[str], bool]:
+def read_hub_files(files: HasFiles, page: str, revision: str) -> StoredModel:
+    """Return the same of the files that a hub described. Raises Failure as read_stored_model does. page: the model's URL."""
+    try:
+        return replace(_judge(files, page), revision=revision or "unknown")
+    except Failure as failure:
+        raise Failure(failure.message, hint="Choose another repository, or give a folder: vllm-safe plan ./FOLDER") from failure
+
+
+def _judge(files: HasFiles, where: str) -> StoredModel:
+    values = files.json("config.json")
+    if values is None:
+        missing = "is missing" if files.size("config.json") < 0 else "is not a JSON file of a sensible size"
+        raise Failure(f"{where}/config.json {missing}", hint=_FETCH)
+    config = parse_model_config(values, f"{where}/config.json")
+    weights, whole = _weight_files(files)
+    tensors = _tensors(files, where, [name for name in weights if name.endswith(".safetensors")])
+    if not whole:  # no total can be made of a part
+        tensors = () if config.has_known_tensors else tensors
+        config = replace(config, unknown=(*config.unknown, *(() if tensors == () else ("the weight files that are missing",))))
+    elif not weights and any(name.endswith(".gguf") for name in files.names()):
+        config = replace(config, family="", unknown=(*config.unknown, "what is in GGUF files"))
+    return StoredModel(config, tensors, sum(max(0, files.size(name)) for name in weights), len(weights))
+
+
+def _weight_files(files: HasFiles) -> tuple[list[str], bool]:
     """Return the weight files that are there, and whether they are all: those of the index, else all of the best kind."""
-    index = folder.json(INDEX)
+    index = files.json(INDEX)
     shards = index.get("weight_map") if isinstance(index, dict) else None
     if isinstance(shards, dict):
         named = sorted({shard for shard in shards.values() if isinstance(shard, str) and "/" not in shard})[:_MOST_FILES]
-        there = [shard for shard in named if folder.has(shard)]
+        there = [shard for shard in named if files.size(shard) >= 0]
         return there, len(there) == len(named)
-    names = sorted(folder.names())
+    names = sorted(name for name in files.names() if "/" not in name)
     for ending in (".safetensors", ".bin", ".pt"):
         # consolidated*: the same weights once more, as Mistral's own programs read them
         found = [name for name in names if name.endswith(ending) and not name.startswith(("training_args", "consolidated"))]
@@ -80,30 +117,32 @@ def _weight_files(folder: ModelFolder) -> tuple[list[str], bool]:
     return [], True
 
 
-def _tensors(folder: ModelFolder, where: Path, files: list[str]) -> tuple[Tensor, ...]:
-    """Return the tensors of all files, those of alike experts as one."""
+def _tensors(files: HasFiles, where: str, names: list[str]) -> tuple[Tensor, ...]:
+    """Return the tensors of all files, those of alike experts as one; () where the header of one is not known."""
     counted: dict[tuple[str, tuple[int, ...], str], int] = {}
     left = _LARGEST_HEADERS
-    for file in files:
-        header = _header(folder, where, file, left)
+    for name in names:
+        header = _header(files, where, name, left)
+        if header is None:
+            return ()
         left -= len(header)
-        for key in _rows(header, where / file):
+        for key in _rows(header, Failure(f"the header of {where}/{name} is damaged", hint=_AGAIN)):
             counted[key] = counted.get(key, 0) + 1
     return tuple(Tensor(name, shape, dtype, count) for (name, shape, dtype), count in counted.items())
 
 
-def _header(folder: ModelFolder, where: Path, name: str, left: int) -> bytes:
-    """Read the header of one safetensors file: 8 bytes with its length, then JSON. Raises Failure where it cannot be one."""
-    with os.fdopen(folder.open(name), "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        length = int.from_bytes(file.read(8), "little")
-        if not 2 <= length <= min(_LARGEST_HEADER, left, size - 8):
-            raise Failure(f"{where / name} is damaged or incomplete", hint=_AGAIN)
-        return file.read(length)
+def _header(files: HasFiles, where: str, name: str, left: int) -> bytes | None:
+    """Return the header of one safetensors file: 8 bytes with its length, then JSON. Raises Failure where it cannot be one."""
+    first = files.head(name, _LENGTH)
+    if first is None:
+        return None
+    length = int.from_bytes(first, "little")
+    if not 2 <= length <= min(_LARGEST_HEADER, left, files.size(name) - _LENGTH):
+        raise Failure(f"{where}/{name} is damaged or incomplete", hint=_AGAIN)
+    return (files.head(name, _LENGTH + length) or b"")[_LENGTH:]
 
 
-def _rows(header: bytes, file: Path) -> list[tuple[str, tuple[int, ...], str]]:
-    damaged = Failure(f"the header of {file} is damaged", hint=_AGAIN)
+def _rows(header: bytes, damaged: Failure) -> list[tuple[str, tuple[int, ...], str]]:
     try:
         values = json.loads(header)
     except (ValueError, RecursionError) as error:

@@ -9,7 +9,7 @@ from vllm_safe.common.sizes import format_size
 from vllm_safe.plan.memory import outside_bytes
 from vllm_safe.plan.plan_decision import decide_plan
 from vllm_safe.plan.plan_question import PlanChange, PlanQuestion
-from vllm_safe.plan.plan_split import decide_split
+from vllm_safe.plan.plan_split import count_tries, decide_split
 from vllm_safe.plan.serving import Batch
 
 _LEAST_CONTEXT = 512  # tokens: with less a model answers nothing useful
@@ -19,6 +19,7 @@ _BATCHED = 2048  # tokens: with few requests at once, larger batches only make p
 _LEAST_BATCHED = 512
 _HIGHEST_UTILIZATION = 0.97
 _MORE = (2, 3, 4, 6, 8, 12, 16)  # cards that a machine may have
+_SURE_PART = 0.9  # of the weights: the rest may be repeated on each card
 _FEW = 16  # requests at once that are plenty for a household or a team
 
 _Try = Callable[[PlanQuestion], "PlanChange | None"]
@@ -129,11 +130,16 @@ def _more_of_the_card(question: PlanQuestion) -> PlanChange | None:
     now = decide_plan(question).batch
     if now is None:
         return None
-    first = int(now.gpu_memory_utilization * 100) + 1
-    shares = (share / 100 for share in range(first, int(most * 100) + 1))
-    return _first_that_starts(
-        question, (_with(question, gpu_memory_utilization=share) for share in shares), "less room for others on the GPU"
-    )
+    low, high = int(now.gpu_memory_utilization * 100) + 1, int(most * 100)
+    if low > high or not decide_plan(_with(question, gpu_memory_utilization=high / 100)).starts:
+        return None
+    while low < high:  # with more of the GPU, no less starts
+        middle = (low + high) // 2
+        if decide_plan(_with(question, gpu_memory_utilization=middle / 100)).starts:
+            high = middle
+        else:
+            low = middle + 1
+    return describe_change(question, _with(question, gpu_memory_utilization=high / 100), "less room for others on the GPU")
 
 
 def _highest_share(question: PlanQuestion) -> float:
@@ -177,8 +183,13 @@ def _more_cards(question: PlanQuestion) -> PlanChange | None:
 
 def _new_cards(question: PlanQuestion) -> Iterator[PlanChange]:
     least = min(question.cards, key=lambda card: card.memory, default=None)
-    for count in _MORE:
-        if least and count > len(question.cards) and (found := decide_split(replace(question, cards=(least,) * count))):
+    if least is None:
+        return
+    whole = decide_plan(_with(question, tensor_parallel=1, pipeline_parallel=1, layer_partition=()))
+    each = least.memory * (whole.batch.gpu_memory_utilization if whole.batch else 1)
+    counts = [count for count in _MORE if count > len(question.cards) and count * each > _SURE_PART * sum(whole.weights)]
+    for count in counts[: count_tries(question)]:
+        if found := decide_split(replace(question, cards=(least,) * count)):
             yield describe_change(question, found[0], f"{count} GPUs of {format_size(least.memory)}")
             return
 

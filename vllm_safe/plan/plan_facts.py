@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import takewhile
@@ -50,8 +50,10 @@ class PlannedServer:
     env: Mapping[str, str]
 
 
-def read_plan_facts(server: PlannedServer, cards: Iterable[NvmlCard], root: Path = Path("/")) -> PlanFacts:
-    """Read the facts. cards: all of the machine.
+def read_plan_facts(
+    server: PlannedServer, cards: Iterable[NvmlCard], root: Path = Path("/"), *, stored: Callable[[str], StoredModel] = read_stored_model
+) -> PlanFacts:
+    """Read the facts. cards: all of the machine; stored: where to read the model's files.
 
     Raises Failure if the model's files cannot be read, and Misuse if an option has a value that it cannot have.
     """
@@ -60,7 +62,6 @@ def read_plan_facts(server: PlannedServer, cards: Iterable[NvmlCard], root: Path
     with suppress(OSError):
         engine = (root / "var/lib/vllm-safe/engine/current").readlink().name
     serving = read_serving(args, env, engine_version(engine))
-    stored = read_stored_model(server.model)
     visible = env.get("CUDA_VISIBLE_DEVICES")
     now = StartConditions(
         str(args.get("model", "")), engine, identify_cards(read_pci_cards("" if root == Path("/") else str(root))), visible
@@ -74,7 +75,7 @@ def read_plan_facts(server: PlannedServer, cards: Iterable[NvmlCard], root: Path
     forked = env.get("VLLM_WORKER_MULTIPROC_METHOD") == "fork"
     there = tuple(cards)
     chosen = _visible(there, visible, f"vllm@{name}.service")
-    return PlanFacts(stored, serving, chosen, past, unread, forked, _is_unordered(there, serving, env))
+    return PlanFacts(stored(server.model), serving, chosen, past, unread, forked, _is_unordered(there, serving, env))
 
 
 def _is_unordered(cards: tuple[NvmlCard, ...], serving: Serving, env: Mapping[str, str]) -> bool:

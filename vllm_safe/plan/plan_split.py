@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 
 from vllm_safe.plan.memory import CardBudget
 from vllm_safe.plan.plan_decision import decide_plan
@@ -11,6 +12,7 @@ from vllm_safe.plan.plan_question import Plan, PlanQuestion
 from vllm_safe.plan.serving import Card
 
 _MOST_CARDS = 64
+_MOST_LAYERS = 4000  # that are placed, over all ways to split a model: known models have at most 126
 
 
 def decide_split(question: PlanQuestion) -> tuple[PlanQuestion, ...]:
@@ -18,14 +20,19 @@ def decide_split(question: PlanQuestion) -> tuple[PlanQuestion, ...]:
 
     Tensor parallel gives each card the same: on unlike cards that of the smallest. Pipeline parallel gives a card as many layers as it
     has room for, with `layer_partition` and an order of the cards. Of two with the same context the one with tensor parallel is first,
-    since it is faster.
+    since it is faster. Of a model with far more layers than any known one, only the first few ways are tried.
     """
     found: list[tuple[int, int, PlanQuestion]] = []
-    for candidate in _splits(question):
+    for candidate in islice(_splits(question), count_tries(question)):
         plan = decide_plan(candidate)
         if plan.starts:
             found.append((-plan.sure_context, candidate.serving.pipeline_parallel, candidate))
     return tuple(candidate for _, _, candidate in sorted(found, key=lambda row: row[:2]))
+
+
+def count_tries(question: PlanQuestion) -> int:
+    """Return how many ways to split a model are tried: each places all of its layers, and a hostile config.json may claim thousands."""
+    return max(2, _MOST_LAYERS // question.config.layers)
 
 
 def _splits(question: PlanQuestion) -> Iterator[PlanQuestion]:

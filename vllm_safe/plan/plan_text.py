@@ -66,6 +66,7 @@ def plan_object(whole: StartPlan) -> dict[str, object]:
         "name": whole.name,
         "starts": whole.starts,
         "reason": whole.reason,
+        "source": whole.source,
         "weights_bytes_per_card": list(plan.weights),
         "kv_bytes_per_card": list(plan.kv_bytes),
         "kv_tokens": plan.kv_tokens,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from vllm_safe.plan.host_needs import HostLimits, HostNeeds, decide_host_needs
@@ -23,6 +24,7 @@ class StartPlan:
     changes: tuple[PlanChange, ...] = ()
     fit: PlanChange | None = None
     notes: tuple[str, ...] = ()  # what is not known
+    source: str = "files"  # where what is known of the model comes from: see StoredModel
 
     @property
     def starts(self) -> bool | None:
@@ -47,5 +49,15 @@ def decide_start_plan(name: str, facts: PlanFacts, limits: HostLimits, *, fit: b
     plan = decide_plan(question)
     host = decide_host_needs(facts.serving, limits, forked=facts.forked, stored=facts.stored.size, past=facts.past)
     changes = () if plan.starts else decide_changes(question)
-    notes = tuple(f"not taken into account: {one}" for one in plan.unknown) + ((facts.unread,) if facts.unread else ())
-    return StartPlan(name, plan, host, facts.cards, changes, decide_fit(question) if fit else None, notes)
+    fits = decide_fit(question) if fit else None
+    return StartPlan(name, plan, host, facts.cards, changes, fits, tuple(_notes(facts, plan)), facts.stored.source)
+
+
+def _notes(facts: PlanFacts, plan: Plan) -> Iterator[str]:
+    stored = facts.stored
+    if stored.source == "hub":
+        read = "config.json and headers of the files" if stored.tensors else "config.json and sizes of the files"
+        yield f"from the hub, revision {stored.revision[:10]}: {read if stored.files else 'config.json alone'}"
+    yield from (f"not taken into account: {one}" for one in plan.unknown)
+    if facts.unread:
+        yield facts.unread

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import io
-import logging
-import os
 import sys
 from collections.abc import Iterator
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
 
+from tests.builders.hub_runs import run_here
 from tests.fakes.hub import Fault, Hub
 from vllm_safe.cli import fetch as cli_fetch
 from vllm_safe.cli.main import main
 from vllm_safe.common import paths, run_lock
-from vllm_safe.models import as_engine, hub_client
-from vllm_safe.models.as_engine.hub_download.download_command import main as download
+from vllm_safe.models import hub_client
 from vllm_safe.sandbox.run_as_vllm import AsVllm, Outcome
 
 REPO = "acme/tiny"
@@ -30,25 +26,6 @@ models:
   folder: {{model: {folder}, port: 8001}}
   other: {{command: [/bin/true], port: 8002}}
 """
-
-
-def outcome(task: AsVllm, *, quiet: bool = False) -> Outcome:
-    """Run a task as the present user and in this process, with the environment and credentials of its service."""
-    assert not quiet
-    assert "secret" not in str((task.env, task.argv))
-    stdout, stderr, before = io.StringIO(), io.StringIO(), os.umask(0o022)
-    try:
-        with pytest.MonkeyPatch.context() as patch, redirect_stdout(stdout), redirect_stderr(stderr):
-            for name, value in task.env.items():
-                patch.setenv(name, value)
-            if task.credentials:
-                patch.setenv("CREDENTIALS_DIRECTORY", str(task.credentials["hub-token"].parent))
-            program = task.argv.index(str(Path(as_engine.__file__).parent))
-            status = download(list(task.argv[program + 1 :]))
-    finally:
-        os.umask(before)
-        logging.disable(logging.NOTSET)
-    return Outcome("exit-code" if status else "success", status, stdout.getvalue(), stderr.getvalue())
 
 
 class Bench:
@@ -69,7 +46,7 @@ class Bench:
 
 @pytest.fixture
 def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Bench]:
-    monkeypatch.setattr(AsVllm, "outcome", outcome)
+    monkeypatch.setattr(AsVllm, "outcome", run_here)
     monkeypatch.setattr(cli_fetch, "need_root", lambda: None)
     monkeypatch.setattr(hub_client, "PYTHON", Path(sys.executable))
     monkeypatch.setattr(hub_client, "_LIST_PATIENCE", ((0,), 1))

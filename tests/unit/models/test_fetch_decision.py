@@ -9,7 +9,8 @@ import pytest
 from vllm_safe.common.errors import Failure
 from vllm_safe.common.findings import Level
 from vllm_safe.common.sizes import GIB
-from vllm_safe.models.fetch_decision import HubFile, ModelDisk, find_model, plan_fetch, require_room
+from vllm_safe.models.fetch_decision import ModelDisk, find_model, plan_fetch, require_room
+from vllm_safe.models.hub_model import HubFile
 from vllm_safe.models.model_files import ModelFiles
 
 KEPT = ("config.json", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "tokenizer.json", "modeling_own.py")

@@ -99,3 +99,17 @@ def test_nonsense_is_still_one_line(trouble: dict[str, object]) -> None:
     message, hint = say(**trouble)
     assert message.isprintable()
     assert hint
+
+
+@pytest.mark.parametrize(
+    "trouble", [{"trouble": "dns"}, {"trouble": "busy"}, {"trouble": "busy", "seconds": 600}, {"trouble": "server"}, {}]
+)
+def test_a_plan_has_received_nothing_and_can_do_without_the_hub(trouble: dict[str, object]) -> None:
+    _, hint = say(HubRequest("acme/m", "acme/m", config="/etc/vllm-safe/config.yaml", verb="plan"), **trouble)
+    assert "vllm-safe plan acme/m" in hint
+    assert "vllm-safe plan ./FOLDER" in hint
+    assert "Received" not in hint
+
+
+def test_a_model_that_is_not_configured_is_not_said_to_be() -> None:
+    assert "models." not in say(HubRequest("acme/m", "acme/m", verb="plan"), trouble="missing")[1]

@@ -1,17 +1,20 @@
-"""Tests of reading the headers of weight files, which anybody can have written."""
+"""Tests of reading the headers of weight files, which anybody can have written, in a folder and at a hub."""
 
 from __future__ import annotations
 
 import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from vllm_safe.common.errors import Failure
-from vllm_safe.plan.headers_facts import read_stored_model
+from vllm_safe.plan.headers_facts import read_hub_files, read_stored_model
 from vllm_safe.plan.tensors import Tensor
+
+PAGE = "https://hub.example/acme/m"
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
@@ -72,7 +75,8 @@ def test_sizes_alone_where_there_are_no_headers(folder: Path) -> None:
 
 
 def test_nothing_but_a_config(folder: Path) -> None:
-    assert (read_stored_model(str(folder)).tensors, read_stored_model(str(folder)).size) == ((), 0)
+    found = read_stored_model(str(folder))
+    assert (found.tensors, found.size, found.source) == ((), 0, "config.json")
 
 
 @pytest.mark.parametrize(
@@ -127,3 +131,60 @@ def test_a_pipe_is_not_waited_for(folder: Path) -> None:
     os.mkfifo(folder / "model.safetensors")
     with pytest.raises(Failure, match=r"cannot read .*: it is not a regular file"):
         read_stored_model(str(folder))
+
+
+@dataclass(frozen=True)
+class Described:
+    """The files of a model as a hub describes them. unknown: those whose first bytes were not asked for."""
+
+    files: dict[str, bytes]
+    unknown: str = ""
+
+    def names(self) -> list[str]:
+        return list(self.files)
+
+    def size(self, name: str) -> int:
+        return len(self.files[name]) if name in self.files else -1
+
+    def head(self, name: str, count: int) -> bytes | None:
+        return None if name == self.unknown else self.files[name][:count]
+
+    def json(self, name: str) -> object:
+        return json.loads(self.files[name]) if name in self.files else None
+
+
+def test_a_hub_is_read_as_a_folder_is(folder: Path) -> None:
+    files = {
+        "config.json": json.dumps(CONFIG).encode(),
+        "a.safetensors": safetensors({"lm_head.weight": row([1000, 64])}, 100),
+        "b.safetensors": safetensors({"model.norm.weight": row([64])}),
+        "consolidated.safetensors": b"the same once more",
+        "original/c.safetensors": b"the same once more",
+    }
+    for name in ("a.safetensors", "b.safetensors"):
+        (folder / name).write_bytes(files[name])
+    here, there = read_stored_model(str(folder)), read_hub_files(Described(files), PAGE, "c0ffee")
+    assert (there.tensors, there.size, there.files) == (here.tensors, here.size, here.files)
+    assert (here.source, there.source, there.revision) == ("files", "hub", "c0ffee")
+
+
+def test_headers_that_the_hub_was_not_asked_for() -> None:
+    files = {"config.json": json.dumps(CONFIG).encode(), "a.safetensors": safetensors({}), "b.safetensors": safetensors({})}
+    found = read_hub_files(Described(files, unknown="b.safetensors"), PAGE, "c0ffee")
+    assert (found.tensors, found.files, found.size) == ((), 2, 20)
+
+
+@pytest.mark.parametrize(
+    ("files", "why"),
+    [
+        ({}, r"/config\.json is missing"),
+        ({"config.json": b"[1]"}, "holds no JSON object"),
+        ({"config.json": json.dumps(CONFIG).encode(), "a.safetensors": b"short"}, r"/a\.safetensors is damaged"),
+        ({"config.json": json.dumps(CONFIG).encode(), "a.safetensors": safetensors({"x": 3})}, r"header of .*/a\.safetensors is damaged"),
+    ],
+)
+def test_what_a_hub_has_wrong_is_named_with_its_page(files: dict[str, bytes], why: str) -> None:
+    with pytest.raises(Failure, match=why) as caught:
+        read_hub_files(Described(files), PAGE, "c0ffee")
+    assert PAGE in caught.value.message
+    assert "fetch the model again" not in caught.value.hint

@@ -8,9 +8,10 @@ from dataclasses import replace
 import pytest
 
 from tests.truth.starts import CARDS, model_config
+from vllm_safe.plan import plan_changes, plan_split
 from vllm_safe.plan.plan_changes import decide_changes, decide_fit, describe_change
 from vllm_safe.plan.plan_decision import decide_plan
-from vllm_safe.plan.plan_question import PlanChange, PlanQuestion
+from vllm_safe.plan.plan_question import Plan, PlanChange, PlanQuestion
 from vllm_safe.plan.serving import Card, Serving, read_serving
 
 RTX = CARDS["RTX 3060"]
@@ -122,6 +123,26 @@ def test_an_order_of_the_cards() -> None:
     assert describe_change(old, new, "x") == PlanChange(
         (("enforce-eager", "true"),), (("VLLM_PP_LAYER_PARTITION", "8,9,15"), ("CUDA_VISIBLE_DEVICES", "0,2,1")), "x"
     )
+
+
+@pytest.mark.parametrize("cards", [(RTX,), (RTX, ADA) * 4, (RTX,) * 64])
+def test_a_config_of_two_thousand_layers_is_not_tried_in_every_way(cards: tuple[Card, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each way to split it takes as long as the plans of thirty models."""
+    asked = question(BIG, cards)
+    asked = replace(asked, config=replace(asked.config, layers=2000, windows=(0,) * 2000))
+    tried = []
+
+    def decide(each: PlanQuestion) -> Plan:
+        tried.append(each)
+        return decide_plan(each)
+
+    for module in (plan_changes, plan_split):
+        monkeypatch.setattr(module, "decide_plan", decide)
+    decide_changes(asked)
+    decide_fit(asked)
+    split = {(one.serving.tensor_parallel, one.serving.pipeline_parallel, one.serving.layer_partition) for one in tried}
+    assert len(tried) <= 60
+    assert len(split) <= 8
 
 
 def test_all_of_it_takes_less_than_a_second() -> None:

@@ -1,4 +1,4 @@
-"""Entry point of `python -I THIS_FOLDER list|get ...`.
+"""Entry point of `python -I THIS_FOLDER list|get|describe ...`.
 
 Python puts the folder on sys.path, so that modules beside this file are imported without the prefix `vllm_safe.`.
 """

@@ -10,11 +10,13 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from .hub import Hub, RepositoryFile
 from .hub_trouble import HubTrouble, Patience
+from .model_description import describe_files
 from .model_store import ModelStore
 from .transfer import Transfer
 from .transfer_progress import TransferProgress
@@ -22,9 +24,11 @@ from .transfer_progress import TransferProgress
 EXIT_TROUBLE, EXIT_INTERRUPTED = 1, 130
 _PR_SET_DUMPABLE = 4  # linux/prctl.h
 
+_Answer = TypeVar("_Answer")
+
 
 def main(arguments: list[str]) -> int:
-    """Run `list` or `get` and return the exit code.
+    """Run `list`, `get` or `describe` and return the exit code.
 
     The answer is the value of the function of that name, or {"trouble": KIND, ...} with exit code 1.
     """
@@ -32,7 +36,7 @@ def main(arguments: list[str]) -> int:
     os.umask(0o022)
     options = _options(arguments)
     try:
-        answer = get(options) if options.action == "get" else list_(options)
+        answer = _ACTIONS[options.action](options)
     except HubTrouble as trouble:
         answer = {"trouble": trouble.kind, **trouble.details}
     except OSError as error:
@@ -66,6 +70,15 @@ def get(options: argparse.Namespace) -> dict[str, Any]:
     return {"commit": commit}
 
 
+def describe(options: argparse.Namespace) -> dict[str, Any]:
+    """Return what a plan of the model is made from, as describe_files does. Writes nothing."""
+    hub = Hub(options.repo, _token())
+    return _patiently(options, TransferProgress(0), hub, lambda: describe_files(hub, *hub.list_files(options.revision)))
+
+
+_ACTIONS = {"list": list_, "get": get, "describe": describe}
+
+
 def _bring(options: argparse.Namespace, store: ModelStore, commit: str, files: list[RepositoryFile]) -> None:
     progress = TransferProgress(sum(file.size for file in files))
     transfer = Transfer(Hub(options.repo, _token()), store, commit, _patience(options, progress), progress)
@@ -77,11 +90,16 @@ def _bring(options: argparse.Namespace, store: ModelStore, commit: str, files: l
 
 
 def _ask(options: argparse.Namespace, progress: TransferProgress) -> tuple[str, list[RepositoryFile]]:
-    patience = _patience(options, progress)
     hub = Hub(options.repo, _token())
+    return _patiently(options, progress, hub, lambda: hub.list_files(options.revision))
+
+
+def _patiently(options: argparse.Namespace, progress: TransferProgress, hub: Hub, ask: Callable[[], _Answer]) -> _Answer:
+    """Return what `ask` does, asked again where that makes sense."""
+    patience = _patience(options, progress)
     while True:
         try:
-            return hub.list_files(options.revision)
+            return ask()
         except (hub.broken, OSError) as error:  # an error response of the hub is an OSError too
             patience.wait_after(error)
 
@@ -102,7 +120,7 @@ def _token() -> str | None:
 
 def _options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="hub_download")
-    parser.add_argument("action", choices=("list", "get"))
+    parser.add_argument("action", choices=_ACTIONS)
     parser.add_argument("--repo", required=True, help="ORG/NAME")
     parser.add_argument("--revision", help="a branch, a tag or a commit")
     parser.add_argument("--models", type=Path, required=True, help="the folder of all models")

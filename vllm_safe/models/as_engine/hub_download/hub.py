@@ -16,6 +16,7 @@ from .hub_trouble import HubTrouble
 
 MANIFEST = ".vllm-safe.json"  # in a model's folder: the list of its files
 _SILENCE = 30.0  # seconds without a byte, after which a connection counts as broken
+_CHUNK = 1 << 14  # bytes
 _REQUEST = 8 << 30  # most bytes per request: hubs refuse responses over 50 GB, but serve ranges of larger files
 
 
@@ -78,16 +79,27 @@ class Hub:
         return info.sha, files
 
     @contextmanager
-    def open(self, commit: str, file: RepositoryFile, start: int) -> Iterator[Any]:
-        """Open the response with the file from byte `start` on (status 206), or with all of it (200). Raises for an error status."""
+    def open(self, commit: str, file: RepositoryFile, start: int, most: int = _REQUEST) -> Iterator[Any]:
+        """Open the response with `most` bytes of the file from `start` on (status 206), or with all (200). Raises for an error status."""
         headers = self._package.utils.build_hf_headers(token=self._token)
         headers["Accept-Encoding"] = "identity"  # the bytes of the file itself, not compressed
         if file.size:
-            headers["Range"] = f"bytes={start}-{min(file.size, start + _REQUEST) - 1}"
+            headers["Range"] = f"bytes={start}-{min(file.size, start + most) - 1}"
         url = self._package.hf_hub_url(self._repo, file.name, revision=commit, endpoint=self._endpoint)
         with self._session.stream("GET", url, headers=headers, timeout=_SILENCE) as response:
             self._package.utils.hf_raise_for_status(response)
             yield response
+
+    def read(self, commit: str, file: RepositoryFile, start: int, end: int) -> bytes:
+        """Return the bytes of a file from `start` to before `end`. No more is taken from a hub that sends the whole file."""
+        data = bytearray()
+        with self.open(commit, file, start, end - start) as response:
+            first = 0 if response.status_code == 206 else start
+            for chunk in response.iter_bytes(_CHUNK):
+                data += chunk
+                if len(data) >= first + end - start:
+                    break
+        return bytes(data[first : first + end - start])
 
 
 def _file(sibling: Any) -> RepositoryFile:  # noqa: ANN401 -- a RepoSibling of huggingface_hub
