@@ -126,8 +126,8 @@ def test_only_the_names_of_tiers_are_taken() -> None:
     assert (done.returncode, done.stderr.startswith("usage: python -m tests.tiers vm nspawn trixie sid")) == (2, True)
 
 
-def test_releases_run_after_the_containers_and_the_machines_beside_them() -> None:
-    assert [[tier.name for tier in lane] for lane in lanes(list(TIERS.values()))] == [["vm"], ["nspawn", "trixie", "sid"]]
+def test_a_release_runs_after_the_containers_and_another_after_the_machines_beside_them() -> None:
+    assert [[tier.name for tier in lane] for lane in lanes(list(TIERS.values()))] == [["vm", "sid"], ["nspawn", "trixie"]]
     assert "--numprocesses=2" in command(TIERS["vm"])
 
 
