@@ -13,6 +13,7 @@ from vllm_safe.plan.plan_split import count_tries, decide_split
 from vllm_safe.plan.serving import Batch
 
 _LEAST_CONTEXT = 512  # tokens: with less a model answers nothing useful
+_USUAL_CONTEXT = 8192
 _CONTEXT_STEP = 256
 _SEQUENCES = (256, 128, 64, 32, 16, 8, 4, 2, 1)
 _BATCHED = 2048  # tokens: with few requests at once, larger batches only make prompts faster
@@ -41,11 +42,24 @@ def decide_fit(question: PlanQuestion) -> PlanChange | None:
     """Return the arguments for the largest context that surely fits on the cards, or None where none does.
 
     Of two with the same context the one that leaves more as it was is taken. The arguments that were set are kept, except for the length.
-    CUDA graphs are given up only where nothing fits with them.
+    CUDA graphs are given up only where nothing fits with them, and more of each card than vLLM takes by itself is used only for a context
+    of a usual length.
     """
     eager = _with(question, enforce_eager=True)
     best = _largest(_candidates(question)) or _largest(_candidates(eager))
+    if best and best[0] < min(_USUAL_CONTEXT, question.config.max_positions):
+        start = eager if best[1].serving.enforce_eager else question
+        more = _largest(_candidates(_on_most_of_the_cards(start)))
+        best = more if more and more[0] > best[0] else best
     return describe_change(question, best[1], f"up to {best[0]:,} tokens") if best else None
+
+
+def _on_most_of_the_cards(question: PlanQuestion) -> PlanQuestion:
+    """Return the question with the largest share of each card, if none was set and it is more than vLLM's own."""
+    now, share = decide_plan(question).batch, int(_highest_share(question) * 100) / 100
+    if now is None or question.serving.gpu_memory_utilization is not None or share <= now.gpu_memory_utilization:
+        return question
+    return _with(question, gpu_memory_utilization=share)
 
 
 def _largest(candidates: Iterator[PlanQuestion]) -> tuple[int, PlanQuestion] | None:
