@@ -23,7 +23,9 @@ REQUESTS = (150, 600)  # a second, of the disk
 PACE = 120 * MIB  # bytes a second, of the disk
 CACHES = ("1/3", 1 / 3), ("2", 2.0)  # page cache of the workers' unit, by the size of a file
 OWN = 56 * MIB  # memory of the workers themselves
-WAYS = ("vllm",)
+WAYS = ("vllm", "windows")
+LOADER = Path("vllm_safe/engine/as_engine/vllm_safe_loader")
+PARTS = ("__init__.py", "cache_room.py", "shard_layout.py", "window_walk.py")
 DISK_ALONE = "disk"
 GOAL = 1 / 0.85  # of the time of the disk itself
 FOLDER, GUEST = "/srv/checkpoint", "/opt/loading"
@@ -69,9 +71,12 @@ def measure() -> list[Row]:
 
 
 def _cells() -> Iterator[Cell]:
-    with Virtual(Shape()) as bed:
+    with Virtual(Shape(), urgent=True) as bed:
         bed.run(MAKE, timeout=600)
+        bed.run(["mkdir", "--parents", f"{GUEST}/{LOADER.name}"])
         bed.put(Path(loading_readers.__file__), f"{GUEST}/loading_readers.py")
+        for part in PARTS:
+            bed.put(LOADER / part, f"{GUEST}/{LOADER.name}/{part}")
         for disk in REQUESTS:
             bed.throttle(iops=disk, bytes_per_second=PACE)
             yield _measure(bed, DISK_ALONE, disk, ("-", 2.0))

@@ -11,8 +11,15 @@ import mmap
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from multiprocessing import get_context
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "vllm_safe/engine/as_engine"))
+sys.path.insert(0, str(Path(__file__).parent))  # in the guest, the loader is copied beside this file
+from vllm_safe_loader.cache_room import decide_window
+from vllm_safe_loader.shard_layout import StoredTensor, split_into_windows
+from vllm_safe_loader.window_walk import walk_windows
 
 WORKERS = 8
 TENSORS, BY_COLUMNS = 10, 7  # of a file; the first of them are split by columns
@@ -32,7 +39,7 @@ def main() -> None:
     if way == "disk":
         _read_directly(files)
     else:
-        _fork(way, files)
+        _fork(WORKERS_BY_WAY[way](files, int(sys.argv[3])))
     seconds, after = time.monotonic() - start, _disk()
     requests, sectors = (new - old for new, old in zip(after, before, strict=True))
     sys.stdout.write(json.dumps({"seconds": seconds, "requests": requests, "read": sectors * SECTOR, "files": len(files) * FILE}) + "\n")
@@ -55,27 +62,48 @@ def _read_directly(files: list[Path]) -> None:
         os.close(descriptor)
 
 
-def _fork(way: str, files: list[Path]) -> None:
+def _fork(work: Callable[[int], None]) -> None:
     """Run the workers to their end. Raises RuntimeError where one fails."""
-    if way != "vllm":
-        raise ValueError(way)
     children = []
     for rank in range(WORKERS):
         if not (pid := os.fork()):
-            _as_vllm(rank, files)
+            work(rank)
             os._exit(0)
         children.append(pid)
-    if any(os.waitpid(pid, 0)[1] for pid in children):
+    statuses = [os.waitpid(pid, 0)[1] for pid in children]
+    if any(statuses):
         raise RuntimeError("a worker failed")
 
 
-def _as_vllm(rank: int, files: list[Path]) -> None:
-    """Read as a worker with vLLM's own loader: each at its own pace, by page faults alone."""
-    for file in files:
-        with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY) as mapping, memoryview(mapping) as view:
-            for index in range(TENSORS):
-                with view[index * TENSOR : (index + 1) * TENSOR] as tensor:
-                    take(rank, index, tensor)
+def _as_vllm(files: list[Path], _cache: int) -> Callable[[int], None]:
+    """Read as with vLLM's own loader: each worker at its own pace, by page faults alone."""
+
+    def work(rank: int) -> None:
+        for file in files:
+            with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY) as mapping, memoryview(mapping) as view:
+                for index in range(TENSORS):
+                    with view[index * TENSOR : (index + 1) * TENSOR] as tensor:
+                        take(rank, index, tensor)
+
+    return work
+
+
+def _by_windows(files: list[Path], cache: int) -> Callable[[int], None]:
+    """Read as with our loader, by its own code: one worker reads ahead, and all are in the same window."""
+    most = decide_window(cache)
+    layout = [StoredTensor(str(index), "U8", (TENSOR,), index * TENSOR, (index + 1) * TENSOR) for index in range(TENSORS)]
+    windows = [window for file in files for window in split_into_windows(str(file), layout, most)]
+    barrier = get_context("fork").Barrier(WORKERS)
+
+    def work(rank: int) -> None:
+        for window in walk_windows(windows, reads=rank == 0, room=cache, drop=True, meet=barrier.wait):
+            for tensor in window.tensors:
+                with Path(window.file).open("rb") as opened:
+                    mapping = mmap.mmap(opened.fileno(), TENSOR, access=mmap.ACCESS_COPY, offset=tensor.begin)
+                with mapping, memoryview(mapping) as view:
+                    take(rank, int(tensor.name), view)
+
+    return work
 
 
 def take(rank: int, index: int, tensor: memoryview) -> None:
@@ -91,6 +119,8 @@ def _parts(rank: int, index: int) -> Iterator[tuple[int, int]]:
     part = TENSOR // WORKERS
     return iter([(rank * part, (rank + 1) * part)])
 
+
+WORKERS_BY_WAY = {"vllm": _as_vllm, "windows": _by_windows}
 
 if __name__ == "__main__":
     main()
