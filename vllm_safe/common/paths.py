@@ -12,6 +12,7 @@ CACHE = Path("/var/cache/vllm-safe")  # vllm:vllm
 HOME = STATE / "home"  # vllm:vllm 0700
 ENGINES = STATE / "engine"  # vllm:vllm; venvs, and the symlinks `current` and `previous`
 ENGINE = ENGINES / "current"
+ENGINE_PLUGINS = Path("/usr/lib/vllm-safe/engine-plugins")  # a link to vllm_safe/engine/as_engine: engines of any age have it
 UNTRIED = STATE / "untried"  # the engines that were installed while no GPU answered: see engine/trial_facts.py
 MODELS = STATE / "models"  # vllm:vllm; ORG/NAME below it
 RUNS = STATE / "runs"  # vllm-record:adm 2750; NAME/RUN below it: see record/run_store.py

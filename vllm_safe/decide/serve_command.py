@@ -97,14 +97,25 @@ def _worker_environment(host: Host, model: Model, size: int) -> dict[str, tuple[
     return found
 
 
-def _environment(config: Config, host: Host, name: str, given: Mapping[str, str], size: int) -> dict[str, Sourced]:
+def _loader_environment(config: Config, name: str, arguments: Mapping[str, Sourced]) -> dict[str, Sourced]:
+    """Return the variable with which vLLM finds the plugin that reads the weights, {} where vLLM's own loader is wanted."""
+    model = config.models[name]
+    asked = arguments.get("load-format")
+    if model.command is not None or model.load == "vllm" or _spans_machines(model) or (asked and asked.value != "auto"):
+        return {}
+    reason = "one worker reads the weights for all, in order and in large requests"
+    return {"PYTHONPATH": Sourced(str(paths.ENGINE_PLUGINS), Origin(origin_of(config, f"models.{name}.load").source, reason))}
+
+
+def _environment(config: Config, host: Host, name: str, given: Mapping[str, str], arguments: Mapping[str, Sourced]) -> dict[str, Sourced]:
     """Decide the environment of a server; the later wins.
 
-    The variables of every server, Environment= of its unit (`given`), its cards, the profile's, the model's own.
+    The variables of every server, that of the loader, Environment= of its unit (`given`), its cards, the profile's, the model's own.
     """
     model, profile = _model(config, name)
-    base = _base_environment(name, own_engine=model.command is None) | _worker_environment(host, model, size)
+    base = _base_environment(name, own_engine=model.command is None) | _worker_environment(host, model, _world_size(model, arguments))
     environment = {key: Sourced(value, Origin("default", reason)) for key, (value, reason) in base.items()}
+    environment |= _loader_environment(config, name, arguments)
     drop_in = Origin(f"Environment= of {unit_of(name)}", f"systemctl cat {unit_of(name)}")
     environment |= {key: Sourced(value, drop_in) for key, value in given.items() if key not in SECRETS}
     if model.gpus is not None:
@@ -176,8 +187,9 @@ def decide_server(config: Config, host: Host, name: str, given: Mapping[str, str
     model = config.models[name]
     timeouts = decide_timeouts(config, name)
     arguments = _arguments(config, name, timeouts["stop_grace"])
-    size = _world_size(model, arguments)
-    return ServerCommand(server_program(model), arguments, _environment(config, host, name, given, size), timeouts, size)
+    return ServerCommand(
+        server_program(model), arguments, _environment(config, host, name, given, arguments), timeouts, _world_size(model, arguments)
+    )
 
 
 def decide_launch(config: Config, name: str, server: ServerCommand, limits: DecidedLimits) -> Launch:

@@ -236,3 +236,23 @@ def test_risers_mean_a_small_machine() -> None:
     config = config_of(profile="pcie-riser", args={"tensor-parallel-size": 8})
     environment = decide_server(config, Host(memory=256 * GIB, cpus=64), "x", {}).environment
     assert environment["VLLM_WORKER_MULTIPROC_METHOD"].value == "fork"
+
+
+@pytest.mark.parametrize(
+    ("model", "ours"),
+    [
+        ({}, True),
+        ({"load": "vllm"}, False),
+        ({"args": {"load-format": "auto"}}, True),
+        ({"args": {"load-format": "runai_streamer"}}, False),
+        ({"args": {"nnodes": 2}}, False),
+        ({"command": ("/bin/server",)}, False),
+    ],
+)
+def test_our_loader_is_there_unless_another_is_asked_for(model: dict[str, object], ours: bool) -> None:  # noqa: FBT001
+    environment = launch_of(**model).env
+    assert environment.get("PYTHONPATH") == ("/usr/lib/vllm-safe/engine-plugins" if ours else None)
+
+
+def test_a_models_own_python_path_goes_before_our_loader() -> None:
+    assert launch_of(env={"PYTHONPATH": "/srv/mine"}).env["PYTHONPATH"] == "/srv/mine"

@@ -1,0 +1,36 @@
+"""The page cache that this process may have: what the limits of its control groups, and the machine, leave beside everything else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+_GROUPS = Path("/sys/fs/cgroup")
+_SHARE = 3  # windows in the cache: one that is taken, one that is read, and one that is about to go
+_LEAST, _MOST = 4 << 20, 64 << 20  # bytes of a window: what is not read ahead is the first, and what is taken without the disk the last
+
+
+def read_room(proc: Path = Path("/proc"), groups: Path = _GROUPS) -> int:
+    """Return the bytes."""
+    available = next(line for line in (proc / "meminfo").read_text("ascii").splitlines() if line.startswith("MemAvailable:"))
+    return min([int(available.split()[1]) << 10, *_rooms(proc, groups)])
+
+
+def _rooms(proc: Path, groups: Path) -> Iterator[int]:
+    """Yield what each limited control group leaves, from that of this process up."""
+    name = (proc / "self/cgroup").read_text("utf-8").rpartition("::")[2].strip().strip("/")
+    group = groups / name
+    while group != groups:
+        limit = (group / "memory.max").read_text("ascii").strip() if (group / "memory.max").exists() else "max"
+        if limit != "max":
+            used = dict(line.split() for line in (group / "memory.stat").read_text("ascii").splitlines())
+            # Clean pages of files can go; those that are charged but belong to none, as tmpfs's, cannot.
+            cached = int(used["active_file"]) + int(used["inactive_file"])
+            yield int(limit) - int((group / "memory.current").read_text("ascii")) + cached
+        group = group.parent
+
+
+def decide_window(room: int) -> int:
+    """Return the bytes of a window where the cache may have `room`; 0 where that is too little to read ahead."""
+    size = min(room // _SHARE, _MOST)
+    return size if size >= _LEAST else 0

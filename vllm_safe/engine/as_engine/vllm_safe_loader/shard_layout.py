@@ -1,0 +1,93 @@
+"""The tensors of a safetensors file, from its header, and the windows in which files are read."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+
+_PREFIX = 8  # bytes: the length of the header, before it
+_LONGEST = 100_000_000  # bytes of a header, as safetensors has it
+
+
+class UnknownLayout(Exception):
+    """A file is not as safetensors files are, or has what only vLLM's own loader reads. Its text says what."""
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor in a file: its bytes are those from `begin` to `end` of the file."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True)
+class ReadWindow:
+    """Tensors that lie one after the other in one file, and are read together."""
+
+    file: str
+    tensors: tuple[StoredTensor, ...]
+
+    @property
+    def begin(self) -> int:
+        """The first byte."""
+        return self.tensors[0].begin
+
+    @property
+    def end(self) -> int:
+        """The byte after the last."""
+        return self.tensors[-1].end
+
+    @property
+    def size(self) -> int:
+        """Its bytes."""
+        return self.end - self.begin
+
+
+def read_layout(file: str, sizes: Mapping[str, int]) -> list[StoredTensor]:
+    """Read the tensors of a file, in the order in which they lie there. sizes: bytes of an element, by kind.
+
+    Raises UnknownLayout where the file is damaged, shortened, or of a kind that is not in `sizes`: vLLM's own loader tells what it is.
+    """
+    with open(file, "rb") as opened:  # noqa: PTH123 - the names are vLLM's, and strings
+        total = os.fstat(opened.fileno()).st_size
+        length = int.from_bytes(opened.read(_PREFIX), "little")
+        if not 2 <= length <= min(_LONGEST, total - _PREFIX):
+            raise UnknownLayout(f"{file} has no header")
+        text = opened.read(length)
+    try:
+        return _parse(json.loads(text), _PREFIX + length, total, sizes)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UnknownLayout(f"{file}: {error}") from error
+
+
+def _parse(header: Mapping[str, Mapping[str, list[int]]], start: int, total: int, sizes: Mapping[str, int]) -> list[StoredTensor]:
+    tensors = []
+    for name, row in header.items():
+        if name == "__metadata__":
+            continue
+        begin, end = row["data_offsets"]
+        kind, shape = str(row["dtype"]), tuple(row["shape"])
+        tensor = StoredTensor(name, kind, shape, start + begin, start + end)
+        if kind not in sizes or end - begin != prod(shape) * sizes[kind] or tensor.begin % sizes[kind] or begin < 0 or tensor.end > total:
+            raise ValueError(f"the tensor {name} of kind {kind} is not where it should be, or not known")
+        tensors.append(tensor)
+    return sorted(tensors, key=lambda tensor: (tensor.begin, tensor.end))
+
+
+def split_into_windows(file: str, tensors: Sequence[StoredTensor], most: int) -> Iterator[ReadWindow]:
+    """Split the tensors of a file into windows of at most `most` bytes. A larger tensor is a window of its own."""
+    held: list[StoredTensor] = []
+    for tensor in tensors:
+        if held and tensor.end - held[0].begin > most:
+            yield ReadWindow(file, tuple(held))
+            held = []
+        held.append(tensor)
+    if held:
+        yield ReadWindow(file, tuple(held))
