@@ -241,18 +241,18 @@ def test_risers_mean_a_small_machine() -> None:
 @pytest.mark.parametrize(
     ("model", "ours"),
     [
-        ({}, True),
-        ({"load": "vllm"}, False),
-        ({"args": {"load-format": "auto"}}, True),
-        ({"args": {"load-format": "runai_streamer"}}, False),
-        ({"args": {"nnodes": 2}}, False),
-        ({"command": ("/bin/server",)}, False),
+        ({}, False),
+        ({"load": "auto"}, True),
+        ({"load": "auto", "args": {"load-format": "auto"}}, True),
+        ({"load": "auto", "args": {"load-format": "runai_streamer"}}, False),
+        ({"load": "auto", "args": {"nnodes": 2}}, False),
+        ({"load": "auto", "command": ("/bin/server",)}, False),
     ],
 )
-def test_our_loader_is_there_unless_another_is_asked_for(model: dict[str, object], ours: bool) -> None:  # noqa: FBT001
+def test_our_loader_is_there_if_it_is_asked_for_and_can_be(model: dict[str, object], ours: bool) -> None:  # noqa: FBT001
     environment = launch_of(**model).env
     assert environment.get("PYTHONPATH") == ("/usr/lib/vllm-safe/engine-plugins" if ours else None)
 
 
 def test_a_models_own_python_path_goes_before_our_loader() -> None:
-    assert launch_of(env={"PYTHONPATH": "/srv/mine"}).env["PYTHONPATH"] == "/srv/mine"
+    assert launch_of(load="auto", env={"PYTHONPATH": "/srv/mine"}).env["PYTHONPATH"] == "/srv/mine"
