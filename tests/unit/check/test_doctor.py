@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.builders.fake_nvml import build_fake_nvml
 from tests.builders.rig_cases import RIG_CASES
 from tests.builders.rigs import FakeRig, build_rig
 from tests.builders.situations import situation_of
@@ -39,11 +38,6 @@ GOLDEN = Path(__file__).parents[2] / "golden/check"
 NOW = 1_795_900_000.0
 
 Examine = Callable[[FakeRig, str], str]
-
-
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_fake_nvml(tmp_path_factory.mktemp("nvml"))
 
 
 @pytest.fixture

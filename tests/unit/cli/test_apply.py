@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.builders.fake_nvml import build_fake_nvml, tell_cards
+from tests.builders.fake_nvml import tell_cards
 from vllm_safe.apply.start_steps import WriteLaunch
 from vllm_safe.cli.main import main
 from vllm_safe.common.errors import Failure
@@ -157,11 +157,6 @@ def test_the_tunables_are_set_and_taken_back_by_themselves(
     assert main(["apply", "--tunables", "--undo", "--dry-run", "--config", str(broken)]) == 0
     assert capsys.readouterr().out == "nothing to do: already up to date\n"
     assert main(["apply", "--tunables", "--dry-run", "--config", str(broken)]) == 2
-
-
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_fake_nvml(tmp_path_factory.mktemp("nvml"))
 
 
 @pytest.fixture

@@ -8,9 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
-from tests.builders.fake_nvml import build_fake_nvml
 from vllm_safe.driver import driver_facts
 
 PROGRAM = [sys.executable, "-I", "-B", str(driver_facts._PROGRAM), "feed"]
@@ -25,11 +22,6 @@ card 0000:0a:00.0 NVIDIA GeForce RTX 3060
   draw 138
 lost 0000:0b:00.0
 """
-
-
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_fake_nvml(tmp_path_factory.mktemp("nvml"))
 
 
 def environment(library: Path, answers: Path) -> dict[str, str]:

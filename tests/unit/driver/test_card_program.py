@@ -40,11 +40,6 @@ nvlink 0 2
 MIB, GIB = 1 << 20, 1 << 30
 
 
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_fake_nvml(tmp_path_factory.mktemp("nvml"))
-
-
 @pytest.fixture
 def told(library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return the file that says what the library answers."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.builders.fake_nvml import build_fake_nvml, tell_cards, uuid_of
+from tests.builders.fake_nvml import tell_cards, uuid_of
 from vllm_safe.common.errors import Failure
 from vllm_safe.common.steps import carry_out
 from vllm_safe.power import power_steps as power_steps_module
@@ -16,11 +16,6 @@ from vllm_safe.power.power_facts import PowerCard, PowerNote, SavedLimit, read_p
 from vllm_safe.power.power_steps import LimitChange, SetPowerLimit, change_power_limit, power_steps, undo_power_steps
 
 FIRST, SECOND = (PowerCard(number, uuid_of(number), "", limit=170000, default=170000, least=100000, most=200000) for number in (0, 1))
-
-
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_fake_nvml(tmp_path_factory.mktemp("nvml"))
 
 
 @pytest.fixture
