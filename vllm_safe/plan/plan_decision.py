@@ -9,10 +9,11 @@ from functools import lru_cache
 from vllm_safe.common.sizes import GIB, MIB, format_size
 from vllm_safe.plan.cache import CacheLayout, lay_out
 from vllm_safe.plan.memory import CardBudget, Rank, budget_card, capture_sizes, outside_bytes
-from vllm_safe.plan.model_config import ModelConfig, Quantization
+from vllm_safe.plan.model_config import ModelConfig
 from vllm_safe.plan.placement import place_weights
 from vllm_safe.plan.plan_limits import find_obstacle
 from vllm_safe.plan.plan_question import Observed, Plan, PlanLine, PlanQuestion
+from vllm_safe.plan.quantization_config import Quantization
 from vllm_safe.plan.serving import ROUGHLY_PLANNED, Batch, Card, Serving, fill_defaults
 from vllm_safe.plan.tensors import Tensor, list_tensors
 

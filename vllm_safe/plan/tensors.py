@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from vllm_safe.common.errors import Failure
-from vllm_safe.plan.model_config import ModelConfig, Quantization, SkippedModules
+from vllm_safe.plan.model_config import ModelConfig
+from vllm_safe.plan.quantization_config import Quantization, SkippedModules
 
 # Bits of one value, by the names of the safetensors format.
 BITS = {

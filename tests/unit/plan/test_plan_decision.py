@@ -9,9 +9,9 @@ import pytest
 
 from tests.truth.starts import CARDS, model_config
 from vllm_safe.common.sizes import GIB
-from vllm_safe.plan.model_config import Quantization
 from vllm_safe.plan.plan_decision import decide_plan
 from vllm_safe.plan.plan_question import Observed, Plan, PlanQuestion
+from vllm_safe.plan.quantization_config import Quantization
 from vllm_safe.plan.serving import Card, Serving
 from vllm_safe.plan.tensors import Tensor, list_tensors
 

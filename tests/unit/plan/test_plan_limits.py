@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 
 from tests.truth.starts import CARDS, model_config
-from vllm_safe.plan.model_config import Quantization
 from vllm_safe.plan.plan_limits import find_obstacle
 from vllm_safe.plan.plan_question import PlanQuestion
+from vllm_safe.plan.quantization_config import Quantization
 from vllm_safe.plan.serving import Card, Serving, fill_defaults
 
 

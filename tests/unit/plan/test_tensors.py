@@ -9,7 +9,7 @@ import pytest
 
 from tests.truth.starts import model_config
 from vllm_safe.common.errors import Failure
-from vllm_safe.plan.model_config import Quantization
+from vllm_safe.plan.quantization_config import Quantization
 from vllm_safe.plan.tensors import Tensor, list_tensors
 
 
