@@ -17,14 +17,17 @@ def _plan(name: str, *words: str) -> dict[str, Any]:
 
 
 def refused(box: Box) -> Figures:
-    """Start a model for which the plan says that no memory would be left: vLLM ends with just that. It is configured with `plan: warn`."""
+    """Start a model for which the plan says that no memory would be left: it is refused; with `plan: warn`, vLLM ends with just that."""
     plan = _plan("refused")
     if plan["starts"] is not False or "no memory would be left for the KV cache" not in plan["reason"]:
         raise Wrong(f"planned: {plan['starts']}, {plan['reason']}")
+    unstarted = box.must_fail("not-started", timeout=20)
+    if unstarted["code"] != "refused" or plan["reason"] not in unstarted["sentence"]:
+        raise Wrong(f"planned: {plan['reason']}; without `plan: warn`: {unstarted['code']}: {unstarted['sentence']}")
     why = box.must_fail("refused")
     if why["code"] not in {"kv-cache-too-small", "no-kv-cache", "cuda-memory"}:
         raise Wrong(f"planned: {plan['reason']}; vLLM: {why['code']}: {why['sentence']}")
-    return {"planned": plan["reason"], "vLLM": why["sentence"]}
+    return {"planned": plan["reason"], "refused": unstarted["sentence"], "vLLM": why["sentence"]}
 
 
 def fitted(box: Box) -> Figures:

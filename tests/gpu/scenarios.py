@@ -94,7 +94,7 @@ def _beside(split: dict[str, Any], last: int) -> Iterator[Scenario]:
 def _planned(split: dict[str, Any]) -> Iterator[Scenario]:
     """Yield the scenarios of the large model with a share of each GPU into which it does not fit, and with one that leaves it little."""
     none = Model("refused", EAGER | SHORT | {"gpu-memory-utilization": 0.1}, path=LARGE, gpus=(0,), times={"plan": "warn"})
-    yield Scenario("plan-refused", (none,), planned.refused, alone=True)
-    little = Model("fitted", EAGER | {"gpu-memory-utilization": 0.125, "max-num-seqs": 16}, path=LARGE, gpus=(0,))
+    yield Scenario("plan-refused", (none, none._replace(name="not-started", times={})), planned.refused, alone=True)
+    little = Model("fitted", EAGER | {"gpu-memory-utilization": 0.124, "max-num-seqs": 16}, path=LARGE, gpus=(0,), times={"plan": "warn"})
     yield Scenario("plan-fit", (little,), planned.fitted, alone=True)
     yield Scenario("plan-exact", (Model("exact", split | SHORT, path=LARGE),), planned.exact, alone=True)

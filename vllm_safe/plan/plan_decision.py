@@ -24,6 +24,7 @@ _CACHE_TYPES = frozenset({"auto", "float16", "bfloat16", "fp8", "fp8_e4m3", "fp8
 _LEAST_MARGIN = 64 * MIB
 _MARGIN = 0.1
 _WEIGHTS_MARGIN = 0.005
+_REPORTED_TO = GIB // 200  # half of the last digit of "14.29 GiB", as vLLM prints it
 _UNKNOWN_MARGIN = GIB  # where something was not taken into account
 
 
@@ -174,13 +175,18 @@ def _room(question: PlanQuestion, cards: tuple[Card, ...], batch: Batch, unknown
     margins = tuple(int(max(_LEAST_MARGIN, _MARGIN * budget.estimated) + _WEIGHTS_MARGIN * budget.weights) + more for budget in budgets)
     if seen := _nearest(question.observed, serving):
         if seen.weights and len(seen.weights) == len(budgets):
-            budgets = tuple(replace(budget, weights=size) for budget, size in zip(budgets, seen.weights, strict=True))
+            budgets = tuple(_with_weights(budget, size) for budget, size in zip(budgets, seen.weights, strict=True))
         if seen.serving == serving:
             return _Room(budgets, (seen.available,) * len(cards), (0,) * len(cards), exact=True)
         then = fill_defaults(seen.serving, cards, question.config.max_positions)
         off = seen.available - min(budget.available for budget in _budgets(question, cards, then, seen.serving))
         return _Room(budgets, tuple(size + off for size in available), tuple(margin // 2 for margin in margins))
     return _Room(budgets, available, margins)
+
+
+def _with_weights(budget: CardBudget, reported: int) -> CardBudget:
+    """Return the budget with the weights that vLLM reported, unless they are the computed ones but for the two decimals of its report."""
+    return budget if abs(reported - budget.weights) <= _REPORTED_TO else replace(budget, weights=reported)
 
 
 def _nearest(observed: tuple[Observed, ...], serving: Serving) -> Observed | None:

@@ -189,6 +189,12 @@ class TestLearning:
         assert found.exact == {"weights", "kv_bytes", "kv_tokens", "longest_context", "requests_at_once"}
         assert found.sure_context == found.longest_context
 
+    def test_what_vllm_rounded_is_computed(self) -> None:
+        asked = question("llama-8b-w4a16", **self.SERVING)
+        computed = decide_plan(asked).weights[0]
+        printed = replace(self.seen(), weights=(int(round(computed / GIB, 2) * GIB),))
+        assert decide_plan(replace(asked, observed=(printed,))).weights == (computed,)
+
     def test_a_changed_one_is_corrected(self) -> None:
         changed = question("llama-8b-w4a16", **{**self.SERVING, "max_num_seqs": 64})
         before = decide_plan(question("llama-8b-w4a16", **self.SERVING)).kv_bytes[0]
