@@ -22,7 +22,7 @@ STATES = Path("/run/vllm-safe/state")
 CGROUPS = Path("/sys/fs/cgroup/vllm.slice")
 ENGINE = "/var/lib/vllm-safe/engine/current"
 MODELS = Path("/srv/models")
-TINY, LARGE = MODELS / "tiny", MODELS / "large"
+TINY, LARGE, SHORT, SHORT_GPTQ = (MODELS / name for name in ("tiny", "large", "short", "short-gptq"))
 FIRST_PORT = 8100
 MIB = 1 << 20
 Figures = dict[str, object]  # the figures that a scenario measured, by name
@@ -44,7 +44,7 @@ class Model(NamedTuple):
     profile: str = "default"
     limits: Mapping[str, Any] = {}
     times: Mapping[str, str] = {}  # and further settings of the model
-    cpus: str = ""  # AllowedCPUs= of the unit, to simulate a smaller machine
+    unit: str = ""  # lines of [Service] for a drop-in of the unit, to simulate a smaller machine
 
 
 class Start(NamedTuple):
@@ -91,10 +91,10 @@ class Box:
             json.dumps({"swap": self._swap, "models": {name: self._section(model) for name, model in self._models.items()}}, indent=1)
         )
         for model in self._models.values():
-            if model.cpus:
+            if model.unit:
                 folder = Path(f"/run/systemd/system/vllm@{model.name}.service.d")
                 folder.mkdir(parents=True, exist_ok=True)
-                (folder / "cpus.conf").write_text(f"[Service]\nAllowedCPUs={model.cpus}\n")
+                (folder / "smaller.conf").write_text(f"[Service]\n{model.unit}\n")
         run("systemctl daemon-reload")
 
     def change(self, name: str, args: Mapping[str, Any]) -> None:
@@ -255,10 +255,12 @@ def cards_are_free(before: Sequence[int], seconds: float = 15) -> float:
 def make_models() -> None:
     """Make the models that do not exist yet."""
     here = Path(__file__).parents[2]
-    for folder, module in ((TINY, "tests/beds/tiny_model.py"), (LARGE, "tests/gpu/models.py")):
+    for folder in (TINY, LARGE, SHORT, SHORT_GPTQ):
         if not (folder / "config.json").exists():
             folder.mkdir(parents=True, exist_ok=True)
-            run([f"{ENGINE}/bin/python", str(here / module), str(folder)])
-    for file in TINY.glob("*token*"):
-        shutil.copyfile(file, LARGE / file.name)
+            program = ["tests/beds/tiny_model.py"] if folder == TINY else ["tests/gpu/models.py", folder.name]
+            run([f"{ENGINE}/bin/python", str(here / program[0]), str(folder), *program[1:]])
+        for file in TINY.glob("*token*"):
+            if folder != TINY:
+                shutil.copyfile(file, folder / file.name)
     run(f"chmod -R a+rX {MODELS}")

@@ -1,0 +1,80 @@
+"""Scenarios of the loader: on a disk as slow as a hard disk, and equal weights on the GPUs."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+from tests.gpu.box import CGROUPS, ENGINE, MIB, MODELS, SHORT, SHORT_GPTQ, Box, Figures, Wrong, cards, run
+
+HARD_DISK = f"IOReadBandwidthMax={MODELS} 120M\nIOReadIOPSMax={MODELS} 150"
+PLUGINS = "/usr/lib/vllm-safe/engine-plugins"
+_ENGINE_ENV = {"HOME": "/root", "HF_HUB_OFFLINE": "1", "VLLM_ALLREDUCE_USE_FLASHINFER": "0"}
+PIECE = 512  # MiB that the disk's own pace is measured with
+
+
+def compared(box: Box) -> Figures:
+    """Load a model by vllm-safe's loader and by vLLM's own on the same slow disk, beside the pace of the disk. Both answer the same."""
+    size = sum(file.stat().st_size for file in SHORT.glob("*.safetensors"))
+    figures: Figures = {"GiB": round(size / (1 << 30), 2), "disk alone MB/s": _disk()}
+    answers = set()
+    for name in ("loaded", "loaded-by-vllm"):
+        _forget(SHORT)
+        start = box.must_start(name, 590)
+        read = dict(field.split("=") for field in (CGROUPS / f"vllm@{name}.service/io.stat").read_text().split()[1:])
+        loading = start.phases["loading"]
+        figures[name] = {
+            "loading": loading,
+            "MB/s": round(size / loading / 1e6, 1),
+            "read": round(int(read["rbytes"]) / size, 2),
+            "requests": int(read["rios"]),
+            "memory GiB": box.memory(name),
+        }
+        answers.add(box.ask(name, "a", 48))
+        box.stop(name)
+    if len(answers) != 1:
+        raise Wrong(f"the answers differ: {answers}")
+    return figures
+
+
+def equal(_box: Box) -> Figures:
+    """Compare the weights on each GPU, bit for bit: those of vllm-safe's loader and those of vLLM's own."""
+    figures: Figures = {}
+    most = len(cards())
+    for folder, ranks in dict.fromkeys(((SHORT, most), (SHORT_GPTQ, 1), (SHORT_GPTQ, most))):
+        ours, theirs = (_digests(folder, ranks, env) for env in ({"PYTHONPATH": PLUGINS}, {}))
+        if ours != theirs:
+            raise Wrong(f"{folder.name}, {ranks} ranks: {ours} and {theirs}")
+        figures[f"{folder.name}, {ranks} ranks"] = ours
+    return figures
+
+
+def _digests(folder: Path, ranks: int, env: dict[str, str]) -> list[str]:
+    program = Path(__file__).with_name("weights.py")
+    variables = " ".join(f"{key}={value}" for key, value in (_ENGINE_ENV | env).items())
+    said = run(f"cd /; env {variables} {ENGINE}/bin/python {program} {folder} {ranks} 2>/tmp/weights.log")
+    is_ours = "the checkpoint is read" in Path("/tmp/weights.log").read_text() + said  # noqa: S108 - a throwaway machine
+    if is_ours != bool(env):
+        raise Wrong("the loader is not the one that was asked for")
+    digests: list[str] = json.loads(next(line for line in said.splitlines() if line.startswith('["')))
+    return digests
+
+
+def _disk() -> float:
+    """Return the MB per second of the disk itself, with the same limits: in order, in large requests, past the page cache."""
+    file = max(SHORT.glob("*.safetensors"), key=lambda path: path.stat().st_size)
+    limits = " ".join(f"--property='{line}'" for line in HARD_DISK.splitlines())
+    start = time.monotonic()
+    run(f"systemd-run --wait --quiet {limits} dd if={file} of=/dev/null bs=1M count={PIECE} iflag=direct")
+    return round(PIECE * MIB / (time.monotonic() - start) / 1e6, 1)
+
+
+def _forget(folder: Path) -> None:
+    """Drop the model's files from the page cache."""
+    for file in folder.glob("*.safetensors"):
+        descriptor = os.open(file, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)
