@@ -5,6 +5,7 @@ Anybody can have written the files, in a folder or at a hub: no more of one is r
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 from dataclasses import dataclass, replace
@@ -23,6 +24,7 @@ _MOST_FILES = 2000
 _EXPERT = re.compile(r"\.experts\.\d{1,6}\.")
 _FETCH = "Fetch the model, or give the folder that has it."
 _AGAIN = "Fetch the model again."
+_WITHOUT_TYPE = "Update vllm-safe. The model can be started without a plan."
 _LENGTH = 8  # bytes at the beginning of a safetensors file that say how long its header is
 
 
@@ -36,7 +38,7 @@ class HasFiles(Protocol):
         """Return the bytes of a file, or -1 if there is none."""
 
     def head(self, name: str, count: int) -> bytes | None:
-        """Return the first bytes of a file, at most `count`, or None if they are not known."""
+        """Return the first bytes of a file, at most `count`, or None if they are not known. Raises OSError if they cannot be read."""
 
     def json(self, name: str) -> object:
         """Return the value in a JSON file, or None if there is none that is valid and of a sensible size."""
@@ -87,8 +89,7 @@ def read_hub_files(files: HasFiles, page: str, revision: str) -> StoredModel:
 def _judge(files: HasFiles, where: str) -> StoredModel:
     values = files.json("config.json")
     if values is None:
-        missing = "is missing" if files.size("config.json") < 0 else "is not a JSON file of a sensible size"
-        raise Failure(f"{where}/config.json {missing}", hint=_FETCH)
+        raise Failure(f"{where}/config.json {_what_ails_the_config(files)}", hint=_FETCH)
     config = parse_model_config(values, f"{where}/config.json")
     weights, whole = _weight_files(files)
     tensors = _tensors(files, where, [name for name in weights if name.endswith(".safetensors")])
@@ -98,6 +99,16 @@ def _judge(files: HasFiles, where: str) -> StoredModel:
     elif not weights and any(name.endswith(".gguf") for name in files.names()):
         config = replace(config, family="", unknown=(*config.unknown, "what is in GGUF files"))
     return StoredModel(config, tensors, sum(max(0, files.size(name)) for name in weights), len(weights))
+
+
+def _what_ails_the_config(files: HasFiles) -> str:
+    """Return what is wrong with config.json. Raises OSError if it cannot be read."""
+    try:
+        files.head("config.json", 1)
+    except OSError as error:
+        if error.errno != errno.ENOENT:
+            raise
+    return "is missing" if files.size("config.json") < 0 else "is not a JSON file of a sensible size"
 
 
 def _weight_files(files: HasFiles) -> tuple[list[str], bool]:
@@ -126,7 +137,7 @@ def _tensors(files: HasFiles, where: str, names: list[str]) -> tuple[Tensor, ...
         if header is None:
             return ()
         left -= len(header)
-        for key in _rows(header, Failure(f"the header of {where}/{name} is damaged", hint=_AGAIN)):
+        for key in _rows(header, f"{where}/{name}"):
             counted[key] = counted.get(key, 0) + 1
     return tuple(Tensor(name, shape, dtype, count) for (name, shape, dtype), count in counted.items())
 
@@ -142,7 +153,8 @@ def _header(files: HasFiles, where: str, name: str, left: int) -> bytes | None:
     return (files.head(name, _LENGTH + length) or b"")[_LENGTH:]
 
 
-def _rows(header: bytes, damaged: Failure) -> list[tuple[str, tuple[int, ...], str]]:
+def _rows(header: bytes, where: str) -> list[tuple[str, tuple[int, ...], str]]:
+    damaged = Failure(f"the header of {where} is damaged", hint=_AGAIN)
     try:
         values = json.loads(header)
     except (ValueError, RecursionError) as error:
@@ -150,11 +162,14 @@ def _rows(header: bytes, damaged: Failure) -> list[tuple[str, tuple[int, ...], s
     rows = {name: row for name, row in values.items() if name != "__metadata__"} if isinstance(values, dict) else None
     if rows is None or not all(map(_is_row, rows.values())):
         raise damaged
+    if unknown := {row["dtype"] for row in rows.values()} - BITS.keys():
+        kinds = ", ".join(sorted(kind[:20] for kind in unknown))
+        raise Failure(f"{where} has tensors of type {kinds}, which this version of vllm-safe does not know", hint=_WITHOUT_TYPE)
     return [(_EXPERT.sub(".experts.*.", name[:500]), tuple(row["shape"]), row["dtype"]) for name, row in rows.items()]
 
 
 def _is_row(row: Any) -> bool:  # noqa: ANN401 # it is JSON
-    if not isinstance(row, dict) or not isinstance(row.get("dtype"), str) or row["dtype"] not in BITS:
+    if not isinstance(row, dict) or not isinstance(row.get("dtype"), str):
         return False
     shape = row.get("shape")
     return isinstance(shape, list) and len(shape) <= 8 and all(type(side) is int and 0 <= side < 1 << 40 for side in shape)

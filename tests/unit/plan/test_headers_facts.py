@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from vllm_safe.common.errors import Failure
+from vllm_safe.common.model_folder import ModelFolder
 from vllm_safe.plan.headers_facts import read_hub_files, read_stored_model
 from vllm_safe.plan.tensors import Tensor
 
@@ -89,7 +91,6 @@ def test_nothing_but_a_config(folder: Path) -> None:
         (5).to_bytes(8, "little") + b"{nope",
         safetensors({"x": row([-1])}),
         safetensors({"x": row([1 << 50])}),
-        safetensors({"x": row([2, 3], "F7")}),
         safetensors({"x": {"dtype": "F16", "shape": "big"}}),
         safetensors({"x": {"dtype": ["F16"], "shape": []}}),
         safetensors({"x": 3}),
@@ -101,6 +102,21 @@ def test_a_damaged_file_is_named(folder: Path, content: bytes) -> None:
     with pytest.raises(Failure, match=r"model\.safetensors is damaged") as caught:
         read_stored_model(str(folder))
     assert caught.value.hint == "Fetch the model again."
+
+
+def test_a_type_of_a_later_format_is_no_damage(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(safetensors({"x": row([2, 3], "F7")}))
+    with pytest.raises(Failure, match=r"model\.safetensors has tensors of type F7, which this version of vllm-safe does not know"):
+        read_stored_model(str(folder))
+
+
+def test_a_folder_that_may_not_be_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_folder: ModelFolder, name: str) -> int:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), name)  # tests may run as root, who may read everything
+
+    monkeypatch.setattr(ModelFolder, "look", refuse)
+    with pytest.raises(Failure, match=r"cannot read .*: Permission denied"):
+        read_stored_model(str(folder))
 
 
 @pytest.mark.parametrize(
@@ -122,7 +138,7 @@ def test_links_are_not_followed_where_user_vllm_may_have_put_them(folder: Path) 
     model = folder / "models/acme/m"
     model.mkdir(parents=True)
     (model / "config.json").symlink_to(folder / "config.json")
-    with pytest.raises(Failure, match="is missing"):
+    with pytest.raises(Failure, match="cannot read .*: it is not a regular file"):
         read_stored_model("acme/m", folder / "models")
     assert read_stored_model(str(model)).config.layers == 2  # a folder that the configuration names may be a hub's cache
 
@@ -147,7 +163,7 @@ class Described:
         return len(self.files[name]) if name in self.files else -1
 
     def head(self, name: str, count: int) -> bytes | None:
-        return None if name == self.unknown else self.files[name][:count]
+        return None if name == self.unknown or name not in self.files else self.files[name][:count]
 
     def json(self, name: str) -> object:
         return json.loads(self.files[name]) if name in self.files else None
