@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from vllm_safe.common.sizes import GIB
-from vllm_safe.plan.model_config import ModelConfig, parse_model_config
+from vllm_safe.plan.config_json import parse_model_config
+from vllm_safe.plan.model_config import ModelConfig
 from vllm_safe.plan.plan_decision import decide_plan
 from vllm_safe.plan.plan_question import Plan, PlanQuestion
 from vllm_safe.plan.serving import Card, read_serving

@@ -15,7 +15,8 @@ from typing import Any, Protocol
 from vllm_safe.common import paths
 from vllm_safe.common.errors import Failure
 from vllm_safe.common.model_folder import INDEX, open_model_folder
-from vllm_safe.plan.model_config import ModelConfig, parse_model_config
+from vllm_safe.plan.config_json import parse_model_config
+from vllm_safe.plan.model_config import ModelConfig
 from vllm_safe.plan.tensors import BITS, Tensor
 
 _LARGEST_HEADER = 100 << 20  # bytes: the format's own limit

@@ -28,8 +28,8 @@ from vllm_safe.driver.card_facts import NvmlCard
 from vllm_safe.host.host_facts import Host
 from vllm_safe.host.start_facts import StartFacts
 from vllm_safe.models.model_files import ModelFiles
+from vllm_safe.plan.config_json import parse_model_config
 from vllm_safe.plan.headers_facts import StoredModel
-from vllm_safe.plan.model_config import parse_model_config
 from vllm_safe.plan.plan_facts import PlanFacts, describe_card
 from vllm_safe.plan.serving import read_serving
 from vllm_safe.record.kill_evidence import JournalLine

@@ -138,7 +138,7 @@ def test_links_are_not_followed_where_user_vllm_may_have_put_them(folder: Path) 
     model = folder / "models/acme/m"
     model.mkdir(parents=True)
     (model / "config.json").symlink_to(folder / "config.json")
-    with pytest.raises(Failure, match="cannot read .*: it is not a regular file"):
+    with pytest.raises(Failure, match=r"cannot read .*: it is not a regular file"):
         read_stored_model("acme/m", folder / "models")
     assert read_stored_model(str(model)).config.layers == 2  # a folder that the configuration names may be a hub's cache
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from tests.truth.starts import model_config
 from vllm_safe.common.errors import Failure
-from vllm_safe.plan.model_config import FAMILIES, parse_model_config
+from vllm_safe.plan.config_json import parse_model_config
+from vllm_safe.plan.model_config import FAMILIES
 from vllm_safe.plan.quantization_config import SkippedModules
 
 LLAMA: dict[str, Any] = {
