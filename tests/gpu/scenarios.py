@@ -86,7 +86,7 @@ def _no_room() -> Iterator[Scenario]:
 def _beside(split: dict[str, Any], last: int) -> Iterator[Scenario]:
     yield Scenario("recorder", (Model("seen", EAGER | SMALL, gpus=(last,)),), beside.recorded, alone=True)
     yield from _planned(split)
-    slow = Model("loaded", split | EAGER | BRIEF, path=SHORT, unit=loads.HARD_DISK, limits={"memory_max": "8G"})
+    slow = Model("loaded", split | EAGER | BRIEF, path=SHORT, unit=loads.HARD_DISK, limits={"memory_max": "8G"}, times={"load": "auto"})
     yield Scenario("load", (slow, slow._replace(name="loaded-by-vllm", times={"load": "vllm"})), loads.compared, alone=True)
     yield Scenario("load-equal", (), loads.equal, alone=True)
     yield Scenario("guard", (Model("guarded", split | EAGER | SMALL),), beside.guarded)
