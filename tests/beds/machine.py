@@ -70,9 +70,14 @@ class Machine(ABC):
         return self.run(command, timeout=timeout).stdout.strip()
 
     def wait_for(self, what: str, holds: Callable[[], bool], *, timeout: float = 60, pause: float = 0.2) -> None:
-        """Wait until `holds()` is true; it may raise BedError until then. Raises BedError with `what` after `timeout` seconds."""
+        """Wait until `holds()` is true; it may raise BedError until then. Raises BedError with `what` after `timeout` seconds.
+
+        `pause`: seconds between two looks, but never less than the last look took: in an emulated machine the looks would take the
+        processor from what is waited for.
+        """
         end, wrong = time.monotonic() + timeout, ""
         while True:
+            began = time.monotonic()
             try:
                 if holds():
                     return
@@ -80,7 +85,7 @@ class Machine(ABC):
                 wrong = f"\n{error}"
             if time.monotonic() > end:
                 raise BedError(f"waited {timeout:.0f} s in vain: {what}{wrong}")
-            time.sleep(pause)
+            time.sleep(max(pause, time.monotonic() - began))
 
     def write(self, path: str, text: str, *, mode: int = 0o644) -> None:
         """Write a file in the bed, and create its folder."""

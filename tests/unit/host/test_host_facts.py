@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import psutil
 import pytest
 
 from vllm_safe.host.host_facts import read_host
@@ -57,6 +56,6 @@ def test_who_listens_on_which_address(tmp_path: Path) -> None:
     ]
     (net / "tcp6").write_text("\n".join([head.rstrip(), *lines, ""]))
     assert read_host(tmp_path).listening == {("127.0.0.1", 8000), ("::", 22), ("::1", 22), ("::ffff:127.0.0.1", 22)}
-    (net / "tcp").write_text(f"{head}nonsense\n")
-    assert read_host(tmp_path).listening == frozenset()
-    assert psutil.PROCFS_PATH == "/proc"
+    (net / "tcp").write_text(f"{head}nonsense\n   0: nonsense:1F40 00000000:0000 0A {rest}\n   0: 0100007F:1F42 00000000:0000 0A {rest}\n")
+    (net / "tcp6").unlink()
+    assert read_host(tmp_path).listening == {("127.0.0.1", 8002)}
