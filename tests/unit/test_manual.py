@@ -120,7 +120,7 @@ def test_the_unit_does_what_its_page_says(manual: Path) -> None:
     assert "again after 30 seconds" in text
     assert "\nRestartSec=30\n" in unit
     assert "(exit code 2) is not tried again" in text
-    assert "\nRestartPreventExitStatus=2\n" in unit
+    assert "\nRestartPreventExitStatus=2 3\n" in unit
     assert "(OOMPolicy=kill)" in text
     assert "\nOOMPolicy=kill\n" in unit
     assert "After three automatic restarts the model stays down: three within an hour," in text
