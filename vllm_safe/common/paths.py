@@ -6,6 +6,7 @@ from pathlib import Path
 
 USER = "vllm"  # the system user that models run as, and its group
 RECORDER = "vllm-record"  # the system user of the flight recorder
+GATEWAY = "vllm-gateway"  # the system user of the gateway, and its group
 
 STATE = Path("/var/lib/vllm-safe")  # root:root
 CACHE = Path("/var/cache/vllm-safe")  # vllm:vllm
@@ -24,6 +25,7 @@ CREDENTIALS = RUN / "credentials"
 STARTS = RUN / "starts"
 TUNABLES = RUN / "tunables"  # the values of the kernel tunables from before a model ran
 POWER = RUN / "power"  # the power limits of the GPUs from before a model ran
+UNITS = Path("/run/systemd/system")  # units and drop-ins until the next boot
 SERVICE_RUN = Path("/run/vllm")  # NAME below it is the RuntimeDirectory= of vllm@NAME.service
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
@@ -107,6 +108,10 @@ def _on_demand(path: str, model: Model) -> Iterator[RuleViolation]:
             f"{MOST_OUTER_PORT}"
         )
         yield RuleViolation((port, f"{path}.on_demand"), text)
+    elif not re.fullmatch(r"[0-9.]+|localhost|.*:.*", model.host):
+        host = f"{path}.host"
+        text = f"{host} is the name {model.host}, and clients of a model on demand connect to an address; expected one such as 127.0.0.1"
+        yield RuleViolation((host, f"{path}.on_demand"), text)
     # The socket would take the question for a request, and have it wait for the model that it asks about.
     elif model.health and _port_of(model.health) == str(model.port):
         text = f"{health} is the address of the clients; expected that of the server, whose port is {model.server_port}"

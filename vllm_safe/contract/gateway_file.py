@@ -1,4 +1,4 @@
-"""The gateway's settings: /run/vllm-safe/gateway/gateway.json, written by `vllm-safe apply --on-demand` from a valid configuration only.
+"""The gateway's settings: /run/vllm-safe/gateway/gateway.json, written by `vllm-safe apply --gateway` from a valid configuration only.
 
 Hence a mistake in config.yaml never reaches the gateway: it keeps the last valid settings. `prepare`, which makes room for a model, decides
 from the same values (room/room_decision.py). Standard library only.
@@ -25,7 +25,7 @@ class GatewayModel(NamedTuple):
     """A model as the gateway sees it. Sizes are in bytes, times in seconds."""
 
     name: str
-    served: tuple[str, ...]  # the names by which its server serves it, the model's own first
+    served: tuple[str, ...]  # the names by which its server serves it: `name`, unless its arguments say otherwise
     socket: str  # the path of the socket that starts it, "" for a model that only a person starts
     address: tuple[str, int]  # of the server itself: a connection to it starts nothing
     on_demand: bool = False
@@ -44,6 +44,7 @@ class GatewayFile(NamedTuple):
     models: tuple[GatewayModel, ...] = ()
     gpus: Mapping[int, int] = {}
     memory: int = 0
+    edited: float = 0.0  # Unix time of the configuration that this was decided from
 
     def model(self, name: str) -> GatewayModel | None:
         """Return the model of that name, or None."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
 from typing import Protocol
@@ -15,6 +15,7 @@ from vllm_safe.config.settings import Config, Model
 from vllm_safe.decide.limits import LEAST_MEMORY, Budget, unit_of
 from vllm_safe.decide.plan_inputs import host_limits
 from vllm_safe.decide.serve_command import ServerCommand
+from vllm_safe.host.demand_facts import DemandFacts
 from vllm_safe.host.host_facts import Host
 from vllm_safe.host.start_facts import StartFacts
 from vllm_safe.models.fetch_decision import find_model
@@ -46,6 +47,7 @@ class Situation(LimitSituation):
 
     server: ServerCommand
     plan: PlanFacts | None = None  # None where GPUs or files are not known
+    demand: DemandFacts = field(default_factory=DemandFacts)  # the models that are up, and who asked for this start
 
     @property
     def model(self) -> Model:
@@ -186,7 +188,7 @@ def check_power(start: Situation) -> Finding | None:
 
 def check_port(start: Situation) -> Finding:
     """Check whether another process listens on the port of the server."""
-    host, port = start.model.host, start.model.port
+    host, port = start.model.server_host, start.model.server_port
     wanted = start.facts.addresses | {"localhost": {"127.0.0.1", "::1"}}.get(host, {host})
     taken = sorted(address for address, other in start.host.listening if other == port and _overlap(wanted, address))
     if taken:

@@ -33,6 +33,7 @@ files = st.builds(
     models=st.lists(models, max_size=3).map(tuple),
     gpus=sizes,
     memory=st.integers(0, 1 << 50),
+    edited=st.floats(0, 1e10),
 )
 
 
