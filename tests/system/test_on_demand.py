@@ -209,6 +209,14 @@ def test_an_edit_moves_the_socket_and_a_mistake_moves_nothing(bed: Nspawn) -> No
     assert ask(bed, "one").stdout == "one"
 
 
+def test_an_upgrade_closes_no_socket_and_ends_no_model(bed: Nspawn, deb: Path) -> None:
+    ask(bed, "one")
+    before = [shown(bed, unit, "ActiveEnterTimestamp") for unit in ("vllm-on-demand@one.socket", "vllm@one.service")]
+    bed.install(deb)
+    assert [shown(bed, unit, "ActiveEnterTimestamp") for unit in ("vllm-on-demand@one.socket", "vllm@one.service")] == before
+    assert ask(bed, "one").stdout == "one"
+
+
 def test_a_removal_leaves_nothing(machine: Nspawn) -> None:
     machine.write(CONFIG, config())
     machine.run("apt-get purge -y -q vllm-safe")

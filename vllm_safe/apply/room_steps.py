@@ -63,6 +63,8 @@ class MakeRoom:
                 lock.enter_context(hold_lock(_LOCK, lambda: None))
                 facts = self.read()
                 plan = _decide(self.name, self.machine, facts)
+                if not facts.model(self.name).job:
+                    return  # it is not started any more, or a person only wants its limits set
                 if plan.obstacle:
                     raise NoRoom(plan.obstacle, hint=f"Run: systemctl stop {' '.join(map(unit_of, plan.holders))}")
                 if not plan.stops:

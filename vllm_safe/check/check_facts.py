@@ -16,6 +16,7 @@ from urllib.error import HTTPError
 from urllib.request import HTTPRedirectHandler, ProxyHandler, Request, build_opener
 
 from vllm_safe.check.kernel_log_findings import KernelLog
+from vllm_safe.contract.gateway_file import GatewayFile
 from vllm_safe.driver.driver_facts import Driver
 from vllm_safe.host.disk_facts import Disk
 from vllm_safe.host.disk_pace import DiskPace, measure_pace
@@ -57,6 +58,7 @@ class Inspection:
     cuda: tuple[int, int] | None = None  # the CUDA version that the engine was built for, if it is known
     rig: HardwareFacts | None = None  # None where nobody looked
     log: KernelLog | None = None  # likewise
+    gateway: GatewayFile | None = None  # None where no model is on demand
 
 
 def read_earlyoom_arguments(pid: int) -> tuple[str, ...]:

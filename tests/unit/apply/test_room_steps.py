@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -107,6 +108,15 @@ def test_a_request_is_refused_beside_what_a_person_started(scene: Scene) -> None
 def test_a_person_is_not(scene: Scene) -> None:
     scene.looks = [facts(SERVES, request=0, proxy=0)]
     assert scene.make_room() == []
+
+
+def test_nothing_stops_for_a_model_that_nobody_starts(scene: Scene, tmp_path: Path) -> None:
+    at = facts(SERVES, request=5)
+    scene.looks = [replace(at, models={**at.models, "two": UnitFacts()})]
+    with ExitStack() as held:
+        MakeRoom("two", MACHINE, held, scene.read).run()
+        with hold_lock("room", lambda: pytest.fail("the lock is kept")):
+            assert not (tmp_path / "log").exists()
 
 
 @pytest.mark.parametrize(
