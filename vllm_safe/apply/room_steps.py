@@ -1,4 +1,4 @@
-"""Making room for a model before its start: others that a request started drain and stop, one at a time or several.
+"""Making room for a model before its start: others that a request started drain and stop, all at once.
 
 Several starts may be prepared at once. Each decides while it holds a lock, and keeps it until its launch file is there: from then on the
 others see it, and leave it its place.
@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from vllm_safe.apply.unit_steps import StopUnit
+from vllm_safe.apply.unit_steps import StopUnits
 from vllm_safe.common.errors import Misuse
 from vllm_safe.common.notify import notify
 from vllm_safe.common.run_lock import hold_lock
@@ -74,9 +74,9 @@ class MakeRoom:
             if plan.due > facts.now:
                 time.sleep(min(_LOOK_EVERY, plan.due - facts.now))
                 continue
-            for name in plan.stops:
-                notify(STATUS=f"stopping {name}, whose running requests are answered first", EXTEND_TIMEOUT_USEC=_grace(self.machine, name))
-                StopUnit(unit_of(name)).run()
+            names = " and ".join(plan.stops)
+            notify(STATUS=f"stopping {names}, whose running requests are answered first", EXTEND_TIMEOUT_USEC=_drain(self.machine, plan))
+            StopUnits(tuple(map(unit_of, plan.stops))).run()
 
 
 def room_steps(name: str, machine: GatewayFile, held: ExitStack) -> tuple[MakeRoom, ...]:
@@ -104,6 +104,7 @@ def _waits_for(plan: RoomPlan, now: float) -> str:
     return f"waiting {left} for {names} to have been up for as long as its load took, then it makes room"
 
 
-def _grace(machine: GatewayFile, name: str) -> str:
-    model = machine.model(name)
-    return str(int((_MORE_TIME + (model.stop_grace if model else 0.0)) * 1e6))
+def _drain(machine: GatewayFile, plan: RoomPlan) -> str:
+    """Return the microseconds that systemd has to allow for the stops."""
+    graces = [model.stop_grace for name in plan.stops if (model := machine.model(name))]
+    return str(int((_MORE_TIME + max(graces, default=0.0)) * 1e6))

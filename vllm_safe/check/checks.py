@@ -13,13 +13,15 @@ from vllm_safe.check.kernel_log_findings import check_kernel_log
 from vllm_safe.common.errors import Failure
 from vllm_safe.common.findings import Finding, failed, passed, warned
 from vllm_safe.common.kernfs import MODELS_SLICE
+from vllm_safe.common.key_file import Key
 from vllm_safe.common.sizes import MIB, format_size, format_span, parse_amount
 from vllm_safe.config.settings import Config
-from vllm_safe.decide.demand_units import DEMAND_SERVICE, socket_of
+from vllm_safe.decide.demand_units import DEMAND_SERVICE, GATEWAY_SERVICE, socket_of
 from vllm_safe.decide.limits import EACH_UNIT, Budget, are_in_force, unit_of
 from vllm_safe.decide.serve_command import host_and_port
 from vllm_safe.decide.start_checks import (
     CHECKS,
+    LOOPBACK,
     POWER_SERVICE,
     Situation,
     check_admin_earlyoom,
@@ -207,6 +209,31 @@ def check_power_limits(at: MachineFacts) -> Finding | None:
     return passed(f"power limits while a model runs: {limits}")
 
 
+def check_gateway(at: MachineFacts) -> Finding | None:
+    """Check that the gateway can run, runs, and asks for a key where other machines can send requests."""
+    section, key = at.config.gateway, at.seen.gateway_key
+    if not section.enabled:
+        return None
+    listen = host_and_port(section.host, section.port)
+    if not at.seen.aiohttp:
+        return failed("the gateway is enabled, but python3-aiohttp is not installed", "apt install python3-aiohttp")
+    if problem := _find_key_problem(section.host, key):
+        return problem
+    if not active_units(at.seen.units, [GATEWAY_SERVICE]):
+        return warned("the gateway is enabled, but does not run", f"systemctl enable --now {GATEWAY_SERVICE}")
+    return passed(f"the gateway listens on {listen} for all models")
+
+
+def _find_key_problem(host: str, key: Key | None) -> Finding | None:
+    if key and key.hidden:
+        return warned("the key of the gateway can only be checked by root", "Run: sudo vllm-safe check")
+    if key and key.problem:
+        return failed(key.problem, key.way_out)
+    if not key and host not in LOOPBACK:
+        return warned(f"the gateway listens on {host} without a key", "Set gateway.api_key_file.")
+    return None
+
+
 def check_room(at: MachineFacts) -> Finding | None:
     """Return which models on demand cannot be up together with others, which follows from what they need."""
     gateway = at.seen.gateway
@@ -238,6 +265,7 @@ MACHINE: tuple[Callable[[MachineFacts], Finding | None], ...] = (
     check_compiler,
     check_cards_of_machine,
     check_power_limits,
+    check_gateway,
     check_room,
 )
 

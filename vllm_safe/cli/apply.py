@@ -17,6 +17,7 @@ from vllm_safe.apply.situation import has_demand, read_earlyoom, read_gateway, r
 from vllm_safe.apply.start_steps import prepare_steps, refusal_steps, undo_steps
 from vllm_safe.cli.main import config_option, dry_run_option, need_root, optional_name_argument
 from vllm_safe.common.errors import ConfigError, Failure, Misuse
+from vllm_safe.common.key_file import read_key
 from vllm_safe.common.notify import notify
 from vllm_safe.common.paths import starts_file
 from vllm_safe.common.steps import Step, carry_out
@@ -97,7 +98,11 @@ def _open_sockets(config_path: Path) -> tuple[Step, ...]:
     wanted = decide_demand_units(config)
     sockets = [socket_of(one.name) for one in wanted]
     active = {unit: shown.get("ActiveState") == "active" for unit, shown in show_properties(sockets, ("Id", "ActiveState")).items()}
-    return demand_steps(wanted, read_gateway(config, config_path, host, decide_budget(config, host)), active)
+    key = read_key(config.gateway.api_key_file) if config.gateway.enabled and config.gateway.api_key_file else None
+    if key and key.problem:
+        raise Misuse(key.problem, hint=key.way_out)
+    gateway = read_gateway(config, config_path, host, decide_budget(config, host))
+    return demand_steps(wanted, gateway, active, key.text if key else None)
 
 
 def _tune(config_path: Path) -> tuple[Step, ...]:

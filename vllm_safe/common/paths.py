@@ -34,6 +34,10 @@ def credential_file(name: str) -> Path:
     return CREDENTIALS / f"{name}.api-key"
 
 
+# The copy of the key that clients of the gateway must send (root, 0600). No model has such a name.
+GATEWAY_CREDENTIAL = credential_file(":gateway")
+
+
 def starts_file(name: str) -> Path:
     """Return the path of the log of a model's automatic restarts."""
     return STARTS / name

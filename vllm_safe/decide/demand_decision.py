@@ -59,9 +59,10 @@ def _counts(facts: DemandFacts, name: str) -> bool:
     unit, preparing = facts.model(name), facts.preparing.get(name, UnitFacts())
     if unit.has_processes or not unit.job:
         return unit.has_processes
-    launch = facts.launches.get(name)
-    waits = preparing.job or preparing.active == "activating"
-    return not waits or (launch is not None and launch.written >= preparing.begun > 0)
+    if preparing.active == "activating":
+        launch = facts.launches.get(name)
+        return launch is not None and launch.written >= preparing.begun > 0
+    return not preparing.job
 
 
 def _up(facts: DemandFacts, name: str) -> UpModel:

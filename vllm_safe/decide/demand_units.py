@@ -10,6 +10,7 @@ from vllm_safe.decide.serve_command import host_and_port, reachable_host
 DROPIN = "50-vllm-safe.conf"
 TEMPLATE = "vllm-on-demand@"
 DEMAND_SERVICE = "vllm-on-demand.service"
+GATEWAY_SERVICE = "vllm-gateway.service"
 
 
 def socket_of(name: str) -> str:

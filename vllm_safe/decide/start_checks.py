@@ -24,6 +24,7 @@ from vllm_safe.plan.plan_findings import find_plan_problem
 from vllm_safe.power.power_decision import asked_power
 from vllm_safe.swap.swapfile_facts import second_name
 
+LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 SWAP_SERVICE = "vllm-safe-swap.service"
 POWER_SERVICE = "vllm-safe-power.service"
 # Settings whose variables only the main process of vllm@NAME gets, by the property that systemctl shows.
@@ -131,7 +132,7 @@ def check_key(start: Situation) -> Finding | None:
     """Check that the API key can be read by root only, and that there is one where other machines can send requests."""
     if key := start.facts.key:
         return failed(key.problem, key.way_out) if key.problem else passed(f"the API key in {key.path} can be read by root only")
-    if start.model.host in {"127.0.0.1", "::1", "localhost"}:
+    if start.model.host in LOOPBACK:
         return None
     return warned(
         f"{start.name} listens on {start.model.host} without an API key",

@@ -14,7 +14,7 @@ from vllm_safe.contract.state_file import state_file
 from vllm_safe.contract.untrusted_files import read_state
 from vllm_safe.host.start_facts import read_starts
 
-_TIMES = ("InactiveExitTimestampMonotonic", "ActiveEnterTimestampMonotonic")
+_TIMES = ("ExecMainStartTimestampMonotonic", "ActiveEnterTimestampMonotonic")
 _PROPERTIES = ("Id", "ActiveState", "SubState", "Result", "NRestarts", "Job", *_TIMES)
 _KINDS = ("vllm@", "vllm-safe-prepare@", "vllm-on-demand@")
 
@@ -27,7 +27,7 @@ class UnitFacts:
     sub: str = "dead"
     result: str = "success"
     job: int = 0
-    begun: float = 0.0  # when it last ceased to be inactive
+    begun: float = 0.0  # when its main process was started, which is not when it ceased to be inactive: it may have been restarted
     ready: float = 0.0  # when it was last ready
     restarts: int = 0  # systemd's count of automatic restarts
 

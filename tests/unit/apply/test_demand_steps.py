@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vllm_safe.apply.demand_steps import demand_steps, undo_demand_steps
+from vllm_safe.apply.demand_steps import DemandPlaces, demand_steps, undo_demand_steps
 from vllm_safe.apply.unit_steps import StopUnits, WriteDropin
 from vllm_safe.common.steps import Step
 from vllm_safe.config.settings import Config, Model
@@ -21,12 +21,13 @@ class Bench:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.file = folder / "system", folder / "gateway.json"
+        self.at = DemandPlaces(self.folder, self.file, folder / "key")
         self.folder.mkdir()
         self.active: dict[str, bool] = {}
 
-    def steps(self, **ports: int) -> tuple[Step, ...]:
+    def steps(self, key: str | None = None, **ports: int) -> tuple[Step, ...]:
         models = {name: Model(model="a/b", port=port, on_demand=True) for name, port in ports.items()}
-        return demand_steps(decide_demand_units(Config(models=models)), GATEWAY, self.active, folder=self.folder, file=self.file)
+        return demand_steps(decide_demand_units(Config(models=models)), GATEWAY, self.active, key, self.at)
 
     def apply(self, **ports: int) -> None:
         """Bring them about, as far as that needs no systemd."""
@@ -87,10 +88,20 @@ def test_a_model_that_is_no_longer_on_demand_has_no_socket(bench: Bench) -> None
     ]
 
 
+def test_the_key_of_the_gateway_is_copied_for_it_and_never_shown(bench: Bench) -> None:
+    bench.apply(x=8000)
+    (copy,) = bench.steps("secret", x=8000)
+    assert (copy.describe(), "secret" in repr(copy)) == (f"write {bench.at.key} (root:root 0600)", False)
+    bench.at.key.write_text("secret")
+    assert bench.steps("secret", x=8000) == ()
+    assert bench.words(bench.steps(x=8000)) == [f"remove {bench.at.key}"]
+    assert bench.words(undo_demand_steps(bench.at))[-1] == f"remove {bench.at.key}"
+
+
 def test_everything_is_taken_back_without_a_configuration(bench: Bench) -> None:
-    assert undo_demand_steps(folder=bench.folder, file=bench.file) == ()
+    assert undo_demand_steps(bench.at) == ()
     bench.apply(x=8000, y=8001)
-    steps = undo_demand_steps(folder=bench.folder, file=bench.file)
+    steps = undo_demand_steps(bench.at)
     assert steps[0] == StopUnits(
         (
             *("vllm-on-demand@x.socket", "vllm-on-demand@x.service"),

@@ -16,7 +16,7 @@ from vllm_safe.common.errors import Failure
 from vllm_safe.common.key_file import Key
 from vllm_safe.common.sizes import GIB
 from vllm_safe.config.power_types import EVERY_CARD, PowerCap
-from vllm_safe.config.settings import Config, Earlyoom, GpuSection, Model
+from vllm_safe.config.settings import Config, Earlyoom, GatewaySection, GpuSection, Model
 from vllm_safe.contract.gateway_file import GatewayFile, GatewayModel
 from vllm_safe.decide.limits import EACH_UNIT, decide_budget
 from vllm_safe.decide.preparation import decide_preparation
@@ -65,6 +65,31 @@ def test_a_good_machine_passes_every_line() -> None:
     found = checks.check_machine(GOOD)
     assert {finding.level for finding in found} == {"pass"}
     assert all(not finding.do_next for finding in found)
+
+
+BAD_KEY, HIDDEN = Key(Path("/k"), problem="/k does not exist", way_out="Create a key"), Key(Path("/k"), problem="no", hidden=True)
+RUNS = {"vllm-gateway.service": {"ActiveState": "active"}}
+
+
+@pytest.mark.parametrize(
+    ("host", "seen", "level", "says"),
+    [
+        ("127.0.0.1", {"units": RUNS}, "pass", "the gateway listens on 127.0.0.1:8080 for all models"),
+        ("127.0.0.1", {"aiohttp": False}, "fail", "python3-aiohttp is not installed"),
+        ("127.0.0.1", {}, "warn", "the gateway is enabled, but does not run"),
+        ("192.0.2.1", {"units": RUNS}, "warn", "the gateway listens on 192.0.2.1 without a key"),
+        ("192.0.2.1", {"units": RUNS, "gateway_key": Key(Path("/k"), "secret")}, "pass", "192.0.2.1:8080"),
+        ("127.0.0.1", {"gateway_key": BAD_KEY}, "fail", "/k does not exist"),
+        ("127.0.0.1", {"gateway_key": HIDDEN}, "warn", "can only be checked by root"),
+    ],
+)
+def test_the_gateway_can_run_and_does(host: str, seen: dict[str, Any], level: str, says: str) -> None:
+    config = replace(CONFIG, gateway=GatewaySection(enabled=True, host=host))
+    found = checks.check_gateway(replace(GOOD, config=config, seen=Inspection(**seen)))
+    assert found is not None
+    assert (str(found.level), says in found.what) == (level, True)
+    assert "secret" not in found.what
+    assert checks.check_gateway(GOOD) is None
 
 
 def test_models_that_make_room_for_each_other_are_listed() -> None:

@@ -20,7 +20,7 @@ SubState=running
 Result=success
 NRestarts=2
 Job=
-InactiveExitTimestampMonotonic=100000000
+ExecMainStartTimestampMonotonic=100000000
 ActiveEnterTimestampMonotonic=160500000
 
 Id=vllm-safe-prepare@two.service
@@ -28,7 +28,7 @@ ActiveState=activating
 SubState=start
 Result=success
 Job=214
-InactiveExitTimestampMonotonic=500000000
+ExecMainStartTimestampMonotonic=500000000
 ActiveEnterTimestampMonotonic=0
 
 Id=vllm@two.service
@@ -37,7 +37,7 @@ SubState=dead
 Result=success
 NRestarts=0
 Job=213
-InactiveExitTimestampMonotonic=0
+ExecMainStartTimestampMonotonic=0
 ActiveEnterTimestampMonotonic=0
 
 Id=vllm-on-demand@two.service
@@ -46,7 +46,7 @@ SubState=dead
 Result=success
 NRestarts=0
 Job=155
-InactiveExitTimestampMonotonic=0
+ExecMainStartTimestampMonotonic=0
 ActiveEnterTimestampMonotonic=0
 """
 
