@@ -88,6 +88,8 @@ _FILES = {
     "/var/lib/vllm-safe/runs": f"The flight recorder's folder for each start of a model: the last {MOST_RUNS} of each, of at most 5 MB. "
     "`why` and `report` read it. It contains the output of models, so only root and the group adm can read it. It belongs to the user "
     "vllm-record. A purge deletes it.",
+    "/run/vllm-safe/on-demand": "The sockets by which the gateway starts models. Only the group vllm-gateway may connect.",
+    "/run/vllm-safe/gateway/gateway.json": "What the gateway knows of the models: addresses, and what they need of GPUs and RAM.",
     "/swapfile": "The swapfile, unless `swap.file` names another.",
     "/usr/share/doc/vllm-safe/grafana-dashboard.json": "A dashboard of the metrics below, to be imported into Grafana.",
     "/usr/share/doc/vllm-safe/README.md": "What vllm-safe protects from, what it does not, and what to do when something is wrong.",

@@ -11,6 +11,7 @@ from typing import Any
 
 from tests.builders.runs import BEGUN, EACH, LOADING, PHASES, TIMES
 from tests.builders.situations import situation_of
+from vllm_safe.common.errors import EXIT_IDLE
 from vllm_safe.common.findings import Finding
 from vllm_safe.config.settings import Config, Model
 from vllm_safe.contract.launch_file import Launch
@@ -21,8 +22,9 @@ from vllm_safe.host.host_facts import Host
 from vllm_safe.host.start_facts import StartFacts, Starts
 from vllm_safe.launch.actions import Action, Quit
 from vllm_safe.launch.http_probe import Answer
+from vllm_safe.launch.idleness import FINISHED
 from vllm_safe.launch.lifecycle import Lifecycle
-from vllm_safe.launch.liveness import RUNNING, TOKENS
+from vllm_safe.launch.liveness import RUNNING, TOKENS, WAITING
 from vllm_safe.launch.processes import Process
 
 _URL = "http://127.0.0.1:8000"
@@ -86,6 +88,18 @@ def stopped(after: float = 2.0) -> dict[str, Any]:
     return _end(life, at, life.exited(at, BEGUN + at, 0, (), ()))
 
 
+def idle() -> dict[str, Any]:
+    """End a server that a request started, and that nobody has asked for since."""
+    life, at = _serves(_VLLM._replace(request=7, idle_timeout=1800.0)), READY_AT + 1810.0
+    life.answered(
+        at,
+        BEGUN + at,
+        "metrics",
+        Answer("returns HTTP 200", healthy=True, status=200, figures=dict.fromkeys((RUNNING, WAITING, FINISHED), 0.0)),
+    )
+    return _end(life, at, life.exited(at, BEGUN + at, 0, (), ()))
+
+
 def not_started(why: str) -> dict[str, Any]:
     """Fail to start: the kernel had no process or no memory for it."""
     life = Lifecycle(_VLLM, 0.0, BEGUN, time_of_day)
@@ -124,8 +138,8 @@ def _loads(launch: Launch = _VLLM) -> Lifecycle:
     return life
 
 
-def _serves() -> Lifecycle:
-    life = _loads()
+def _serves(launch: Launch = _VLLM) -> Lifecycle:
+    life = _loads(launch)
     for what in ("health", "token"):
         life.answered(READY_AT, BEGUN + READY_AT, what, _BUSY)
     return life
@@ -152,4 +166,4 @@ def _end(life: Lifecycle, now: float, actions: Sequence[Action] = (), *, code: i
     """Return what the main process has written about it, and systemd says of the main process."""
     code = next((action.code for action in actions if isinstance(action, Quit)), code)
     said = {"time": BEGUN + now, "cause": life.cause, "reason": life.reason, "error": life.error, "served": life.served}
-    return said | {"result": "exit-code" if code else "success", "exit_code": "exited", "exit_status": str(code)}
+    return said | {"result": "success" if code in {0, EXIT_IDLE} else "exit-code", "exit_code": "exited", "exit_status": str(code)}

@@ -14,10 +14,11 @@ import pytest
 from tests.builders.runs import make_run
 from vllm_safe.cli.entry import COMMANDS
 from vllm_safe.cli.main import cli
+from vllm_safe.common.errors import EXIT_IDLE
 from vllm_safe.common.paths import RUNS
 from vllm_safe.common.sizes import MIB
 from vllm_safe.config.profiles import PROFILES
-from vllm_safe.config.settings import SECTIONS, Model, settings_of
+from vllm_safe.config.settings import INNER_PORTS, SECTIONS, Model, settings_of
 from vllm_safe.decide.restarts import RESTARTS, WINDOW
 from vllm_safe.guard.blame import AFTER_THAW
 from vllm_safe.guard.pressure_watch import LOW
@@ -120,7 +121,10 @@ def test_the_unit_does_what_its_page_says(manual: Path) -> None:
     assert "again after 30 seconds" in text
     assert "\nRestartSec=30\n" in unit
     assert "(exit code 2) is not tried again" in text
-    assert "\nRestartPreventExitStatus=2\n" in unit
+    assert "\nRestartPreventExitStatus=2 3\n" in unit
+    assert f"ends with exit code {EXIT_IDLE} when" in text
+    assert f"\nSuccessExitStatus={EXIT_IDLE}\n" in unit
+    assert f"that listens {INNER_PORTS} ports higher" in text
     assert "(OOMPolicy=kill)" in text
     assert "\nOOMPolicy=kill\n" in unit
     assert "After three automatic restarts the model stays down: three within an hour," in text

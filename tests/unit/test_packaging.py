@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 DEBIAN = ROOT / "debian"
 SCRIPTS = ("postinst", "prerm", "postrm")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-UNITS = sorted(path for path in (ROOT / "systemd").iterdir() if path.suffix in {".service", ".slice", ".target"})
+UNITS = sorted(path for path in (ROOT / "systemd").iterdir() if path.suffix in {".service", ".slice", ".socket", ".target"})
 
 
 def names(requirements: str) -> set[str]:
@@ -137,7 +137,7 @@ def test_every_data_file_is_installed() -> None:
 
 def test_only_the_protection_is_enabled_by_the_package() -> None:
     enabled = {path.name for path in UNITS if unit(path).has_section("Install")}
-    assert enabled == {"vllm-safe-protect.service", "vllm@.service"}
+    assert enabled == {"vllm-safe-protect.service", "vllm@.service", "vllm-on-demand.service"}  # the last two by a person
     postinst = (DEBIAN / "postinst").read_text()
     assert set(re.findall(r"deb-systemd-helper .*?([\w@-]+\.service)", postinst)) == {"vllm-safe-protect.service"}
 

@@ -59,8 +59,11 @@ def test_a_target_of_make_exists(target: str) -> None:
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
 
-def test_the_configuration_of_the_readme_is_one(tmp_path: Path) -> None:
-    (shown,) = re.findall(r"^```yaml\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
+CONFIGURATIONS = re.findall(r"^```yaml\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("shown", CONFIGURATIONS)
+def test_a_configuration_of_the_readme_is_one(shown: str, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(shown)
     assert load(tmp_path / "config.yaml").models
 

@@ -10,12 +10,16 @@ from vllm_safe.common import paths
 from vllm_safe.common.errors import Failure, Misuse
 from vllm_safe.common.systemctl import environment_of, show_properties
 from vllm_safe.config.settings import Config
+from vllm_safe.contract.gateway_file import GatewayFile, read_gateway_file
+from vllm_safe.decide.gateway_settings import Claimant, GatewayFacts, decide_gateway
 from vllm_safe.decide.limits import MANAGED_UNITS, PROPERTIES, Budget, unit_of
 from vllm_safe.decide.plan_inputs import planned_server
 from vllm_safe.decide.serve_command import ServerCommand, decide_server
 from vllm_safe.decide.start_checks import POWER_SERVICE, SWAP_SERVICE, Situation
 from vllm_safe.driver.card_facts import NvmlCard
+from vllm_safe.driver.driver_facts import read_driver
 from vllm_safe.earlyoom.earlyoom_arguments import EarlyoomFiles
+from vllm_safe.host.demand_facts import read_demand_facts
 from vllm_safe.host.host_facts import Host
 from vllm_safe.host.start_facts import read_start_facts
 from vllm_safe.plan.plan_facts import PlanFacts, read_plan_facts
@@ -58,7 +62,18 @@ def read_situation(config: Config, host: Host, budget: Budget, name: str, cards:
         units=units,
         environment=environment,
     )
-    return Situation(config, host, name, budget, facts, server, _read_plan(name, model.model, server, cards))
+    return Situation(config, host, name, budget, facts, server, _read_plan(name, model.model, server, cards), read_demand_facts())
+
+
+def read_gateway(config: Config, config_path: Path, host: Host, budget: Budget) -> GatewayFile:
+    """Read the facts about all models, and return what the gateway has to know of them."""
+    cards = read_driver().nvml.cards if config.engine.package == "vllm" else ()
+    units = show_properties(map(unit_of, config.models), ("Id", "Environment"))
+    claimants = {}
+    for name, model in config.models.items():
+        server = decide_server(config, host, name, environment_of(units.get(unit_of(name), {})))
+        claimants[name] = Claimant(server, _read_plan(name, model.model, server, cards))
+    return decide_gateway(config, GatewayFacts(host, budget, cards, claimants))._replace(edited=config_path.stat().st_mtime)
 
 
 def _read_plan(name: str, model: str | None, server: ServerCommand, cards: tuple[NvmlCard, ...]) -> PlanFacts | None:
@@ -68,6 +83,20 @@ def _read_plan(name: str, model: str | None, server: ServerCommand, cards: tuple
     with suppress(Failure, Misuse):
         return read_plan_facts(planned_server(name, model, server), cards)
     return None
+
+
+def read_machine_room(config: Config, config_path: Path, host: Host, budget: Budget) -> GatewayFile:
+    """Return the same for a start, which has to be quick: as `apply --gateway` wrote it, if the configuration was not edited since."""
+    with suppress(OSError, ValueError):
+        known = read_gateway_file()
+        if known.edited == config_path.stat().st_mtime and bool(known.gpus) == bool(host.gpus):
+            return known
+    return read_gateway(config, config_path, host, budget)
+
+
+def has_demand(config: Config) -> bool:
+    """Return whether any model is on demand."""
+    return any(model.on_demand for model in config.models.values())
 
 
 def uses_gpus(config: Config, name: str) -> bool:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vllm_safe.common.errors import Failure
-from vllm_safe.common.file_steps import RemoveFile
+from vllm_safe.common.file_steps import RemoveFile, WriteFile
 from vllm_safe.common.steps import Step
 
 
@@ -87,6 +87,62 @@ class StopUnit:
     def run(self) -> None:
         """Stop the unit. Raises Failure if systemd refuses, or has no such unit."""
         _systemctl("stop", "--", self.unit)
+
+
+@dataclass(frozen=True)
+class StopUnits:
+    """Stop several units, and wait until they have stopped. Those that do not run are left alone."""
+
+    units: tuple[str, ...]
+
+    def describe(self) -> str:
+        """Return the step as one line of text."""
+        return f"stop {', '.join(self.units)}"
+
+    def run(self) -> None:
+        """Stop the units. Raises Failure if systemd refuses."""
+        _systemctl("stop", "--", *self.units)
+
+
+@dataclass(frozen=True)
+class StartSocket:
+    """Have systemd listen on the addresses of a socket unit. addresses: for a person."""
+
+    unit: str
+    addresses: str
+
+    def describe(self) -> str:
+        """Return the step as one line of text."""
+        return f"start {self.unit}, which listens on {self.addresses}"
+
+    def run(self) -> None:
+        """Start the unit. Raises Failure if that is not possible, as where another process listens there."""
+        try:
+            _systemctl("start", "--", self.unit)
+        except Failure as failure:
+            hint = f"Another process may listen there: systemctl status {self.unit}"
+            raise Failure(f"{self.unit} cannot listen on {self.addresses}", hint=hint) from failure
+
+
+@dataclass(frozen=True)
+class WriteDropin:
+    """Write a drop-in of a unit, and make its folder. It counts after a daemon-reload."""
+
+    path: Path
+    content: str
+
+    def describe(self) -> str:
+        """Return the step as one line of text."""
+        return f"write {self.path}"
+
+    def run(self) -> None:
+        """Write the file. Raises Failure if that is not possible."""
+        try:
+            self.path.parent.mkdir(exist_ok=True)
+            self.path.parent.chmod(0o755)
+        except OSError as error:
+            raise Failure(f"cannot make {self.path.parent}: {error.strerror}") from error
+        WriteFile(self.path, self.content).run()
 
 
 @dataclass(frozen=True)

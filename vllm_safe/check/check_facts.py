@@ -16,6 +16,8 @@ from urllib.error import HTTPError
 from urllib.request import HTTPRedirectHandler, ProxyHandler, Request, build_opener
 
 from vllm_safe.check.kernel_log_findings import KernelLog
+from vllm_safe.common.key_file import Key
+from vllm_safe.contract.gateway_file import GatewayFile
 from vllm_safe.driver.driver_facts import Driver
 from vllm_safe.host.disk_facts import Disk
 from vllm_safe.host.disk_pace import DiskPace, measure_pace
@@ -57,6 +59,14 @@ class Inspection:
     cuda: tuple[int, int] | None = None  # the CUDA version that the engine was built for, if it is known
     rig: HardwareFacts | None = None  # None where nobody looked
     log: KernelLog | None = None  # likewise
+    gateway: GatewayFile | None = None  # None where no model is on demand
+    gateway_key: Key | None = None  # None where the gateway asks for none
+    aiohttp: bool = True  # Debian's python3-aiohttp is installed, which the gateway needs
+
+
+def has_aiohttp(root: Path = Path("/")) -> bool:
+    """Return whether Debian's python3-aiohttp is installed."""
+    return (root / "usr/lib/python3/dist-packages/aiohttp").is_dir()
 
 
 def read_earlyoom_arguments(pid: int) -> tuple[str, ...]:

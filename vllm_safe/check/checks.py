@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 from vllm_safe.check.check_facts import Inspection, MeasuredDisk, active_units
@@ -12,11 +13,15 @@ from vllm_safe.check.kernel_log_findings import check_kernel_log
 from vllm_safe.common.errors import Failure
 from vllm_safe.common.findings import Finding, failed, passed, warned
 from vllm_safe.common.kernfs import MODELS_SLICE
+from vllm_safe.common.key_file import Key
 from vllm_safe.common.sizes import MIB, format_size, format_span, parse_amount
 from vllm_safe.config.settings import Config
+from vllm_safe.decide.demand_units import DEMAND_SERVICE, GATEWAY_SERVICE, socket_of
 from vllm_safe.decide.limits import EACH_UNIT, Budget, are_in_force, unit_of
+from vllm_safe.decide.serve_command import host_and_port
 from vllm_safe.decide.start_checks import (
     CHECKS,
+    LOOPBACK,
     POWER_SERVICE,
     Situation,
     check_admin_earlyoom,
@@ -33,6 +38,7 @@ from vllm_safe.host.disk_facts import disks_of
 from vllm_safe.host.host_facts import Host
 from vllm_safe.host.rig_findings import check_hardware
 from vllm_safe.power.power_decision import decide_power, describe_power, title_cards
+from vllm_safe.room.room_decision import fit_together
 from vllm_safe.tunables.tunable_decision import decide_tunables
 
 EARLYOOM = "earlyoom.service"
@@ -40,6 +46,7 @@ CGROUPS = Path("/sys/fs/cgroup")
 _NEVER_OVERCOMMIT = 2
 _SHM = re.compile(r"/dev/shm:(?:\S*,)?size=(\d+(?:\.\d+)?[KMGT%]?)", re.IGNORECASE)  # noqa: S108 - of the unit, not of the machine
 _LEAST_SHM = 240 * MIB  # vllm/distributed/device_communicators/shm_broadcast.py:492: ten chunks of 24 MiB, checked before they are made
+_MOST_PAIRS = 6  # of models that are listed
 _LEAST_READ = 64 * MIB  # less comes from a disk's own cache
 _KNOWS_CLASSES = frozenset({"mq-deadline", "bfq"})
 
@@ -202,6 +209,47 @@ def check_power_limits(at: MachineFacts) -> Finding | None:
     return passed(f"power limits while a model runs: {limits}")
 
 
+def check_gateway(at: MachineFacts) -> Finding | None:
+    """Check that the gateway can run, runs, and asks for a key where other machines can send requests."""
+    section, key = at.config.gateway, at.seen.gateway_key
+    if not section.enabled:
+        return None
+    listen = host_and_port(section.host, section.port)
+    if not at.seen.aiohttp:
+        return failed("the gateway is enabled, but python3-aiohttp is not installed", "apt install python3-aiohttp")
+    if problem := _find_key_problem(section.host, key):
+        return problem
+    if not active_units(at.seen.units, [GATEWAY_SERVICE]):
+        return warned("the gateway is enabled, but does not run", f"systemctl enable --now {GATEWAY_SERVICE}")
+    return passed(f"the gateway listens on {listen} for all models")
+
+
+def _find_key_problem(host: str, key: Key | None) -> Finding | None:
+    if key and key.hidden:
+        return warned("the key of the gateway can only be checked by root", "Run: sudo vllm-safe check")
+    if key and key.problem:
+        return failed(key.problem, key.way_out)
+    if not key and host not in LOOPBACK:
+        return warned(f"the gateway listens on {host} without a key", "Set gateway.api_key_file.")
+    return None
+
+
+def check_room(at: MachineFacts) -> Finding | None:
+    """Return which models on demand cannot be up together with others, which follows from what they need."""
+    gateway = at.seen.gateway
+    if gateway is None:
+        return None
+    pairs = [
+        (one.name, other.name)
+        for one, other in combinations(gateway.models, 2)
+        if (one.on_demand or other.on_demand) and not fit_together((one, other), gateway)
+    ]
+    if not pairs:
+        return passed("models on demand: any two of the models can be up together")
+    listed = ", ".join(f"{one} and {other}" for one, other in pairs[:_MOST_PAIRS]) + (", and others" if len(pairs) > _MOST_PAIRS else "")
+    return passed(f"models on demand: one of these makes room for the other: {listed}")
+
+
 MACHINE: tuple[Callable[[MachineFacts], Finding | None], ...] = (
     check_cgroups,
     check_total,
@@ -217,6 +265,8 @@ MACHINE: tuple[Callable[[MachineFacts], Finding | None], ...] = (
     check_compiler,
     check_cards_of_machine,
     check_power_limits,
+    check_gateway,
+    check_room,
 )
 
 
@@ -282,6 +332,19 @@ def check_pace(at: Situation, seen: Inspection, measured: MeasuredDisk | None) -
     return passed(f"{what}; to read {at.name} once, {format_size(measured.total)}, takes {format_span(max(1.0, measured.total / rate))}")
 
 
+def check_demand_socket(at: Situation, seen: Inspection) -> Finding | None:
+    """Check that requests reach a model on demand."""
+    if not at.model.on_demand:
+        return None
+    listen = host_and_port(at.model.host, at.model.port)
+    if seen.units.get(socket_of(at.name), {}).get("ActiveState") == "active":
+        return passed(f"{at.name} is on demand: a request to {listen} starts it")
+    if any(port == at.model.port for _, port in at.host.listening):
+        way_out = f"Find it with: ss -ltnp 'sport = :{at.model.port}'. Stop it, or change models.{at.name}.port."
+        return failed(f"port {at.model.port} is already in use: requests for {at.name} cannot be taken there", way_out)
+    return warned(f"{at.name} is on demand, but nothing takes requests for it", f"systemctl enable --now {DEMAND_SERVICE}")
+
+
 def check_answer(at: Situation, seen: Inspection) -> Finding:
     """Check that the server of a running model lists the model."""
     unit = unit_of(at.name)
@@ -316,4 +379,5 @@ def check_running_model(at: Situation, seen: Inspection) -> tuple[Finding, ...]:
     start = [finding for check in CHECKS if check not in skipped and (finding := check(at))]
     if hidden:
         start.append(warned(f"the API key of {at.name} can only be checked by root", "Run: sudo vllm-safe check"))
-    return (*start, check_answer(at, seen))
+    socket = check_demand_socket(at, seen)
+    return (*start, *([socket] if socket else []), check_answer(at, seen))

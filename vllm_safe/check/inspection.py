@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from vllm_safe.apply.situation import read_situation, uses_gpus
+from vllm_safe.apply.situation import has_demand, read_gateway, read_situation, uses_gpus
 from vllm_safe.check import check_facts
 from vllm_safe.check.check_facts import Inspection
 from vllm_safe.check.checks import (
@@ -25,6 +25,7 @@ from vllm_safe.common.findings import Finding
 from vllm_safe.common.key_file import read_key
 from vllm_safe.common.systemctl import show_properties
 from vllm_safe.config.settings import Config
+from vllm_safe.decide.demand_units import GATEWAY_SERVICE, socket_of
 from vllm_safe.decide.limits import EACH_UNIT, decide_budget, unit_of
 from vllm_safe.decide.protect import UNITS
 from vllm_safe.decide.serve_command import server_url
@@ -83,7 +84,7 @@ def _swap_refusal(config: Config, host: Host) -> Failure | None:
 def _inspect(config: Config, host: Host, root: Path) -> Inspection:
     names = {name: unit_of(name) for name in config.models}
     properties = ("Id", "LoadState", "ActiveState", "MainPID", "StatusText", "MemoryMin", EACH_UNIT, "NRestarts")
-    units = show_properties([EARLYOOM, SWAP_SERVICE, *UNITS.values(), *names.values()], properties)
+    units = show_properties([EARLYOOM, SWAP_SERVICE, *UNITS.values(), *names.values(), *map(socket_of, names), GATEWAY_SERVICE], properties)
     running = check_facts.active_units(units, names.values())
     served = {}
     for name, model in config.models.items():
@@ -108,5 +109,8 @@ def _inspect(config: Config, host: Host, root: Path) -> Inspection:
         rig=read_hardware(root),
         log=check_facts.read_kernel_log(root) if driver and (driver.pci or driver.installed) else None,
         power=None if not config.gpu.power_limit else power_reading(driver.nvml) if driver else read_power(),
+        gateway=read_gateway(config, Path(config.source), host, decide_budget(config, host)) if has_demand(config) else None,
+        gateway_key=read_key(section.api_key_file) if (section := config.gateway).enabled and section.api_key_file else None,
+        aiohttp=check_facts.has_aiohttp(root),
         cuda=cuda_of("vllm", config.engine.version, read_lock("vllm")) if needs_cards else None,
     )

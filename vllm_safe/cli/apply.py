@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import re
 import traceback
+from contextlib import ExitStack
 from pathlib import Path
 
 import click
 
+from vllm_safe.apply.demand_steps import demand_steps, undo_demand_steps
 from vllm_safe.apply.guard_steps import guard_steps, keep_guard_steps, undo_guard_steps
 from vllm_safe.apply.renewal_steps import renew_power_steps
-from vllm_safe.apply.situation import read_earlyoom, read_situation, read_units, uses_gpus
+from vllm_safe.apply.room_steps import NoRoom, room_steps
+from vllm_safe.apply.situation import has_demand, read_earlyoom, read_gateway, read_machine_room, read_situation, read_units, uses_gpus
 from vllm_safe.apply.start_steps import prepare_steps, refusal_steps, undo_steps
 from vllm_safe.cli.main import config_option, dry_run_option, need_root, optional_name_argument
 from vllm_safe.common.errors import ConfigError, Failure, Misuse
+from vllm_safe.common.key_file import read_key
 from vllm_safe.common.notify import notify
 from vllm_safe.common.paths import starts_file
 from vllm_safe.common.steps import Step, carry_out
 from vllm_safe.common.systemctl import runtime_dropins, show_properties
 from vllm_safe.config.model_names import require_model
 from vllm_safe.config.reader import load
+from vllm_safe.decide.demand_units import decide_demand_units, socket_of
 from vllm_safe.decide.guard_settings import decide_guard
 from vllm_safe.decide.limits import PROPERTIES, decide_budget, unit_of
 from vllm_safe.decide.preparation import decide_default_protection, decide_preparation, decide_protection_of_all
@@ -40,18 +45,19 @@ from vllm_safe.tunables.tunable_steps import tunables_steps, undo_tunables_steps
 @click.option("--undo", is_flag=True, help="Revert what was applied. Needs no valid configuration.")
 @click.option("--tunables", is_flag=True, help="Set only the kernel tunables, which are in force while a model runs.")
 @click.option("--power", is_flag=True, help="Set only the power limits of the GPUs, which are in force while a model runs.")
+@click.option("--gateway", is_flag=True, help="Set only the sockets of models on demand, and the settings of the gateway.")
 @config_option
 def command(  # noqa: PLR0913 - each is an option
-    name: str | None, *, dry_run: bool, undo: bool, tunables: bool, power: bool, config_path: Path
+    name: str | None, *, dry_run: bool, undo: bool, tunables: bool, power: bool, gateway: bool, config_path: Path
 ) -> None:
     """Protect RAM for the system, set the arguments of earlyoom and, with NAME, prepare the start of that model.
 
     There is no need to run it by hand: systemd does so at boot and before each start. It changes only what is not up to date.
     """
-    if name and (undo or tunables or power):
-        raise Misuse("--undo, --tunables and --power apply to the whole machine: leave out NAME")
-    if tunables and power:
-        raise Misuse("--tunables and --power are two calls; without both, everything else is applied")
+    if name and (undo or tunables or power or gateway):
+        raise Misuse("--undo, --tunables, --power and --gateway apply to the whole machine: leave out NAME")
+    if tunables + power + gateway > 1:
+        raise Misuse("--tunables, --power and --gateway are calls of their own; without any of them, everything else is applied")
     if not dry_run:
         need_root()
     if tunables:
@@ -62,6 +68,9 @@ def command(  # noqa: PLR0913 - each is an option
             _carry_out(undo_power_steps(), dry_run=dry_run)
         else:
             _limit_power(config_path, dry_run=dry_run)
+        return
+    if gateway:
+        _carry_out(undo_demand_steps() if undo else _open_sockets(config_path), dry_run=dry_run)
         return
     if name is not None:
         _prepare_or_refuse(name, config_path, dry_run=dry_run)
@@ -79,7 +88,21 @@ def _carry_out(steps: tuple[Step, ...], *, dry_run: bool) -> None:
 
 
 def _undo() -> tuple[Step, ...]:
-    return (*undo_steps(runtime_dropins(PROPERTIES), read_earlyoom()), *undo_guard_steps(), *undo_tunables_steps(), *undo_power_steps())
+    lasting = undo_steps(runtime_dropins(PROPERTIES), read_earlyoom())
+    return (*undo_demand_steps(), *lasting, *undo_guard_steps(), *undo_tunables_steps(), *undo_power_steps())
+
+
+def _open_sockets(config_path: Path) -> tuple[Step, ...]:
+    """Return the steps of `apply --gateway`. An error in the file leaves the sockets, and the gateway's settings, as they are."""
+    config, host = load(config_path), read_host()
+    wanted = decide_demand_units(config)
+    sockets = [socket_of(one.name) for one in wanted]
+    active = {unit: shown.get("ActiveState") == "active" for unit, shown in show_properties(sockets, ("Id", "ActiveState")).items()}
+    key = read_key(config.gateway.api_key_file) if config.gateway.enabled and config.gateway.api_key_file else None
+    if key and key.problem:
+        raise Misuse(key.problem, hint=key.way_out)
+    gateway = read_gateway(config, config_path, host, decide_budget(config, host))
+    return demand_steps(wanted, gateway, active, key.text if key else None)
 
 
 def _tune(config_path: Path) -> tuple[Step, ...]:
@@ -133,7 +156,10 @@ def _prepare_or_refuse(name: str, config_path: Path, *, dry_run: bool) -> None:
     if not re.fullmatch(r"[A-Za-z0-9:_.\\@-]+", name):
         raise Misuse(f"{name!r} is not a valid model name")
     try:
-        _carry_out(_prepare(name, config_path, dry_run=dry_run), dry_run=dry_run)
+        with ExitStack() as held:
+            _carry_out(_prepare(name, config_path, held, dry_run=dry_run), dry_run=dry_run)
+    except NoRoom as refused:
+        _carry_out(refusal_steps(name, refused.message, refused.hint), dry_run=dry_run)
     except Failure as failure:
         _carry_out(_refuse_for_now(name, failure.message, failure.hint), dry_run=dry_run)
     except Exception as error:  # noqa: BLE001 -- systemd would only report "dependency failed"
@@ -149,8 +175,11 @@ def _refuse_for_now(name: str, what: str, do_next: str) -> tuple[Step, ...]:
     return refusal_steps(name, what, do_next, again=not too_many, starts=starts)
 
 
-def _prepare(name: str, config_path: Path, *, dry_run: bool) -> tuple[Step, ...]:
-    """Return the steps before a start. The reason for a refusal goes into the launch file, so that vllm@NAME itself reports it."""
+def _prepare(name: str, config_path: Path, held: ExitStack, *, dry_run: bool) -> tuple[Step, ...]:
+    """Return the steps before a start. The reason for a refusal goes into the launch file, so that vllm@NAME itself reports it.
+
+    held: keeps other starts from taking the room that this one has.
+    """
     try:
         config = load(config_path)
         require_model(config, name)
@@ -162,6 +191,10 @@ def _prepare(name: str, config_path: Path, *, dry_run: bool) -> tuple[Step, ...]
         return refusal_steps(name, error.message, error.hint)
     carry_out(renew_power_steps(asked_power(config)), dry_run=dry_run, say=click.echo)  # first: a check depends on it
     host = read_host()
+    if has_demand(config):
+        machine = read_machine_room(config, config_path, host, decide_budget(config, host))
+        carry_out(room_steps(name, machine, held), dry_run=dry_run, say=click.echo)
+        host = read_host()  # without the models that had to stop
     cards = read_driver().nvml.cards if uses_gpus(config, name) else ()
     situation = read_situation(config, host, decide_budget(config, host), name, cards)
     # The launch file comes last: its presence shows that all other steps were carried out.

@@ -6,6 +6,7 @@ from pathlib import Path
 
 USER = "vllm"  # the system user that models run as, and its group
 RECORDER = "vllm-record"  # the system user of the flight recorder
+GATEWAY = "vllm-gateway"  # the system user of the gateway, and its group
 
 STATE = Path("/var/lib/vllm-safe")  # root:root
 CACHE = Path("/var/cache/vllm-safe")  # vllm:vllm
@@ -24,12 +25,17 @@ CREDENTIALS = RUN / "credentials"
 STARTS = RUN / "starts"
 TUNABLES = RUN / "tunables"  # the values of the kernel tunables from before a model ran
 POWER = RUN / "power"  # the power limits of the GPUs from before a model ran
+UNITS = Path("/run/systemd/system")  # units and drop-ins until the next boot
 SERVICE_RUN = Path("/run/vllm")  # NAME below it is the RuntimeDirectory= of vllm@NAME.service
 
 
 def credential_file(name: str) -> Path:
     """Return the path of the copy of a model's API key that LoadCredential= of its unit reads (root, 0600)."""
     return CREDENTIALS / f"{name}.api-key"
+
+
+# The copy of the key that clients of the gateway must send (root, 0600). No model has such a name.
+GATEWAY_CREDENTIAL = credential_file(":gateway")
 
 
 def starts_file(name: str) -> Path:

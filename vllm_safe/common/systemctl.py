@@ -30,6 +30,12 @@ def show_properties(units: Iterable[str], properties: Iterable[str], timeout: fl
     return dict(zip(wanted, map(_parse, shown.split("\n\n")), strict=False))
 
 
+def show_matching(patterns: Iterable[str], properties: Iterable[str]) -> tuple[Mapping[str, str], ...]:
+    """Return the properties of each loaded unit whose name matches one of `patterns`, such as vllm@*.service. Ask for Id, too."""
+    shown = program_output(["systemctl", "show", "--property", ",".join(properties), "--", *patterns])
+    return tuple(unit for block in (shown or "").split("\n\n") if (unit := _parse(block)))
+
+
 def unit_properties(unit: str, *names: str) -> Mapping[str, str]:
     """Return properties of one unit; {} where no systemd answers within ten seconds: for the recorder, which has more to do."""
     return show_properties([unit], names, timeout=10.0).get(unit, {})

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
 
 from vllm_safe.common.sizes import format_exact_span
-from vllm_safe.config.settings import Config, Model
+from vllm_safe.config.settings import INNER_PORTS, MOST_OUTER_PORT, Config, Model
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class RuleViolation:
 
 def find_violations(config: Config, broken: Collection[str] = ()) -> Iterator[RuleViolation]:
     """Yield every violation of the rules. Settings at the paths in `broken` are ignored, since they have been reported."""
-    own = (rule(f"models.{name}", model) for name, model in config.models.items() for rule in (_program, _cards))
+    own = (rule(f"models.{name}", model) for name, model in config.models.items() for rule in (_program, _cards, _on_demand))
     alone = [_shares(config), _steps(config), *own]
     yield from (violation for violation in chain.from_iterable(alone) if not any(path in broken for path in violation.paths))
     yield from _ports(config, broken)
@@ -73,8 +74,10 @@ def _program(path: str, model: Model) -> Iterator[RuleViolation]:
         yield RuleViolation((f"{path}.args", *both), text)
     # A start that waits for an answer on a port other than the server's would only fail after stall_timeout.
     ports = set(_ports_of(model.command or ()))
-    if ports and model.health is None and str(model.port) not in ports:
+    if ports and model.health is None and str(model.server_port) not in ports:
         text = f"{path}.command has --port {min(ports)}, but {path}.port is {model.port}; expected the same port, or a `health` URL"
+        if model.on_demand:
+            text = f"{path}.command has --port {min(ports)}, but a model on demand on port {model.port} expects --port {model.server_port}"
         yield RuleViolation((f"{path}.command", f"{path}.port", f"{path}.health"), text)
 
 
@@ -95,17 +98,61 @@ def _cards(path: str, model: Model) -> Iterator[RuleViolation]:
         )
 
 
-def _ports(config: Config, broken: Collection[str]) -> Iterator[RuleViolation]:
-    holders: dict[int, list[str]] = {}  # by port: the names of models that use it
+def _on_demand(path: str, model: Model) -> Iterator[RuleViolation]:
+    if not model.on_demand:
+        return
+    port, health = f"{path}.port", f"{path}.health"
+    if model.port > MOST_OUTER_PORT:
+        text = (
+            f"{port} is {model.port}, and the server of a model on demand listens {INNER_PORTS} ports higher; expected at most "
+            f"{MOST_OUTER_PORT}"
+        )
+        yield RuleViolation((port, f"{path}.on_demand"), text)
+    elif not re.fullmatch(r"[0-9.]+|localhost|.*:.*", model.host):
+        host = f"{path}.host"
+        text = f"{host} is the name {model.host}, and clients of a model on demand connect to an address; expected one such as 127.0.0.1"
+        yield RuleViolation((host, f"{path}.on_demand"), text)
+    # The socket would take the question for a request, and have it wait for the model that it asks about.
+    elif model.health and _port_of(model.health) == str(model.port):
+        text = f"{health} is the address of the clients; expected that of the server, whose port is {model.server_port}"
+        yield RuleViolation((health, port), text)
+
+
+def _port_of(url: str) -> str:
+    """Return the port in a URL, "" where it has none."""
+    address = url.partition("://")[2].partition("/")[0]
+    return address.rpartition("]")[2].partition(":")[2]  # an IPv6 address is in brackets
+
+
+@dataclass(frozen=True)
+class _Listener:
+    """An address that a part of the configuration takes. path: the setting with its port; what: who listens, in words."""
+
+    path: str
+    what: str
+    host: str
+    port: int
+
+
+def _listeners(config: Config) -> Iterator[_Listener]:
     for name, model in config.models.items():
-        if f"models.{name}.port" in broken or f"models.{name}.host" in broken:
+        path = f"models.{name}.port"
+        yield _Listener(path, f"models.{name}", model.host, model.port)
+        if model.on_demand and model.port <= MOST_OUTER_PORT:
+            yield _Listener(path, f"the server of models.{name}", model.server_host, model.server_port)
+    if config.gateway.enabled:
+        yield _Listener("gateway.port", "the gateway", config.gateway.host, config.gateway.port)
+
+
+def _ports(config: Config, broken: Collection[str]) -> Iterator[RuleViolation]:
+    holders: list[_Listener] = []
+    for one in _listeners(config):
+        if one.path in broken or one.path.replace(".port", ".host") in broken:
             continue
-        for first in holders.setdefault(model.port, []):
-            if _overlap(config.models[first].host, model.host):
-                text = f"models.{name} uses port {model.port}, as does models.{first}; expected another port, such as {_free(config)}"
-                yield RuleViolation((f"models.{name}.port",), text)
-                break
-        holders[model.port].append(name)
+        if first := next((other for other in holders if other.port == one.port and _overlap(other.host, one.host)), None):
+            text = f"{one.what} uses port {one.port}, as does {first.what}; expected another port, such as {_free(config)}"
+            yield RuleViolation((one.path,), text)
+        holders.append(one)
 
 
 def _overlap(one: str, other: str) -> bool:
@@ -115,5 +162,5 @@ def _overlap(one: str, other: str) -> bool:
 
 
 def _free(config: Config) -> int:
-    taken = {model.port for model in config.models.values()}
+    taken = {listener.port for listener in _listeners(config)}
     return next(port for port in range(8000, 65536) if port not in taken)

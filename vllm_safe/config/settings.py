@@ -18,6 +18,8 @@ from vllm_safe.config.power_types import PowerCap
 from vllm_safe.contract.default_times import DEFAULT_TIMES
 
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
+INNER_PORTS = 10_000  # above its `port`, the one on which the server of a model on demand listens
+MOST_OUTER_PORT = 65535 - INNER_PORTS
 
 
 @dataclass(frozen=True)
@@ -212,6 +214,31 @@ class Metrics:
 
 
 @dataclass(frozen=True)
+class GatewaySection:
+    """One address for all models: vllm-gateway.service takes requests, and passes each to the model that it names."""
+
+    enabled: bool = _setting(
+        value_types.BOOLEAN,
+        default=False,
+        doc="true: `systemctl enable --now vllm-gateway` starts it, and `systemctl reload vllm-gateway` has it follow an edit.",
+    )
+    host: str = _setting(value_types.HOST, "127.0.0.1", "The address to listen on. 0.0.0.0 is every address: set api_key_file, too.")
+    port: int = _setting(value_types.PORT, 8080, "The port to listen on.")
+    wait: float | None = _setting(
+        value_types.SPAN_OR_NONE,
+        None,
+        "How long a request waits for its model to load before it is refused (503, with the time left). none: as long as its client does.",
+        example="10min",
+    )
+    api_key_file: Path | None = _setting(
+        value_types.PATH_OR_NONE,
+        None,
+        "A file with the key that clients must send to the gateway; only root may be able to read it.",
+        example="/etc/vllm-safe/gateway-key",
+    )
+
+
+@dataclass(frozen=True)
 class Engine:
     """vLLM itself, which `vllm-safe install` installs into an environment of its own."""
 
@@ -328,6 +355,29 @@ class Model:
         doc="Request one token from vLLM before the start counts as done, and again when nothing has moved for half of hang_timeout.",
     )
     stop_grace: float | None = _time(value_types.GRACE, "stop_grace", "How long a stop waits for running requests.")
+    on_demand: bool = _setting(
+        value_types.BOOLEAN,
+        default=False,
+        doc="true: the first request starts the model, and it stops when nobody has asked for idle_timeout, or when another model that is "
+        f"asked for needs its room. The server itself then listens on 127.0.0.1, {INNER_PORTS} ports higher. `systemctl enable --now "
+        "vllm-on-demand` opens `port` to requests, as does vllm-gateway.",
+    )
+    idle_timeout: float | None = _setting(
+        value_types.SPAN_OR_NONE,
+        1800.0,
+        "How long a model that a request started stays without a request. none: until it is stopped, or has to make room. A model that was "
+        "started with systemctl stays in any case.",
+    )
+
+    @property
+    def server_host(self) -> str:
+        """The address on which its server listens."""
+        return "127.0.0.1" if self.on_demand else self.host
+
+    @property
+    def server_port(self) -> int:
+        """The port on which its server listens."""
+        return self.port + INNER_PORTS if self.on_demand else self.port
 
 
 @dataclass(frozen=True)
@@ -355,6 +405,7 @@ class Config:
     gpu: GpuSection = GpuSection()
     engine: Engine = Engine()
     metrics: Metrics = Metrics()
+    gateway: GatewaySection = GatewaySection()
     models: Mapping[str, Model] = field(default_factory=lambda: _EMPTY)
     positions: Mapping[str, Position] = field(default_factory=lambda: _EMPTY)
     source: str = ""
@@ -371,5 +422,6 @@ SECTIONS: Mapping[str, type[Any]] = MappingProxyType(
         "gpu": GpuSection,
         "engine": Engine,
         "metrics": Metrics,
+        "gateway": GatewaySection,
     }
 )

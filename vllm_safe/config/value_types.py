@@ -198,6 +198,7 @@ SIZE_OR_NONE = _or("none", ValueType("a size from 1M to 1024T, such as 128G", _s
 AMOUNT = ValueType("a size such as 12G, or a percentage such as 90%", _amount)
 AMOUNT_OR_AUTO = _or("auto", AMOUNT)
 SPAN = ValueType("a time from 1s to 30d, such as 90s, 15min or 2h", _span(1), format_exact_span)
+SPAN_OR_NONE = _or("none", SPAN)
 GRACE = ValueType("a time from 0s to 30d, such as 90s, 15min or 2h", _span(0), format_exact_span)
 WINDOW = ValueType("a time from 1s to 10min", _span(1, 600), format_exact_span)
 FREEZE = ValueType(f"a time from 1s to {MOST_FREEZE:g}s", _span(1, MOST_FREEZE), format_exact_span)

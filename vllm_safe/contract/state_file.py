@@ -38,6 +38,7 @@ PHASES = (
 # The reasons for which the main process ended the run, or the kinds of end that it saw.
 CAUSES = (
     "stopped",  # on request of systemd
+    "idle",  # nobody has asked for a model on demand for its idle_timeout
     "refused",  # never started: the launch file contains the reason
     "gave-up",  # never started: too many automatic restarts
     "no-start",  # the kernel refused the server a process or memory
@@ -96,6 +97,8 @@ class State(NamedTuple):
     error: str = ""  # the error that ended the server, whole, as the server printed it
     served: bool = False  # whether the server was ever ready
     memory: ReportedMemory | None = None
+    used: float | None = None  # when a request was last seen; None: it does not serve, or a person started it
+    idle_timeout: float = 0.0  # seconds without a request after which it ends; 0: it stays up
 
 
 def state_file(name: str) -> Path:

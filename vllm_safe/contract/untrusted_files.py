@@ -50,6 +50,8 @@ def read_state(path: str | os.PathLike[str]) -> State | None:
         log=texts(given.get("log"))[-KEPT_LINES:],
         error=text(given.get("error")),
         served=given.get("served") is True,
+        used=_moment(given.get("used")),
+        idle_timeout=_positive(given.get("idle_timeout")),
     )
 
 
@@ -63,6 +65,10 @@ def _moment(value: object) -> float | None:
     """Return the value if it is a Unix time that localtime(3) can convert, else None."""
     found = number(value)
     return found if found is not None and 0 <= found < _BEYOND_TIME else None
+
+
+def _positive(value: object) -> float:
+    return max(0.0, number(value) or 0.0)
 
 
 def read_reported_memory(given: Mapping[str, Any]) -> ReportedMemory | None:

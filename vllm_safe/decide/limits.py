@@ -23,6 +23,11 @@ def unit_of(name: str) -> str:
     return f"vllm@{name}.service"
 
 
+def prepare_of(name: str) -> str:
+    """Return the name of the service that prepares a start of the model `name`."""
+    return f"vllm-safe-prepare@{name}.service"
+
+
 @dataclass(frozen=True)
 class DecidedLimits:
     """The limits of one model, under the names of their settings.

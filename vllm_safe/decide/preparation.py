@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from vllm_safe.common.findings import Finding, Level
 from vllm_safe.config.settings import Config
 from vllm_safe.contract.launch_file import Launch
+from vllm_safe.decide.demand_decision import decide_request, has_failed, is_up_already, waits_to_restart
 from vllm_safe.decide.limits import Budget, decide_budget, unit_of
 from vllm_safe.decide.protect import UNITS
 from vllm_safe.decide.restarts import PAUSES, count_restart
@@ -43,16 +44,25 @@ def decide_default_protection(host: Host, earlyoom: EarlyoomFiles) -> Preparatio
 
 
 def decide_preparation(start: Situation) -> Preparation:
-    """Decide everything that precedes one start. If the start is refused, the limits are set all the same, and nothing is started."""
+    """Decide everything that precedes one start. If the start is refused, the limits are set all the same, and nothing is started.
+
+    Of a model that is up, only the limits are set.
+    """
     common, limits, facts = decide_protection_of_all(start.config, start.budget), start.budget.of(start.name), start.facts
+    if is_up_already(start.demand, start.name):
+        return replace(common, units={unit_of(start.name): limits.properties, **common.units})
     found = find_start_problems(start)
-    starts, too_many = count_restart(facts.starts, facts.units, facts.now, facts.asleep, start.name)
+    request = decide_request(start.demand, start.name)
+    again = request > 0 and has_failed(start.demand, start.name)
+    starts, too_many = count_restart(facts.starts, facts.units, facts.now, facts.asleep, start.name, again=again)
     bad = [finding for finding in (*found, too_many) if finding and finding.level is Level.FAIL]
+    if request and (waits_to_restart(start.demand, start.name) or (bad and bad[0] is not too_many)):
+        starts = facts.starts  # this start does not take place, or not yet
     refusal = Launch(start.name, bad[0].what, bad[0].do_next, gave_up=bad[0] is too_many) if bad else None
     return Preparation(
         units={unit_of(start.name): limits.properties, **common.units},
         earlyoom=common.earlyoom,
-        launch=refusal or _launch(start, found, restart=len(starts.at)),
+        launch=refusal or _launch(start, found, request=request, restart=len(starts.at)),
         key=facts.key.text if facts.key and not bad else None,
         old_key=facts.old_key,
         starts=starts,
@@ -60,8 +70,8 @@ def decide_preparation(start: Situation) -> Preparation:
     )
 
 
-def _launch(start: Situation, found: tuple[Finding, ...], *, restart: int) -> Launch:
+def _launch(start: Situation, found: tuple[Finding, ...], *, request: int, restart: int) -> Launch:
     launch = decide_launch(start.config, start.name, start.server, start.budget.of(start.name))
     warnings = (f"warning: {finding.what}. {finding.do_next}" for finding in found if finding.level is Level.WARN)
     pause = PAUSES[restart - 1] if restart else 0.0
-    return launch._replace(restart=restart, pause=pause, summary=(*launch.summary, *warnings))
+    return launch._replace(request=request, restart=restart, pause=pause, summary=(*launch.summary, *warnings))

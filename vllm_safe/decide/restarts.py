@@ -14,15 +14,21 @@ PAUSES = (0.0, 120.0, 600.0)
 RESTARTS = len(PAUSES)
 
 
-def limit_restarts(starts: Starts, counted: int, served: float | None, now: float, name: str) -> tuple[Starts, Finding | None]:
+def limit_restarts(  # noqa: PLR0913 - each parameter is a fact from another source
+    starts: Starts, counted: int, served: float | None, now: float, name: str, *, again: bool = False
+) -> tuple[Starts, Finding | None]:
     """Return the log of starts including this one, and a finding if this is one automatic restart too many.
 
     served: when the model was last ready, in seconds since boot like `now`, or None. counted: systemd's NRestarts.
     systemd's own limit (StartLimitBurst=) counts manual starts too, and refuses them. NRestarts grows with automatic restarts only. A
     manual start resets it to 0, but only after this function is called: such a start is recorded as 0. A restart after which the model was
     never ready counts at any age: otherwise a load that fails after 40 minutes would be repeated for ever.
+
+    again: a request asks for a model that has failed. It counts as an automatic restart, or its clients would repeat the failure for ever.
     """
-    if counted <= starts.counted:
+    if again and counted <= starts.counted:
+        counted = 0  # systemd takes it for a manual start
+    elif counted <= starts.counted:
         return Starts(), None
     kept = tuple(moment for moment in starts.at if moment <= now and (now - WINDOW < moment or served is None or served < moment))
     if len(kept) < RESTARTS:
@@ -32,13 +38,13 @@ def limit_restarts(starts: Starts, counted: int, served: float | None, now: floa
     return Starts(counted, kept), failed(what, f"Find the cause with: vllm-safe why {name}. Then: systemctl start {unit_of(name)}")
 
 
-def count_restart(
-    starts: Starts, units: Mapping[str, Mapping[str, str]], now: float, asleep: float, name: str
+def count_restart(  # noqa: PLR0913 - likewise
+    starts: Starts, units: Mapping[str, Mapping[str, str]], now: float, asleep: float, name: str, *, again: bool = False
 ) -> tuple[Starts, Finding | None]:
     """Call limit_restarts with the properties of the model's unit.
 
-    now: seconds since boot. asleep: the part of them that systemd's monotonic times leave out.
+    now: seconds since boot. asleep: the part of them that systemd's monotonic times leave out. again: see there.
     """
     unit = units.get(unit_of(name), {})
     ready = int(unit.get("ActiveEnterTimestampMonotonic") or 0) / 1e6  # a Type=notify service is active from READY=1 on; 0: it never was
-    return limit_restarts(starts, int(unit.get("NRestarts") or 0), ready + asleep if ready else None, now, name)
+    return limit_restarts(starts, int(unit.get("NRestarts") or 0), ready + asleep if ready else None, now, name, again=again)

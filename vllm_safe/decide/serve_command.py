@@ -136,14 +136,20 @@ def _arguments(config: Config, name: str, grace: Sourced) -> dict[str, Sourced]:
     arguments = {
         "model": Sourced(str(model_folder(model.model)), origin_of(config, f"{path}.model")),
         "served-model-name": Sourced([name], Origin("default", "the model name in requests")),
-        "host": Sourced(model.host, origin_of(config, f"{path}.host")),
-        "port": Sourced(model.port, origin_of(config, f"{path}.port")),
+        "host": Sourced(model.server_host, _server_origin(config, name, "host")),
+        "port": Sourced(model.server_port, _server_origin(config, name, "port")),
         "shutdown-timeout": Sourced(int(grace.value), Origin(grace.origin.source, "stop_grace")),
         "disable-access-log-for-endpoints": Sourced("/health,/metrics,/ping", Origin("default", "vllm-safe polls them every few seconds")),
     }
     later = [(key, Sourced(value, _from(profile))) for key, value in profile.args.items()]
     later += [(key, Sourced(value, origin_of(config, f"{path}.args.{key}"))) for key, value in model.args.items()]
     return arguments | dict(later)
+
+
+def _server_origin(config: Config, name: str, setting: str) -> Origin:
+    """Return where the address of the server comes from. That of a model on demand follows from the address of its clients."""
+    origin = origin_of(config, f"models.{name}.{setting}")
+    return Origin(origin.source, "the server of a model on demand") if config.models[name].on_demand else origin
 
 
 def _world_size(model: Model, arguments: Mapping[str, Sourced]) -> int:
@@ -214,6 +220,8 @@ def decide_launch(config: Config, name: str, server: ServerCommand, limits: Deci
         textfile=str(config.metrics.textfile or ""),
         oom_score_adj=limits.oom_score_adj.value,
         io_scheduling_class=limits.io_scheduling_class.value,
+        idle_timeout=(model.idle_timeout or 0.0) if model.on_demand else 0.0,
+        port=0 if own_engine else model.server_port,
         **{key: timeout.value for key, timeout in server.timeouts.items()},
         summary=tuple(_summary(limits, model)),
     )
@@ -236,9 +244,18 @@ def health_url(model: Model) -> str:
 
 def server_url(model: Model, path: str) -> str:
     """Return the URL of `path` at the server, for a client on this machine."""
+    return f"http://{host_and_port(reachable_host(model), model.server_port)}{path}"
+
+
+def reachable_host(model: Model) -> str:
+    """Return the address at which a client on this machine reaches the server."""
     wildcard = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - the address is the configuration's choice
-    address = wildcard.get(model.host, model.host)
-    return f"http://{f'[{address}]' if ':' in address else address}:{model.port}{path}"
+    return wildcard.get(model.server_host, model.server_host)
+
+
+def host_and_port(host: str, port: int) -> str:
+    """Return an address as in a URL: an IPv6 address is in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _model(config: Config, name: str) -> tuple[Model, Profile]:

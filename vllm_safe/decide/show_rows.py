@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from vllm_safe.common.kernfs import MODELS_SLICE
-from vllm_safe.common.sizes import format_size
-from vllm_safe.config.settings import Config
+from vllm_safe.common.sizes import format_exact_span, format_size
+from vllm_safe.config.settings import INNER_PORTS, Config
 from vllm_safe.decide.limits import EACH_UNIT, SHARED, Budget, DecidedLimits, decide_budget
 from vllm_safe.decide.origin import Origin, Sourced, origin_of
 from vllm_safe.decide.protect import UNITS, Decided, Protection
-from vllm_safe.decide.serve_command import decide_launch, decide_server, health_url
+from vllm_safe.decide.serve_command import decide_launch, decide_server, health_url, host_and_port
 from vllm_safe.host.host_facts import Host, SwapArea
 from vllm_safe.power.power_decision import decide_power, named_as, watts
 from vllm_safe.power.power_facts import PowerReading
@@ -54,8 +54,8 @@ def decide_show(
 ) -> tuple[ShownSection, ...]:
     """Return the start of the model `name` in sections. The configuration has that model. given: Environment= of its unit.
 
-    power: the power limits of the GPUs; None where none is configured. The sections are limits, protection, kernel tunables, power limits,
-    command and timeouts, arguments and environment.
+    power: the power limits of the GPUs; None where none is configured. The sections are the addresses of a model on demand, limits,
+    protection, kernel tunables, power limits, command and timeouts, arguments and environment.
     """
     budget, server = decide_budget(config, host), decide_server(config, host, name, given)
     launch = decide_launch(config, name, server, budget.of(name))
@@ -66,6 +66,7 @@ def decide_show(
         "health", health_url(model), health_url(model), str(origin_of(config, f"models.{name}.health", f"models.{name}.port"))
     )
     return (
+        *((ShownSection("On demand", _demand(config, name)),) if model.on_demand else ()),
         ShownSection("Limits", _limits(budget.of(name))),
         ShownSection("All models together", _slice(budget)),
         ShownSection("Kept for the system", _protection(budget.protection)),
@@ -76,6 +77,17 @@ def decide_show(
         ),
         ShownSection("Arguments", tuple(_row(key, sourced) for key, sourced in server.arguments.items())),
         ShownSection("Environment", tuple(_row(key, sourced) for key, sourced in sorted(server.environment.items()))),
+    )
+
+
+def _demand(config: Config, name: str) -> tuple[ShownRow, ...]:
+    model, path = config.models[name], f"models.{name}"
+    clients, server = host_and_port(model.host, model.port), host_and_port(model.server_host, model.server_port)
+    idle = "none" if model.idle_timeout is None else format_exact_span(model.idle_timeout)
+    return (
+        ShownRow("clients", clients, clients, str(origin_of(config, f"{path}.port"))),
+        ShownRow("server", server, server, f"{INNER_PORTS} ports higher"),
+        ShownRow("idle_timeout", model.idle_timeout, idle, str(origin_of(config, f"{path}.idle_timeout"))),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
 from typing import Protocol
@@ -15,6 +15,7 @@ from vllm_safe.config.settings import Config, Model
 from vllm_safe.decide.limits import LEAST_MEMORY, Budget, unit_of
 from vllm_safe.decide.plan_inputs import host_limits
 from vllm_safe.decide.serve_command import ServerCommand
+from vllm_safe.host.demand_facts import DemandFacts
 from vllm_safe.host.host_facts import Host
 from vllm_safe.host.start_facts import StartFacts
 from vllm_safe.models.fetch_decision import find_model
@@ -23,6 +24,7 @@ from vllm_safe.plan.plan_findings import find_plan_problem
 from vllm_safe.power.power_decision import asked_power
 from vllm_safe.swap.swapfile_facts import second_name
 
+LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 SWAP_SERVICE = "vllm-safe-swap.service"
 POWER_SERVICE = "vllm-safe-power.service"
 # Settings whose variables only the main process of vllm@NAME gets, by the property that systemctl shows.
@@ -46,6 +48,7 @@ class Situation(LimitSituation):
 
     server: ServerCommand
     plan: PlanFacts | None = None  # None where GPUs or files are not known
+    demand: DemandFacts = field(default_factory=DemandFacts)  # the models that are up, and who asked for this start
 
     @property
     def model(self) -> Model:
@@ -129,7 +132,7 @@ def check_key(start: Situation) -> Finding | None:
     """Check that the API key can be read by root only, and that there is one where other machines can send requests."""
     if key := start.facts.key:
         return failed(key.problem, key.way_out) if key.problem else passed(f"the API key in {key.path} can be read by root only")
-    if start.model.host in {"127.0.0.1", "::1", "localhost"}:
+    if start.model.host in LOOPBACK:
         return None
     return warned(
         f"{start.name} listens on {start.model.host} without an API key",
@@ -186,7 +189,7 @@ def check_power(start: Situation) -> Finding | None:
 
 def check_port(start: Situation) -> Finding:
     """Check whether another process listens on the port of the server."""
-    host, port = start.model.host, start.model.port
+    host, port = start.model.server_host, start.model.server_port
     wanted = start.facts.addresses | {"localhost": {"127.0.0.1", "::1"}}.get(host, {host})
     taken = sorted(address for address, other in start.host.listening if other == port and _overlap(wanted, address))
     if taken:

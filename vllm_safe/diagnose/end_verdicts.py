@@ -72,6 +72,15 @@ def stopped(case: Case) -> Verdict | None:
     return Verdict(code, f"{case.name} was stopped: {who}.", case.end.time, "", tuple(launcher_evidence(case)))
 
 
+def idle(case: Case) -> Verdict | None:
+    """Decide whether the main process stopped a model on demand that nobody asked for."""
+    if case.end.cause != "idle":
+        return None
+    hint = f"The next request starts it again. To keep it up until it is stopped: systemctl start vllm@{case.name}"
+    sentence = f"{case.name} was {case.end.reason}."
+    return Verdict("idle", sentence, case.end.time, "good", tuple(launcher_evidence(case)), hint=hint)
+
+
 def refused(case: Case) -> Verdict | None:
     """Decide whether the checks before the start refused it."""
     if case.end.cause != "refused":

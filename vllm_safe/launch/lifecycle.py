@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from vllm_safe.common.errors import EXIT_FAILED, EXIT_MISUSE
+from vllm_safe.common.errors import EXIT_FAILED, EXIT_IDLE, EXIT_MISUSE
 from vllm_safe.common.sizes import format_span
 from vllm_safe.contract.launch_file import Launch
 from vllm_safe.contract.state_file import NO_CARDS, CardUsage, ReportedMemory
 from vllm_safe.launch.actions import Action, AskServer, Instruction, LogLine, NotifySystemd, Quit, extend_timeout
 from vllm_safe.launch.first_token import FirstToken
 from vllm_safe.launch.http_probe import Answer
+from vllm_safe.launch.idleness import Idleness
 from vllm_safe.launch.liveness import Liveness
 from vllm_safe.launch.loading import Loading
 from vllm_safe.launch.processes import Process
@@ -58,6 +59,7 @@ class Lifecycle:
         self.error = ""  # the error that ended the server, as the server printed it
         self.served = False
         self.alive: Liveness | None = None
+        self.idle: Idleness | None = None  # while it serves, if a request started it
         self._launch, self._sizes, self._before, self._time_of_day = launch, sizes, before, time_of_day
         self._started = now  # the start of the server, or of the wait for it
         self._loading = Loading(now, wall, sizes)
@@ -133,12 +135,7 @@ class Lifecycle:
         if what == "token":
             return self._answered_token(now, wall, answer)
         if self.alive:
-            self._timers[what] = now + self.alive.interval
-            if what == "metrics":
-                self.alive.counted(answer.figures)
-            else:
-                self.alive.health(answer)
-            return []
+            return self._answered_alive(now, wall, what, answer, self.alive)
         self._last_health = answer
         self._timers["health"] = now + self._interval
         self._interval = min(2 * self._interval, POLL_LONGEST)
@@ -150,6 +147,13 @@ class Lifecycle:
         self._go("warming-up", wall)
         self._first.ask(now)
         return [AskServer("token")]
+
+    def connected(self, now: float, wall: float, count: int) -> list[Action]:
+        """Handle the number of connections of a server without counters."""
+        if self._ending or self.phase == "ended" or not self.idle:
+            return []
+        self.idle.connected(now, wall, count)
+        return self._end_if_idle(now, wall)
 
     def asked_to_stop(self, now: float, wall: float) -> list[Action]:
         """Handle SIGTERM from systemd, or SIGINT."""
@@ -228,12 +232,34 @@ class Lifecycle:
             return self._end_hung(now, wall, "hang", wrong)
         if alive.wants_token:
             alive.asked_for_token()
+            if self.idle:
+                self.idle.asked()
             return [AskServer("token")]
         return []
+
+    def _answered_alive(self, now: float, wall: float, what: str, answer: Answer, alive: Liveness) -> list[Action]:
+        self._timers[what] = now + alive.interval
+        if what == "health":
+            alive.health(answer)
+            return []
+        alive.counted(answer.figures)
+        if self.idle:
+            self.idle.counted(now, wall, answer.figures)
+        return self._end_if_idle(now, wall)
+
+    def _end_if_idle(self, now: float, wall: float) -> list[Action]:
+        """End the server as a stop does, if nobody has asked for it. A request that has just arrived is still answered."""
+        if not self.idle or not self.idle.is_over:
+            return []
+        self.cause = "idle"
+        self.reason = f"stopped: no request for {format_span(self._launch.idle_timeout)} (idle_timeout)"
+        return [LogLine(self.reason), *self._begin_end(now, wall, code=EXIT_IDLE, hung=False)]
 
     def _answered_token(self, now: float, wall: float, answer: Answer) -> list[Action]:
         if self.alive:
             self.alive.got_token(answer)
+            if self.idle:
+                self.idle.answered()
             return []
         ready, lines = self._first.answered(answer)
         return [*lines, *self._ready(now, wall)] if ready else lines
@@ -243,6 +269,7 @@ class Lifecycle:
         self._go("ready", wall)
         self.served = True
         self.alive = Liveness(self._launch, now)
+        self.idle = Idleness(self._launch, now, wall) if self._launch.request else None
         questions = ["health", "metrics"] if self._launch.metrics else ["health"]
         self._timers = Timers(dict.fromkeys(("look", *questions), now + self.alive.interval))
         self._timers |= {"watchdog": now} if self._feed else {}

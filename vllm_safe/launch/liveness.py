@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from vllm_safe.common.sizes import format_span
 from vllm_safe.contract.launch_file import Launch
 from vllm_safe.launch.http_probe import Answer
+from vllm_safe.launch.idleness import FINISHED
 from vllm_safe.launch.processes import Process
 from vllm_safe.launch.timers import TimeOfDay
 
@@ -24,7 +25,7 @@ SURELY = 60.0
 # but its share of the KV cache grows.
 RUNNING, WAITING, TOKENS = "vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:generation_tokens_total"
 MOVING = (TOKENS, "vllm:prompt_tokens_total", "vllm:iteration_tokens_total_count", "vllm:kv_cache_usage_perc", RUNNING, WAITING)
-_NAMES = {name.encode(): name for name in MOVING}
+_NAMES = {name.encode(): name for name in (*MOVING, FINISHED)}
 _ENGINE = ("VLLM::EngineCor", "VLLM::Worker")  # the names that processes of the engine set, cut to the length that the kernel keeps
 _LONGEST_LINE = 4096
 

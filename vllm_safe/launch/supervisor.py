@@ -19,6 +19,7 @@ from vllm_safe.contract import state_file
 from vllm_safe.contract.launch_file import Launch
 from vllm_safe.launch import hang_evidence
 from vllm_safe.launch.actions import Action, AskServer, Instruction, LogLine, NotifySystemd, Quit, SendSignal
+from vllm_safe.launch.connections import count_connections
 from vllm_safe.launch.http_probe import TIMEOUT, Probe
 from vllm_safe.launch.lifecycle import Lifecycle
 from vllm_safe.launch.liveness import MetricsReader
@@ -137,6 +138,8 @@ class _Supervisor:
         if self._life.loading:
             self._cards = state_file.read_card_usage(self._launch.name, self._cards)
         self._do(self._life.looked(time.monotonic(), time.time(), self._processes(), self._cards))
+        if self._launch.port and self._life.idle:
+            self._do(self._life.connected(time.monotonic(), time.time(), count_connections(self._launch.port)))
 
     def _ask(self, what: str) -> None:
         now, figures = time.monotonic(), MetricsReader()
@@ -209,6 +212,8 @@ class _Supervisor:
             log=tuple(self._output.lines(state_file.KEPT_LINES)),
             error=life.error,
             served=life.served,
+            used=life.idle.used if life.idle else None,
+            idle_timeout=self._launch.idle_timeout if life.idle else 0.0,
         )
         if last or new != self._written or now >= self._written_at + WRITE_STEADY:
             self._written, self._written_at = new._replace(time=time.time()), now

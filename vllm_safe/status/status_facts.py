@@ -22,8 +22,10 @@ from vllm_safe.contract.recorded_run import Gpu
 from vllm_safe.contract.run_encoding import from_line, mapping, number, text, unpack_gpus
 from vllm_safe.contract.small_files import read_regular
 from vllm_safe.contract.state_file import FRESH, GPU_FOLDER, STATE_FOLDER, cards_file, state_file
-from vllm_safe.decide.limits import unit_of
+from vllm_safe.decide.demand_units import socket_of
+from vllm_safe.decide.limits import prepare_of, unit_of
 from vllm_safe.record.run_reader import read_state
+from vllm_safe.status.demand_lines import DemandStatus
 from vllm_safe.status.status_lines import GuardEvent, ModelStatus
 from vllm_safe.status.top_screen import MachineMemory
 
@@ -54,6 +56,7 @@ def read_model_status(
     """Read the status of each model. Values that cannot be read are None or empty."""
     wanted = list(names)
     units = show_properties(map(unit_of, wanted), _PROPERTIES) if wanted else {}
+    demands = _demands(wanted)
     moment, elapsed = time.time(), time.monotonic()
     system = {kind: _worst(_waits(root / part / f"{kind}.pressure") for part in SYSTEM_SLICES) for kind in ("memory", "io")}
     seen = []
@@ -84,6 +87,7 @@ def read_model_status(
                 os_io_pressure=system["io"],
                 gpus=_gpus(cards / cards_file(name).name, moment) if current else (),
                 acts=_acts(guard / f"{name}.jsonl"),
+                demand=demands.get(name, DemandStatus()),
             )
         )
     return tuple(seen)
@@ -93,6 +97,19 @@ def read_machine_memory(path: str = "/proc/meminfo") -> MachineMemory:
     """Read how much RAM and swap the machine has, and how much of it is left."""
     found = parse_meminfo(read_kernel_file(path))
     return MachineMemory(found.get("MemTotal"), found.get("MemAvailable"), found.get("SwapTotal"), found.get("SwapFree"))
+
+
+def _demands(names: Iterable[str]) -> dict[str, DemandStatus]:
+    """Read which models have a socket that starts them, and what their preparations wait for."""
+    wanted = list(names)
+    units = [unit for name in wanted for unit in (socket_of(name), prepare_of(name))]
+    shown = show_properties(units, ("Id", "ActiveState", "StatusText")) if units else {}
+    found = {}
+    for name in wanted:
+        socket, prepare = shown.get(socket_of(name), {}), shown.get(prepare_of(name), {})
+        waits = prepare.get("StatusText", "") if prepare.get("ActiveState") == "activating" else ""
+        found[name] = DemandStatus(socket.get("ActiveState") == "active", waits)
+    return found
 
 
 def _limit(group: Path | None, name: str) -> int | None:

@@ -11,6 +11,7 @@ from vllm_safe.common.printable_text import printable
 from vllm_safe.common.sizes import format_size, format_span
 from vllm_safe.contract.recorded_run import Gpu
 from vllm_safe.contract.state_file import LoadProgress, State
+from vllm_safe.status.demand_lines import DemandStatus, demand_line
 
 _BAR = 16  # columns
 COLUMNS = 80  # of a terminal, unless it says otherwise
@@ -47,6 +48,7 @@ class ModelStatus(NamedTuple):
     os_io_pressure: float | None = None
     gpus: tuple[Gpu, ...] = ()  # all of the machine, in the order of nvidia-smi
     acts: tuple[GuardEvent, ...] = ()
+    demand: DemandStatus = DemandStatus()
 
     @property
     def is_running(self) -> bool:
@@ -67,7 +69,7 @@ def describe_phase(seen: ModelStatus) -> str:
 def status_as_json(seen: ModelStatus, why: str = "") -> dict[str, Any]:
     """Return all that is known, by name; sizes in bytes, times in Unix seconds. `why`: the verdict on the last run."""
     state = seen.state
-    plain = {key: value for key, value in seen._asdict().items() if key not in {"state", "acts", "gpus"}}
+    plain = {key: value for key, value in seen._asdict().items() if key not in {"state", "acts", "gpus", "demand"}}
     return plain | {
         "phase": describe_phase(seen),
         "since": _since(seen),
@@ -75,6 +77,9 @@ def status_as_json(seen: ModelStatus, why: str = "") -> dict[str, Any]:
         "running": state.running if state else None,
         "waiting": state.waiting if state else None,
         "tokens": state.tokens if state else None,
+        "used": state.used if state else None,
+        "idle_timeout": state.idle_timeout if state else 0.0,
+        "on_demand": seen.demand.listens,
         "gpus": [gpu._asdict() for gpu in seen.gpus],
         "guard": {"count": len(seen.acts), "last": seen.acts[-1]._asdict() if seen.acts else None},
         "why": why,
@@ -90,12 +95,13 @@ def status_as_lines(
     """
     phase, since = describe_phase(seen), _since(seen)
     when = "" if since is None else f" since {_moment(since, seen.time, local)} ({format_span(max(0.0, seen.time - since))})"
+    demand = demand_line(seen.demand, seen.state, seen.time, running=seen.is_running)
     if seen.active == "inactive" and since is None and not why:
-        return [f"{seen.name}  not started"]
+        return [f"{seen.name}  not started", *(f"  {printable(line)[: columns - 3]}" for line in [demand] if line)]
     lines = [*_first_detail(seen, phase, why)]
     if amounts := _amounts(seen):
         lines.append(", ".join(amounts))
-    lines += [*_cards(seen.gpus), *_pressure(seen), *_requests(seen, before), *_guard(seen)]
+    lines += [*_cards(seen.gpus), *_pressure(seen), *_requests(seen, before), *([demand] if demand else []), *_guard(seen)]
     if phase == "failed":
         lines.append(f"see: vllm-safe why {seen.name}")
     wrapped = (

@@ -83,4 +83,6 @@ def _idle_line(model: ShownModel) -> str:
     """Return one line about a model that does not run."""
     never = model.seen.active == "inactive" and model.seen.changed is None and not model.why
     state = "not started" if never else describe_phase(model.seen)
-    return printable(f"{model.seen.name}  {state}{f': {model.why}' if model.why else ''}")
+    demand = model.seen.demand
+    more = demand.preparing or model.why
+    return printable(f"{model.seen.name}  {state}{', on demand' if demand.listens else ''}{f': {more}' if more else ''}")

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from vllm_safe.apply.start_steps import missing_properties, prepare_steps, refusal_steps, undo_steps
-from vllm_safe.apply.unit_steps import DaemonReload, RemoveDropin, SetProperties, TryRestart, remove_dropins
+from vllm_safe.apply.unit_steps import (
+    DaemonReload,
+    RemoveDropin,
+    SetProperties,
+    StartSocket,
+    StopUnits,
+    TryRestart,
+    WriteDropin,
+    remove_dropins,
+)
 from vllm_safe.common.errors import Failure
+from vllm_safe.common.file_steps import WriteFile
 from vllm_safe.contract.launch_file import Launch
 from vllm_safe.decide.preparation import Preparation
 from vllm_safe.earlyoom.earlyoom_arguments import EarlyoomFiles
@@ -42,6 +53,29 @@ def test_the_error_of_systemd_is_passed_on(calls: Calls) -> None:
     with pytest.raises(Failure, match=r"set-property: Unit refused\."):
         SetProperties("refused", {"MemoryMax": 1}).run()
     assert len(calls()) == 1
+
+
+def test_a_socket_that_cannot_be_opened_is_named_with_its_address(calls: Calls) -> None:
+    with pytest.raises(Failure, match=r"refused\.socket cannot listen on 127\.0\.0\.1:1") as failure:
+        StartSocket("refused.socket", "127.0.0.1:1").run()
+    assert failure.value.hint == "Another process may listen there: systemctl status refused.socket"
+    StartSocket("x.socket", "127.0.0.1:1").run()
+    StopUnits(("x.socket", "x.service")).run()
+    assert calls()[1:] == ["start -- x.socket", "stop -- x.socket x.service"]
+
+
+def test_a_drop_in_has_its_folder_and_everybody_may_read_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[WriteFile] = []
+    monkeypatch.setattr(WriteFile, "run", lambda step: written.append(step))  # noqa: PLW0108 - a method, which gets the step
+    before = os.umask(0o077)
+    try:
+        WriteDropin(tmp_path / "x.socket.d/50-vllm-safe.conf", "[Socket]\n").run()
+    finally:
+        os.umask(before)
+    assert (tmp_path / "x.socket.d").stat().st_mode & 0o777 == 0o755
+    assert [(step.path.name, step.content, step.mode) for step in written] == [("50-vllm-safe.conf", "[Socket]\n", 0o644)]
+    with pytest.raises(Failure, match="cannot make"):
+        WriteDropin(tmp_path / "none/x.socket.d/50-vllm-safe.conf", "").run()
 
 
 def test_without_systemctl_there_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:

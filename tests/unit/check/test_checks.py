@@ -16,7 +16,8 @@ from vllm_safe.common.errors import Failure
 from vllm_safe.common.key_file import Key
 from vllm_safe.common.sizes import GIB
 from vllm_safe.config.power_types import EVERY_CARD, PowerCap
-from vllm_safe.config.settings import Config, Earlyoom, GpuSection, Model
+from vllm_safe.config.settings import Config, Earlyoom, GatewaySection, GpuSection, Model
+from vllm_safe.contract.gateway_file import GatewayFile, GatewayModel
 from vllm_safe.decide.limits import EACH_UNIT, decide_budget
 from vllm_safe.decide.preparation import decide_preparation
 from vllm_safe.decide.start_checks import Situation
@@ -64,6 +65,60 @@ def test_a_good_machine_passes_every_line() -> None:
     found = checks.check_machine(GOOD)
     assert {finding.level for finding in found} == {"pass"}
     assert all(not finding.do_next for finding in found)
+
+
+BAD_KEY, HIDDEN = Key(Path("/k"), problem="/k does not exist", way_out="Create a key"), Key(Path("/k"), problem="no", hidden=True)
+RUNS = {"vllm-gateway.service": {"ActiveState": "active"}}
+
+
+@pytest.mark.parametrize(
+    ("host", "seen", "level", "says"),
+    [
+        ("127.0.0.1", {"units": RUNS}, "pass", "the gateway listens on 127.0.0.1:8080 for all models"),
+        ("127.0.0.1", {"aiohttp": False}, "fail", "python3-aiohttp is not installed"),
+        ("127.0.0.1", {}, "warn", "the gateway is enabled, but does not run"),
+        ("192.0.2.1", {"units": RUNS}, "warn", "the gateway listens on 192.0.2.1 without a key"),
+        ("192.0.2.1", {"units": RUNS, "gateway_key": Key(Path("/k"), "secret")}, "pass", "192.0.2.1:8080"),
+        ("127.0.0.1", {"gateway_key": BAD_KEY}, "fail", "/k does not exist"),
+        ("127.0.0.1", {"gateway_key": HIDDEN}, "warn", "can only be checked by root"),
+    ],
+)
+def test_the_gateway_can_run_and_does(host: str, seen: dict[str, Any], level: str, says: str) -> None:
+    config = replace(CONFIG, gateway=GatewaySection(enabled=True, host=host))
+    found = checks.check_gateway(replace(GOOD, config=config, seen=Inspection(**seen)))
+    assert found is not None
+    assert (str(found.level), says in found.what) == (level, True)
+    assert "secret" not in found.what
+    assert checks.check_gateway(GOOD) is None
+
+
+def test_models_that_make_room_for_each_other_are_listed() -> None:
+    models = tuple(
+        GatewayModel(name, (name,), "", ("", 1), on_demand=name != "c", memory=size) for name, size in (("a", 6), ("b", 6), ("c", 2))
+    )
+    seen = replace(SEEN, gateway=GatewayFile(models=models, memory=8))
+    assert checks.check_room(GOOD) is None
+    assert checks.check_room(replace(GOOD, seen=seen)).what == "models on demand: one of these makes room for the other: a and b"  # type: ignore[union-attr]
+    roomy = replace(SEEN, gateway=GatewayFile(models=models, memory=12))
+    assert checks.check_room(replace(GOOD, seen=roomy)).what == "models on demand: any two of the models can be up together"  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("active", "listening", "level", "says"),
+    [
+        ("active", frozenset({("127.0.0.1", 8000)}), "pass", "a request to 127.0.0.1:8000 starts it"),
+        ("inactive", frozenset(), "warn", "nothing takes requests for it"),
+        ("inactive", frozenset({("127.0.0.1", 8000)}), "fail", "port 8000 is already in use"),
+    ],
+)
+def test_a_model_on_demand_needs_its_socket(active: str, listening: frozenset[tuple[str, int]], level: str, says: str) -> None:
+    config = replace(CONFIG, models=MappingProxyType({"big": replace(MODEL, on_demand=True)}))
+    at = situation_of(config, replace(HOST, listening=listening), "big", StartFacts())
+    found = checks.check_demand_socket(at, Inspection(units={"vllm-on-demand@big.socket": {"ActiveState": active}}))
+    assert found is not None
+    assert str(found.level) == level
+    assert says in found.what
+    assert checks.check_demand_socket(situation_of(CONFIG, HOST, "big", StartFacts()), SEEN) is None
 
 
 UNIFIED = Mount("/sys/fs/cgroup", "cgroup2", "cgroup2", ("rw",))

@@ -197,9 +197,9 @@ def test_the_power_limits_are_set_and_taken_back_by_themselves(
     assert capsys.readouterr().out == "nothing to do: already up to date\n"
 
 
-def test_tunables_and_power_are_two_calls(config: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tunables_power_and_the_gateway_are_calls_of_their_own(config: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["apply", "--tunables", "--power", "--config", config]) == 2
-    assert "two calls" in capsys.readouterr().err
+    assert "calls of their own" in capsys.readouterr().err
 
 
 def test_an_edited_power_limit_is_applied_before_the_next_start(config: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -208,7 +208,28 @@ def test_an_edited_power_limit_is_applied_before_the_next_start(config: str, cap
     assert capsys.readouterr().out.splitlines()[0] == "would have vllm-safe-power.service reload its settings if it runs"
 
 
-@pytest.mark.parametrize("option", ["--undo", "--tunables", "--power"])
+def test_the_sockets_of_models_on_demand_are_opened_by_themselves(config: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path(config).write_text("models: {x: {command: [/bin/sh], port: 8001, on_demand: true}, y: {command: [/bin/sh]}}\n")
+    assert main(["apply", "--gateway", "--dry-run", "--config", config]) == 0
+    written, service, reload, settings, opened = capsys.readouterr().out.splitlines()
+    assert "vllm-on-demand@x.socket.d" in written
+    assert "vllm-on-demand@x.service.d" in service
+    assert reload == "would reload systemd's unit files (daemon-reload)"
+    assert settings == "would write /run/vllm-safe/gateway/gateway.json (root:vllm-gateway 0640)"
+    assert opened.startswith("would start vllm-on-demand@x.socket, which listens on 127.0.0.1:8001")
+    Path(config).write_text("\t")
+    assert main(["apply", "--gateway", "--undo", "--dry-run", "--config", config]) == 0
+    assert capsys.readouterr().out == "nothing to do: already up to date\n"
+    assert main(["apply", "--gateway", "--dry-run", "--config", config]) == 2
+
+
+def test_a_start_says_whether_it_makes_room(config: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path(config).write_text("models: {x: {command: [/bin/sh], port: 8001, on_demand: true}}\n")
+    assert main(["apply", "x", "--dry-run", "--config", config]) == 0
+    assert "would stop no other model for x: there is room" in capsys.readouterr().out.splitlines()
+
+
+@pytest.mark.parametrize("option", ["--undo", "--tunables", "--power", "--gateway"])
 def test_what_is_of_the_whole_machine_goes_without_a_name(option: str, config: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["apply", option, "--config", config, "x"]) == 2
     assert "NAME" in capsys.readouterr().err

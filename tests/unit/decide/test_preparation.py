@@ -12,12 +12,14 @@ from vllm_safe.common.findings import Level
 from vllm_safe.common.kernfs import MODELS_SLICE
 from vllm_safe.common.key_file import Key
 from vllm_safe.common.sizes import Amount
-from vllm_safe.config.settings import Protect
+from vllm_safe.config.settings import Config, Model, Protect
+from vllm_safe.contract.launch_file import Launch
 from vllm_safe.decide.limits import unit_of
 from vllm_safe.decide.preparation import decide_preparation, decide_protection_of_all
 from vllm_safe.decide.restarts import PAUSES
-from vllm_safe.decide.start_checks import find_start_problems
+from vllm_safe.decide.start_checks import Situation, find_start_problems
 from vllm_safe.engine.engine_facts import EngineFacts, Installed
+from vllm_safe.host.demand_facts import DemandFacts, LaunchFacts, UnitFacts
 from vllm_safe.host.start_facts import StartFacts, Starts
 from vllm_safe.models.model_files import ModelFiles
 
@@ -43,6 +45,46 @@ def test_a_good_start_passes_everything_and_is_launched() -> None:
     assert plan.launch.refusal is None
     assert set(plan.units) == {"vllm@x.service", MODELS_SLICE, "system.slice", "user.slice", "init.scope"}
     assert plan.units["vllm@x.service"]["MemoryMax"] <= plan.units[MODELS_SLICE]["MemoryMax"]
+
+
+ASKED = DemandFacts(models={"x": UnitFacts(job=20)}, proxies={"x": UnitFacts(job=10)})
+FAILED = LaunchFacts(Launch("x", request=7))
+
+
+def on_demand(demand: DemandFacts, at: Situation = GOOD) -> Situation:
+    config = Config(models={"x": Model(model="a/b", on_demand=True, idle_timeout=600.0)})
+    return replace(changed(at, config=config), demand=demand)
+
+
+def test_the_server_of_a_model_on_demand_listens_elsewhere() -> None:
+    launch = decide_preparation(on_demand(ASKED)).launch
+    assert launch is not None
+    assert (launch.serve_args or {})["port"] == 18000
+    assert launch.health == "http://127.0.0.1:18000/health"
+    taken = changed(GOOD, host=replace(GOOD.host, listening=frozenset({("127.0.0.1", 8000)})))
+    assert decide_preparation(on_demand(ASKED, taken)).launch.refusal is None  # type: ignore[union-attr]
+
+
+def test_a_request_starts_it_for_a_time_and_a_person_for_good() -> None:
+    asked, by_hand = (decide_preparation(on_demand(demand)).launch for demand in (ASKED, DemandFacts()))
+    assert asked is not None
+    assert by_hand is not None
+    assert (asked.request, asked.idle_timeout, by_hand.request) == (10, 600.0, 0)
+
+
+def test_of_a_model_that_is_up_only_the_limits_are_set() -> None:
+    plan = decide_preparation(on_demand(DemandFacts(models={"x": UnitFacts("active", "running")})))
+    assert (plan.launch, set(plan.units) > {"vllm@x.service"}) == (None, True)
+
+
+def test_a_request_for_what_has_failed_counts_as_a_restart_unless_it_is_refused() -> None:
+    failed = replace(ASKED, models={"x": UnitFacts("failed", "failed", "exit-code", job=20)}, launches={"x": FAILED})
+    plan = decide_preparation(on_demand(failed))
+    assert (len(plan.starts.at), plan.launch.restart) == (1, 1)  # type: ignore[union-attr]
+    lost = changed(GOOD, facts=replace(GOOD.facts, server=False, starts=Starts(0, (9_000.0,))))
+    assert decide_preparation(on_demand(failed, lost)).starts == Starts(0, (9_000.0,))
+    waits = replace(failed, models={"x": UnitFacts("activating", "auto-restart", "exit-code", job=20)})
+    assert decide_preparation(on_demand(waits)).starts == GOOD.facts.starts
 
 
 NEVER = {

@@ -54,6 +54,16 @@ def test_when_it_served_is_what_systemd_says_and_sleep_is_no_matter() -> None:
         assert (count_restart(starts, {"vllm@x.service": unit}, 10_000.0, 100.0, "x")[1] is not None) is refused
 
 
+def test_requests_for_what_has_failed_are_as_few_as_automatic_restarts() -> None:
+    starts, refused = Starts(), []
+    for now in (30.0, 60.0, 90.0, 120.0):
+        starts, finding = limit_restarts(starts, 0, None, now, "x", again=True)
+        refused.append(finding is not None)
+    assert refused == [False, False, False, True]
+    assert limit_restarts(starts, 1, None, 130.0, "x")[1] is not None
+    assert limit_restarts(starts, 0, None, 140.0, "x") == (Starts(), None)
+
+
 def test_a_person_is_never_refused_and_starts_afresh() -> None:
     # NRestarts still has the old value while a manual start is prepared, and is 0 again before the next automatic one.
     given_up = [(0, 0.0), (1, 30.0), (2, 60.0), (3, 90.0), (4, 120.0)]

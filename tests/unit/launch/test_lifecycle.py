@@ -9,10 +9,12 @@ from collections.abc import Callable
 import pytest
 
 from tests.builders.reasons import time_of_day
+from vllm_safe.common.errors import EXIT_IDLE
 from vllm_safe.contract.launch_file import Launch
 from vllm_safe.contract.state_file import NO_CARDS, CardUsage
 from vllm_safe.launch.actions import Action, AskServer, Instruction, LogLine, NotifySystemd, Quit, SendSignal
 from vllm_safe.launch.http_probe import Answer
+from vllm_safe.launch.idleness import FINISHED
 from vllm_safe.launch.lifecycle import EXTEND_BY, EXTEND_EVERY, Lifecycle
 from vllm_safe.launch.liveness import RUNNING, TOKENS
 from vllm_safe.launch.processes import Process
@@ -529,6 +531,26 @@ def test_an_idle_server_is_never_ended() -> None:
             if isinstance(action, AskServer):
                 life.answered(float(now), HEALTHY, action.what)
     assert life.it.phase == "ready"
+
+
+def test_a_model_that_a_request_started_ends_when_nobody_asks() -> None:
+    idle = HEALTHY._replace(figures={RUNNING: 0.0, "vllm:num_requests_waiting": 0.0, FINISHED: 3.0})
+    by_hand, asked = _serving(VLLM._replace(idle_timeout=300.0)), _serving(VLLM._replace(request=7, idle_timeout=300.0))
+    assert (by_hand.answered(9000.0, idle, "metrics"), by_hand.it.idle) == ([], None)
+    assert asked.answered(1300.0, idle, "metrics") == []
+    ending = asked.answered(1600.0, idle, "metrics")
+    assert "stopped: no request for 5 min (idle_timeout)" in _said(ending)
+    assert SendSignal(signal.SIGTERM) in ending
+    assert _quit(asked.exited(1610.0, EXIT_0)) == EXIT_IDLE
+    assert (asked.it.cause, asked.it.reason) == ("idle", "stopped: no request for 5 min (idle_timeout)")
+
+
+def test_a_server_without_counters_ends_when_nobody_is_connected() -> None:
+    life = _serving(OTHER._replace(request=7, idle_timeout=300.0, port=18000))
+    assert life.it.connected(1500.0, 1500.0, 1) == []
+    assert life.it.connected(1700.0, 1700.0, 0) == []
+    assert "stopped: no request for 5 min" in _said(life.it.connected(1800.0, 1800.0, 0))
+    assert life.it.connected(2200.0, 2200.0, 0) == []
 
 
 def test_requests_without_a_token_are_a_hang() -> None:

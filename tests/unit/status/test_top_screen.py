@@ -7,6 +7,7 @@ import time
 import pytest
 
 from vllm_safe.contract.state_file import State
+from vllm_safe.status.demand_lines import DemandStatus
 from vllm_safe.status.status_lines import ModelStatus
 from vllm_safe.status.top_screen import MachineMemory, ShownModel, top_screen
 
@@ -53,6 +54,13 @@ def test_a_model_that_failed_has_its_reason_and_the_next_step() -> None:
     failed = screen(ShownModel(ModelStatus("x", NOW, "failed", "failed", changed=NOW - 60), "killed at its limit"))
     assert "  killed at its limit" in failed
     assert "  see: vllm-safe why x" in failed
+
+
+def test_a_model_on_demand_says_so_and_what_its_start_waits_for() -> None:
+    waits = ModelStatus("x", NOW, "inactive", changed=NOW - 60, demand=DemandStatus(listens=True, preparing="waiting 2 min for y"))
+    assert "x  stopped, on demand: waiting 2 min for y" in screen(ShownModel(waits, "it was stopped"))
+    stopped = waits._replace(demand=DemandStatus(listens=True))
+    assert "x  stopped, on demand: it was stopped" in screen(ShownModel(stopped, "it was stopped"))
 
 
 def test_a_stopped_model_is_one_line_however_much_there_is_to_say() -> None:

@@ -1,0 +1,54 @@
+"""Whether anybody has asked a serving model for anything lately. Pure. Connections that clients keep open are no requests.
+
+It is decided at a reading of the server only: after a freeze, or while the server is too busy to answer, nothing is known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from vllm_safe.contract.launch_file import Launch
+
+# The names in /metrics of vLLM 0.32 (v1/metrics/loggers.py): requests that have ended, for whatever reason, and those that have not.
+FINISHED = "vllm:request_success_total"
+_UNFINISHED = ("vllm:num_requests_running", "vllm:num_requests_waiting")
+_MASKED = 2  # readings after the answer to a request of our own: one may have been taken before it was counted
+
+
+class Idleness:
+    """The clock of one model that a request started. now: seconds of a monotonic clock. wall: Unix time."""
+
+    def __init__(self, launch: Launch, now: float, wall: float) -> None:
+        self.used = wall  # the last time at which a request was seen
+        self.is_over = False
+        self._limit = launch.idle_timeout
+        self._since = now
+        self._finished: float | None = None
+        self._asking, self._masked = False, 0  # a request of our own is under way; readings in which one may still appear
+
+    def asked(self) -> None:
+        """Note that the main process itself sends a request."""
+        self._asking = True
+
+    def answered(self) -> None:
+        """Note that it has its answer."""
+        self._asking, self._masked = False, _MASKED
+
+    def counted(self, now: float, wall: float, figures: Mapping[str, float]) -> None:
+        """Take the figures of /metrics; {} if it did not answer. A server that does not count its requests is never idle."""
+        if not all(name in figures for name in _UNFINISHED):
+            return
+        own = 1 if self._asking or self._masked else 0
+        self._masked = max(0, self._masked - 1)
+        last, self._finished = self._finished, figures.get(FINISHED)
+        ended = self._finished is None or (last is not None and self._finished - last > own)
+        self._see(now, wall, used=ended or sum(figures[name] for name in _UNFINISHED) > own)
+
+    def connected(self, now: float, wall: float, count: int) -> None:
+        """Take the number of connections of a server that has no counters. There, each counts as a request."""
+        self._see(now, wall, used=count > 0)
+
+    def _see(self, now: float, wall: float, *, used: bool) -> None:
+        if used:
+            self.used, self._since = wall, now
+        self.is_over = 0 < self._limit <= now - self._since

@@ -1,0 +1,31 @@
+"""What a person should know of a model on demand: who keeps it up, and for how long. Pure."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from vllm_safe.common.sizes import format_span
+from vllm_safe.contract.state_file import State
+
+
+class DemandStatus(NamedTuple):
+    """The sockets of a model at one moment. listens: a request would start it; preparing: what its preparation waits for, or ""."""
+
+    listens: bool = False
+    preparing: str = ""
+
+
+def demand_line(seen: DemandStatus, state: State | None, now: float, *, running: bool) -> str:
+    """Return the line, "" for a model that has nothing to do with requests. now: Unix seconds; running: the model has processes."""
+    if not running:
+        return f"on demand: {seen.preparing or 'the next request starts it'}" if seen.listens or seen.preparing else ""
+    if state is None or state.phase != "ready":
+        return ""
+    if state.used is None:
+        return "on demand, but started by hand: it stays up" if seen.listens else ""
+    if state.running or state.waiting:
+        return f"on demand: stops {format_span(state.idle_timeout)} after its last request" if state.idle_timeout else "on demand"
+    idle = max(0.0, now - state.used)
+    if not state.idle_timeout:
+        return f"on demand: no request for {format_span(idle)}; stays until another model needs its room"
+    return f"on demand: no request for {format_span(idle)}; stops in {format_span(max(1.0, state.idle_timeout - idle))}"
