@@ -8,8 +8,9 @@ from pathlib import Path
 
 
 def lowest_versions(pyproject: Path) -> list[str]:
-    """Return each dependency with "==" its lower bound. They have no dependencies of their own on Linux."""
-    wanted = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]["dependencies"]
+    """Return each dependency with "==" its lower bound, and that of the gateway; aiohttp alone has dependencies of its own on Linux."""
+    project = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["gateway"]]
     return [f"{name}=={version}" for name, _, version in (dependency.partition(">=") for dependency in wanted)]
 
 

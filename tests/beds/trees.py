@@ -51,6 +51,7 @@ class Recipe:
 
 
 CONTAINER = Recipe((*BASE, *COMPILER))
+WITH_AIOHTTP = Recipe((*BASE, *COMPILER, "nginx-light", "python3-aiohttp"))  # for the gateway, and a proxy to compare it with
 DEVELOPMENT = Recipe((*BASE, *DEVELOPER))
 # An emulated CPU takes many seconds to unpack the usual initrd of 60 MB; this one has only what the disk needs.
 SMALL_INITRD = (

@@ -21,7 +21,7 @@ for module in pkgutil.walk_packages(vllm_safe.__path__, "vllm_safe."):
 """
 VERSIONS = """
 from importlib.metadata import version
-print(*(f"{name}=={version(name)}" for name in ("click", "nvidia-ml-py", "plotille", "PyYAML", "psutil")))
+print(*(f"{name}=={version(name)}" for name in ("click", "nvidia-ml-py", "plotille", "PyYAML", "psutil", "aiohttp")))
 """
 
 

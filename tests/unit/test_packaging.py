@@ -137,7 +137,8 @@ def test_every_data_file_is_installed() -> None:
 
 def test_only_the_protection_is_enabled_by_the_package() -> None:
     enabled = {path.name for path in UNITS if unit(path).has_section("Install")}
-    assert enabled == {"vllm-safe-protect.service", "vllm@.service", "vllm-on-demand.service"}  # the last two by a person
+    by_a_person = {"vllm@.service", "vllm-on-demand.service", "vllm-gateway.service"}
+    assert enabled == {"vllm-safe-protect.service", *by_a_person}
     postinst = (DEBIAN / "postinst").read_text()
     assert set(re.findall(r"deb-systemd-helper .*?([\w@-]+\.service)", postinst)) == {"vllm-safe-protect.service"}
 
@@ -148,7 +149,7 @@ def test_installing_starts_and_downloads_nothing() -> None:
     upgrade = re.search(r'^    if \[ "\$1" = configure \] && \[ -n "\$2" \]; then\n(.*?)^    fi$', script, re.MULTILINE | re.DOTALL)
     assert upgrade is not None
     restarted = re.findall(r"invoke (.*) \|\|", upgrade[1])
-    assert restarted == ["try-restart vllm-safe-guard.service 'vllm-safe-record@*.service'"]
+    assert restarted == ["try-restart vllm-gateway.service", "try-restart vllm-safe-guard.service 'vllm-safe-record@*.service'"]
     commands = re.sub(r"cat <<'END'.*?^END$|^\s*#.*?$", "", script.replace(upgrade[0], ""), flags=re.MULTILINE | re.DOTALL)
     assert not re.search(r"invoke|\b(start|restart|stop|enable --now|curl|wget|pip|apt|swap|vllm-safe apply)\b", commands)
 

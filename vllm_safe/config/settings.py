@@ -233,7 +233,8 @@ class GatewaySection:
     api_key_file: Path | None = _setting(
         value_types.PATH_OR_NONE,
         None,
-        "A file with the key that clients must send to the gateway; only root may be able to read it.",
+        "A file with the key that clients must send to the gateway; only root may be able to read it. After an edit of that file: "
+        "systemctl restart vllm-gateway.",
         example="/etc/vllm-safe/gateway-key",
     )
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
+from vllm_safe.common.metric_labels import render_labels
 from vllm_safe.contract.recorded_run import Sample, Start
 from vllm_safe.contract.small_files import remove_if_possible, write_whole
 from vllm_safe.contract.state_file import PHASES
@@ -65,7 +66,7 @@ def render_metrics(start: Start, sample: Sample) -> str:
     lines: list[str] = []
     families: dict[str, tuple[str, list[str]]] = {}
     for name, labels, value, doc in _rows(start, sample):
-        families.setdefault(name, (doc, []))[1].append(f"vllm_safe_model_{name}{_labels(model | labels)} {value}")
+        families.setdefault(name, (doc, []))[1].append(f"vllm_safe_model_{name}{render_labels(model | labels)} {value}")
     for name, (doc, rows) in families.items():
         kind = "counter" if name.endswith("_total") else "gauge"
         lines += [f"# HELP vllm_safe_model_{name} {doc}", f"# TYPE vllm_safe_model_{name} {kind}", *rows]
@@ -93,13 +94,3 @@ def _rows(start: Start, sample: Sample) -> Iterator[tuple[str, dict[str, str], A
     yield "restarts", {}, start.restart, "Automatic restarts that count towards the limit of three, after which the model stays down."
     for phase in PHASES:
         yield "phase", {"phase": phase}, int(phase == sample.phase), "1 for the present phase, 0 for all others."
-
-
-def _labels(labels: dict[str, str]) -> str:
-    return "{" + ",".join(_pairs(labels.items())) + "}"
-
-
-def _pairs(labels: Iterable[tuple[str, str]]) -> Iterator[str]:
-    for key, value in labels:
-        escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-        yield f'{key}="{escaped}"'

@@ -1,0 +1,14 @@
+"""Labels in Prometheus' text format. Standard library only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+
+def render_labels(labels: Mapping[str, str]) -> str:
+    """Return the labels as they stand behind the name of a metric."""
+    return "{" + ",".join(f'{key}="{_escape(value)}"' for key, value in labels.items()) + "}"
+
+
+def _escape(value: str) -> str:
+    return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")

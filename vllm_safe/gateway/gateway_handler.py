@@ -1,0 +1,220 @@
+"""The answer to each request: some are the gateway's own, all others those of a model."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import math
+import re
+import time
+from collections import Counter
+from http import HTTPStatus
+from typing import cast
+
+from aiohttp import web
+
+from vllm_safe.contract.gateway_file import GatewayFile, GatewayModel
+from vllm_safe.gateway.client_answer import ClientAnswer
+from vllm_safe.gateway.client_connection import ClientConnection, OpenConnections
+from vllm_safe.gateway.gateway_metrics import GatewayFigures, render_gateway_metrics
+from vllm_safe.gateway.model_server import ModelServers, Unanswered
+from vllm_safe.gateway.openai_errors import Refused, json_answer
+from vllm_safe.gateway.request_body import KeptBytes, RequestBody
+from vllm_safe.gateway.switchboard import Switchboard, Ticket, public_state
+
+_PATH = re.compile(r"/v1(?:/[A-Za-z0-9_-][A-Za-z0-9_.-]*)+/?(?:\?[!-~]*)?", re.ASCII)  # no "..", nothing that decodes to another path
+_BEFORE_NEWS = 2.0  # seconds that a stream waits before it begins with comments
+_NEWS_EVERY = 5.0  # seconds between two comments
+_TRIES = 5  # connections to a server for one request: it may be about to stop, and then it has to be started
+_SILENCE = 60.0  # seconds in which a client has to send some more of its body
+_ENDS = "the gateway is being restarted: try again"
+_LONGEST_QUOTE = 80  # characters of a name that nobody has configured
+
+
+class GatewayHandler:
+    """Answers requests. ending: the process is about to end."""
+
+    def __init__(self, board: Switchboard, servers: ModelServers, connections: OpenConnections, key: str = "") -> None:
+        self._board, self._servers, self._connections, self._key = board, servers, connections, key.encode()
+        self._kept = KeptBytes()
+        self._answers: Counter[tuple[str, int]] = Counter()
+        self._started = int(time.time())
+        self._served: dict[str, GatewayModel] = {}
+        self._answering: set[ClientAnswer] = set()
+        self.ending = False
+        self.configure(board.settings)
+
+    def configure(self, settings: GatewayFile) -> None:
+        """Go on with other settings."""
+        self._served = {served: model for model in settings.models for served in model.served or (model.name,)}
+        if settings is not self._board.settings:
+            self._board.configure(settings)
+
+    async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Answer one request, whatever it is."""
+        connection = cast("ClientConnection", request.protocol)
+        connection.begin_answer(request.content)
+        answer = ClientAnswer(request, connection)
+        self._answering.add(answer)
+        try:
+            response = await self._answer_or_refuse(request, answer)
+        except ConnectionError:
+            response = answer.abandon()
+        finally:
+            self._answering.discard(answer)
+            connection.end_answer()
+        if self.ending:
+            response.force_close()
+        self._answers[answer.model, response.status] += 1
+        return response
+
+    async def end(self, patience: float) -> None:
+        """Let running answers end, those that wait for a model at once, and all others within `patience` seconds."""
+        self.ending = True
+        self._board.close(Refused(HTTPStatus.SERVICE_UNAVAILABLE, _ENDS, retry_after=2))
+        await self._wait_for_answers(patience)
+        for answer in self._answering:
+            answer.cut = Refused(HTTPStatus.BAD_GATEWAY, "the gateway was stopped in the middle of the answer: try again", retry_after=2)
+            if answer.task is not None:
+                answer.task.cancel()
+        await self._wait_for_answers(1)
+
+    async def _wait_for_answers(self, seconds: float) -> None:
+        if tasks := {answer.task for answer in self._answering if answer.task is not None}:
+            await asyncio.wait(tasks, timeout=seconds)
+
+    async def _answer_or_refuse(self, request: web.BaseRequest, answer: ClientAnswer) -> web.StreamResponse:
+        try:
+            return await self._answer(request, answer)
+        except Refused as refused:
+            return await answer.refuse(refused)
+        except asyncio.CancelledError:
+            if answer.cut is None or answer.task is None:
+                raise  # the client is gone
+            answer.task.uncancel()
+            return await answer.refuse(answer.cut)
+
+    async def _answer(self, request: web.BaseRequest, answer: ClientAnswer) -> web.StreamResponse:
+        path = request.raw_path.partition("?")[0]
+        reading = request.method in {"GET", "HEAD"}
+        if self.ending:
+            raise Refused(HTTPStatus.SERVICE_UNAVAILABLE, _ENDS, retry_after=2)
+        if self._connections.full:
+            raise Refused(HTTPStatus.SERVICE_UNAVAILABLE, f"more than {self._connections.most} connections are open", retry_after=5)
+        if reading and path == "/health":
+            return json_answer({"status": "ok"})
+        if reading and path == "/metrics":
+            return web.Response(text=self._metrics(), content_type="text/plain", charset="utf-8")
+        if not _PATH.fullmatch(request.raw_path):
+            raise Refused(HTTPStatus.NOT_FOUND, "the gateway has /v1/..., /health and /metrics, and nothing else")
+        self._check_key(request)
+        if path.rstrip("/") == "/v1/models" and reading:
+            return json_answer({"object": "list", "data": [self._describe(name) for name in self._served]})
+        if path.startswith("/v1/models/") and reading:
+            name = path.removeprefix("/v1/models/")
+            self._find(name)
+            return json_answer(self._describe(name))
+        if request.method != "POST":
+            raise Refused(HTTPStatus.NOT_FOUND, f"the gateway does not know which model {request.method} {path[:_LONGEST_QUOTE]} is for")
+        if request.headers.get("Content-Encoding", "identity").lower() != "identity":
+            raise Refused(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "the body of the request is compressed, which vLLM does not read")
+        return await self._infer(request, answer)
+
+    # --- what the gateway knows itself
+
+    def _check_key(self, request: web.BaseRequest) -> None:
+        if not self._key:
+            return
+        kind, _, given = request.headers.get("Authorization", "").partition(" ")
+        if kind.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(errors="replace"), self._key):
+            raise Refused(HTTPStatus.UNAUTHORIZED, "the gateway wants its API key (Authorization: Bearer KEY)", code="invalid_api_key")
+
+    def _find(self, name: str) -> GatewayModel:
+        if (model := self._served.get(name)) is not None:
+            return model
+        quoted = name[:_LONGEST_QUOTE] + ("..." if len(name) > _LONGEST_QUOTE else "")
+        there = ", ".join(self._served) or "none"
+        raise Refused(HTTPStatus.NOT_FOUND, f"no model is called {quoted!r}; there are: {there}", code="model_not_found")
+
+    def _describe(self, name: str) -> dict[str, object]:
+        model = self._served[name]
+        state = public_state(self._board.phase(model.name))
+        return {
+            "id": name,
+            "object": "model",
+            "created": self._started,
+            "owned_by": "vllm-safe",
+            "state": state,
+            "on_demand": model.on_demand,
+        }
+
+    def _metrics(self) -> str:
+        in_flight, waiting = self._board.counts()
+        states = {model.name: public_state(self._board.phase(model.name)) for model in self._board.settings.models}
+        return render_gateway_metrics(
+            GatewayFigures(len(self._connections.all), self._answers, in_flight, waiting, states, self._board.switches)
+        )
+
+    # --- what a model answers
+
+    async def _infer(self, request: web.BaseRequest, answer: ClientAnswer) -> web.StreamResponse:
+        if request.headers.get("Expect", "").lower() == "100-continue":
+            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            request.writer.output_size = 0
+        body = RequestBody(request, self._kept, _SILENCE)
+        try:
+            model = self._find(await body.read_model())
+            answer.model = model.name
+            return await self._try(model, body, answer)
+        finally:
+            body.close()
+
+    async def _try(self, model: GatewayModel, body: RequestBody, answer: ClientAnswer) -> web.StreamResponse:
+        """Have the model answer. Nothing is lost by a server that stops, or refuses the connection; one that ends is tried again once."""
+        tries = broken = 0
+        while True:
+            began = time.time()
+            try:
+                return await self._have_turn(model, body, answer)
+            except Unanswered as unanswered:
+                tries += 1
+                broken += not (unanswered.refused or self._board.was_stopped(model.name, began))
+                if tries == _TRIES or broken > 1 or not body.repeatable:
+                    message = f"the server of {model.name} did not answer: {unanswered.reason}. See: vllm-safe why {model.name}"
+                    raise Refused(HTTPStatus.BAD_GATEWAY, message, retry_after=5) from unanswered
+                if unanswered.refused:
+                    self._board.doubt(model.name)
+
+    async def _have_turn(self, model: GatewayModel, body: RequestBody, answer: ClientAnswer) -> web.StreamResponse:
+        """Wait for the turn, and pass the request on. Raises Unanswered, Refused, and ConnectionError if the client is gone."""
+        ticket = self._board.enter(model)
+        try:
+            if not ticket.served:
+                await body.read_on()
+                await self._wait(ticket, answer, news=body.streams)
+            reply = await self._servers.ask(model, answer.request, body)
+            try:
+                return await answer.pass_on(reply)
+            finally:
+                reply.close()
+        finally:
+            self._board.leave(ticket)
+
+    async def _wait(self, ticket: Ticket, answer: ClientAnswer, *, news: bool) -> None:
+        """Wait for the turn of a request; tell its client what the model does, if that reads events."""
+        limit = self._board.settings.wait
+        began, pause = time.monotonic(), _BEFORE_NEWS
+        while True:
+            left = math.inf if limit is None else began + limit - time.monotonic()
+            await asyncio.wait({ticket.turn}, timeout=max(min(pause, left), 0))
+            if ticket.turn.done():
+                ticket.turn.result()
+                return
+            text = self._board.news(ticket.model)
+            if left <= pause:
+                patience = self._board.patience(ticket.model)
+                message = f"{text}; it was not ready within {limit:g} s (gateway.wait)"
+                raise Refused(HTTPStatus.SERVICE_UNAVAILABLE, message, code="model_loading", retry_after=patience)
+            if news:
+                await answer.comment(text)
+                pause = _NEWS_EVERY

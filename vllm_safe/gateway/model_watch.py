@@ -1,0 +1,136 @@
+"""The states of the models, as their main processes write them: read again only where a file has changed."""
+
+from __future__ import annotations
+
+import json
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from vllm_safe.contract.launch_file import launch_file
+from vllm_safe.contract.small_files import read_regular
+from vllm_safe.contract.state_file import State, state_file
+from vllm_safe.contract.untrusted_files import read_state
+from vllm_safe.gateway.queue_decision import COMING, DOWN, FAILED, GOING, READY
+
+CONFIG = Path("/etc/vllm-safe/config.yaml")
+_SILENT = 120.0  # seconds without a new state, which a running server writes at least every few seconds
+_COARSE = 0.05  # seconds
+_LAUNCH_MOST = 1 << 20  # bytes
+
+_PHASES = {"ready": READY, "stopping": GOING, "ended": DOWN}
+
+
+class SeenModel(NamedTuple):
+    """What a model does. Times are in Unix seconds."""
+
+    phase: str = DOWN
+    text: str = ""  # what it says of itself
+    left: float | None = None  # seconds until it is ready, as far as it knows
+    ready: float = 0.0  # it became ready
+    used: float = 0.0  # it was last asked for, by any client
+    load: float = 0.0  # seconds that its load took
+    pinned: bool = False
+    problem: str = ""  # the reason why it failed to start
+    crashed: bool = False  # it ended by itself
+    refused: bool = False  # it was not started at all: another one that has stopped since may be why
+    written: float = 0.0  # it was written; 0: there is none
+
+
+_NO_STATE = SeenModel()
+
+
+class ModelWatch:
+    """Reads the state files. A look at a file that has not changed costs one stat(2)."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, tuple[tuple[int, int, int], SeenModel]] = {}
+        self._loads: dict[str, float] = {}  # by model: how long its last load took
+        self._failures: dict[str, SeenModel] = {}  # starts that failed before there was a process to write a state
+
+    def look(self, name: str) -> SeenModel:
+        """Return what a model does now."""
+        found, failure = self._look(name), self._failures.get(name)
+        if failure is None:
+            return found
+        if found.written > failure.written or _changed_since(name, failure.written):
+            del self._failures[name]
+            return found
+        return failure
+
+    def note_failure(self, name: str, problem: str) -> None:
+        """Note that a start failed, and nothing but systemd knows why."""
+        self._failures[name] = SeenModel(FAILED, problem=problem, written=time.time())
+
+    def _look(self, name: str) -> SeenModel:
+        path = state_file(name)
+        try:
+            status = path.lstat()
+        except OSError:
+            return _NO_STATE
+        mark = (status.st_mtime_ns, status.st_ino, status.st_size)
+        known = self._seen.get(name)
+        if known is None or known[0] != mark:
+            known = (mark, self._judge(name, read_state(path)))
+            # One that has just been written may be written again without another mark: the clock of files is coarse.
+            if time.time() - status.st_mtime > _COARSE:
+                self._seen[name] = known
+        found = known[1]
+        if found.phase not in {DOWN, FAILED} and time.time() - found.written > _SILENT:
+            return found._replace(phase=DOWN)
+        if found.phase == FAILED and _changed_since(name, found.written):
+            return found._replace(phase=DOWN)
+        return found
+
+    def last_load(self, name: str) -> float | None:
+        """Return how many seconds the last load took that this process saw."""
+        return self._loads.get(name)
+
+    def _judge(self, name: str, state: State | None) -> SeenModel:
+        if state is None:
+            return _NO_STATE
+        phase = _PHASES.get(state.phase, COMING)
+        load = max(state.since - state.started, 0.0) if phase == READY else 0.0
+        if phase == READY:
+            self._loads[name] = load
+        problem = ""
+        crashed = phase == DOWN and state.cause not in {"", "stopped", "idle"}
+        if crashed and not state.served:
+            phase = FAILED
+            reason = state.reason or state.text or "its main process did not say why"
+            problem = f"{name} failed to start: {reason.rstrip('.')}. See: vllm-safe why {name}"
+        left = state.progress.left if state.progress is not None else None
+        used = state.used or state.since
+        return SeenModel(
+            phase=phase,
+            text=state.text,
+            left=left,
+            ready=state.since,
+            used=used,
+            load=load,
+            pinned=_is_pinned(name),
+            problem=problem,
+            crashed=crashed,
+            refused=state.cause == "refused",
+            written=state.time,
+        )
+
+
+def _is_pinned(name: str) -> bool:
+    """Return whether a person started the model: its launch file says so."""
+    content = read_regular(launch_file(name), _LAUNCH_MOST)
+    try:
+        launch = json.loads(content or b"{}")
+    except ValueError:
+        return True
+    return not (isinstance(launch, dict) and launch.get("request"))
+
+
+def _changed_since(name: str, moment: float) -> bool:
+    """Return whether another start may succeed: the configuration, or what was decided for the start, is newer."""
+    for path in (CONFIG, launch_file(name)):
+        with suppress(OSError):
+            if path.stat().st_mtime > moment:
+                return True
+    return False
