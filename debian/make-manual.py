@@ -84,6 +84,7 @@ _FILES = {
     "/usr/share/doc/vllm-safe/examples/config.yaml": "What `vllm-safe config --sample` prints: every setting with its explanation.",
     "/var/lib/vllm-safe/engine": "The installations of vLLM: `current`, and `previous` to roll back to.",
     "/var/lib/vllm-safe/untried": "The installations that were made while no GPU answered, and were not started since.",
+    "/var/lib/vllm-safe/disk-paces.json": "How fast `check --disk` found the disk of each model; `plan` foretells the load by it.",
     "/var/lib/vllm-safe/models": "The models that `fetch` downloaded. A purge of the package keeps them.",
     "/var/lib/vllm-safe/runs": f"The flight recorder's folder for each start of a model: the last {MOST_RUNS} of each, of at most 5 MB. "
     "`why` and `report` read it. It contains the output of models, so only root and the group adm can read it. It belongs to the user "

@@ -9,94 +9,143 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from tests.beds.vm import Shape, Virtual
 from tests.bench import loading_readers
+from tests.bench.loading_readers import FILE, Task
 from tests.bench.row import Row
 from vllm_safe.cli.table import align_columns
 from vllm_safe.common.sizes import MIB
 
 FILES = 4
-REQUESTS = (150, 600)  # a second, of the disk
 PACE = 120 * MIB  # bytes a second, of the disk
-CACHES = ("1/3", 1 / 3), ("2", 2.0)  # page cache of the workers' unit, by the size of a file
-OWN = 56 * MIB  # memory of the workers themselves
-WAYS = ("vllm", "windows")
-SHIPPED = "windows"
+OWN = 48 * MIB  # memory of the workers themselves
 LOADER = Path("vllm_safe/engine/as_engine/vllm_safe_loader")
-PARTS = ("__init__.py", "cache_room.py", "shard_layout.py", "window_walk.py")
-DISK_ALONE = "disk"
-GOAL = 1 / 0.85  # of the time of the disk itself
 FOLDER, GUEST = "/srv/checkpoint", "/opt/loading"
 MAKE = f"""
 mkdir -p {FOLDER} {GUEST}
-for i in $(seq {FILES}); do dd if=/dev/zero of={FOLDER}/$i bs={loading_readers.TENSOR} count={loading_readers.TENSORS} status=none; done
+for i in $(seq {FILES}); do dd if=/dev/zero of={FOLDER}/$i bs=1M count={FILE} iflag=count_bytes status=none; done
 sync
 """
+CACHES = {"1/8": 1 / 8, "1/3": 1 / 3, "2": 2.0, "3": 3.0}  # memory beside that of the workers, by the size of a file
+GOAL = 1 / 0.85  # of the disk's own time
+NO_SLOWER = 1.1  # times as long: what two runs of the same differ by
+MOST_READ = 1.05  # of the bytes of the files
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One load: how, on a disk of how many requests a second, with how much cache; and what it took."""
+class Load:
+    """What is measured: a way to read, from a disk of so many requests a second (0: any), with so much memory."""
 
     way: str
     disk: int
     cache: str
+    shape: str = "gptq"
+    how: str = ""  # "unlike": the workers' pace; "cached": everything is in the page cache
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What a load took."""
+
+    load: Load
     seconds: float
     read: int
-    files: int
+    size: int
     requests: int
+    peak: int
+
+    @property
+    def pace(self) -> float:
+        """Bytes of the files a second."""
+        return self.size / self.seconds
 
     def words(self) -> tuple[str, ...]:
         """Return the cells of its line."""
-        mib = self.files / MIB
-        columns = f"{self.seconds:.1f} s", f"{mib / self.seconds:.0f} MiB/s", f"{self.read / self.files:.2f} x", str(self.requests)
-        return (self.way, str(self.disk), self.cache, *columns)
+        load = self.load
+        figures = (
+            f"{self.seconds:.1f} s",
+            f"{self.pace / MIB:.0f} MiB/s",
+            f"{self.read / self.size:.2f} x",
+            str(self.requests),
+            f"{self.peak / MIB:.0f} MiB",
+        )
+        return (load.way, str(load.disk or "any"), load.cache, load.shape, load.how or "-", *figures)
 
 
-HEADING = ("way", "disk", "cache", "took", "pace", "read", "requests")
+HEADING = ("way", "disk", "memory", "shape", "how", "took", "pace", "read", "requests", "peak")
+DISK, VLLM, RING = "disk", "vllm", "ring"
+SLOW = (150, 600)
+LOADS = (
+    *(Load(DISK, disk, "2") for disk in SLOW),
+    *(Load(RING, disk, cache) for disk in SLOW for cache in ("1/8", "1/3", "2")),
+    *(Load(RING, 150, cache, how="unlike") for cache in ("1/8", "1/3", "2")),
+    *(Load(RING, disk, cache, "bf16") for disk in SLOW for cache in ("1/8", "2")),
+    Load(VLLM, 150, "1/3"),
+    Load(VLLM, 600, "2"),
+    *(Load(way, 0, "2", shape) for shape in ("gptq", "bf16") for way in (VLLM, RING)),
+    *(Load(way, 0, "3", shape, "cached") for shape in ("gptq", "bf16") for way in (VLLM, RING)),
+)
 
 
 def measure() -> list[Row]:
-    """Measure all cells; return the worst of what ships, as a row, beside vLLM's own loader there."""
-    cells = list(_cells())
-    alone = {cell.disk: cell.seconds for cell in cells if cell.way == DISK_ALONE}
-    worst = max((cell for cell in cells if cell.way == SHIPPED), key=lambda cell: cell.seconds / alone[cell.disk])
-    theirs = next(cell for cell in cells if (cell.way, cell.disk, cell.cache) == ("vllm", worst.disk, worst.cache))
-    beside = f"{worst.seconds:.0f} s against {alone[worst.disk]:.0f} s, and {theirs.seconds:.0f} s of vLLM's own loader"
-    where = f"{worst.disk} requests a second, cache {worst.cache} of a file"
-    return [Row("loading, to the disk alone", worst.seconds / alone[worst.disk], GOAL, "times", f"{beside}; {where}")]
+    """Measure all; return the worst of what ships as rows, beside the disk alone and vLLM's own loader."""
+    return rows(list(cells()))
 
 
-def _cells() -> Iterator[Cell]:
+def rows(measured: list[Cell]) -> list[Row]:
+    """Return the rows of what has been measured."""
+    found = {cell.load: cell for cell in measured}
+    alone = {cell.load.disk: cell.pace for cell in measured if cell.load.way == DISK}
+    ours = [cell for cell in measured if cell.load.way == RING]
+    slowest = max((cell for cell in ours if cell.load.disk), key=lambda cell: alone[cell.load.disk] / cell.pace)
+    most = max(ours, key=lambda cell: cell.read / cell.size)
+    beside = f"{slowest.pace / MIB:.0f} of {alone[slowest.load.disk] / MIB:.0f} MiB/s; {_name(slowest.load)}"
+    result = [
+        Row("loading, to the disk alone", alone[slowest.load.disk] / slowest.pace, GOAL, "times", beside),
+        Row("loading, bytes read, to the files", most.read / most.size, MOST_READ, "times", _name(most.load)),
+    ]
+    for how, name in (("", "from a fast disk"), ("cached", "from the page cache")):
+        fast = [cell for cell in ours if (cell.load.disk, cell.load.how) == (0, how)]
+        pairs = [(cell, found[replace(cell.load, way=VLLM)]) for cell in fast]
+        mine, theirs = max(pairs, key=lambda pair: pair[0].seconds / pair[1].seconds)
+        beside = f"{mine.seconds:.1f} s against {theirs.seconds:.1f} s; {_name(mine.load)}"
+        result.append(Row(f"loading {name}, to vLLM's own loader", mine.seconds / theirs.seconds, NO_SLOWER, "times", beside))
+    return result
+
+
+def _name(load: Load) -> str:
+    return f"{load.disk or 'any'} requests a second, memory of {load.cache} files, {load.shape} {load.how}".rstrip()
+
+
+def cells(loads: Iterable[Load] = LOADS) -> Iterator[Cell]:
+    """Measure each."""
     with Virtual(Shape(), urgent=True) as bed:
         bed.run(MAKE, timeout=600)
         bed.run(["mkdir", "--parents", f"{GUEST}/{LOADER.name}"])
         bed.put(Path(loading_readers.__file__), f"{GUEST}/loading_readers.py")
-        for part in PARTS:
-            bed.put(LOADER / part, f"{GUEST}/{LOADER.name}/{part}")
-        for disk in REQUESTS:
-            bed.throttle(iops=disk, bytes_per_second=PACE)
-            yield _measure(bed, DISK_ALONE, disk, ("-", 2.0))
-            for cache in CACHES:
-                for way in WAYS:
-                    yield _measure(bed, way, disk, cache)
+        for part in sorted(LOADER.glob("*.py")):
+            bed.put(part, f"{GUEST}/{LOADER.name}/{part.name}")
+        for load in sorted(loads, key=lambda load: load.disk):
+            bed.throttle(iops=load.disk, bytes_per_second=PACE if load.disk else 0)
+            yield _measure(bed, load)
 
 
-def _measure(bed: Virtual, way: str, disk: int, cache: tuple[str, float]) -> Cell:
-    name, share = cache
-    room = int(share * loading_readers.FILE)
+def _measure(bed: Virtual, load: Load) -> Cell:
+    room = int(CACHES[load.cache] * FILE)
+    warm = load.how == "cached"
+    task = Task(load.way, FOLDER, room, load.shape, unlike=load.how == "unlike", warm=warm, count=FILES // 2 if warm else FILES)
     unit = f"systemd-run --wait --pipe --quiet --property=MemoryMax={room + OWN} --property=MemorySwapMax=0"
-    said = bed.out(f"{unit} /usr/bin/python3 {GUEST}/loading_readers.py {way} {FOLDER} {room}", timeout=600)
-    return Cell(way, disk, name, **json.loads(said))
+    said = bed.out(f"{unit} /usr/bin/python3 {GUEST}/loading_readers.py '{json.dumps(asdict(task))}'", timeout=600)
+    return Cell(load, **json.loads(said))
 
 
-def table(cells: Iterable[Cell]) -> str:
+def table(measured: Iterable[Cell]) -> str:
     """Return the cells as lines of text."""
-    return "\n".join([*align_columns((HEADING, *(cell.words() for cell in cells)), indent=""), ""])
+    return "\n".join([*align_columns((HEADING, *(cell.words() for cell in measured)), indent=""), ""])
 
 
 if __name__ == "__main__":
-    sys.stdout.write(table(_cells()))
+    sys.stdout.write(table(cells()))

@@ -1,7 +1,7 @@
-"""Readers in the guest: `loading_readers.py WAY FOLDER CACHE` touches what workers touch of a checkpoint, and prints JSON.
+"""Readers in the guest: `loading_readers.py JSON` touches what workers touch of a checkpoint, and prints JSON (see Task and main).
 
-A file of FOLDER is TENSORS tensors of equal size. Each worker maps it, copies an eighth of each tensor and touches what lies between, in
-the order of the file. Where the tensor is split by columns, an eighth of each row is copied, so that every page is read.
+Each worker takes an eighth of each tensor, in the order of the file. Where the tensor is split by columns, that is an eighth of each row,
+so that every page is touched. The shapes are those of a large model, made smaller by the same factor as the files.
 """
 
 from __future__ import annotations
@@ -12,37 +12,91 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from multiprocessing import get_context
+from dataclasses import dataclass
+from itertools import accumulate, chain
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "vllm_safe/engine/as_engine"))
 sys.path.insert(0, str(Path(__file__).parent))  # in the guest, the loader is copied beside this file
-from vllm_safe_loader.cache_room import decide_window
+from vllm_safe_loader.ring_layout import decide_cache, decide_capacity, decide_window, place_windows
+from vllm_safe_loader.ring_reader import RingReader
+from vllm_safe_loader.ring_walk import RingWalk
 from vllm_safe_loader.shard_layout import StoredTensor, split_into_windows
-from vllm_safe_loader.window_walk import walk_windows
+from vllm_safe_loader.shared_ring import RingShape, SharedRing
 
 WORKERS = 8
-TENSORS, BY_COLUMNS = 10, 7  # of a file; the first of them are split by columns
-ROWS, ROW = 816, 32 << 10  # of a tensor, and bytes of a row
-TENSOR = ROWS * ROW
-FILE = TENSORS * TENSOR  # 255 MiB
+KIB = 1 << 10
+LINEARS = 32  # of a file
+SIZE = 7424 * KIB  # of the weight of one: a thirty-third of its file, as with shards of 4 GB
+BY_COLUMNS = {"bf16": {5, 6}, "gptq": {0, 1, 2, 3, 4}}  # of the seven linear layers of a block; gptq stores them transposed
+ROW = {"bf16": 16 * KIB, "gptq": 32 * KIB}
+BESIDE = {"bf16": (), "gptq": (256 * KIB, 64 * KIB, 8 * KIB)}  # scales, zeros and g_idx
+FILE = LINEARS * (SIZE + sum(BESIDE["gptq"]))  # bytes of a file that has room for either shape
 PIECE = 4 << 20  # bytes of a request for the disk's own pace
+COPIED = 64 * KIB  # bytes that a worker copies at once of what lies together
 SECTOR = 512
+PAUSE = 0.1  # seconds: more than a tensor takes from the disk
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is read, and how: `unlike`: each worker pauses at each eighth tensor; `warm`: the files are in the cache before."""
+
+    way: str
+    folder: str
+    cache: int
+    shape: str
+    unlike: bool = False
+    warm: bool = False
+    count: int = 4  # of files
+
+    @property
+    def files(self) -> list[str]:
+        """The files."""
+        return [str(file) for file in sorted(Path(self.folder).iterdir())[: self.count]]
+
+    @property
+    def layout(self) -> list[StoredTensor]:
+        """The tensors of a file."""
+        sizes = list(chain.from_iterable((SIZE, *BESIDE[self.shape]) for _ in range(LINEARS)))
+        ends = list(accumulate(sizes))
+        return [StoredTensor(str(index), "U8", (size,), ends[index] - size, ends[index]) for index, size in enumerate(sizes)]
+
+    def take(self, rank: int, index: int, tensor: memoryview) -> None:
+        """Copy the worker's eighth of the tensor, and touch every page that the copy of the real loader touches."""
+        linear = index // (1 + len(BESIDE[self.shape]))
+        for begin, end in self._parts(rank, len(tensor), by_columns=linear % 7 in BY_COLUMNS[self.shape]):
+            bytes(tensor[begin:end])
+        if self.unlike and linear % WORKERS == rank and len(tensor) == SIZE:
+            time.sleep(PAUSE)
+
+    def _parts(self, rank: int, size: int, *, by_columns: bool) -> Iterator[tuple[int, int]]:
+        row = ROW[self.shape]
+        if by_columns and size > row:
+            width = row // WORKERS
+            return ((start + rank * width, start + (rank + 1) * width) for start in range(0, size, row))
+        part = size // WORKERS
+        return ((start, min(start + COPIED, (rank + 1) * part)) for start in range(rank * part, (rank + 1) * part, COPIED))
 
 
 def main() -> None:
-    """Read all files of the folder in the named way, and print the seconds, and the reads of the disk meanwhile."""
-    way, folder = sys.argv[1], Path(sys.argv[2])
-    files = sorted(folder.iterdir())
+    """Do the task, and print the seconds, and the reads of the disk meanwhile."""
+    task = Task(**json.loads(sys.argv[1]))
     Path("/proc/sys/vm/drop_caches").write_text("3", "ascii")
+    if task.warm:
+        for file in task.files:
+            _read_all(file, os.O_RDONLY)
     before, start = _disk(), time.monotonic()
-    if way == "disk":
-        _read_directly(files)
+    if task.way == "disk":
+        for file in task.files:
+            _read_all(file, os.O_RDONLY | os.O_DIRECT)
     else:
-        _fork(WORKERS_BY_WAY[way](files, int(sys.argv[3])))
+        _fork(WORKERS_BY_WAY[task.way](task))
     seconds, after = time.monotonic() - start, _disk()
     requests, sectors = (new - old for new, old in zip(after, before, strict=True))
-    sys.stdout.write(json.dumps({"seconds": seconds, "requests": requests, "read": sectors * SECTOR, "files": len(files) * FILE}) + "\n")
+    size = len(task.files) * (FILE if task.way == "disk" else task.layout[-1].end)
+    answer = {"seconds": seconds, "requests": requests, "read": sectors * SECTOR, "size": size, "peak": _peak()}
+    sys.stdout.write(json.dumps(answer) + "\n")
 
 
 def _disk() -> tuple[int, int]:
@@ -51,15 +105,20 @@ def _disk() -> tuple[int, int]:
     return int(words[0]), int(words[2])
 
 
-def _read_directly(files: list[Path]) -> None:
-    """Read in order and past the cache, in large requests."""
+def _peak() -> int:
+    """Return the most memory that the unit had, with its page cache."""
+    group = Path("/proc/self/cgroup").read_text("ascii").strip().removeprefix("0::")
+    return int(Path(f"/sys/fs/cgroup{group}/memory.peak").read_text("ascii"))
+
+
+def _read_all(file: str, flags: int) -> None:
+    """Read a file in order and in large requests."""
     buffer = mmap.mmap(-1, PIECE)
-    for file in files:
-        descriptor = os.open(file, os.O_RDONLY | os.O_DIRECT)
-        offset = 0
-        while got := os.preadv(descriptor, [buffer], offset):
-            offset += got
-        os.close(descriptor)
+    descriptor = os.open(file, flags)
+    offset = 0
+    while got := os.preadv(descriptor, [buffer], offset):
+        offset += got
+    os.close(descriptor)
 
 
 def _fork(work: Callable[[int], None]) -> None:
@@ -75,52 +134,41 @@ def _fork(work: Callable[[int], None]) -> None:
         raise RuntimeError("a worker failed")
 
 
-def _as_vllm(files: list[Path], _cache: int) -> Callable[[int], None]:
+def _as_vllm(task: Task) -> Callable[[int], None]:
     """Read as with vLLM's own loader: each worker at its own pace, by page faults alone."""
+    layout = task.layout
 
     def work(rank: int) -> None:
-        for file in files:
-            with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY) as mapping, memoryview(mapping) as view:
-                for index in range(TENSORS):
-                    with view[index * TENSOR : (index + 1) * TENSOR] as tensor:
-                        take(rank, index, tensor)
+        for file in task.files:
+            with Path(file).open("rb") as opened:
+                mapping = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY)
+            with mapping, memoryview(mapping) as view:
+                for index, stored in enumerate(layout):
+                    with view[stored.begin : stored.end] as tensor:
+                        task.take(rank, index, tensor)
 
     return work
 
 
-def _by_windows(files: list[Path], cache: int) -> Callable[[int], None]:
-    """Read as with our loader, by its own code: one worker reads ahead, and all are in the same window."""
-    most = decide_window(cache)
-    layout = [StoredTensor(str(index), "U8", (TENSOR,), index * TENSOR, (index + 1) * TENSOR) for index in range(TENSORS)]
-    windows = [window for file in files for window in split_into_windows(str(file), layout, most)]
-    barrier = get_context("fork").Barrier(WORKERS)
+def _by_ring(task: Task) -> Callable[[int], None]:
+    """Read as with our loader, by its own code: one worker reads into a ring, from which all take."""
+    capacity = decide_capacity(task.cache, task.layout * task.count)
+    windows = [window for file in task.files for window in split_into_windows(file, task.layout, decide_window(capacity))]
+    places = place_windows(windows, capacity)
+    ring = SharedRing.create(RingShape(WORKERS, len(windows), capacity))
+    maker = os.getpid()
 
     def work(rank: int) -> None:
-        for window in walk_windows(windows, reads=rank == 0, room=cache, drop=True, meet=barrier.wait):
-            for tensor in window.tensors:
-                with Path(window.file).open("rb") as opened:
-                    mapping = mmap.mmap(opened.fileno(), TENSOR, access=mmap.ACCESS_COPY, offset=tensor.begin)
-                with mapping, memoryview(mapping) as view:
-                    take(rank, int(tensor.name), view)
+        own = SharedRing.open(maker, ring.descriptor, ring.shape)
+        if rank == 0:
+            RingReader(own, places, decide_cache(task.cache, capacity)).start()
+        for _, tensor, view in RingWalk(own, places, rank).take(lambda _: True):
+            task.take(rank, int(tensor.name), view)
 
     return work
 
 
-def take(rank: int, index: int, tensor: memoryview) -> None:
-    """Copy the worker's eighth of the tensor, and touch every page that the copy of the real loader touches."""
-    for begin, end in _parts(rank, index):
-        bytes(tensor[begin:end])
-
-
-def _parts(rank: int, index: int) -> Iterator[tuple[int, int]]:
-    if index < BY_COLUMNS:
-        width = ROW // WORKERS
-        return ((row * ROW + rank * width, row * ROW + (rank + 1) * width) for row in range(ROWS))
-    part = TENSOR // WORKERS
-    return iter([(rank * part, (rank + 1) * part)])
-
-
-WORKERS_BY_WAY = {"vllm": _as_vllm, "windows": _by_windows}
+WORKERS_BY_WAY = {"vllm": _as_vllm, "ring": _by_ring}
 
 if __name__ == "__main__":
     main()

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from tests.beds import engine, tiny_model
+from tests.beds import engine, loaded_weights, tiny_model
 from tests.beds.nspawn import Nspawn
 
 pytestmark = [pytest.mark.nspawn, pytest.mark.engine]
 
 PLUGINS = "/usr/lib/vllm-safe/engine-plugins"
 BROKEN = "/srv/models/broken"
-SMALL = "/opt/small"  # the plugin with windows of 300 kB, a fourteenth of the file
+SMALL = "/opt/small"  # the plugin with a ring of 1 MiB, a quarter of the file
+COMPARED, COMPARER = "/srv/compared", "/root/loaded_weights.py"
 MODEL = """\
   {name}:
     model: {model}
@@ -23,11 +25,10 @@ MODEL = """\
     env: {{VLLM_CPU_KVCACHE_SPACE: "1", VLLM_CPU_OMP_THREADS_BIND: nobind, TORCHDYNAMO_DISABLE: "1"{env}}}
     load: {load}
 """
-TWO, SMALL_WINDOWS = ", tensor-parallel-size: 2", f", PYTHONPATH: {SMALL}"
+TWO, SMALL_RING = ", tensor-parallel-size: 2", f", PYTHONPATH: {SMALL}"
 MODELS = {
     "one": (engine.MODEL, "", "", "auto"),
-    "two": (engine.MODEL, TWO, SMALL_WINDOWS, "auto"),
-    "theirs": (engine.MODEL, "", "", "vllm"),
+    "two": (engine.MODEL, TWO, SMALL_RING, "auto"),
     "broken": (BROKEN, "", "", "auto"),
 }
 CONFIG = "swap: {size: none}\nengine: {package: vllm-cpu}\nmodels:\n" + "".join(
@@ -40,10 +41,9 @@ IN_ORDER = "vllm-safe: the checkpoint is read in order, in "
 @pytest.fixture(scope="module")
 def bed(nspawn_serving: Nspawn) -> Nspawn:
     nspawn_serving.write("/etc/vllm-safe/config.yaml", CONFIG)
-    window = r"s/size = min(.*/size = 300_000/; s/>= _LEAST/>= 0/"
-    nspawn_serving.run(
-        f"cp --recursive --dereference {PLUGINS} {SMALL} && sed --in-place '{window}' {SMALL}/vllm_safe_loader/cache_room.py"
-    )
+    small = "s/^_MOST = .*/_MOST = 1 << 20/; s/^_LEAST = .*/_LEAST = 1/"
+    nspawn_serving.run(f"cp --recursive --dereference {PLUGINS} {SMALL}")
+    nspawn_serving.run(["sed", "--in-place", small, f"{SMALL}/vllm_safe_loader/ring_layout.py"])
     nspawn_serving.run(f"cp --recursive {engine.MODEL} {BROKEN} && truncate --size=-1000 {BROKEN}/model.safetensors")
     return nspawn_serving
 
@@ -64,13 +64,33 @@ def _answer(bed: Nspawn, name: str) -> str:
     return begin + str(json.loads(said)["choices"][0]["text"])
 
 
-@pytest.mark.parametrize(("name", "windows"), [("one", "in 1 windows"), ("two", "in 11 windows"), ("theirs", "")])
-def test_the_model_has_its_weights_and_the_log_says_who_read_them(bed: Nspawn, name: str, windows: str) -> None:
-    bed.run(["systemctl", "start", f"vllm@{name}"], timeout=300)
-    assert _answer(bed, name) == tiny_model.SENTENCE
-    log = bed.journal(f"vllm@{name}", lines=500)
-    assert (IN_ORDER in log) == bool(windows)
-    assert windows in log
+def _forget(bed: Nspawn, model: str = engine.MODEL) -> None:
+    """Take a model's file out of the page cache: what is there is not read through the ring."""
+    bed.run(f"sync {model}/model.safetensors && dd if={model}/model.safetensors iflag=nocache count=0 status=none")
+
+
+def test_two_models_that_load_at_once_have_their_weights_and_the_log_says_how(bed: Nspawn) -> None:
+    """One of them had been killed in the middle of its load."""
+    bed.run(["systemctl", "start", "--no-block", "vllm@two"])
+    bed.wait_for("it loads", lambda: "Starting to load model" in bed.journal("vllm@two", lines=500), timeout=120)
+    bed.run(["systemctl", "kill", "--signal=KILL", "vllm@two"])
+    bed.run(["systemctl", "stop", "vllm@two"], timeout=120)
+    _forget(bed)
+    bed.run("systemctl start vllm@one & systemctl start vllm@two && wait", timeout=300)
+    for name, how in {"one": "6 windows through 4076 KiB of memory", "two": "11 windows through 1024 KiB of memory"}.items():
+        assert _answer(bed, name) == tiny_model.SENTENCE
+        assert IN_ORDER + how in bed.journal(f"vllm@{name}", lines=500)
+
+
+def test_the_weights_are_those_of_vllms_own_loader_bit_for_bit(bed: Nspawn) -> None:
+    bed.put(Path(loaded_weights.__file__), COMPARER)
+    python, memory = f"{engine.ENGINES}/current/bin/python", "/run/compared"  # what is in memory already needs no ring
+    bed.run(f"mkdir {COMPARED} {memory} && cp --recursive {engine.MODEL} {COMPARED}/bf16 && cp --recursive {engine.MODEL} {memory}/model")
+    bed.run(["ln", "--symbolic", f"{memory}/model", f"{COMPARED}/memory"])
+    bed.run([python, COMPARER, "--gptq", engine.MODEL, f"{COMPARED}/gptq"])
+    lines = bed.out(f"PYTHONPATH={SMALL} VLLM_LOGGING_LEVEL=ERROR {python} {COMPARER} {COMPARED}", timeout=300).splitlines()
+    same = json.loads(lines[-1])
+    assert same == {f"{model} {ranks}": True for model in ("bf16", "gptq", "memory") for ranks in (1, 2, loaded_weights.READERS)}
 
 
 def test_a_shortened_file_is_vllms_to_tell(bed: Nspawn) -> None:
@@ -78,12 +98,3 @@ def test_a_shortened_file_is_vllms_to_tell(bed: Nspawn) -> None:
     log = bed.journal("vllm@broken", lines=500)
     assert "vllm-safe: vLLM reads the checkpoint itself: " in log
     assert "SafetensorError" in log
-
-
-def test_a_load_that_was_killed_is_done_again(bed: Nspawn) -> None:
-    bed.run(["systemctl", "start", "--no-block", "vllm@two"])
-    bed.wait_for("it loads", lambda: "Starting to load model" in bed.journal("vllm@two", lines=500), timeout=120)
-    bed.run(["systemctl", "kill", "--signal=KILL", "vllm@two"])
-    bed.run(["systemctl", "stop", "vllm@two"], timeout=120)
-    bed.run(["systemctl", "start", "vllm@two"], timeout=300)
-    assert _answer(bed, "two") == tiny_model.SENTENCE

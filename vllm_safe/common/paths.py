@@ -15,6 +15,7 @@ ENGINES = STATE / "engine"  # vllm:vllm; venvs, and the symlinks `current` and `
 ENGINE = ENGINES / "current"
 ENGINE_PLUGINS = Path("/usr/lib/vllm-safe/engine-plugins")  # a link to vllm_safe/engine/as_engine: engines of any age have it
 UNTRIED = STATE / "untried"  # the engines that were installed while no GPU answered: see engine/trial_facts.py
+DISK_PACES = STATE / "disk-paces.json"  # root:root; bytes/s by model, as `check --disk` measured them
 MODELS = STATE / "models"  # vllm:vllm; ORG/NAME below it
 RUNS = STATE / "runs"  # vllm-record:adm 2750; NAME/RUN below it: see record/run_store.py
 EARLYOOM_ENV = STATE / "earlyoom.env"  # read by EARLYOOM_DROPIN

@@ -53,7 +53,8 @@ class Sample(NamedTuple):
 class Event(NamedTuple):
     """An event. kind: start, phase, memory (data: ReportedMemory), guard, kernel-oom, earlyoom, nvidia, stall, hang, stopping.
 
-    Or unread: the journal could not be read.
+    Or load: the weights are there (data: bytes, seconds, and whether the loader of this package counted them). Or unread: the journal could
+    not be read.
     """
 
     time: float

@@ -50,12 +50,16 @@ CAUSES = (
 
 
 class LoadProgress(NamedTuple):
-    """The progress of a phase. read and total in bytes, rate in bytes per second, left in seconds."""
+    """The progress of a phase. read and total in bytes, rate in bytes per second, left in seconds.
+
+    counted: the loader of this package reads, and counts the bytes itself; otherwise they are estimated.
+    """
 
     read: int
     total: int | None = None
     rate: float | None = None
     left: float | None = None
+    counted: bool = False
 
 
 class ReportedMemory(NamedTuple):

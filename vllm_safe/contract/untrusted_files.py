@@ -83,4 +83,7 @@ def _progress(value: object) -> LoadProgress | None:
     """Read the progress from an object, or from an array: json writes a named tuple as an array."""
     given = dict(zip(LoadProgress._fields, value, strict=False)) if isinstance(value, list) else mapping(value)
     read = integer(given.get("read"))
-    return None if read is None else LoadProgress(read, integer(given.get("total")), number(given.get("rate")), number(given.get("left")))
+    if read is None:
+        return None
+    figures = integer(given.get("total")), number(given.get("rate")), number(given.get("left"))
+    return LoadProgress(read, *figures, given.get("counted") is True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from types import MappingProxyType
@@ -97,14 +97,25 @@ def _worker_environment(host: Host, model: Model, size: int) -> dict[str, tuple[
     return found
 
 
+def decide_loader(config: Config, name: str, arguments: Mapping[str, Sourced]) -> Sourced:
+    """Decide who reads the weights: "auto" is the plugin of this package, where it can, and "vllm" is vLLM itself."""
+    model, asked = config.models[name], arguments.get("load-format")
+    source = origin_of(config, f"models.{name}.load").source
+    if model.command is not None:
+        return Sourced("vllm", Origin("default", "a server of another kind reads them itself"))
+    if model.load == "vllm":
+        return Sourced("vllm", Origin(source, "vLLM itself reads them, each worker for itself"))
+    if _spans_machines(model):
+        return Sourced("vllm", Origin("default", "a model on several machines is read by vLLM itself"))
+    if asked and asked.value != "auto":
+        return Sourced("vllm", Origin(asked.origin.source, f"load-format is {asked.value}"))
+    return Sourced("auto", Origin(source, "one worker reads them for all, in order and in large requests"))
+
+
 def _loader_environment(config: Config, name: str, arguments: Mapping[str, Sourced]) -> dict[str, Sourced]:
-    """Return the variable with which vLLM finds the plugin that reads the weights, {} where vLLM's own loader is wanted."""
-    model = config.models[name]
-    asked = arguments.get("load-format")
-    if model.command is not None or model.load == "vllm" or _spans_machines(model) or (asked and asked.value != "auto"):
-        return {}
-    reason = "one worker reads the weights for all, in order and in large requests"
-    return {"PYTHONPATH": Sourced(str(paths.ENGINE_PLUGINS), Origin(origin_of(config, f"models.{name}.load").source, reason))}
+    """Return the variable with which vLLM finds the plugin that reads the weights, {} where vLLM itself reads them."""
+    decided = decide_loader(config, name, arguments)
+    return {"PYTHONPATH": replace(decided, value=str(paths.ENGINE_PLUGINS))} if decided.value == "auto" else {}
 
 
 def _environment(config: Config, host: Host, name: str, given: Mapping[str, str], arguments: Mapping[str, Sourced]) -> dict[str, Sourced]:

@@ -14,7 +14,7 @@ from vllm_safe.config.settings import INNER_PORTS, Config
 from vllm_safe.decide.limits import EACH_UNIT, SHARED, Budget, DecidedLimits, decide_budget
 from vllm_safe.decide.origin import Origin, Sourced, origin_of
 from vllm_safe.decide.protect import UNITS, Decided, Protection
-from vllm_safe.decide.serve_command import decide_launch, decide_server, health_url, host_and_port
+from vllm_safe.decide.serve_command import decide_launch, decide_loader, decide_server, health_url, host_and_port
 from vllm_safe.host.host_facts import Host, SwapArea
 from vllm_safe.power.power_decision import decide_power, named_as, watts
 from vllm_safe.power.power_facts import PowerReading
@@ -65,6 +65,7 @@ def decide_show(
     health = ShownRow(
         "health", health_url(model), health_url(model), str(origin_of(config, f"models.{name}.health", f"models.{name}.port"))
     )
+    weights = _row("load", decide_loader(config, name, server.arguments))
     return (
         *((ShownSection("On demand", _demand(config, name)),) if model.on_demand else ()),
         ShownSection("Limits", _limits(budget.of(name))),
@@ -73,7 +74,8 @@ def decide_show(
         ShownSection("Kernel tunables while a model runs", _tunables(config, host)),
         *((ShownSection("Power limits while a model runs", _power(config, power)),) if power else ()),
         ShownSection(
-            "Command", (command, health, *(ShownRow(key, t.value, f"{t.value:g} s", str(t.origin)) for key, t in server.timeouts.items()))
+            "Command",
+            (command, health, weights, *(ShownRow(key, t.value, f"{t.value:g} s", str(t.origin)) for key, t in server.timeouts.items())),
         ),
         ShownSection("Arguments", tuple(_row(key, sourced) for key, sourced in server.arguments.items())),
         ShownSection("Environment", tuple(_row(key, sourced) for key, sourced in sorted(server.environment.items()))),

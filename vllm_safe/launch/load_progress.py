@@ -146,7 +146,8 @@ class Checkpoint:
 
     Each worker reads the whole checkpoint, through mappings of one file after another, from the disk or from the page cache. In each case
     its mapped memory grows (or, where a loader calls read(2), the bytes that it called for). The mean of the workers is used, and
-    "shard 3 of 4" in the log corrects it: workers of a tensor-parallel model skip some pages, and under pressure touch some twice.
+    "shard 3 of 4" in the log corrects it: workers of a tensor-parallel model skip some pages, and under pressure touch some twice. Our own
+    loader counts: see count().
     """
 
     def __init__(self, sizes: Sequence[int]) -> None:
@@ -156,6 +157,7 @@ class Checkpoint:
         self._last: dict[tuple[int, int], Process] = {}
         self._most = 0
         self._past: deque[tuple[float, int]] = deque()
+        self._counted = False
 
     def look(self, now: float, processes: Sequence[Process], *, loading: bool, done: int = 0, of: int = 0) -> LoadProgress | None:
         """Take a reading of the processes; return the progress, or None while the server is not loading.
@@ -172,9 +174,14 @@ class Checkpoint:
         if not loading or not self.total:
             return None
         self._most = max(self._most, self._within(self._mean(), done, of))
-        self._past.append((now, self._most))
-        while len(self._past) > 2 and self._past[1][0] <= now - RATE_OVER:
-            self._past.popleft()
+        return self._progress(now)
+
+    def count(self, now: float, read: int, stored: int) -> LoadProgress:
+        """Return the progress where the loader itself counts the bytes that it has read, of so many."""
+        if not self._counted:  # what was estimated before says nothing
+            self._past.clear()
+        self._counted = True
+        self.total, self._most = stored, read
         return self._progress(now)
 
     def _mean(self) -> int:
@@ -188,9 +195,12 @@ class Checkpoint:
         return min(max(got, sum(self._sizes[:done])), sum(self._sizes[: done + 1]))
 
     def _progress(self, now: float) -> LoadProgress:
+        self._past.append((now, self._most))
+        while len(self._past) > 2 and self._past[1][0] <= now - RATE_OVER:
+            self._past.popleft()
         (then, before) = self._past[0]
         if now - then < RATE_AFTER:
-            return LoadProgress(self._most, self.total)
+            return LoadProgress(self._most, self.total, counted=self._counted)
         rate = (self._most - before) / (now - then)
         left = (self.total - self._most) / rate if rate > 0 else None
-        return LoadProgress(self._most, self.total, rate, left)
+        return LoadProgress(self._most, self.total, rate, left, self._counted)

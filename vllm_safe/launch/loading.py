@@ -49,7 +49,10 @@ class Loading:
         self._signs = (*stopped[:1], *self._waits.signs(now, cards.busy))
         self._stillness.look(now, wall, self._sums.add(processes, self.follow.news, cards.used), waits=bool(self._signs))
         loading = self.follow.phase == "loading"
-        self.progress = self._checkpoint.look(now, processes, loading=loading, done=self.follow.done, of=self.follow.of)
+        if self.follow.stored:
+            self.progress = self._checkpoint.count(now, self.follow.read, self.follow.stored) if loading else None
+        else:
+            self.progress = self._checkpoint.look(now, processes, loading=loading, done=self.follow.done, of=self.follow.of)
 
     def status(self, now: float, phase: str, health: str) -> str:
         """Describe the progress: "loading, 3 min 20 s: 12.0 GiB of 71.8 GiB, 120 MiB/s, about 8 min left". health: appended."""

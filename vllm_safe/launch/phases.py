@@ -20,13 +20,16 @@ _REMEMBERED = 256  # different lines: a line that a poller repeats is not new
 
 
 class LogMark(NamedTuple):
-    """The content of one line: a phase, the progress as text ("shard 1 of 4"), and as numbers if the line counts or reports memory."""
+    """The content of one line: a phase, the progress as text ("shard 1 of 4"), and as numbers if the line counts or reports memory.
+
+    figure: a field of ReportedMemory, or "read" if the line counts bytes of the checkpoint.
+    """
 
     phase: str
     text: str = ""
     done: int = 0
     of: int = 0
-    figure: str = ""  # a field of ReportedMemory
+    figure: str = ""
     value: int = 0
 
 
@@ -43,6 +46,8 @@ _MARKS = (
     ("loading", r"Starting to load model |Loading model from scratch|Filesystem type for checkpoints: |Loading weights took "),
     # model_executor/model_loader/weight_utils.py, _BAR_FORMAT: "Loading safetensors checkpoint shards:  25% Completed | 1/4 [..."
     ("loading", r"(?:Multi-thread l|L)oading [\w ().]{,60}:\s+\d+% Completed \| (?P<shard>\d+)/(?P<shards>\d+)"),
+    # engine/as_engine/vllm_safe_loader/ring_loader.py
+    ("loading", r"vllm-safe: (?P<read>\d+) of (?P<reads>\d+) bytes of the checkpoint"),
     # v1/worker/gpu_model_runner.py and gpu/model_runner.py, load_model
     ("profiling", r"Model loading took (?P<weights>\d+(?:\.\d+)?) GiB memory and "),
     # v1/worker/gpu_worker.py, determine_available_memory: the second line if the size is set, or known from an earlier start
@@ -83,6 +88,7 @@ def _message(line: str) -> str:
     return _PREFIX.sub("", plain, count=1)
 
 
+_BYTES = "read"
 # The text of a mark for people, by the first of its groups.
 _TEXTS = {
     "nccl": "CUDA and NCCL",
@@ -97,9 +103,11 @@ _TEXTS = {
 
 def _mark(phase: str, found: dict[str, str]) -> LogMark:
     name = next(iter(found), "")
-    counted = (int(found[name]), int(found[f"{name}s"])) if f"{name}s" in found else ()
-    mark = LogMark(phase, _TEXTS.get(name, "").format(**found), *counted)
-    return mark._replace(figure=name, value=int(float(found[name].replace(",", "")) * _UNITS[name])) if name in _UNITS else mark
+    done, of = (int(found[name]), int(found[f"{name}s"])) if f"{name}s" in found else (0, 0)
+    text = _TEXTS.get(name, "").format(**found)
+    if name in _UNITS:
+        return LogMark(phase, text, figure=name, value=int(float(found[name].replace(",", "")) * _UNITS[name]))
+    return LogMark(phase, text, done, of, _BYTES if name == _BYTES else "")
 
 
 _UNITS = {"weights": GIB, "cache": GIB, "tokens": 1}
@@ -113,6 +121,7 @@ class PhaseTracker:
         self.since = now
         self.text = ""  # the progress, for people: "shard 1 of 4"
         self.done, self.of = 0, 0  # the same as numbers, while loading: shards
+        self.read, self.stored = 0, 0  # bytes of the checkpoint, where the loader counts them
         self.news = 0  # lines so far that had not been printed before: a line that a poller repeats is not progress
         self._known: dict[int, None] = {}  # hashes of the last different lines
         self._torn = b""
@@ -163,7 +172,9 @@ class PhaseTracker:
                     self.done, self.of = mark.done, mark.of
 
     def _take_figure(self, mark: LogMark, line: str) -> None:
-        if mark.figure == "weights":
+        if mark.figure == _BYTES:
+            self.read, self.stored = mark.done, mark.of
+        elif mark.figure == "weights":
             worker = _WORKER.search(line)
             self._weights[worker[1] if worker else ""] = mark.value
             ranks = sorted(self._weights, key=lambda name: (len(name), name))  # PP0_TP0, PP0_TP1, PP1_TP0 ...

@@ -30,6 +30,14 @@ class HostLimits:
 
 
 @dataclass(frozen=True)
+class StoredFiles:
+    """The weight files: their bytes, and the bytes/s of their disk where the load keeps to it, 0 if that is not known."""
+
+    size: int = 0
+    pace: float = 0.0
+
+
+@dataclass(frozen=True)
 class HostNeeds:
     """What a start needs, in bytes and seconds. load: None where the disk's pace is not known."""
 
@@ -43,9 +51,10 @@ class HostNeeds:
 
 
 def decide_host_needs(
-    serving: Serving, limits: HostLimits, *, forked: bool = False, stored: int = 0, past: tuple[PastStart, ...] = ()
+    serving: Serving, limits: HostLimits, *, forked: bool = False, files: StoredFiles = StoredFiles(), past: tuple[PastStart, ...] = ()
 ) -> HostNeeds:
-    """Return what a start needs. stored: bytes of the weight files. past: earlier starts of this model, the newest last."""
+    """Return what a start needs. past: earlier starts of this model, the newest last."""
+    stored, disk = files.size, files.pace
     workers = serving.ranks
     each = (_FORKED if forked else _SPAWNED) + (0 if serving.enforce_eager else _COMPILING)
     memory, shared = _SERVER + workers * each, _RINGS + (workers * _RING if workers > 1 else 0)
@@ -54,13 +63,13 @@ def decide_host_needs(
     exact = bool(same)
     if seen := same or alike:
         memory = seen[-1].peak
-    pace = next((start.pace for start in reversed(past) if start.pace), 0.0)
+    pace = disk or next((start.pace for start in reversed(past) if start.pace), 0.0)
     load = stored / pace if stored and pace else None
     needs = HostNeeds(memory, shared, load, exact)
     problem, hint = _problem(needs, limits, workers)
     lines = [_memory_line(needs, limits, workers, measured=bool(seen)), _shared_line(needs)]
     if stored:
-        lines.append(_load_line(needs, stored, pace))
+        lines.append(_load_line(needs, stored, pace, "as check --disk measured" if disk else "as last time"))
     return replace(needs, problem=problem, hint=hint, lines=tuple(lines))
 
 
@@ -93,9 +102,8 @@ def _shared_line(needs: HostNeeds) -> PlanLine:
     return PlanLine("shared memory", needs.shared, format_size(needs.shared), exact=True, why="rings in /dev/shm, of which little is used")
 
 
-def _load_line(needs: HostNeeds, stored: int, pace: float) -> PlanLine:
+def _load_line(needs: HostNeeds, stored: int, pace: float, whence: str) -> PlanLine:
     if needs.load is None:
         return PlanLine("load", None, "?", exact=True, why=f"{format_size(stored)}; the disk's pace: vllm-safe check --disk")
-    return PlanLine(
-        "load", None, format_span(needs.load), exact=False, why=f"{format_size(stored)} at {format_size(int(pace))}/s, as last time"
-    )
+    why = f"{format_size(stored)} at {format_size(int(pace))}/s, {whence}"
+    return PlanLine("load", None, format_span(needs.load), exact=False, why=why)

@@ -12,6 +12,7 @@ from typing import Any
 from vllm_safe.common import paths
 from vllm_safe.common.errors import Failure
 from vllm_safe.driver.card_facts import NvmlCard
+from vllm_safe.plan.disk_pace_facts import read_disk_pace
 from vllm_safe.plan.headers_facts import StoredModel, read_stored_model
 from vllm_safe.plan.past_starts import PastStart, StartConditions, engine_version, identify_cards, read_past_starts
 from vllm_safe.plan.plan_question import PlanQuestion
@@ -21,7 +22,7 @@ from vllm_safe.record.card_usage import read_pci_cards
 
 @dataclass(frozen=True)
 class PlanFacts:
-    """The facts. unread: why nothing is known of earlier starts, or ""."""
+    """The facts. unread: why nothing is known of earlier starts, or "". pace: bytes/s of the disk, where our loader keeps to it, or 0."""
 
     stored: StoredModel
     serving: Serving
@@ -29,6 +30,7 @@ class PlanFacts:
     past: tuple[PastStart, ...] = ()
     unread: str = ""
     forked: bool = False  # its workers share imported modules
+    pace: float = 0.0
     unordered: bool = False  # the GPUs are unlike, and which of them the server takes is not known
 
     @property
@@ -75,7 +77,8 @@ def read_plan_facts(
     forked = env.get("VLLM_WORKER_MULTIPROC_METHOD") == "fork"
     there = tuple(cards)
     chosen = _visible(there, visible, f"vllm@{name}.service")
-    return PlanFacts(stored(server.model), serving, chosen, past, unread, forked, _is_unordered(there, serving, env))
+    pace = read_disk_pace(server.model) if env.get("PYTHONPATH") == str(paths.ENGINE_PLUGINS) else 0.0
+    return PlanFacts(stored(server.model), serving, chosen, past, unread, forked, pace, _is_unordered(there, serving, env))
 
 
 def _is_unordered(cards: tuple[NvmlCard, ...], serving: Serving, env: Mapping[str, str]) -> bool:

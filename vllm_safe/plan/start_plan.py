@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from vllm_safe.plan.host_needs import HostLimits, HostNeeds, decide_host_needs
+from vllm_safe.plan.host_needs import HostLimits, HostNeeds, StoredFiles, decide_host_needs
 from vllm_safe.plan.plan_changes import decide_changes, decide_fit
 from vllm_safe.plan.plan_decision import decide_plan
 from vllm_safe.plan.plan_facts import PlanFacts
@@ -47,7 +47,8 @@ def decide_start_plan(name: str, facts: PlanFacts, limits: HostLimits, *, fit: b
     """Return the plan. fit: look for the longest context that fits, too."""
     question = facts.question
     plan = decide_plan(question)
-    host = decide_host_needs(facts.serving, limits, forked=facts.forked, stored=facts.stored.size, past=facts.past)
+    files = StoredFiles(facts.stored.size, facts.pace)
+    host = decide_host_needs(facts.serving, limits, forked=facts.forked, files=files, past=facts.past)
     changes = () if plan.starts else decide_changes(question)
     fits = decide_fit(question) if fit else None
     return StartPlan(name, plan, host, facts.cards, changes, fits, tuple(_notes(facts, plan)), facts.stored.source)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from vllm_safe.common.sizes import format_size
+from vllm_safe.common.sizes import format_size, format_span
 from vllm_safe.contract.recorded_run import End, Event
-from vllm_safe.contract.state_file import ReportedMemory, State
+from vllm_safe.contract.state_file import PHASES, ReportedMemory, State
 from vllm_safe.record.sampler import QuickSample
 
 EVERY = 1.0  # seconds between two samples while any figure moves
@@ -15,6 +15,7 @@ SETTLE = 30.0  # seconds without movement until the model counts as steady
 LINGER = 1.5  # seconds after the end until the lines of the kernel and of earlyoom are in the journal
 GONE = 5.0  # seconds without an invocation or a report of the end, after which the run is over
 
+_LOADED = frozenset(PHASES[PHASES.index("loading") + 1 : PHASES.index("stopping")])  # in these the weights are there
 _MOVED_BYTES = 32 << 20  # of memory or swap
 _MOVED_STALL = 0.01  # share of the time
 
@@ -56,6 +57,7 @@ class RunTracker:
         self._ended = set(ended)
         self._phase = self._cause = ""
         self._memory: ReportedMemory | None = None
+        self._load: State | None = None  # the last one with progress of the load
         self._end_at: float | None = None  # the time at which its end was first observed
         self._gone_at: float | None = None  # the time at which the unit was first observed without the invocation
 
@@ -64,7 +66,7 @@ class RunTracker:
         if not self.invocation:
             if not seen.invocation or seen.invocation[:8] in self._ended:
                 return []
-            self.invocation, self._phase, self._cause, self._memory = seen.invocation, "", "", None
+            self.invocation, self._phase, self._cause, self._memory, self._load = seen.invocation, "", "", None, None
             return [BeginRun(seen.invocation), *self._notes(wall, seen)]
         return [*self._notes(wall, seen), *self._over(now, seen)]
 
@@ -81,7 +83,13 @@ class RunTracker:
         if state is None or state.run != self.invocation:
             return []
         notes: list[Action] = []
+        if state.phase == "loading" and state.progress:
+            self._load = state
         if state.phase != self._phase:
+            if self._load and state.phase in _LOADED:
+                notes.append(AddEvent(_describe_load(wall, self._load, state.since)))
+            if state.phase != "loading":
+                self._load = None
             notes.append(AddEvent(Event(wall, "stopping" if state.phase == "stopping" else "phase", state.phase, {"from": self._phase})))
             self._phase = state.phase
         if state.memory and state.memory.tokens is not None and state.memory != self._memory:
@@ -109,6 +117,16 @@ class RunTracker:
         self._ended.add(self.invocation[:8])
         self.invocation, self._end_at, self._gone_at = "", None, None
         return FinishRun(end)
+
+
+def _describe_load(wall: float, load: State, until: float) -> Event:
+    """Return the event of a load that is over. Its last count may be some seconds old, so the size is that of the whole."""
+    size, counted = (load.progress.total, load.progress.counted) if load.progress else (None, False)
+    seconds = max(until - load.since, 0.0)
+    pace = f", {format_size(int(size / seconds))}/s" if size and seconds >= 1 else ""
+    who = "vllm-safe" if counted else "vLLM itself"
+    text = f"{format_size(size or 0)} of weights in {format_span(seconds)}{pace}, read by {who}"
+    return Event(wall, "load", text, {"bytes": size, "seconds": round(seconds, 1), "counted": counted})
 
 
 def _describe_memory(memory: ReportedMemory) -> str:

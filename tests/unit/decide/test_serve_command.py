@@ -13,7 +13,7 @@ from vllm_safe.config.settings import Config, Model, Position, settings_of
 from vllm_safe.contract.default_times import DEFAULT_TIMES
 from vllm_safe.contract.launch_file import Launch
 from vllm_safe.decide.limits import decide_budget
-from vllm_safe.decide.serve_command import decide_launch, decide_server, health_url
+from vllm_safe.decide.serve_command import decide_launch, decide_loader, decide_server, health_url
 from vllm_safe.host.host_facts import Host
 
 HOST = Host(memory=16 * GIB)
@@ -252,6 +252,12 @@ def test_risers_mean_a_small_machine() -> None:
 def test_our_loader_is_there_if_it_is_asked_for_and_can_be(model: dict[str, object], ours: bool) -> None:  # noqa: FBT001
     environment = launch_of(**model).env
     assert environment.get("PYTHONPATH") == ("/usr/lib/vllm-safe/engine-plugins" if ours else None)
+
+
+def test_why_vllm_itself_reads_the_weights() -> None:
+    config = config_of(load="auto", args={"load-format": "dummy"})
+    decided = decide_loader(config, "x", decide_server(config, HOST, "x", {}).arguments)
+    assert (decided.value, decided.origin.note) == ("vllm", "load-format is dummy")
 
 
 def test_a_models_own_python_path_goes_before_our_loader() -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from tests.builders.reasons import time_of_day
 from vllm_safe.common.sizes import GIB, MIB
+from vllm_safe.contract.state_file import LoadProgress
 from vllm_safe.launch.load_progress import Checkpoint, CommunicationWait, ProcessReadings, ProcessTotals, Stillness
 from vllm_safe.launch.processes import Process
 
@@ -234,6 +235,12 @@ def test_a_stalled_disk_changes_the_rate_slowly_and_one_that_stays_so_has_no_end
         progress = checkpoint.look(float(now), stalled, loading=True, done=1, of=3)
     assert progress is not None
     assert (progress.rate, progress.left) == (0.0, None)
+
+
+def test_what_the_loader_counts_is_the_progress_whatever_was_estimated_before() -> None:
+    checkpoint = _load(1, each_second=50 * MIB, seconds=10)
+    assert checkpoint.count(11.0, 0, 990 * MIB) == LoadProgress(0, 990 * MIB, counted=True)
+    assert checkpoint.count(21.0, 90 * MIB, 990 * MIB) == LoadProgress(90 * MIB, 990 * MIB, 9 * MIB, 100, counted=True)
 
 
 def test_what_is_mapped_before_is_not_the_model() -> None:

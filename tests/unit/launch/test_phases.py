@@ -107,6 +107,13 @@ def test_how_far_a_bar_is(bar: str, mark: LogMark) -> None:
     assert read_line(bar) == mark
 
 
+def test_our_loader_counts_bytes() -> None:
+    follow = PhaseTracker(0.0, "initializing")
+    line = f"{WORKER}[ring_loader.py:9] vllm-safe: 1048576 of 4194304 bytes of the checkpoint have been read\n"
+    assert follow.read_output(line.encode(), 1.0)
+    assert (follow.phase, follow.read, follow.stored, follow.of) == ("loading", 1 << 20, 4 << 20, 0)
+
+
 def test_colours_change_nothing() -> None:
     assert read_line(f"{COLOURED}Starting to load model /m...") == LogMark("loading")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from vllm_safe.common.sizes import GIB
-from vllm_safe.plan.host_needs import HostLimits, decide_host_needs
+from vllm_safe.plan.host_needs import HostLimits, StoredFiles, decide_host_needs
 from vllm_safe.plan.past_starts import PastStart
 from vllm_safe.plan.plan_question import Observed
 from vllm_safe.plan.serving import Serving
@@ -22,14 +22,21 @@ def test_two_workers_take_what_was_measured(*, forked: bool, measured: float) ->
 
 def test_what_was_seen_before_counts() -> None:
     past = (PastStart(Observed(EIGHT), 9 * GIB, 50e6), PastStart(Observed(TWO), 3 * GIB, 0.0))
-    seen = decide_host_needs(EIGHT, HostLimits(), stored=77 * GIB, past=past)
+    seen = decide_host_needs(EIGHT, HostLimits(), files=StoredFiles(77 * GIB), past=past)
     assert (seen.memory, seen.exact, seen.load) == (9 * GIB, True, 77 * GIB / 50e6)
     longer = decide_host_needs(Serving(tensor_parallel=8, max_model_len=4096, enforce_eager=True), HostLimits(), past=past)
     assert (longer.memory, longer.exact) == (9 * GIB, False)
 
 
+def test_the_pace_of_the_disk_counts_where_the_load_keeps_to_it() -> None:
+    past = (PastStart(Observed(EIGHT), 9 * GIB, 50e6),)
+    needs = decide_host_needs(EIGHT, HostLimits(), files=StoredFiles(77 * GIB, 120e6), past=past)
+    assert needs.load == 77 * GIB / 120e6
+    assert needs.lines[-1].why == "77.0 GiB at 114 MiB/s, as check --disk measured"
+
+
 def test_the_time_of_a_load_is_not_guessed() -> None:
-    assert decide_host_needs(TWO, HostLimits(), stored=GIB).load is None
+    assert decide_host_needs(TWO, HostLimits(), files=StoredFiles(GIB)).load is None
 
 
 def test_what_exceeds_ram_is_swapped_and_said() -> None:

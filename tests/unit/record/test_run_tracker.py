@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import pytest
+
 from vllm_safe.contract.recorded_run import End
-from vllm_safe.contract.state_file import ReportedMemory, State
+from vllm_safe.contract.state_file import LoadProgress, ReportedMemory, State
 from vllm_safe.record.run_tracker import (
     GONE,
     LINGER,
@@ -95,6 +97,30 @@ def test_the_next_start_says_its_memory_anew() -> None:
     begun = follow.see(2, 2, UnitObservation(TWO, state("loading", run=TWO, memory=whole)))
     notes = [action.event for action in begun if isinstance(action, AddEvent)]
     assert [note.text for note in notes if note.kind == "memory"] == ["a KV cache of 100 tokens"]
+
+
+@pytest.mark.parametrize(("counted", "who"), [(True, "vllm-safe"), (False, "vLLM itself")])
+def test_a_load_that_is_over_is_one_event(*, counted: bool, who: str) -> None:
+    follow = RunTracker()
+    for now, read in enumerate((1, 70)):
+        progress = LoadProgress(read * GIB, 72 * GIB, counted=counted)
+        follow.see(now, now, UnitObservation(ONE, state("loading")._replace(since=100.0, progress=progress)))
+    events = [
+        note.event
+        for note in follow.see(9, 9, UnitObservation(ONE, state("profiling")._replace(since=700.0)))
+        if isinstance(note, AddEvent)
+    ]
+    assert [event.kind for event in events] == ["load", "phase"]
+    assert events[0].text == f"72.0 GiB of weights in 10 min, 123 MiB/s, read by {who}"
+    assert events[0].data == {"bytes": 72 * GIB, "seconds": 600.0, "counted": counted}
+
+
+def test_a_load_that_failed_is_no_event() -> None:
+    follow = RunTracker()
+    follow.see(0, 0, UnitObservation(ONE, state("loading")._replace(progress=LoadProgress(1, 2))))
+    (note,) = follow.see(1, 1, UnitObservation(ONE, state("ended")))
+    assert isinstance(note, AddEvent)
+    assert note.event.text == "ended"
 
 
 def test_a_hang_and_a_stall_are_events_with_their_reason() -> None:

@@ -1,4 +1,4 @@
-"""The page cache that a process may have."""
+"""The memory that a process may have."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vllm_safe.engine.as_engine.vllm_safe_loader.cache_room import decide_window, read_room
+from vllm_safe.engine.as_engine.vllm_safe_loader.memory_room import read_room
 
 MIB = 1 << 20
 
@@ -37,9 +37,3 @@ def test_without_limits_what_is_available_counts(tmp_path: Path) -> None:
     (tmp_path / "self/cgroup").write_text("0::/\n")
     (tmp_path / "meminfo").write_text("MemAvailable: 1024 kB\n")
     assert read_room(tmp_path, tmp_path / "none") == MIB
-
-
-def test_a_window_is_a_third_of_it_and_never_large() -> None:
-    assert decide_window(90 * MIB) == 30 * MIB
-    assert decide_window(1 << 40) == 64 * MIB
-    assert decide_window(10 * MIB) == decide_window(-1) == 0

@@ -1,4 +1,4 @@
-"""The page cache that this process may have: what the limits of its control groups, and the machine, leave beside everything else."""
+"""The memory that a process may have: what the limits of its control groups, and the machine, leave beside everything else."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 _GROUPS = Path("/sys/fs/cgroup")
-_SHARE = 3  # windows in the cache: one that is taken, one that is read, and one that is about to go
-_LEAST, _MOST = 4 << 20, 64 << 20  # bytes of a window: what is not read ahead is the first, and what is taken without the disk the last
 
 
 def read_room(proc: Path = Path("/proc"), groups: Path = _GROUPS) -> int:
@@ -28,9 +26,3 @@ def _rooms(proc: Path, groups: Path) -> Iterator[int]:
             cached = int(used["active_file"]) + int(used["inactive_file"])
             yield int(limit) - int((group / "memory.current").read_text("ascii")) + cached
         group = group.parent
-
-
-def decide_window(room: int) -> int:
-    """Return the bytes of a window where the cache may have `room`; 0 where that is too little to read ahead."""
-    size = min(room // _SHARE, _MOST)
-    return size if size >= _LEAST else 0

@@ -1,0 +1,33 @@
+"""The rows of the benchmark of loads: what it says is missed."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.bench.loading import DISK, LOADS, RING, VLLM, Cell, Load, rows
+
+MIB = 1 << 20
+
+
+def cells(seconds: dict[Load, float], *, read: float = 1.0) -> list[Cell]:
+    """Return a cell for each load: the disk alone takes 10 s, ours 11 s, vLLM's own 50 s, and 5 s where nothing holds them back."""
+    usual = {DISK: 10.0, RING: 11.0, VLLM: 50.0}
+    return [
+        Cell(load, seconds.get(load, usual[load.way] if load.disk else 5.0), int(read * 1000 * MIB), 1000 * MIB, 1000, 100 * MIB)
+        for load in LOADS
+    ]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "read", "missed"),
+    [
+        ({}, 1.0, []),
+        ({Load(RING, 150, "1/8"): 12.0}, 1.0, ["loading, to the disk alone"]),
+        ({Load(RING, 600, "2", "bf16"): 12.0, Load(DISK, 600, "2"): 9.0}, 1.0, ["loading, to the disk alone"]),
+        ({Load(RING, 0, "2", "bf16"): 6.0}, 1.0, ["loading from a fast disk, to vLLM's own loader"]),
+        ({Load(RING, 0, "3", "gptq", "cached"): 6.0}, 1.0, ["loading from the page cache, to vLLM's own loader"]),
+        ({}, 1.1, ["loading, bytes read, to the files"]),
+    ],
+)
+def test_the_worst_of_all_counts(seconds: dict[Load, float], read: float, missed: list[str]) -> None:
+    assert [row.what for row in rows(cells(seconds, read=read)) if not row.met] == missed
