@@ -58,8 +58,8 @@ def test_a_file_that_cannot_be_used_changes_nothing(rig: Rig, text: str, capfd: 
 
 
 def test_running_answers_end_and_those_that_do_not_are_told(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gateway_main, "PATIENCE", 0.4)
-    model, loading = rig.add("a"), rig.add("b")
+    monkeypatch.setattr(gateway_main, "PATIENCE", 1.0)
+    model, loading, ending = rig.add("a"), rig.add("b"), rig.add("c")
     loading.load = 10
 
     async def run() -> None:
@@ -72,14 +72,15 @@ def test_running_answers_end_and_those_that_do_not_are_told(rig: Rig, monkeypatc
             async with running_gateway(rig) as gateway:
                 await ask("a")
                 answers = [
-                    asyncio.create_task(ask("a", do="sleep", seconds=0.2)),
+                    asyncio.create_task(ask("c", do="wait")),
                     asyncio.create_task(ask("a", stream=True, do="wait in the middle")),
                     asyncio.create_task(ask("a", do="wait")),
                     asyncio.create_task(ask("b")),
                 ]
-                await wait_until(lambda: model.running == 3 and loading.starts)
+                await wait_until(lambda: model.running == 2 and ending.running == 1 and loading.starts, 30)
                 reader, writer = await asyncio.open_connection("127.0.0.1", rig.port)
                 gateway.stop()
+                ending.release.set()
                 await asyncio.sleep(0.1)
                 writer.write(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
                 assert (await reader.readline()).startswith(b"HTTP/1.1 503 ")
