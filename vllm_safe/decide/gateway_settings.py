@@ -63,9 +63,7 @@ def _model(config: Config, facts: GatewayFacts, name: str) -> GatewayModel:
     model, claimant, limits = config.models[name], facts.claimants[name], facts.budget.of(name)
     memory = limits.memory_max.value
     if plan := claimant.plan:
-        needs = decide_host_needs(
-            plan.serving, host_limits(limits, facts.host), forked=plan.forked, stored=plan.stored.size, past=plan.past
-        )
+        needs = decide_host_needs(plan.serving, host_limits(limits, facts.host), forked=plan.forked, past=plan.past)
         memory = min(memory, needs.memory)
     return GatewayModel(
         name=name,
