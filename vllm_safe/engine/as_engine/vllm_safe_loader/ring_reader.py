@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
+from .large_pages import join_pages
 from .ring_layout import PAGE, RingPlace
 from .shared_ring import BY_TURNS, IN_FILE, IN_RING, SharedRing
 
@@ -70,6 +71,7 @@ class RingReader:
         self._ring, self._cache = ring, cache
         self._places = places
         self._memory = ring.map_shared()
+        self._descriptor = os.dup(ring.descriptor)  # the walk of this process closes its own
         self._sources: dict[str, _Source] = {}
         self._next, self._count = threading.Lock(), threading.Lock()
         self._pieces = self._split()
@@ -110,15 +112,20 @@ class RingReader:
     def _finish(self) -> None:
         """Give the memory back once nobody takes from it: a mapping that somebody keeps must not keep all of it."""
         self._ring.publish_rest(IN_FILE)
+        os.close(self._descriptor)
         for source in self._sources.values():
             source.close()
         self._ring.wait_ended()
+        last = self._places[-1] if self._places else None  # its tensors may be held, and go with their mappings
+        begin, end = (last.offset, last.offset + last.size) if last and last.offset is not None else (0, 0)
         with suppress(OSError):
-            self._memory.madvise(mmap.MADV_REMOVE)
+            for start, stop in ((0, begin), (end, self._ring.shape.capacity)):
+                if start < stop:
+                    self._memory.madvise(mmap.MADV_REMOVE, start, stop - start)
 
     def _split(self) -> Iterator[_Piece]:
         """Yield the pieces of all windows, each once there is a place for it."""
-        cached = 0  # windows up to the last that is read into the cache
+        cached, large = 0, False  # windows up to the last that is read into the cache; whether the ring has large pages
         for index, place in enumerate(self._places):
             if not self._ring.wait_done(place.after + 1):
                 return
@@ -130,6 +137,9 @@ class RingReader:
             if not place.window.size or _is_cached(source, place):
                 self._ring.publish(index, IN_FILE)
             elif place.offset is not None:
+                if not large:  # not before it is needed: all of it is there then
+                    large = True
+                    join_pages(self._descriptor, self._ring.shape.header, self._ring.shape.capacity)
                 yield from self._pieces_of(_Window(index, source, _pieces(place.size), IN_RING), place)
             elif place.window.size <= self._cache:
                 self._ring.wait_passed(cached, self._ring.shape.ranks)  # one at a time

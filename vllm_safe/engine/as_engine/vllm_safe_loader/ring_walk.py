@@ -54,6 +54,7 @@ class RingWalk:
 
     def take(self, wanted: Callable[[str], bool]) -> Generator[tuple[int, StoredTensor, memoryview]]:
         """Yield the wanted tensors, each with the index of its window, and a view of its bytes that may be kept and changed."""
+        last = len(self.places)
         try:
             for index, place in enumerate(self.places):
                 self._let_go(index - 1)
@@ -73,8 +74,9 @@ class RingWalk:
                         yield index, tensor, self._view_of_file(place.window.file, tensor)
                     self._let_go(index, only_free=True)
                 self._ring.say_passed(self._rank, index + 1)
+            last -= 1  # nothing is read any more: whoever still holds the last tensor needs no copy
         finally:
-            self._let_go(len(self.places))
+            self._let_go(last)
             self._ring.end(self._rank)
             self._ring.close()
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
 
-from .large_pages import LARGE_PAGE, join_pages
+from .large_pages import LARGE_PAGE
 
 UNREAD, IN_RING, IN_FILE, BY_TURNS = range(4)  # of a window: not yet there; in the ring; to be mapped from its file, at once or by turns
 _ENDED = 1 << 62  # windows that a process is done with when it takes no more
@@ -53,7 +53,6 @@ class SharedRing:
         """Make a ring."""
         descriptor = os.memfd_create("vllm-safe-ring", os.MFD_CLOEXEC)
         os.ftruncate(descriptor, shape.header + shape.capacity)
-        join_pages(descriptor, shape.header, shape.capacity)
         return cls(descriptor, shape)
 
     @classmethod
