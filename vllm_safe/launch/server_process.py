@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from vllm_safe.contract.launch_file import Launch
+from vllm_safe.launch.engine_files import cold_mark
 
 CANNOT_RUN = 127  # the exit status of a shell if the program does not exist
 
@@ -40,6 +41,31 @@ class Server:
         return status if pid else None
 
 
+def keep_engine_files(launch: Launch) -> None:
+    """Have a process of its own keep which files of the engine this start read, if it found that nobody knows; it ends by itself."""
+    if not launch.serve_file or not cold_mark(launch.serve_file).exists():
+        return
+    try:
+        pid = os.fork()
+    except OSError:  # EAGAIN at limits.tasks_max, ENOMEM at the memory limit: the next cold start tries again
+        return
+    if pid == 0:
+        _become_keeper(launch)
+    os.waitpid(pid, 0)
+
+
+def _become_keeper(launch: Launch) -> NoReturn:
+    try:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if os.fork() == 0:  # a grandchild is reaped by systemd
+            from vllm_safe.launch import engine_reader  # noqa: PLC0415 - imported in the child only, which ends soon
+
+            engine_reader.keep_used_files(launch)
+    finally:
+        os._exit(0)
+
+
 def describe_ending(status: int) -> str:
     """Describe a wait status: "exit status 1", "killed by SIGKILL"."""
     code = os.waitstatus_to_exitcode(status)
@@ -63,11 +89,20 @@ def _become(launch: Launch, env: Mapping[str, str], output: int) -> NoReturn:
         # Set here and not in the unit: the main process must outlive the server, and be able to read, to report why the server died.
         _set_oom_score_adj(launch.oom_score_adj)
         _set_io_scheduling_class(launch.io_scheduling_class)
+        _read_engine_files(launch)
         os.execvpe(launch.argv[0], list(launch.argv), dict(env))  # noqa: S606 - a shell is not wanted
     except OSError as error:
         os.write(2, f"vllm-safe: error: cannot run {launch.argv[0]}: {error.strerror}\n".encode(errors="replace"))
     finally:
         os._exit(CANNOT_RUN)
+
+
+def _read_engine_files(launch: Launch) -> None:
+    if not launch.serve_file:
+        return
+    from vllm_safe.launch import engine_reader  # noqa: PLC0415 - imported in the child only, which is replaced by exec at once
+
+    engine_reader.read_ahead_of_server(launch, lambda line: os.write(2, f"vllm-safe: {line}\n".encode(errors="replace")))
 
 
 def _set_oom_score_adj(score: int) -> None:

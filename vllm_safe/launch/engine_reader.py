@@ -1,0 +1,202 @@
+"""Steps of a start: read the files of the engine before vLLM does, in the order of the disk; and keep, once it serves, which these were.
+
+The process that is about to become the server reads; a process of its own keeps, once, at the idle I/O class. Neither ever fails a start.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from vllm_safe.common import libc, paths
+from vllm_safe.common.sizes import format_size
+from vllm_safe.contract.launch_file import Launch
+from vllm_safe.contract.small_files import READ, read_regular, write_whole
+from vllm_safe.launch import page_cache
+from vllm_safe.launch.engine_files import (
+    PAGE,
+    EngineFiles,
+    Piece,
+    Span,
+    cold_mark,
+    order_spans,
+    read_engine_files,
+    sample_pieces,
+    split_batches,
+)
+from vllm_safe.launch.processes import own_cgroup
+
+KEPT = paths.CACHE / "engine-files"  # NAME.json below it
+_KEPT_MOST = 1 << 24  # bytes; a record of 10,000 pieces takes half a megabyte
+_SHARE = 2  # of the page cache that the unit may have, one part is for the engine's files
+_CACHED = 0.9  # the share of the sampled pieces with which the rest is in the cache as well
+_COLD = 0.1  # the share of the sampled modules with which next to nothing is
+_SAMPLED = 16  # packages
+_AHEAD = 2  # batches that are asked for at once
+
+
+def read_ahead_of_server(launch: Launch, say: Callable[[str], object]) -> None:
+    """Read what the model's last cold start read of the engine, unless it is in the cache. `say` takes a line for the journal."""
+    if launch.argv[:1] != (f"{paths.ENGINE}/bin/vllm",):
+        return  # another server
+    try:
+        engine = _engine_folder()
+        kept = _read_kept(launch.name)
+        if not page_cache.is_on_disk(engine):
+            return
+        if kept is None or kept.engine != _identity(engine):
+            if _is_cold(engine):
+                cold_mark(launch.serve_file).touch()
+            return
+        if _are_cached(engine, kept):
+            return
+        if kept.asked != _digest(launch):
+            cold_mark(launch.serve_file).touch()
+        _read(engine, kept, say)
+    except (OSError, MemoryError, ValueError) as error:
+        say(f"the engine's files were not read ahead: {error}")
+
+
+def keep_used_files(launch: Launch) -> None:
+    """Keep what a start has read of the engine: what of it is in the page cache now."""
+    with suppress(OSError, MemoryError, ValueError):
+        libc.set_io_priority(0, libc.IO_CLASSES["idle"])
+        cold_mark(launch.serve_file).unlink()
+        engine = _engine_folder()
+        kept = EngineFiles(_identity(engine), _digest(launch), *_find_used(engine))
+        KEPT.mkdir(mode=0o750, exist_ok=True)
+        write_whole(str(KEPT / f"{launch.name}.json"), kept.to_json().encode())
+
+
+def _engine_folder() -> str:
+    return os.path.realpath(paths.ENGINE)
+
+
+def _identity(engine: str) -> str:
+    """Name the engine: another one, or the same one built again, has another name. An overlay's inodes have no lasting numbers."""
+    return f"{engine} {Path(engine).stat().st_mtime_ns}"
+
+
+def _digest(launch: Launch) -> str:
+    return hashlib.sha256(json.dumps(launch.serve_args, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _read_kept(name: str) -> EngineFiles | None:
+    content = read_regular(KEPT / f"{name}.json", _KEPT_MOST)
+    return None if content is None else read_engine_files(content)
+
+
+def _path_of(engine: str, kept: EngineFiles, piece: Piece) -> str:
+    return f"{engine}/{kept.folders[piece.folder]}/{piece.name}"
+
+
+def _are_cached(engine: str, kept: EngineFiles) -> bool:
+    found = [_is_resident(_path_of(engine, kept, piece), piece.offset) for piece in sample_pieces(kept.pieces)]
+    return sum(found) >= _CACHED * len(found)
+
+
+def _is_cold(engine: str) -> bool:
+    """Return whether hardly anything of the engine is in the cache, by the first module of some packages.
+
+    After an installation all of it is: what a start needs of it cannot be told then.
+    """
+    packages = sorted(
+        entry.path for site in Path(engine).glob("lib/python3*/site-packages") for entry in os.scandir(site) if entry.is_dir()
+    )
+    sample = (Path(folder, "__pycache__") for folder in packages[:: max(1, len(packages) // _SAMPLED)])
+    found = [_is_resident(str(module), 0) for folder in sample for module in folder.glob("__init__.*.pyc")]
+    return sum(found) <= _COLD * len(found)
+
+
+def _is_resident(path: str, offset: int) -> bool:
+    try:
+        file = os.open(path, READ)
+    except OSError:
+        return True  # nothing to read
+    try:
+        length = min(os.fstat(file).st_size - offset, PAGE)
+        return length <= 0 or page_cache.resident_pages(file, offset, length) == b"\1"
+    finally:
+        os.close(file)
+
+
+def _read(engine: str, kept: EngineFiles, say: Callable[[str], object]) -> None:
+    for folder in kept.folders:  # their blocks, and those of the inodes
+        with suppress(OSError), os.scandir(f"{engine}/{folder}") as entries:
+            for entry in entries:
+                entry.stat(follow_symlinks=False)
+                break
+    room = page_cache.read_cache_room(own_cgroup()) // _SHARE
+    batches = split_batches(kept.pieces, room)
+    asked: list[Piece] = []
+    for batch in batches:
+        page_cache.request_reading((_path_of(engine, kept, piece), piece.offset, piece.length) for piece in batch)
+        asked.append(batch[-1])
+        if len(asked) >= _AHEAD:
+            _wait_for(engine, kept, asked.pop(0))
+    for piece in asked:
+        _wait_for(engine, kept, piece)
+    size = sum(piece.length for batch in batches for piece in batch)
+    say(f"read {format_size(size)} of the engine's files in the order of the disk")
+
+
+def _wait_for(engine: str, kept: EngineFiles, piece: Piece) -> None:
+    page_cache.wait_for_page(_path_of(engine, kept, piece), piece.offset)
+
+
+def _find_used(engine: str) -> tuple[tuple[str, ...], tuple[Piece, ...]]:
+    """Return the folders and the parts of files of an engine that are in the cache, in the order of the disk."""
+    spans: list[tuple[str, Span]] = []
+    for folder, _, names in os.walk(engine):
+        own = [(folder, span) for name in names for span in _spans(folder, name)]
+        spans += own if any(span.used for _, span in own) else ()
+    used = {folder for folder, _ in spans}
+    used |= {str(parent) for folder in used for parent in Path(folder).parents if engine in {str(parent), *map(str, parent.parents)}}
+    ordered = tuple(sorted(used, key=_folder_position))
+    number = {folder: index for index, folder in enumerate(ordered)}
+    pieces = order_spans(Span(span.position, span.piece._replace(folder=number[folder]), span.used) for folder, span in spans)
+    return tuple(os.path.relpath(folder, engine) for folder in ordered), pieces
+
+
+def _folder_position(folder: str) -> tuple[int, int]:
+    """Return the depth of a folder, whose parents are read first, and where it is on the disk."""
+    file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        extents = page_cache.file_extents(file)
+        return folder.count("/"), extents[0][1] if extents else os.fstat(file).st_ino
+    finally:
+        os.close(file)
+
+
+def _spans(folder: str, name: str) -> Iterator[Span]:
+    try:
+        file = os.open(f"{folder}/{name}", READ)
+    except OSError:
+        return  # a link, or gone
+    try:
+        shown = os.fstat(file)
+        if not stat.S_ISREG(shown.st_mode) or not shown.st_size:
+            return
+        pages = page_cache.resident_pages(file, 0, shown.st_size)
+        end = len(pages) * PAGE
+        # Where the file system does not say: in the order of the inodes, which for one installation is about that of the disk.
+        for offset, position, length in page_cache.file_extents(file) or ((0, shown.st_ino * PAGE, end),):
+            yield from _split_extent(name, pages, offset, min(offset + length, end), position)
+    finally:
+        os.close(file)
+
+
+def _split_extent(name: str, pages: bytes, begin: int, end: int, position: int) -> Iterator[Span]:
+    """Split an extent into parts whose pages are all in the cache, or all not."""
+    at = begin
+    while at < end:
+        used = pages[at // PAGE]
+        after = pages.find(1 - used, at // PAGE, end // PAGE)
+        stop = end if after < 0 else after * PAGE
+        yield Span(position + at - begin, Piece(0, name, at, stop - at), bool(used))
+        at = stop
