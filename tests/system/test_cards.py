@@ -58,16 +58,18 @@ def _ended(bed: Virtual, *said: str) -> dict[str, Any]:
         bed.run(f"echo {shlex.quote('kernel: ' + line.format(pid=pid))} > /dev/kmsg")
     bed.run("touch /opt/go")
 
-    def first() -> dict[str, Any]:
-        """Return the first run since the previous test, once it has ended."""
-        runs = json.loads(bed.run("vllm-safe why demo --list --json", check=False).stdout or "[]")
-        return next((run for run in reversed(runs) if run["run"] not in KNOWN and run["code"] != "running"), {})
+    found: list[str] = []
 
-    bed.wait_for("its end", lambda: bool(first()), timeout=180)
-    found = first()["run"]
+    def is_over() -> bool:
+        """Whether the first run since the previous test has ended; it is then in `found`."""
+        runs = json.loads(bed.run("vllm-safe why demo --list --json", check=False).stdout or "[]")
+        found[:] = [run["run"] for run in reversed(runs) if run["run"] not in KNOWN and run["code"] != "running"]
+        return bool(found)
+
+    bed.wait_for("its end", is_over, timeout=180)
     bed.run("systemctl stop vllm@demo; systemctl reset-failed 'vllm@*'", check=False)
     KNOWN.update(run["run"] for run in json.loads(bed.out("vllm-safe why demo --list --json")))
-    return dict(json.loads(bed.out(["vllm-safe", "why", "demo", "--run", found, "--json"])))
+    return dict(json.loads(bed.out(["vllm-safe", "why", "demo", "--run", found[0], "--json"])))
 
 
 KNOWN: set[str] = set()  # runs of tests before
