@@ -127,15 +127,15 @@ class RingReader:
         """Yield the pieces of all windows, each once there is a place for it."""
         cached, large = 0, False  # windows up to the last that is read into the cache; whether the ring has large pages
         for index, place in enumerate(self._places):
-            if not self._ring.wait_done(place.after + 1):
-                return
             try:
                 source = self._open(place.window.file)
             except OSError:
                 self._ring.publish(index, IN_FILE)
                 continue
             if not place.window.size or _is_cached(source, place):
-                self._ring.publish(index, IN_FILE)
+                self._ring.publish(index, IN_FILE)  # however far the others are
+            elif not self._ring.wait_done(place.after + 1):
+                return
             elif place.offset is not None:
                 if not large:  # not before it is needed: all of it is there then
                     large = True
