@@ -336,9 +336,9 @@ class Model:
     )
     load: str = _setting(
         value_types.one_of("auto", "vllm"),
-        "vllm",
-        "Who reads the weights. vllm: vLLM itself. auto: one worker for all, in order and in large requests, several times as fast on a "
-        "hard disk; where that cannot be, vLLM itself, and the log says so. Not tried on GPUs yet.",
+        "auto",
+        "Who reads the weights. auto: one worker for all, in order and in large requests, several times as fast on a hard disk; where that "
+        "cannot be, vLLM itself, and the log says so. vllm: vLLM itself.",
     )
     health: str | None = _setting(
         value_types.HTTP_URL_OR_NONE, None, "The URL that returns 200 once the model is ready.", example="http://127.0.0.1:8000/health"
