@@ -214,7 +214,10 @@ def test_a_request_starts_its_model(bed: Nspawn) -> None:
     assert states(bed)["one"] == "ready"
 
 
-def test_a_stream_passes(bed: Nspawn) -> None:
+def test_a_stream_passes_after_comments_about_the_load(bed: Nspawn) -> None:
+    text = str(ask(bed, "one", stream=True, seconds=0.5)["text"])
+    assert text.startswith(": one")
+    assert text.endswith("\n\n" + "data: token\n\n" * 5)
     assert ask(bed, "one", stream=True, seconds=0.5)["text"] == "data: token\n\n" * 5
 
 
