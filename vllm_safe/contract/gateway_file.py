@@ -44,6 +44,7 @@ class GatewayFile(NamedTuple):
     models: tuple[GatewayModel, ...] = ()
     gpus: Mapping[int, int] = {}
     memory: int = 0
+    enabled: bool = True  # whether it may serve
     edited: float = 0.0  # Unix time of the configuration that this was decided from
 
     def model(self, name: str) -> GatewayModel | None:

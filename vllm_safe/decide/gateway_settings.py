@@ -50,6 +50,7 @@ def decide_gateway(config: Config, facts: GatewayFacts) -> GatewayFile:
         models=tuple(_model(config, facts, name) for name in config.models),
         gpus={number: _left(card) for number, card in enumerate(facts.cards)},
         memory=facts.budget.units[MODELS_SLICE]["MemoryMax"],
+        enabled=section.enabled,
     )
 
 

@@ -43,6 +43,10 @@ class Gateway:
     def __init__(self, file: str = GATEWAY_FILE) -> None:
         self._file = file
         self._settings = _read(file)
+        if not self._settings.enabled:
+            raise Misuse(
+                "gateway.enabled is false", hint="Set it to true in /etc/vllm-safe/config.yaml, then: systemctl restart vllm-gateway"
+            )
         self._key = _read_key()
         self._connections = OpenConnections(_MOST_CONNECTIONS)
         self._stop = asyncio.Event()

@@ -241,7 +241,8 @@ def test_risers_mean_a_small_machine() -> None:
 @pytest.mark.parametrize(
     ("model", "ours"),
     [
-        ({}, False),
+        ({}, True),
+        ({"load": "vllm"}, False),
         ({"load": "auto"}, True),
         ({"load": "auto", "args": {"load-format": "auto"}}, True),
         ({"load": "auto", "args": {"load-format": "runai_streamer"}}, False),

@@ -14,6 +14,7 @@ from aiohttp import ClientSession
 
 from tests.builders.gateway_rig import Rig, free_port, running_gateway, wait_until
 from vllm_safe.common.errors import Failure, Misuse
+from vllm_safe.contract.gateway_file import GatewayFile
 from vllm_safe.gateway import gateway_main
 from vllm_safe.gateway.gateway_main import Gateway
 
@@ -100,6 +101,13 @@ def test_without_its_file_it_says_what_writes_it(tmp_path: Path) -> None:
     with pytest.raises(Misuse) as caught:
         Gateway(str(tmp_path / "gateway.json"))
     assert caught.value.hint == "systemctl restart vllm-gateway writes it again"
+
+
+def test_it_serves_only_if_the_configuration_says_so(tmp_path: Path) -> None:
+    file = tmp_path / "gateway.json"
+    file.write_text(GatewayFile(enabled=False).to_json())
+    with pytest.raises(Misuse, match=r"gateway\.enabled is false"):
+        Gateway(str(file))
 
 
 def test_without_its_key_it_does_not_serve(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
