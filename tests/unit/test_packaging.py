@@ -149,7 +149,8 @@ def test_installing_starts_and_downloads_nothing() -> None:
     upgrade = re.search(r'^    if \[ "\$1" = configure \] && \[ -n "\$2" \]; then\n(.*?)^    fi$', script, re.MULTILINE | re.DOTALL)
     assert upgrade is not None
     restarted = re.findall(r"invoke (.*) \|\|", upgrade[1])
-    assert restarted == ["try-restart vllm-gateway.service", "try-restart vllm-safe-guard.service 'vllm-safe-record@*.service'"]
+    watchers = "vllm-safe-guard.service 'vllm-safe-record@*.service'"
+    assert restarted == ["try-reload-or-restart vllm-on-demand.service", "try-restart vllm-gateway.service", f"try-restart {watchers}"]
     commands = re.sub(r"cat <<'END'.*?^END$|^\s*#.*?$", "", script.replace(upgrade[0], ""), flags=re.MULTILINE | re.DOTALL)
     assert not re.search(r"invoke|\b(start|restart|stop|enable --now|curl|wget|pip|apt|swap|vllm-safe apply)\b", commands)
 
