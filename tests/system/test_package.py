@@ -99,8 +99,10 @@ class TestInstalled:
             "/var/lib/vllm-safe/runs vllm-record:adm 2750",
             "/var/cache/vllm-safe vllm:vllm 750",
             "/run/vllm-safe/credentials root:root 700",
+            "/run/vllm-safe/gateway root:vllm-gateway 750",
             "/run/vllm-safe/gpus vllm-record:root 755",
             "/run/vllm-safe/launch root:vllm 750",
+            "/run/vllm-safe/on-demand root:vllm-gateway 750",
             "/run/vllm-safe/starts root:root 755",
             "/run/vllm-safe/state vllm:vllm 755",
         ]
