@@ -320,6 +320,7 @@ def test_a_key_of_the_gateway(bed: Nspawn) -> None:
     assert bed.out(f"curl -sS -o /dev/null -w '%{{http_code}}' -H 'Authorization: Bearer secret' {URL}/v1/models") == "200"
     bed.write(CONFIG, config())
     bed.run("systemctl restart vllm-gateway")
+    assert ask(bed, "one")["status"] == 200
 
 
 def test_three_models_of_which_two_fit_under_mixed_load(bed: Nspawn) -> None:

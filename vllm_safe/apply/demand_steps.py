@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +46,7 @@ def demand_steps(
         *(WriteDropin(folder / f"{unit}.d" / DROPIN, text) for name in changed for unit, text in units[name].dropins),
         *((DaemonReload(),) if gone or changed else ()),
         *_written(at.settings, WriteFile(at.settings, gateway.to_json(), mode=0o640, group=paths.GATEWAY)),
-        *_written(at.key, None if key is None else WriteFile(at.key, key, mode=0o600)),
+        *_written(at.key, _key_file(at.key, key)),
         *(_open(one) for name, one in units.items() if name in closed or not active.get(socket_of(name))),
     )
 
@@ -84,6 +85,14 @@ def _close(names: Iterable[str]) -> Iterator[Step]:
 
 def _remove(folder: Path, names: Iterable[str]) -> Iterator[Step]:
     yield from (RemoveDropin(folder / f"{unit}.d" / DROPIN) for name in names for unit in (socket_of(name), proxy_of(name)))
+
+
+def _key_file(path: Path, key: str | None) -> WriteFile | None:
+    """Return the step that hands the gateway its key. A key that was taken away leaves an empty file.
+
+    Without a file, systemd would keep for ExecStart= the credential that it had loaded for ExecStartPre= of the same start.
+    """
+    return WriteFile(path, key or "\n", mode=0o600) if key is not None or os.path.lexists(path) else None
 
 
 def _written(path: Path, step: WriteFile | None) -> Iterator[Step]:
