@@ -87,7 +87,7 @@ NAMES = ("one", "two", "three")
 
 # Clients of the mixed load: prints the answers that were wrong, and the longest wait.
 LOAD = """
-import json, random, sys, threading, time, urllib.request
+import json, random, sys, threading, time, urllib.error, urllib.request
 
 random.seed(16)
 wrong, longest, counts = [], 0, {}
@@ -104,6 +104,8 @@ def client(number):
                 got = json.load(answer)
             if got != {"model": name}:
                 wrong.append(got)
+        except urllib.error.HTTPError as error:
+            wrong.append(error.read().decode())
         except OSError as error:
             wrong.append(str(error))
         longest = max(longest, time.monotonic() - begin)
@@ -123,9 +125,10 @@ import openai
 client = openai.OpenAI(base_url="{URL}/v1", api_key="none", max_retries=0, timeout=300)
 print(sorted((model.id, model.state) for model in client.models.list()))
 for name in ("demo", "other"):
-    whole = client.completions.create(model=name, prompt="a", max_tokens=3)
-    events = list(client.completions.create(model=name, prompt="a", max_tokens=3, stream=True))
-    print(name, whole.usage.completion_tokens, len(events) >= 3, {{event.model for event in events}})
+    whole = client.completions.create(model=name, prompt="a", max_tokens=3, temperature=0)
+    events = list(client.completions.create(model=name, prompt="a", max_tokens=3, temperature=0, stream=True))
+    text = "".join(choice.text for event in events for choice in event.choices)
+    print(name, whole.usage.completion_tokens, text == whole.choices[0].text, {{event.model for event in events}})
 try:
     client.completions.create(model="none", prompt="a")
 except openai.NotFoundError as error:

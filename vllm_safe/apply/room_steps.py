@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from vllm_safe.apply.unit_steps import StopUnits
-from vllm_safe.common.errors import Misuse
+from vllm_safe.common.errors import Failure, Misuse
 from vllm_safe.common.notify import notify
 from vllm_safe.common.run_lock import hold_lock
 from vllm_safe.common.sizes import format_span
@@ -25,6 +25,7 @@ from vllm_safe.room.room_decision import RoomPlan, decide_room
 
 _LOCK = "room"
 _LOOK_EVERY = 1.0  # seconds
+_MOST_REFUSED = 20  # stops one after the other
 _MORE_TIME = 300.0  # seconds, by which systemd's timeout of the unit is extended at each look
 
 
@@ -57,7 +58,8 @@ class MakeRoom:
         return f"stop {' and '.join(map(unit_of, plan.stops))}{when}, to make room for {self.name}"
 
     def run(self) -> None:
-        """Make room. Raises NoRoom."""
+        """Make room. Raises NoRoom, and Failure if systemd refuses to stop a model again and again."""
+        refused = 0
         while True:
             with ExitStack() as lock:
                 lock.enter_context(hold_lock(_LOCK, lambda: None))
@@ -76,7 +78,14 @@ class MakeRoom:
                 continue
             names = " and ".join(plan.stops)
             notify(STATUS=f"stopping {names}, whose running requests are answered first", EXTEND_TIMEOUT_USEC=_drain(self.machine, plan))
-            StopUnits(tuple(map(unit_of, plan.stops))).run()
+            try:
+                StopUnits(tuple(map(unit_of, plan.stops))).run()
+            except Failure:
+                # A client has asked for one of them meanwhile: its start has taken the place of this stop in systemd's queue.
+                refused += 1
+                if refused > _MOST_REFUSED:
+                    raise
+                time.sleep(_LOOK_EVERY)
 
 
 def room_steps(name: str, machine: GatewayFile, held: ExitStack) -> tuple[MakeRoom, ...]:

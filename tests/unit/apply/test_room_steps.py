@@ -12,6 +12,7 @@ import pytest
 from vllm_safe.apply import room_steps
 from vllm_safe.apply.room_steps import MakeRoom, NoRoom
 from vllm_safe.common import run_lock
+from vllm_safe.common.errors import Failure
 from vllm_safe.common.run_lock import hold_lock
 from vllm_safe.common.sizes import GIB
 from vllm_safe.contract.gateway_file import GatewayFile, GatewayModel
@@ -74,6 +75,19 @@ def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scene:
     monkeypatch.setattr(run_lock, "RUN", tmp_path)
     monkeypatch.setattr(room_steps, "_LOOK_EVERY", 0.01)
     return Scene(tmp_path / "log")
+
+
+def test_a_stop_that_a_client_cancelled_is_repeated(scene: Scene, tmp_path: Path) -> None:
+    (tmp_path / "systemctl").write_text(f'#!/bin/sh\necho "$*" >> {tmp_path}/log\ntest "$(wc -l < {tmp_path}/log)" -ge 3\n')
+    scene.looks = [facts(SERVES, request=5)] * 3 + [NOTHING]
+    assert scene.make_room() == ["stop -- vllm@one.service"] * 3
+
+
+def test_a_stop_that_systemd_refuses_for_ever_is_an_error(scene: Scene, tmp_path: Path) -> None:
+    (tmp_path / "systemctl").write_text("#!/bin/sh\necho no >&2; exit 1\n")
+    scene.looks = [facts(SERVES, request=5)]
+    with pytest.raises(Failure, match="no"):
+        scene.make_room()
 
 
 def test_what_is_in_the_way_stops(scene: Scene) -> None:
