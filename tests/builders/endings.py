@@ -154,6 +154,7 @@ CASES: dict[str, Callable[[], Run]] = {
     "power-cut": lambda: served(seconds=_SERVED_FOR, start={"boot": "11111111-0b5a-4c39-9d2e-8a7b6c5d4e3f"}),
     "stopped": lambda: served(end=reasons.stopped()),
     "stopped-or-shutdown": lambda: served(start={"boot": "11111111-0b5a-4c39-9d2e-8a7b6c5d4e3f"}, end=reasons.stopped()),
+    "made-room": lambda: served(end=reasons.made_room()),
     "idle": lambda: served(end=reasons.idle()),
     "running": partial(served, seconds=_SERVED_FOR),
     "exited": lambda: make_run(end=reasons.exited(0, after=1.0), phases=("starting",), log=()),

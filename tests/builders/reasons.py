@@ -88,6 +88,13 @@ def stopped(after: float = 2.0) -> dict[str, Any]:
     return _end(life, at, life.exited(at, BEGUN + at, 0, (), ()))
 
 
+def made_room() -> dict[str, Any]:
+    """Stop a server that serves, since another model needs its room."""
+    life, at = _serves(), READY_AT + 2.0
+    life.asked_to_stop(at, BEGUN + at, room_for="coder")
+    return _end(life, at, life.exited(at, BEGUN + at, 0, (), ()))
+
+
 def idle() -> dict[str, Any]:
     """End a server that a request started, and that nobody has asked for since."""
     life, at = _serves(_VLLM._replace(request=7, idle_timeout=1800.0)), READY_AT + 1810.0

@@ -162,6 +162,7 @@ def test_a_model_makes_room_when_it_has_answered(bed: Nspawn) -> None:
         assert slow.result().stdout == "one"
     assert shown(bed, "vllm@one", "ActiveState") == "inactive"
     assert is_up(bed, "two")
+    assert bed.out("vllm-safe why one").startswith("one was stopped to make room for two.")
 
 
 def test_a_small_model_makes_no_room(bed: Nspawn) -> None:

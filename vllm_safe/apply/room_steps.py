@@ -11,13 +11,16 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 
 from vllm_safe.apply.unit_steps import StopUnits
 from vllm_safe.common.errors import Failure, Misuse
+from vllm_safe.common.file_steps import RemoveFile, WriteFile
 from vllm_safe.common.notify import notify
 from vllm_safe.common.run_lock import hold_lock
 from vllm_safe.common.sizes import format_span
 from vllm_safe.contract.gateway_file import GatewayFile
+from vllm_safe.contract.room_note import room_note
 from vllm_safe.decide.demand_decision import decide_request, decide_up, is_up_already
 from vllm_safe.decide.limits import unit_of
 from vllm_safe.host.demand_facts import DemandFacts, read_demand_facts
@@ -44,6 +47,7 @@ class MakeRoom:
     machine: GatewayFile
     held: ExitStack
     read: Callable[[], DemandFacts] = read_demand_facts
+    notes: Callable[[str], Path] = room_note
 
     def describe(self) -> str:
         """Return the step as one line of text."""
@@ -79,13 +83,24 @@ class MakeRoom:
             names = " and ".join(plan.stops)
             notify(STATUS=f"stopping {names}, whose running requests are answered first", EXTEND_TIMEOUT_USEC=_drain(self.machine, plan))
             try:
-                StopUnits(tuple(map(unit_of, plan.stops))).run()
+                self._stop(plan.stops)
             except Failure:
                 # A client has asked for one of them meanwhile: its start has taken the place of this stop in systemd's queue.
                 refused += 1
                 if refused > _MOST_REFUSED:
                     raise
                 time.sleep(_LOOK_EVERY)
+
+    def _stop(self, names: tuple[str, ...]) -> None:
+        """Stop the models at once. Each main process records what for: `why` tells it."""
+        notes = [self.notes(name) for name in names]
+        try:
+            for note in notes:
+                WriteFile(note, self.name).run()
+            StopUnits(tuple(map(unit_of, names))).run()
+        finally:
+            for note in notes:
+                RemoveFile(note).run()
 
 
 def room_steps(name: str, machine: GatewayFile, held: ExitStack) -> tuple[MakeRoom, ...]:

@@ -38,6 +38,7 @@ PHASES = (
 # The reasons for which the main process ended the run, or the kinds of end that it saw.
 CAUSES = (
     "stopped",  # on request of systemd
+    "room",  # on request of systemd, to make room for another model
     "idle",  # nobody has asked for a model on demand for its idle_timeout
     "refused",  # never started: the launch file contains the reason
     "gave-up",  # never started: too many automatic restarts

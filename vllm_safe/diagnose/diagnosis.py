@@ -19,6 +19,7 @@ RULES: tuple[Rule, ...] = (
     end_verdicts.machine_went_down,
     end_verdicts.record_broke_off,
     end_verdicts.stopped,
+    end_verdicts.made_room,
     end_verdicts.idle,
     end_verdicts.refused,
     end_verdicts.gave_up,

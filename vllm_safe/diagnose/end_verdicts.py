@@ -8,6 +8,7 @@ import re
 from vllm_safe.causes.death_patterns import BY_ITSELF
 from vllm_safe.causes.messages import FOLLOWS
 from vllm_safe.common.sizes import format_size, format_span
+from vllm_safe.contract.room_note import ROOM_FOR
 from vllm_safe.diagnose.advice import change_profile_to_riser, riser_evidence
 from vllm_safe.diagnose.card_figures import drawn_power
 from vllm_safe.diagnose.error_verdicts import NOBODY, describe_end, error_evidence, last_lines, launcher_evidence
@@ -72,13 +73,25 @@ def stopped(case: Case) -> Verdict | None:
     return Verdict(code, f"{case.name} was stopped: {who}.", case.end.time, "", tuple(launcher_evidence(case)))
 
 
+def made_room(case: Case) -> Verdict | None:
+    """Decide whether the model was stopped so that another one could start."""
+    if case.end.cause != "room":
+        return None
+    other = case.end.reason.removeprefix(ROOM_FOR).partition(":")[0]
+    sentence = f"{case.name} was stopped to make room for {other}."
+    return Verdict("made-room", sentence, case.end.time, "good", tuple(launcher_evidence(case)), hint=_next_start(case))
+
+
 def idle(case: Case) -> Verdict | None:
     """Decide whether the main process stopped a model on demand that nobody asked for."""
     if case.end.cause != "idle":
         return None
-    hint = f"The next request starts it again. To keep it up until it is stopped: systemctl start vllm@{case.name}"
     sentence = f"{case.name} was {case.end.reason}."
-    return Verdict("idle", sentence, case.end.time, "good", tuple(launcher_evidence(case)), hint=hint)
+    return Verdict("idle", sentence, case.end.time, "good", tuple(launcher_evidence(case)), hint=_next_start(case))
+
+
+def _next_start(case: Case) -> str:
+    return f"The next request starts it again. To keep it up until it is stopped: systemctl start vllm@{case.name}"
 
 
 def refused(case: Case) -> Verdict | None:

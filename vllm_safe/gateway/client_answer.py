@@ -10,7 +10,7 @@ from aiohttp import ClientError, ClientResponse, web
 
 from vllm_safe.gateway.client_connection import ClientConnection
 from vllm_safe.gateway.model_server import CONNECTION_ONLY, passed_on
-from vllm_safe.gateway.openai_errors import Refused, error_answer, error_event
+from vllm_safe.gateway.openai_errors import ANY_ORIGIN, Refused, error_answer, error_event
 
 _EVENTS = "text/event-stream"
 _STUCK = 300.0  # seconds after which a client that does not read is given up
@@ -32,7 +32,8 @@ class ClientAnswer:
         """Tell a client that reads events what its model does. Clients skip comments."""
         if self._response is None:
             self._events = True
-            self._response = web.StreamResponse(headers={"Content-Type": f"{_EVENTS}; charset=utf-8", "Cache-Control": "no-cache"})
+            headers = {**ANY_ORIGIN, "Content-Type": f"{_EVENTS}; charset=utf-8", "Cache-Control": "no-cache"}
+            self._response = web.StreamResponse(headers=headers)
             await self._response.prepare(self.request)
         await self._send(self._response, f": {' '.join(text.split())}\n\n".encode(errors="replace"))
 

@@ -18,7 +18,7 @@ from vllm_safe.gateway.client_answer import ClientAnswer
 from vllm_safe.gateway.client_connection import ClientConnection, OpenConnections
 from vllm_safe.gateway.gateway_metrics import GatewayFigures, render_gateway_metrics
 from vllm_safe.gateway.model_server import ModelServers, Unanswered
-from vllm_safe.gateway.openai_errors import Refused, json_answer
+from vllm_safe.gateway.openai_errors import Refused, json_answer, preflight_answer
 from vllm_safe.gateway.request_body import KeptBytes, RequestBody
 from vllm_safe.gateway.switchboard import Switchboard, Ticket, public_state
 
@@ -107,18 +107,10 @@ class GatewayHandler:
             return web.Response(text=self._metrics(), content_type="text/plain", charset="utf-8")
         if not _PATH.fullmatch(request.raw_path):
             raise Refused(HTTPStatus.NOT_FOUND, "the gateway has /v1/..., /health and /metrics, and nothing else")
+        if request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:
+            return preflight_answer(request.headers.get("Access-Control-Request-Headers", ""))  # a browser sends no key with it
         self._check_key(request)
-        if path.rstrip("/") == "/v1/models" and reading:
-            return json_answer({"object": "list", "data": [self._describe(name) for name in self._served]})
-        if path.startswith("/v1/models/") and reading:
-            name = path.removeprefix("/v1/models/")
-            self._find(name)
-            return json_answer(self._describe(name))
-        if request.method != "POST":
-            raise Refused(HTTPStatus.NOT_FOUND, f"the gateway does not know which model {request.method} {path[:_LONGEST_QUOTE]} is for")
-        if request.headers.get("Content-Encoding", "identity").lower() != "identity":
-            raise Refused(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "the body of the request is compressed, which vLLM does not read")
-        return await self._infer(request, answer)
+        return self._show(path) if reading else await self._infer(request, answer)
 
     # --- what the gateway knows itself
 
@@ -135,6 +127,16 @@ class GatewayHandler:
         quoted = name[:_LONGEST_QUOTE] + ("..." if len(name) > _LONGEST_QUOTE else "")
         there = ", ".join(self._served) or "none"
         raise Refused(HTTPStatus.NOT_FOUND, f"no model is called {quoted!r}; there are: {there}", code="model_not_found")
+
+    def _show(self, path: str) -> web.Response:
+        """Answer a request that only reads."""
+        if path.rstrip("/") == "/v1/models":
+            return json_answer({"object": "list", "data": [self._describe(name) for name in self._served]})
+        if path.startswith("/v1/models/"):
+            name = path.removeprefix("/v1/models/")
+            self._find(name)
+            return json_answer(self._describe(name))
+        raise _without_model(f"GET {path}")
 
     def _describe(self, name: str) -> dict[str, object]:
         model = self._served[name]
@@ -158,6 +160,11 @@ class GatewayHandler:
     # --- what a model answers
 
     async def _infer(self, request: web.BaseRequest, answer: ClientAnswer) -> web.StreamResponse:
+        """Pass a request on to the model that its body names."""
+        if request.method != "POST":
+            raise _without_model(f"{request.method} {request.raw_path}")
+        if request.headers.get("Content-Encoding", "identity").lower() != "identity":
+            raise Refused(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "the body of the request is compressed, which vLLM does not read")
         if request.headers.get("Expect", "").lower() == "100-continue":
             await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             request.writer.output_size = 0
@@ -218,3 +225,7 @@ class GatewayHandler:
             if news:
                 await answer.comment(text)
                 pause = _NEWS_EVERY
+
+
+def _without_model(asked: str) -> Refused:
+    return Refused(HTTPStatus.NOT_FOUND, f"the gateway does not know which model {asked[:_LONGEST_QUOTE]} is for")

@@ -94,6 +94,8 @@ class Gateway:
         """Read the settings again. Those that cannot be used change nothing."""
         try:
             settings = _read(self._file)
+            if not settings.enabled:
+                raise Misuse("gateway.enabled is false, and a reload stops nothing: systemctl disable --now vllm-gateway")
             if (settings.host, settings.port) != (self._settings.host, self._settings.port):
                 listening = await _listen(settings, connect)
                 if self._listening is not None:

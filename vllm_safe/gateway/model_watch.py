@@ -95,7 +95,7 @@ class ModelWatch:
         if phase == READY:
             self._loads[name] = load
         problem = ""
-        crashed = phase == DOWN and state.cause not in {"", "stopped", "idle"}
+        crashed = phase == DOWN and state.cause not in {"", "stopped", "room", "idle"}
         if crashed and not state.served:
             phase = FAILED
             reason = state.reason or state.text or "its main process did not say why"

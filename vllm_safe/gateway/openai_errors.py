@@ -9,6 +9,7 @@ from aiohttp import web
 
 from vllm_safe.common.printable_text import printable
 
+ANY_ORIGIN = {"Access-Control-Allow-Origin": "*"}  # pages of all origins may read answers: vLLM's default (--allowed-origins)
 _KINDS = {400: "invalid_request_error", 401: "authentication_error", 404: "not_found_error"}
 
 
@@ -47,4 +48,11 @@ def error_event(refused: Refused) -> bytes:
 
 def json_answer(content: object, status: int = HTTPStatus.OK, headers: dict[str, str] | None = None) -> web.Response:
     """Return an answer of JSON."""
-    return web.Response(body=json.dumps(content).encode(), status=status, content_type="application/json", headers=headers)
+    body = json.dumps(content).encode()
+    return web.Response(body=body, status=status, content_type="application/json", headers={**ANY_ORIGIN, **(headers or {})})
+
+
+def preflight_answer(wanted: str) -> web.Response:
+    """Return the answer to a browser that asks whether a page may send a request. wanted: the headers that the page would send."""
+    headers = {"Access-Control-Allow-Methods": "GET, HEAD, POST", "Access-Control-Max-Age": "600"}
+    return web.Response(headers={**ANY_ORIGIN, **headers, **({"Access-Control-Allow-Headers": wanted} if wanted else {})})

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from vllm_safe.common.errors import EXIT_FAILED, EXIT_IDLE, EXIT_MISUSE
 from vllm_safe.common.sizes import format_span
 from vllm_safe.contract.launch_file import Launch
+from vllm_safe.contract.room_note import ROOM_FOR
 from vllm_safe.contract.state_file import NO_CARDS, CardUsage, ReportedMemory
 from vllm_safe.launch.actions import Action, AskServer, Instruction, LogLine, NotifySystemd, Quit, extend_timeout
 from vllm_safe.launch.first_token import FirstToken
@@ -155,8 +156,8 @@ class Lifecycle:
         self.idle.connected(now, wall, count)
         return self._end_if_idle(now, wall)
 
-    def asked_to_stop(self, now: float, wall: float) -> list[Action]:
-        """Handle SIGTERM from systemd, or SIGINT."""
+    def asked_to_stop(self, now: float, wall: float, room_for: str = "") -> list[Action]:
+        """Handle SIGTERM from systemd, or SIGINT. room_for: the model that needs the room of this one, if that is the reason."""
         if self._ending or self.phase == "ended":
             self._code = 0
             return []
@@ -165,7 +166,8 @@ class Lifecycle:
             self.cause, self.reason = "stopped", "stopped while waiting for the automatic restart"
             return [LogLine(self.reason), Quit(0)]
         why = f"running requests have {format_span(self._launch.stop_grace)}" if self.alive else "the server was still loading"
-        self.cause, self.reason = "stopped", f"stopping: {why}"
+        self.cause = "room" if room_for else "stopped"
+        self.reason = f"{ROOM_FOR}{room_for}: {why}" if room_for else f"stopping: {why}"
         return [LogLine(self.reason), *self._begin_end(now, wall, code=0, hung=False)]
 
     def exited(self, now: float, wall: float, status: int, head: Sequence[str], tail: Sequence[str]) -> list[Action]:

@@ -17,6 +17,7 @@ from vllm_safe.common.printable_text import printable
 from vllm_safe.common.signal_pipe import asks_to_stop, open_signal_pipe, read_signals
 from vllm_safe.contract import state_file
 from vllm_safe.contract.launch_file import Launch
+from vllm_safe.contract.room_note import read_room_note, room_note
 from vllm_safe.launch import hang_evidence
 from vllm_safe.launch.actions import Action, AskServer, Instruction, LogLine, NotifySystemd, Quit, SendSignal
 from vllm_safe.launch.connections import count_connections
@@ -95,7 +96,8 @@ class _Supervisor:
     def _take_signals(self) -> None:
         numbers = read_signals(self._signals)
         if asks_to_stop(numbers):
-            self._do(self._life.asked_to_stop(time.monotonic(), time.time()))
+            room_for = read_room_note(room_note(self._launch.name))
+            self._do(self._life.asked_to_stop(time.monotonic(), time.time(), room_for))
         if signal.SIGCHLD in numbers and self._server and (status := self._server.reap()) is not None:
             self._output.finish(DRAIN)
             lines = self._trouble.lines(), self._output.lines()

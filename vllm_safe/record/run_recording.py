@@ -26,7 +26,7 @@ SYNC = 5.0  # seconds of data that a power cut may destroy
 _LOG_RATE = 500  # bytes per second, on average, for the last lines of the server ...
 _LOG_SOONEST = 10.0  # ... and the least number of seconds between two writings
 _GUARD_MOST = 1 << 20  # bytes
-_ORDERLY = {"stopped", "idle", "refused", "gave-up"}  # ends that no GPU can have caused
+_ORDERLY = {"stopped", "room", "idle", "refused", "gave-up"}  # ends that no GPU can have caused
 _MOST_PIDS = 10_000  # process ids that are kept: compilers start processes by the thousand
 
 Say = Callable[[str], None]

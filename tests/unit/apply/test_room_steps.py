@@ -52,7 +52,7 @@ class Scene:
 
     def make_room(self) -> list[str]:
         with ExitStack() as held:
-            MakeRoom("two", MACHINE, held, self.read).run()
+            MakeRoom("two", MACHINE, held, self.read, self._log.with_name).run()
             waited: list[str] = []
             with pytest.raises(InterruptedError), hold_lock("room", lambda: self._interrupt(waited)):
                 pass
@@ -69,7 +69,7 @@ class Scene:
 @pytest.fixture
 def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scene:
     fake = tmp_path / "systemctl"
-    fake.write_text(f'#!/bin/sh\necho "$*" >> {tmp_path}/log\n')
+    fake.write_text(f'#!/bin/sh\necho "$*" >> {tmp_path}/log\ncat {tmp_path}/one > {tmp_path}/note\n')
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     monkeypatch.setattr(run_lock, "RUN", tmp_path)
@@ -93,6 +93,13 @@ def test_a_stop_that_systemd_refuses_for_ever_is_an_error(scene: Scene, tmp_path
 def test_what_is_in_the_way_stops(scene: Scene) -> None:
     scene.looks = [facts(SERVES, request=5), NOTHING]
     assert scene.make_room() == ["stop -- vllm@one.service"]
+
+
+def test_a_stop_is_told_what_it_is_for(scene: Scene, tmp_path: Path) -> None:
+    scene.looks = [facts(SERVES, request=5), NOTHING]
+    scene.make_room()
+    assert (tmp_path / "note").read_text() == "two"  # while the model stops
+    assert not (tmp_path / "one").exists()
 
 
 def test_a_model_that_has_just_loaded_stays_for_as_long_as_that_took(scene: Scene) -> None:

@@ -170,6 +170,27 @@ def test_a_key_is_wanted_where_one_is_configured(rig: Rig, monkeypatch: pytest.M
     assert model.asked[0][1]["authorization"] == "Bearer secret"
 
 
+def test_a_page_in_a_browser_may_ask(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig.add("a")
+    (rig.folder / "api-key").write_text("secret\n")
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(rig.folder))
+    page = {"Origin": "http://chat.example"}
+
+    async def run(client: ClientSession) -> None:
+        wanted = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization,content-type"}
+        async with client.options("/v1/chat/completions", headers={**page, **wanted}) as answer:
+            assert answer.status == 200
+            assert answer.headers["Access-Control-Allow-Origin"] == "*"
+            assert "POST" in answer.headers["Access-Control-Allow-Methods"]
+            assert answer.headers["Access-Control-Allow-Headers"] == "authorization,content-type"
+        async with client.options("/tokenize", headers={**page, **wanted}) as answer:
+            assert answer.status == 404
+        async with client.get("/v1/models", headers=page) as answer:  # the page may read why
+            assert (answer.status, answer.headers["Access-Control-Allow-Origin"]) == (401, "*")
+
+    talk(rig, run)
+
+
 # --- what passes
 
 

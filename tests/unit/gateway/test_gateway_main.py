@@ -42,7 +42,10 @@ def connects(port: int) -> bool:
     return f"0100007F:{port:04X} 00000000:0000 0A" in listening
 
 
-@pytest.mark.parametrize("text", ["", "{", '{"host": "256.0.0.1", "models": [], "gpus": {}}'])
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", '{"host": "256.0.0.1", "models": [], "gpus": {}}', '{"enabled": false, "port": 1, "models": [], "gpus": {}}'],
+)
 def test_a_file_that_cannot_be_used_changes_nothing(rig: Rig, text: str, capfd: pytest.CaptureFixture[str]) -> None:
     said = []
 

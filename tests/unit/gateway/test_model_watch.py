@@ -64,7 +64,7 @@ def test_the_time_that_is_left() -> None:
     assert write("loading", progress=LoadProgress(1, 2, 3.0, 40.0)).left == 40
 
 
-@pytest.mark.parametrize("cause", ["stopped", "idle", ""])
+@pytest.mark.parametrize("cause", ["stopped", "room", "idle", ""])
 def test_what_was_stopped_has_not_failed(cause: str) -> None:
     found = write("ended", cause=cause)
     assert (found.phase, found.crashed) == (DOWN, False)

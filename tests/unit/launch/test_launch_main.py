@@ -130,6 +130,15 @@ def _child(unit: Unit) -> int:
     return int(Path(f"/proc/{unit.process.pid}/task/{unit.process.pid}/children").read_text())
 
 
+def test_a_stop_that_makes_room_is_recorded_as_one(unit: Unit) -> None:
+    unit.start()
+    unit.wait_for("READY=1")
+    (unit.folder / "demo.room").write_text("coder\n")
+    assert unit.stop() == 0
+    assert unit.state()["cause"] == "room"
+    assert unit.status() == "stopping to make room for coder: running requests have 30 s"
+
+
 def test_ready_then_stopped(unit: Unit) -> None:
     unit.start(summary=("MemoryMax 1.0 GiB",))
     unit.wait_for("READY=1")

@@ -42,8 +42,8 @@ class Life:
     def answered(self, now: float, answer: Answer, what: str = "health") -> list[Action]:
         return self.it.answered(now, now, what, answer)
 
-    def stop(self, now: float) -> list[Action]:
-        return self.it.asked_to_stop(now, now)
+    def stop(self, now: float, room_for: str = "") -> list[Action]:
+        return self.it.asked_to_stop(now, now, room_for)
 
     def exited(self, now: float, status: int, *lines: str) -> list[Action]:
         return self.it.exited(now, now, status, (), lines)
@@ -423,6 +423,13 @@ def test_stopping_gives_requests_their_time_then_kills() -> None:
     assert Instruction.KILL in life.tick(2120.0)
     assert _quit(life.exited(2120.1, KILLED)) == 0
     assert life.it.cause == "stopped"
+
+
+def test_a_stop_that_makes_room_says_for_which_model() -> None:
+    life = _serving()
+    assert _told(life.stop(2000.0, "coder"), "STATUS") == "stopping to make room for coder: running requests have 2 min"
+    assert _quit(life.exited(2001.0, EXIT_0)) == 0
+    assert life.it.cause == "room"
 
 
 def test_stopping_while_loading_asks_twice_and_does_not_wait_for_requests() -> None:
