@@ -89,6 +89,8 @@ def _beside(split: dict[str, Any], last: int) -> Iterator[Scenario]:
     slow = Model("loaded", split | EAGER | BRIEF, path=SHORT, unit=loads.HARD_DISK, limits={"memory_max": "8G"}, times={"load": "auto"})
     yield Scenario("load", (slow, slow._replace(name="loaded-by-vllm", times={"load": "vllm"})), loads.compared, alone=True)
     yield Scenario("load-equal", (), loads.equal, alone=True)
+    yield Scenario("load-fast", (), loads.fast, alone=True)
+    yield Scenario("cold-start", (Model("cold", split | EAGER | SMALL, unit=loads.HARD_DISK),), loads.cold, alone=True)
     yield Scenario("guard", (Model("guarded", split | EAGER | SMALL),), beside.guarded)
     yield Scenario("drill", (), beside.drill, alone=True)
     yield Scenario("doctor", (Model("examined", EAGER, gpus=(0,)),), doctor.examined, alone=True)
