@@ -72,7 +72,7 @@ def fast(_box: Box) -> Figures:
 
 
 def cold(box: Box) -> Figures:
-    """Start a model from a disk as slow as a hard disk, with nothing in the page cache: without a record of the last start, and with one."""
+    """Start a model from a disk as slow as a hard disk, nothing in the page cache: without a record of the last start, and with one."""
     kept = Path("/var/cache/vllm-safe/engine-files/cold.json")
     figures: Figures = {}
     for how in ("nothing known", "known", "warm"):
