@@ -43,7 +43,7 @@ class Model(NamedTuple):
     gpus: tuple[int, ...] | None = None
     profile: str = "default"
     limits: Mapping[str, Any] = {}
-    times: Mapping[str, str] = {}  # and further settings of the model
+    times: Mapping[str, Any] = {}  # and further settings of the model
     unit: str = ""  # lines of [Service] for a drop-in of the unit, to simulate a smaller machine
 
 
