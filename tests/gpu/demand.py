@@ -7,8 +7,8 @@ import time
 from tests.beds.tiny_model import SENTENCE
 from tests.gpu.box import Box, Figures, Wrong, cards, cards_are_free, run, wait_for
 
-LARGE_SHARE, SMALL_SHARE = 0.6, 0.1  # of the GPU: two of the first do not fit beside each other
-IDLE = 20  # seconds: idle_timeout
+# By model: its share of the GPU, and idle_timeout. The first two do not fit beside each other.
+MODELS = {"first": (0.6, "10min"), "second": (0.6, "15s"), "beside": (0.1, "10min")}
 
 
 def on_demand(box: Box) -> Figures:
@@ -23,7 +23,8 @@ def on_demand(box: Box) -> Figures:
         said = str(box.why("first")["sentence"])
         if said != "first was stopped to make room for second.":
             raise Wrong(f"why says: {said}")
-        figures["idle after"] = round(wait_for("all have ended", lambda: not _up(box), 6 * IDLE), 1)
+        figures["idle, and ended, after"] = round(wait_for("second has ended", lambda: "second" not in _up(box), 60), 1)
+        run("systemctl stop vllm@beside")
         return figures | {"cards free after": cards_are_free(before)}
     finally:
         run("systemctl stop vllm-on-demand; systemctl stop vllm@first vllm@second vllm@beside", check=False)
@@ -43,4 +44,4 @@ def _must_be_up(box: Box, *names: str) -> None:
 
 
 def _up(box: Box) -> set[str]:
-    return {name for name in ("first", "second", "beside") if box.shown(name)["ActiveState"] not in {"inactive", "failed"}}
+    return {name for name in MODELS if box.shown(name)["ActiveState"] not in {"inactive", "failed"}}

@@ -91,9 +91,10 @@ def _beside(split: dict[str, Any], last: int) -> Iterator[Scenario]:
     yield Scenario("load-equal", (), loads.equal, alone=True)
     yield Scenario("load-fast", (), loads.fast, alone=True)
     yield Scenario("cold-start", (Model("cold", split | EAGER | SMALL, unit=loads.HARD_DISK),), loads.cold, alone=True)
-    asked = {"on_demand": True, "idle_timeout": f"{demand.IDLE}s"}
-    shares = {"first": demand.LARGE_SHARE, "second": demand.LARGE_SHARE, "beside": demand.SMALL_SHARE}
-    three = tuple(Model(name, EAGER | {"gpu-memory-utilization": share}, gpus=(0,), times=asked) for name, share in shares.items())
+    three = tuple(
+        Model(name, EAGER | {"gpu-memory-utilization": share}, gpus=(0,), times={"on_demand": True, "idle_timeout": idle})
+        for name, (share, idle) in demand.MODELS.items()
+    )
     yield Scenario("on-demand", three, demand.on_demand, alone=True)
     yield Scenario("guard", (Model("guarded", split | EAGER | SMALL),), beside.guarded)
     yield Scenario("drill", (), beside.drill, alone=True)
