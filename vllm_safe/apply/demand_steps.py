@@ -30,7 +30,7 @@ _HERE = DemandPlaces()
 def demand_steps(
     wanted: Iterable[DemandUnits], gateway: GatewayFile, active: Mapping[str, bool], key: str | None = None, at: DemandPlaces = _HERE
 ) -> tuple[Step, ...]:
-    """Return the steps from the present sockets to the wanted ones. active: whether each socket unit listens. key: that of the gateway.
+    """Return the steps from the present sockets to the wanted ones. active: whether each socket unit listens. key: the gateway's.
 
     A socket that is as it should be is left alone, with the connections that wait there.
     """
@@ -64,7 +64,7 @@ def undo_demand_steps(at: DemandPlaces = _HERE) -> tuple[Step, ...]:
 
 
 def _present(folder: Path) -> dict[str, dict[str, str]]:
-    """Return the drop-ins that there are, by model and unit."""
+    """Return the present drop-ins, by model and unit."""
     found: dict[str, dict[str, str]] = {}
     for path in sorted(folder.glob(f"{TEMPLATE}*.d/{DROPIN}")):
         unit = path.parent.name.removesuffix(".d")
@@ -96,7 +96,7 @@ def _key_file(path: Path, key: str | None) -> WriteFile | None:
 
 
 def _written(path: Path, step: WriteFile | None) -> Iterator[Step]:
-    """Yield the step that gives a file its content, or that removes it, if it is not so already."""
+    """Yield the step that writes or removes a file, unless nothing would change."""
     try:
         content = path.read_text()
     except FileNotFoundError:

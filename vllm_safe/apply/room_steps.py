@@ -1,4 +1,4 @@
-"""Making room for a model before its start: others that a request started drain and stop, all at once.
+"""Making room for a model before its start: other models that a request started drain and stop, all at the same time.
 
 Several starts may be prepared at once. Each decides while it holds a lock, and keeps it until its launch file is there: from then on the
 others see it, and leave it its place.
@@ -33,12 +33,12 @@ _MORE_TIME = 300.0  # seconds, by which systemd's timeout of the unit is extende
 
 
 class NoRoom(Misuse):
-    """A request asks for a model that does not fit beside the models of persons."""
+    """The requested model does not fit beside the models that persons started."""
 
 
 @dataclass(frozen=True)
 class MakeRoom:
-    """Stop what has to stop for the model `name`, once it may, and wait for it. Keep the lock in `held` when there is room.
+    """Stop the models that must stop for the model `name`, once they may, and wait. Keep the lock in `held` once there is room.
 
     A person's start waits for nobody's time, and is tried even if there is no room beside what other persons started.
     """
@@ -70,7 +70,7 @@ class MakeRoom:
                 facts = self.read()
                 plan = _decide(self.name, self.machine, facts)
                 if not facts.model(self.name).job:
-                    return  # it is not started any more, or a person only wants its limits set
+                    return  # the start was cancelled, or a person runs `apply NAME` only to set the limits
                 if plan.obstacle:
                     raise NoRoom(plan.obstacle, hint=f"Run: systemctl stop {' '.join(map(unit_of, plan.holders))}")
                 if not plan.stops:
@@ -115,7 +115,7 @@ def _decide(name: str, machine: GatewayFile, facts: DemandFacts) -> RoomPlan:
     plan = decide_room(name, up, machine)
     if decide_request(facts, name):
         return plan
-    if plan.obstacle:  # it is tried all the same, as if what persons started were not there
+    if plan.obstacle:  # the start is tried nevertheless, as if the models that persons started were not there
         plan = decide_room(name, [model for model in up if not model.pinned], machine)
     return plan._replace(due=0.0)
 

@@ -36,7 +36,7 @@ class GatewayModel(NamedTuple):
 
 
 class GatewayFile(NamedTuple):
-    """What the gateway knows. gpus: the memory that models can have of each GPU, by its number; memory: that of RAM. Sizes in bytes."""
+    """The settings. gpus: the memory of each GPU that models can use, by its number; memory: the RAM that they can use. Sizes in bytes."""
 
     host: str = "127.0.0.1"
     port: int = 8080

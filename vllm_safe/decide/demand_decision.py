@@ -1,4 +1,4 @@
-"""Who asked for a start, a person or a client, and which models are up. Pure.
+"""Whether a person or a client asked for a start, and which models are up. Pure.
 
 A client's connection makes systemd start vllm-on-demand@NAME.service, which wants vllm@NAME.service: its job is older than the one that it
 causes. A person's job is there first, or alone (systemd 252 to 257: tests/system/test_on_demand.py).
@@ -33,7 +33,7 @@ def decide_request(facts: DemandFacts, name: str) -> int:
 
 
 def has_failed(facts: DemandFacts, name: str) -> bool:
-    """Return whether the last start of a model, or what it served, ended in a failure. A start that the checks refused does not count."""
+    """Return whether the last run of a model failed. A start that the checks refused does not count."""
     before = _launch_of(facts, name)
     return facts.model(name).result not in {"", "success"} and before is not None and (not before.refusal or before.gave_up)
 
@@ -45,7 +45,7 @@ def waits_to_restart(facts: DemandFacts, name: str) -> bool:
 
 
 def is_up_already(facts: DemandFacts, name: str) -> bool:
-    """Return whether the model is up: this preparation is for nobody. systemd starts it again with any unit that wants the model."""
+    """Return whether the model is up, so that it needs no preparation. systemd starts `prepare` with any unit that wants the model."""
     return facts.model(name).has_processes
 
 
@@ -68,7 +68,7 @@ def _counts(facts: DemandFacts, name: str) -> bool:
 def _up(facts: DemandFacts, name: str) -> UpModel:
     unit, launch = facts.model(name), _launch_of(facts, name)
     serves = unit.active == "active"
-    # What stops has had its time. What loads will be ready at some time.
+    # A model that stops has had its time. When a loading model will be ready is not known.
     stays = unit.ready + (unit.ready - unit.begun) if serves else 0.0 if unit.active == "deactivating" else math.inf
     pinned = (launch is None or launch.request == 0) and unit.active != "deactivating"
     return UpModel(name, pinned=pinned, used=facts.used.get(name, 0.0), stays=stays)

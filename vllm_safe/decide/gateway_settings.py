@@ -1,4 +1,4 @@
-"""The decision what the gateway knows of the models: their addresses, and what each needs of GPUs and RAM."""
+"""The decision about the gateway's settings: the addresses of the models, and the GPU memory and RAM that each needs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _MODELS = unit_of("")[: -len(".service")]  # the beginning of the names of their
 
 @dataclass(frozen=True)
 class Claimant:
-    """The facts about what one model needs. plan: None where its files or its GPUs are not known."""
+    """The facts about the needs of one model. plan: None if its files or its GPUs are not known."""
 
     server: ServerCommand
     plan: PlanFacts | None = None
@@ -88,7 +88,7 @@ def served_names(name: str, server: ServerCommand) -> tuple[str, ...]:
 
 
 def _gpu_needs(claimant: Claimant, cards: tuple[NvmlCard, ...]) -> Iterator[tuple[int, int]]:
-    """Yield the GPUs that a model takes, by number, with the bytes of each: the plan's figures, else those of its arguments."""
+    """Yield the number of each GPU that a model uses, with the bytes that it needs there: the plan's, or else those of its arguments."""
     seen = _visible(claimant.server, cards)
     if plan := claimant.plan:
         claims = claimed_bytes(plan)
@@ -98,7 +98,7 @@ def _gpu_needs(claimant: Claimant, cards: tuple[NvmlCard, ...]) -> Iterator[tupl
             yield from zip(seen, claims, strict=False)
         return
     arguments = claimant.server.arguments
-    if not arguments:  # what another server takes of the GPUs that it sees is not known
+    if not arguments:  # the needs of another server are not known: it may use all GPUs that it sees
         yield from ((number, cards[number].memory) for number in seen)
         return
     share = arguments.get("gpu-memory-utilization")

@@ -1,8 +1,8 @@
 """Values of a JSON object, found while its text comes in pieces. Pure.
 
-Only the strings and literals of the outermost object that are asked for are kept, so that a text of any size takes no memory: a parser that
-hands out whole strings (yajl, by python3-ijson) would keep an image of 60 MiB before it sees the name of the model behind it. Whether the
-text is valid JSON is left to the server that it is meant for.
+Only the requested strings and literals of the outermost object are kept, so a text of any size needs no memory. A parser that returns whole
+strings (yajl, through python3-ijson) would keep an image of 60 MiB before it reaches the name of the model behind it. The server itself
+checks whether the text is valid JSON.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _BEFORE = b" \t\r\n\xef\xbb\xbf"
 
 
 class BodyScanner:
-    """The values of `wanted` keys. found: those seen so far, the first one where a key is repeated; too long ones are not among them.
+    """The values of the `wanted` keys. found: the values seen so far; of a repeated key, the first. Values that are too long are left out.
 
     ended: nothing more can be found, since the object ended. bad: why the text is not an object with such values, or "".
     """
@@ -58,7 +58,7 @@ class BodyScanner:
             position = self._string(chunk, position) if self._in_string else self._outside(chunk, position)
 
     def _string(self, chunk: bytes, position: int) -> int:
-        """Read on in a string; return the position behind what was read."""
+        """Continue inside a string. Return the position after the last byte read."""
         if self._escaped:
             self._escaped = False
             self._keep(chunk[position : position + 1])
@@ -76,7 +76,7 @@ class BodyScanner:
         return end + 1
 
     def _outside(self, chunk: bytes, position: int) -> int:
-        """Read on outside of strings; return the position behind what was read."""
+        """Continue outside strings. Return the position after the last byte read."""
         match = (_OUTERMOST if self._depth == 1 else _DEEPER).search(chunk, position)
         if self._depth == 1 and self._kept is not None:
             self._keep(chunk[position : match.start() if match else len(chunk)])
@@ -119,7 +119,7 @@ class BodyScanner:
             self._key = None
 
     def _end_literal(self) -> None:
-        """End a value that is no string: true, false, null or a number."""
+        """End a value other than a string: true, false, null or a number."""
         if self._key is not None and (value := self._text()) is not None:
             self.found.setdefault(self._key, value)
         self._key, self._kept = None, None
@@ -134,7 +134,7 @@ class BodyScanner:
                 self._kept = None
 
     def _text(self, before: bytes = b"", after: bytes = b"") -> object:
-        """Return the value of the text that was kept, None if it was too long or is no JSON."""
+        """Return the value of the kept text. Return None if it was too long or is not valid JSON."""
         kept, self._kept = self._kept, None
         if kept is None:
             return None

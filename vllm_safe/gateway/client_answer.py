@@ -1,4 +1,4 @@
-"""The answer to one client: comments while the model loads, then what its server says, and an error where that breaks off."""
+"""The answer to one client: comments while the model loads, then the answer of its server, and an error if that breaks off."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from vllm_safe.gateway.model_server import CONNECTION_ONLY, passed_on
 from vllm_safe.gateway.openai_errors import ANY_ORIGIN, Refused, error_answer, error_event
 
 _EVENTS = "text/event-stream"
-_STUCK = 300.0  # seconds after which a client that does not read is given up
+_STUCK = 300.0  # seconds; a client that reads nothing for so long is disconnected
 _LONGEST_ERROR = 1 << 16  # bytes of an error that are passed on as an event
 
 
 class ClientAnswer:
-    """The answer to `request`. model: whose it is, once that is known. task: writes it."""
+    """The answer to `request`. model: the name of the model, once known. task: the task that writes the answer."""
 
     def __init__(self, request: web.BaseRequest, connection: ClientConnection) -> None:
         self.request, self._connection = request, connection
         self.model = ""
         self.task = asyncio.current_task()
-        self.cut: Refused | None = None  # why the gateway itself ends it
+        self.cut: Refused | None = None  # the reason why the gateway itself ends the answer
         self._response: web.StreamResponse | None = None
         self._events = False
 
     async def comment(self, text: str) -> None:
-        """Tell a client that reads events what its model does. Clients skip comments."""
+        """Send the state of the model as a comment in the event stream, which clients skip."""
         if self._response is None:
             self._events = True
             headers = {**ANY_ORIGIN, "Content-Type": f"{_EVENTS}; charset=utf-8", "Cache-Control": "no-cache"}
@@ -38,7 +38,7 @@ class ClientAnswer:
         await self._send(self._response, f": {' '.join(text.split())}\n\n".encode(errors="replace"))
 
     async def pass_on(self, answer: ClientResponse) -> web.StreamResponse:
-        """Pass on what the server of the model answers. Raises Refused if that breaks off, and ConnectionError if the client is gone."""
+        """Pass on the answer of the model. Raises Refused if it breaks off, and ConnectionError if the client is gone."""
         events = answer.content_type == _EVENTS
         response = self._response
         if response is not None and not (events and answer.status == HTTPStatus.OK):
@@ -55,7 +55,7 @@ class ClientAnswer:
         return response
 
     async def refuse(self, refused: Refused) -> web.StreamResponse:
-        """End the answer with an error: as an answer, as an event of a stream, or by breaking off."""
+        """End the answer with an error: as a response, as an event of a stream, or by closing the connection."""
         if self._response is None:
             return error_answer(refused)
         if self._events:
@@ -88,7 +88,7 @@ class ClientAnswer:
 
 
 async def _one_line(answer: ClientResponse) -> bytes:
-    """Return the answer of a server as one line: a stream of events had been promised when the server said no."""
+    """Return the error of a server as one line, for a client that has already been promised a stream of events."""
     text = b""
     with suppress(ClientError, OSError):
         while len(text) < _LONGEST_ERROR and (piece := await answer.content.readany()):

@@ -1,4 +1,4 @@
-"""A client's connection: aiohttp's, with the limits of a server that anybody may connect to."""
+"""A client's connection: aiohttp's, with limits, since anybody may connect."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from aiohttp import StreamReader, web
 from vllm_safe.gateway.openai_errors import Refused, error_answer
 
 KEEP_ALIVE = 75.0  # seconds that a connection may idle between two requests
-FIRST_REQUEST = 20.0  # seconds in which the head of the first request has to come
-_MOST_AHEAD = 16  # requests that a client may send before the first of them is answered
+FIRST_REQUEST = 20.0  # seconds within which the head of the first request must arrive
+_MOST_AHEAD = 16  # requests that a client may send before the first one is answered
 _LONGEST_LINE = 8190  # bytes of a request's first line, and of each header
 _LONGEST_HEAD = 1 << 16  # bytes of all of them
 
 
 class OpenConnections:
-    """The connections that are open. Beyond `most` a request is refused; beyond a quarter more, a connection is closed at once."""
+    """The open connections. Above `most`, requests are refused; above 5/4 of it, new connections are closed at once."""
 
     def __init__(self, most: int) -> None:
         self.most = most
@@ -38,7 +38,7 @@ class ClientConnection(web.RequestHandler):
         super().__init__(
             server,
             loop=asyncio.get_running_loop(),
-            access_log=None,  # type: ignore[arg-type] # it says Logger, and reads None as none
+            access_log=None,  # type: ignore[arg-type] # the annotation says Logger; None turns the log off
             auto_decompress=False,
             keepalive_timeout=KEEP_ALIVE,
             max_line_size=_LONGEST_LINE,
@@ -49,7 +49,7 @@ class ClientConnection(web.RequestHandler):
         self._late: asyncio.TimerHandle | None = None
         self._body: StreamReader | None = None  # of the request that is being answered
         self._answered = 0  # requests
-        self._head = 0  # bytes that came and belong to no request yet
+        self._head = 0  # bytes received that belong to no request yet
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Count the connection, and wait for its first request."""
@@ -70,7 +70,7 @@ class ClientConnection(web.RequestHandler):
 
     def data_received(self, data: bytes) -> None:
         """Close the connection of a client whose headers do not end, or that sends many requests without waiting for an answer."""
-        begun = self._request_count > self._answered  # a request whose head has come is not answered yet
+        begun = self._request_count > self._answered  # a request whose head has arrived is not answered yet
         if not begun or (self._body is not None and self._body.is_eof()):
             self._head += len(data)
         super().data_received(data)
@@ -78,26 +78,26 @@ class ClientConnection(web.RequestHandler):
             self.force_close()
 
     def begin_answer(self, body: StreamReader) -> None:
-        """Note the task that answers a request: this one."""
+        """Record the current task as the one that answers the request."""
         self._in_time()
         self._body, self._head = body, 0
         self._answering = asyncio.current_task()
 
     def end_answer(self) -> None:
-        """Note that the request is answered."""
+        """Record that the request is answered."""
         self._answering = self._body = None
         self._answered += 1
 
     def handle_error(
         self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
     ) -> web.StreamResponse:
-        """Answer what is no request, or could not be answered by a mistake of ours, and close the connection."""
+        """Answer an invalid request, or one that failed because of a bug in the gateway, and close the connection."""
         if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             self.log_exception("Error handling a request", exc_info=exc)
-            message = "the gateway made a mistake: see journalctl -u vllm-gateway"
+            message = "the gateway has a bug: see journalctl -u vllm-gateway"
         if request.writer.output_size > 0:
             raise ConnectionError("the answer has begun")
-        answer = error_answer(Refused(HTTPStatus(status), message or "this is no valid HTTP request"))
+        answer = error_answer(Refused(HTTPStatus(status), message or "this is not a valid HTTP request"))
         answer.force_close()
         return answer
 

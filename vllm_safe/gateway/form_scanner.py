@@ -15,7 +15,7 @@ _BUFFER = 1 << 16
 
 
 class _Always(BaseProtocol):
-    """A connection that is never closed: the copy of a body has none."""
+    """A connection that never closes, for the copy of a body, which has none."""
 
     @property
     def connected(self) -> bool:
@@ -30,7 +30,7 @@ class _Always(BaseProtocol):
 
 
 class FormScanner:
-    """The texts of `wanted` fields, with the members of BodyScanner. aiohttp's reader finds them in a copy of the body."""
+    """The texts of the `wanted` fields, with the same members as BodyScanner. aiohttp's reader finds them in a copy of the body."""
 
     def __init__(self, headers: Mapping[str, str], wanted: Collection[str]) -> None:
         self._wanted = frozenset(wanted)
@@ -47,7 +47,7 @@ class FormScanner:
         return self.ended or bool(self.bad) or len(self.found) == len(self._wanted)
 
     async def feed(self, piece: bytes) -> None:
-        """Read the next piece of the text; b"": it has ended."""
+        """Read the next piece of the text, or b"" at its end."""
         if piece:
             self._copy.feed_data(piece)
             await asyncio.sleep(0)  # the reader takes all there is
@@ -76,7 +76,7 @@ class FormScanner:
 
 
 async def _short_text(part: BodyPartReader) -> str | None:
-    """Return the text of a field, None if it is too long or not UTF-8."""
+    """Return the text of a field. Return None if it is too long or not UTF-8."""
     text = b""
     while not part.at_eof() and len(text) <= LONGEST_VALUE:
         text += await part.read_chunk(LONGEST_VALUE)

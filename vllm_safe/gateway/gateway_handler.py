@@ -1,4 +1,4 @@
-"""The answer to each request: some are the gateway's own, all others those of a model."""
+"""The answer to each request: the gateway's own, or that of a model."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from vllm_safe.gateway.request_body import KeptBytes, RequestBody
 from vllm_safe.gateway.switchboard import Switchboard, Ticket, public_state
 
 _PATH = re.compile(r"/v1(?:/[A-Za-z0-9_-][A-Za-z0-9_.-]*)+/?(?:\?[!-~]*)?", re.ASCII)  # no "..", nothing that decodes to another path
-_BEFORE_NEWS = 2.0  # seconds that a stream waits before it begins with comments
+_BEFORE_NEWS = 2.0  # seconds before the first comment in a stream
 _NEWS_EVERY = 5.0  # seconds between two comments
-_TRIES = 5  # connections to a server for one request: it may be about to stop, and then it has to be started
-_SILENCE = 60.0  # seconds in which a client has to send some more of its body
+_TRIES = 5  # connections to a server for one request: a server that is about to stop must be started again
+_SILENCE = 60.0  # seconds within which a client must send more of its body
 _ENDS = "the gateway is being restarted: try again"
-_LONGEST_QUOTE = 80  # characters of a name that nobody has configured
+_LONGEST_QUOTE = 80  # characters of an unknown name that are repeated in the error
 
 
 class GatewayHandler:
@@ -45,13 +45,13 @@ class GatewayHandler:
         self.configure(board.settings)
 
     def configure(self, settings: GatewayFile) -> None:
-        """Go on with other settings."""
+        """Use other settings from now on."""
         self._served = {served: model for model in settings.models for served in model.served or (model.name,)}
         if settings is not self._board.settings:
             self._board.configure(settings)
 
     async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Answer one request, whatever it is."""
+        """Answer one request."""
         connection = cast("ClientConnection", request.protocol)
         connection.begin_answer(request.content)
         answer = ClientAnswer(request, connection)
@@ -69,7 +69,7 @@ class GatewayHandler:
         return response
 
     async def end(self, patience: float) -> None:
-        """Let running answers end, those that wait for a model at once, and all others within `patience` seconds."""
+        """Refuse the requests that wait for a model, and give running answers `patience` seconds to end."""
         self.ending = True
         self._board.close(Refused(HTTPStatus.SERVICE_UNAVAILABLE, _ENDS, retry_after=2))
         await self._wait_for_answers(patience)
@@ -112,21 +112,21 @@ class GatewayHandler:
         self._check_key(request)
         return self._show(path) if reading else await self._infer(request, answer)
 
-    # --- what the gateway knows itself
+    # --- the gateway's own answers
 
     def _check_key(self, request: web.BaseRequest) -> None:
         if not self._key:
             return
         kind, _, given = request.headers.get("Authorization", "").partition(" ")
         if kind.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(errors="replace"), self._key):
-            raise Refused(HTTPStatus.UNAUTHORIZED, "the gateway wants its API key (Authorization: Bearer KEY)", code="invalid_api_key")
+            raise Refused(HTTPStatus.UNAUTHORIZED, "the gateway requires its API key (Authorization: Bearer KEY)", code="invalid_api_key")
 
     def _find(self, name: str) -> GatewayModel:
         if (model := self._served.get(name)) is not None:
             return model
         quoted = name[:_LONGEST_QUOTE] + ("..." if len(name) > _LONGEST_QUOTE else "")
         there = ", ".join(self._served) or "none"
-        raise Refused(HTTPStatus.NOT_FOUND, f"no model is called {quoted!r}; there are: {there}", code="model_not_found")
+        raise Refused(HTTPStatus.NOT_FOUND, f"there is no model {quoted!r}; the models are: {there}", code="model_not_found")
 
     def _show(self, path: str) -> web.Response:
         """Answer a request that only reads."""
@@ -157,7 +157,7 @@ class GatewayHandler:
             GatewayFigures(len(self._connections.all), self._answers, in_flight, waiting, states, self._board.switches)
         )
 
-    # --- what a model answers
+    # --- the answers of models
 
     async def _infer(self, request: web.BaseRequest, answer: ClientAnswer) -> web.StreamResponse:
         """Pass a request on to the model that its body names."""
@@ -177,7 +177,7 @@ class GatewayHandler:
             body.close()
 
     async def _try(self, model: GatewayModel, body: RequestBody, answer: ClientAnswer) -> web.StreamResponse:
-        """Have the model answer. Nothing is lost by a server that stops, or refuses the connection; one that ends is tried again once."""
+        """Pass the request on until the model answers: again after a stop or a refused connection, and once more after a crash."""
         tries = broken = 0
         while True:
             began = time.time()
@@ -208,7 +208,7 @@ class GatewayHandler:
             self._board.leave(ticket)
 
     async def _wait(self, ticket: Ticket, answer: ClientAnswer, *, news: bool) -> None:
-        """Wait for the turn of a request; tell its client what the model does, if that reads events."""
+        """Wait for the turn of a request. news: tell the client the state of the model meanwhile, as comments."""
         limit = self._board.settings.wait
         began, pause = time.monotonic(), _BEFORE_NEWS
         while True:

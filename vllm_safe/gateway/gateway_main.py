@@ -26,7 +26,7 @@ _KEY = "api-key"  # the credential
 
 
 def main() -> int:
-    """Run the gateway until systemd stops it. The exit code 2 says that another start cannot help."""
+    """Run the gateway until systemd stops it. Exit code 2 means that another start would fail as well."""
     try:
         asyncio.run(Gateway().run())
     except Failure as failure:
@@ -58,7 +58,7 @@ class Gateway:
         return self._listening is not None
 
     def stop(self) -> None:
-        """End, as on SIGTERM."""
+        """Stop serving, as on SIGTERM."""
         self._stop.set()
 
     async def run(self) -> None:
@@ -91,7 +91,7 @@ class Gateway:
             connection.force_close()
 
     async def _reload(self, handler: GatewayHandler, connect: Callable[[], ClientConnection]) -> None:
-        """Read the settings again. Those that cannot be used change nothing."""
+        """Read the settings again. Keep the present ones if the new ones cannot be used."""
         try:
             settings = _read(self._file)
             if not settings.enabled:
@@ -133,7 +133,7 @@ def _read(path: str) -> GatewayFile:
 
 
 def _read_key() -> str:
-    """Return the key that clients need, "" for none. Raises Failure: to serve without the key that is configured would be worse."""
+    """Return the key that clients must send, or "". Raises Failure if it cannot be read: serving without it would be worse."""
     if not (folder := os.environ.get("CREDENTIALS_DIRECTORY")):
         return ""
     try:
@@ -143,7 +143,7 @@ def _read_key() -> str:
 
 
 def _watchdog_interval() -> float:
-    """Return the seconds between two signs of life: a third of what systemd allows."""
+    """Return the seconds between two watchdog notifications: a third of WatchdogSec=."""
     return int(os.environ.get("WATCHDOG_USEC", "30000000")) / 3e6
 
 

@@ -9,7 +9,7 @@ from vllm_safe.common.metric_labels import render_labels
 
 
 class GatewayFigures(NamedTuple):
-    """What is counted. answers: by model and status, "" for requests that name none."""
+    """The counted figures. answers: by model and HTTP status; the model is "" for requests that name none."""
 
     connections: int
     answers: Mapping[tuple[str, int], int]

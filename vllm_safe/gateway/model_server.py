@@ -1,4 +1,4 @@
-"""The servers of the models: a request is passed to one, and its answer begins."""
+"""The connections to the servers of the models."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class ModelServers:
         await self._session.close()
 
     async def ask(self, model: GatewayModel, request: web.BaseRequest, body: RequestBody) -> ClientResponse:
-        """Pass a request on, and return the answer when it begins. Raises Unanswered, and Refused where the client is at fault."""
+        """Pass a request on. Return the answer when it begins. Raises Unanswered, and Refused if the client is at fault."""
         host, port = model.address
         url = URL(f"http://{f'[{host}]' if ':' in host else host}:{port}{request.raw_path}", encoded=True)
         headers = passed_on(request.headers, _OF_THE_GATEWAY)
@@ -68,7 +68,7 @@ class ModelServers:
 
 
 def passed_on(headers: CIMultiDictProxy[str], left_out: Iterable[str]) -> CIMultiDict[str]:
-    """Return the headers that go to the other side: without those of this connection alone."""
+    """Return the headers to pass on: all but those of this connection (RFC 9110, section 7.6.1)."""
     named = {name.strip().lower() for value in headers.getall("Connection", ()) for name in value.split(",")}
     kept = CIMultiDict(headers)
     for name in {key for key in kept if key.lower() in left_out or key.lower() in named}:

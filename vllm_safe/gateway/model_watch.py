@@ -1,4 +1,4 @@
-"""The states of the models, as their main processes write them: read again only where a file has changed."""
+"""The states of the models, from the files that their main processes write. A file is read again only after a change."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vllm_safe.contract.untrusted_files import read_state
 from vllm_safe.gateway.queue_decision import COMING, DOWN, FAILED, GOING, READY
 
 CONFIG = Path("/etc/vllm-safe/config.yaml")
-_SILENT = 120.0  # seconds without a new state, which a running server writes at least every few seconds
+_SILENT = 120.0  # seconds; the main process of a running server writes a new state every few seconds
 _COARSE = 0.05  # seconds
 _LAUNCH_MOST = 1 << 20  # bytes
 
@@ -23,26 +23,26 @@ _PHASES = {"ready": READY, "stopping": GOING, "ended": DOWN}
 
 
 class SeenModel(NamedTuple):
-    """What a model does. Times are in Unix seconds."""
+    """The state of a model. Times are in Unix seconds."""
 
     phase: str = DOWN
-    text: str = ""  # what it says of itself
-    left: float | None = None  # seconds until it is ready, as far as it knows
-    ready: float = 0.0  # it became ready
-    used: float = 0.0  # it was last asked for, by any client
+    text: str = ""  # its status, for people
+    left: float | None = None  # estimated seconds until it is ready; None: unknown
+    ready: float = 0.0  # the time at which it became ready
+    used: float = 0.0  # the time of its last request, from any client
     load: float = 0.0  # seconds that its load took
     pinned: bool = False
     problem: str = ""  # the reason why it failed to start
     crashed: bool = False  # it ended by itself
-    refused: bool = False  # it was not started at all: another one that has stopped since may be why
-    written: float = 0.0  # it was written; 0: there is none
+    refused: bool = False  # the checks before the start refused it: perhaps because of another model, which may have stopped since
+    written: float = 0.0  # the time at which its file was written; 0: there is none
 
 
 _NO_STATE = SeenModel()
 
 
 class ModelWatch:
-    """Reads the state files. A look at a file that has not changed costs one stat(2)."""
+    """Reads the state files. Looking at an unchanged file costs one stat(2)."""
 
     def __init__(self) -> None:
         self._seen: dict[str, tuple[tuple[int, int, int], SeenModel]] = {}

@@ -1,12 +1,12 @@
-"""Which waiting requests are served now, which models are woken, and which have to wait for that. Pure.
+"""Which waiting requests are served now, which models are woken, and which ones must wait for that. Pure.
 
-Requests have their turn in the order in which they came. One switch is under way at a time, that for the first request that needs one:
+Requests are served in the order of their arrival. One switch is under way at a time: the one for the first request that needs one.
 
-1. A model that has to go stays at least as long as its load took, and serves whoever comes meanwhile.
-2. Then it is held: its new requests wait behind the switch, those that are running go on, for `stop_grace` at most.
-3. Then the model that was asked for is woken. What stops is root's decision (`vllm-safe apply`), by the same rule (room/room_decision.py).
+1. A model that must stop stays for at least as long as its load took, and serves new requests meanwhile.
+2. Then it is held: its new requests wait behind the switch, and running ones have `stop_grace` to end.
+3. Then the requested model is woken. `prepare` stops the others, by the same rule (room/room_decision.py).
 
-Hence none waits longer than the models before it need for that; what fits beside all of them is woken at once.
+So no request waits longer than the models before it need. A model that fits beside all others is woken at once.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ DOWN, COMING, READY, GOING, FAILED = "down", "coming", "ready", "going", "failed
 
 
 class Standing(NamedTuple):
-    """How a model stands. Times are in Unix seconds."""
+    """The state of a model, as far as the queue needs it. Times are in Unix seconds."""
 
     phase: str = DOWN
     in_flight: int = 0  # requests that the gateway passes on
@@ -43,7 +43,7 @@ class WaitingRequest(NamedTuple):
 
 
 class QueueMoves(NamedTuple):
-    """What happens now. again: when to decide again, if nothing happens before; math.inf: not needed."""
+    """The moves to make now. again: the time to decide again unless something happens before; math.inf: not needed."""
 
     serve: tuple[int, ...] = ()
     hold: frozenset[str] = frozenset()
@@ -54,7 +54,7 @@ class QueueMoves(NamedTuple):
 
 
 def decide_queue(now: float, waiting: Sequence[WaitingRequest], standings: Mapping[str, Standing], machine: GatewayFile) -> QueueMoves:
-    """Decide for all waiting requests, which are in the order of their arrival."""
+    """Decide for all waiting requests, given in the order of their arrival."""
     turn = _Round(now, standings, machine)
     for request in waiting:
         turn.decide(request)

@@ -37,13 +37,13 @@ class Switchboard:
         self._used: dict[str, float] = {}
         self._held: dict[str, float] = {}  # by model: since when its new requests wait
         self._woken: dict[str, WakeSocket] = {}
-        self._doubted: dict[str, float] = {}  # by model: it refused a connection then, whatever its state says
+        self._doubted: dict[str, float] = {}  # by model: when it refused a connection in spite of its state
         self._moves = QueueMoves()
         self._timer: asyncio.TimerHandle | None = None
         self.switches = 0
 
     def enter(self, model: GatewayModel) -> Ticket:
-        """Take a place in the queue. Whoever takes one calls `leave`."""
+        """Take a place in the queue. The caller must `leave` it."""
         ticket = Ticket(next(self._numbers), model, asyncio.get_running_loop().create_future())
         if not self._waiting and not self._held and self._phase(model.name) == READY:
             self._serve(ticket)
@@ -66,11 +66,11 @@ class Switchboard:
             self._review()
 
     def doubt(self, name: str) -> None:
-        """Note that a model refuses connections: its state is that of a process that is gone, until it writes another one."""
+        """Record that a model refuses connections. Its state is outdated until a newer one is written."""
         self._doubted[name] = time.time()
 
     def configure(self, settings: GatewayFile) -> None:
-        """Go on with other settings. Requests for a model that is gone are refused."""
+        """Use other settings from now on. Requests for a removed model are refused."""
         self.settings = settings
         for ticket in list(self._waiting.values()):
             if settings.model(ticket.model.name) is None:
@@ -78,7 +78,7 @@ class Switchboard:
         self._review()
 
     def close(self, refused: Refused) -> None:
-        """Refuse all that wait, and wake nothing any more."""
+        """Refuse all waiting requests, and start no more models."""
         for ticket in list(self._waiting.values()):
             self._refuse(ticket, refused)
         for socket in self._woken.values():
@@ -92,18 +92,18 @@ class Switchboard:
         return not state.crashed and (state.phase != READY or state.ready > since)
 
     def phase(self, name: str) -> str:
-        """Return what a model does, for people."""
+        """Return the phase of a model."""
         return self._phase(name)
 
     def counts(self) -> tuple[dict[str, int], dict[str, int]]:
-        """Return how many requests are passed on, and how many wait, by model."""
+        """Return the numbers of running and of waiting requests, by model."""
         waiting: dict[str, int] = {}
         for ticket in self._waiting.values():
             waiting[ticket.model.name] = waiting.get(ticket.model.name, 0) + 1
         return self._in_flight, waiting
 
     def news(self, model: GatewayModel) -> str:
-        """Return what a waiting client can be told."""
+        """Return the text for a waiting client."""
         state = self.watch.look(model.name)
         if others := self._moves.waits_for.get(model.name):
             return f"{model.name} waits for {' and '.join(others)} to make room"
@@ -136,11 +136,11 @@ class Switchboard:
         state, phase, socket = self.watch.look(name), self._phase(name), self._woken.get(name)
         problem = state.problem
         if socket is not None and phase == DOWN and state.written > socket.opened:
-            # It was stopped before it had its turn: what it waits for is another start.
+            # The model was stopped before its turn came: the request waits for another start.
             self._woken.pop(name).close()
             socket = None
         if socket is not None and phase == FAILED and state.written < socket.opened:
-            phase = DOWN  # it is the end of the start before this one
+            phase = DOWN  # the state is that of the previous start
         if socket is not None and phase == DOWN and socket.problem:
             phase, problem = FAILED, f"systemd did not start {name} ({socket.problem}). See: systemctl status vllm@{name}"
             self.watch.note_failure(name, problem)
@@ -198,7 +198,7 @@ class Switchboard:
         del self._waiting[ticket.number]
         if not ticket.turn.done():
             ticket.turn.set_exception(refused)
-            ticket.turn.exception()  # a client that is gone does not ask for it
+            ticket.turn.exception()  # mark it as retrieved: the client may be gone
 
 
 def public_state(phase: str) -> str:

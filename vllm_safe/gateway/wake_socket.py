@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 
-_TRIES = 3  # just after a model has stopped, socket-proxyd closes connections for a quarter of a second
+_TRIES = 3  # for 250 ms after a model has stopped, socket-proxyd closes new connections
 _PAUSE = 0.5  # seconds
 
 
 class WakeSocket:
-    """The connection: opened at once, and again where it is closed; `close` it when the model is ready. problem: why it is not open."""
+    """A connection that is opened at once, and again if it is closed. `close` it when the model is ready. problem: why it is not open."""
 
     def __init__(self, path: str) -> None:
         self.opened = time.time()

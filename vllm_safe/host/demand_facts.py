@@ -1,4 +1,4 @@
-"""Facts about the models that are up, and about who asked for the start that is being prepared: systemd's jobs, and the launch files."""
+"""Facts about running models and pending starts: systemd's units and jobs, and the launch files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether anybody has asked a serving model for anything lately. Pure. Connections that clients keep open are no requests.
+"""Whether a serving model has had requests lately. Pure. Connections that clients merely keep open do not count.
 
 It is decided at a reading of the server only: after a freeze, or while the server is too busy to answer, nothing is known.
 """
@@ -27,11 +27,11 @@ class Idleness:
         self._asking, self._masked = False, 0  # a request of our own is under way; readings in which one may still appear
 
     def asked(self) -> None:
-        """Note that the main process itself sends a request."""
+        """Record that the main process itself sends a request."""
         self._asking = True
 
     def answered(self) -> None:
-        """Note that it has its answer."""
+        """Record that the main process has its answer."""
         self._asking, self._masked = False, _MASKED
 
     def counted(self, now: float, wall: float, figures: Mapping[str, float]) -> None:

@@ -1,1 +1,1 @@
-"""Which models have to go so that another one fits: one decision, for what starts models and for what queues requests."""
+"""Which models must stop so that another one fits: one decision, used by `prepare` and by the gateway."""

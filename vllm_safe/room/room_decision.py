@@ -1,4 +1,4 @@
-"""Which models have to stop so that another one fits. Pure, and the standard library only: the gateway decides with it, and so does root.
+"""Which models must stop so that another one fits. Pure, standard library only: both the gateway and `prepare` use it.
 
 A model that a person started is pinned: it is never stopped for another one. A model that a request started stays at least as long as its
 load took, so that two models that are asked for in turn do not spend their time loading.
@@ -13,11 +13,11 @@ from typing import NamedTuple
 from vllm_safe.common.sizes import format_size
 from vllm_safe.contract.gateway_file import GatewayFile, GatewayModel
 
-_FEW = 12  # models, of which every choice is compared; of more, the least recently used ones stop until there is room
+_FEW = 12  # models; with more than that, not every choice is compared: the least recently used ones stop until there is room
 
 
 class UpModel(NamedTuple):
-    """A model that is up: it runs, loads or stops. Times are of one clock of the caller.
+    """A model that is up: it serves, loads or stops. Times are from one clock, which the caller chooses.
 
     used: its last request, math.inf while it answers one. stays: it is not stopped before, math.inf while it loads.
     """
@@ -29,7 +29,7 @@ class UpModel(NamedTuple):
 
 
 class RoomPlan(NamedTuple):
-    """What makes room. stops: the models that have to stop, () if there is room; due: not before.
+    """How room is made. stops: the models that must stop, () if there is room; due: the earliest time for that.
 
     obstacle: why there can be no room, in one line, or ""; holders: the models that a person has to stop then.
     """
@@ -41,23 +41,23 @@ class RoomPlan(NamedTuple):
 
 
 class Shortage(NamedTuple):
-    """What several models lack together. gpu: the number of the GPU, None for RAM; has: what there is of it, in bytes."""
+    """The memory that several models together do not have. gpu: the number of the GPU, None for RAM; has: its size in bytes."""
 
     gpu: int | None
     has: int
 
     @property
     def name(self) -> str:
-        """What is short, in words."""
+        """The memory that is short, in words."""
         return "RAM" if self.gpu is None else f"GPU {self.gpu}"
 
     def part(self, model: GatewayModel) -> int:
-        """Return what a model needs of it."""
+        """Return the bytes that a model needs of it."""
         return model.memory if self.gpu is None else model.needs.get(self.gpu, 0)
 
 
 def find_shortage(models: Iterable[GatewayModel], machine: GatewayFile) -> Shortage | None:
-    """Return what the models lack together, or None if they fit.
+    """Return the memory that is too small for all of the models together, or None if they fit.
 
     A model alone lacks nothing here: whether it fits on the machine is checked before its start, with more facts.
     """
@@ -102,7 +102,7 @@ def _fewest(asked: GatewayModel, kept: list[GatewayModel], free: list[UpModel], 
 
 
 def _oldest(asked: GatewayModel, kept: list[GatewayModel], free: list[UpModel], machine: GatewayFile) -> tuple[UpModel, ...]:
-    """Return the least recently used models whose stop makes room, without those of them that could stay."""
+    """Return the least recently used models that make room by stopping, except those that turn out to fit after all."""
     stops: list[UpModel] = []
     stay = list(free)
     while stay and not fit_together([asked, *kept, *(_known(model.name, machine) for model in stay)], machine):
@@ -115,7 +115,7 @@ def _oldest(asked: GatewayModel, kept: list[GatewayModel], free: list[UpModel], 
 
 
 def _obstructed(asked: GatewayModel, kept: list[GatewayModel], lacks: Shortage, machine: GatewayFile) -> RoomPlan:
-    """Return the plan where what is pinned leaves no room. Only those are named without which there would be some."""
+    """Return the plan for pinned models that leave no room. It names only the models whose stop would help."""
     one_is_enough = [model for model in kept if fit_together([asked, *(other for other in kept if other is not model)], machine)]
     holders = one_is_enough or [model for model in kept if lacks.part(model)]
     amounts = " and ".join(f"{model.name} has {format_size(lacks.part(model))}" for model in holders)
@@ -128,5 +128,5 @@ def _obstructed(asked: GatewayModel, kept: list[GatewayModel], lacks: Shortage, 
 
 
 def _known(name: str, machine: GatewayFile) -> GatewayModel:
-    """Return a model of the configuration; one that is not there needs all there is."""
+    """Return a model of the configuration. A model that is not in it counts as one that needs all memory."""
     return machine.model(name) or GatewayModel(name, (name,), "", ("", 0), needs=machine.gpus, memory=machine.memory)

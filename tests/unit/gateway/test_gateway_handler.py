@@ -134,7 +134,7 @@ def test_an_unknown_or_hostile_name_is_only_looked_up(rig: Rig, name: str) -> No
     async def run(client: ClientSession) -> None:
         status, words = error(await ask(client, name))
         assert status == 404
-        assert "there are: a, org/a" in words
+        assert "the models are: a, org/a" in words
         assert words.isprintable()
         assert len(words) < 200
 
