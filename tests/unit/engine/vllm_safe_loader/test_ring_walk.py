@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -99,6 +100,19 @@ def compare(checkpoint: Checkpoint, taken: Iterator[tuple[int, StoredTensor, mem
 @pytest.mark.parametrize("cache", [0, 1 << 20], ids=["by turns", "from the cache"])
 def test_all_get_every_tensor_in_order(checkpoint: Checkpoint, capacity: int, ranks: int, cache: int) -> None:
     assert walk(checkpoint, lambda _, taken: compare(checkpoint, taken), capacity, ranks, cache) == [list(checkpoint.bytes)] * ranks
+
+
+def test_what_is_in_the_page_cache_waits_for_no_reading_thread(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    all_taken = threading.Barrier(RANKS + 2)  # with the two threads that read
+    monkeypatch.setattr(ring_reader, "_is_cached", lambda *_: True)
+    monkeypatch.setattr(RingReader, "_take_piece", lambda _: all_taken.wait(30) and None)
+
+    def take(_: int, taken: Iterator[tuple[int, StoredTensor, memoryview]]) -> list[str]:
+        names = compare(checkpoint, taken)
+        all_taken.wait(30)
+        return names
+
+    assert walk(checkpoint, take, CAPACITIES[0]) == [list(checkpoint.bytes)] * RANKS
 
 
 @pytest.mark.usefixtures("_cold")

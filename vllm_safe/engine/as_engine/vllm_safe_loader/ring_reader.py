@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 
 from .large_pages import join_pages
 from .ring_layout import PAGE, RingPlace
@@ -74,12 +75,14 @@ class RingReader:
         self._descriptor = os.dup(ring.descriptor)  # the walk of this process closes its own
         self._sources: dict[str, _Source] = {}
         self._next, self._count = threading.Lock(), threading.Lock()
+        self._begin = 0  # the first window that may have to be read
         self._pieces = self._split()
         self._threads = [threading.Thread(target=self._read_pieces, name="vllm-safe-read", daemon=True) for _ in range(_AHEAD)]
         self._running = _AHEAD
 
     def start(self) -> None:
         """Read in the background. A thread outlives neither the last window nor the process."""
+        self._begin = self._skip_cached()
         for thread in self._threads:
             thread.start()
 
@@ -123,16 +126,29 @@ class RingReader:
                 if start < stop:
                     self._memory.madvise(mmap.MADV_REMOVE, start, stop - start)
 
+    def _skip_cached(self) -> int:
+        """Publish the first windows that need no reading. Return their number.
+
+        The thread that takes tensors does this before it begins: it would keep the interpreter from the threads that read.
+        """
+        for index, place in enumerate(self._places):
+            if self._find_source(place) is not None:
+                return index
+            self._ring.publish(index, IN_FILE)
+        return len(self._places)
+
+    def _find_source(self, place: RingPlace) -> _Source | None:
+        """Return the file from which the window is read; None if it is in the cache, or if the file cannot be opened."""
+        with suppress(OSError):
+            source = self._open(place.window.file)
+            return source if place.window.size and not _is_cached(source, place) else None
+        return None
+
     def _split(self) -> Iterator[_Piece]:
         """Yield the pieces of all windows, each once there is a place for it."""
         cached, large = 0, False  # windows up to the last that is read into the cache; whether the ring has large pages
-        for index, place in enumerate(self._places):
-            try:
-                source = self._open(place.window.file)
-            except OSError:
-                self._ring.publish(index, IN_FILE)
-                continue
-            if not place.window.size or _is_cached(source, place):
+        for index, place in islice(enumerate(self._places), self._begin, None):
+            if not (source := self._find_source(place)):
                 self._ring.publish(index, IN_FILE)  # however far the others are
             elif not self._ring.wait_done(place.after + 1):
                 return
