@@ -91,7 +91,10 @@ def _option_flaw(key: Scalar) -> Mismatch | None:
 
 
 def _json(node: Node) -> object:
-    """Read a value whose type matters. Values on whose type YAML 1.1 and its readers disagree are refused. Raises MismatchError."""
+    """Read a value whose type matters. Raises MismatchError.
+
+    A number as in JSON is a number, also where YAML 1.1 reads a text (1e-5). Other values whose type depends on the reader are refused.
+    """
     if isinstance(node, Mapping):
         return {key.text: _json(value) for key, value in node.items}
     if isinstance(node, Sequence):
