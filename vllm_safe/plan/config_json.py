@@ -1,4 +1,4 @@
-"""What config.json says of a model, checked value by value: anybody can have written it."""
+"""The properties of a model in its config.json. Each value is checked, since anybody can have written the file."""
 
 from __future__ import annotations
 
