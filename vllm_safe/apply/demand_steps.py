@@ -30,7 +30,7 @@ _HERE = DemandPlaces()
 def demand_steps(
     wanted: Iterable[DemandUnits], gateway: GatewayFile, active: Mapping[str, bool], key: str | None = None, at: DemandPlaces = _HERE
 ) -> tuple[Step, ...]:
-    """Return the steps from the present sockets to the wanted ones. active: whether each socket unit listens. key: the gateway's.
+    """Return the steps from the present sockets to the wanted ones. active: whether each socket unit listens. key: the gateway's key.
 
     A socket that is up to date is left alone, with the connections that wait there.
     """
@@ -95,7 +95,7 @@ def _key_file(path: Path, key: str | None) -> WriteFile | None:
     return WriteFile(path, key or "\n", mode=0o600) if key is not None or os.path.lexists(path) else None
 
 
-def _written(path: Path, step: WriteFile | None) -> Iterator[Step]:
+def _file_steps(path: Path, step: WriteFile | None) -> Iterator[Step]:
     """Yield the step that writes or removes a file, unless nothing would change."""
     try:
         content = path.read_text()

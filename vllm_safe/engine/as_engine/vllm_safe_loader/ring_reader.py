@@ -137,7 +137,7 @@ class RingReader:
     def _skip_cached(self) -> int:
         """Publish the windows at the beginning that need no reading. Return their number.
 
-        The thread that will take tensors does this before it starts. Afterwards, it would keep the interpreter lock from the reading threads.
+        The thread that takes tensors does this first. Once it takes them, it keeps the interpreter lock from the reading threads.
         """
         for index, place in enumerate(self._places):
             if self._find_source(place) is not None:
