@@ -219,6 +219,32 @@ def test_a_file_that_is_gone_is_told_by_who_takes_it(checkpoint: Checkpoint) -> 
     assert walk(checkpoint, take, CAPACITIES[0]) == ["told"] * RANKS
 
 
+class MeetingLock:
+    """A lock after whose release its users wait for each other."""
+
+    def __init__(self, users: int) -> None:
+        self._lock, self._barrier = threading.Lock(), threading.Barrier(users)
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_error: object) -> None:
+        self._lock.release()
+        self._barrier.wait(30)
+
+
+def test_only_the_last_of_two_threads_that_end_at_once_frees_the_ring(monkeypatch: pytest.MonkeyPatch) -> None:
+    ring = SharedRing.create(RingShape(1, 0, 4096))
+    reader = RingReader(ring, [])
+    ends: list[None] = []
+    monkeypatch.setattr(reader, "_count_lock", MeetingLock(2))
+    monkeypatch.setattr(reader, "_finish", lambda: ends.append(None))
+    reader.start()
+    reader.join()
+    assert len(ends) == 1
+    ring.close()
+
+
 @pytest.mark.usefixtures("_cold")
 def test_of_the_ring_only_the_last_window_is_left_where_a_tensor_is_kept(checkpoint: Checkpoint) -> None:
     places: list[RingPlace] = place_windows(checkpoint.windows(TINY), CAPACITIES[0])

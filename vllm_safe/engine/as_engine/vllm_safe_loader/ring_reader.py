@@ -106,7 +106,8 @@ class RingReader:
         finally:
             with self._count_lock:
                 self._running -= 1
-            if not self._running:
+                is_last = not self._running
+            if is_last:
                 self._finish()
 
     def _take_piece(self) -> _Piece | None:
