@@ -23,7 +23,7 @@ PAGE = 4096
 
 
 def cold_mark(serve_file: str) -> Path:
-    """Return the path of the mark of a cold start: it reads from the disk, and no record of its engine and options says what.
+    """Return the path of the mark of a start that reads the engine from the disk and has no record for its engine and options.
 
     The mark is in the runtime directory of the model's unit.
     """

@@ -42,7 +42,7 @@ class Server:
 
 
 def record_engine_files(launch: Launch) -> None:
-    """Record which files of the engine this start has read, if it was marked as cold. A separate process does so, and ends by itself."""
+    """Have a separate process record which files of the engine this start has read, if the start is marked as cold."""
     if not launch.serve_file or not cold_mark(launch.serve_file).exists():
         return
     try:
