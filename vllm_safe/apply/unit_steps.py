@@ -91,7 +91,7 @@ class StopUnit:
 
 @dataclass(frozen=True)
 class StopUnits:
-    """Stop several units, and wait until they have stopped. Those that do not run are left alone."""
+    """Stop several units, and wait until they have stopped. Units that are not running are left alone."""
 
     units: tuple[str, ...]
 
@@ -106,7 +106,7 @@ class StopUnits:
 
 @dataclass(frozen=True)
 class StartSocket:
-    """Have systemd listen on the addresses of a socket unit. addresses: for a person."""
+    """Have systemd listen on the addresses of a socket unit. addresses: their description, for people."""
 
     unit: str
     addresses: str
@@ -116,17 +116,17 @@ class StartSocket:
         return f"start {self.unit}, which listens on {self.addresses}"
 
     def run(self) -> None:
-        """Start the unit. Raises Failure if that is not possible, as where another process listens there."""
+        """Start the unit. Raises Failure if that is not possible, for example because another process listens there."""
         try:
             _systemctl("start", "--", self.unit)
         except Failure as failure:
-            hint = f"Another process may listen there: systemctl status {self.unit}"
+            hint = f"Another process may be listening there: systemctl status {self.unit}"
             raise Failure(f"{self.unit} cannot listen on {self.addresses}", hint=hint) from failure
 
 
 @dataclass(frozen=True)
 class WriteDropin:
-    """Write a drop-in of a unit, and make its folder. It counts after a daemon-reload."""
+    """Write a drop-in of a unit, and create its folder. It takes effect after a daemon-reload."""
 
     path: Path
     content: str

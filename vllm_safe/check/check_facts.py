@@ -59,9 +59,9 @@ class Inspection:
     cuda: tuple[int, int] | None = None  # the CUDA version that the engine was built for, if it is known
     rig: HardwareFacts | None = None  # None where nobody looked
     log: KernelLog | None = None  # likewise
-    gateway: GatewayFile | None = None  # None where no model is on demand
-    gateway_key: Key | None = None  # None where the gateway asks for none
-    aiohttp: bool = True  # Debian's python3-aiohttp is installed, which the gateway needs
+    gateway: GatewayFile | None = None  # None if no model is on demand
+    gateway_key: Key | None = None  # None if the gateway requires no key
+    aiohttp: bool = True  # whether Debian's python3-aiohttp is installed, which the gateway needs
 
 
 def has_aiohttp(root: Path = Path("/")) -> bool:

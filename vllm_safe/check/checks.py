@@ -46,7 +46,7 @@ CGROUPS = Path("/sys/fs/cgroup")
 _NEVER_OVERCOMMIT = 2
 _SHM = re.compile(r"/dev/shm:(?:\S*,)?size=(\d+(?:\.\d+)?[KMGT%]?)", re.IGNORECASE)  # noqa: S108 - of the unit, not of the machine
 _LEAST_SHM = 240 * MIB  # vllm/distributed/device_communicators/shm_broadcast.py:492: ten chunks of 24 MiB, checked before they are made
-_MOST_PAIRS = 6  # of models that are listed
+_MOST_PAIRS = 6  # pairs of models that are listed
 _LEAST_READ = 64 * MIB  # less comes from a disk's own cache
 _KNOWS_CLASSES = frozenset({"mq-deadline", "bfq"})
 
@@ -210,7 +210,7 @@ def check_power_limits(at: MachineFacts) -> Finding | None:
 
 
 def check_gateway(at: MachineFacts) -> Finding | None:
-    """Check that the gateway can run, runs, and asks for a key where other machines can send requests."""
+    """Check that the gateway can run, is running, and requires a key if other machines can send requests."""
     section, key = at.config.gateway, at.seen.gateway_key
     if not section.enabled:
         return None
@@ -220,7 +220,7 @@ def check_gateway(at: MachineFacts) -> Finding | None:
     if problem := _find_key_problem(section.host, key):
         return problem
     if not active_units(at.seen.units, [GATEWAY_SERVICE]):
-        return warned("the gateway is enabled, but does not run", f"systemctl enable --now {GATEWAY_SERVICE}")
+        return warned("the gateway is enabled, but not running", f"systemctl enable --now {GATEWAY_SERVICE}")
     return passed(f"the gateway listens on {listen} for all models")
 
 
@@ -235,7 +235,7 @@ def _find_key_problem(host: str, key: Key | None) -> Finding | None:
 
 
 def check_room(at: MachineFacts) -> Finding | None:
-    """Return which models on demand cannot be up together with others, which follows from what they need."""
+    """Return the pairs of models that cannot be up together, judging by what they need, if one of them is on demand."""
     gateway = at.seen.gateway
     if gateway is None:
         return None
@@ -245,9 +245,9 @@ def check_room(at: MachineFacts) -> Finding | None:
         if (one.on_demand or other.on_demand) and not fit_together((one, other), gateway)
     ]
     if not pairs:
-        return passed("models on demand: any two of the models can be up together")
+        return passed("models on demand: any two models fit together")
     listed = ", ".join(f"{one} and {other}" for one, other in pairs[:_MOST_PAIRS]) + (", and others" if len(pairs) > _MOST_PAIRS else "")
-    return passed(f"models on demand: one of these makes room for the other: {listed}")
+    return passed(f"models on demand: these pairs do not fit together, so one makes room for the other: {listed}")
 
 
 MACHINE: tuple[Callable[[MachineFacts], Finding | None], ...] = (
@@ -341,8 +341,8 @@ def check_demand_socket(at: Situation, seen: Inspection) -> Finding | None:
         return passed(f"{at.name} is on demand: a request to {listen} starts it")
     if any(port == at.model.port for _, port in at.host.listening):
         way_out = f"Find it with: ss -ltnp 'sport = :{at.model.port}'. Stop it, or change models.{at.name}.port."
-        return failed(f"port {at.model.port} is already in use: requests for {at.name} cannot be taken there", way_out)
-    return warned(f"{at.name} is on demand, but nothing takes requests for it", f"systemctl enable --now {DEMAND_SERVICE}")
+        return failed(f"port {at.model.port} is already in use, so no request for {at.name} arrives there", way_out)
+    return warned(f"{at.name} is on demand, but nothing listens for its requests", f"systemctl enable --now {DEMAND_SERVICE}")
 
 
 def check_answer(at: Situation, seen: Inspection) -> Finding:

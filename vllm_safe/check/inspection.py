@@ -20,7 +20,7 @@ from vllm_safe.check.checks import (
 )
 from vllm_safe.check.model_card_findings import CardSituation, check_model_on_cards
 from vllm_safe.check.model_needs import needs_of
-from vllm_safe.check.pace_steps import keep_disk_pace
+from vllm_safe.check.pace_steps import store_disk_pace
 from vllm_safe.common.errors import Failure
 from vllm_safe.common.findings import Finding
 from vllm_safe.common.key_file import read_key
@@ -72,7 +72,7 @@ def _check_hardware_of(at: Situation, seen: Inspection, *, measure: bool) -> Ite
     yield from (found for found in (check_shared_memory(at), check_model_disk(at, seen)) if found)
     if measure and at.model.model:
         measured = check_facts.measure_disk(at.model.model, at.config.swap.file)
-        keep_disk_pace(at.model.model, measured)
+        store_disk_pace(at.model.model, measured)
         yield check_pace(at, seen, measured)
 
 

@@ -1,4 +1,4 @@
-"""The step that keeps how fast a model's disk was, for `vllm-safe plan`."""
+"""The step that stores the measured speed of a model's disk, for `vllm-safe plan`."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from vllm_safe.contract.untrusted_files import read_object
 from vllm_safe.plan.disk_pace_facts import DISK_PACES_MOST
 
 
-def keep_disk_pace(model: str, measured: MeasuredDisk | None, file: Path = DISK_PACES) -> None:
-    """Keep it, if it is that of the model's files, and if this is root."""
+def store_disk_pace(model: str, measured: MeasuredDisk | None, file: Path = DISK_PACES) -> None:
+    """Store the speed, if it was measured on the model's own files and this process may write (root)."""
     if measured and measured.total and measured.pace.rate:
         content = json.dumps(read_object(file, DISK_PACES_MOST) | {model: round(measured.pace.rate)}) + "\n"
-        with suppress(OSError):  # another user, or a disk that is full: then it is not kept
+        with suppress(OSError):  # another user, or a full disk: the speed is not stored
             write_whole(str(file), content.encode())

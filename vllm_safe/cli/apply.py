@@ -45,7 +45,7 @@ from vllm_safe.tunables.tunable_steps import tunables_steps, undo_tunables_steps
 @click.option("--undo", is_flag=True, help="Revert what was applied. Needs no valid configuration.")
 @click.option("--tunables", is_flag=True, help="Set only the kernel tunables, which are in force while a model runs.")
 @click.option("--power", is_flag=True, help="Set only the power limits of the GPUs, which are in force while a model runs.")
-@click.option("--gateway", is_flag=True, help="Set only the sockets of models on demand, and the settings of the gateway.")
+@click.option("--gateway", is_flag=True, help="Set only the sockets of models on demand and the settings of the gateway.")
 @config_option
 def command(  # noqa: PLR0913 - each is an option
     name: str | None, *, dry_run: bool, undo: bool, tunables: bool, power: bool, gateway: bool, config_path: Path
@@ -57,7 +57,7 @@ def command(  # noqa: PLR0913 - each is an option
     if name and (undo or tunables or power or gateway):
         raise Misuse("--undo, --tunables, --power and --gateway apply to the whole machine: leave out NAME")
     if tunables + power + gateway > 1:
-        raise Misuse("--tunables, --power and --gateway are calls of their own; without any of them, everything else is applied")
+        raise Misuse("use only one of --tunables, --power and --gateway; without these options, everything else is applied")
     if not dry_run:
         need_root()
     if tunables:
@@ -178,7 +178,7 @@ def _refuse_for_now(name: str, what: str, do_next: str) -> tuple[Step, ...]:
 def _prepare(name: str, config_path: Path, held: ExitStack, *, dry_run: bool) -> tuple[Step, ...]:
     """Return the steps before a start. The reason for a refusal goes into the launch file, so that vllm@NAME itself reports it.
 
-    held: keeps other starts from taking the room that this one has.
+    held: takes what keeps other starts from using the room that was made for this one.
     """
     try:
         config = load(config_path)

@@ -8,7 +8,7 @@ from vllm_safe.common.printable_text import printable
 
 EXIT_FAILED = 1
 EXIT_MISUSE = 2  # wrong usage or configuration: systemd does not restart on it (RestartPreventExitStatus=2)
-EXIT_IDLE = 3  # a model that nobody asked for ended: it is not restarted either, and has not failed (SuccessExitStatus=3)
+EXIT_IDLE = 3  # a model on demand was idle: systemd does not restart it either, and it has not failed (SuccessExitStatus=3)
 
 
 class Failure(Exception):

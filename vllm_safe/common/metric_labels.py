@@ -1,4 +1,4 @@
-"""Labels in Prometheus' text format. Standard library only."""
+"""Labels in the text format of Prometheus. Standard library only."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 
 def render_labels(labels: Mapping[str, str]) -> str:
-    """Return the labels as they stand behind the name of a metric."""
+    """Return the labels as they follow the name of a metric."""
     return "{" + ",".join(f'{key}="{_escape(value)}"' for key, value in labels.items()) + "}"
 
 

@@ -26,7 +26,7 @@ CREDENTIALS = RUN / "credentials"
 STARTS = RUN / "starts"
 TUNABLES = RUN / "tunables"  # the values of the kernel tunables from before a model ran
 POWER = RUN / "power"  # the power limits of the GPUs from before a model ran
-UNITS = Path("/run/systemd/system")  # units and drop-ins until the next boot
+UNITS = Path("/run/systemd/system")  # units and drop-ins that last until the next boot
 SERVICE_RUN = Path("/run/vllm")  # NAME below it is the RuntimeDirectory= of vllm@NAME.service
 
 

@@ -31,7 +31,7 @@ def show_properties(units: Iterable[str], properties: Iterable[str], timeout: fl
 
 
 def show_matching(patterns: Iterable[str], properties: Iterable[str]) -> tuple[Mapping[str, str], ...]:
-    """Return the properties of each loaded unit whose name matches one of `patterns`, such as vllm@*.service. Ask for Id, too."""
+    """Return the properties of each loaded unit whose name matches one of `patterns`, such as vllm@*.service. Request Id, too."""
     shown = program_output(["systemctl", "show", "--property", ",".join(properties), "--", *patterns])
     return tuple(unit for block in (shown or "").split("\n\n") if (unit := _parse(block)))
 

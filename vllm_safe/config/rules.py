@@ -110,23 +110,23 @@ def _on_demand(path: str, model: Model) -> Iterator[RuleViolation]:
         yield RuleViolation((port, f"{path}.on_demand"), text)
     elif not re.fullmatch(r"[0-9.]+|localhost|.*:.*", model.host):
         host = f"{path}.host"
-        text = f"{host} is the name {model.host}, and clients of a model on demand connect to an address; expected one such as 127.0.0.1"
+        text = f"{host} is the host name {model.host}, but a model on demand needs an IP address; expected one such as 127.0.0.1"
         yield RuleViolation((host, f"{path}.on_demand"), text)
-    # The socket would take the question for a request, and have it wait for the model that it asks about.
+    # The socket would take the health check for a request, and let it wait for the very model that it checks.
     elif model.health and _port_of(model.health) == str(model.port):
-        text = f"{health} is the address of the clients; expected that of the server, whose port is {model.server_port}"
+        text = f"{health} has the port for clients; expected that of the server, {model.server_port}"
         yield RuleViolation((health, port), text)
 
 
 def _port_of(url: str) -> str:
-    """Return the port in a URL, "" where it has none."""
+    """Return the port in a URL, "" if it has none."""
     address = url.partition("://")[2].partition("/")[0]
     return address.rpartition("]")[2].partition(":")[2]  # an IPv6 address is in brackets
 
 
 @dataclass(frozen=True)
 class _Listener:
-    """An address that a part of the configuration takes. path: the setting with its port; what: who listens, in words."""
+    """An address that the configuration uses. path: the setting of its port. what: the part that listens, for people."""
 
     path: str
     what: str

@@ -18,7 +18,7 @@ from vllm_safe.config.power_types import PowerCap
 from vllm_safe.contract.default_times import DEFAULT_TIMES
 
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
-INNER_PORTS = 10_000  # above its `port`, the one on which the server of a model on demand listens
+INNER_PORTS = 10_000  # the server of a model on demand listens this many ports above its `port`
 MOST_OUTER_PORT = 65535 - INNER_PORTS
 
 
@@ -215,19 +215,19 @@ class Metrics:
 
 @dataclass(frozen=True)
 class GatewaySection:
-    """One address for all models: vllm-gateway.service takes requests, and passes each to the model that it names."""
+    """One address for all models: vllm-gateway.service accepts requests and passes each to the model that it names."""
 
     enabled: bool = _setting(
         value_types.BOOLEAN,
         default=False,
-        doc="true: `systemctl enable --now vllm-gateway` starts it, and `systemctl reload vllm-gateway` has it follow an edit.",
+        doc="true: `systemctl enable --now vllm-gateway` starts it. After an edit: `systemctl reload vllm-gateway`.",
     )
     host: str = _setting(value_types.HOST, "127.0.0.1", "The address to listen on. 0.0.0.0 is every address: set api_key_file, too.")
     port: int = _setting(value_types.PORT, 8080, "The port to listen on.")
     wait: float | None = _setting(
         value_types.SPAN_OR_NONE,
         None,
-        "How long a request waits for its model to load before it is refused (503, with the time left). none: as long as its client does.",
+        "How long a request waits for its model to load before it is refused (503, with the time left). none: as long as its client waits.",
         example="10min",
     )
     api_key_file: Path | None = _setting(
@@ -337,8 +337,8 @@ class Model:
     load: str = _setting(
         value_types.one_of("auto", "vllm"),
         "auto",
-        "Who reads the weights. auto: one worker for all, in order and in large requests, several times as fast on a hard disk; where that "
-        "cannot be, vLLM itself, and the log says so. vllm: vLLM itself.",
+        "Who reads the weights. auto: one worker reads them for all, in order and in large requests, several times as fast from a hard "
+        "disk. If that is not possible, vLLM's own loader reads them, and the log says why. vllm: vLLM's own loader.",
     )
     health: str | None = _setting(
         value_types.HTTP_URL_OR_NONE, None, "The URL that returns 200 once the model is ready.", example="http://127.0.0.1:8000/health"
@@ -359,25 +359,25 @@ class Model:
     on_demand: bool = _setting(
         value_types.BOOLEAN,
         default=False,
-        doc="true: the first request starts the model, and it stops when nobody has asked for idle_timeout, or when another model that is "
-        f"asked for needs its room. The server itself then listens on 127.0.0.1, {INNER_PORTS} ports higher. `systemctl enable --now "
-        "vllm-on-demand` opens `port` to requests, as does vllm-gateway.",
+        doc="true: the first request starts the model. It stops after idle_timeout without a request, or when a request for another model "
+        f"needs its room. The server itself listens on 127.0.0.1, {INNER_PORTS} ports higher. `systemctl enable --now vllm-on-demand` "
+        "opens `port` to requests, as does vllm-gateway.",
     )
     idle_timeout: float | None = _setting(
         value_types.SPAN_OR_NONE,
         1800.0,
-        "How long a model that a request started stays without a request. none: until it is stopped, or has to make room. A model that was "
-        "started with systemctl stays in any case.",
+        "How long a model that a request started stays up without a request. none: until it is stopped or has to make room. A model that "
+        "was started with systemctl stays up in any case.",
     )
 
     @property
     def server_host(self) -> str:
-        """The address on which its server listens."""
+        """The address on which the server of the model listens."""
         return "127.0.0.1" if self.on_demand else self.host
 
     @property
     def server_port(self) -> int:
-        """The port on which its server listens."""
+        """The port on which the server of the model listens."""
         return self.port + INNER_PORTS if self.on_demand else self.port
 
 

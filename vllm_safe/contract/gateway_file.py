@@ -1,7 +1,7 @@
-"""The gateway's settings: /run/vllm-safe/gateway/gateway.json, written by `vllm-safe apply --gateway` from a valid configuration only.
+"""The gateway's settings: /run/vllm-safe/gateway/gateway.json. `vllm-safe apply --gateway` writes it, from a valid configuration only.
 
-Hence a mistake in config.yaml never reaches the gateway: it keeps the last valid settings. `prepare`, which makes room for a model, decides
-from the same values (room/room_decision.py). Standard library only.
+So a mistake in config.yaml never reaches the gateway, which keeps the last valid settings. When `prepare` makes room for a model, it
+decides by the same values (room/room_decision.py). Standard library only.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ class GatewayModel(NamedTuple):
     """A model as the gateway sees it. Sizes are in bytes, times in seconds."""
 
     name: str
-    served: tuple[str, ...]  # the names by which its server serves it: `name`, unless its arguments say otherwise
-    socket: str  # the path of the socket that starts it, "" for a model that only a person starts
+    served: tuple[str, ...]  # the names under which its server serves it: `name`, unless its arguments say otherwise
+    socket: str  # the path of the socket that starts it, "" if only a person starts it
     address: tuple[str, int]  # of the server itself: a connection to it starts nothing
     on_demand: bool = False
     idle_timeout: float | None = None  # None: it is not stopped for being idle
     stop_grace: float = 0.0  # how long a stop waits for running requests
-    needs: Mapping[int, int] = {}  # by the number of a GPU
-    memory: int = 0  # of RAM
+    needs: Mapping[int, int] = {}  # GPU memory, by the number of the GPU
+    memory: int = 0  # RAM
 
 
 class GatewayFile(NamedTuple):
@@ -40,12 +40,12 @@ class GatewayFile(NamedTuple):
 
     host: str = "127.0.0.1"
     port: int = 8080
-    wait: float | None = None  # seconds that a request waits for its model; None: as long as its client does
+    wait: float | None = None  # seconds that a request waits for its model; None: as long as its client waits
     models: tuple[GatewayModel, ...] = ()
     gpus: Mapping[int, int] = {}
     memory: int = 0
-    enabled: bool = True  # whether it may serve
-    edited: float = 0.0  # Unix time of the configuration that this was decided from
+    enabled: bool = True  # whether the gateway may serve
+    edited: float = 0.0  # Unix time of the last edit of the configuration from which this was decided
 
     def model(self, name: str) -> GatewayModel | None:
         """Return the model of that name, or None."""
@@ -79,5 +79,5 @@ def _model(given: Mapping[str, Any]) -> GatewayModel:
 
 
 def _by_number(given: Mapping[str, int]) -> dict[int, int]:
-    """Return sizes by number: the keys of an object in JSON are texts."""
+    """Return sizes by number. The keys of a JSON object are strings."""
     return {int(number): size for number, size in given.items()}

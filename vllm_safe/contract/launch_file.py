@@ -50,9 +50,9 @@ class Launch(NamedTuple):
     stall_timeout: float = DEFAULT_TIMES["stall_timeout"]  # the longest time without any progress while loading
     hang_timeout: float = DEFAULT_TIMES["hang_timeout"]  # the longest time without a sign of life while serving
     stop_grace: float = DEFAULT_TIMES["stop_grace"]  # the time that running requests have after SIGTERM
-    request: int = 0  # systemd's job that a client's connection has caused: it started the model; 0: a person did, and it stays up
-    idle_timeout: float = 0.0  # the time without a request after which a model ends that a request started; 0: it stays up
-    port: int = 0  # of a server without `metrics`: there each connection counts as a request
+    request: int = 0  # the systemd job of the client's connection that started the model; 0: a person started it, and it stays up
+    idle_timeout: float = 0.0  # if a request started the model, it ends after this time without a request; 0: it stays up
+    port: int = 0  # of a server without `metrics`, where each connection counts as a request
     summary: tuple[str, ...] = ()  # lines for the journal: the decisions and their reasons
 
     @property

@@ -53,8 +53,8 @@ class Sample(NamedTuple):
 class Event(NamedTuple):
     """An event. kind: start, phase, memory (data: ReportedMemory), guard, kernel-oom, earlyoom, nvidia, stall, hang, stopping.
 
-    Or load: the weights are there (data: bytes, seconds, and whether the loader of this package counted them). Or unread: the journal could
-    not be read.
+    Other kinds: load, the weights have been loaded (data: bytes, seconds, and whether the loader of this package counted the bytes);
+    unread, the journal could not be read.
     """
 
     time: float

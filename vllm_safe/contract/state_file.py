@@ -39,7 +39,7 @@ PHASES = (
 CAUSES = (
     "stopped",  # on request of systemd
     "room",  # on request of systemd, to make room for another model
-    "idle",  # nobody has asked for a model on demand for its idle_timeout
+    "idle",  # a model on demand had no request for its idle_timeout
     "refused",  # never started: the launch file contains the reason
     "gave-up",  # never started: too many automatic restarts
     "no-start",  # the kernel refused the server a process or memory
@@ -53,7 +53,7 @@ CAUSES = (
 class LoadProgress(NamedTuple):
     """The progress of a phase. read and total in bytes, rate in bytes per second, left in seconds.
 
-    counted: the loader of this package reads, and counts the bytes itself; otherwise they are estimated.
+    counted: the bytes were counted by the loader of this package; otherwise they are estimated.
     """
 
     read: int
@@ -102,8 +102,8 @@ class State(NamedTuple):
     error: str = ""  # the error that ended the server, whole, as the server printed it
     served: bool = False  # whether the server was ever ready
     memory: ReportedMemory | None = None
-    used: float | None = None  # when a request was last seen; None: it does not serve, or a person started it
-    idle_timeout: float = 0.0  # seconds without a request after which it ends; 0: it stays up
+    used: float | None = None  # when a request was last seen; None if the model is not serving, or if a person started it
+    idle_timeout: float = 0.0  # seconds without a request after which the model ends; 0: it stays up
 
 
 def state_file(name: str) -> Path:

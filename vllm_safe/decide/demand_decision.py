@@ -1,7 +1,8 @@
 """Whether a person or a client asked for a start, and which models are up. Pure.
 
-A client's connection makes systemd start vllm-on-demand@NAME.service, which wants vllm@NAME.service: its job is older than the one that it
-causes. A person's job is there first, or alone (systemd 252 to 257: tests/system/test_on_demand.py).
+A client's connection makes systemd start vllm-on-demand@NAME.service, which wants vllm@NAME.service. So the job of the former is older than
+the job that it causes. If a person starts vllm@NAME.service, its job is older, or the only one (systemd 252 to 257:
+tests/system/test_on_demand.py).
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ from vllm_safe.room.room_decision import UpModel
 
 
 def decide_request(facts: DemandFacts, name: str) -> int:
-    """Return the job of the request that asked for this start of the model `name`, or 0 if a person did.
+    """Return the job of the client's request that caused this start of the model `name`, or 0 if a person requested it.
 
-    A model that restarts by itself is what it was, also where a request comes before that. A second start within one request is that of a
-    person who restarts the model.
+    An automatic restart keeps what the model had before, even if a request comes first. A second start within the same request is a person
+    who restarts the model.
     """
     unit, before = facts.model(name), facts.launches.get(name)
     if before and unit.restarts > before.restarts:
@@ -39,7 +40,7 @@ def has_failed(facts: DemandFacts, name: str) -> bool:
 
 
 def waits_to_restart(facts: DemandFacts, name: str) -> bool:
-    """Return whether the model waits for its automatic restart. Before that, it is prepared once more, with one restart more."""
+    """Return whether the model waits for its automatic restart. It will be prepared again for that, with a higher count of restarts."""
     unit, before = facts.model(name), facts.launches.get(name)
     return unit.sub.startswith("auto-restart") and before is not None and unit.restarts <= before.restarts
 
@@ -50,12 +51,12 @@ def is_up_already(facts: DemandFacts, name: str) -> bool:
 
 
 def decide_up(facts: DemandFacts, wanted: str) -> tuple[UpModel, ...]:
-    """Return the models that are up, or will be before `wanted`. Times are seconds since boot, but for `used`, which orders them."""
+    """Return the models that are up, or will be before `wanted`. Times are seconds since boot, except `used`, which only orders them."""
     return tuple(_up(facts, name) for name in facts.models if name != wanted and _counts(facts, name))
 
 
 def _counts(facts: DemandFacts, name: str) -> bool:
-    """Return whether a model has its place: it has processes, or its start has been prepared and comes next."""
+    """Return whether a model occupies memory, or is about to: it has processes, or its start has been prepared and comes next."""
     unit, preparing = facts.model(name), facts.preparing.get(name, UnitFacts())
     if unit.has_processes or not unit.job:
         return unit.has_processes

@@ -1,4 +1,4 @@
-"""The drop-ins of the units that start a model on demand: what clients connect to, and where the server listens."""
+"""The drop-ins of the units that start a model on demand: the address for its clients, and the address of its server."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def socket_of(name: str) -> str:
 
 
 def proxy_of(name: str) -> str:
-    """Return the unit that passes connections on to the server of the model `name`."""
+    """Return the unit that forwards connections to the server of the model `name`."""
     return f"{TEMPLATE}{name}.service"
 
 
 @dataclass(frozen=True)
 class DemandUnits:
-    """The units of one model on demand. listen: the address of its clients; dropins: the content of DROPIN, by unit."""
+    """The units of one model on demand. listen: the address for its clients. dropins: the content of DROPIN, by unit."""
 
     name: str
     listen: str

@@ -55,7 +55,7 @@ def decide_gateway(config: Config, facts: GatewayFacts) -> GatewayFile:
 
 
 def _left(card: NvmlCard) -> int:
-    """Return the memory of a GPU that the driver and programs other than models leave."""
+    """Return the memory of a GPU that is left for models by the driver and by other programs."""
     others = sum(process.memory for process in card.processes if not process.unit.startswith(_MODELS))
     return max(0, card.memory - card.reserved - others)
 
@@ -80,7 +80,7 @@ def _model(config: Config, facts: GatewayFacts, name: str) -> GatewayModel:
 
 
 def served_names(name: str, server: ServerCommand) -> tuple[str, ...]:
-    """Return the names by which the server of the model `name` serves it. Any other server is expected to serve it by its name."""
+    """Return the names under which its server serves the model `name`. A server other than vLLM is expected to use that name."""
     served = server.arguments.get("served-model-name")
     if served is None:
         return (name,)
@@ -92,7 +92,7 @@ def _gpu_needs(claimant: Claimant, cards: tuple[NvmlCard, ...]) -> Iterator[tupl
     seen = _visible(claimant.server, cards)
     if plan := claimant.plan:
         claims = claimed_bytes(plan)
-        if plan.unordered and claims:  # any of them
+        if plan.unordered and claims:  # it may use any of them
             yield from ((number, max(claims)) for number in seen)
         else:
             yield from zip(seen, claims, strict=False)
@@ -108,12 +108,12 @@ def _gpu_needs(claimant: Claimant, cards: tuple[NvmlCard, ...]) -> Iterator[tupl
 
 
 def _visible(server: ServerCommand, cards: tuple[NvmlCard, ...]) -> tuple[int, ...]:
-    """Return the numbers of the GPUs that a server sees, in its order. Those that respond have memory."""
+    """Return the numbers of the GPUs that a server sees, in its order. A GPU without memory does not respond, and is left out."""
     there = tuple(number for number, card in enumerate(cards) if card.memory)
     variable = server.environment.get("CUDA_VISIBLE_DEVICES")
     if variable is None:
         return there
     names = [name.strip() for name in variable.value.split(",") if name.strip()]
     if not all(name.isdecimal() for name in names):
-        return there  # UUIDs: any of them
+        return there  # UUIDs: it may see any of them
     return tuple(number for number in map(int, names) if number in there)

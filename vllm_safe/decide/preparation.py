@@ -46,7 +46,7 @@ def decide_default_protection(host: Host, earlyoom: EarlyoomFiles) -> Preparatio
 def decide_preparation(start: Situation) -> Preparation:
     """Decide everything that precedes one start. If the start is refused, the limits are set all the same, and nothing is started.
 
-    Of a model that is up, only the limits are set.
+    If the model is up already, only its limits are set.
     """
     common, limits, facts = decide_protection_of_all(start.config, start.budget), start.budget.of(start.name), start.facts
     if is_up_already(start.demand, start.name):
@@ -57,7 +57,7 @@ def decide_preparation(start: Situation) -> Preparation:
     starts, too_many = count_restart(facts.starts, facts.units, facts.now, facts.asleep, start.name, again=again)
     bad = [finding for finding in (*found, too_many) if finding and finding.level is Level.FAIL]
     if request and (waits_to_restart(start.demand, start.name) or (bad and bad[0] is not too_many)):
-        starts = facts.starts  # this start does not take place, or not yet
+        starts = facts.starts  # this start does not take place, at least not yet
     refusal = Launch(start.name, bad[0].what, bad[0].do_next, gave_up=bad[0] is too_many) if bad else None
     return Preparation(
         units={unit_of(start.name): limits.properties, **common.units},

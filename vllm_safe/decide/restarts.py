@@ -24,10 +24,11 @@ def limit_restarts(  # noqa: PLR0913 - each parameter is a fact from another sou
     manual start resets it to 0, but only after this function is called: such a start is recorded as 0. A restart after which the model was
     never ready counts at any age: otherwise a load that fails after 40 minutes would be repeated for ever.
 
-    again: a request asks for a model that has failed. It counts as an automatic restart, or its clients would repeat the failure for ever.
+    again: a request starts a model that has failed. This counts as an automatic restart: otherwise its clients would repeat the failure for
+    ever.
     """
     if again and counted <= starts.counted:
-        counted = 0  # systemd takes it for a manual start
+        counted = 0  # systemd counts this as a manual start
     elif counted <= starts.counted:
         return Starts(), None
     kept = tuple(moment for moment in starts.at if moment <= now and (now - WINDOW < moment or served is None or served < moment))
@@ -38,12 +39,12 @@ def limit_restarts(  # noqa: PLR0913 - each parameter is a fact from another sou
     return Starts(counted, kept), failed(what, f"Find the cause with: vllm-safe why {name}. Then: systemctl start {unit_of(name)}")
 
 
-def count_restart(  # noqa: PLR0913 - likewise
+def count_restart(  # noqa: PLR0913 - as in limit_restarts
     starts: Starts, units: Mapping[str, Mapping[str, str]], now: float, asleep: float, name: str, *, again: bool = False
 ) -> tuple[Starts, Finding | None]:
     """Call limit_restarts with the properties of the model's unit.
 
-    now: seconds since boot. asleep: the part of them that systemd's monotonic times leave out. again: see there.
+    now: seconds since boot. asleep: the part of them that systemd's monotonic times leave out. again: see limit_restarts.
     """
     unit = units.get(unit_of(name), {})
     ready = int(unit.get("ActiveEnterTimestampMonotonic") or 0) / 1e6  # a Type=notify service is active from READY=1 on; 0: it never was

@@ -98,22 +98,22 @@ def _worker_environment(host: Host, model: Model, size: int) -> dict[str, tuple[
 
 
 def decide_loader(config: Config, name: str, arguments: Mapping[str, Sourced]) -> Sourced:
-    """Decide who reads the weights: "auto" is the plugin of this package, where it can, and "vllm" is vLLM itself."""
+    """Decide which loader reads the weights: "auto" is the plugin of this package if it can, and "vllm" is vLLM's own loader."""
     model, asked = config.models[name], arguments.get("load-format")
     source = origin_of(config, f"models.{name}.load").source
     if model.command is not None:
-        return Sourced("vllm", Origin("default", "a server of another kind reads them itself"))
+        return Sourced("vllm", Origin("default", "a server other than vLLM reads them itself"))
     if model.load == "vllm":
-        return Sourced("vllm", Origin(source, "vLLM itself reads them, each worker for itself"))
+        return Sourced("vllm", Origin(source, "vLLM's own loader: each worker reads them for itself"))
     if _spans_machines(model):
-        return Sourced("vllm", Origin("default", "a model on several machines is read by vLLM itself"))
+        return Sourced("vllm", Origin("default", "vLLM's own loader reads a model that spans several machines"))
     if asked and asked.value != "auto":
         return Sourced("vllm", Origin(asked.origin.source, f"load-format is {asked.value}"))
     return Sourced("auto", Origin(source, "one worker reads them for all, in order and in large requests"))
 
 
 def _loader_environment(config: Config, name: str, arguments: Mapping[str, Sourced]) -> dict[str, Sourced]:
-    """Return the variable with which vLLM finds the plugin that reads the weights, {} where vLLM itself reads them."""
+    """Return the variable by which vLLM finds the plugin that reads the weights; {} if vLLM's own loader reads them."""
     decided = decide_loader(config, name, arguments)
     return {"PYTHONPATH": replace(decided, value=str(paths.ENGINE_PLUGINS))} if decided.value == "auto" else {}
 
@@ -158,7 +158,7 @@ def _arguments(config: Config, name: str, grace: Sourced) -> dict[str, Sourced]:
 
 
 def _server_origin(config: Config, name: str, setting: str) -> Origin:
-    """Return where the address of the server comes from. That of a model on demand follows from the address of its clients."""
+    """Return the origin of the server's address. For a model on demand, it follows from the address for its clients."""
     origin = origin_of(config, f"models.{name}.{setting}")
     return Origin(origin.source, "the server of a model on demand") if config.models[name].on_demand else origin
 
@@ -265,7 +265,7 @@ def reachable_host(model: Model) -> str:
 
 
 def host_and_port(host: str, port: int) -> str:
-    """Return an address as in a URL: an IPv6 address is in brackets."""
+    """Return HOST:PORT as in a URL, with an IPv6 address in brackets."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 

@@ -21,25 +21,25 @@ _KINDS = ("vllm@", "vllm-safe-prepare@", "vllm-on-demand@")
 
 @dataclass(frozen=True)
 class UnitFacts:
-    """A unit as systemd knows it. job: the number of its queued or running job, 0 for none; times: seconds since boot, 0 for never."""
+    """The state of a unit in systemd. job: the ID of its queued or running job, or 0. Times are seconds since boot, 0 for never."""
 
     active: str = "inactive"
     sub: str = "dead"
     result: str = "success"
     job: int = 0
-    begun: float = 0.0  # when its main process was started, which is not when it ceased to be inactive: it may have been restarted
+    begun: float = 0.0  # when its main process was started; the unit may have been active for longer, if it was restarted
     ready: float = 0.0  # when it was last ready
     restarts: int = 0  # systemd's count of automatic restarts
 
     @property
     def has_processes(self) -> bool:
-        """Whether it runs, starts or stops. A unit that waits to be restarted does not."""
+        """Whether it is running, starting or stopping. A unit that waits for its automatic restart has no processes."""
         return self.active not in {"inactive", "failed"} and not self.sub.startswith("auto-restart")
 
 
 @dataclass(frozen=True)
 class LaunchFacts:
-    """The last launch file of a model. written: seconds since boot. restarts: systemd's count of automatic restarts then."""
+    """The last launch file of a model. written: seconds since boot. restarts: systemd's count of automatic restarts at that time."""
 
     launch: Launch
     written: float = 0.0
@@ -48,7 +48,7 @@ class LaunchFacts:
 
 @dataclass(frozen=True)
 class DemandFacts:
-    """The facts about all models, by name. now: seconds since boot, as systemd counts. used: Unix time of the last request, if known."""
+    """The facts about all models, by name. now: seconds since boot, by systemd's clock. used: Unix time of the last request, if known."""
 
     now: float = 0.0
     models: Mapping[str, UnitFacts] = field(default_factory=dict)
@@ -63,7 +63,7 @@ class DemandFacts:
 
 
 def read_demand_facts() -> DemandFacts:
-    """Read the facts. Where no systemd runs, there are none."""
+    """Read the facts. They are empty if systemd is not running."""
     found: dict[str, dict[str, UnitFacts]] = {kind: {} for kind in _KINDS}
     for shown in show_matching([f"{kind}*.service" for kind in _KINDS], _PROPERTIES):
         kind, _, rest = shown.get("Id", "").partition("@")

@@ -162,9 +162,9 @@ def _mounts(root: Path) -> tuple[Mount, ...]:
 
 
 def _listening(root: Path) -> frozenset[tuple[str, int]]:
-    """Return who listens (proc_net_tcp in the kernel's documentation). A line in another format is skipped.
+    """Return the listening addresses and ports (proc_net_tcp in the kernel's documentation). A line in another format is skipped.
 
-    psutil's net_connections would also look at each descriptor of each process, to say whose a socket is: that takes 0.1 s.
+    psutil's net_connections would also look at each descriptor of each process, to find the owner of each socket. That takes 0.1 s.
     """
     found = set[tuple[str, int]]()
     for family, name in ((socket.AF_INET, "tcp"), (socket.AF_INET6, "tcp6")):
@@ -173,7 +173,7 @@ def _listening(root: Path) -> frozenset[tuple[str, int]]:
             if len(row) > 3 and row[3] == _LISTEN:
                 address, _, port = row[1].partition(":")
                 with suppress(ValueError):
-                    # The kernel writes each 32 bits of an address as a number of this machine's byte order.
+                    # The kernel prints each 32 bits of an address as a number in this machine's byte order.
                     words = (int(address[at : at + 8], 16).to_bytes(4, sys.byteorder) for at in range(0, len(address), 8))
                     found.add((socket.inet_ntop(family, b"".join(words)), int(port, 16)))
     return frozenset(found)

@@ -1,7 +1,8 @@
-"""The files of the engine that a start reads: what is kept about them, and how they are read in order. Pure.
+"""The record of the engine's files that a start reads, and the order in which the next start reads them. Pure.
 
-A start reads 400 MB of 3.5 GB in 14,000 requests of the disk, in the order in which Python imports (tests/bench/START.md). What the last
-cold start read is kept for each model, in the order of the disk, and the next start reads it in that order before vLLM imports anything.
+A start reads 400 MB of the engine's 3.5 GB, in the order in which Python imports: that is 14,000 requests to the disk
+(tests/bench/START.md). For each model, a record holds what its last cold start read, in the order of the disk. The next start reads all of
+it in that order, before vLLM imports anything.
 """
 
 from __future__ import annotations
@@ -14,20 +15,23 @@ from typing import NamedTuple
 from vllm_safe.common.sizes import KIB
 
 VERSION = 1
-GAP = 128 * KIB  # bytes between two needed parts that are read as well: at 120 MiB/s they cost less than a request
-PIECE = 128 * KIB  # the kernel reads no more for one call than its own read-ahead, which is that much by default
-# What is asked for at once: bytes, and pieces of files. Whoever else reads from the disk waits for two batches at most (engine_reader).
+GAP = 128 * KIB  # bytes: a gap of at most this length is read as well, since at 120 MiB/s it costs less than another request
+PIECE = 128 * KIB  # bytes: the kernel reads no more per call than its read-ahead, which has this length by default
+# What is requested at once, in bytes and in pieces. Any other reader of the disk waits for at most two batches (engine_reader).
 BATCH, BATCH_PIECES = 2 << 20, 64
 PAGE = 4096
 
 
 def cold_mark(serve_file: str) -> Path:
-    """Return the file, in the folder of a model's unit, that says: this start reads from the disk, and what it reads is not known yet."""
+    """Return the path of the mark of a start that reads the engine from the disk and has no record for its engine and options.
+
+    The mark is in the runtime directory of the model's unit.
+    """
     return Path(serve_file).with_name("cold")
 
 
 class Piece(NamedTuple):
-    """A part of a file: the number of its folder, its name there, and bytes."""
+    """A part of a file: the index of its folder, the name of the file, offset and length in bytes."""
 
     folder: int
     name: str
@@ -36,7 +40,7 @@ class Piece(NamedTuple):
 
 
 class Span(NamedTuple):
-    """A part of a file, and where it is on the disk. used: it was in the page cache."""
+    """A part of a file, and its position on the disk. used: it was in the page cache."""
 
     position: int
     piece: Piece
@@ -44,9 +48,11 @@ class Span(NamedTuple):
 
 
 class EngineFiles(NamedTuple):
-    """What one start of a model read of its engine. engine: which one, see engine_identity(). asked: a digest of the model's options.
+    """The record of what one start of a model read of its engine.
 
-    folders: paths below the engine, in the order of the disk; those with a file that was read, and those above. pieces: in that order.
+    engine: identifies the engine; see engine_reader. asked: a digest of the model's options. folders: paths relative to the engine, of the
+    folders with a file that was read and of their parents; parents come first, then they are in the order of the disk. pieces: in the order
+    of the disk.
     """
 
     engine: str
@@ -55,12 +61,15 @@ class EngineFiles(NamedTuple):
     pieces: tuple[Piece, ...]
 
     def to_json(self) -> str:
-        """Return the text of the file that keeps it."""
+        """Return the text of the file that holds the record."""
         return json.dumps({"version": VERSION, **self._asdict()}, ensure_ascii=True, separators=(",", ":"))
 
 
 def read_engine_files(content: bytes) -> EngineFiles | None:
-    """Read the text that `to_json` wrote; None for any other. User vllm may have written anything, and is who reads it."""
+    """Read the text that `to_json` wrote; return None for any other text.
+
+    User vllm owns the file and may have written anything to it. The reader runs as user vllm, too.
+    """
     try:
         given = json.loads(content)
         if given["version"] != VERSION:
@@ -75,10 +84,10 @@ def read_engine_files(content: bytes) -> EngineFiles | None:
 
 
 def order_spans(spans: Iterable[Span], gap: int = GAP) -> tuple[Piece, ...]:
-    """Return the used parts in the order of the disk, with unused ones between them where these are no longer than `gap` together."""
+    """Return the used parts in the order of the disk, and the unused parts between them in gaps of at most `gap` bytes."""
     chosen: list[Piece] = []
     between: list[Piece] = []
-    end = 0  # of the last used part, on the disk; nothing lies between two parts that belong together
+    end = 0  # where the last used part ends on the disk
     for position, piece, used in sorted(spans):
         if not used:
             between.append(piece)
@@ -92,7 +101,7 @@ def order_spans(spans: Iterable[Span], gap: int = GAP) -> tuple[Piece, ...]:
 
 
 def _join_neighbours(pieces: Iterable[Piece]) -> list[Piece]:
-    """Join parts of a file that follow one another."""
+    """Join adjacent parts of the same file."""
     joined: list[Piece] = []
     for piece in pieces:
         last = joined[-1] if joined else None
@@ -104,7 +113,7 @@ def _join_neighbours(pieces: Iterable[Piece]) -> list[Piece]:
 
 
 def split_batches(pieces: Iterable[Piece], room: int) -> list[list[Piece]]:
-    """Split what there is room for into batches of pieces of at most PIECE bytes."""
+    """Split the pieces into batches, and long pieces into pieces of PIECE bytes. Stop at `room` bytes in total."""
     batches: list[list[Piece]] = []
     size = BATCH
     for piece in pieces:
@@ -121,5 +130,5 @@ def split_batches(pieces: Iterable[Piece], room: int) -> list[list[Piece]]:
 
 
 def sample_pieces(pieces: Sequence[Piece], count: int = 64) -> Sequence[Piece]:
-    """Return about `count` of the pieces, from all parts of the disk."""
+    """Return about `count` of the pieces, spread over all of them."""
     return pieces[:: max(1, len(pieces) // count)]

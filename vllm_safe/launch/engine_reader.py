@@ -1,6 +1,7 @@
-"""Steps of a start: read the files of the engine before vLLM does, in the order of the disk; and keep, once it serves, which these were.
+"""Steps of a start: read the engine's files before vLLM does, in the order of the disk, and record which ones the start has read.
 
-The process that is about to become the server reads; a process of its own keeps, once, at the idle I/O class. Neither ever fails a start.
+The process that is about to become the server reads the files. Once the server is ready, a separate process writes the record, at the idle
+I/O class. Neither can make a start fail.
 """
 
 from __future__ import annotations
@@ -31,46 +32,46 @@ from vllm_safe.launch.engine_files import (
 )
 from vllm_safe.launch.processes import own_cgroup
 
-KEPT = paths.CACHE / "engine-files"  # NAME.json below it
-_KEPT_MOST = 1 << 24  # bytes; a record of 10,000 pieces takes half a megabyte
-_SHARE = 2  # of the page cache that the unit may have, one part is for the engine's files
-_CACHED = 0.9  # the share of the sampled pieces with which the rest is in the cache as well
-_COLD = 0.1  # the share of the sampled modules with which next to nothing is
-_SAMPLED = 16  # packages
-_AHEAD = 2  # batches that are asked for at once
+RECORDS = paths.CACHE / "engine-files"  # NAME.json below it
+_MOST_BYTES = 1 << 24  # bytes; a record of 10,000 pieces takes half a megabyte
+_SHARE = 2  # the engine's files get one part in this many of the page cache that the unit may use
+_CACHED_SHARE = 0.9  # if this share of the sampled pieces is in the page cache, the other pieces count as cached, too
+_COLD_SHARE = 0.1  # if no more than this share of the sampled modules is in the page cache, the engine counts as cold
+_SAMPLED_PACKAGES = 16  # packages, about
+_AHEAD = 2  # batches that are requested at once
 
 
 def read_ahead_of_server(launch: Launch, say: Callable[[str], object]) -> None:
-    """Read what the model's last cold start read of the engine, unless it is in the cache. `say` takes a line for the journal."""
+    """Read what the model's last cold start read of the engine, unless it is in the page cache. `say` takes a line for the journal."""
     if launch.argv[:1] != (f"{paths.ENGINE}/bin/vllm",):
-        return  # another server
+        return  # a server that is not our engine
     try:
         engine = _engine_folder()
-        kept = _read_kept(launch.name)
+        record = _read_record(launch.name)
         if not page_cache.is_on_disk(engine):
             return
-        if kept is None or kept.engine != _identity(engine):
+        if record is None or record.engine != _identity(engine):
             if _is_cold(engine):
                 cold_mark(launch.serve_file).touch()
             return
-        if _are_cached(engine, kept):
+        if _are_cached(engine, record):
             return
-        if kept.asked != _digest(launch):
+        if record.asked != _digest(launch):
             cold_mark(launch.serve_file).touch()
-        _read(engine, kept, say)
+        _read(engine, record, say)
     except (OSError, MemoryError, ValueError) as error:
         say(f"the engine's files were not read ahead: {error}")
 
 
-def keep_used_files(launch: Launch) -> None:
-    """Keep what a start has read of the engine: what of it is in the page cache now."""
+def record_used_files(launch: Launch) -> None:
+    """Record what this start has read of the engine: those parts of its files that are in the page cache now."""
     with suppress(OSError, MemoryError, ValueError):
         libc.set_io_priority(0, libc.IO_CLASSES["idle"])
         cold_mark(launch.serve_file).unlink()
         engine = _engine_folder()
-        kept = EngineFiles(_identity(engine), _digest(launch), *_find_used(engine))
-        KEPT.mkdir(mode=0o750, exist_ok=True)
-        write_whole(str(KEPT / f"{launch.name}.json"), kept.to_json().encode())
+        record = EngineFiles(_identity(engine), _digest(launch), *_find_used(engine))
+        RECORDS.mkdir(mode=0o750, exist_ok=True)
+        write_whole(str(RECORDS / f"{launch.name}.json"), record.to_json().encode())
 
 
 def _engine_folder() -> str:
@@ -78,7 +79,10 @@ def _engine_folder() -> str:
 
 
 def _identity(engine: str) -> str:
-    """Name the engine: another one, or the same one built again, has another name. An overlay's inodes have no lasting numbers."""
+    """Return what identifies the engine. It differs for another engine, and for the same one built again.
+
+    Inode numbers cannot identify it, since those of an overlay are not permanent.
+    """
     return f"{engine} {Path(engine).stat().st_mtime_ns}"
 
 
@@ -86,31 +90,31 @@ def _digest(launch: Launch) -> str:
     return hashlib.sha256(json.dumps(launch.serve_args, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def _read_kept(name: str) -> EngineFiles | None:
-    content = read_regular(KEPT / f"{name}.json", _KEPT_MOST)
+def _read_record(name: str) -> EngineFiles | None:
+    content = read_regular(RECORDS / f"{name}.json", _MOST_BYTES)
     return None if content is None else read_engine_files(content)
 
 
-def _path_of(engine: str, kept: EngineFiles, piece: Piece) -> str:
-    return f"{engine}/{kept.folders[piece.folder]}/{piece.name}"
+def _path_of(engine: str, record: EngineFiles, piece: Piece) -> str:
+    return f"{engine}/{record.folders[piece.folder]}/{piece.name}"
 
 
-def _are_cached(engine: str, kept: EngineFiles) -> bool:
-    found = [_is_resident(_path_of(engine, kept, piece), piece.offset) for piece in sample_pieces(kept.pieces)]
-    return sum(found) >= _CACHED * len(found)
+def _are_cached(engine: str, record: EngineFiles) -> bool:
+    found = [_is_resident(_path_of(engine, record, piece), piece.offset) for piece in sample_pieces(record.pieces)]
+    return sum(found) >= _CACHED_SHARE * len(found)
 
 
 def _is_cold(engine: str) -> bool:
-    """Return whether hardly anything of the engine is in the cache, by the first module of some packages.
+    """Return whether hardly anything of the engine is in the page cache, judged by the `__init__` modules of some packages.
 
-    After an installation all of it is: what a start needs of it cannot be told then.
+    After an installation all of the engine is in the page cache. It then does not show what a start needs.
     """
     packages = sorted(
         entry.path for site in Path(engine).glob("lib/python3*/site-packages") for entry in os.scandir(site) if entry.is_dir()
     )
-    sample = (Path(folder, "__pycache__") for folder in packages[:: max(1, len(packages) // _SAMPLED)])
+    sample = (Path(folder, "__pycache__") for folder in packages[:: max(1, len(packages) // _SAMPLED_PACKAGES)])
     found = [_is_resident(str(module), 0) for folder in sample for module in folder.glob("__init__.*.pyc")]
-    return sum(found) <= _COLD * len(found)
+    return sum(found) <= _COLD_SHARE * len(found)
 
 
 def _is_resident(path: str, offset: int) -> bool:
@@ -125,32 +129,32 @@ def _is_resident(path: str, offset: int) -> bool:
         os.close(file)
 
 
-def _read(engine: str, kept: EngineFiles, say: Callable[[str], object]) -> None:
-    for folder in kept.folders:  # their blocks, and those of the inodes
+def _read(engine: str, record: EngineFiles, say: Callable[[str], object]) -> None:
+    for folder in record.folders:  # reads the blocks of the folder, and those with the inodes of its files
         with suppress(OSError), os.scandir(f"{engine}/{folder}") as entries:
             for entry in entries:
                 entry.stat(follow_symlinks=False)
                 break
     room = page_cache.read_cache_room(own_cgroup()) // _SHARE
-    batches = split_batches(kept.pieces, room)
+    batches = split_batches(record.pieces, room)
     asked: list[Piece] = []
     for batch in batches:
-        page_cache.request_reading((_path_of(engine, kept, piece), piece.offset, piece.length) for piece in batch)
+        page_cache.request_reading((_path_of(engine, record, piece), piece.offset, piece.length) for piece in batch)
         asked.append(batch[-1])
         if len(asked) >= _AHEAD:
-            _wait_for(engine, kept, asked.pop(0))
+            _wait_for(engine, record, asked.pop(0))
     for piece in asked:
-        _wait_for(engine, kept, piece)
+        _wait_for(engine, record, piece)
     size = sum(piece.length for batch in batches for piece in batch)
-    say(f"read {format_size(size)} of the engine's files in the order of the disk")
+    say(f"read {format_size(size)} of the engine's files ahead of vLLM, in disk order")
 
 
-def _wait_for(engine: str, kept: EngineFiles, piece: Piece) -> None:
-    page_cache.wait_for_page(_path_of(engine, kept, piece), piece.offset)
+def _wait_for(engine: str, record: EngineFiles, piece: Piece) -> None:
+    page_cache.wait_for_page(_path_of(engine, record, piece), piece.offset)
 
 
 def _find_used(engine: str) -> tuple[tuple[str, ...], tuple[Piece, ...]]:
-    """Return the folders and the parts of files of an engine that are in the cache, in the order of the disk."""
+    """Return those parts of the engine's files that are in the page cache, and their folders, both in the order of the disk."""
     spans: list[tuple[str, Span]] = []
     for folder, _, names in os.walk(engine):
         own = [(folder, span) for name in names for span in _spans(folder, name)]
@@ -164,7 +168,7 @@ def _find_used(engine: str) -> tuple[tuple[str, ...], tuple[Piece, ...]]:
 
 
 def _folder_position(folder: str) -> tuple[int, int]:
-    """Return the depth of a folder, whose parents are read first, and where it is on the disk."""
+    """Return the key by which folders are sorted: their depth, since parents are read first, then their position on the disk."""
     file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         extents = page_cache.file_extents(file)
@@ -177,14 +181,14 @@ def _spans(folder: str, name: str) -> Iterator[Span]:
     try:
         file = os.open(f"{folder}/{name}", READ)
     except OSError:
-        return  # a link, or gone
+        return  # a symlink, or deleted meanwhile
     try:
         shown = os.fstat(file)
         if not stat.S_ISREG(shown.st_mode) or not shown.st_size:
             return
         pages = page_cache.resident_pages(file, 0, shown.st_size)
         end = len(pages) * PAGE
-        # Where the file system does not say: in the order of the inodes, which for one installation is about that of the disk.
+        # If the file system does not report extents, sort by inode number: within one installation, that is about the order of the disk.
         for offset, position, length in page_cache.file_extents(file) or ((0, shown.st_ino * PAGE, end),):
             yield from _split_extent(name, pages, offset, min(offset + length, end), position)
     finally:
@@ -192,7 +196,7 @@ def _spans(folder: str, name: str) -> Iterator[Span]:
 
 
 def _split_extent(name: str, pages: bytes, begin: int, end: int, position: int) -> Iterator[Span]:
-    """Split an extent into parts whose pages are all in the cache, or all not."""
+    """Split an extent into parts of which either all pages are in the page cache, or none."""
     at = begin
     while at < end:
         used = pages[at // PAGE]

@@ -1,6 +1,6 @@
 """Whether a serving model has had requests lately. Pure. Connections that clients merely keep open do not count.
 
-It is decided at a reading of the server only: after a freeze, or while the server is too busy to answer, nothing is known.
+A model becomes idle only at a reading of its metrics. After a freeze, or while the server is too busy to answer, nothing is known.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ from collections.abc import Mapping
 
 from vllm_safe.contract.launch_file import Launch
 
-# The names in /metrics of vLLM 0.32 (v1/metrics/loggers.py): requests that have ended, for whatever reason, and those that have not.
+# The names in /metrics of vLLM 0.32 (v1/metrics/loggers.py): requests that have ended, for any reason, and requests in progress.
 FINISHED = "vllm:request_success_total"
 _UNFINISHED = ("vllm:num_requests_running", "vllm:num_requests_waiting")
-_MASKED = 2  # readings after the answer to a request of our own: one may have been taken before it was counted
+_MASKED = 2  # readings after the answer to our own request: the first may have been taken before the request was counted
 
 
 class Idleness:
-    """The clock of one model that a request started. now: seconds of a monotonic clock. wall: Unix time."""
+    """The idle time of one model that a request started. now: seconds of a monotonic clock. wall: Unix time."""
 
     def __init__(self, launch: Launch, now: float, wall: float) -> None:
         self.used = wall  # the last time at which a request was seen
@@ -24,7 +24,7 @@ class Idleness:
         self._limit = launch.idle_timeout
         self._since = now
         self._finished: float | None = None
-        self._asking, self._masked = False, 0  # a request of our own is under way; readings in which one may still appear
+        self._asking, self._masked = False, 0  # our own request is in progress; the number of readings in which it may still appear
 
     def asked(self) -> None:
         """Record that the main process itself sends a request."""
@@ -35,7 +35,7 @@ class Idleness:
         self._asking, self._masked = False, _MASKED
 
     def counted(self, now: float, wall: float, figures: Mapping[str, float]) -> None:
-        """Take the figures of /metrics; {} if it did not answer. A server that does not count its requests is never idle."""
+        """Take the figures of /metrics, or {} if the server did not answer. A server that does not count its requests is never idle."""
         if not all(name in figures for name in _UNFINISHED):
             return
         own = 1 if self._asking or self._masked else 0
@@ -45,7 +45,7 @@ class Idleness:
         self._see(now, wall, used=ended or sum(figures[name] for name in _UNFINISHED) > own)
 
     def connected(self, now: float, wall: float, count: int) -> None:
-        """Take the number of connections of a server that has no counters. There, each counts as a request."""
+        """Take the number of connections to a server without counters, where each connection counts as a request."""
         self._see(now, wall, used=count > 0)
 
     def _see(self, now: float, wall: float, *, used: bool) -> None:

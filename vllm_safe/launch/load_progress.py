@@ -146,8 +146,8 @@ class Checkpoint:
 
     Each worker reads the whole checkpoint, through mappings of one file after another, from the disk or from the page cache. In each case
     its mapped memory grows (or, where a loader calls read(2), the bytes that it called for). The mean of the workers is used, and
-    "shard 3 of 4" in the log corrects it: workers of a tensor-parallel model skip some pages, and under pressure touch some twice. Our own
-    loader counts: see count().
+    "shard 3 of 4" in the log corrects it: workers of a tensor-parallel model skip some pages, and under pressure touch some twice. The
+    loader of this package counts its bytes itself: see count().
     """
 
     def __init__(self, sizes: Sequence[int]) -> None:
@@ -177,8 +177,8 @@ class Checkpoint:
         return self._progress(now)
 
     def count(self, now: float, read: int, stored: int) -> LoadProgress:
-        """Return the progress where the loader itself counts the bytes that it has read, of so many."""
-        if not self._counted:  # what was estimated before says nothing
+        """Return the progress from the loader's own count. read: bytes that it has read. stored: bytes of the checkpoint."""
+        if not self._counted:  # drop the estimates from before the first count
             self._past.clear()
         self._counted = True
         self.total, self._most = stored, read

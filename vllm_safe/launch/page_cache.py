@@ -1,6 +1,6 @@
 """The page cache: which pages of a file are in it, where they are on the disk, and how they are read into it in large requests.
 
-Imported only by processes that end soon or become the server: ctypes is not resident in the main process.
+Only processes that end soon or become the server import this module: ctypes must not stay resident in the main process.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ _PROT_NONE, _PROT_READ = 0, 1  # asm-generic/mman-common.h
 _MAP_SHARED, _MAP_PRIVATE, _MAP_FIXED, _MAP_ANONYMOUS = 0x01, 0x02, 0x10, 0x20
 _MADV_WILLNEED = 3
 _FS_IOC_FIEMAP = 0xC020660B  # linux/fiemap.h
-_FIEMAP_EXTENTS = 64  # of a file that are asked for; installed files have one or two
-# Network and RAM: nothing to gain, or nothing to read.
+_FIEMAP_EXTENTS = 64  # extents per file that are requested; installed files have one or two
+# On a network or in RAM, reading ahead gains nothing. ZFS has a cache of its own beside the page cache.
 _NOT_A_DISK = frozenset({"tmpfs", "ramfs", "nfs", "nfs4", "cifs", "smb3", "ceph", "9p", "virtiofs", "fuse.sshfs", "zfs"})
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -38,9 +38,9 @@ _FAILED = ctypes.c_void_p(-1).value
 
 
 def resident_pages(file: int, offset: int, length: int) -> bytes:
-    """Return for each page of a part of an open file whether it is in the page cache, as 0 or 1 (mincore(2)).
+    """Return, for each page of a part of an open file, 1 if it is in the page cache and 0 if not (mincore(2)).
 
-    The kernel tells that only to the file's owner, and "all of it" to others. Raises OSError.
+    The kernel tells the truth only to the file's owner. To others it reports all pages as present. Raises OSError.
     """
     with _mapping(length, _PROT_READ, _MAP_SHARED, file, offset) as address:
         vector = ctypes.create_string_buffer(-(-length // PAGE))
@@ -50,7 +50,7 @@ def resident_pages(file: int, offset: int, length: int) -> bytes:
 
 
 def file_extents(file: int) -> tuple[tuple[int, int, int], ...]:
-    """Return where an open file or folder is on the disk, as (offset, position, length) in bytes; () where the file system does not say."""
+    """Return the extents of an open file or folder: (offset, position on the disk, length) in bytes; () if the file system reports none."""
     request = bytearray(struct.pack("=QQLLLL", 0, 2**64 - 1, 0, 0, _FIEMAP_EXTENTS, 0) + bytes(56 * _FIEMAP_EXTENTS))
     try:
         fcntl.ioctl(file, _FS_IOC_FIEMAP, request)
@@ -61,10 +61,10 @@ def file_extents(file: int) -> tuple[tuple[int, int, int], ...]:
 
 
 def request_reading(parts: Iterable[tuple[str, int, int]]) -> None:
-    """Ask the kernel to read parts of files, and do not wait. What cannot be opened is left out. Raises OSError without memory.
+    """Ask the kernel to read parts of files, without waiting. A file that cannot be opened is skipped. Raises OSError if memory is short.
 
-    They are mapped side by side, and one madvise(2) covers them all: the kernel hands such a call's requests to the disk together, and
-    joins those of files that are neighbours there.
+    The parts are mapped side by side, and one madvise(2) covers them all. The kernel submits the requests of such a call together, and
+    merges those for files that are adjacent on the disk.
     """
     wanted = list(parts)
     total = sum(_whole_pages(length) for _, _, length in wanted)
@@ -80,13 +80,13 @@ def request_reading(parts: Iterable[tuple[str, int, int]]) -> None:
 
 
 def wait_for_page(path: str, offset: int) -> None:
-    """Wait until a page is in the cache."""
+    """Wait until a page of a file is in the page cache."""
     with suppress(OSError), _opened(path) as file:
         os.pread(file, 1, offset)
 
 
 def is_on_disk(path: str) -> bool:
-    """Return whether a file system is on a disk, as far as the kernel's list of mounts tells."""
+    """Return whether a path is on a disk, according to the kernel's list of mounts."""
     device = Path(path).stat().st_dev
     wanted = f"{os.major(device)}:{os.minor(device)}"
     rows = (line.partition(" - ") for line in read_kernel_file("/proc/self/mountinfo").splitlines())
@@ -94,7 +94,7 @@ def is_on_disk(path: str) -> bool:
 
 
 def read_cache_room(unit: Path | None) -> int:
-    """Return the bytes of page cache that a unit may have: what its limits, and the machine, leave beside everything else."""
+    """Return the bytes of page cache that a unit can still use, within the limits of its control groups and of the machine."""
     rooms = [parse_meminfo(read_kernel_file("/proc/meminfo")).get("MemAvailable", 0)]
     while unit and unit != _CGROUPS and _CGROUPS in unit.parents:
         limit = parse_number(read_kernel_file(f"{unit}/memory.max"))
@@ -108,7 +108,7 @@ def read_cache_room(unit: Path | None) -> int:
 
 @contextmanager
 def _opened(path: str) -> Iterator[int]:
-    """Open a regular file; a link is not followed. Raises OSError."""
+    """Open a regular file without following symlinks. Raises OSError."""
     file = os.open(path, READ)
     try:
         if not stat.S_ISREG(os.fstat(file).st_mode):

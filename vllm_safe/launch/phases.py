@@ -46,7 +46,7 @@ _MARKS = (
     ("loading", r"Starting to load model |Loading model from scratch|Filesystem type for checkpoints: |Loading weights took "),
     # model_executor/model_loader/weight_utils.py, _BAR_FORMAT: "Loading safetensors checkpoint shards:  25% Completed | 1/4 [..."
     ("loading", r"(?:Multi-thread l|L)oading [\w ().]{,60}:\s+\d+% Completed \| (?P<shard>\d+)/(?P<shards>\d+)"),
-    # engine/as_engine/vllm_safe_loader/ring_loader.py
+    # the loader of this package: engine/as_engine/vllm_safe_loader/ring_loader.py, _ByteCount
     ("loading", r"vllm-safe: (?P<read>\d+) of (?P<reads>\d+) bytes of the checkpoint"),
     # v1/worker/gpu_model_runner.py and gpu/model_runner.py, load_model
     ("profiling", r"Model loading took (?P<weights>\d+(?:\.\d+)?) GiB memory and "),
@@ -121,7 +121,7 @@ class PhaseTracker:
         self.since = now
         self.text = ""  # the progress, for people: "shard 1 of 4"
         self.done, self.of = 0, 0  # the same as numbers, while loading: shards
-        self.read, self.stored = 0, 0  # bytes of the checkpoint, where the loader counts them
+        self.read, self.stored = 0, 0  # bytes of the checkpoint, if the loader counts them
         self.news = 0  # lines so far that had not been printed before: a line that a poller repeats is not progress
         self._known: dict[int, None] = {}  # hashes of the last different lines
         self._torn = b""

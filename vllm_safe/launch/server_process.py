@@ -41,8 +41,8 @@ class Server:
         return status if pid else None
 
 
-def keep_engine_files(launch: Launch) -> None:
-    """Have a process of its own keep which files of the engine this start read, if it found that nobody knows; it ends by itself."""
+def record_engine_files(launch: Launch) -> None:
+    """Have a separate process record which files of the engine this start has read, if the start is marked as cold."""
     if not launch.serve_file or not cold_mark(launch.serve_file).exists():
         return
     try:
@@ -50,18 +50,18 @@ def keep_engine_files(launch: Launch) -> None:
     except OSError:  # EAGAIN at limits.tasks_max, ENOMEM at the memory limit: the next cold start tries again
         return
     if pid == 0:
-        _become_keeper(launch)
+        _become_file_recorder(launch)
     os.waitpid(pid, 0)
 
 
-def _become_keeper(launch: Launch) -> NoReturn:
+def _become_file_recorder(launch: Launch) -> NoReturn:
     try:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         if os.fork() == 0:  # a grandchild is reaped by systemd
             from vllm_safe.launch import engine_reader  # noqa: PLC0415 - imported in the child only, which ends soon
 
-            engine_reader.keep_used_files(launch)
+            engine_reader.record_used_files(launch)
     finally:
         os._exit(0)
 

@@ -27,7 +27,7 @@ from vllm_safe.launch.liveness import MetricsReader
 from vllm_safe.launch.processes import Process, checkpoint_sizes, own_cgroup, read_processes
 from vllm_safe.launch.resolver import Resolver
 from vllm_safe.launch.server_output import Output
-from vllm_safe.launch.server_process import Server, keep_engine_files
+from vllm_safe.launch.server_process import Server, record_engine_files
 
 DRAIN = 2.0  # seconds for copying the rest of the output of a server that has ended
 PATIENCE = 30.0  # seconds for an answer of a serving server, which may be busy
@@ -75,7 +75,7 @@ class _Supervisor:
             self._write_state()
             if self._life.served and not self._has_served:
                 self._has_served = True
-                keep_engine_files(self._launch)
+                record_engine_files(self._launch)
             if self._exit_code is None:
                 self._wait()
                 self._output.advance()

@@ -1,4 +1,4 @@
-"""What config.json says of a model, checked value by value: anybody can have written it."""
+"""The properties of a model in its config.json. Each value is checked, since anybody can have written the file."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _MOST = MappingProxyType(
 )
 _MOST_OTHERWISE = 1 << 16
 
-# What a family's class in transformers 5.19 holds where config.json has no such key (models/*/configuration_*.py).
+# The defaults of each family's configuration class in transformers 5.19, for keys that config.json lacks (models/*/configuration_*.py).
 _GEMMA = {"head_dim": 256, "tie_word_embeddings": True}
 _GEMMA_2 = {**_GEMMA, "num_attention_heads": 8, "num_key_value_heads": 4, "sliding_window": 4096}
 _DEFAULTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
@@ -54,7 +54,7 @@ _YARN = frozenset({"yarn", "deepseek_yarn"})
 
 
 def parse_model_config(values: object, file: str = "config.json") -> ModelConfig:
-    """Check the values of config.json. Raises Failure with file and key where one cannot be."""
+    """Check the values of config.json. Raises Failure with file and key if one is invalid."""
     if not isinstance(values, dict):
         raise Failure(f"{file} holds no JSON object", hint="Fetch the model again.")
     return _ConfigReader(values, file).model()
@@ -179,7 +179,7 @@ class _ConfigReader:
         return int(self.positions() * self.scaling()[1]) if applied else self.positions()
 
     def rotary_positions(self) -> int:
-        """Return the rows of the table of sines and cosines (layers/rotary_embedding): a scaled one has as many more."""
+        """Return the number of rows of the table of sines and cosines (layers/rotary_embedding), which grows with the scaling factor."""
         kind, factor = self.scaling()
         if kind in _YARN:
             original = self.rotary().get("original_max_position_embeddings")

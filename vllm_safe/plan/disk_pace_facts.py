@@ -1,4 +1,4 @@
-"""How fast the disk of a model was when `vllm-safe check --disk` last read it."""
+"""The speed of a model's disk when `vllm-safe check --disk` last measured it."""
 
 from __future__ import annotations
 
@@ -12,5 +12,5 @@ DISK_PACES_MOST = 1 << 16  # bytes of the file
 
 
 def read_disk_pace(model: str, file: Path = DISK_PACES) -> float:
-    """Return the bytes a second, 0 if they were not measured. model: the setting of that name."""
+    """Return the speed in bytes per second, 0 if it was not measured. model: the setting of that name."""
     return max(number(read_object(file, DISK_PACES_MOST).get(model)) or 0.0, 0.0)

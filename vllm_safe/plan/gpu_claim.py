@@ -1,4 +1,4 @@
-"""What a model takes of each GPU while it is up: vLLM takes the same whatever it has to do."""
+"""The memory that a model takes of each GPU while it is up. vLLM takes the same amount under any load."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vllm_safe.plan.serving import fill_defaults
 
 
 def claimed_bytes(facts: PlanFacts) -> tuple[int, ...]:
-    """Return the bytes of each GPU that its workers use, in the order in which it sees them."""
+    """Return the bytes that a model takes of each GPU of its workers, in the order in which its server sees the GPUs."""
     question, serving = facts.question, facts.serving
     cards = question.cards[: serving.ranks]
     share = fill_defaults(serving, cards, question.config.max_positions).gpu_memory_utilization

@@ -90,7 +90,7 @@ def read_hub_files(files: HasFiles, page: str, revision: str) -> StoredModel:
 def _judge(files: HasFiles, where: str) -> StoredModel:
     values = files.json("config.json")
     if values is None:
-        raise Failure(f"{where}/config.json {_what_ails_the_config(files)}", hint=_FETCH)
+        raise Failure(f"{where}/config.json {_config_problem(files)}", hint=_FETCH)
     config = parse_model_config(values, f"{where}/config.json")
     weights, whole = _weight_files(files)
     tensors = _tensors(files, where, [name for name in weights if name.endswith(".safetensors")])
@@ -102,7 +102,7 @@ def _judge(files: HasFiles, where: str) -> StoredModel:
     return StoredModel(config, tensors, sum(max(0, files.size(name)) for name in weights), len(weights))
 
 
-def _what_ails_the_config(files: HasFiles) -> str:
+def _config_problem(files: HasFiles) -> str:
     """Return what is wrong with config.json. Raises OSError if it cannot be read."""
     try:
         files.head("config.json", 1)

@@ -31,7 +31,7 @@ class HostLimits:
 
 @dataclass(frozen=True)
 class StoredFiles:
-    """The weight files: their bytes, and the bytes/s of their disk where the load keeps to it, 0 if that is not known."""
+    """The weight files. size: bytes. pace: bytes/s of their disk, if it was measured and the loader reads at that speed; otherwise 0."""
 
     size: int = 0
     pace: float = 0.0
@@ -69,7 +69,7 @@ def decide_host_needs(
     problem, hint = _problem(needs, limits, workers)
     lines = [_memory_line(needs, limits, workers, measured=bool(seen)), _shared_line(needs)]
     if stored:
-        lines.append(_load_line(needs, stored, pace, "as check --disk measured" if disk else "as last time"))
+        lines.append(_load_line(needs, stored, pace, "as measured by check --disk" if disk else "as in the last start"))
     return replace(needs, problem=problem, hint=hint, lines=tuple(lines))
 
 
@@ -102,8 +102,8 @@ def _shared_line(needs: HostNeeds) -> PlanLine:
     return PlanLine("shared memory", needs.shared, format_size(needs.shared), exact=True, why="rings in /dev/shm, of which little is used")
 
 
-def _load_line(needs: HostNeeds, stored: int, pace: float, whence: str) -> PlanLine:
+def _load_line(needs: HostNeeds, stored: int, pace: float, source: str) -> PlanLine:
     if needs.load is None:
-        return PlanLine("load", None, "?", exact=True, why=f"{format_size(stored)}; the disk's pace: vllm-safe check --disk")
-    why = f"{format_size(stored)} at {format_size(int(pace))}/s, {whence}"
+        return PlanLine("load", None, "?", exact=True, why=f"{format_size(stored)}; to measure the disk: vllm-safe check --disk")
+    why = f"{format_size(stored)} at {format_size(int(pace))}/s, {source}"
     return PlanLine("load", None, format_span(needs.load), exact=False, why=why)

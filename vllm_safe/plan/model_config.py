@@ -1,4 +1,4 @@
-"""What is known of a model before it is loaded: its layers, attention, experts and quantisation."""
+"""The properties of a model that are known before it is loaded: layers, attention, experts and quantisation."""
 
 from __future__ import annotations
 

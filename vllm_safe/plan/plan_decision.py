@@ -24,7 +24,7 @@ _CACHE_TYPES = frozenset({"auto", "float16", "bfloat16", "fp8", "fp8_e4m3", "fp8
 _LEAST_MARGIN = 64 * MIB
 _MARGIN = 0.1
 _WEIGHTS_MARGIN = 0.005
-_REPORTED_TO = GIB // 200  # half of the last digit of "14.29 GiB", as vLLM prints it
+_ROUNDING = GIB // 200  # half of the last digit of "14.29 GiB", as vLLM prints it
 _UNKNOWN_MARGIN = GIB  # where something was not taken into account
 
 
@@ -185,8 +185,8 @@ def _room(question: PlanQuestion, cards: tuple[Card, ...], batch: Batch, unknown
 
 
 def _with_weights(budget: CardBudget, reported: int) -> CardBudget:
-    """Return the budget with the weights that vLLM reported, unless they are the computed ones but for the two decimals of its report."""
-    return budget if abs(reported - budget.weights) <= _REPORTED_TO else replace(budget, weights=reported)
+    """Return the budget with the weights that vLLM reported. If they are the computed weights, rounded to two decimals, keep the latter."""
+    return budget if abs(reported - budget.weights) <= _ROUNDING else replace(budget, weights=reported)
 
 
 def _nearest(observed: tuple[Observed, ...], serving: Serving) -> Observed | None:

@@ -22,7 +22,7 @@ from vllm_safe.record.card_usage import read_pci_cards
 
 @dataclass(frozen=True)
 class PlanFacts:
-    """The facts. unread: why nothing is known of earlier starts, or "". pace: bytes/s of the disk, where our loader keeps to it, or 0."""
+    """The facts. unread: why nothing is known of earlier starts, or "". pace: see StoredFiles."""
 
     stored: StoredModel
     serving: Serving

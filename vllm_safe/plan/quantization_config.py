@@ -1,4 +1,4 @@
-"""What config.json says of a model's quantisation, checked value by value: anybody can have written it."""
+"""The quantisation of a model in its config.json. Each value is checked, since anybody can have written the file."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ class Quantization:
 
 
 class ReadsConfig(Protocol):
-    """The reader of the whole file."""
+    """The reader of the whole config.json."""
 
-    unknown: list[str]  # what is not taken into account
+    unknown: list[str]  # features that the plan does not take into account
 
     def flaw(self, key: str, wanted: str) -> Failure:
-        """Return the error for a value that is not what it has to be."""
+        """Return the error for an invalid value. wanted: a description of valid ones."""
         ...
 
 
@@ -91,7 +91,7 @@ class QuantizationReader:
         )
 
     def bits(self, bits: int) -> int:
-        """Return the bits of a weight, if vLLM knows such weights."""
+        """Return the bits of a weight. Raises Failure if vLLM does not support weights of that size."""
         if bits not in {2, 3, 4, 8}:
             raise self.config.flaw("quantization_config.bits", "2, 3, 4 or 8")
         return bits
@@ -168,7 +168,8 @@ def _is_side(value: object) -> bool:
 class SkippedModules:
     """Tells which modules a quantisation leaves out: by names, parts of names, and patterns.
 
-    The expressions of a file are not run, since one can be made to take for ever: their plain words have to be in the name, in order.
+    The regular expressions of a file are not evaluated, since one can be made to run for ever. Instead, the words in them have to occur in
+    the name, in the same order.
     """
 
     def __init__(self, quantization: Quantization | None) -> None:

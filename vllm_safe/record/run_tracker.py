@@ -15,7 +15,7 @@ SETTLE = 30.0  # seconds without movement until the model counts as steady
 LINGER = 1.5  # seconds after the end until the lines of the kernel and of earlyoom are in the journal
 GONE = 5.0  # seconds without an invocation or a report of the end, after which the run is over
 
-_LOADED = frozenset(PHASES[PHASES.index("loading") + 1 : PHASES.index("stopping")])  # in these the weights are there
+_LOADED = frozenset(PHASES[PHASES.index("loading") + 1 : PHASES.index("stopping")])  # phases after the weights have been loaded
 _MOVED_BYTES = 32 << 20  # of memory or swap
 _MOVED_STALL = 0.01  # share of the time
 
@@ -57,7 +57,7 @@ class RunTracker:
         self._ended = set(ended)
         self._phase = self._cause = ""
         self._memory: ReportedMemory | None = None
-        self._load: State | None = None  # the last one with progress of the load
+        self._load: State | None = None  # the last state with progress of the load
         self._end_at: float | None = None  # the time at which its end was first observed
         self._gone_at: float | None = None  # the time at which the unit was first observed without the invocation
 
@@ -120,7 +120,7 @@ class RunTracker:
 
 
 def _describe_load(wall: float, load: State, until: float) -> Event:
-    """Return the event of a load that is over. Its last count may be some seconds old, so the size is that of the whole."""
+    """Return the event of a finished load. The size is that of the whole checkpoint, since the last count may be some seconds old."""
     size, counted = (load.progress.total, load.progress.counted) if load.progress else (None, False)
     seconds = max(until - load.since, 0.0)
     pace = f", {format_size(int(size / seconds))}/s" if size and seconds >= 1 else ""

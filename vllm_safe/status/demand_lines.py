@@ -1,4 +1,4 @@
-"""What a person should know of a model on demand: who keeps it up, and for how long. Pure."""
+"""The line about a model on demand: what keeps it up, and for how long. Pure."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from vllm_safe.contract.state_file import State
 
 
 class DemandStatus(NamedTuple):
-    """The sockets of a model at one moment. listens: a request would start it; preparing: what its preparation waits for, or ""."""
+    """The socket and the preparation of a model. listens: a request would start it. preparing: what its preparation waits for, or ""."""
 
     listens: bool = False
     preparing: str = ""
 
 
 def demand_line(seen: DemandStatus, state: State | None, now: float, *, running: bool) -> str:
-    """Return the line, "" for a model that has nothing to do with requests. now: Unix seconds; running: the model has processes."""
+    """Return the line, or "" if requests neither start nor stop the model. now: Unix seconds. running: the model has processes."""
     if not running:
         return f"on demand: {seen.preparing or 'the next request starts it'}" if seen.listens or seen.preparing else ""
     if state is None or state.phase != "ready":

@@ -56,7 +56,7 @@ def read_model_status(
     """Read the status of each model. Values that cannot be read are None or empty."""
     wanted = list(names)
     units = show_properties(map(unit_of, wanted), _PROPERTIES) if wanted else {}
-    demands = _demands(wanted)
+    demands = _read_demand_status(wanted)
     moment, elapsed = time.time(), time.monotonic()
     system = {kind: _worst(_waits(root / part / f"{kind}.pressure") for part in SYSTEM_SLICES) for kind in ("memory", "io")}
     seen = []
@@ -99,8 +99,8 @@ def read_machine_memory(path: str = "/proc/meminfo") -> MachineMemory:
     return MachineMemory(found.get("MemTotal"), found.get("MemAvailable"), found.get("SwapTotal"), found.get("SwapFree"))
 
 
-def _demands(names: Iterable[str]) -> dict[str, DemandStatus]:
-    """Read which models have a socket that starts them, and what their preparations wait for."""
+def _read_demand_status(names: Iterable[str]) -> dict[str, DemandStatus]:
+    """Read whether each model has a socket that starts it, and what its preparation waits for."""
     wanted = list(names)
     units = [unit for name in wanted for unit in (socket_of(name), prepare_of(name))]
     shown = show_properties(units, ("Id", "ActiveState", "StatusText")) if units else {}

@@ -58,7 +58,7 @@ def test_the_error_of_systemd_is_passed_on(calls: Calls) -> None:
 def test_a_socket_that_cannot_be_opened_is_named_with_its_address(calls: Calls) -> None:
     with pytest.raises(Failure, match=r"refused\.socket cannot listen on 127\.0\.0\.1:1") as failure:
         StartSocket("refused.socket", "127.0.0.1:1").run()
-    assert failure.value.hint == "Another process may listen there: systemctl status refused.socket"
+    assert failure.value.hint == "Another process may be listening there: systemctl status refused.socket"
     StartSocket("x.socket", "127.0.0.1:1").run()
     StopUnits(("x.socket", "x.service")).run()
     assert calls()[1:] == ["start -- x.socket", "stop -- x.socket x.service"]

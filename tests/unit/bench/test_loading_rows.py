@@ -22,11 +22,11 @@ def cells(seconds: dict[Load, float], *, read: float = 1.0) -> list[Cell]:
     ("seconds", "read", "missed"),
     [
         ({}, 1.0, []),
-        ({Load(RING, 150, "1/8"): 12.0}, 1.0, ["loading, to the disk alone"]),
-        ({Load(RING, 600, "2", "bf16"): 12.0, Load(DISK, 600, "2"): 9.0}, 1.0, ["loading, to the disk alone"]),
-        ({Load(RING, 0, "2", "bf16"): 6.0}, 1.0, ["loading from a fast disk, to vLLM's own loader"]),
-        ({Load(RING, 0, "3", "gptq", "cached"): 6.0}, 1.0, ["loading from the page cache, to vLLM's own loader"]),
-        ({}, 1.1, ["loading, bytes read, to the files"]),
+        ({Load(RING, 150, "1/8"): 12.0}, 1.0, ["loading time, relative to the disk alone"]),
+        ({Load(RING, 600, "2", "bf16"): 12.0, Load(DISK, 600, "2"): 9.0}, 1.0, ["loading time, relative to the disk alone"]),
+        ({Load(RING, 0, "2", "bf16"): 6.0}, 1.0, ["loading time from a fast disk, relative to vLLM's own loader"]),
+        ({Load(RING, 0, "3", "gptq", "cached"): 6.0}, 1.0, ["loading time from the page cache, relative to vLLM's own loader"]),
+        ({}, 1.1, ["bytes read while loading, relative to the files"]),
     ],
 )
 def test_the_worst_of_all_counts(seconds: dict[Load, float], read: float, missed: list[str]) -> None:

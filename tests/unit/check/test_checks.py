@@ -76,7 +76,7 @@ RUNS = {"vllm-gateway.service": {"ActiveState": "active"}}
     [
         ("127.0.0.1", {"units": RUNS}, "pass", "the gateway listens on 127.0.0.1:8080 for all models"),
         ("127.0.0.1", {"aiohttp": False}, "fail", "python3-aiohttp is not installed"),
-        ("127.0.0.1", {}, "warn", "the gateway is enabled, but does not run"),
+        ("127.0.0.1", {}, "warn", "the gateway is enabled, but not running"),
         ("192.0.2.1", {"units": RUNS}, "warn", "the gateway listens on 192.0.2.1 without a key"),
         ("192.0.2.1", {"units": RUNS, "gateway_key": Key(Path("/k"), "secret")}, "pass", "192.0.2.1:8080"),
         ("127.0.0.1", {"gateway_key": BAD_KEY}, "fail", "/k does not exist"),
@@ -98,16 +98,17 @@ def test_models_that_make_room_for_each_other_are_listed() -> None:
     )
     seen = replace(SEEN, gateway=GatewayFile(models=models, memory=8))
     assert checks.check_room(GOOD) is None
-    assert checks.check_room(replace(GOOD, seen=seen)).what == "models on demand: one of these makes room for the other: a and b"  # type: ignore[union-attr]
+    told = "models on demand: these pairs do not fit together, so one makes room for the other: a and b"
+    assert checks.check_room(replace(GOOD, seen=seen)).what == told  # type: ignore[union-attr]
     roomy = replace(SEEN, gateway=GatewayFile(models=models, memory=12))
-    assert checks.check_room(replace(GOOD, seen=roomy)).what == "models on demand: any two of the models can be up together"  # type: ignore[union-attr]
+    assert checks.check_room(replace(GOOD, seen=roomy)).what == "models on demand: any two models fit together"  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(
     ("active", "listening", "level", "says"),
     [
         ("active", frozenset({("127.0.0.1", 8000)}), "pass", "a request to 127.0.0.1:8000 starts it"),
-        ("inactive", frozenset(), "warn", "nothing takes requests for it"),
+        ("inactive", frozenset(), "warn", "nothing listens for its requests"),
         ("inactive", frozenset({("127.0.0.1", 8000)}), "fail", "port 8000 is already in use"),
     ],
 )

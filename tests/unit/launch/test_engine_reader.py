@@ -55,7 +55,7 @@ class Engine:
         self.read_before = self.cached()
         self.files["used"].read_bytes()
         if ready and cold_mark(self.launch.serve_file).exists():
-            engine_reader.keep_used_files(self.launch)
+            engine_reader.record_used_files(self.launch)
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Engine:
     if made.cached():
         pytest.skip("the temporary folder is in memory")
     monkeypatch.setattr(paths, "ENGINE", tmp_path / "engines/current")
-    monkeypatch.setattr(engine_reader, "KEPT", tmp_path / "kept")
+    monkeypatch.setattr(engine_reader, "RECORDS", tmp_path / "kept")
     return made
 
 
@@ -80,7 +80,7 @@ def test_what_a_cold_start_read_is_read_before_the_next_one(engine: Engine) -> N
     engine.forget()
     engine.start()
     assert engine.read_before == {"used"}
-    assert engine.said == ["read 64.0 KiB of the engine's files in the order of the disk"]
+    assert engine.said == ["read 64.0 KiB of the engine's files ahead of vLLM, in disk order"]
 
 
 def test_a_warm_start_reads_nothing(engine: Engine) -> None:

@@ -32,7 +32,7 @@ def test_the_pace_of_the_disk_counts_where_the_load_keeps_to_it() -> None:
     past = (PastStart(Observed(EIGHT), 9 * GIB, 50e6),)
     needs = decide_host_needs(EIGHT, HostLimits(), files=StoredFiles(77 * GIB, 120e6), past=past)
     assert needs.load == 77 * GIB / 120e6
-    assert needs.lines[-1].why == "77.0 GiB at 114 MiB/s, as check --disk measured"
+    assert needs.lines[-1].why == "77.0 GiB at 114 MiB/s, as measured by check --disk"
 
 
 def test_the_time_of_a_load_is_not_guessed() -> None:

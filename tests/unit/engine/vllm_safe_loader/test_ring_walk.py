@@ -201,7 +201,7 @@ def test_a_file_that_shrinks_meanwhile_is_told_by_who_takes_it(checkpoint: Check
     os.truncate(checkpoint.files[1], 50 * KIB)
 
     def take(_: int, taken: Iterator[tuple[int, StoredTensor, memoryview]]) -> str:
-        with pytest.raises(ValueError, match="has become shorter"):
+        with pytest.raises(ValueError, match="was truncated"):
             compare(checkpoint, taken)
         return "told"
 
@@ -217,6 +217,32 @@ def test_a_file_that_is_gone_is_told_by_who_takes_it(checkpoint: Checkpoint) -> 
         return "told"
 
     assert walk(checkpoint, take, CAPACITIES[0]) == ["told"] * RANKS
+
+
+class MeetingLock:
+    """A lock after whose release its users wait for each other."""
+
+    def __init__(self, users: int) -> None:
+        self._lock, self._barrier = threading.Lock(), threading.Barrier(users)
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_error: object) -> None:
+        self._lock.release()
+        self._barrier.wait(30)
+
+
+def test_only_the_last_of_two_threads_that_end_at_once_frees_the_ring(monkeypatch: pytest.MonkeyPatch) -> None:
+    ring = SharedRing.create(RingShape(1, 0, 4096))
+    reader = RingReader(ring, [])
+    ends: list[None] = []
+    monkeypatch.setattr(reader, "_count_lock", MeetingLock(2))
+    monkeypatch.setattr(reader, "_finish", lambda: ends.append(None))
+    reader.start()
+    reader.join()
+    assert len(ends) == 1
+    ring.close()
 
 
 @pytest.mark.usefixtures("_cold")

@@ -1,4 +1,4 @@
-"""A plugin of vLLM: the default loader, with the checkpoint read by one process in order and in large requests."""
+"""A vLLM plugin that replaces the default loader: one process reads the checkpoint for all workers, in order, in large requests."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from importlib import import_module
 
 
 def register() -> None:
-    """Make it the loader for the load format `auto`. A vLLM that lacks what it imports keeps its own loader, and the log says so."""
+    """Register the loader for the load format `auto`.
+
+    If this vLLM lacks something that the loader imports, vLLM keeps its own loader, and a warning says so.
+    """
     try:
         import_module("vllm_safe_loader.ring_loader").take_over()
     except (ImportError, AttributeError) as error:

@@ -1,4 +1,8 @@
-"""Large pages for a memory file: of 4 MiB in small ones, a disk of 30 segments gets 35 requests; in large ones, as few as it can."""
+"""Large pages for a memfd.
+
+A read of 4 MiB into pages of 4 KiB becomes 35 requests on a disk that takes 30 segments per request. Into large pages, it becomes as few
+requests as the disk allows.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +14,9 @@ _NO_ACCESS, _FIXED, _COLLAPSE = 0, 0x10, 25  # PROT_NONE, MAP_FIXED, MADV_COLLAP
 
 
 def join_pages(descriptor: int, begin: int, size: int) -> None:
-    """Have the kernel make large pages of a part of a memory file, which begins at a multiple of one, as far as it has any.
+    """Have the kernel back a range of a memfd with large pages, as long as it has any. The range begins at a multiple of LARGE_PAGE.
 
-    It does so only where a mapping, too, begins at a multiple of one, which Python's mmap cannot ask for.
+    The kernel does so only if the mapping begins at such a multiple, too. Python's mmap cannot choose the address, so this calls libc.
     """
     size = size // LARGE_PAGE * LARGE_PAGE
     libc = ctypes.CDLL(None)
@@ -25,8 +29,8 @@ def join_pages(descriptor: int, begin: int, size: int) -> None:
         return
     start = -(-place // LARGE_PAGE) * LARGE_PAGE
     if libc.mmap(start, size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED | _FIXED, descriptor, begin) == start:
-        for large in range(start, start + size, LARGE_PAGE):
-            ctypes.memset(large, 0, 1)  # what has no page yet is not looked at
-            if libc.madvise(large, LARGE_PAGE, _COLLAPSE):
+        for address in range(start, start + size, LARGE_PAGE):
+            ctypes.memset(address, 0, 1)  # MADV_COLLAPSE ignores a range that has no page yet
+            if libc.madvise(address, LARGE_PAGE, _COLLAPSE):
                 break
     libc.munmap(place, size + LARGE_PAGE)

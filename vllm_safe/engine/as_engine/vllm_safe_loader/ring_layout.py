@@ -1,4 +1,4 @@
-"""The places of windows in a ring of memory: decided once, before anything is read. Pure."""
+"""The places of read windows in a ring buffer. They are decided once, before anything is read. Pure."""
 
 from __future__ import annotations
 
@@ -7,18 +7,20 @@ from dataclasses import dataclass
 
 from .shard_layout import ReadWindow, StoredTensor
 
-PAGE = 4096  # bytes: what is read past the cache begins and ends at a multiple of it, in the file and in memory
-_MOST = 768 << 20  # bytes of a ring
-_PLENTY = 64 << 20  # bytes of a ring, where no tensor needs more: what a disk reads while the workers are elsewhere
-_LEAST = 3 << 20  # bytes of a ring that is worth it
-_WINDOW = 16 << 20  # bytes of a window: processes wait for a whole one
+PAGE = 4096  # bytes: direct I/O (O_DIRECT) begins and ends at a multiple of this, in the file and in memory
+_LARGEST_RING = 768 << 20  # bytes
+_USUAL_RING = 64 << 20  # bytes, unless a tensor needs more: enough for the disk to go on reading while the workers are busy
+_SMALLEST_RING = 3 << 20  # bytes: a smaller ring is not worth it
+_LARGEST_WINDOW = 16 << 20  # bytes: a process can take nothing of a window before all of it has been read
 
 
 @dataclass(frozen=True)
 class RingPlace:
-    """Where a window is in the ring. `offset` is None where it is not read into the ring: it is too large.
+    """The place of a window in the ring.
 
-    after: the window may be read once all are done with this one, and all before it; -1 where it need not wait.
+    offset: where the window begins in the ring; None for a window that is empty or too large, which is not read into the ring.
+    after: the index of an earlier window. Once all processes are done with that window and those before it, this one may be read. -1 means
+    that it need not wait.
     """
 
     window: ReadWindow
@@ -27,55 +29,57 @@ class RingPlace:
 
     @property
     def begin(self) -> int:
-        """The first byte of the file that is read."""
+        """The offset in the file at which the read begins."""
         return self.window.begin - self.window.begin % PAGE
 
     @property
     def size(self) -> int:
-        """The bytes that are read, and the place that they take."""
+        """The number of bytes that are read, which is also the space that they take in the ring."""
         return spanned(self.window.begin, self.window.end)
 
 
 def spanned(begin: int, end: int) -> int:
-    """Return the bytes of all pages of a file that have a byte of this range."""
+    """Return the size in bytes of all pages of a file that overlap a range."""
     return -(-end // PAGE) * PAGE - begin // PAGE * PAGE if begin < end else 0
 
 
 def decide_capacity(room: int, tensors: Iterable[StoredTensor]) -> int:
-    """Return the bytes of a ring for these tensors where memory has `room`; 0 where that is too little."""
-    most = min(room * 3 // 4, _MOST) // PAGE * PAGE
+    """Return the size in bytes of a ring for these tensors, or 0 if there is too little memory. room: available bytes of memory."""
+    most = min(room * 3 // 4, _LARGEST_RING) // PAGE * PAGE
     spans = [spanned(tensor.begin, tensor.end) for tensor in tensors]
-    needed = max([_PLENTY, *(3 * span for span in spans if 3 * span <= most)])
-    return min(most, needed, sum(spans)) if most >= min(_LEAST, sum(spans)) else 0
+    needed = max([_USUAL_RING, *(3 * span for span in spans if 3 * span <= most)])
+    return min(most, needed, sum(spans)) if most >= min(_SMALLEST_RING, sum(spans)) else 0
 
 
 def decide_cache(room: int, capacity: int) -> int:
-    """Return the bytes of page cache beside the ring that one window may have which is too large for that."""
+    """Return the size in bytes up to which a window that is too large for the ring is read into the page cache."""
     return max(room - capacity, 0) // 2
 
 
 def decide_window(capacity: int) -> int:
-    """Return the bytes up to which tensors are read together."""
-    return min(capacity // 4, _WINDOW)
+    """Return the size in bytes up to which neighbouring tensors are read together."""
+    return min(capacity // 4, _LARGEST_WINDOW)
 
 
 def place_windows(windows: Sequence[ReadWindow], capacity: int) -> list[RingPlace]:
-    """Give each window its place. None waits for the one directly before it: whoever takes tensors still holds the last one of that.
+    """Return the place of each window.
 
-    So a window has at most a third of the ring, unless all fit at once: beside a third, there is a third before it or behind it.
+    No window waits for the one directly before it, because a process that waits for the next tensor still holds the last one that it took.
+    So a window takes at most a third of the ring, unless all windows fit at once. A third of the ring is then left before or behind the
+    window that is still held.
     """
     sizes = [spanned(window.begin, window.end) for window in windows]
     most = capacity if sum(sizes) <= capacity else capacity // 3
     places: list[RingPlace] = []
-    held: list[tuple[int, int, int]] = []  # windows in the ring: index, where they begin and end
-    free, gone = 0, -1  # the place of the next, and the last window that gave its place to another
+    occupied: list[tuple[int, int, int]] = []  # windows in the ring: index, begin and end
+    next_offset, reused = 0, -1  # the offset behind the last window, and the last window whose place has been reused
     for index, (window, size) in enumerate(zip(windows, sizes, strict=True)):
         if not 0 < size <= most:
             places.append(RingPlace(window, None, -1))
             continue
-        begin = free if free + size <= capacity else 0
-        free = begin + size
-        gone = max((other for other, start, stop in held if start < free and begin < stop), default=gone)
-        places.append(RingPlace(window, begin, gone))
-        held = [*((other, start, stop) for other, start, stop in held if other > gone), (index, begin, free)]
+        begin = next_offset if next_offset + size <= capacity else 0
+        next_offset = begin + size
+        reused = max((other for other, start, stop in occupied if start < next_offset and begin < stop), default=reused)
+        places.append(RingPlace(window, begin, reused))
+        occupied = [*((other, start, stop) for other, start, stop in occupied if other > reused), (index, begin, next_offset)]
     return places

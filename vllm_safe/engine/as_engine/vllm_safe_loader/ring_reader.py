@@ -1,8 +1,13 @@
-"""The process that reads: windows in the order of the files, in large requests past the page cache, into the ring.
+"""The reader that fills the ring. It reads the windows in the order of the files, in large requests that bypass the page cache.
 
-Several threads have a request each, so that the disk always knows the next ones; the interpreter is free while they wait. Where a file
-system cannot read past the cache, it is read through the cache, and leaves it. What is in the cache already is left to those who take it.
-What is too large for the ring is read into the cache, if that has room; otherwise processes read it by turns, each its own part.
+Each of its threads has one request, so that the disk always knows the next one. A waiting thread releases the interpreter lock.
+
+Not every window is read into the ring:
+- A window that is in the page cache already is not read. Each process maps it from its file.
+- A window that is too large for the ring is read into the page cache, if there is room for it. Otherwise the processes read it in turn,
+  each its own part, if these parts lie one after the other in the file.
+
+If a file system does not support direct I/O, the reader reads through the page cache, and drops from the cache what it has read.
 """
 
 from __future__ import annotations
@@ -18,28 +23,31 @@ from itertools import islice
 
 from .large_pages import join_pages
 from .ring_layout import PAGE, RingPlace
-from .shared_ring import BY_TURNS, IN_FILE, IN_RING, SharedRing
+from .shared_ring import IN_FILE, IN_RING, IN_TURN, SharedRing
 
-PIECE = 4 << 20  # bytes of one request, which the kernel hands to the disk as one or several
-_AHEAD = 2  # requests at once: with more, a disk gets many small ones at a time, out of order
-_PROBE = 256 << 10  # bytes between two pages that are looked for in the cache
-_BY_TURNS = 2  # dimensions of tensors whose parts, by process, lie one after the other
+PIECE = 4 << 20  # bytes of one read; the kernel may split it into several requests to the disk
+_AHEAD = 2  # concurrent reads: with more, the disk gets many small requests at a time, out of order
+_PROBE = 256 << 10  # bytes between two pages that are looked up in the page cache
+_MOST_DIMENSIONS_IN_TURN = 2  # of a tensor whose parts, one for each process, lie one after the other in the file
 
 
 class _Source:
-    """An open file. `cold`: something of it was not in the cache. `refuses`: its file system does not read past the cache."""
+    """An open file.
+
+    cold: a page of it was not in the page cache. buffered_only: its file system does not support direct I/O (O_DIRECT).
+    """
 
     def __init__(self, file: str) -> None:
-        self.cached = self.direct = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
-        self.cold = self.refuses = False
+        self.buffered = self.direct = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+        self.cold = self.buffered_only = False
         try:
-            os.posix_fadvise(self.cached, 0, 0, os.POSIX_FADV_RANDOM)  # who asks for a page gets one
+            os.posix_fadvise(self.buffered, 0, 0, os.POSIX_FADV_RANDOM)  # no read-ahead: a read of one page reads just that page
             self.direct = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
         except OSError:
-            self.refuses = True
+            self.buffered_only = True
 
     def close(self) -> None:
-        for descriptor in {self.cached, self.direct}:
+        for descriptor in {self.buffered, self.direct}:
             os.close(descriptor)
 
 
@@ -49,77 +57,78 @@ class _Window:
 
     index: int
     source: _Source
-    left: int  # pieces
-    state: int  # where it is then
+    left: int  # pieces that have not been read yet
+    state: int  # is published once all pieces have been read
     failed: bool = False
 
 
 @dataclass(frozen=True)
 class _Piece:
     window: _Window
-    begin: int  # in the file
-    needed: int  # bytes of it; beyond them is only the rest of a page
-    target: memoryview | None  # in the ring; None: the page cache
+    begin: int  # its offset in the file
+    needed: int  # bytes that have to be read; only the rest of a page follows them
+    target: memoryview | None  # its place in the ring; None if it is read into the page cache
 
 
 class RingReader:
-    """Fills the ring from the places of the windows, with threads of its own, until all are read or nobody takes them any more.
+    """Fills the ring in background threads, until all windows have been read or no process takes any more.
 
-    cache: bytes of the page cache that a window may have which is too large for the ring.
+    cache: the size in bytes up to which a window that is too large for the ring is read into the page cache.
     """
 
     def __init__(self, ring: SharedRing, places: Sequence[RingPlace], cache: int = 0) -> None:
         self._ring, self._cache = ring, cache
         self._places = places
         self._memory = ring.map_shared()
-        self._descriptor = os.dup(ring.descriptor)  # the walk of this process closes its own
+        self._descriptor = os.dup(ring.descriptor)  # the walk of this process closes the original
         self._sources: dict[str, _Source] = {}
-        self._next, self._count = threading.Lock(), threading.Lock()
+        self._piece_lock, self._count_lock = threading.Lock(), threading.Lock()
         self._begin = 0  # the first window that may have to be read
         self._pieces = self._split()
         self._threads = [threading.Thread(target=self._read_pieces, name="vllm-safe-read", daemon=True) for _ in range(_AHEAD)]
         self._running = _AHEAD
 
     def start(self) -> None:
-        """Read in the background. A thread outlives neither the last window nor the process."""
+        """Start to read in the background. The threads end after the last window, and at the latest with the process."""
         self._begin = self._skip_cached()
         for thread in self._threads:
             thread.start()
 
     def join(self) -> None:
-        """Wait until all is read, nobody takes from the ring any more, and its memory is given back."""
+        """Wait until all windows have been read, no process takes from the ring any more, and the memory of the ring has been freed."""
         for thread in self._threads:
             thread.join()
 
     def _read_pieces(self) -> None:
         try:
             while piece := self._take_piece():
-                self._note(piece.window, whole=_read(piece))
+                self._finish_piece(piece.window, whole=_read(piece))
         finally:
-            with self._count:
+            with self._count_lock:
                 self._running -= 1
-            if not self._running:
+                is_last = not self._running
+            if is_last:
                 self._finish()
 
     def _take_piece(self) -> _Piece | None:
-        with self._next:
+        with self._piece_lock:
             return next(self._pieces, None)
 
-    def _note(self, window: _Window, *, whole: bool) -> None:
-        with self._count:
+    def _finish_piece(self, window: _Window, *, whole: bool) -> None:
+        with self._count_lock:
             window.failed |= not whole
             window.left -= 1
-            if not window.left:  # where it failed, whoever takes it maps the file, and meets the error
+            if not window.left:  # after a failure, each process maps the file, and gets the error itself
                 self._ring.publish(window.index, IN_FILE if window.failed else window.state)
 
     def _finish(self) -> None:
-        """Give the memory back once nobody takes from it: a mapping that somebody keeps must not keep all of it."""
+        """Free the memory of the ring once no process takes from it. Otherwise a single mapping that is kept would keep all of the ring."""
         self._ring.publish_rest(IN_FILE)
         os.close(self._descriptor)
         for source in self._sources.values():
             source.close()
         self._ring.wait_ended()
-        last = self._places[-1] if self._places else None  # its tensors may be held, and go with their mappings
+        last = self._places[-1] if self._places else None  # its tensors may still be held; their mapping frees the memory
         begin, end = (last.offset, last.offset + last.size) if last and last.offset is not None else (0, 0)
         with suppress(OSError):
             for start, stop in ((0, begin), (end, self._ring.shape.capacity)):
@@ -127,9 +136,9 @@ class RingReader:
                     self._memory.madvise(mmap.MADV_REMOVE, start, stop - start)
 
     def _skip_cached(self) -> int:
-        """Publish the first windows that need no reading. Return their number.
+        """Publish the windows at the beginning that need no reading. Return their number.
 
-        The thread that takes tensors does this before it begins: it would keep the interpreter from the threads that read.
+        The thread that takes tensors does this first. Once it takes them, it keeps the interpreter lock from the reading threads.
         """
         for index, place in enumerate(self._places):
             if self._find_source(place) is not None:
@@ -138,36 +147,36 @@ class RingReader:
         return len(self._places)
 
     def _find_source(self, place: RingPlace) -> _Source | None:
-        """Return the file from which the window is read; None if it is in the cache, or if the file cannot be opened."""
+        """Return the file from which a window is read; None if the window is empty or cached, or if the file cannot be opened."""
         with suppress(OSError):
             source = self._open(place.window.file)
             return source if place.window.size and not _is_cached(source, place) else None
         return None
 
     def _split(self) -> Iterator[_Piece]:
-        """Yield the pieces of all windows, each once there is a place for it."""
-        cached, large = 0, False  # windows up to the last that is read into the cache; whether the ring has large pages
+        """Yield the pieces of all windows, each as soon as its place in the ring is free."""
+        cached, joined = 0, False  # the number of windows up to the last one in the page cache; whether join_pages() was called
         for index, place in islice(enumerate(self._places), self._begin, None):
             if not (source := self._find_source(place)):
-                self._ring.publish(index, IN_FILE)  # however far the others are
+                self._ring.publish(index, IN_FILE)  # without waiting for any process
             elif not self._ring.wait_done(place.after + 1):
                 return
             elif place.offset is not None:
-                if not large:  # not before it is needed: all of it is there then
-                    large = True
+                if not joined:  # only now, since it allocates the whole ring
+                    joined = True
                     join_pages(self._descriptor, self._ring.shape.header, self._ring.shape.capacity)
                 yield from self._pieces_of(_Window(index, source, _pieces(place.size), IN_RING), place)
             elif place.window.size <= self._cache:
-                self._ring.wait_passed(cached, self._ring.shape.ranks)  # one at a time
+                self._ring.wait_passed(cached, self._ring.shape.ranks)  # at most one such window at a time
                 cached = index + 1
                 yield from self._pieces_of(_Window(index, source, _pieces(place.size), IN_FILE), place)
             else:
-                by_turns = len(place.window.tensors[0].shape) <= _BY_TURNS
-                self._ring.publish(index, BY_TURNS if by_turns else IN_FILE)
-                self._ring.wait_passed(index + 1, self._ring.shape.ranks)  # the disk is theirs
+                in_turn = len(place.window.tensors[0].shape) <= _MOST_DIMENSIONS_IN_TURN
+                self._ring.publish(index, IN_TURN if in_turn else IN_FILE)
+                self._ring.wait_passed(index + 1, self._ring.shape.ranks)  # the processes have the disk to themselves
 
     def _pieces_of(self, window: _Window, place: RingPlace) -> Iterator[_Piece]:
-        """Yield the pieces of a window, none of which is small."""
+        """Yield the pieces of a window, all of about the same size, so that none is small."""
         size = -(-place.size // window.left // PAGE) * PAGE
         window.left = -(-place.size // size)
         for start in range(0, place.size, size):
@@ -186,36 +195,40 @@ def _pieces(size: int) -> int:
 
 
 def _is_cached(source: _Source, place: RingPlace) -> bool:
-    """Return whether all of it seems to be in the page cache. The kernel begins to read a page that is not: no file is asked again then."""
+    """Return whether all of a window seems to be in the page cache, by a sample of its pages.
+
+    After the first page that is missing, the file counts as cold. It is not probed again: a probe of a missing page makes the kernel read
+    it.
+    """
     page = [bytearray(PAGE)]
     if source.cold:
         return False
     with suppress(OSError):
-        source.cold = not all(os.preadv(source.cached, page, at, os.RWF_NOWAIT) for at in range(place.begin, place.window.end, _PROBE))
+        source.cold = not all(os.preadv(source.buffered, page, at, os.RWF_NOWAIT) for at in range(place.begin, place.window.end, _PROBE))
         return not source.cold
     source.cold = True
     return False
 
 
 def _read(piece: _Piece) -> bool:
-    """Read a piece; return whether all that is needed of it is there."""
+    """Read a piece; return whether all its needed bytes have been read."""
     source, target = piece.window.source, piece.target
     if target is None:
-        return _read_cached(source.cached, piece, memoryview(bytearray(piece.needed)))
-    if not source.refuses:
+        return _read_buffered(source.buffered, piece, memoryview(bytearray(piece.needed)))
+    if not source.buffered_only:
         try:
             return os.preadv(source.direct, [target], piece.begin) >= piece.needed
         except OSError as error:
             if error.errno != errno.EINVAL:
                 return False
-            source.refuses = True
-    whole = _read_cached(source.cached, piece, target)
-    with suppress(OSError):  # a file system that knows no advice
-        os.posix_fadvise(source.cached, piece.begin, piece.needed, os.POSIX_FADV_DONTNEED)
+            source.buffered_only = True
+    whole = _read_buffered(source.buffered, piece, target)
+    with suppress(OSError):  # the file system may not support posix_fadvise(2)
+        os.posix_fadvise(source.buffered, piece.begin, piece.needed, os.POSIX_FADV_DONTNEED)
     return whole
 
 
-def _read_cached(descriptor: int, piece: _Piece, target: memoryview) -> bool:
+def _read_buffered(descriptor: int, piece: _Piece, target: memoryview) -> bool:
     got, needed = 0, piece.needed
     try:
         with suppress(OSError):
@@ -230,7 +243,7 @@ def _read_cached(descriptor: int, piece: _Piece, target: memoryview) -> bool:
 
 
 class ReadAhead:
-    """Reads a range of a file into the page cache, in order, while somebody takes it from a mapping; until it is told to stop."""
+    """Reads a range of a file into the page cache, in order, while a process takes a tensor from a mapping of it."""
 
     def __init__(self, file: str, begin: int, end: int) -> None:
         self._file, self._begin, self._end = file, begin, end
@@ -238,11 +251,11 @@ class ReadAhead:
         self._thread = threading.Thread(target=self._run, name="vllm-safe-ahead", daemon=True)
 
     def __enter__(self) -> None:
-        """Begin to read."""
+        """Start to read."""
         self._thread.start()
 
     def __exit__(self, *_error: object) -> None:
-        """Stop it."""
+        """Stop reading, and wait for the thread."""
         self._stop.set()
         self._thread.join()
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from math import prod
 
 _PREFIX = 8  # bytes: the length of the header, before it
-_LONGEST = 100_000_000  # bytes of a header, as safetensors has it
+_LONGEST = 100_000_000  # bytes of a header: the limit of safetensors
 
 
 class UnknownLayout(Exception):
-    """A file is not as safetensors files are, or has what only vLLM's own loader reads. Its text says what."""
+    """The checkpoint has to be read by vLLM itself. The text gives the reason."""
 
 
 @dataclass(frozen=True)
@@ -29,37 +29,37 @@ class StoredTensor:
 
 @dataclass(frozen=True)
 class ReadWindow:
-    """Tensors that lie one after the other in one file, and are read together."""
+    """Tensors that lie one after another in a file and are read together."""
 
     file: str
     tensors: tuple[StoredTensor, ...]
 
     @property
     def begin(self) -> int:
-        """The first byte."""
+        """The offset in the file of its first byte."""
         return self.tensors[0].begin
 
     @property
     def end(self) -> int:
-        """The byte after the last."""
+        """The offset in the file after its last byte."""
         return self.tensors[-1].end
 
     @property
     def size(self) -> int:
-        """Its bytes."""
+        """Its size in bytes."""
         return self.end - self.begin
 
 
 def read_layout(file: str, sizes: Mapping[str, int]) -> list[StoredTensor]:
-    """Read the tensors of a file, in the order in which they lie there. sizes: bytes of an element, by kind.
+    """Read the layout of a file: its tensors, in the order in which they are stored. sizes: bytes of an element, by dtype.
 
-    Raises UnknownLayout where the file is damaged, shortened, or of a kind that is not in `sizes`: vLLM's own loader tells what it is.
+    Raises UnknownLayout if the file is damaged or truncated, or has a dtype that is not in `sizes`. vLLM's own loader reports the cause.
     """
     with open(file, "rb") as opened:  # noqa: PTH123 - the names are vLLM's, and strings
         total = os.fstat(opened.fileno()).st_size
         length = int.from_bytes(opened.read(_PREFIX), "little")
         if not 2 <= length <= min(_LONGEST, total - _PREFIX):
-            raise UnknownLayout(f"{file} has no header")
+            raise UnknownLayout(f"{file} has no safetensors header")
         text = opened.read(length)
     try:
         return _parse(json.loads(text), _PREFIX + length, total, sizes)
@@ -76,7 +76,7 @@ def _parse(header: Mapping[str, Mapping[str, list[int]]], start: int, total: int
         kind, shape = str(row["dtype"]), tuple(row["shape"])
         tensor = StoredTensor(name, kind, shape, start + begin, start + end)
         if kind not in sizes or end - begin != prod(shape) * sizes[kind] or tensor.begin % sizes[kind] or begin < 0 or tensor.end > total:
-            raise ValueError(f"the tensor {name} of kind {kind} is not where it should be, or not known")
+            raise ValueError(f"the tensor {name} has an unknown dtype ({kind}), or its size or offset is wrong")
         tensors.append(tensor)
     return sorted(tensors, key=lambda tensor: (tensor.begin, tensor.end))
 

@@ -1,7 +1,7 @@
-"""A ring of memory that the processes of a machine share, with what each of them says of itself: nobody waits for all to meet.
+"""A ring buffer in memory that the processes of one machine share, with the progress of each. It needs no barrier between them.
 
-It is a memfd: a header, and the ring. The process that reads says of each window where it is; all say how many windows they are done with.
-Each of these words is written by one process, and whoever waits for one looks again after a pause.
+It is a memfd that consists of a header and the ring. In the header, the reader publishes the state of each window, and each process reports
+how many windows it is done with. Each word has a single writer. A process that waits for a word polls it.
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ from typing import Self
 
 from .large_pages import LARGE_PAGE
 
-UNREAD, IN_RING, IN_FILE, BY_TURNS = range(4)  # of a window: not yet there; in the ring; to be mapped from its file, at once or by turns
-_ENDED = 1 << 62  # windows that a process is done with when it takes no more
+# The states of a window: not read yet; in the ring; to be mapped from its file, by all processes at once or in turn.
+UNREAD, IN_RING, IN_FILE, IN_TURN = range(4)
+_ENDED = 1 << 62  # instead of a number of windows: the process takes no more
 _WORD = 8
-_PAUSES = 0.0005, 0.005  # seconds: the first, and the longest
+_PAUSES = 0.0005, 0.005  # seconds between two polls: at first, and at most
 
 
 @dataclass(frozen=True)
 class RingShape:
-    """How many processes share a ring, of how many bytes, for how many windows."""
+    """The number of processes that share a ring, the number of windows, and the size of the ring in bytes."""
 
     ranks: int
     windows: int
@@ -31,15 +32,15 @@ class RingShape:
 
     @property
     def header(self) -> int:
-        """The bytes before the ring, of which few are touched."""
+        """The size in bytes of the header, which ends at a large page. Few of its pages are ever touched."""
         return -(-(2 * _WORD * self.ranks + self.windows) // LARGE_PAGE) * LARGE_PAGE
 
 
 class SharedRing:
-    """The ring, as one of the processes sees it."""
+    """The ring, as one process has it open."""
 
     def __init__(self, descriptor: int, shape: RingShape) -> None:
-        """Take over the descriptor of the memory."""
+        """Take ownership of the descriptor of the memfd."""
         self.shape = shape
         self.descriptor = descriptor
         self._header = memoryview(mmap.mmap(descriptor, shape.header))
@@ -50,73 +51,73 @@ class SharedRing:
 
     @classmethod
     def create(cls, shape: RingShape) -> Self:
-        """Make a ring."""
+        """Create a ring."""
         descriptor = os.memfd_create("vllm-safe-ring", os.MFD_CLOEXEC)
         os.ftruncate(descriptor, shape.header + shape.capacity)
         return cls(descriptor, shape)
 
     @classmethod
     def open(cls, pid: int, descriptor: int, shape: RingShape) -> Self:
-        """Open the ring of another process. Raises OSError where that is not allowed, and ValueError where it is not of that shape."""
+        """Open the ring of another process. Raises OSError if that is not allowed, and ValueError if it does not have that shape."""
         return cls(os.open(f"/proc/{pid}/fd/{descriptor}", os.O_RDWR | os.O_CLOEXEC), shape)
 
     def close(self) -> None:
-        """Let go of the descriptor. What has been mapped stays until its last holder is gone."""
+        """Close the descriptor. Mappings stay until their last holder is gone."""
         os.close(self.descriptor)
 
     def map_shared(self) -> mmap.mmap:
-        """Map the ring for the process that fills it."""
+        """Map the ring for the reader, which fills it."""
         return mmap.mmap(self.descriptor, self.shape.capacity, offset=self.shape.header)
 
     def map_private(self) -> mmap.mmap:
-        """Map the ring for a process that takes from it: what it changes there, nobody else sees."""
+        """Map the ring for a process that takes from it. No other process sees its changes."""
         flags, protection = mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE
         return mmap.mmap(self.descriptor, self.shape.capacity, flags=flags, prot=protection, offset=self.shape.header)
 
     def publish(self, window: int, state: int) -> None:
-        """Say where a window is."""
+        """Publish the state of a window: where it is."""
         self._states[window] = state
 
     def publish_rest(self, state: int) -> None:
-        """Say the same of all windows of which nothing has been said."""
+        """Publish the same state for all windows that have none yet."""
         for window in range(self.shape.windows):
             if self._states[window] == UNREAD:
                 self._states[window] = state
 
     def wait_for(self, window: int) -> int:
-        """Wait until the window is there; return where it is."""
+        """Wait until a window is available; return its state."""
         wait_until(lambda: self._states[window] != UNREAD)
         return self._states[window]
 
-    def say_done(self, rank: int, windows: int) -> None:
-        """Say that a process needs nothing any more of so many windows."""
+    def report_done(self, rank: int, windows: int) -> None:
+        """Report that a process needs nothing of its first `windows` windows any more."""
         self._done[rank] = max(self._done[rank], windows)
 
-    def say_passed(self, rank: int, windows: int) -> None:
-        """Say that a process has taken what it wants of so many windows, and may hold some of it."""
+    def report_passed(self, rank: int, windows: int) -> None:
+        """Report that a process has taken what it wants of its first `windows` windows. It may still hold some of it."""
         self._passed[rank] = max(self._passed[rank], windows)
 
     def end(self, rank: int) -> None:
-        """Say that a process takes nothing more from the ring."""
+        """Report that a process takes nothing more from the ring."""
         self._passed[rank] = self._done[rank] = _ENDED
 
     def wait_done(self, windows: int) -> bool:
-        """Wait until all are done with so many windows; return whether any of them goes on."""
+        """Wait until all processes are done with the first `windows` windows; return whether any of them takes more."""
         wait_until(lambda: min(self._done) >= windows)
         return min(self._done) < _ENDED
 
     def wait_ended(self) -> None:
-        """Wait until nobody takes anything more."""
+        """Wait until no process takes anything more."""
         wait_until(lambda: min(self._done) == _ENDED)
 
     def wait_passed(self, windows: int, ranks: int) -> None:
-        """Wait until so many of the processes, from the first, have passed so many windows."""
+        """Wait until the first `ranks` processes have passed the first `windows` windows."""
         wait_until(lambda: min(self._passed[:ranks], default=_ENDED) >= windows)
 
 
-def wait_until(holds: Callable[[], bool]) -> None:
-    """Return once it holds."""
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Return once the condition holds."""
     pause, longest = _PAUSES
-    while not holds():
+    while not condition():
         time.sleep(pause)
         pause = min(pause * 2, longest)
