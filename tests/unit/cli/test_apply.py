@@ -197,9 +197,9 @@ def test_the_power_limits_are_set_and_taken_back_by_themselves(
     assert capsys.readouterr().out == "nothing to do: already up to date\n"
 
 
-def test_tunables_power_and_the_gateway_are_calls_of_their_own(config: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tunables_power_and_the_gateway_exclude_each_other(config: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["apply", "--tunables", "--power", "--config", config]) == 2
-    assert "calls of their own" in capsys.readouterr().err
+    assert "use only one of --tunables, --power and --gateway" in capsys.readouterr().err
 
 
 def test_an_edited_power_limit_is_applied_before_the_next_start(config: str, capsys: pytest.CaptureFixture[str]) -> None:
