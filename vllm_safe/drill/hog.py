@@ -11,21 +11,21 @@ import os
 import random
 import select
 import signal
-import struct
 import sys
 import time
 
 _PAGE = 4096
 _NOISE = 4 << 20  # bytes of random data, which like quantized weights no compressor (zswap, zram) makes smaller
 _BATCH = 8  # pages between two updates of the count; where a page takes long, only a few may be touched in a minute
-_COUNT = struct.Struct("=Q")
+_WORD = 8  # bytes of a count
 
 
 def main() -> None:
     """Run `hog BYTES PROCESSES SECONDS`. Print every second how many pages were touched since the start."""
     size, processes, seconds = int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
     end = time.monotonic() + seconds
-    counters = mmap.mmap(-1, processes * _COUNT.size)  # shared with the children
+    # Shared with the children. An item is written in one go; struct.pack_into writes zeros first, which the parent could read.
+    counters = memoryview(mmap.mmap(-1, processes * _WORD)).cast("Q")
     children = [_start(size // processes, counters, number) for number in range(processes)]
     try:
         while (left := end - time.monotonic()) > 0:
@@ -35,7 +35,7 @@ def main() -> None:
             # A child that was killed for lack of memory ends the whole hog, as it would end a model.
             if os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
                 break
-            sys.stdout.write(f"{sum(_COUNT.unpack_from(counters, number * _COUNT.size)[0] for number in range(processes))}\n")
+            sys.stdout.write(f"{sum(counters)}\n")
             sys.stdout.flush()
     except OSError:  # nobody reads the standard output any more
         pass
@@ -45,7 +45,7 @@ def main() -> None:
     os._exit(0)  # systemd ends what is left of the children: the unit ends with this process
 
 
-def _start(size: int, counters: mmap.mmap, number: int) -> int:
+def _start(size: int, counters: memoryview, number: int) -> int:
     if pid := os.fork():
         return pid
     try:
@@ -54,7 +54,7 @@ def _start(size: int, counters: mmap.mmap, number: int) -> int:
         os._exit(1)
 
 
-def _touch(size: int, counters: mmap.mmap, number: int) -> None:
+def _touch(size: int, counters: memoryview, number: int) -> None:
     """Write the first half of the memory in sequence, which is quick, and then pages at random, for ever."""
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     memory.madvise(mmap.MADV_NOHUGEPAGE)  # so that one touch is one page
@@ -67,7 +67,7 @@ def _touch(size: int, counters: mmap.mmap, number: int) -> None:
             page, start = int(pick() * pages) * _PAGE, int(pick() * (_NOISE - _PAGE))
             memory[page : page + _PAGE] = noise[start : start + _PAGE]
         touched += _BATCH
-        _COUNT.pack_into(counters, number * _COUNT.size, touched)
+        counters[number] = touched
 
 
 if __name__ == "__main__":
