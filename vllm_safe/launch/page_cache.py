@@ -26,7 +26,7 @@ _MADV_WILLNEED = 3
 _FS_IOC_FIEMAP = 0xC020660B  # linux/fiemap.h
 _FIEMAP_EXTENTS = 64  # extents per file that are requested; installed files have one or two
 # On a network or in RAM, reading ahead gains nothing. ZFS has a cache of its own beside the page cache.
-_NOT_A_DISK = frozenset({"tmpfs", "ramfs", "nfs", "nfs4", "cifs", "smb3", "ceph", "9p", "virtiofs", "fuse.sshfs", "zfs"})
+_NOT_A_DISK = frozenset({"tmpfs", "ramfs", "nfs", "nfs4", "lustre", "cifs", "smb3", "ceph", "9p", "virtiofs", "fuse.sshfs", "zfs"})
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
