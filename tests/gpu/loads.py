@@ -103,7 +103,7 @@ def _load(folder: Path, ranks: int, env: dict[str, str]) -> str:
     variables = " ".join(f"{key}={value}" for key, value in (_ENGINE_ENV | env).items())
     said = run(f"cd /; env {variables} {ENGINE}/bin/python {program} {folder} {ranks} 2>/tmp/weights.log")
     said += Path("/tmp/weights.log").read_text()  # noqa: S108 - a throwaway machine
-    if ("the checkpoint is read" in said) != bool(env):
+    if ("reading the checkpoint in order" in said) != bool(env):
         raise Wrong("the loader is not the one that was asked for")
     return said
 

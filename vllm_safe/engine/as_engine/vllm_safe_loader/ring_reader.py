@@ -21,7 +21,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 
-from .large_pages import join_pages
+from .large_pages import LARGE_PAGE, join_pages
 from .ring_layout import PAGE, RingPlace
 from .shared_ring import IN_FILE, IN_RING, IN_TURN, SharedRing
 
@@ -84,6 +84,7 @@ class RingReader:
         self._sources: dict[str, _Source] = {}
         self._piece_lock, self._count_lock = threading.Lock(), threading.Lock()
         self._begin = 0  # the first window that may have to be read
+        self._joined = 0  # bytes of the ring that have been given large pages
         self._pieces = self._split()
         self._threads = [threading.Thread(target=self._read_pieces, name="vllm-safe-read", daemon=True) for _ in range(_AHEAD)]
         self._running = _AHEAD
@@ -155,16 +156,14 @@ class RingReader:
 
     def _split(self) -> Iterator[_Piece]:
         """Yield the pieces of all windows, each as soon as its place in the ring is free."""
-        cached, joined = 0, False  # the number of windows up to the last one in the page cache; whether join_pages() was called
+        cached = 0  # the number of windows up to the last one in the page cache
         for index, place in islice(enumerate(self._places), self._begin, None):
             if not (source := self._find_source(place)):
                 self._ring.publish(index, IN_FILE)  # without waiting for any process
             elif not self._ring.wait_done(place.after + 1):
                 return
             elif place.offset is not None:
-                if not joined:  # only now, since it allocates the whole ring
-                    joined = True
-                    join_pages(self._descriptor, self._ring.shape.header, self._ring.shape.capacity)
+                self._join_pages(place.offset + place.size)
                 yield from self._pieces_of(_Window(index, source, _pieces(place.size), IN_RING), place)
             elif place.window.size <= self._cache:
                 self._ring.wait_passed(cached, self._ring.shape.ranks)  # at most one such window at a time
@@ -174,6 +173,13 @@ class RingReader:
                 in_turn = len(place.window.tensors[0].shape) <= _MOST_DIMENSIONS_IN_TURN
                 self._ring.publish(index, IN_TURN if in_turn else IN_FILE)
                 self._ring.wait_passed(index + 1, self._ring.shape.ranks)  # the processes have the disk to themselves
+
+    def _join_pages(self, end: int) -> None:
+        """Make large pages of the ring up to `end`. Meanwhile, the other thread reads: 768 MiB of them take 0.4 to 1.3 s."""
+        if end > self._joined:
+            begin, shape = self._joined, self._ring.shape
+            self._joined = -(-end // LARGE_PAGE) * LARGE_PAGE
+            join_pages(self._descriptor, shape.header + begin, min(self._joined, shape.capacity) - begin)
 
     def _pieces_of(self, window: _Window, place: RingPlace) -> Iterator[_Piece]:
         """Yield the pieces of a window, all of about the same size, so that none is small."""
