@@ -87,6 +87,18 @@ def test_a_state_that_nobody_writes_any_more_is_not_believed() -> None:
     assert write("loading", ago=500).phase == DOWN
 
 
+def test_after_a_suspend_a_state_has_time_to_be_written_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    write("ready")
+    watch = ModelWatch()
+    assert watch.look("a").phase == READY
+    clock, monotonic = time.time, time.monotonic
+    monkeypatch.setattr(time, "time", lambda: clock() + 500)
+    assert watch.look("a").phase == READY
+    monkeypatch.setattr(time, "time", lambda: clock() + 620)
+    monkeypatch.setattr(time, "monotonic", lambda: monotonic() + 120)
+    assert watch.look("a").phase == DOWN
+
+
 def test_a_changed_file_is_read_again_at_once() -> None:
     watch = ModelWatch()
     for phase, seen in [("loading", COMING), ("ready", READY), ("stopping", GOING)] * 20:
