@@ -110,8 +110,7 @@ class ModelWatch:
         crashed = phase == DOWN and state.cause not in {"", "stopped", "room", "idle"}
         if crashed and not state.served:
             phase = FAILED
-            reason = state.reason or state.text or "its main process did not say why"
-            problem = f"{name} failed to start: {reason.rstrip('.')}. See: vllm-safe why {name}"
+            problem = f"{name} failed to start: {_why(name, state)}. See: vllm-safe why {name}"
         left = state.progress.left if state.progress is not None else None
         used = state.used or state.since
         return SeenModel(
@@ -127,6 +126,12 @@ class ModelWatch:
             refused=state.cause == "refused",
             written=state.time,
         )
+
+
+def _why(name: str, state: State) -> str:
+    """Return why a start failed, without a full stop: the status, which explains the error that ended the server, or else the reason."""
+    text = (state.text or state.reason or "its main process did not say why").rstrip(".")
+    return f"it {text.removeprefix(f'{name} ')}" if text.startswith(f"{name} ") else text
 
 
 def _ahead() -> float:

@@ -82,6 +82,12 @@ def test_a_start_that_failed_says_why_until_something_changes(tmp_path: Path) ->
     assert ModelWatch().look("a").phase == DOWN
 
 
+def test_a_start_that_failed_says_what_ended_the_server() -> None:
+    reason, text = "the server ended after 7 s, before it was ready (exit status 1)", "a exited: max-model-len 9999 exceeds 2048."
+    found = write("ended", cause="exited", reason=reason, text=text)
+    assert found.problem == "a failed to start: it exited: max-model-len 9999 exceeds 2048. See: vllm-safe why a"
+
+
 def test_a_state_that_nobody_writes_any_more_is_not_believed() -> None:
     assert write("ready", ago=500).phase == DOWN
     assert write("loading", ago=500).phase == DOWN
