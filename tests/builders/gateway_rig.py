@@ -109,7 +109,7 @@ class RigModel:
                 return False
             self.say("starting", cause="", reason="", served=False)
             if self.fails:
-                self.say("ended", cause="refused", reason=self.fails)
+                self.say("ended", cause="refused", reason=self.fails, text=self.fails)
                 return False
             self.say("loading", text="loading weights: 42 %, about 3 min left", progress=LoadProgress(1, 2, 3.0, 180.0))
             await asyncio.sleep(self.load)

@@ -260,7 +260,7 @@ def test_a_start_that_fails_says_what_why_says_and_is_not_repeated(bed: Nspawn) 
     for _ in range(2):
         refused = ask(bed, "one")
         assert refused["status"] == 503
-        assert "one failed to start: " in str(refused["error"])
+        assert "one failed to start: it exited before it was ready (exit status 1): RuntimeError: it cannot be" in str(refused["error"])
         assert "vllm-safe why one" in str(refused["error"])
     assert bed.out(f"journalctl --since=@{since} -u vllm@one -o cat | grep -c '^Starting'").strip() == "1"
     bed.run(f"rm /opt/one.fails; systemctl stop vllm@one; touch {CONFIG}")

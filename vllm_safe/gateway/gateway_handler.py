@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from http import HTTPStatus
 from typing import cast
+from urllib.parse import unquote
 
 from aiohttp import web
 
@@ -23,6 +24,7 @@ from vllm_safe.gateway.request_body import KeptBytes, RequestBody
 from vllm_safe.gateway.switchboard import Switchboard, Ticket, public_state
 
 _PATH = re.compile(r"/v1(?:/[A-Za-z0-9_-][A-Za-z0-9_.-]*)+/?(?:\?[!-~]*)?", re.ASCII)  # no "..", nothing that decodes to another path
+_ONE_MODEL = "/v1/models/"  # and the name, as the client writes it: some encode the slash of ORG/NAME
 _BEFORE_NEWS = 2.0  # seconds before the first comment in a stream
 _NEWS_EVERY = 5.0  # seconds between two comments
 _TRIES = 5  # connections to a server for one request: a server that is about to stop must be started again
@@ -105,7 +107,8 @@ class GatewayHandler:
             return json_answer({"status": "ok"})
         if reading and path == "/metrics":
             return web.Response(text=self._metrics(), content_type="text/plain", charset="utf-8")
-        if not _PATH.fullmatch(request.raw_path):
+        looks_up = request.method != "POST" and path.startswith(_ONE_MODEL)  # whatever the name is, it is passed on to nobody
+        if not looks_up and not _PATH.fullmatch(request.raw_path):
             raise Refused(HTTPStatus.NOT_FOUND, "the gateway has /v1/..., /health and /metrics, and nothing else")
         if request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:
             return preflight_answer(request.headers.get("Access-Control-Request-Headers", ""))  # a browser sends no key with it
@@ -132,8 +135,8 @@ class GatewayHandler:
         """Answer a request that only reads."""
         if path.rstrip("/") == "/v1/models":
             return json_answer({"object": "list", "data": [self._describe(name) for name in self._served]})
-        if path.startswith("/v1/models/"):
-            name = path.removeprefix("/v1/models/")
+        if path.startswith(_ONE_MODEL):
+            name = unquote(path.removeprefix(_ONE_MODEL))
             self._find(name)
             return json_answer(self._describe(name))
         raise _without_model(f"GET {path}")

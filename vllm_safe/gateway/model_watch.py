@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +17,7 @@ from vllm_safe.gateway.queue_decision import COMING, DOWN, FAILED, GOING, READY
 
 CONFIG = Path("/etc/vllm-safe/config.yaml")
 _SILENT = 120.0  # seconds; the main process of a running server writes a new state every few seconds
+_JUMP = 1.0  # seconds by which the clock moves on at once: a suspend of this machine, or a clock that was set
 _COARSE = 0.05  # seconds
 _LAUNCH_MOST = 1 << 20  # bytes
 
@@ -48,6 +50,8 @@ class ModelWatch:
         self._seen: dict[str, tuple[tuple[int, int, int], SeenModel]] = {}
         self._loads: dict[str, float] = {}  # by model: how long its last load took
         self._failures: dict[str, SeenModel] = {}  # starts that failed before there was a process to write a state
+        self._ahead = _ahead()
+        self._jumped = -math.inf  # by the monotonic clock: when the clock was last seen to have jumped
 
     def look(self, name: str) -> SeenModel:
         """Return what a model does now."""
@@ -77,11 +81,19 @@ class ModelWatch:
             if time.time() - status.st_mtime > _COARSE:
                 self._seen[name] = known
         found = known[1]
-        if found.phase not in {DOWN, FAILED} and time.time() - found.written > _SILENT:
+        if found.phase not in {DOWN, FAILED} and self._is_silent(found.written):
             return found._replace(phase=DOWN)
         if found.phase == FAILED and _changed_since(name, found.written):
             return found._replace(phase=DOWN)
         return found
+
+    def _is_silent(self, written: float) -> bool:
+        """Return whether the main process has written nothing for long. While the machine was suspended, it could not."""
+        ahead = _ahead()
+        if abs(ahead - self._ahead) > _JUMP:
+            self._jumped = time.monotonic()
+        self._ahead = ahead
+        return min(time.time() - written, time.monotonic() - self._jumped) > _SILENT
 
     def last_load(self, name: str) -> float | None:
         """Return how many seconds the last load took that this process saw."""
@@ -98,8 +110,7 @@ class ModelWatch:
         crashed = phase == DOWN and state.cause not in {"", "stopped", "room", "idle"}
         if crashed and not state.served:
             phase = FAILED
-            reason = state.reason or state.text or "its main process did not say why"
-            problem = f"{name} failed to start: {reason.rstrip('.')}. See: vllm-safe why {name}"
+            problem = f"{name} failed to start: {_why(name, state)}. See: vllm-safe why {name}"
         left = state.progress.left if state.progress is not None else None
         used = state.used or state.since
         return SeenModel(
@@ -115,6 +126,17 @@ class ModelWatch:
             refused=state.cause == "refused",
             written=state.time,
         )
+
+
+def _why(name: str, state: State) -> str:
+    """Return why a start failed, without a full stop: the status, which explains the error that ended the server, or else the reason."""
+    text = (state.text or state.reason or "its main process did not say why").rstrip(".")
+    return f"it {text.removeprefix(f'{name} ')}" if text.startswith(f"{name} ") else text
+
+
+def _ahead() -> float:
+    """Return by how much the clock is ahead of the monotonic one, which stands still while the machine is suspended."""
+    return time.time() - time.monotonic()
 
 
 def _is_pinned(name: str) -> bool:

@@ -38,6 +38,8 @@ def error_answer(refused: Refused) -> web.Response:
         headers["Retry-After"] = str(min(max(round(refused.retry_after), 1), 3600))
     if refused.status == HTTPStatus.UNAUTHORIZED:
         headers["WWW-Authenticate"] = "Bearer"
+    if headers:
+        headers["Access-Control-Expose-Headers"] = ", ".join(headers)  # else a page in a browser does not see them
     return json_answer(error_object(refused), refused.status, headers)
 
 

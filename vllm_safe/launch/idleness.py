@@ -12,6 +12,7 @@ from vllm_safe.contract.launch_file import Launch
 # The names in /metrics of vLLM 0.32 (v1/metrics/loggers.py): requests that have ended, for any reason, and requests in progress.
 FINISHED = "vllm:request_success_total"
 _UNFINISHED = ("vllm:num_requests_running", "vllm:num_requests_waiting")
+_JUMP = 1.0  # seconds by which the clock moves on at once: a suspend of this machine, or a clock that was set; neither is idle time
 _MASKED = 2  # readings after the answer to our own request: the first may have been taken before the request was counted
 
 
@@ -19,7 +20,7 @@ class Idleness:
     """The idle time of one model that a request started. now: seconds of a monotonic clock. wall: Unix time."""
 
     def __init__(self, launch: Launch, now: float, wall: float) -> None:
-        self.used = wall  # the last time at which a request was seen
+        self.used = wall  # the last time at which a request was seen, by the clock as it is now
         self.is_over = False
         self._limit = launch.idle_timeout
         self._since = now
@@ -49,6 +50,9 @@ class Idleness:
         self._see(now, wall, used=count > 0)
 
     def _see(self, now: float, wall: float, *, used: bool) -> None:
+        jump = (wall - self.used) - (now - self._since)
         if used:
             self.used, self._since = wall, now
+        elif abs(jump) > _JUMP:
+            self.used += jump
         self.is_over = 0 < self._limit <= now - self._since

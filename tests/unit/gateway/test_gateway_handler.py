@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from aiohttp import ClientPayloadError, ClientResponse, ClientSession, FormData
+from yarl import URL
 
 from tests.builders.gateway_rig import EVENT, TOKENS, Rig, running_gateway, wait_until
 from vllm_safe.gateway import gateway_handler
@@ -71,6 +72,34 @@ def test_what_it_answers_itself_wakes_nothing(rig: Rig) -> None:
 
     talk(rig, run)
     assert model.starts == 0
+
+
+@pytest.mark.parametrize("name", ["org/a", "org%2Fa", "or%67%2fa?x=1"])
+def test_a_model_is_described_however_the_client_writes_its_name(rig: Rig, name: str) -> None:
+    rig.add("a")
+
+    async def run(client: ClientSession) -> None:
+        async with client.get(URL(f"/v1/models/{name}", encoded=True)) as answer:
+            assert (answer.status, (await answer.json()).get("id")) == (200, "org/a")
+
+    talk(rig, run)
+
+
+@pytest.mark.parametrize("name", ["org%2Fb", "..%2F..%2Ftokenize", "%1b[31m", "%ff%00", "a%2"])
+def test_a_name_with_escapes_is_only_looked_up(rig: Rig, name: str) -> None:
+    rig.add("a")
+
+    async def run(client: ClientSession) -> None:
+        url = URL(f"/v1/models/{name}", encoded=True)
+        async with client.get(url) as answer:
+            content = await answer.json()
+            assert (answer.status, content["error"]["code"]) == (404, "model_not_found")
+            assert content["error"]["message"].isprintable()
+        async with client.post(url, json={"model": "a"}) as answer:
+            assert answer.status == 404
+
+    talk(rig, run)
+    assert rig.models["a"].asked == []
 
 
 @pytest.mark.parametrize(
@@ -187,6 +216,7 @@ def test_a_page_in_a_browser_may_ask(rig: Rig, monkeypatch: pytest.MonkeyPatch) 
             assert answer.status == 404
         async with client.get("/v1/models", headers=page) as answer:  # the page may read why
             assert (answer.status, answer.headers["Access-Control-Allow-Origin"]) == (401, "*")
+            assert answer.headers["Access-Control-Expose-Headers"] == "x-should-retry, WWW-Authenticate"
 
     talk(rig, run)
 
@@ -433,6 +463,7 @@ def test_the_others_are_told_when_to_come_again(rig: Rig) -> None:
         assert time.monotonic() - begin < 1
         status, words = error(answer)
         assert (status, answer[2].headers["Retry-After"]) == (503, "180")
+        assert answer[2].headers["Access-Control-Expose-Headers"] == "Retry-After"
         assert words == "a: loading weights: 42 %, about 3 min left; it was not ready within 0.2 s (gateway.wait)"
 
     talk(rig, run)

@@ -82,9 +82,27 @@ def test_a_start_that_failed_says_why_until_something_changes(tmp_path: Path) ->
     assert ModelWatch().look("a").phase == DOWN
 
 
+def test_a_start_that_failed_says_what_ended_the_server() -> None:
+    reason, text = "the server ended after 7 s, before it was ready (exit status 1)", "a exited: max-model-len 9999 exceeds 2048."
+    found = write("ended", cause="exited", reason=reason, text=text)
+    assert found.problem == "a failed to start: it exited: max-model-len 9999 exceeds 2048. See: vllm-safe why a"
+
+
 def test_a_state_that_nobody_writes_any_more_is_not_believed() -> None:
     assert write("ready", ago=500).phase == DOWN
     assert write("loading", ago=500).phase == DOWN
+
+
+def test_after_a_suspend_a_state_has_time_to_be_written_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    write("ready")
+    watch = ModelWatch()
+    assert watch.look("a").phase == READY
+    clock, monotonic = time.time, time.monotonic
+    monkeypatch.setattr(time, "time", lambda: clock() + 500)
+    assert watch.look("a").phase == READY
+    monkeypatch.setattr(time, "time", lambda: clock() + 620)
+    monkeypatch.setattr(time, "monotonic", lambda: monotonic() + 120)
+    assert watch.look("a").phase == DOWN
 
 
 def test_a_changed_file_is_read_again_at_once() -> None:

@@ -25,6 +25,16 @@ def test_nobody_asking_for_the_time_is_the_end() -> None:
     assert idle.used == 1000.0
 
 
+def test_a_suspend_is_no_idle_time() -> None:
+    idle = Idleness(ASKED, 0.0, 1000.0)
+    assert not read(idle, 10.0)
+    idle.counted(20.0, 1620.0, figures())  # the machine slept for 600 s
+    assert not idle.is_over
+    assert idle.used == 1600.0  # 20 s before, as `status` shows it
+    idle.counted(60.0, 1660.0, figures())
+    assert (idle.is_over, idle.used) == (True, 1600.0)
+
+
 def test_a_request_that_runs_or_waits_is_use_however_long_it_takes() -> None:
     idle = Idleness(ASKED, 0.0, 1000.0)
     assert not any(read(idle, float(now), running=1) for now in range(0, 3000, 10))
