@@ -33,7 +33,7 @@ _HOSTS = Path("/etc/hosts")
 _VARIABLES = {"NCCL_DEBUG": "INFO", "NCCL_IB_DISABLE": "1"}
 _ARGS = {"tensor-parallel-size": 2, "enforce-eager": True, "gpu-memory-utilization": 0.3, "max-model-len": 2048}
 _SERVICE = "[Service]\nNetworkNamespacePath=/run/netns/{name}\nRestartSec=5\n"
-# Its processes see folders of their own at the places of the first machine's. A bind mount on a folder that the first unit removes would go.
+# Its processes see folders of their own at the places of the first machine's. A mount on a folder that the first unit removes would go.
 _OF_SECOND = (
     f"RuntimeDirectory=\nRuntimeDirectory=vllm-second\nWorkingDirectory=/run/vllm-second\nTemporaryFileSystem=/run/vllm\n"
     f"BindPaths={_SECOND_RUN}:{_RUN} /run/vllm-second:/run/vllm/{MODEL}\n"
