@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -57,8 +58,10 @@ def test_a_worker_that_dies_ends_all_and_all_know_where(lan: Lan) -> None:
     lan.ask_for_long("big")
     second.run(["pkill", "-KILL", "VLLM::Worker"])  # the first fails at once, and the second notices seconds later
     lan.wait_for_all("big", "auto-restart", 40)
-    own = "big exited because its process VllmWorker-1 was killed by SIGKILL."
-    assert lan.told("big") == [f"gpu2 ended: {own}", own]
+    first_told, own = lan.told("big")
+    # vLLM asks for the exit status so soon after the death that there may be none yet.
+    assert re.fullmatch(r"big exited because its process VllmWorker-1 (was killed by SIGKILL|died without an error message)\.", own)
+    assert first_told == f"gpu2 ended: {own}"
     assert [lan.state("big", number)["cause"] for number in (0, 1)] == ["node", "exited"]
     assert "On that machine: vllm-safe why big" in first.out("vllm-safe why big")
 

@@ -18,15 +18,16 @@ _LOST = re.compile(
     r"recvValue failed|sendBytes failed"
 )
 _MAY_FOLLOW = FOLLOWS | {"nccl-error", "nccl-timeout", ""}
-# By any signal but SIGABRT, with which torch ends itself after errors of NCCL.
+# By any signal but SIGABRT, with which torch ends itself after errors of NCCL. vLLM may not know the signal yet.
 _KILLED_HERE = re.compile(r"died unexpectedly \(exit code: -(?!6\))\d+\)")
+_DIED_HERE = re.compile(r"died unexpectedly \(exit code: None\)")
 
 
 def find_lost_connection(head: Sequence[str], tail: Sequence[str], *, served: bool) -> str:
     """Return the line in which a server says that another process closed a connection, if nothing else explains its end; else ""."""
     lines = [*head, *tail]
     at = next((number for number, line in enumerate(lines) if _LOST.search(line)), None)
-    if at is None or any(_KILLED_HERE.search(line) for line in lines):
+    if at is None or any(_KILLED_HERE.search(line) for line in lines) or any(_DIED_HERE.search(line) for line in lines[:at]):
         return ""
     message = find_cause(head, tail, served=served)
     if message and (message.code not in _MAY_FOLLOW or (not message.code and _is_in(message.line, lines[:at]))):
