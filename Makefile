@@ -1,7 +1,7 @@
 # `make` alone lists what there is. As root on a bare Debian 12, each target installs what it needs (apt, PyPI) by itself.
 PYTHON := .venv/bin/python
 
-.PHONY: help venv check deb beds test system test-nspawn test-vm test-releases test-trixie test-sid test-gpu demo bench bench-rows locks clean
+.PHONY: help venv check deb beds test system test-nspawn test-vm test-releases test-trixie test-sid test-nodes test-gpu demo bench bench-rows locks clean
 
 help: ## This list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1\t/p' Makefile
@@ -33,6 +33,9 @@ test-vm test-nspawn test-trixie test-sid: test-%: venv deb beds
 
 test-releases: venv deb beds ## The same package on trixie and sid, built there too, and an upgrade of bookworm to trixie
 	$(PYTHON) -m tests.tiers trixie sid
+
+test-nodes: venv deb beds ## Faults of a model on several machines, a slow network, WireGuard: a quarter of an hour
+	$(PYTHON) -m tests.tiers nodes
 
 test-gpu: venv deb beds ## What only NVIDIA GPUs can show, on a machine that has them; elsewhere it says why not
 	$(PYTHON) -m tests.gpu.bed

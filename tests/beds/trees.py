@@ -52,6 +52,7 @@ class Recipe:
 
 CONTAINER = Recipe((*BASE, *COMPILER))
 WITH_AIOHTTP = Recipe((*BASE, *COMPILER, "nginx-light", "python3-aiohttp"))  # for the gateway, and a proxy to compare it with
+WITH_WIREGUARD = Recipe((*BASE, *COMPILER, "sudo", "wireguard-go", "wireguard-tools"))  # wireguard-go: for a kernel without WireGuard
 DEVELOPMENT = Recipe((*BASE, *DEVELOPER))
 # An emulated CPU takes many seconds to unpack the usual initrd of 60 MB; this one has only what the disk needs.
 SMALL_INITRD = (

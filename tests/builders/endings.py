@@ -147,6 +147,8 @@ CASES: dict[str, Callable[[], Run]] = {
     "gave-up": lambda: make_run(
         start={"run": "20261123T222130-2b3c4d5e"}, begun=BEGUN + 42, end=reasons.gave_up(BEGUN + 43), phases=("starting",), log=()
     ),
+    "node": lambda: served(end=reasons.node_ended()),
+    "network": lambda: served(end=reasons.node_ended(silent=True)),
     "signal": lambda: served(end=reasons.exited_serving(_SIGKILL)),
     "signal-unread": lambda: served(end=reasons.exited_serving(_SIGKILL), events=[_UNREAD]),
     "signal-to-main": lambda: served(seconds=_SERVED_FOR, end={"result": "signal", "exit_code": "killed", "exit_status": "KILL"}),

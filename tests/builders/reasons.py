@@ -25,6 +25,8 @@ from vllm_safe.launch.http_probe import Answer
 from vllm_safe.launch.idleness import FINISHED
 from vllm_safe.launch.lifecycle import Lifecycle
 from vllm_safe.launch.liveness import RUNNING, TOKENS, WAITING
+from vllm_safe.launch.node_group import SILENT, NodeGroup
+from vllm_safe.launch.node_messages import Farewell, Hello
 from vllm_safe.launch.processes import Process
 
 _URL = "http://127.0.0.1:8000"
@@ -111,6 +113,27 @@ def not_started(why: str) -> dict[str, Any]:
     """Fail to start: the kernel had no process or no memory for it."""
     life = Lifecycle(_VLLM, 0.0, BEGUN, time_of_day)
     return _end(life, 1.0, life.not_started(BEGUN, why))
+
+
+def node_ended(*, silent: bool = False) -> dict[str, Any]:
+    """Another machine that serves the model says why it ended, while this one serves; or it has not been heard from."""
+    launch = _VLLM._replace(nodes=("gpu1", "gpu2"), nodes_port=29500)
+    group = NodeGroup(launch, {}, 0.0)
+    life = Lifecycle(launch, 0.0, BEGUN, time_of_day)
+    life.tick(0.0, BEGUN)
+    group.greet(Hello("qwen72b", "gpu2", {}))
+    life.met(0.0, BEGUN, group)
+    group.started = True
+    for what in ("health", "token"):
+        life.answered(READY_AT, BEGUN + READY_AT, what, _BUSY)
+    at = READY_AT + 2.0
+    if silent:
+        for second in range(int(SILENT) + 1):
+            group.pass_time(float(second))
+    else:
+        group.received("gpu2", Farewell("gpu2 ended: qwen72b exited because its process VllmWorker-1 was killed by SIGKILL.", never=False))
+    life.met(at, BEGUN + at, group)
+    return _end(life, at, life.exited(at, BEGUN + at, 0, (), ()))
 
 
 def refused() -> dict[str, Any]:

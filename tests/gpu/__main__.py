@@ -105,9 +105,10 @@ class _Runner:
 
     def _keep_journals(self, scenario: Scenario) -> None:
         if self._out:
-            for model in scenario.models:
-                log = run(["journalctl", "--no-pager", "--output=short-precise", "--unit", f"vllm@{model.name}"], check=False)
-                self._out.with_name(f"{model.name}.log").write_text(log[-400_000:])
+            units = {model.name: f"vllm@{model.name}" for model in scenario.models} | {unit: unit for unit in scenario.units}
+            for name, unit in units.items():
+                log = run(["journalctl", "--no-pager", "--output=short-precise", "--unit", unit], check=False)
+                self._out.with_name(f"{name}.log").write_text(log[-400_000:])
 
     def _say(self, scenario: Scenario, outcome: str, start: float, figures: Figures) -> None:
         took = round(time.monotonic() - start, 1)

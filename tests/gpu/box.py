@@ -80,7 +80,7 @@ class Box:
     def __init__(self, models: Sequence[Model], env: Mapping[str, str], swap: Mapping[str, str]) -> None:
         self._models = {model.name: model for model in models}
         self._ports = {name: FIRST_PORT + number for number, name in enumerate(self._models)}
-        self._env, self._swap = env, swap
+        self.env, self._swap = env, swap
 
     def configure(self) -> None:
         """Write config.yaml (as JSON, which is YAML). The previous file is kept beside it."""
@@ -109,7 +109,7 @@ class Box:
             "port": self._ports[model.name],
             "profile": model.profile,
             "args": dict(model.args),
-            "env": {**self._env, **model.env},
+            "env": {**self.env, **model.env},
             **model.times,
         }
         if model.gpus is not None:

@@ -6,7 +6,7 @@ import signal
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from tests.gpu import beside, demand, doctor, ends, loads, planned
+from tests.gpu import beside, demand, doctor, ends, loads, nodes, planned
 from tests.gpu.box import ENGINE, LARGE, MIB, SHORT, Box, Figures, Model
 from tests.gpu.starts import side_by_side, spawn_and_fork, starts
 
@@ -29,6 +29,7 @@ class Scenario(NamedTuple):
     """One scenario. It raises Wrong, or returns the figures for the table.
 
     gpus: the number of GPUs that it needs. alone: no other scenario may run beside it. swap: the swap that it needs, as `swap.size`.
+    units: further units whose journals are kept.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Scenario(NamedTuple):
     gpus: int = 1
     alone: bool = False
     swap: str = ""
+    units: tuple[str, ...] = ()
 
 
 def scenarios(there: int) -> tuple[Scenario, ...]:
@@ -96,6 +98,7 @@ def _beside(split: dict[str, Any], last: int) -> Iterator[Scenario]:
         for name, (share, idle) in demand.MODELS.items()
     )
     yield Scenario("on-demand", three, demand.on_demand, alone=True)
+    yield Scenario("nodes", (), nodes.two_machines, alone=True, units=nodes.UNITS)
     yield Scenario("guard", (Model("guarded", split | EAGER | SMALL),), beside.guarded)
     yield Scenario("drill", (), beside.drill, alone=True)
     yield Scenario("doctor", (Model("examined", EAGER, gpus=(0,)),), doctor.examined, alone=True)

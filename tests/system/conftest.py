@@ -29,7 +29,7 @@ PROGRAMS = {
 # test_vm_bed stands before its time: it needs no saved machine, and runs while the drill's worker makes the one for all.
 LONGEST_FIRST = (
     *("test_drill", "test_vm_bed", "test_swap", "test_guard", "test_gateway", "test_engine", "test_serving", "test_fetch", "test_build"),
-    *("test_limits", "test_on_demand", "test_load"),
+    *("test_limits", "test_nodes", "test_on_demand", "test_load"),
     *("test_why", "test_hogs", "test_misbehaviour", "test_service", "test_record", "test_progress", "test_upgrade", "test_package"),
 )
 

@@ -33,10 +33,11 @@ TIERS = {
     tier.name: tier
     for tier in (
         Tier("vm", ("tests/system", "-m", "vm"), 2, "vm"),
-        Tier("nspawn", ("tests/system", "-m", "not vm and not os_upgrade"), 3, "nspawn"),
+        Tier("nspawn", ("tests/system", "-m", "not vm and not os_upgrade and not long"), 3, "nspawn"),
         # The gateway has its tests on the oldest and the newest systemd; the sockets that it uses are tested on all.
         _release("trixie", "nspawn", "", "--ignore=tests/system/test_gateway.py"),
         _release("sid", "vm", " and not os_upgrade"),
+        Tier("nodes", ("tests/system", "-m", "long"), 1, "nspawn"),
     )
 }
 

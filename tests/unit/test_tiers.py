@@ -127,7 +127,7 @@ def test_only_the_names_of_tiers_are_taken() -> None:
 
 
 def test_a_release_runs_after_the_containers_and_another_after_the_machines_beside_them() -> None:
-    assert [[tier.name for tier in lane] for lane in lanes(list(TIERS.values()))] == [["vm", "sid"], ["nspawn", "trixie"]]
+    assert [[tier.name for tier in lane] for lane in lanes(list(TIERS.values()))] == [["vm", "sid"], ["nspawn", "trixie", "nodes"]]
     assert "--numprocesses=2" in command(TIERS["vm"])
 
 

@@ -40,6 +40,7 @@ def read_identity(config_path: Path, environment: Mapping[str, str], root: Path 
         *_hosts(_text(root / "etc/hosts")),
         *_domains(_text(root / "etc/resolv.conf")),
         *_upstream(configured),
+        *(_nodes(configured) if configured else ()),
     }
     return Identity(
         secrets=frozenset(_secrets_of(configured, environment)) - {""},
@@ -130,6 +131,13 @@ def _upstream(root: Node | None) -> Iterator[str]:
     if root is not None:
         found = (host for text in _scalars(root) for host in _URL_HOST.findall(text))
         yield from (host for host in found if not is_public_host(host))
+
+
+def _nodes(node: Node) -> Iterator[str]:
+    """Yield the names of other machines that serve a model with this one."""
+    if isinstance(node, YamlMapping):
+        for key, value in node.items:
+            yield from (part for name in _scalars(value) for part in _parts(name)) if key.text == "nodes" else _nodes(value)
 
 
 def _domains(text: str) -> Iterator[str]:

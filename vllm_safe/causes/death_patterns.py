@@ -26,6 +26,7 @@ DEATHS: tuple[Pattern, ...] = (
     ),
     Pattern(
         "worker-died",
+        r"Worker proc (?P<process>\S+) died unexpectedly \(exit code: None\)|"  # its status is not known yet
         r"WorkerProc (?:initialization )?failed|^RuntimeError: Executor failed|^EOFError:?$|terminated abruptly while the future|"
         r"^(?:[\w.]+\.)?ChildFailedError\b",
         MAYBE,
@@ -60,7 +61,9 @@ def describe_death(kind: str, figures: Mapping[str, str]) -> str:
         return f"{who} crashed ({by})" if by in BY_ITSELF else f"{who} was killed by {by}"
     if "status" in figures:
         return f"{who} exited without an error message (exit status {figures['status']})"
-    return f"{'one of its workers' if kind in {'killed', 'silent'} else 'its engine'} died without an error message"
+    if not name:
+        who = "one of its workers" if kind in {"killed", "silent"} else "its engine"
+    return f"{who} died without an error message"
 
 
 def signal_of(figures: Mapping[str, str]) -> str:

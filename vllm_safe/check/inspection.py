@@ -20,6 +20,7 @@ from vllm_safe.check.checks import (
 )
 from vllm_safe.check.model_card_findings import CardSituation, check_model_on_cards
 from vllm_safe.check.model_needs import needs_of
+from vllm_safe.check.node_findings import check_ways, ports_to_try
 from vllm_safe.check.pace_steps import store_disk_pace
 from vllm_safe.common.errors import Failure
 from vllm_safe.common.findings import Finding
@@ -28,6 +29,7 @@ from vllm_safe.common.systemctl import show_properties
 from vllm_safe.config.settings import Config
 from vllm_safe.decide.demand_units import GATEWAY_SERVICE, socket_of
 from vllm_safe.decide.limits import EACH_UNIT, decide_budget, unit_of
+from vllm_safe.decide.node_options import find_rank
 from vllm_safe.decide.protect import UNITS
 from vllm_safe.decide.serve_command import server_url
 from vllm_safe.decide.start_checks import SWAP_SERVICE, Situation
@@ -37,6 +39,7 @@ from vllm_safe.engine.engine_decision import cuda_of
 from vllm_safe.engine.requirement_locks import read_lock
 from vllm_safe.host.disk_facts import read_disks, read_swap_disks
 from vllm_safe.host.host_facts import Host, SwapArea
+from vllm_safe.host.node_facts import read_port_range, read_way, try_ports
 from vllm_safe.host.rig_facts import read_hardware
 from vllm_safe.models.model_files import read_model_json
 from vllm_safe.power.power_facts import power_reading, read_power
@@ -57,10 +60,20 @@ def run_checks(config: Config, host: Host, root: Path = Path("/"), *, measure: b
     for name in config.models:
         cards = seen.driver.nvml.cards if seen.driver and uses_gpus(config, name) else ()
         at = read_situation(config, host, budget, name, cards)
-        own = (*check_running_model(at, seen), *_check_hardware_of(at, seen, measure=measure))
+        own = (*check_running_model(at, seen), *_check_nodes_of(at), *_check_hardware_of(at, seen, measure=measure))
         found[name] = tuple(finding for finding in own if finding not in reported)
         reported.update(own)
     return found
+
+
+def _check_nodes_of(at: Situation) -> Iterator[Finding]:
+    """Yield the findings on the other machines of a model."""
+    rank = find_rank(at.model, at.host.name)
+    if not at.model.nodes or rank is None:
+        return
+    others, ports = [name for place, name in enumerate(at.model.nodes) if place != rank], read_port_range()
+    ways = [try_ports(read_way(name), ports_to_try(at.model, name, ports)) for name in others]
+    yield from check_ways(at.name, at.model, rank, ways, ports)
 
 
 def _check_hardware_of(at: Situation, seen: Inspection, *, measure: bool) -> Iterator[Finding]:
@@ -91,7 +104,7 @@ def _inspect(config: Config, host: Host, root: Path) -> Inspection:
     running = check_facts.active_units(units, names.values())
     served = {}
     for name, model in config.models.items():
-        if names[name] in running and model.command is None:
+        if names[name] in running and model.command is None and not find_rank(model, host.name):
             key = read_key(model.api_key_file) if model.api_key_file else None
             if not (key and key.hidden):
                 served[name] = check_facts.ask_models(server_url(model, "/v1/models"), key.text if key else "")

@@ -177,7 +177,7 @@ def _read_model(wanted: _Wanted, model: str) -> StoredModel:
 def _with_cards(facts: PlanFacts, cards: tuple[Card, ...] | None) -> PlanFacts:
     """Return the facts with other GPUs. What earlier starts reported was on this machine's."""
     if cards is not None:
-        facts = PlanFacts(facts.stored, facts.serving, cards, forked=facts.forked)
+        facts = PlanFacts(facts.stored, facts.serving, cards * facts.machines, forked=facts.forked, machines=facts.machines)
     if not facts.cards:
         raise Failure("no GPU is known: the driver shows none", hint="Say which to plan for, such as: --gpus '8 x 12GiB sm8.6'")
     return facts

@@ -34,6 +34,9 @@ _GONE = MappingProxyType(
     }
 )
 
+# Options of `vllm serve` that follow from the setting `nodes`.
+NODE_OPTIONS = ("nnodes", "node-rank", "master-addr", "master-port", "headless", "distributed-executor-backend")
+
 SHORT_OPTIONS = MappingProxyType(
     {"tp": "tensor-parallel-size", "pp": "pipeline-parallel-size", "dp": "data-parallel-size", "q": "quantization"}
 )

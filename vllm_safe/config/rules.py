@@ -6,8 +6,10 @@ import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
+from math import prod
 
 from vllm_safe.common.sizes import format_exact_span
+from vllm_safe.config.arguments import NODE_OPTIONS
 from vllm_safe.config.settings import INNER_PORTS, MOST_OUTER_PORT, Config, Model
 
 
@@ -21,7 +23,7 @@ class RuleViolation:
 
 def find_violations(config: Config, broken: Collection[str] = ()) -> Iterator[RuleViolation]:
     """Yield every violation of the rules. Settings at the paths in `broken` are ignored, since they have been reported."""
-    own = (rule(f"models.{name}", model) for name, model in config.models.items() for rule in (_program, _cards, _on_demand))
+    own = (rule(f"models.{name}", model) for name, model in config.models.items() for rule in (_program, _cards, _nodes, _on_demand))
     alone = [_shares(config), _steps(config), *own]
     yield from (violation for violation in chain.from_iterable(alone) if not any(path in broken for path in violation.paths))
     yield from _ports(config, broken)
@@ -98,6 +100,32 @@ def _cards(path: str, model: Model) -> Iterator[RuleViolation]:
         )
 
 
+def _nodes(path: str, model: Model) -> Iterator[RuleViolation]:
+    here = f"{path}.nodes"
+    if model.nodes is None:
+        return
+    if model.command is not None:
+        yield RuleViolation((here, f"{path}.command"), f"{path} has both `nodes` and `command`; expected `model`: only vLLM spans machines")
+        return
+    if model.on_demand:
+        text = f"{path} has both `nodes` and `on_demand`; expected one of them: a request to this machine does not start the others"
+        yield RuleViolation((here, f"{path}.on_demand"), text)
+    for option in NODE_OPTIONS:
+        if option in model.args:
+            text = f"{path} has both `nodes` and args.{option}; expected only `nodes`, from which the option follows"
+            yield RuleViolation((f"{path}.args.{option}", here, f"{path}.args"), text)
+    sizes = {option: model.args.get(option, 1) for option in ("tensor-parallel-size", "pipeline-parallel-size", "data-parallel-size")}
+    if sizes["data-parallel-size"] != 1:
+        text = f"{path} has both `nodes` and args.data-parallel-size; expected one of them: copies of a model do not have to be connected"
+        yield RuleViolation((f"{path}.args.data-parallel-size", here, f"{path}.args"), text)
+    elif all(isinstance(size, int) for size in sizes.values()) and (total := prod(sizes.values())) % len(model.nodes):
+        text = (
+            f"{path}: tensor-parallel-size times pipeline-parallel-size is {total}, which {len(model.nodes)} machines cannot share evenly; "
+            f"expected a multiple of {len(model.nodes)}"
+        )
+        yield RuleViolation((here, f"{path}.args"), text)
+
+
 def _on_demand(path: str, model: Model) -> Iterator[RuleViolation]:
     if not model.on_demand:
         return
@@ -140,6 +168,11 @@ def _listeners(config: Config) -> Iterator[_Listener]:
         yield _Listener(path, f"models.{name}", model.host, model.port)
         if model.on_demand and model.port <= MOST_OUTER_PORT:
             yield _Listener(path, f"the server of models.{name}", model.server_host, model.server_port)
+        if model.nodes:
+            link = f"models.{name}.nodes_port"
+            link = link if link in config.positions else f"models.{name}.nodes"
+            for port in (model.nodes_port, model.nodes_port + 1):
+                yield _Listener(link, f"models.{name} between its machines", "0.0.0.0", port)  # noqa: S104 - a name for all addresses
     if config.gateway.enabled:
         yield _Listener("gateway.port", "the gateway", config.gateway.host, config.gateway.port)
 

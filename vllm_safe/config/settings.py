@@ -320,6 +320,25 @@ class Model:
         "The GPUs that the model sees, by their numbers in nvidia-smi. Unset: all.",
         example="[0, 1]",
     )
+    nodes: tuple[str, ...] | None = _setting(
+        value_types.NODES_OR_NONE,
+        None,
+        "The host names of the machines that serve the model together. All of them have this same setting, and clients use the first. "
+        "tensor-parallel-size times pipeline-parallel-size is the number of GPUs of all machines, and each has the same number of them.",
+        example="[gpu1, gpu2]",
+    )
+    nodes_port: int = _setting(
+        value_types.PORT,
+        29500,
+        "The others connect to this port of the first machine, and to the next one. In addition, vLLM opens ports on all machines, which "
+        "the kernel chooses.",
+    )
+    nodes_public: bool = _setting(
+        value_types.BOOLEAN,
+        default=False,
+        doc="true: the machines may have public addresses. vLLM neither encrypts nor authenticates the traffic between them, and executes "
+        "code that arrives in it: without a firewall, anyone who can connect to these machines can take them over.",
+    )
     limits: ModelLimits = _setting(
         value_types.SECTION, ModelLimits(), "Limits of this model in place of those above.", example="{memory_max: 12G, swap_max: 64G}"
     )

@@ -105,6 +105,19 @@ def read_host_name(node: Node) -> str:
     return text
 
 
+def read_node_name(node: Node) -> str:
+    """Read the host name of a machine. An address would not tell which machine of the list this one is. Raises MismatchError."""
+    text = read_host_name(node)
+    if ":" in text or re.fullmatch(r"[0-9.]+", text):
+        raise MismatchError(Mismatch(node, f"cannot be the address {text}", "the host name of a machine, which `hostname` prints there"))
+    return text
+
+
+def write_name(name: str) -> str:
+    """Return a host name as YAML: what YAML would read as a number or a boolean is in quotes."""
+    return name if re.match(r"(?!(?:yes|no|on|off|true|false|null|y|n)$)[a-z]", name) else f"'{name}'"
+
+
 def _is_ipv6(text: str) -> bool:
     import ipaddress  # noqa: PLC0415 - the import takes 4 ms, and only an IPv6 address needs it
 

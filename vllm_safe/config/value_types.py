@@ -170,6 +170,36 @@ def _cards(node: Node) -> tuple[int, ...]:
     return tuple(found)
 
 
+# --- machines
+
+_MOST_NODES = 64
+
+
+def _nodes(node: Node) -> tuple[str, ...]:
+    """Read the host names of several machines, each once. Raises MismatchError."""
+    if isinstance(node, Scalar):
+        raise mismatch(node, f"[{', '.join(node.text.replace(',', ' ').split())}]" if re.search(r"[ ,]", node.text.strip()) else "")
+    if not isinstance(node, Sequence):
+        raise mismatch(node)
+    if not 2 <= len(node.items) <= _MOST_NODES:
+        how_many = "one machine" if len(node.items) == 1 else f"{len(node.items)} machines"
+        raise MismatchError(Mismatch(node, f"has {how_many}", f"2 to {_MOST_NODES}"))
+    found: dict[str, Node] = {}
+    flaws: list[Mismatch] = []
+    for item in node.items:
+        try:
+            name = string_types.read_node_name(item)
+        except MismatchError as error:
+            flaws += (replace(flaw, expected=flaw.expected or "the host name of a machine, such as gpu1") for flaw in error.flaws)
+            continue
+        if name.lower() in found:
+            flaws.append(Mismatch(item, f"has {name} twice", "each machine once"))
+        found[name.lower()] = item
+    if flaws:
+        raise MismatchError(*flaws)
+    return tuple(found)
+
+
 # --- words, and the types by name
 
 
@@ -218,6 +248,10 @@ ARGV = ValueType("a list such as [/usr/bin/llama-server, --port, '8001']", argum
 ARGS = ValueType("options of `vllm serve` such as max-model-len: 8192", arguments.read_args)
 ENV = ValueType("variables such as NCCL_DEBUG: INFO", arguments.read_env)
 GPUS_OR_ALL = _or("all", ValueType("a list of GPU numbers such as [0, 1]", _cards, lambda value: f"[{', '.join(map(str, value))}]"))
+NODES_OR_NONE = _or(
+    "none",
+    ValueType("a list of host names such as [gpu1, gpu2]", _nodes, lambda value: f"[{', '.join(map(string_types.write_name, value))}]"),
+)
 POWER_CAPS_OR_NONE = _or(
     "none", ValueType("a limit such as 170W or 75%, or a limit for each GPU such as {0: 170W, 1: 75%}", read_power_caps, write_power_caps)
 )

@@ -33,6 +33,7 @@ class GatewayModel(NamedTuple):
     stop_grace: float = 0.0  # how long a stop waits for running requests
     needs: Mapping[int, int] = {}  # GPU memory, by the number of the GPU
     memory: int = 0  # RAM
+    first: str = ""  # the machine that accepts requests for it, if that is another one
 
 
 class GatewayFile(NamedTuple):

@@ -32,7 +32,7 @@ class Launch(NamedTuple):
     hint: str = ""  # one line: the remedy
     again: bool = False  # the refusal may not apply to the next start: exit status 1, and systemd tries again; otherwise 2
     gave_up: bool = False  # the refusal is due to too many automatic restarts
-    restart: int = 0  # the number of this automatic restart, of those that count; 0: started by a person
+    restart: int = 0  # the number of this automatic restart, of those that count; 0: started by a person, or none counts
     pause: float = 0.0  # the wait before the server is started; grows with `restart`
     profile: str = ""  # the profile whose environment, options and times are in this file: for the recorder
     argv: tuple[str, ...] = ()
@@ -46,6 +46,11 @@ class Launch(NamedTuple):
     textfile: str = ""  # the directory for the recorder's metrics (metrics.textfile), or ""
     oom_score_adj: int = 0  # applies to the server, never to the main process that watches it
     io_scheduling_class: str = ""  # applies to the server only; one of systemd's names, or "": that of the main process
+    nodes: tuple[str, ...] = ()  # the machines that serve the model together; (): this one alone
+    rank: int = 0  # the place of this machine among them, 0 for the first, which accepts requests
+    nodes_port: int = 0  # the port of the first machine to which the main processes of the others connect
+    nodes_public: bool = False  # whether their addresses may be public
+    agreed: Mapping[str, str] | None = None  # the values that must be the same on all of them, by name
     start_timeout: float = DEFAULT_TIMES["start_timeout"]  # the time until `health` must have answered
     stall_timeout: float = DEFAULT_TIMES["stall_timeout"]  # the longest time without any progress while loading
     hang_timeout: float = DEFAULT_TIMES["hang_timeout"]  # the longest time without a sign of life while serving
@@ -70,6 +75,7 @@ class Launch(NamedTuple):
         """Read the text that `to_json` wrote. Raises ValueError for any other text."""
         values = json.loads(text)
         try:
-            return cls(**values | {key: tuple(values[key]) for key in ("argv", "summary")})
-        except (TypeError, KeyError) as error:
+            nodes = tuple(values.get("nodes", ()))
+            return cls(**values | {key: tuple(values[key]) for key in ("argv", "summary")} | {"nodes": nodes})
+        except (TypeError, KeyError, AttributeError) as error:
             raise ValueError(str(error)) from error

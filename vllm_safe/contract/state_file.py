@@ -21,7 +21,7 @@ KEPT_LINES = 200  # the last lines that the server printed
 
 # In this order. A `command:` server is only ever waiting, starting, ready, stopping or ended.
 PHASES = (
-    "waiting",  # before an automatic restart
+    "waiting",  # before an automatic restart, or for the other machines of the model
     "starting",
     "importing",
     "initializing",  # CUDA, and the connections of the workers: NCCL, gloo
@@ -47,6 +47,8 @@ CAUSES = (
     "stall",  # no progress of any kind while loading
     "hang",  # requests running without a token, health failing, a process stopped or gone
     "exited",  # the server ended by itself
+    "node",  # another machine that serves the same model ended
+    "network",  # another machine that serves the same model has not been heard from, or a connection to it broke
 )
 
 
@@ -104,6 +106,7 @@ class State(NamedTuple):
     memory: ReportedMemory | None = None
     used: float | None = None  # when a request was last seen; None if the model is not serving, or if a person started it
     idle_timeout: float = 0.0  # seconds without a request after which the model ends; 0: it stays up
+    nodes: str = ""  # the machines of the model to which this one is connected, with their phases: "gpu2: ready"
 
 
 def state_file(name: str) -> Path:

@@ -52,6 +52,7 @@ def read_state(path: str | os.PathLike[str]) -> State | None:
         served=given.get("served") is True,
         used=_moment(given.get("used")),
         idle_timeout=_positive(given.get("idle_timeout")),
+        nodes=text(given.get("nodes")),
     )
 
 

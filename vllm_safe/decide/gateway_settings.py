@@ -10,6 +10,7 @@ from vllm_safe.common.kernfs import MODELS_SLICE
 from vllm_safe.config.settings import Config
 from vllm_safe.contract.gateway_file import GatewayFile, GatewayModel, demand_socket
 from vllm_safe.decide.limits import Budget, unit_of
+from vllm_safe.decide.node_options import find_rank
 from vllm_safe.decide.plan_inputs import host_limits
 from vllm_safe.decide.serve_command import ServerCommand, reachable_host
 from vllm_safe.driver.card_facts import NvmlCard
@@ -64,7 +65,7 @@ def _model(config: Config, facts: GatewayFacts, name: str) -> GatewayModel:
     model, claimant, limits = config.models[name], facts.claimants[name], facts.budget.of(name)
     memory = limits.memory_max.value
     if plan := claimant.plan:
-        needs = decide_host_needs(plan.serving, host_limits(limits, facts.host), forked=plan.forked, past=plan.past)
+        needs = decide_host_needs(plan.serving, host_limits(limits, facts.host), forked=plan.forked, past=plan.past, machines=plan.machines)
         memory = min(memory, needs.memory)
     return GatewayModel(
         name=name,
@@ -76,6 +77,7 @@ def _model(config: Config, facts: GatewayFacts, name: str) -> GatewayModel:
         stop_grace=float(claimant.server.timeouts["stop_grace"].value),
         needs=dict(_gpu_needs(claimant, facts.cards)),
         memory=memory,
+        first=model.nodes[0] if model.nodes and find_rank(model, facts.host.name) else "",
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+from vllm_safe.config.arguments import NODE_OPTIONS
 from vllm_safe.decide.limits import DecidedLimits
 from vllm_safe.decide.serve_command import ServerCommand
 from vllm_safe.host.host_facts import Host
@@ -17,8 +18,9 @@ _NONE: Mapping[str, Any] = MappingProxyType({})
 
 def planned_server(name: str, model: str, server: ServerCommand, given: Mapping[str, Any] = _NONE) -> PlannedServer:
     """Return what is planned for a configured model. given: options of `vllm serve` that replace its own."""
-    args = {key: sourced.value for key, sourced in server.arguments.items()} | dict(given)
-    return PlannedServer(name, model, args, {key: sourced.value for key, sourced in server.environment.items()})
+    left_out = NODE_OPTIONS if server.machines > 1 else ()
+    args = {key: sourced.value for key, sourced in server.arguments.items() if key not in left_out} | dict(given)
+    return PlannedServer(name, model, args, {key: sourced.value for key, sourced in server.environment.items()}, server.machines)
 
 
 def host_limits(limits: DecidedLimits, host: Host) -> HostLimits:

@@ -54,7 +54,9 @@ def decide_preparation(start: Situation) -> Preparation:
     found = find_start_problems(start)
     request = decide_request(start.demand, start.name)
     again = request > 0 and has_failed(start.demand, start.name)
-    starts, too_many = count_restart(facts.starts, facts.units, facts.now, facts.asleep, start.name, again=again)
+    starts, too_many = count_restart(
+        facts.starts, facts.units, facts.now, facts.asleep, start.name, again=again, elsewhere=facts.ended_elsewhere
+    )
     bad = [finding for finding in (*found, too_many) if finding and finding.level is Level.FAIL]
     if request and (waits_to_restart(start.demand, start.name) or (bad and bad[0] is not too_many)):
         starts = facts.starts  # this start does not take place, at least not yet
@@ -71,7 +73,8 @@ def decide_preparation(start: Situation) -> Preparation:
 
 
 def _launch(start: Situation, found: tuple[Finding, ...], *, request: int, restart: int) -> Launch:
-    launch = decide_launch(start.config, start.name, start.server, start.budget.of(start.name))
+    installed = start.facts.engine.current if start.facts.engine else None
+    launch = decide_launch(start.config, start.name, start.server, start.budget.of(start.name), str(installed or ""))
     warnings = (f"warning: {finding.what}. {finding.do_next}" for finding in found if finding.level is Level.WARN)
     pause = PAUSES[restart - 1] if restart else 0.0
     return launch._replace(request=request, restart=restart, pause=pause, summary=(*launch.summary, *warnings))

@@ -40,12 +40,22 @@ def limit_restarts(  # noqa: PLR0913 - each parameter is a fact from another sou
 
 
 def count_restart(  # noqa: PLR0913 - as in limit_restarts
-    starts: Starts, units: Mapping[str, Mapping[str, str]], now: float, asleep: float, name: str, *, again: bool = False
+    starts: Starts,
+    units: Mapping[str, Mapping[str, str]],
+    now: float,
+    asleep: float,
+    name: str,
+    *,
+    again: bool = False,
+    elsewhere: bool = False,
 ) -> tuple[Starts, Finding | None]:
     """Call limit_restarts with the properties of the model's unit.
 
     now: seconds since boot. asleep: the part of them that systemd's monotonic times leave out. again: see limit_restarts.
+    elsewhere: another machine was the cause of the end. That machine counts the restart, and this one waits for it.
     """
     unit = units.get(unit_of(name), {})
+    if elsewhere and int(unit.get("NRestarts") or 0) > starts.counted:
+        return Starts(int(unit["NRestarts"]), starts.at), None
     ready = int(unit.get("ActiveEnterTimestampMonotonic") or 0) / 1e6  # a Type=notify service is active from READY=1 on; 0: it never was
     return limit_restarts(starts, int(unit.get("NRestarts") or 0), ready + asleep if ready else None, now, name, again=again)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from vllm_safe.common import paths
 from vllm_safe.common.sizes import GIB, format_size
@@ -16,6 +17,7 @@ from vllm_safe.config.settings import Config, Model
 from vllm_safe.contract.default_times import DEFAULT_TIMES
 from vllm_safe.contract.launch_file import Launch
 from vllm_safe.decide.limits import DecidedLimits, unit_of
+from vllm_safe.decide.node_options import agreed_values, node_arguments
 from vllm_safe.decide.origin import Origin, Sourced, origin_of
 from vllm_safe.host.host_facts import Host
 
@@ -65,14 +67,20 @@ def _base_environment(name: str, *, own_engine: bool) -> dict[str, tuple[str, st
 # machines can reach: with a resolver that does not respond, a start takes two minutes more. NCCL, too, would listen where other machines
 # can connect.
 _LOOPBACK: Mapping[str, str] = MappingProxyType({"VLLM_HOST_IP": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"})
-# Options of `vllm serve` with which a model spans several machines.
+# Options of `vllm serve` with which a model spans several machines without the setting `nodes`.
 _SEVERAL_MACHINES = frozenset({"nnodes", "node-rank", "master-addr", "headless", "data-parallel-address", "data-parallel-start-rank"})
+
+# If only one of the machines had such a plan (the cache of another was emptied), it would capture CUDA graphs before the KV cache exists,
+# and wait for the others for ever.
+_OF_SEVERAL = MappingProxyType({"VLLM_ENABLE_STARTUP_PLAN": ("0", "the machines of a model have to take the same steps")})
 
 _SPLITS = ("tensor-parallel-size", "pipeline-parallel-size", "data-parallel-size")
 
 
 def _spans_machines(model: Model) -> bool:
-    return not _SEVERAL_MACHINES.isdisjoint(model.args) or model.args.get("distributed-executor-backend") == "ray"
+    """Return whether it does by its own options, of which nothing is known here."""
+    by_options = not _SEVERAL_MACHINES.isdisjoint(model.args) or model.args.get("distributed-executor-backend") == "ray"
+    return model.nodes is None and by_options
 
 
 # With at most as many CPUs, or with less RAM (bytes), workers are forked. With 8 workers on 2 CPUs (the CPU build) that saves 2 GiB and two
@@ -90,7 +98,8 @@ def _worker_environment(host: Host, model: Model, size: int) -> dict[str, tuple[
     """Return the variables that depend on where the `size` workers of a model run, and on the CPUs and RAM there."""
     if model.command is not None or _spans_machines(model):
         return {}
-    found = {key: (value, "all its processes are on this machine") for key, value in _LOOPBACK.items()}
+    alone = "all its processes are on this machine"
+    found = dict(_OF_SEVERAL) if model.nodes else {key: (value, alone) for key, value in _LOOPBACK.items()}
     if forks_workers(host, size):
         why = f"{host.cpus} CPUs and {format_size(host.memory)} of RAM: forked workers share imported modules"
         found["VLLM_WORKER_MULTIPROC_METHOD"] = ("fork", why)
@@ -138,7 +147,7 @@ def _environment(config: Config, host: Host, name: str, given: Mapping[str, str]
     return environment
 
 
-def _arguments(config: Config, name: str, grace: Sourced) -> dict[str, Sourced]:
+def _arguments(config: Config, host: Host, name: str, grace: Sourced) -> dict[str, Sourced]:
     """Decide the options of `vllm serve`, without their dashes. A later value replaces an earlier one. {} for a `command:` server."""
     model, profile = _model(config, name)
     if model.model is None:
@@ -154,7 +163,7 @@ def _arguments(config: Config, name: str, grace: Sourced) -> dict[str, Sourced]:
     }
     later = [(key, Sourced(value, _from(profile))) for key, value in profile.args.items()]
     later += [(key, Sourced(value, origin_of(config, f"{path}.args.{key}"))) for key, value in model.args.items()]
-    return arguments | dict(later)
+    return arguments | dict(later) | node_arguments(config, name, host.name)
 
 
 def _server_origin(config: Config, name: str, setting: str) -> Origin:
@@ -167,7 +176,7 @@ def _world_size(model: Model, arguments: Mapping[str, Sourced]) -> int:
     if model.model is None or _spans_machines(model):
         return 0
     sizes = (arguments[option].value for option in _SPLITS if option in arguments)
-    return prod(size for size in sizes if isinstance(size, int))
+    return prod(size for size in sizes if isinstance(size, int)) // len(model.nodes or ("",))
 
 
 def decide_timeouts(config: Config, name: str) -> dict[str, Sourced]:
@@ -197,23 +206,30 @@ class ServerCommand:
     environment: Mapping[str, Sourced]
     timeouts: Mapping[str, Sourced]
     world_size: int
+    machines: int = 1  # the number of machines that serve the model together
 
 
 def decide_server(config: Config, host: Host, name: str, given: Mapping[str, str]) -> ServerCommand:
     """Decide the command of the server of the model `name`. The configuration has that model. given: Environment= of its unit."""
     model = config.models[name]
     timeouts = decide_timeouts(config, name)
-    arguments = _arguments(config, name, timeouts["stop_grace"])
+    arguments = _arguments(config, host, name, timeouts["stop_grace"])
     return ServerCommand(
-        server_program(model), arguments, _environment(config, host, name, given, arguments), timeouts, _world_size(model, arguments)
+        server_program(model),
+        arguments,
+        _environment(config, host, name, given, arguments),
+        timeouts,
+        _world_size(model, arguments),
+        len(model.nodes or ("",)),
     )
 
 
-def decide_launch(config: Config, name: str, server: ServerCommand, limits: DecidedLimits) -> Launch:
-    """Decide the launch file of the model `name`. The configuration has that model."""
+def decide_launch(config: Config, name: str, server: ServerCommand, limits: DecidedLimits, engine: str = "") -> Launch:
+    """Decide the launch file of the model `name`. The configuration has that model. engine: its package and version."""
     model = config.models[name]
     arguments = {key: sourced.value for key, sourced in server.arguments.items()}
     own_engine = model.command is None
+    answers = not arguments.get("headless")  # of several machines, only the first accepts requests
     serve_file = str(paths.SERVICE_RUN / name / "serve.yaml") if own_engine else ""
     return Launch(
         name=name,
@@ -224,10 +240,9 @@ def decide_launch(config: Config, name: str, server: ServerCommand, limits: Deci
         serve_file=serve_file,
         serve_args=arguments or None,
         checkpoint=str(model_folder(model.model)) if model.model else "",
-        health=health_url(model),
-        metrics=server_url(model, "/metrics") if own_engine else "",
-        # A request would wake a server in sleep mode, or make it exit.
-        completions=server_url(model, "/v1/completions") if own_engine and model.warm_up and not arguments.get("enable-sleep-mode") else "",
+        health=health_url(model) if answers else "",
+        metrics=server_url(model, "/metrics") if own_engine and answers else "",
+        completions=server_url(model, "/v1/completions") if own_engine and answers and _may_be_asked(model, arguments) else "",
         textfile=str(config.metrics.textfile or ""),
         oom_score_adj=limits.oom_score_adj.value,
         io_scheduling_class=limits.io_scheduling_class.value,
@@ -235,7 +250,17 @@ def decide_launch(config: Config, name: str, server: ServerCommand, limits: Deci
         port=0 if own_engine else model.server_port,
         **{key: timeout.value for key, timeout in server.timeouts.items()},
         summary=tuple(_summary(limits, model)),
+        nodes=model.nodes or (),
+        rank=arguments.get("node-rank", 0) if model.nodes else 0,
+        nodes_port=model.nodes_port if model.nodes else 0,
+        nodes_public=model.nodes_public,
+        agreed=agreed_values(model, engine, server.arguments) if model.nodes else None,
     )
+
+
+def _may_be_asked(model: Model, arguments: Mapping[str, Any]) -> bool:
+    """Return whether the server may be asked for a token. A request would wake a server in sleep mode, or make it exit."""
+    return model.warm_up and not arguments.get("enable-sleep-mode")
 
 
 def server_program(model: Model) -> str:

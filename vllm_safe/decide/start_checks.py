@@ -13,6 +13,7 @@ from vllm_safe.common.sizes import format_size
 from vllm_safe.config.arguments import SECRETS
 from vllm_safe.config.settings import Config, Model
 from vllm_safe.decide.limits import LEAST_MEMORY, Budget, unit_of
+from vllm_safe.decide.node_options import find_rank
 from vllm_safe.decide.plan_inputs import host_limits
 from vllm_safe.decide.serve_command import ServerCommand
 from vllm_safe.host.demand_facts import DemandFacts
@@ -132,7 +133,7 @@ def check_key(start: Situation) -> Finding | None:
     """Check that the API key can be read by root only, and that there is one where other machines can send requests."""
     if key := start.facts.key:
         return failed(key.problem, key.way_out) if key.problem else passed(f"the API key in {key.path} can be read by root only")
-    if start.model.host in LOOPBACK:
+    if start.model.host in LOOPBACK or "headless" in start.server.arguments:
         return None
     return warned(
         f"{start.name} listens on {start.model.host} without an API key",
@@ -175,6 +176,18 @@ def check_plan(start: Situation) -> Finding | None:
     return find_plan_problem(start.name, start.plan, limits, refuses=start.model.plan == "refuse")
 
 
+def check_nodes(start: Situation) -> Finding | None:
+    """Check whether this machine is one of those that serve the model together."""
+    nodes, mine = start.model.nodes, start.host.name
+    if nodes is None:
+        return None
+    rank = find_rank(start.model, mine)
+    if rank is None:
+        what = f"this machine is {mine}, which is not one of the machines of {start.name}: {', '.join(nodes)}"
+        return failed(what, f"Correct models.{start.name}.nodes, or the host name with: hostnamectl set-hostname NAME")
+    return passed(f"this machine is {nodes[rank]}, number {rank + 1} of the {len(nodes)} machines of {start.name}")
+
+
 def check_power(start: Situation) -> Finding | None:
     """Check whether the unit that sets the power limits has set the configured ones. Without a driver it does not run."""
     unit = start.facts.units.get(POWER_SERVICE, {})
@@ -190,12 +203,21 @@ def check_power(start: Situation) -> Finding | None:
 def check_port(start: Situation) -> Finding:
     """Check whether another process listens on the port of the server."""
     host, port = start.model.server_host, start.model.server_port
+    if "headless" in start.server.arguments:
+        return passed(f"port {port} is that of the first machine")
     wanted = start.facts.addresses | {"localhost": {"127.0.0.1", "::1"}}.get(host, {host})
     taken = sorted(address for address, other in start.host.listening if other == port and _overlap(wanted, address))
     if taken:
         way_out = f"Find it with: ss -ltnp 'sport = :{port}'. Stop it, or change models.{start.name}.port."
         return failed(f"port {port} is already in use: a process listens on {taken[0]}", way_out)
+    for between in (start.model.nodes_port, start.model.nodes_port + 1) if start.model.nodes else ():
+        if taken := sorted(address for address, other in start.host.listening if other == between and address not in _LOOPBACK):
+            way_out = f"Find it with: ss -ltnp 'sport = :{between}'. Stop it, or change models.{start.name}.nodes_port on all machines."
+            return failed(f"port {between} is already in use: a process listens on {taken[0]}", way_out)
     return passed(f"port {port} is free")
+
+
+_LOOPBACK = frozenset({"127.0.0.1", "::1"})
 
 
 def _overlap(wanted: Collection[str], taken: str) -> bool:
@@ -230,6 +252,7 @@ CHECKS: tuple[Check, ...] = (
     check_swap,
     check_server,
     check_model_files,
+    check_nodes,
     check_cards,
     check_power,
     check_plan,

@@ -24,6 +24,7 @@ RULES: tuple[Rule, ...] = (
     end_verdicts.refused,
     end_verdicts.gave_up,
     end_verdicts.no_start,
+    end_verdicts.another_node,
     kill_verdicts.by_guard,
     kill_verdicts.at_memory_limit,
     kill_verdicts.by_earlyoom,

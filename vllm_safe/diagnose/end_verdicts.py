@@ -7,6 +7,7 @@ import re
 
 from vllm_safe.causes.death_patterns import BY_ITSELF
 from vllm_safe.causes.messages import FOLLOWS
+from vllm_safe.causes.quote import with_full_stop
 from vllm_safe.common.sizes import format_size, format_span
 from vllm_safe.contract.room_note import ROOM_FOR
 from vllm_safe.diagnose.advice import change_profile_to_riser, riser_evidence
@@ -124,6 +125,16 @@ def no_start(case: Case) -> Verdict | None:
         evidence=tuple(launcher_evidence(case)),
         hint=hint,
     )
+
+
+def another_node(case: Case) -> Verdict | None:
+    """Decide whether the model ended because of another machine that serves it, too."""
+    what = {"node": "another machine", "network": "the connection to another machine"}.get(case.end.cause)
+    if what is None:
+        return None
+    sentence = f"{case.name} ended here because of {what}: {with_full_stop(case.end.reason)}"
+    hint = f"On that machine: vllm-safe why {case.name}"
+    return Verdict(case.end.cause, sentence, case.end.time, evidence=tuple(launcher_evidence(case)), hint=hint)
 
 
 def load_stalled(case: Case) -> Verdict | None:

@@ -117,6 +117,11 @@ class GatewayHandler:
 
     # --- the gateway's own answers
 
+    @property
+    def _listed(self) -> list[str]:
+        """The names of the models that requests to this machine can reach."""
+        return [name for name, model in self._served.items() if not model.first]
+
     def _check_key(self, request: web.BaseRequest) -> None:
         if not self._key:
             return
@@ -126,15 +131,18 @@ class GatewayHandler:
 
     def _find(self, name: str) -> GatewayModel:
         if (model := self._served.get(name)) is not None:
+            if model.first:
+                message = f"{name} is served by several machines, and {model.first} accepts the requests: send them to the gateway there"
+                raise Refused(HTTPStatus.MISDIRECTED_REQUEST, message, code="model_on_another_machine")
             return model
         quoted = name[:_LONGEST_QUOTE] + ("..." if len(name) > _LONGEST_QUOTE else "")
-        there = ", ".join(self._served) or "none"
+        there = ", ".join(self._listed) or "none"
         raise Refused(HTTPStatus.NOT_FOUND, f"there is no model {quoted!r}; the models are: {there}", code="model_not_found")
 
     def _show(self, path: str) -> web.Response:
         """Answer a request that only reads."""
         if path.rstrip("/") == "/v1/models":
-            return json_answer({"object": "list", "data": [self._describe(name) for name in self._served]})
+            return json_answer({"object": "list", "data": [self._describe(name) for name in self._listed]})
         if path.startswith(_ONE_MODEL):
             name = unquote(path.removeprefix(_ONE_MODEL))
             self._find(name)

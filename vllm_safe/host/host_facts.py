@@ -51,6 +51,7 @@ class Host:
     gpus: int = 0  # number of NVIDIA cards that the driver lists
     cpus: int = 1
     kernel: str = ""
+    name: str = ""  # the host name
     listening: frozenset[tuple[str, int]] = frozenset()  # (address, port) of every listening TCP socket
     cgroup2: bool = False  # the unified hierarchy is mounted at /sys/fs/cgroup
     controllers: frozenset[str] = frozenset()  # of the root cgroup
@@ -101,6 +102,7 @@ def read_host(root: Path = Path("/"), *, behind: Path | None = None) -> Host:
         gpus=_count(root / "proc/driver/nvidia/gpus"),
         cpus=len(re.findall(r"^processor\s*:", _text(root / "proc/cpuinfo"), re.MULTILINE)) or 1,  # psutil.cpu_count knows no root
         kernel=_text(root / "proc/sys/kernel/osrelease").strip(),
+        name=_text(root / "proc/sys/kernel/hostname").strip(),
         listening=_listening(root),
         cgroup2=(root / "sys/fs/cgroup/cgroup.controllers").exists(),
         controllers=frozenset(_text(root / "sys/fs/cgroup/cgroup.controllers").split()),

@@ -13,6 +13,8 @@ from pathlib import Path
 from vllm_safe.common import paths
 from vllm_safe.common.key_file import Key, read_key
 from vllm_safe.common.untrusted_paths import find_program
+from vllm_safe.contract.state_file import state_file
+from vllm_safe.contract.untrusted_files import read_state
 from vllm_safe.engine.engine_facts import EngineFacts, read_engine
 from vllm_safe.models.model_files import ModelFiles, read_model_files
 from vllm_safe.power.power_facts import PowerNote, read_power_note
@@ -47,6 +49,7 @@ class StartFacts:
     key: Key | None = None  # None: no key is configured
     old_key: bool = False  # an earlier start left a copy of a key
     starts: Starts = Starts()
+    ended_elsewhere: bool = False  # the last start ended because of another machine of the model
     power: PowerNote | None = None  # None: no power limit is set
     units: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # properties as in `systemctl show`
     environment: Mapping[str, str] = field(default_factory=dict)  # Environment= of the model's unit
@@ -69,6 +72,12 @@ def read_starts(path: Path) -> Starts:
         return Starts(int(values["counted"]), tuple(float(moment) for moment in values["at"]))
     except (OSError, ValueError, KeyError, TypeError):
         return Starts()
+
+
+def _last_cause(name: str) -> str:
+    """Return the cause of the last end of a model, as its main process reported it; "" if it is not known."""
+    state = read_state(state_file(name))
+    return state.cause if state else ""
 
 
 def _is_there(path: Path) -> bool:
@@ -126,6 +135,7 @@ def read_start_facts(  # noqa: PLR0913 - each parameter is for another fact
         key=read_key(key_file) if key_file else None,
         old_key=_is_there(paths.credential_file(name)),
         starts=read_starts(paths.starts_file(name)),
+        ended_elsewhere=_last_cause(name) == "node",
         power=read_power_note(),
         units=units,
         environment=environment,

@@ -42,6 +42,8 @@ class Quit(NamedTuple):
 class Instruction(Enum):
     """Actions without parameters."""
 
+    MEET = "connect to the other machines of the model"
+    GO = "tell the other machines that all are connected"
     START = "start the server"
     LOOK = "read the processes of the server"
     DUMP = "log the state of each process from /proc, and have Python print its stacks (SIGABRT)"

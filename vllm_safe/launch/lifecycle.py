@@ -20,6 +20,8 @@ from vllm_safe.launch.http_probe import Answer
 from vllm_safe.launch.idleness import Idleness
 from vllm_safe.launch.liveness import Liveness
 from vllm_safe.launch.loading import Loading
+from vllm_safe.launch.node_group import NodeGroup
+from vllm_safe.launch.node_messages import Farewell
 from vllm_safe.launch.processes import Process
 from vllm_safe.launch.server_end import Ended, Ending, explain_end
 from vllm_safe.launch.server_process import describe_ending
@@ -28,6 +30,7 @@ from vllm_safe.launch.timers import TimeOfDay, Timers
 POLL_FIRST, POLL_LONGEST = 0.1, 2.0  # seconds between two requests to the health URL while loading, doubling
 LOOK_EVERY = 1.0  # seconds between two readings of the processes while loading
 STATUS_EVERY = 5.0  # seconds between two updates of STATUS= while loading
+NODE_GRACE = 5.0  # seconds after SIGTERM for a server whose other machines are gone: it may wait for them for ever
 # Interval and length in seconds of the extensions of systemd's start timeout. They are long, since the guard may freeze this process and
 # swapping may slow it down: this process itself ends a server that makes no progress, and the timeout is only for this process.
 # TimeoutStartSec= in vllm@.service is the first of these spans.
@@ -52,7 +55,7 @@ class Lifecycle:
         watchdog: float = 0.0,
         before: str = "",
     ) -> None:
-        self.phase = "waiting" if launch.pause else "starting"
+        self.phase = "waiting" if launch.pause or launch.nodes else "starting"
         self.since = wall  # the beginning of the phase
         self.text = ""  # the last STATUS=
         self.cause = ""
@@ -67,12 +70,13 @@ class Lifecycle:
         self._last_health = Answer("was not asked yet")
         self._interval = POLL_FIRST
         self._first = FirstToken()
+        self._others_still, self._others = math.inf, ""  # the time without progress and the phases of the model's other machines
         self._ending: Ending | None = None
         self._exited = False
         self._code = 0  # the exit code, once the end has begun
         self._feed = watchdog / 4
         self._timers = Timers({"extend": now, **({"watchdog": now} if watchdog else {})})
-        self._timers |= {"go": now + launch.pause} if launch.pause else self._loading_timers(now)
+        self._timers |= {"go": now + launch.pause} if self.phase == "waiting" else self._loading_timers(now)
 
     @property
     def due(self) -> float | None:
@@ -125,7 +129,7 @@ class Lifecycle:
         self._first.pass_time(now)
         if wrong := self._first.overdue(self._launch.hang_timeout):
             return self._end_hung(now, wall, "hang", wrong)
-        if self._loading.still >= self._launch.stall_timeout:
+        if min(self._loading.still, self._others_still) >= self._launch.stall_timeout:
             return self._end_hung(now, wall, "stall", self._loading.stall(self.phase, self._time_of_day))
         return []
 
@@ -156,6 +160,22 @@ class Lifecycle:
         self.idle.connected(now, wall, count)
         return self._end_if_idle(now, wall)
 
+    def met(self, now: float, wall: float, nodes: NodeGroup) -> list[Action]:
+        """Handle the present state of the other machines of the model."""
+        if self._ending or self.phase == "ended":
+            return []
+        if nodes.verdict:
+            return self._end_with_node(now, wall, nodes.verdict)
+        self._others_still, self._others = nodes.still, nodes.progress
+        if self.phase == "waiting":
+            if nodes.complete or nodes.started:
+                return [Instruction.GO, *self._begin(now, wall)] if nodes.complete else self._begin(now, wall)
+            status = nodes.waiting_for
+            return [] if status == self.text else [LogLine(status), self._set_status(status)]
+        if nodes.first_serves and not self.alive:
+            return self._ready(now, wall)
+        return []
+
     def asked_to_stop(self, now: float, wall: float, room_for: str = "") -> list[Action]:
         """Handle SIGTERM from systemd, or SIGINT. room_for: the model that needs the room of this one, if that is the reason."""
         if self._ending or self.phase == "ended":
@@ -163,7 +183,8 @@ class Lifecycle:
             return []
         if self.phase == "waiting":
             self._go("ended", wall)
-            self.cause, self.reason = "stopped", "stopped while waiting for the automatic restart"
+            whom = "the automatic restart" if "go" in self._timers else "the other machines"
+            self.cause, self.reason = "stopped", f"stopped while waiting for {whom}"
             return [LogLine(self.reason), Quit(0)]
         why = f"running requests have {format_span(self._launch.stop_grace)}" if self.alive else "the server was still loading"
         self.cause = "room" if room_for else "stopped"
@@ -202,15 +223,18 @@ class Lifecycle:
     def _wait_on(self, now: float, wall: float) -> list[Action]:
         if self._timers.fires("go", now, math.inf):
             del self._timers["go"]
-            self._go("starting", wall)
-            self._started, self._loading = now, Loading(now, wall, self._sizes)
-            self._timers |= self._loading_timers(now)
-            return [Instruction.START]
-        if self.text:
+            return [Instruction.MEET] if self._launch.nodes else self._begin(now, wall)
+        if self.text or "go" not in self._timers:
             return []
         pause = format_span(self._launch.pause)
         status = f"automatic restart {self._launch.restart}: waiting {pause}; systemctl restart skips the wait"
         return [LogLine(status), self._set_status(status)]
+
+    def _begin(self, now: float, wall: float) -> list[Action]:
+        self._go("starting", wall)
+        self._started, self._loading = now, Loading(now, wall, self._sizes)
+        self._timers |= self._loading_timers(now)
+        return [Instruction.START]
 
     def _load_on(self, now: float, wall: float) -> list[Action]:
         if now >= self._timers["start_timeout"]:
@@ -226,7 +250,8 @@ class Lifecycle:
         # A loading server refuses connections, since vLLM listens only when it is ready. Any other answer is shown.
         health = self._last_health
         usual = health.healthy or health.text in {"refuses connections", "was not asked yet"}
-        return [self._set_status(self._loading.status(now, self.phase, "" if usual else f"; {self._launch.health} {health.text}"))]
+        more = self._others if usual else f"; {self._launch.health} {health.text}{self._others}"
+        return [self._set_status(self._loading.status(now, self.phase, more))]
 
     def _serve_on(self, now: float, wall: float, alive: Liveness) -> list[Action]:
         alive.pass_time(now, wall)
@@ -272,19 +297,30 @@ class Lifecycle:
         self.served = True
         self.alive = Liveness(self._launch, now)
         self.idle = Idleness(self._launch, now, wall) if self._launch.request else None
-        questions = ["health", "metrics"] if self._launch.metrics else ["health"]
+        questions = [what for what, url in (("health", self._launch.health), ("metrics", self._launch.metrics)) if url]
         self._timers = Timers(dict.fromkeys(("look", *questions), now + self.alive.interval))
         self._timers |= {"watchdog": now} if self._feed else {}
-        ready = f"serving {self._launch.name} on {self._launch.url}"
+        first = f"with {self._launch.nodes[0]}, which answers" if self._launch.rank else f"on {self._launch.url}"
+        ready = f"serving {self._launch.name} {first}"
         status = self._set_status(f"ready, {ready}")
         return [NotifySystemd({"READY": "1", **status.fields}), LogLine(f"ready after {took}: {ready}")]
+
+    def _end_with_node(self, now: float, wall: float, farewell: Farewell) -> list[Action]:
+        """End because of another machine: the rest of the server, on this one, cannot answer any request."""
+        self.cause, self.reason = "network" if farewell.elsewhere else "node", farewell.text
+        code = EXIT_MISUSE if farewell.never else EXIT_FAILED
+        if self.phase == "waiting":
+            self._code = code
+            return [LogLine(self.reason, level=3), self._set_status(self.reason), *self._quit(wall)]
+        grace = min(self._launch.stop_grace, NODE_GRACE)
+        return [LogLine(self.reason, level=3), *self._begin_end(now, wall, code=code, hung=False, grace=grace)]
 
     def _end_hung(self, now: float, wall: float, cause: str, reason: str) -> list[Action]:
         self.cause, self.reason = cause, reason
         return [LogLine(reason, level=3), *self._begin_end(now, wall, code=EXIT_FAILED, hung=True)]
 
-    def _begin_end(self, now: float, wall: float, *, code: int, hung: bool) -> list[Action]:
-        self._ending = Ending(now, self._launch.stop_grace, loading=self.alive is None, hung=hung)
+    def _begin_end(self, now: float, wall: float, *, code: int, hung: bool, grace: float | None = None) -> list[Action]:
+        self._ending = Ending(now, self._launch.stop_grace if grace is None else grace, loading=self.alive is None, hung=hung)
         self._go("stopping", wall)
         self._code = code
         self._timers = Timers({"watchdog": now} if self._feed else {})
@@ -313,4 +349,5 @@ class Lifecycle:
 
     def _loading_timers(self, now: float) -> dict[str, float]:
         timeout = now + self._launch.start_timeout
-        return {"look": now, "health": now + POLL_FIRST, "status": now + STATUS_EVERY, "start_timeout": timeout}
+        asked = {"health": now + POLL_FIRST} if self._launch.health else {}
+        return {"look": now, **asked, "status": now + STATUS_EVERY, "start_timeout": timeout}

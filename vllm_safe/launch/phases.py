@@ -37,6 +37,8 @@ class LogMark(NamedTuple):
 _MARKS = (
     # entrypoints/serve/utils/api_utils.py, log_version_and_model and log_non_default_args: after the imports of the API server
     ("importing", r"vLLM server version |non-default args: "),
+    # entrypoints/cli/serve.py, run_headless: a machine that is not the first
+    ("importing", r"Launching vLLM \(v[^)]{1,40}\) headless multiproc executor"),
     # config/model.py; v1/engine/core.py, EngineCore.__init__
     ("importing", r"Resolved architecture: |Initializing a V1 LLM engine "),
     # distributed/parallel_state.py, init_distributed_environment: before the first context on a GPU and the first connection

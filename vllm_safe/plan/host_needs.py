@@ -50,16 +50,22 @@ class HostNeeds:
     lines: tuple[PlanLine, ...] = ()
 
 
-def decide_host_needs(
-    serving: Serving, limits: HostLimits, *, forked: bool = False, files: StoredFiles = StoredFiles(), past: tuple[PastStart, ...] = ()
+def decide_host_needs(  # noqa: PLR0913 - each is another fact
+    serving: Serving,
+    limits: HostLimits,
+    *,
+    forked: bool = False,
+    files: StoredFiles = StoredFiles(),
+    past: tuple[PastStart, ...] = (),
+    machines: int = 1,
 ) -> HostNeeds:
-    """Return what a start needs. past: earlier starts of this model, the newest last."""
+    """Return what a start needs on one machine. past: earlier starts of this model, the newest last."""
     stored, disk = files.size, files.pace
-    workers = serving.ranks
+    workers = serving.ranks // machines
     each = (_FORKED if forked else _SPAWNED) + (0 if serving.enforce_eager else _COMPILING)
     memory, shared = _SERVER + workers * each, _RINGS + (workers * _RING if workers > 1 else 0)
     same = [start for start in past if start.peak and start.observed.serving == serving]
-    alike = [start for start in past if start.peak and start.observed.serving.ranks == workers]
+    alike = [start for start in past if start.peak and start.observed.serving.ranks == serving.ranks]
     exact = bool(same)
     if seen := same or alike:
         memory = seen[-1].peak

@@ -32,6 +32,7 @@ class PlanFacts:
     forked: bool = False  # its workers share imported modules
     pace: float = 0.0
     unordered: bool = False  # the GPUs are unlike, and which of them the server takes is not known
+    machines: int = 1  # the number of machines that serve it together; `cards` has the GPUs of all
 
     @property
     def question(self) -> PlanQuestion:
@@ -44,12 +45,16 @@ class PlanFacts:
 
 @dataclass(frozen=True)
 class PlannedServer:
-    """The server to plan for. model: a hub id or the path of a folder; args: the options of `vllm serve`; env: its environment."""
+    """The server to plan for. model: a hub id or the path of a folder; args: the options of `vllm serve`; env: its environment.
+
+    machines: the number of machines that serve it together. The others are assumed to have the same GPUs as this one.
+    """
 
     name: str
     model: str
     args: Mapping[str, Any]
     env: Mapping[str, str]
+    machines: int = 1
 
 
 def read_plan_facts(
@@ -78,7 +83,8 @@ def read_plan_facts(
     there = tuple(cards)
     chosen = _visible(there, visible, f"vllm@{name}.service")
     pace = read_disk_pace(server.model) if env.get("PYTHONPATH") == str(paths.ENGINE_PLUGINS) else 0.0
-    return PlanFacts(stored(server.model), serving, chosen, past, unread, forked, pace, _is_unordered(there, serving, env))
+    unordered = _is_unordered(there * server.machines, serving, env)
+    return PlanFacts(stored(server.model), serving, chosen * server.machines, past, unread, forked, pace, unordered, server.machines)
 
 
 def _is_unordered(cards: tuple[NvmlCard, ...], serving: Serving, env: Mapping[str, str]) -> bool:

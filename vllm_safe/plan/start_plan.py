@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vllm_safe.plan.host_needs import HostLimits, HostNeeds, StoredFiles, decide_host_needs
+from vllm_safe.plan.network import network_line
 from vllm_safe.plan.plan_changes import decide_changes, decide_fit
 from vllm_safe.plan.plan_decision import decide_plan
 from vllm_safe.plan.plan_facts import PlanFacts
@@ -48,7 +49,9 @@ def decide_start_plan(name: str, facts: PlanFacts, limits: HostLimits, *, fit: b
     question = facts.question
     plan = decide_plan(question)
     files = StoredFiles(facts.stored.size, facts.pace)
-    host = decide_host_needs(facts.serving, limits, forked=facts.forked, files=files, past=facts.past)
+    host = decide_host_needs(facts.serving, limits, forked=facts.forked, files=files, past=facts.past, machines=facts.machines)
+    if facts.machines > 1:
+        host = replace(host, lines=(*host.lines, network_line(facts.stored.config, facts.serving, facts.machines)))
     changes = () if plan.starts else decide_changes(question)
     fits = decide_fit(question) if fit else None
     return StartPlan(name, plan, host, facts.cards, changes, fits, tuple(_notes(facts, plan)), facts.stored.source)
@@ -60,5 +63,7 @@ def _notes(facts: PlanFacts, plan: Plan) -> Iterator[str]:
         read = "config.json and headers of the files" if stored.tensors else "config.json and sizes of the files"
         yield f"from the hub, revision {stored.revision[:10]}: {read if stored.files else 'config.json alone'}"
     yield from (f"not taken into account: {one}" for one in plan.unknown)
+    if facts.machines > 1:
+        yield f"each of the {facts.machines} machines is taken to have the GPUs of this one"
     if facts.unread:
         yield facts.unread

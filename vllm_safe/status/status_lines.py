@@ -80,6 +80,7 @@ def status_as_json(seen: ModelStatus, why: str = "") -> dict[str, Any]:
         "used": state.used if state else None,
         "idle_timeout": state.idle_timeout if state else 0.0,
         "on_demand": seen.demand.listens,
+        "nodes": state.nodes if state else "",
         "gpus": [gpu._asdict() for gpu in seen.gpus],
         "guard": {"count": len(seen.acts), "last": seen.acts[-1]._asdict() if seen.acts else None},
         "why": why,
@@ -101,6 +102,8 @@ def status_as_lines(
     lines = [*_first_detail(seen, phase, why)]
     if amounts := _amounts(seen):
         lines.append(", ".join(amounts))
+    if seen.is_running and seen.state and seen.state.nodes:
+        lines.append(f"with {seen.state.nodes}")
     lines += [*_cards(seen.gpus), *_pressure(seen), *_requests(seen, before), *([demand] if demand else []), *_guard(seen)]
     if phase == "failed":
         lines.append(f"see: vllm-safe why {seen.name}")

@@ -89,3 +89,9 @@ def test_only_plain_values_and_those_of_known_programs_are_kept() -> None:
         "LDAP_BIND": "x",
     }
     assert list(secret_values(given.items())) == ["abc", "abcd", "x"]
+
+
+def test_machines_that_serve_a_model_with_this_one_are_names(root: Path) -> None:
+    config = root / "config.yaml"
+    config.write_text("models: {m: {model: a/b, nodes: [gpu-a, gpu-b.corp.example]}}\n")
+    assert {"gpu-a", "gpu-b", "gpu-b.corp.example"} <= read_identity(config, {}, root).hosts

@@ -6,7 +6,7 @@ import pytest
 
 from tests.ends.judge import CASES, FOLDER
 from vllm_safe.causes.cause import find_cause
-from vllm_safe.causes.death_patterns import signal_of
+from vllm_safe.causes.death_patterns import describe_death, signal_of
 
 ENGINE = "(EngineCore pid=71) ERROR 11-23 22:20:57 [core.py:1512] "
 API = "(APIServer pid=40) "
@@ -101,6 +101,13 @@ def test_a_death_with_a_signal_goes_before_one_without() -> None:
     message = find_cause((), [*silent, died, DIED], served=False)
     assert message is not None
     assert (message.kind, signal_of(message.figures)) == ("killed", "SIGKILL")
+
+
+def test_a_death_whose_status_vllm_does_not_know_yet_has_a_process() -> None:
+    died = f"{ENGINE}Worker proc VllmWorker-1 died unexpectedly (exit code: None), shutting down executor."
+    message = find_cause((), [died], served=True)
+    assert message is not None
+    assert describe_death(message.kind, message.figures) == "its process VllmWorker-1 died without an error message"
 
 
 def test_a_warning_is_no_cause() -> None:

@@ -25,17 +25,17 @@ CARD = NvmlCard("RTX 3060", (8, 6), memory=12 * GIB, reserved=GIB // 4)
 CARDS = (CARD,) * 4
 
 
-def decide(folder: Path | None = None, cards: tuple[NvmlCard, ...] = CARDS, **models: Model) -> GatewayFile:
+def decide(folder: Path | None = None, cards: tuple[NvmlCard, ...] = CARDS, host: Host = HOST, **models: Model) -> GatewayFile:
     """Return the settings. folder: has the files of all models; None: they were not fetched."""
     config = Config(models=models, gateway=GatewaySection(port=8081, wait=60.0))
-    budget, claimants = decide_budget(config, HOST), {}
+    budget, claimants = decide_budget(config, host), {}
     for name, model in models.items():
-        server = decide_server(config, HOST, name, {})
+        server = decide_server(config, host, name, {})
         plan = None
         if folder and model.model:
             plan = read_plan_facts(planned_server(name, str(folder), server), cards, folder)
         claimants[name] = Claimant(server, plan)
-    return decide_gateway(config, GatewayFacts(HOST, budget, cards, claimants))
+    return decide_gateway(config, GatewayFacts(host, budget, cards, claimants))
 
 
 @pytest.fixture
@@ -99,3 +99,9 @@ def test_models_have_what_the_driver_and_other_programs_leave() -> None:
     found = decide(cards=(replace(CARD, processes=(desktop, model)), CARD), one=Model(model="a/b"))
     assert found.gpus == {0: int(10.75 * GIB), 1: int(11.75 * GIB)}
     assert 50 * GIB < found.memory < 64 * GIB
+
+
+def test_requests_for_a_model_on_several_machines_go_to_the_first() -> None:
+    for name, first in (("gpu1", ""), ("gpu2", "gpu1")):
+        model = Model(model="a/b", nodes=("gpu1", "gpu2"), args={"tensor-parallel-size": 2})
+        assert decide(host=replace(HOST, name=name), one=model).models[0].first == first

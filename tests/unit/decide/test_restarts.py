@@ -70,3 +70,12 @@ def test_a_person_is_never_refused_and_starts_afresh() -> None:
     by_hand = [(4, 130.0), (1, 160.0), (2, 190.0), (3, 220.0), (4, 250.0)]
     again = [(4, 260.0), (4, 261.0), (0, 262.0)]
     assert run_starts([*given_up, *by_hand, *again]) == [False] * 4 + [True] + [False] * 4 + [True] + [False] * 3
+
+
+def test_an_end_that_another_machine_caused_is_not_counted_here() -> None:
+    starts = Starts(3, (1_000.0, 2_000.0, 3_000.0))
+    unit = {"vllm@x.service": {"NRestarts": "4"}}
+    assert count_restart(starts, unit, 3_100.0, 0.0, "x", elsewhere=True) == (Starts(4, starts.at), None)
+    assert count_restart(starts, unit, 3_100.0, 0.0, "x")[1] is not None
+    by_hand = {"vllm@x.service": {"NRestarts": "3"}}
+    assert count_restart(starts, by_hand, 3_100.0, 0.0, "x", elsewhere=True) == (Starts(), None)

@@ -102,6 +102,23 @@ def test_a_name_with_escapes_is_only_looked_up(rig: Rig, name: str) -> None:
     assert rig.models["a"].asked == []
 
 
+def test_a_model_whose_requests_another_machine_accepts_is_not_listed_and_the_machine_is_named(rig: Rig) -> None:
+    model, _ = rig.add("big"), rig.add("a")
+    model.file = model.file._replace(first="gpu1")
+
+    async def run(client: ClientSession) -> None:
+        async with client.get("/v1/models") as answer:
+            assert [one["id"] for one in (await answer.json())["data"]] == ["a", "org/a"]
+        status, message = error(await ask(client, "big"))
+        assert (status, "gpu1 accepts the requests" in message) == (421, True)
+        async with client.get("/v1/models/big") as answer:
+            assert answer.status == 421
+        assert "the models are: a, org/a" in error(await ask(client, "unknown"))[1]
+
+    talk(rig, run)
+    assert model.starts == 0
+
+
 @pytest.mark.parametrize(
     "path",
     ["/", "/docs", "/invocations", "/tokenize", "/v1", "/v1/", "/v1/../tokenize", "/v1/%2e%2e/tokenize", "/v1//completions", "/v1/a%2fb"],

@@ -461,3 +461,58 @@ def test_a_short_pause_is_waited_out(unit: Unit) -> None:
     unit.start(pause=1.0, restart=2)
     unit.wait_for("READY=1")
     assert unit.stop() == 0
+
+
+# --- two machines, which are both this one
+
+NODES = ("127.0.0.1", "localhost")  # names of this machine that need no network
+CLOSED = "RuntimeError: [gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:57246"
+KILLED = "ERROR 11-28 21:31:21 [multiproc_executor.py:315] Worker proc VllmWorker-1 died unexpectedly (exit code: -9)"
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Iterator[tuple[Unit, Unit]]:
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+    units = Unit(tmp_path / "first"), Unit(tmp_path / "second")
+    yield units
+    for unit in units:
+        unit.close()
+
+
+def _start_both(pair: tuple[Unit, Unit], *, scripts: tuple[str, str] | None = None) -> None:
+    """Start both with fake servers, or with these scripts of a shell in place of them."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        link = server.getsockname()[1]
+    for rank, unit in enumerate(pair):
+        changes: dict[str, object] = {"nodes": NODES, "rank": rank, "nodes_port": link, "agreed": {}}
+        changes |= {"health": ""} if rank else {}
+        changes |= {"argv": ("/bin/sh", "-c", scripts[rank])} if scripts else {}
+        unit.start(**changes)  # type: ignore[arg-type] # mypy takes these for `before`
+
+
+def test_two_machines_are_ready_together_and_end_together(pair: tuple[Unit, Unit]) -> None:
+    first, second = pair
+    _start_both(pair)
+    for unit in pair:
+        unit.wait_for("READY=1")
+    assert second.status() == "ready, serving demo with 127.0.0.1, which answers"
+    assert str(first.state()["nodes"]).startswith("localhost: ")
+    child = _child(second)
+    assert first.stop() == 0
+    assert second.wait() == 1
+    assert (second.state()["cause"], second.state()["reason"]) == ("node", "127.0.0.1 was stopped")
+    assert not _is_alive(child)
+
+
+def test_the_machine_that_lost_a_worker_is_blamed_by_one_that_failed_before_it(pair: tuple[Unit, Unit], tmp_path: Path) -> None:
+    trigger = tmp_path / "trigger"
+    until = f"until [ -e {trigger} ]; do sleep 0.05; done"
+    _start_both(pair, scripts=(f"{until}; echo '{CLOSED}'; exit 1", f"{until}; sleep 1.5; echo '{KILLED}'; exit 0"))
+    for unit in pair:
+        unit.wait_for("STATUS=starting")
+    trigger.touch()
+    assert [unit.wait() for unit in pair] == [1, 1]
+    sentence = "demo exited because its process VllmWorker-1 was killed by SIGKILL."
+    assert [unit.status() for unit in pair] == [f"localhost ended: {sentence}", sentence]
+    assert [unit.state()["cause"] for unit in pair] == ["node", "exited"]

@@ -15,8 +15,10 @@ from vllm_safe.contract.state_file import NO_CARDS, CardUsage
 from vllm_safe.launch.actions import Action, AskServer, Instruction, LogLine, NotifySystemd, Quit, SendSignal
 from vllm_safe.launch.http_probe import Answer
 from vllm_safe.launch.idleness import FINISHED
-from vllm_safe.launch.lifecycle import EXTEND_BY, EXTEND_EVERY, Lifecycle
+from vllm_safe.launch.lifecycle import EXTEND_BY, EXTEND_EVERY, NODE_GRACE, Lifecycle
 from vllm_safe.launch.liveness import RUNNING, TOKENS
+from vllm_safe.launch.node_group import SILENT, NodeGroup
+from vllm_safe.launch.node_messages import Alive, Farewell, Go, Hello
 from vllm_safe.launch.processes import Process
 
 URL = "http://127.0.0.1:8000"
@@ -582,3 +584,103 @@ def test_the_watchdog_is_fed_four_times_as_often_as_it_must() -> None:
     assert _told(life.tick(1041.0), "WATCHDOG") == "1"
     life.stop(1050.0)
     assert _told(life.tick(1051.0), "WATCHDOG") == "1"
+
+
+# --- several machines
+
+SPREAD = VLLM._replace(nodes=("gpu1", "gpu2"), nodes_port=29500)
+SECOND = SPREAD._replace(rank=1, health="", metrics="", completions="")
+
+
+def _met(life: Life, nodes: NodeGroup, now: float) -> list[Action]:
+    return life.it.met(now, now, nodes)
+
+
+def _together(launch: Launch) -> tuple[Life, NodeGroup]:
+    """Return a server that was just started, and the other machines as this one sees them."""
+    life, nodes = Life(launch), NodeGroup(launch, {}, 1000.0)
+    assert Instruction.MEET in life.tick(1000.0)
+    if launch.rank:
+        nodes.connected()
+        nodes.received("gpu1", Go())
+    else:
+        nodes.greet(Hello("demo", "gpu2", {}))
+    started = _met(life, nodes, 1001.0)
+    assert started[-1] is Instruction.START
+    assert (Instruction.GO in started) is (launch.rank == 0)
+    nodes.started = True
+    return life, nodes
+
+
+def test_it_waits_for_the_others_without_a_limit_and_says_for_whom() -> None:
+    life, nodes = Life(SPREAD), NodeGroup(SPREAD, {}, 1000.0)
+    assert life.it.phase == "waiting"
+    assert Instruction.MEET in life.tick(1000.0)
+    assert _told(_met(life, nodes, 1000.0), "STATUS") == "waiting for gpu2"
+    assert _met(life, nodes, 1001.0) == []
+    days = 1000.0 + 3 * 86400
+    assert Instruction.START not in life.tick(days)
+    assert life.it.phase == "waiting"
+    assert _said(life.stop(days)) == "stopped while waiting for the other machines"
+
+
+def test_the_pause_of_a_restart_comes_before_the_wait() -> None:
+    life = Life(SPREAD._replace(pause=120.0, restart=2))
+    assert Instruction.MEET not in life.tick(1000.0)
+    assert Instruction.MEET in life.tick(1120.0)
+
+
+def test_a_machine_that_is_not_the_first_asks_nothing_and_is_ready_when_the_first_is() -> None:
+    life, nodes = _together(SECOND)
+    assert not [action for action in life.run(1001, 1100, _grows) if isinstance(action, AskServer)]
+    nodes.received("gpu1", Alive("warming-up", 0.0, ""))
+    assert _met(life, nodes, 1100.0) == []
+    nodes.received("gpu1", Alive("ready", 0.0, ""))
+    ready = _met(life, nodes, 1101.0)
+    assert (_told(ready, "READY"), _told(ready, "STATUS")) == ("1", "ready, serving demo with gpu1, which answers")
+    assert not [action for action in life.run(1102, 1300) if isinstance(action, AskServer | Quit)]
+
+
+def test_a_process_that_is_stopped_is_noticed_where_nobody_answers() -> None:
+    life, nodes = _together(SECOND)
+    nodes.received("gpu1", Alive("ready", 0.0, ""))
+    _met(life, nodes, 1001.0)
+    life.run(1002, 1300, lambda _: (WORKER._replace(state="T"),))
+    assert (life.it.cause, "is stopped" in life.it.reason) == ("hang", True)
+
+
+def test_another_machine_that_ends_ends_this_one() -> None:
+    life, nodes = _together(SPREAD)
+    nodes.received("gpu2", Farewell("gpu2 ended: no progress", never=False))
+    ending = _met(life, nodes, 1010.0)
+    assert (life.it.cause, life.it.reason) == ("node", "gpu2 ended: no progress")
+    assert (_told(ending, "STATUS"), SendSignal(signal.SIGTERM) in ending) == ("gpu2 ended: no progress", True)
+    assert _met(life, nodes, 1011.0) == []
+    assert Instruction.KILL in life.tick(1010.0 + NODE_GRACE)  # whatever stop_grace is: its workers may wait for the others for ever
+    assert _quit(life.exited(1016.0, KILLED)) == 1
+
+
+def test_a_machine_that_is_silent_is_told_as_a_failure_of_the_network() -> None:
+    life, nodes = _together(SPREAD)
+    for now in range(1001, 1001 + int(SILENT) + 1):
+        nodes.pass_time(float(now))
+    _met(life, nodes, 1040.0)
+    assert (life.it.cause, life.it.reason.startswith("gpu2 has not been heard from")) == ("network", True)
+
+
+def test_what_can_never_work_anywhere_is_not_tried_again() -> None:
+    life, nodes = Life(SPREAD), NodeGroup(SPREAD, {"the engine": "vllm 0.32.0"}, 1000.0)
+    life.tick(1000.0)
+    nodes.greet(Hello("demo", "gpu2", {"the engine": "vllm 0.31.0"}))
+    ended = _met(life, nodes, 1001.0)
+    assert _quit(ended) == 2
+    assert _told(ended, "STATUS") == "the engine differs: vllm 0.32.0 on gpu1, vllm 0.31.0 on gpu2"
+
+
+def test_a_start_is_no_stall_while_another_machine_moves() -> None:
+    for others, cause in ((5.0, ""), (TIMES["stall_timeout"], "stall")):
+        life, nodes = _together(SPREAD)
+        nodes.received("gpu2", Alive("loading", others, ""))
+        _met(life, nodes, 1001.0)
+        life.run(1002, 1400)
+        assert life.it.cause == cause

@@ -42,6 +42,14 @@ def test_serving_says_requests_and_tokens() -> None:
     assert "requests: 2 running, 1 waiting; 345 tokens generated" in text(BUSY._replace(state=state, active="active"))
 
 
+def test_the_other_machines_of_a_model_are_shown_with_their_phases() -> None:
+    state = LOADING._replace(phase="ready", progress=None, nodes="gpu2: ready, gpu3: not there")
+    seen = BUSY._replace(state=state, active="active")
+    assert "with gpu2: ready, gpu3: not there" in text(seen)
+    assert status_as_json(seen)["nodes"] == "gpu2: ready, gpu3: not there"
+    assert "gpu2" not in text(seen._replace(active="failed", sub="failed"))
+
+
 def test_failed_says_why_and_where_to_read_on() -> None:
     said = text(ModelStatus("x", NOW, "failed", "failed", "oom-kill", changed=NOW - 60), "killed at its limit")
     assert said.startswith("x failed since ")
