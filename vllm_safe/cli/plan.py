@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
@@ -175,9 +175,9 @@ def _read_model(wanted: _Wanted, model: str) -> StoredModel:
 
 
 def _with_cards(facts: PlanFacts, cards: tuple[Card, ...] | None) -> PlanFacts:
-    """Return the facts with other GPUs. What earlier starts reported was on this machine's."""
+    """Return the facts with other GPUs. The reports of earlier starts do not apply to these; the pace of the disk does."""
     if cards is not None:
-        facts = PlanFacts(facts.stored, facts.serving, cards * facts.machines, forked=facts.forked, machines=facts.machines)
+        facts = replace(facts, cards=cards * facts.machines, past=(), unread="", unordered=False)
     if not facts.cards:
         raise Failure("no GPU is known: the driver shows none", hint="Say which to plan for, such as: --gpus '8 x 12GiB sm8.6'")
     return facts

@@ -141,6 +141,18 @@ def test_a_configured_model_on_the_cards_of_this_machine(
     assert found["lines"][0]["bytes"] == pytest.approx(0.9 * 23 * GIB, rel=0.001)
 
 
+def test_other_gpus_have_the_disk_of_this_machine(
+    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vllm_safe.cli.plan.read_host", lambda: Host(memory=16 * GIB))
+    monkeypatch.setattr("vllm_safe.cli.plan.read_units", lambda *_: {})
+    monkeypatch.setattr("vllm_safe.plan.plan_facts.read_disk_pace", lambda _: 100e6)
+    with (model / "pytorch_model.bin").open("wb") as weights:
+        weights.truncate(400_000_000)
+    found = planned(capsys, "x", "--gpus", "1 x 24GiB sm8.6", "--set", "max-model-len=8192", *configured(tmp_path, model))
+    assert found["load_seconds"] == 4.0
+
+
 def test_what_is_not_vllm_is_not_planned(tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = configured(tmp_path, model)
     assert main(["plan", "s", *config]) == 2
