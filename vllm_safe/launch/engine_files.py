@@ -48,17 +48,23 @@ class Span(NamedTuple):
 
 
 class EngineFiles(NamedTuple):
-    """The record of what one start of a model read of its engine.
+    """The record of what starts of a model read of its engine.
 
     engine: identifies the engine; see engine_reader. asked: a digest of the model's options. folders: paths relative to the engine, of the
     folders with a file that was read and of their parents; parents come first, then they are in the order of the disk. pieces: in the order
-    of the disk.
+    of the disk. whole: a start that read the pieces ahead has read hardly anything else.
     """
 
     engine: str
     asked: str
     folders: tuple[str, ...]
     pieces: tuple[Piece, ...]
+    whole: bool = False
+
+    @property
+    def size(self) -> int:
+        """The bytes of all pieces."""
+        return sum(piece.length for piece in self.pieces)
 
     def to_json(self) -> str:
         """Return the text of the file that holds the record."""
@@ -76,7 +82,7 @@ def read_engine_files(content: bytes) -> EngineFiles | None:
             return None
         folders = tuple(str(folder) for folder in given["folders"])
         pieces = tuple(Piece(int(folder), str(name), int(offset), int(length)) for folder, name, offset, length in given["pieces"])
-        kept = EngineFiles(str(given["engine"]), str(given["asked"]), folders, pieces)
+        kept = EngineFiles(str(given["engine"]), str(given["asked"]), folders, pieces, given["whole"] is True)
     except (ValueError, TypeError, LookupError, RecursionError):
         return None
     sound = all(0 <= piece.folder < len(folders) and piece.offset >= 0 and piece.length > 0 for piece in pieces)

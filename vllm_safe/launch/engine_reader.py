@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -36,7 +36,8 @@ RECORDS = paths.CACHE / "engine-files"  # NAME.json below it
 _MOST_BYTES = 1 << 24  # bytes; a record of 10,000 pieces takes half a megabyte
 _SHARE = 2  # the engine's files get one part in this many of the page cache that the unit may use
 _CACHED_SHARE = 0.9  # if this share of the sampled pieces is in the page cache, the other pieces count as cached, too
-_COLD_SHARE = 0.1  # if no more than this share of the sampled modules is in the page cache, the engine counts as cold
+_COLD_SHARE = 0.1  # if no more than this share of the sampled modules, or pieces, is in the page cache, the engine counts as cold
+_WHOLE = 1.05  # a record that a start makes larger by a higher factor was not whole
 _SAMPLED_PACKAGES = 16  # packages, about
 _AHEAD = 2  # batches that are requested at once
 
@@ -54,9 +55,10 @@ def read_ahead_of_server(launch: Launch, say: Callable[[str], object]) -> None:
             if _is_cold(engine):
                 cold_mark(launch.serve_file).touch()
             return
-        if _are_cached(engine, record):
+        cached = _cached_share(engine, record)
+        if cached >= _CACHED_SHARE:
             return
-        if record.asked != _digest(launch):
+        if record.asked != _digest(launch) or (cached <= _COLD_SHARE and not record.whole):
             cold_mark(launch.serve_file).touch()
         _read(engine, record, say)
     except (OSError, MemoryError, ValueError) as error:
@@ -64,14 +66,22 @@ def read_ahead_of_server(launch: Launch, say: Callable[[str], object]) -> None:
 
 
 def record_used_files(launch: Launch) -> None:
-    """Record what this start has read of the engine: those parts of its files that are in the page cache now."""
+    """Record what this start has read of the engine: those parts of its files that are in the page cache now.
+
+    A record that an earlier start made with the same options is completed: that start may have lost pages before it recorded them.
+    """
     with suppress(OSError, MemoryError, ValueError):
         libc.set_io_priority(0, libc.IO_CLASSES["idle"])
         cold_mark(launch.serve_file).unlink()
         engine = _engine_folder()
-        record = EngineFiles(_identity(engine), _digest(launch), *_find_used(engine))
-        RECORDS.mkdir(mode=0o750, exist_ok=True)
-        write_whole(str(RECORDS / f"{launch.name}.json"), record.to_json().encode())
+        record, before = EngineFiles(_identity(engine), _digest(launch), (), ()), _read_record(launch.name)
+        known = before if before and (before.engine, before.asked) == (record.engine, record.asked) else record
+        folders, pieces = _find_used(engine, known)
+        record = record._replace(folders=folders, pieces=pieces)
+        content = record._replace(whole=record.size <= _WHOLE * known.size).to_json().encode()
+        if len(content) <= _MOST_BYTES:
+            RECORDS.mkdir(mode=0o750, exist_ok=True)
+            write_whole(str(RECORDS / f"{launch.name}.json"), content)
 
 
 def _engine_folder() -> str:
@@ -99,9 +109,10 @@ def _path_of(engine: str, record: EngineFiles, piece: Piece) -> str:
     return f"{engine}/{record.folders[piece.folder]}/{piece.name}"
 
 
-def _are_cached(engine: str, record: EngineFiles) -> bool:
+def _cached_share(engine: str, record: EngineFiles) -> float:
+    """Return which share of the record's pieces is in the page cache, judged by some of them."""
     found = [_is_resident(_path_of(engine, record, piece), piece.offset) for piece in sample_pieces(record.pieces)]
-    return sum(found) >= _CACHED_SHARE * len(found)
+    return sum(found) / len(found) if found else 1.0
 
 
 def _is_cold(engine: str) -> bool:
@@ -153,11 +164,14 @@ def _wait_for(engine: str, record: EngineFiles, piece: Piece) -> None:
     page_cache.wait_for_page(_path_of(engine, record, piece), piece.offset)
 
 
-def _find_used(engine: str) -> tuple[tuple[str, ...], tuple[Piece, ...]]:
-    """Return those parts of the engine's files that are in the page cache, and their folders, both in the order of the disk."""
+def _find_used(engine: str, known: EngineFiles) -> tuple[tuple[str, ...], tuple[Piece, ...]]:
+    """Return those parts of the engine's files that are in the page cache or `known`, and their folders, both in the order of the disk."""
+    parts: dict[str, list[Piece]] = {}
+    for piece in known.pieces:
+        parts.setdefault(os.path.normpath(_path_of(engine, known, piece)), []).append(piece)
     spans: list[tuple[str, Span]] = []
     for folder, _, names in os.walk(engine):
-        own = [(folder, span) for name in names for span in _spans(folder, name)]
+        own = [(folder, span) for name in names for span in _spans(folder, name, parts.get(f"{folder}/{name}", ()))]
         spans += own if any(span.used for _, span in own) else ()
     used = {folder for folder, _ in spans}
     used |= {str(parent) for folder in used for parent in Path(folder).parents if engine in {str(parent), *map(str, parent.parents)}}
@@ -177,7 +191,8 @@ def _folder_position(folder: str) -> tuple[int, int]:
         os.close(file)
 
 
-def _spans(folder: str, name: str) -> Iterator[Span]:
+def _spans(folder: str, name: str, known: Iterable[Piece]) -> Iterator[Span]:
+    """Yield the parts of a file. They are used if they are in the page cache or `known`."""
     try:
         file = os.open(f"{folder}/{name}", READ)
     except OSError:
@@ -186,7 +201,10 @@ def _spans(folder: str, name: str) -> Iterator[Span]:
         shown = os.fstat(file)
         if not stat.S_ISREG(shown.st_mode) or not shown.st_size:
             return
-        pages = page_cache.resident_pages(file, 0, shown.st_size)
+        pages = bytearray(page_cache.resident_pages(file, 0, shown.st_size))
+        for piece in known:
+            part = pages[piece.offset // PAGE : -(-(piece.offset + piece.length) // PAGE)]
+            pages[piece.offset // PAGE : piece.offset // PAGE + len(part)] = b"\1" * len(part)
         end = len(pages) * PAGE
         # If the file system does not report extents, sort by inode number: within one installation, that is about the order of the disk.
         for offset, position, length in page_cache.file_extents(file) or ((0, shown.st_ino * PAGE, end),):
@@ -195,8 +213,8 @@ def _spans(folder: str, name: str) -> Iterator[Span]:
         os.close(file)
 
 
-def _split_extent(name: str, pages: bytes, begin: int, end: int, position: int) -> Iterator[Span]:
-    """Split an extent into parts of which either all pages are in the page cache, or none."""
+def _split_extent(name: str, pages: bytearray, begin: int, end: int, position: int) -> Iterator[Span]:
+    """Split an extent into parts of which either all pages are used, or none."""
     at = begin
     while at < end:
         used = pages[at // PAGE]

@@ -25,7 +25,8 @@ KEPT = EngineFiles("/engine 7", "abc", ("lib", "lib/torch"), (Piece(1, "a.so", 0
 
 
 def test_what_is_kept_is_read_again() -> None:
-    assert read_engine_files(KEPT.to_json().encode()) == KEPT
+    for kept in (KEPT, KEPT._replace(whole=True)):
+        assert read_engine_files(kept.to_json().encode()) == kept
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,8 @@ class Engine:
             "qwen", argv=(f"{root}/engines/current/bin/vllm", "serve"), serve_file=str(root / "run/serve.yaml"), serve_args={"model": "/m"}
         )
         self.said: list[str] = []
+        self.imports = ["used"]
+        self.marked = False
         self.forget()
 
     def forget(self) -> None:
@@ -53,8 +55,10 @@ class Engine:
         """Do what a start does: what is known is read, then the server imports, then what it read is kept."""
         engine_reader.read_ahead_of_server(self.launch, self.said.append)
         self.read_before = self.cached()
-        self.files["used"].read_bytes()
-        if ready and cold_mark(self.launch.serve_file).exists():
+        for package in self.imports:
+            self.files[package].read_bytes()
+        self.marked = cold_mark(self.launch.serve_file).exists()
+        if ready and self.marked:
             engine_reader.record_used_files(self.launch)
 
 
@@ -104,6 +108,40 @@ def test_with_other_options_what_is_known_is_read_and_kept_anew(engine: Engine) 
     engine.start()
     assert engine.read_before == {"used"}
     assert engine.kept.read_bytes() != before
+
+
+def test_cold_starts_complete_the_record_until_one_reads_nothing_new(engine: Engine) -> None:
+    """The first start may have lost pages before it recorded them."""
+    engine.start()
+    engine.imports.append("also")
+    before = []
+    for _ in range(3):
+        engine.forget()
+        engine.start()
+        before.append((engine.read_before, engine.marked))
+    assert before == [({"used"}, True), ({"used", "also"}, True), ({"used", "also"}, False)]
+
+
+def test_what_a_start_had_no_memory_for_stays_in_the_record(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine.start()
+    engine.forget()
+    engine.imports = ["also"]
+    with monkeypatch.context() as short:
+        short.setattr(page_cache, "read_cache_room", lambda _: 0)
+        engine.start()
+    engine.forget()
+    engine.start()
+    assert engine.read_before == {"used", "also"}
+
+
+def test_a_start_beside_another_model_completes_nothing(engine: Engine) -> None:
+    engine.imports.append("also")
+    engine.start()
+    engine.forget()
+    engine.files["also"].read_bytes()
+    engine.start()
+    assert len(engine.said) == 1  # it read ahead
+    assert not engine.marked
 
 
 def test_of_another_engine_nothing_is_known(engine: Engine) -> None:
