@@ -25,10 +25,10 @@ from vllm_safe.common.sizes import MIB
 FILES = 4
 PACE = 120 * MIB  # bytes a second, of the disk
 OWN = 48 * MIB  # memory of the workers themselves
-LOADER = Path("vllm_safe/engine/as_engine/vllm_safe_loader")
+LOADER, READERS = Path("vllm_safe/engine/as_engine/vllm_safe_loader"), Path("tests/bench/loading_readers.py")
 FOLDER, GUEST = "/srv/checkpoint", "/opt/loading"
 MAKE = f"""
-mkdir -p {FOLDER} {GUEST}
+mkdir -p {FOLDER}
 for i in $(seq {FILES}); do dd if=/dev/zero of={FOLDER}/$i bs=1M count={FILE} iflag=count_bytes status=none; done
 sync
 """
@@ -130,10 +130,7 @@ def cells(loads: Iterable[Load] = LOADS) -> Iterator[Cell]:
     by_disk = sorted((load for load in loads if load.how != CACHED), key=lambda load: load.disk)
     with Virtual(Shape(), urgent=True) as bed:
         bed.run(MAKE, timeout=600)
-        bed.run(["mkdir", "--parents", f"{GUEST}/{LOADER.name}"])
-        bed.put(Path(loading_readers.__file__), f"{GUEST}/loading_readers.py")
-        for part in sorted(LOADER.glob("*.py")):
-            bed.put(part, f"{GUEST}/{LOADER.name}/{part.name}")
+        put_readers(bed, GUEST)
         for load in by_disk:
             bed.throttle(iops=load.disk, bytes_per_second=PACE if load.disk else 0)
             yield _measure(bed, load)
@@ -141,11 +138,18 @@ def cells(loads: Iterable[Load] = LOADS) -> Iterator[Cell]:
     yield from _cached_cells([load for load in loads if load.how == CACHED])
 
 
+def put_readers(bed: Virtual, folder: str) -> None:
+    """Copy the readers and the loader to the bed, to the same relative paths below `folder` as in this repository."""
+    bed.run(["mkdir", "--parents", f"{folder}/{READERS.parent}", f"{folder}/{LOADER}"])
+    for source in (READERS, *sorted(LOADER.glob("*.py"))):
+        bed.put(source, f"{folder}/{source}")
+
+
 def _measure(bed: Virtual, load: Load) -> Cell:
     room = int(CACHES[load.cache] * FILE)
     task = Task(load.way, FOLDER, room, load.shape, unlike=load.how == "unlike", count=FILES)
     unit = f"systemd-run --wait --pipe --quiet --property=MemoryMax={room + OWN} --property=MemorySwapMax=0"
-    said = bed.out(f"{unit} /usr/bin/python3 {GUEST}/loading_readers.py '{json.dumps(asdict(task))}'", timeout=600)
+    said = bed.out(f"{unit} /usr/bin/python3 {GUEST}/{READERS} '{json.dumps(asdict(task))}'", timeout=600)
     return Cell(load, **json.loads(said))
 
 

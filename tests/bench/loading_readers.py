@@ -16,15 +16,14 @@ from dataclasses import dataclass
 from itertools import accumulate, chain
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "vllm_safe/engine/as_engine"))
-sys.path.insert(0, str(Path(__file__).parent))  # in the guest, the loader is copied beside this file
+sys.path.insert(0, str(Path(__file__).parents[2] / "vllm_safe/engine/as_engine"))  # loading.put_readers copies it to the guest
 from vllm_safe_loader.ring_layout import decide_cache, decide_capacity, decide_window, place_windows
 from vllm_safe_loader.ring_reader import RingReader
 from vllm_safe_loader.ring_walk import RingWalk
 from vllm_safe_loader.shard_layout import StoredTensor, split_into_windows
 from vllm_safe_loader.shared_ring import RingShape, SharedRing
 
-WORKERS = 8
+RANKS = 8
 KIB = 1 << 10
 LINEARS = 32  # linear layers in a file
 SIZE = 7424 * KIB  # of the weight of a layer: a thirty-third of the file, as in shards of 4 GB
@@ -42,7 +41,8 @@ PAUSE = 0.1  # seconds: more than a tensor takes from the disk
 class Task:
     """What is read, and how.
 
-    unlike: each worker pauses at every eighth tensor. warm: the files are in the page cache before.
+    unlike: each worker pauses at every eighth tensor. warm: the files are in the page cache before. times: how often they are read, one
+    pass after the other. idle: the workers copy nothing.
     """
 
     way: str
@@ -52,11 +52,13 @@ class Task:
     unlike: bool = False
     warm: bool = False
     count: int = 4  # of files
+    times: int = 1
+    idle: bool = False
 
     @property
     def files(self) -> list[str]:
-        """The paths of the files."""
-        return [str(file) for file in sorted(Path(self.folder).iterdir())[: self.count]]
+        """The paths of the files, repeated for each pass."""
+        return [str(file) for file in sorted(Path(self.folder).iterdir())[: self.count]] * self.times
 
     @property
     def layout(self) -> list[StoredTensor]:
@@ -67,18 +69,20 @@ class Task:
 
     def take(self, rank: int, index: int, tensor: memoryview) -> None:
         """Copy the worker's eighth of the tensor, and touch every page that the copy of the real loader touches."""
+        if self.idle:
+            return
         linear = index // (1 + len(BESIDE[self.shape]))
         for begin, end in self._parts(rank, len(tensor), by_columns=linear % 7 in BY_COLUMNS[self.shape]):
             bytes(tensor[begin:end])
-        if self.unlike and linear % WORKERS == rank and len(tensor) == SIZE:
+        if self.unlike and linear % RANKS == rank and len(tensor) == SIZE:
             time.sleep(PAUSE)
 
     def _parts(self, rank: int, size: int, *, by_columns: bool) -> Iterator[tuple[int, int]]:
         row = ROW[self.shape]
         if by_columns and size > row:
-            width = row // WORKERS
+            width = row // RANKS
             return ((start + rank * width, start + (rank + 1) * width) for start in range(0, size, row))
-        part = size // WORKERS
+        part = size // RANKS
         return ((start, min(start + COPIED, (rank + 1) * part)) for start in range(rank * part, (rank + 1) * part, COPIED))
 
 
@@ -95,7 +99,7 @@ def main() -> None:
         for file in task.files:
             _read_all(file, os.O_RDONLY | os.O_DIRECT)
     else:
-        _fork(WORKERS_BY_WAY[task.way](task))
+        _fork(WORKERS[task.way](task))
     seconds, after = time.monotonic() - start, _disk()
     requests, sectors = (new - old for new, old in zip(after, before, strict=True))
     size = len(task.files) * (FILE if task.way == "disk" else task.layout[-1].end)
@@ -131,12 +135,16 @@ def _read_all(file: str, flags: int) -> None:
     os.close(descriptor)
 
 
-def _fork(work: Callable[[int], None]) -> None:
+Worker = Callable[[int], Iterator[int]]  # takes a rank, and yields the bytes of each tensor after taking its part of it
+
+
+def _fork(worker: Worker) -> None:
     """Run the workers to their end. Raises RuntimeError if one fails."""
     children = []
-    for rank in range(WORKERS):
+    for rank in range(RANKS):
         if not (pid := os.fork()):
-            work(rank)
+            for _ in worker(rank):
+                pass
             os._exit(0)
         children.append(pid)
     statuses = [os.waitpid(pid, 0)[1] for pid in children]
@@ -144,11 +152,11 @@ def _fork(work: Callable[[int], None]) -> None:
         raise RuntimeError("a worker failed")
 
 
-def _as_vllm(task: Task) -> Callable[[int], None]:
+def _as_vllm(task: Task) -> Worker:
     """Read as vLLM's own loader does: each worker at its own pace, by page faults alone."""
     layout = task.layout
 
-    def work(rank: int) -> None:
+    def work(rank: int) -> Iterator[int]:
         for file in task.files:
             with Path(file).open("rb") as opened:
                 mapping = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY)
@@ -156,29 +164,31 @@ def _as_vllm(task: Task) -> Callable[[int], None]:
                 for index, stored in enumerate(layout):
                     with view[stored.begin : stored.end] as tensor:
                         task.take(rank, index, tensor)
+                    yield stored.end - stored.begin
 
     return work
 
 
-def _by_ring(task: Task) -> Callable[[int], None]:
+def _by_ring(task: Task) -> Worker:
     """Read with the code of our loader: one worker reads into a ring, and all workers take from it."""
     capacity = decide_capacity(task.cache, task.layout * task.count)
     windows = [window for file in task.files for window in split_into_windows(file, task.layout, decide_window(capacity))]
     places = place_windows(windows, capacity)
-    ring = SharedRing.create(RingShape(WORKERS, len(windows), capacity))
+    ring = SharedRing.create(RingShape(RANKS, len(windows), capacity))
     creator = os.getpid()
 
-    def work(rank: int) -> None:
+    def work(rank: int) -> Iterator[int]:
         own = SharedRing.open(creator, ring.descriptor, ring.shape)
         if rank == 0:
             RingReader(own, places, decide_cache(task.cache, capacity)).start()
         for _, tensor, view in RingWalk(own, places, rank).take(lambda _: True):
             task.take(rank, int(tensor.name), view)
+            yield tensor.end - tensor.begin
 
     return work
 
 
-WORKERS_BY_WAY = {"vllm": _as_vllm, "ring": _by_ring}
+WORKERS = {"vllm": _as_vllm, "ring": _by_ring}  # by way
 
 if __name__ == "__main__":
     main()

@@ -17,13 +17,12 @@ from pathlib import Path
 from tests.beds.machine import BedError
 from tests.bench.login import report
 from tests.bench.login.cell import AFTER, LONGEST, PATIENCE, Cell, measure
-from tests.bench.login.setups import SETUPS
+from tests.bench.login.setups import HOGS, LOADS, SETUPS
 from tests.bench.login.summary import Summary, reduce_samples
 from vllm_safe.common.sizes import format_span
 
 HERE = Path(__file__).parent
 FILE, OF = "summary.jsonl", "login-raw"
-HOGS = ("anonymous", "leak", "reader", "forkbomb", "mlock")
 BOOT, BETWEEN = 45.0, 15.0  # seconds, roughly: to boot a machine with its set-up; beside a cell's own time, if nothing hangs
 WORDS = """# Logins while a model server misbehaves
 
@@ -36,7 +35,7 @@ still longest for want of memory. killed: bystanders. back: seconds until a logi
 hog; `>`: not in the time that was measured. hog/s: pages it touched or read in the second half of its time; of plan: what that is of its
 figure under the installation plan's recipe. alive: rounds at whose end it still ran. stuck: where the machine could not be told to
 end the hog within {patience:.0f} s, and was switched off. A login that failed, or had not come through {patience:.0f} s after the hog's
-time, counts as {longest:.0f} s.
+time, counts as {longest:.0f} s. load: eight workers read a checkpoint through the loader's ring; load-vllm: like vLLM's own loader.
 
 {table}
 {missed}
@@ -94,7 +93,7 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
 
     parser = argparse.ArgumentParser(prog="python -m tests.bench.login", description=__doc__)
     parser.add_argument("--setups", type=names, default=list(SETUPS), help=f"some of {','.join(SETUPS)}")
-    parser.add_argument("--hogs", type=names, default=list(HOGS), help=f"some of {','.join(HOGS)}")
+    parser.add_argument("--hogs", type=names, default=list(HOGS), help=f"some of {','.join((*HOGS, *LOADS))}; without them, the first five")
     parser.add_argument("--disk", type=lambda text: [int(part) for part in text.split(",")], default=[150, 50], help="IOPS")
     parser.add_argument(
         "--rounds", type=_rounds, default=range(1, 4), help="how many; 3-4: these, of a day whose own idle they are compared with"
@@ -106,7 +105,7 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--report", action="store_true", help="measure nothing; write what was measured before")
     parser.add_argument("--plan", action="store_true", help="measure nothing; say how long it would take")
     options = parser.parse_args(words)
-    for given, known in ((options.setups, SETUPS), (options.hogs, HOGS)):
+    for given, known in ((options.setups, SETUPS), (options.hogs, (*HOGS, *LOADS))):
         if unknown := set(given) - set(known):
             parser.error(f"unknown: {', '.join(sorted(unknown))}")
     return options

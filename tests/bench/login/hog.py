@@ -12,7 +12,7 @@ import random
 import struct
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 PAGE, CHUNK = 4096, 4 << 20
@@ -91,7 +91,13 @@ def crew(kind: str, ram: int, seconds: float) -> list[Callable[[], Iterator[int]
 
 def main() -> None:
     """Start the processes and wait until this one is ended."""
-    workers = crew(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]))
+    start_crew(crew(sys.argv[1], int(sys.argv[2]), float(sys.argv[3])))
+    while True:
+        time.sleep(3600)
+
+
+def start_crew(workers: Sequence[Callable[[], Iterator[int]]]) -> None:
+    """Start a process for each worker. It exits when its work is done."""
     with Path("progress").open("wb+") as file:
         file.truncate(len(workers) * COUNT.size)
         counters = mmap.mmap(file.fileno(), 0)
@@ -101,8 +107,7 @@ def main() -> None:
             for more in worker():
                 done += more
                 COUNT.pack_into(counters, number * COUNT.size, done)
-    while True:
-        time.sleep(3600)
+            os._exit(0)
 
 
 if __name__ == "__main__":

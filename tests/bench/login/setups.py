@@ -13,13 +13,16 @@ from types import MappingProxyType
 from tests.beds.machine import BedError
 from tests.beds.trees import VIRTUAL
 from tests.beds.vm import Shape, Virtual
+from tests.bench import loading
 
 DEB = Path("dist/vllm-safe.deb")
 PROBES = Path("vllm_safe/drill")
 SWAP = 6 << 30
 GUARD = "vllm-safe-guard.service"
 GUEST = "/opt/bench"
-HOG = f"/usr/bin/python3 {GUEST}/hog.py"
+PROGRAM = "tests/bench/login/{}.py"  # here, and below GUEST
+HOGS = ("anonymous", "leak", "reader", "forkbomb", "mlock")  # of hog.py
+LOADS = ("load", "load-vllm")  # of load_hog.py
 FOLDER = "/run/vllm/hog"  # the hog's working folder, under every set-up
 PROGRESS = f"{FOLDER}/progress"  # the hog's count
 PLAN_EARLYOOM = "-m 5 -s 5 --avoid '(^| )(ssh|sshd|bash)( |$)' --prefer '(^| )(python3|vllm)( |$)'"
@@ -63,12 +66,13 @@ class Setup:
         return bed
 
     def _prepare(self, bed: Virtual, hogs: Collection[str]) -> None:
-        here = Path(__file__).parent
         bed.run(f"mkdir -p {GUEST}/vllm_safe/drill /srv/hog && touch {GUEST}/vllm_safe/__init__.py")
-        for source, target in [(here / name, GUEST) for name in ("hog.py", "inside.py")] + [
-            (PROBES / name, f"{GUEST}/vllm_safe/drill") for name in ("__init__.py", "login_probes.py", "heartbeat.py")
-        ]:
-            bed.put(source, f"{target}/{source.name}")
+        bed.put(Path(__file__).with_name("inside.py"), f"{GUEST}/inside.py")
+        for name in ("__init__.py", "login_probes.py", "heartbeat.py"):
+            bed.put(PROBES / name, f"{GUEST}/vllm_safe/drill/{name}")
+        put_hogs(bed)
+        if set(LOADS) & set(hogs):
+            bed.run(loading.MAKE, timeout=600)
         if "reader" in hogs:  # it reads three times the RAM; no holes, which would be read without the disk
             size = int(bed.out("awk '/MemTotal/ {print int($2 / 1024)}' /proc/meminfo")) * 3 // 4
             bed.run(f"for i in 1 2 3 4; do head -c {size}M /dev/zero | tr '\\0' x > /srv/hog/$i; done; sync", timeout=900)
@@ -121,7 +125,7 @@ class Setup:
 
     def start(self, bed: Virtual, kind: str, ram: int, seconds: float) -> None:
         """Start the hog, without waiting."""
-        command = f"{HOG} {kind} {ram} {seconds:.0f}"
+        command = hog_command(kind, ram, seconds)
         if self.ours:
             words = ", ".join(command.split())
             bed.write("/etc/vllm-safe/config.yaml", CONFIG.format(command=words))
@@ -150,6 +154,20 @@ class Setup:
     def unit(self) -> str:
         """The hog's unit."""
         return "vllm@hog.service" if self.ours else "hog.service"
+
+
+def put_hogs(bed: Virtual) -> None:
+    """Copy the programs of the hogs, and the modules that they import, to the machine."""
+    loading.put_readers(bed, GUEST)
+    bed.run(["mkdir", "--parents", f"{GUEST}/{Path(PROGRAM).parent}"])
+    for name in ("hog", "load_hog"):
+        bed.put(Path(PROGRAM.format(name)), f"{GUEST}/{PROGRAM.format(name)}")
+
+
+def hog_command(kind: str, ram: int, seconds: float) -> str:
+    """Return the command line of a hog."""
+    program = PROGRAM.format("hog" if kind in HOGS else "load_hog")
+    return f"/usr/bin/python3 {GUEST}/{program} {kind} {ram} {seconds:.0f}"
 
 
 DAEMONS = ("earlyoom", "systemd-oomd", "nohang", "nohang-desktop")
