@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from functools import cache as once
 from pathlib import Path
 
-from tests.beds import cache, tiny_model
+from tests.beds import cache, large_model, tiny_model
 from tests.beds.nspawn import Bind, Nspawn
 
 REPOSITORY = Path(__file__).parents[2]
@@ -19,7 +19,7 @@ INSTALLER = (*LOCKS, REPOSITORY / "vllm_safe/engine/engine_folder.py", Path(tiny
 TORCH_INDEX = "https://download.pytorch.org/whl/cpu"  # PyPI has no CPU build; a folder in PIP_FIND_LINKS is used instead
 
 WHEELS = "/srv/wheels"  # the path of the wheels in beds
-MODEL = "/srv/models/tiny"
+MODEL, LARGE_MODEL = "/srv/models/tiny", "/srv/models/large"
 ENGINES = "/var/lib/vllm-safe/engine"
 MODEL_MAKER = "/root/tiny_model.py"
 CONFIG = f"""\
@@ -51,6 +51,13 @@ def layer(deb: Path) -> Path:
     The package `deb` installs the engine, once.
     """
     return cache.cached("engines", digest(INSTALLER), lambda folder: _install(deb, folder))
+
+
+@once
+def large_model_folder(deb: Path) -> Path:
+    """Return a folder with a model of 0.9 GB in several files."""
+    name = digest((*INSTALLER, Path(large_model.__file__)))
+    return cache.cached("models", f"large-{name}", lambda folder: _make_large_model(deb, folder))
 
 
 def digest(files: Iterable[Path]) -> str:
@@ -87,3 +94,9 @@ def make_model(bed: Nspawn) -> None:
     """Make the tiny model in a bed that has an engine."""
     bed.put(Path(tiny_model.__file__), MODEL_MAKER)
     bed.run(f"mkdir -p {MODEL} && {ENGINES}/current/bin/python {MODEL_MAKER} {MODEL}", timeout=600)
+
+
+def _make_large_model(deb: Path, folder: Path) -> None:
+    with Nspawn(layers=[layer(deb)], binds=[Bind(folder, LARGE_MODEL, writable=True)], network=False) as bed:
+        bed.put(Path(large_model.__file__), MODEL_MAKER)
+        bed.run([f"{ENGINES}/current/bin/python", MODEL_MAKER, MODEL, LARGE_MODEL], timeout=600)

@@ -89,10 +89,10 @@ class SlowDisk:
         while len(self._undo) > 1:
             subprocess.run(self._undo.pop(), check=False)
         if self._daemon:
-            self._daemon.terminate()
+            self._daemon.kill()  # it writes nothing; asked to end, it may wait for one more request
             self._daemon.wait()
         while self._undo:
-            subprocess.run(self._undo.pop(), check=False, stderr=subprocess.DEVNULL)  # the daemon has done it
+            subprocess.run(self._undo.pop(), check=False, stderr=subprocess.DEVNULL)
         self._folder.remove()
 
     def __enter__(self) -> Self:

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.beds.nspawn import Nspawn
-from tests.bench import cli, cold_start, gateway, guard, loading, record, start, stop, swap
+from tests.bench import cli, cold_start, foretold, gateway, guard, loading, record, start, stop, swap
 from tests.bench.row import Row
 from vllm_safe.cli.table import align_columns
 
 DEB = Path("dist/vllm-safe.deb")
 CONTAINED = {"cli": cli, "start": start, "record": record, "stop": stop}  # in one container, one after the other
-NAMES = (*CONTAINED, "swap", "guard", "gateway", "loading", "cold_start")
+NAMES = (*CONTAINED, "swap", "guard", "gateway", "loading", "cold_start", "foretold")
 
 
 def main() -> int:
@@ -42,6 +42,8 @@ def _measure(wanted: set[str]) -> Iterator[Row]:
         yield from loading.measure()
     if "cold_start" in wanted:
         yield from cold_start.measure(DEB)
+    if "foretold" in wanted:
+        yield from foretold.measure(DEB)
 
 
 if __name__ == "__main__":

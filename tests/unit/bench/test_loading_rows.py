@@ -1,9 +1,10 @@
-"""The rows of the benchmark of loads: what it says is missed."""
+"""The rows of the benchmarks of loads: what they say is missed."""
 
 from __future__ import annotations
 
 import pytest
 
+from tests.bench.foretold import compare_load
 from tests.bench.loading import DISK, LOADS, RING, VLLM, Cell, Load, rows
 
 MIB = 1 << 20
@@ -31,3 +32,8 @@ def cells(seconds: dict[Load, float], *, read: float = 1.0) -> list[Cell]:
 )
 def test_the_worst_of_all_counts(seconds: dict[Load, float], read: float, missed: list[str]) -> None:
     assert [row.what for row in rows(cells(seconds, read=read)) if not row.met] == missed
+
+
+@pytest.mark.parametrize(("took", "met"), [(7.9, False), (8.1, True), (10.0, True), (11.9, True), (12.1, False)])
+def test_a_load_may_take_a_fifth_more_or_less_than_foretold(took: float, *, met: bool) -> None:
+    assert compare_load(took, 10.0, "").met == met
