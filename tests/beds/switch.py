@@ -59,7 +59,7 @@ class Switch:
     def plug_in(self, bed: Nspawn, number: int) -> None:
         """Lay a cable to a bed, which gets the address NETWORK.number. The cable of a machine that went down with that number is gone."""
         self._run(
-            f"ip link add port{number} type veth peer name {PORT} netns {bed.leader} && "
+            f"ip link del port{number} 2> /dev/null || true; ip link add port{number} type veth peer name {PORT} netns {bed.leader} && "
             f"ip link set port{number} master switch && ip link set port{number} up"
         )
         bed.run(f"ip addr add {NETWORK}.{number}/24 dev {PORT} && ip link set {PORT} up")

@@ -92,8 +92,8 @@ def test_three_machines_in_the_wrong_order(lan: Lan) -> None:
     lan.wait_for_all("wide", "running", LOAD)
     lan.must_answer("wide")
     second.run("systemctl stop vllm@wide")
-    waiting = "waiting for gpu2; gpu2 was stopped"
-    first.wait_for("the others wait", lambda: [lan.told("wide")[place] for place in (0, 2)] == [waiting] * 2, timeout=40)
+    _wait_for_reason(first, "wide", since[0], "gpu2 was stopped", 40)
+    first.wait_for("the others wait", lambda: [lan.told("wide")[place] for place in (0, 2)] == ["waiting for gpu2"] * 2, timeout=40)
 
 
 def test_a_machine_without_power_and_one_that_is_shut_down(lan: Lan) -> None:
@@ -105,7 +105,8 @@ def test_a_machine_without_power_and_one_that_is_shut_down(lan: Lan) -> None:
     lan.boot_again(1)
     _serve(lan, "big", 1)
     lan.beds[1].run("systemctl poweroff", check=False)
-    first.wait_for("the first one waits", lambda: lan.told_by("big", 0) == "waiting for gpu2; gpu2 was stopped", timeout=40)
+    _wait_for_reason(first, "big", since, "gpu2 was stopped", 40)
+    first.wait_for("the first one waits", lambda: lan.told_by("big", 0) == "waiting for gpu2", timeout=40)
     lan.cut_power(1)
     lan.boot_again(1)
     _serve(lan, "big", 1)

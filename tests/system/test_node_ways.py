@@ -64,7 +64,7 @@ def test_all_are_started_from_the_first_and_meet_in_the_tunnel(lan: Lan) -> None
     listening = first.out("ss -ltnpH")
     assert f"{TUNNEL}.1:29500" in listening
     assert f"{NETWORK}.1:" not in listening
-    assert int(first.out("wg show wg0 transfer").split()[1]) > 1 << 20  # bytes received: the model's traffic went through the tunnel
+    assert int(first.out("wg show wg0 transfer").split()[1]) > 100_000  # bytes received: the traffic of the model went through the tunnel
     ssh = "ssh -o BatchMode=yes vllm-starter@gpu2"
     assert first.run(f"{ssh} id; {ssh} systemctl stop vllm@big", check=False).stdout == ""  # each is another start
     assert first.run("scp -o BatchMode=yes vllm-starter@gpu2:/etc/hostname /root/stolen", check=False).returncode
