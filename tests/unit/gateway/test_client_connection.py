@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 import pytest
 
@@ -96,7 +97,9 @@ def test_headers_without_end_are_cut(rig: Rig) -> None:
         writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n")
         for number in range(200):
             writer.write(b"X-%d: " % number + b"y" * 1000 + b"\r\n")
-        answer = await reader.read()
+        answer = b""
+        with suppress(ConnectionError):  # a reset, where the server closes before it has read all of them
+            answer = await reader.read()
         assert answer == b"" or b" 400 " in answer
 
     talk(rig, run)
