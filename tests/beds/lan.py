@@ -114,7 +114,8 @@ class Lan:
         self.beds[place].stop()
 
     def boot_again(self, place: int) -> None:
-        """Boot a machine that was taken down, with the same disk contents as at the beginning."""
+        """Boot a machine again that is down, with the disk contents of the beginning."""
+        self.beds[place].stop()
         self.beds[place] = self._boot(place)
 
     def start(self, model: str, *places: int) -> None:

@@ -107,7 +107,6 @@ def test_a_machine_without_power_and_one_that_is_shut_down(lan: Lan) -> None:
     lan.beds[1].run("systemctl poweroff", check=False)
     _wait_for_reason(first, "big", since, "gpu2 was stopped", 40)
     first.wait_for("the first one waits", lambda: lan.told_by("big", 0) == "waiting for gpu2", timeout=40)
-    lan.cut_power(1)
     lan.boot_again(1)
     _serve(lan, "big", 1)
 
@@ -169,5 +168,4 @@ def test_what_differs_is_told_before_the_load(lan: Lan, what: str, change: str) 
     assert told[0] == told[1]
     assert told[0].startswith(f"{what} differs: ")
     assert json.loads(lan.beds[0].read("/run/vllm-safe/state/big.json"))["served"] is False
-    lan.cut_power(1)
     lan.boot_again(1)
