@@ -66,6 +66,7 @@ def test_a_worker_that_dies_ends_all_and_all_know_where(lan: Lan) -> None:
     assert "On that machine: vllm-safe why big" in first.out("vllm-safe why big")
 
 
+@pytest.mark.long
 def test_a_cut_cable_ends_all_within_its_bound(lan: Lan) -> None:
     lan.start("other")
     lan.wait_for_all("other", "running", 240)
