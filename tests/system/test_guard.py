@@ -227,7 +227,8 @@ def test_the_last_resort_is_the_whole_unit_and_nothing_else(bed: Virtual) -> Non
         lambda: bed.run("vllm-safe why hog", check=False).stdout.startswith("hog was killed by the vllm-safe guard"),
         timeout=60,
     )
-    assert acts(bed).count("kill") == 1
+    again = int(bed.properties("vllm@hog.service", "NRestarts")["NRestarts"])  # systemd starts it again after 30 s: it is killed again
+    assert acts(bed).count("kill") in {again, again + 1}
     assert int(bed.properties(GUARD, "NRestarts")["NRestarts"]) <= restarts  # none for the cgroup that went
     assert bed.properties("innocent.service", "MainPID") == before
     assert bed.properties("victim.service", "MainPID") == victim
