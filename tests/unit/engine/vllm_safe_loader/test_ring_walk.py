@@ -6,6 +6,7 @@ import gc
 import hashlib
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -243,6 +244,18 @@ def test_only_the_last_of_two_threads_that_end_at_once_frees_the_ring(monkeypatc
     reader.join()
     assert len(ends) == 1
     ring.close()
+
+
+@pytest.mark.usefixtures("_cold")
+@pytest.mark.parametrize(("fast", "more"), [(0, True), (1 << 60, False)])
+def test_a_fast_disk_gets_more_reads_at_once(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, fast: int, *, more: bool) -> None:
+    readers: set[int] = set()
+    read = ring_reader._read
+    monkeypatch.setattr(ring_reader, "_FAST", fast)
+    monkeypatch.setattr(ring_reader, "_JUDGED_AFTER", 1 << 10)
+    monkeypatch.setattr(ring_reader, "_read", lambda piece: readers.add(threading.get_ident()) or time.sleep(0.01) or read(piece))
+    assert walk(checkpoint, lambda _, taken: compare(checkpoint, taken), CAPACITIES[-1]) == [list(checkpoint.bytes)] * RANKS
+    assert (len(readers) > 2) == more
 
 
 @pytest.mark.usefixtures("_cold")

@@ -16,6 +16,7 @@ import errno
 import mmap
 import os
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ from .shared_ring import IN_FILE, IN_RING, IN_TURN, SharedRing
 
 PIECE = 4 << 20  # bytes of one read; the kernel may split it into several requests to the disk
 _AHEAD = 2  # concurrent reads: with more, the disk gets many small requests at a time, out of order
+# A disk that reads so many bytes per second, which no hard disk does, gets more concurrent reads once so many bytes have been read.
+_FAST, _JUDGED_AFTER, _MORE = 400 << 20, 64 << 20, 6
 _PROBE = 256 << 10  # bytes between two pages that are looked up in the page cache
 _MOST_DIMENSIONS_IN_TURN = 2  # of a tensor whose parts, one for each process, lie one after the other in the file
 
@@ -86,24 +89,32 @@ class RingReader:
         self._begin = 0  # the first window that may have to be read
         self._joined = 0  # bytes of the ring that have been given large pages
         self._pieces = self._split()
-        self._threads = [threading.Thread(target=self._read_pieces, name="vllm-safe-read", daemon=True) for _ in range(_AHEAD)]
-        self._running = _AHEAD
+        self._threads: list[threading.Thread] = []
+        self._running = _AHEAD  # threads, counted before they start
+        self._began, self._read = 0.0, 0  # when the reading began, and the bytes that have been read since
 
     def start(self) -> None:
         """Start to read in the background. The threads end after the last window, and at the latest with the process."""
         self._begin = self._skip_cached()
-        for thread in self._threads:
-            thread.start()
+        self._began = time.monotonic()
+        self._start_threads(_AHEAD)
 
     def join(self) -> None:
         """Wait until all windows have been read, no process takes from the ring any more, and the memory of the ring has been freed."""
         for thread in self._threads:
             thread.join()
 
+    def _start_threads(self, count: int) -> None:
+        threads = [threading.Thread(target=self._read_pieces, name="vllm-safe-read", daemon=True) for _ in range(count)]
+        self._threads += threads
+        for thread in threads:
+            thread.start()
+
     def _read_pieces(self) -> None:
         try:
             while piece := self._take_piece():
-                self._finish_piece(piece.window, whole=_read(piece))
+                if self._finish_piece(piece, whole=_read(piece)):
+                    self._start_threads(_MORE)
         finally:
             with self._count_lock:
                 self._running -= 1
@@ -115,12 +126,19 @@ class RingReader:
         with self._piece_lock:
             return next(self._pieces, None)
 
-    def _finish_piece(self, window: _Window, *, whole: bool) -> None:
+    def _finish_piece(self, piece: _Piece, *, whole: bool) -> bool:
+        """Record that a piece has been read. Return whether the disk turns out to be fast, once."""
+        window = piece.window
         with self._count_lock:
+            before, self._read = self._read, self._read + piece.needed
             window.failed |= not whole
             window.left -= 1
             if not window.left:  # after a failure, each process maps the file, and gets the error itself
                 self._ring.publish(window.index, IN_FILE if window.failed else window.state)
+            judged = before < _JUDGED_AFTER <= self._read
+            is_fast = judged and self._read >= _FAST * (time.monotonic() - self._began)
+            self._running += _MORE if is_fast else 0
+        return is_fast
 
     def _finish(self) -> None:
         """Free the memory of the ring once no process takes from it. Otherwise a single mapping that is kept would keep all of the ring."""
@@ -175,7 +193,7 @@ class RingReader:
                 self._ring.wait_passed(index + 1, self._ring.shape.ranks)  # the processes have the disk to themselves
 
     def _join_pages(self, end: int) -> None:
-        """Make large pages of the ring up to `end`. Meanwhile, the other thread reads: 768 MiB of them take 0.4 to 1.3 s."""
+        """Make large pages of the ring up to `end`. Meanwhile, another thread reads: 768 MiB of them take 0.4 to 1.3 s."""
         if end > self._joined:
             begin, shape = self._joined, self._ring.shape
             self._joined = -(-end // LARGE_PAGE) * LARGE_PAGE
