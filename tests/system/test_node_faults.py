@@ -123,17 +123,12 @@ def test_a_cable_that_is_cut_during_a_request_and_mended(lan: Lan) -> None:
     lan.must_answer("big")
 
 
-def test_processes_that_are_killed_or_stopped(lan: Lan) -> None:
+def test_a_worker_of_the_first_machine_that_is_killed(lan: Lan) -> None:
     first, second, _ = lan.beds
     _serve(lan, "big", 0, 1)
     since = _now(second)
     first.run(["pkill", "-KILL", "VLLM::Worker"])
     _wait_for_reason(second, "big", since, "gpu1 ended: big exited because its process VllmWorker-0 ")
-    lan.wait_for_all("big", "running", LOAD)
-    since = _now(first)
-    lan.ask_for_long("big")
-    second.run(["pkill", "-STOP", "VLLM::Worker"])
-    _wait_for_reason(first, "big", since, "gpu2 ended: ", 240)
     lan.wait_for_all("big", "running", LOAD)
     lan.must_answer("big")
 
