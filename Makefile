@@ -9,7 +9,7 @@ help: ## This list
 venv: .venv/ready ## The virtual environment for working on the code
 
 # Four at a time on any machine: a part of their time is waiting.
-check: venv ## Lint, types and unit tests: no root, no network, under a minute
+check: venv ## Lint, types and unit tests: no root, no network, a minute and a half
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
