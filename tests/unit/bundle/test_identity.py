@@ -101,7 +101,7 @@ def test_hostile_lines_take_no_more_time_than_others() -> None:
     units = [first + second for first in PIECES for second in PIECES]
     units += ["".join(chance.choices(PIECES, k=chance.randint(3, 6))) for _ in range(300)]
     for unit in units:
-        line = (unit * 4000)[:4000]
+        line = (unit * 2000)[:2000]
         begun = time.process_time()
         HERE.clean(line)
-        assert time.process_time() - begun < 0.2, unit
+        assert time.process_time() - begun < 0.05, unit  # the longest line that is recorded has twice as much

@@ -524,7 +524,7 @@ _runs = st.builds(
 )
 
 
-@settings(max_examples=400)
+@settings(max_examples=100)
 @given(_runs, _text, _time)
 def test_any_run_has_a_verdict(run: Run, boot: str, now: float) -> None:
     """Any record yields one line without control characters, and evidence sorted by time."""
