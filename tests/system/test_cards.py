@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.beds.vm import Virtual
+from vllm_safe.record.kill_evidence import UNREAD
 
 pytestmark = pytest.mark.vm
 
@@ -61,9 +62,10 @@ def _ended(bed: Virtual, *said: str) -> dict[str, Any]:
     found: list[str] = []
 
     def is_over() -> bool:
-        """Whether the first run since the previous test has ended; it is then in `found`."""
+        """Whether the end of the first run since the previous test is recorded; the run is then in `found`."""
         runs = json.loads(bed.run("vllm-safe why demo --list --json", check=False).stdout or "[]")
-        found[:] = [run["run"] for run in reversed(runs) if run["run"] not in KNOWN and run["code"] != "running"]
+        ended = [run for run in reversed(runs) if run["run"] not in KNOWN and run["code"] != "running"]
+        found[:] = [run["run"] for run in ended if UNREAD not in _texts(run)]
         return bool(found)
 
     bed.wait_for("its end", is_over, timeout=180)

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+_SILENT = 120.0  # seconds without a line of the recorder, which writes one every ten seconds, after which it counts as gone
+
 
 class Gpu(NamedTuple):
     """One GPU, as NVML reports it. Shares are of the interval, 0..1. None: unknown."""
@@ -105,3 +107,13 @@ class Run(NamedTuple):
     events: tuple[Event, ...] = ()
     end: End | None = None
     log: tuple[str, ...] = ()  # the last 200 lines that the server printed
+
+    @property
+    def last_record(self) -> float:
+        """Time of the last record, in Unix seconds."""
+        last = [part[-1].time for part in (self.samples, self.events) if part]
+        return max(self.start.time, self.end.time if self.end else 0.0, *last)
+
+    def is_silent(self, now: float) -> bool:
+        """Whether at the Unix time `now` the recorder has written nothing for so long that it must have gone."""
+        return now - self.last_record >= _SILENT

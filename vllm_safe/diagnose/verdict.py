@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -17,7 +17,6 @@ MOMENTS = 15.0  # seconds: the recorder's slowest interval, and the time that a 
 SHORTLY = 120.0  # seconds before the end, in which an event may have caused it
 _QUARTER = 900.0  # seconds: a suggested time is a multiple of it
 _LONGEST = 30 * 86400.0  # seconds: the longest time that a setting accepts
-_SILENT = 120.0  # seconds without a line of the recorder, which writes one every ten seconds, after which it counts as gone
 
 
 class Evidence(NamedTuple):
@@ -69,8 +68,7 @@ class Case:
     @cached_property
     def last_seen(self) -> float:
         """Time of the last record, in Unix seconds."""
-        parts: tuple[Sequence[Sample | Event | End], ...] = (self.run.samples, self.run.events, [self.run.end] if self.run.end else [])
-        return max(self.run.start.time, *(part[-1].time for part in parts if part), 0.0)
+        return self.run.last_record
 
     @cached_property
     def over_at(self) -> float:
@@ -81,7 +79,7 @@ class Case:
     @property
     def is_running(self) -> bool:
         """Whether the recorder still writes to the run."""
-        return self.run.end is None and self.run.start.boot == self.boot and self.now - self.last_seen < _SILENT
+        return self.run.end is None and self.run.start.boot == self.boot and not self.run.is_silent(self.now)
 
     @property
     def last(self) -> Sample:

@@ -80,9 +80,13 @@ def with_end(run: Run, boot: str, now: float) -> Run:
     shown = unit_properties(f"vllm@{name}.service", "ActiveState", "SubState", "InvocationID")
     invocation = shown.get("InvocationID", "")
     goes_on = shown.get("ActiveState") in _GOES_ON and shown.get("SubState") != "auto-restart"
-    if goes_on or not invocation or invocation[:8] != run.start.run[-8:]:
+    # A unit without an invocation was stopped, and its last run is over, too: the recorder may still be writing the end of that run.
+    short = run.start.run[-8:]
+    is_its_last = invocation[:8] == short if invocation else bool(shown) and not run.is_silent(now)
+    if goes_on or not is_its_last:
         return run
     state = read_state(state_file(name))
+    invocation = invocation or (state.run if state and state.run[:8] == short else "")
     end = End(now)
     if state and state.run == invocation:
         end = End(now, state.cause, state.reason, error=state.error, served=state.served)
