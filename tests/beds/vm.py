@@ -37,7 +37,7 @@ RESET_SCORE = 'echo 0 > /proc/self/oom_score_adj && cd /root && exec "$@"'  # pr
 class Shape:
     """The hardware of the machine. `memory` is in MiB, `disk` in truncate's format; `kernel_arguments` are added to the command line.
 
-    cpus: with two, an emulated machine spends a sixth more of the host's time on the same tests (python -m tests.tiers vm).
+    cpus: emulated, two cost 40 minutes of the host's processors for the tests, and one 28: with two, one spins for the other.
     """
 
     memory: int = 1024
