@@ -60,6 +60,9 @@ class Liveness:
         self.waiting: int | None = None
         self.tokens: int | None = None
         self._launch = launch
+        # The limit for tokens that do not come. On several machines, one that sees a stopped process of its own must be the first to report
+        # a problem: each of both clocks may start up to two readings after the stop.
+        self._token_timeout = launch.hang_timeout + (2 * self.interval if launch.nodes else 0.0)
         self._now = now
         self._wrong: dict[str, tuple[float, float, str, float]] = {}  # problem -> (seconds lasted, limit, text, Unix time of its beginning)
         self._quiet = 0.0  # seconds since a figure last moved
@@ -84,7 +87,7 @@ class Liveness:
 
     def asked_for_token(self) -> None:
         """Note that the request for one token was sent."""
-        self._since("token", self._launch.hang_timeout, "a request for one token is not answered, and no token counter moves")
+        self._since("token", self._token_timeout, "a request for one token is not answered, and no token counter moves")
 
     def got_token(self, answer: Answer) -> None:
         """Handle any answer to the request for one token: a model that generates no tokens returns 404.
@@ -132,13 +135,13 @@ class Liveness:
                 self.asked_for_token()
         elif self.running:
             what = "1 request runs" if self.running == 1 else f"{self.running} requests run"
-            self._since("tokens", self._launch.hang_timeout, f"{what} and no token counter moves")
+            self._since("tokens", self._token_timeout, f"{what} and no token counter moves")
 
     def verdict(self, time_of_day: TimeOfDay) -> str:
         """Return the reason why the server counts as hung, or ""."""
         for lasted, limit, text, since in self._wrong.values():
             if lasted >= limit:
-                setting = " (hang_timeout)" if limit == self._launch.hang_timeout else ""  # SURELY is not a setting
+                setting = " (hang_timeout)" if limit >= self._launch.hang_timeout else ""  # SURELY is not a setting
                 return f"{text}, for {format_span(lasted)} since {time_of_day(since)}{setting}"
         return ""
 

@@ -45,6 +45,18 @@ def test_requests_that_get_no_token_are_a_hang() -> None:
     assert (alive.running, alive.tokens) == (3, 5)
 
 
+def test_a_machine_that_sees_its_own_stopped_process_reports_it_before_another_misses_the_tokens() -> None:
+    several = VLLM._replace(nodes=("gpu1", "gpu2"))
+    without_tokens, with_the_process = Liveness(several, 0.0), Liveness(several, 0.0)
+    _counts(without_tokens, running=1, tokens=5)
+    missed, _ = _until(without_tokens, 2000, lambda _: _counts(without_tokens, running=1, tokens=5))
+    stopped = WORKER._replace(state="T")
+    # It has just looked when the process is stopped.
+    seen, said = _until(with_the_process, 2000, lambda now: with_the_process.looked([stopped if now > OFTEN else WORKER]))
+    assert "is stopped, for 10 min" in said
+    assert seen < missed <= 640
+
+
 def test_one_token_in_nine_minutes_is_life() -> None:
     alive = Liveness(VLLM, 0.0)
     assert _until(alive, 20_000, lambda now: _counts(alive, running=1, tokens=now // 540))[1] == ""
