@@ -9,7 +9,7 @@ from vllm_safe.check.machine_facts import MachineFacts
 from vllm_safe.common.findings import Finding, failed, passed, warned
 from vllm_safe.common.key_file import Key
 from vllm_safe.decide.demand_units import GATEWAY_SERVICE
-from vllm_safe.decide.serve_command import host_and_port
+from vllm_safe.decide.server_address import host_and_port
 from vllm_safe.decide.start_checks import (
     LOOPBACK,
 )

@@ -25,7 +25,7 @@ from vllm_safe.decide.demand_units import GATEWAY_SERVICE, socket_of
 from vllm_safe.decide.limits import EACH_UNIT, decide_budget, unit_of
 from vllm_safe.decide.node_options import find_rank
 from vllm_safe.decide.protect import UNITS
-from vllm_safe.decide.serve_command import server_url
+from vllm_safe.decide.server_address import server_url
 from vllm_safe.decide.start_checks import SWAP_SERVICE, Situation
 from vllm_safe.driver.driver_facts import read_driver
 from vllm_safe.earlyoom.earlyoom_defaults import admin_arguments

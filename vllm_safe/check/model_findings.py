@@ -9,7 +9,7 @@ from vllm_safe.common.findings import Finding, failed, passed, warned
 from vllm_safe.common.sizes import MIB, format_size, format_span, parse_amount
 from vllm_safe.decide.demand_units import DEMAND_SERVICE, socket_of
 from vllm_safe.decide.limits import unit_of
-from vllm_safe.decide.serve_command import host_and_port
+from vllm_safe.decide.server_address import host_and_port
 from vllm_safe.decide.start_checks import (
     CHECKS,
     Situation,

@@ -12,7 +12,8 @@ from vllm_safe.contract.gateway_file import GatewayFile, GatewayModel, demand_so
 from vllm_safe.decide.limits import Budget, unit_of
 from vllm_safe.decide.node_options import find_rank
 from vllm_safe.decide.plan_inputs import host_limits
-from vllm_safe.decide.serve_command import ServerCommand, reachable_host
+from vllm_safe.decide.serve_command import ServerCommand
+from vllm_safe.decide.server_address import reachable_host
 from vllm_safe.driver.card_facts import NvmlCard
 from vllm_safe.host.host_facts import Host
 from vllm_safe.plan.gpu_claim import claimed_bytes
