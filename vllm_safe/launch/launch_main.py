@@ -12,7 +12,8 @@ from vllm_safe.common.errors import Failure, Misuse
 from vllm_safe.common.notify import notify
 from vllm_safe.contract import state_file
 from vllm_safe.contract.launch_file import Launch, launch_file
-from vllm_safe.launch.supervisor import journal_level, supervise
+from vllm_safe.launch.own_unit import journal_level
+from vllm_safe.launch.supervisor import supervise
 
 
 class _GaveUp(Misuse):
