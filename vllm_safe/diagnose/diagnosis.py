@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 
 from vllm_safe.common.printable_text import printable
 from vllm_safe.contract.recorded_run import Run
-from vllm_safe.diagnose import card_figures, card_verdicts, end_verdicts, error_verdicts, kill_verdicts
+from vllm_safe.diagnose import card_figures, card_verdicts, end_verdicts, error_verdicts, hang_verdicts, kill_verdicts
 from vllm_safe.diagnose.verdict import Case, Evidence, SettingChange, Verdict
 
 Rule = Callable[[Case], Verdict | None]
@@ -32,11 +32,11 @@ RULES: tuple[Rule, ...] = (
     card_verdicts.card_failed,
     card_verdicts.driver_mismatched,
     card_verdicts.card_misused,
-    end_verdicts.load_stalled,
-    end_verdicts.hung,
-    end_verdicts.start_timeout,
-    end_verdicts.watchdog,
-    end_verdicts.systemd_timeout,
+    hang_verdicts.load_stalled,
+    hang_verdicts.hung,
+    hang_verdicts.start_timeout,
+    hang_verdicts.watchdog,
+    hang_verdicts.systemd_timeout,
     error_verdicts.known_error,
     error_verdicts.engine_died,
     end_verdicts.signalled,

@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, Self
 
-LOGIN, SSH, PROGRAM, GAP, STALL = "login", "ssh", "program", "gap", "stall"
+LOGIN, SSH, GAP, STALL = "login", "ssh", "gap", "stall"
 SLICES = ("system.slice", "user.slice", "init.scope")  # the operating system; as in common/kernfs.py, which this file must not import
 EVERY = 1.0  # seconds between the beginnings of two logins, unless one takes longer
 LONGEST = 120.0  # seconds; sshd's own LoginGraceTime, after which a login has failed
@@ -37,7 +37,7 @@ SSH_COMMAND = (
 
 
 class ProbeSample(NamedTuple):
-    """One figure. `what` is LOGIN, SSH, PROGRAM or GAP (the value is in seconds), or STALL:SLICE (a share of the time, 0 to 1).
+    """One figure. `what` is LOGIN, SSH or GAP (the value is in seconds), or STALL:SLICE (a share of the time, 0 to 1).
 
     `at` is in seconds since boot: when a login began, or when the `span` seconds ended over which a share was measured.
     """
@@ -81,11 +81,6 @@ def time_login() -> float | None:
 def time_ssh() -> float | None:
     """Time one login over ssh to this machine. Return seconds, or None where no sshd listens or it accepts none of the user's keys."""
     return time_command(SSH_COMMAND)
-
-
-def time_program() -> float | None:
-    """Time one fork and exec of a program that is not cached. Return seconds, or None if it failed."""
-    return time_command((str(RARE), "--version"), RARE)
 
 
 def system_stalls(unit: str) -> float | None:

@@ -7,12 +7,12 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 from aiohttp import web
 
 from vllm_safe.common.errors import Failure, Misuse
 from vllm_safe.common.notify import notify
+from vllm_safe.contract.api_key import read_api_key
 from vllm_safe.contract.gateway_file import GATEWAY_FILE, GatewayFile, read_gateway_file
 from vllm_safe.gateway.client_connection import ClientConnection, OpenConnections
 from vllm_safe.gateway.gateway_handler import GatewayHandler
@@ -22,7 +22,6 @@ from vllm_safe.gateway.switchboard import Switchboard
 
 PATIENCE = 10.0  # seconds that running answers have after SIGTERM
 _MOST_CONNECTIONS = 1024
-_KEY = "api-key"  # the credential
 
 
 def main() -> int:
@@ -47,7 +46,7 @@ class Gateway:
             raise Misuse(
                 "gateway.enabled is false", hint="Set it to true in /etc/vllm-safe/config.yaml, then: systemctl restart vllm-gateway"
             )
-        self._key = _read_key()
+        self._key = read_api_key()
         self._connections = OpenConnections(_MOST_CONNECTIONS)
         self._stop = asyncio.Event()
         self._listening: asyncio.Server | None = None
@@ -130,16 +129,6 @@ def _read(path: str) -> GatewayFile:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise Misuse(f"cannot read {path}: {reason}", hint="systemctl restart vllm-gateway writes it again") from error
-
-
-def _read_key() -> str:
-    """Return the key that clients must send, or "". Raises Failure if it cannot be read: serving without it would be worse."""
-    if not (folder := os.environ.get("CREDENTIALS_DIRECTORY")):
-        return ""
-    try:
-        return Path(folder, _KEY).read_text(encoding="utf-8").strip()
-    except (OSError, ValueError) as error:
-        raise Failure(f"cannot read the API key: {error}") from error
 
 
 def _watchdog_interval() -> float:

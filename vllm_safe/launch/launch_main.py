@@ -6,13 +6,14 @@ import json
 import os
 import sys
 import time
-from pathlib import Path
 
 from vllm_safe.common.errors import Failure, Misuse
 from vllm_safe.common.notify import notify
 from vllm_safe.contract import state_file
+from vllm_safe.contract.api_key import read_api_key
 from vllm_safe.contract.launch_file import Launch, launch_file
-from vllm_safe.launch.supervisor import journal_level, supervise
+from vllm_safe.launch.own_unit import journal_level
+from vllm_safe.launch.supervisor import supervise
 
 
 class _GaveUp(Misuse):
@@ -42,7 +43,7 @@ def launch_model(arguments: list[str]) -> int:
         raise (_GaveUp if plan.gave_up else Failure if plan.again else Misuse)(plan.refusal, hint=plan.hint)
     if plan.serve_file:
         _write_serve_file(plan)
-    return supervise(plan, dict(plan.env or {}) | _api_key())
+    return supervise(plan, dict(plan.env or {}) | _key_variable())
 
 
 def _write_state(failure: Failure) -> None:
@@ -87,13 +88,6 @@ def _as_option_value(value: object) -> object:
     return json.dumps(value) if isinstance(value, dict) else value
 
 
-def _api_key() -> dict[str, str]:
-    """Return the environment variable with the API key from the unit's credential: it is never in argv, nor in a file others can read."""
-    if not (folder := os.environ.get("CREDENTIALS_DIRECTORY")):
-        return {}
-    try:
-        key = Path(folder, "api-key").read_text(encoding="utf-8").strip()
-    except (OSError, ValueError) as error:
-        # Serving without the configured key would be worse than not serving.
-        raise Failure(f"cannot read the API key: {error}") from error
+def _key_variable() -> dict[str, str]:
+    key = read_api_key()
     return {"VLLM_API_KEY": key} if key else {}

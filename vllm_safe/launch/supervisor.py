@@ -8,13 +8,10 @@ import select
 import signal
 import time
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING
 
-from vllm_safe import __version__
 from vllm_safe.causes.first_trouble import FirstTrouble
-from vllm_safe.common.errors import EXIT_MISUSE
 from vllm_safe.common.notify import notify
 from vllm_safe.common.printable_text import printable
 from vllm_safe.common.signal_pipe import asks_to_stop, open_signal_pipe, read_signals
@@ -27,13 +24,14 @@ from vllm_safe.launch.connections import count_connections
 from vllm_safe.launch.http_probe import TIMEOUT, Probe
 from vllm_safe.launch.lifecycle import Lifecycle
 from vllm_safe.launch.liveness import MetricsReader
-from vllm_safe.launch.node_group import HOLD, NodeGroup
-from vllm_safe.launch.node_link import NodeLink
-from vllm_safe.launch.node_messages import Alive, Farewell
-from vllm_safe.launch.processes import Process, checkpoint_sizes, files_digest, own_cgroup, read_processes
+from vllm_safe.launch.own_unit import journal_level, own_unit, previous_end, watchdog_seconds
+from vllm_safe.launch.processes import Process, checkpoint_sizes, read_processes
 from vllm_safe.launch.resolver import Resolver
 from vllm_safe.launch.server_output import Output
 from vllm_safe.launch.server_process import Server, record_engine_files
+
+if TYPE_CHECKING:  # see _load_node_supervisor
+    from vllm_safe.launch.node_supervisor import NodeSupervisor
 
 DRAIN = 2.0  # seconds for copying the rest of the output of a server that has ended
 PATIENCE = 30.0  # seconds for an answer of a serving server, which may be busy
@@ -50,30 +48,24 @@ def supervise(launch: Launch, env: dict[str, str]) -> int:
     return _Supervisor(launch, env).run()
 
 
-class _Held(NamedTuple):
-    """The end of a server that is not reported yet. status: its wait status. text: the reason if no other machine reports one."""
-
-    status: int
-    until: float
-    text: str
-
-
 class _Supervisor:
     def __init__(self, launch: Launch, env: dict[str, str]) -> None:
         self._signals = open_signal_pipe((signal.SIGTERM, signal.SIGINT, signal.SIGCHLD))
-        cause, before = _end_before(launch)
+        cause, before = previous_end(launch)
         # After an end that another machine caused, that machine pauses, and this one waits for it.
         self._launch, self._env = launch._replace(pause=0.0) if cause in {"node", "network"} else launch, env
         self._server: Server | None = None
         self._output = Output(_STDOUT, self._read_output)
-        self._unit = _unit()
+        self._unit = own_unit()
         sizes = checkpoint_sizes(Path(launch.checkpoint)) if launch.checkpoint else ()
-        self._life = Lifecycle(self._launch, time.monotonic(), time.time(), _time_of_day, sizes=sizes, watchdog=_watchdog(), before=before)
+        self._life = Lifecycle(
+            self._launch, time.monotonic(), time.time(), _time_of_day, sizes=sizes, watchdog=watchdog_seconds(), before=before
+        )
         self._trouble = FirstTrouble()
         self._started = time.time()
         self._resolver = Resolver()
-        self._nodes: NodeLink | None = None
-        self._held: _Held | None = None
+        self._node_supervisor = _load_node_supervisor() if launch.nodes else None
+        self._nodes: NodeSupervisor | None = None
         self._probes: dict[str, tuple[Probe, MetricsReader]] = {}
         self._searched, self._searched_until = 0, 0.0
         self._cards = state_file.NO_CARDS
@@ -100,7 +92,8 @@ class _Supervisor:
                 self._take_signals()
                 self._advance_probes()
         self._output.finish(DRAIN)
-        self._say_farewell()
+        if self._nodes:
+            self._nodes.say_farewell(self._exit_code)
         self._write_state(last=True)
         return self._exit_code
 
@@ -115,7 +108,6 @@ class _Supervisor:
         timers = (
             self._life.due,
             self._nodes.due if self._nodes else None,
-            self._held.until if self._held else None,
             *(probe.deadline for probe in probes),
         )
         due = min((at for at in timers if at is not None), default=None)
@@ -128,29 +120,14 @@ class _Supervisor:
             self._do(self._life.asked_to_stop(time.monotonic(), time.time(), room_for))
         if signal.SIGCHLD in numbers and self._server and (status := self._server.reap()) is not None:
             self._output.finish(DRAIN)
-            if not self._holds_end(status):
+            if self._nodes and self._nodes.hold_end(status, self._trouble.lines(), self._output.lines()):
+                self._server = None
+                self._kill()
+            else:
                 self._end(status)
 
     def _end(self, status: int) -> None:
-        self._held = None
         self._do(self._life.exited(time.monotonic(), time.time(), status, self._trouble.lines(), self._output.lines()))
-
-    def _holds_end(self, status: int) -> bool:
-        """Return whether to wait, before the end is reported, for another machine, whose end may be the cause of this one."""
-        if not (nodes := self._nodes) or nodes.group.verdict or self._life.phase in {"stopping", "ended"}:
-            return False
-        line = ""
-        with suppress(Exception):  # as in explain_end: the package may have been replaced meanwhile
-            from vllm_safe.launch.node_blame import find_lost_connection  # noqa: PLC0415 - patterns that are only needed at an end
-
-            line = find_lost_connection(self._trouble.lines(), self._output.lines(), served=self._life.served)
-        if line:
-            self._server = None
-            what = f"the server on {nodes.group.me} lost its connection to another machine, which gave no reason: {line.strip()[-200:]}"
-            self._held = _Held(status, time.monotonic() + HOLD, what)
-            nodes.end(Farewell(what, never=False, elsewhere=True))
-            self._kill()
-        return bool(line)
 
     def _advance_probes(self) -> None:
         for what, (probe, figures) in list(self._probes.items()):
@@ -184,9 +161,8 @@ class _Supervisor:
                     }[action]()
 
     def _open_link(self) -> None:
-        now, files = time.monotonic(), files_digest(Path(self._launch.checkpoint))
-        agreed = {"vllm-safe": __version__, **(self._launch.agreed or {}), "the model's files": files}
-        self._nodes = NodeLink(self._launch, NodeGroup(self._launch, agreed, now), now)
+        if self._node_supervisor:
+            self._nodes = self._node_supervisor(self._launch, self._life)
 
     def _say_go(self) -> None:
         if self._nodes:
@@ -196,30 +172,10 @@ class _Supervisor:
         """Exchange messages with the other machines of the model."""
         if not (nodes := self._nodes):
             return
-        now, life = time.monotonic(), self._life
-        nodes.advance(now)
-        if self._held and now >= self._held.until:
-            nodes.group.blame(self._held.text)
-        self._do(life.met(now, time.time(), nodes.group))
-        drains = life.phase == "stopping" and life.cause in {"stopped", "room"} and nodes.group.is_first
-        if life.phase in {"stopping", "ended"} and not drains:  # the requests that still run need the other machines
-            self._say_farewell()
-        else:
-            nodes.report(now, Alive(life.phase, life.loading.still if life.loading else 0.0, life.text))
-        self._let_go()
-
-    def _let_go(self) -> None:
-        """Report the end of the server that was held back, once another machine has reported the cause, or after the wait for that."""
-        if self._held and self._life.phase in {"stopping", "ended"}:
-            self._end(self._held.status)
-
-    def _say_farewell(self) -> None:
-        """Tell the other machines of the model why this one ends. A reason that came from another machine is passed on as it is."""
-        if self._nodes:
-            life, me = self._life, self._nodes.group.me
-            ended = {"node": life.reason, "network": life.reason, "stopped": f"{me} was stopped"}
-            why = life.text if life.cause == "exited" else life.reason
-            self._nodes.end(Farewell(ended.get(life.cause, f"{me} ended: {why}"), never=self._exit_code == EXIT_MISUSE))
+        self._do(nodes.meet())
+        nodes.report(self._exit_code)
+        if (status := nodes.release_end()) is not None:
+            self._end(status)
 
     def _start(self) -> None:
         env = (self._nodes.environment() if self._nodes else {}) | self._env
@@ -310,39 +266,18 @@ class _Supervisor:
             served=life.served,
             used=life.idle.used if life.idle else None,
             idle_timeout=self._launch.idle_timeout if life.idle else 0.0,
-            nodes=self._nodes.group.phases if self._nodes else "",
+            nodes=self._nodes.phases if self._nodes else "",
         )
         if last or new != self._written or now >= self._written_at + WRITE_STEADY:
             self._written, self._written_at = new._replace(time=time.time()), now
             state_file.write_state(self._written)
 
 
-def _end_before(launch: Launch) -> tuple[str, str]:
-    """Return the cause of the previous end, and its error if that start never served; "" where this is no automatic restart."""
-    if not launch.restart:
-        return "", ""
-    with suppress(OSError, ValueError, AttributeError):
-        before = json.loads(state_file.state_file(launch.name).read_text(encoding="utf-8"))
-        cause = str(before.get("cause", ""))
-        return cause, str(before.get("error", "")) if cause == "exited" and before.get("served") is False else ""
-    return "", ""
+def _load_node_supervisor() -> type[NodeSupervisor]:
+    """Import the part for several machines, at the start: an upgrade may replace the package while the server waits for its restart."""
+    from vllm_safe.launch.node_supervisor import NodeSupervisor  # noqa: PLC0415 - 0.2 MB that a model on one machine does without
 
-
-def journal_level(level: int) -> str:
-    """Return the prefix that sets the level of a line in the journal (SyslogLevelPrefix=); "" on a terminal."""
-    return f"<{level}>" if "JOURNAL_STREAM" in os.environ else ""
-
-
-def _unit() -> Path | None:
-    """Return the cgroup of the unit; None if this process runs in another cgroup, whose processes must not be killed."""
-    folder = own_cgroup()
-    return folder if folder and folder.name.startswith("vllm@") else None
-
-
-def _watchdog() -> float:
-    """Return the seconds within which systemd expects a watchdog notification, or 0."""
-    mine = os.environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
-    return int(os.environ.get("WATCHDOG_USEC") or 0) / 1e6 if mine else 0.0
+    return NodeSupervisor
 
 
 def _time_of_day(moment: float) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from vllm_safe.common.errors import Failure
 from vllm_safe.plan.model_config import DTYPE_BYTES, FAMILIES, Experts, LatentAttention, ModelConfig
-from vllm_safe.plan.quantization_config import Quantization, QuantizationReader
+from vllm_safe.plan.quantization_config import MOST_OTHERWISE, Quantization, QuantizationReader
 
 # More than any known model by an order of magnitude: a plan of a hostile file must end at once.
 _MOST = MappingProxyType(
@@ -27,7 +27,6 @@ _MOST = MappingProxyType(
         "max_position_embeddings": 1 << 31,
     }
 )
-_MOST_OTHERWISE = 1 << 16
 
 # The defaults of each family's configuration class in transformers 5.19, for keys that config.json lacks (models/*/configuration_*.py).
 _GEMMA = {"head_dim": 256, "tie_word_embeddings": True}
@@ -84,7 +83,7 @@ class _ConfigReader:
             value = self.defaults.get(key)
         if value is None:
             value = default
-        most = _MOST.get(key, _MOST_OTHERWISE)
+        most = _MOST.get(key, MOST_OTHERWISE)
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
             raise self.flaw(key, f"a whole number from {least} to {most}")
         return value

@@ -12,6 +12,7 @@ from typing import Any
 from vllm_safe.common import paths
 from vllm_safe.common.errors import Failure
 from vllm_safe.driver.card_facts import NvmlCard
+from vllm_safe.driver.visible_devices import visible_numbers
 from vllm_safe.plan.disk_pace_facts import read_disk_pace
 from vllm_safe.plan.headers_facts import StoredModel, read_stored_model
 from vllm_safe.plan.past_starts import PastStart, StartConditions, engine_version, identify_cards, read_past_starts
@@ -81,7 +82,7 @@ def read_plan_facts(
         unread = failure.message
     forked = env.get("VLLM_WORKER_MULTIPROC_METHOD") == "fork"
     there = tuple(cards)
-    chosen = _visible(there, visible, f"vllm@{name}.service")
+    chosen = _visible_cards(there, visible, f"vllm@{name}.service")
     pace = read_disk_pace(server.model) if env.get("PYTHONPATH") == str(paths.ENGINE_PLUGINS) else 0.0
     unordered = _is_unordered(there * server.machines, serving, env)
     return PlanFacts(stored(server.model), serving, chosen * server.machines, past, unread, forked, pace, unordered, server.machines)
@@ -91,20 +92,14 @@ def _is_unordered(cards: tuple[NvmlCard, ...], serving: Serving, env: Mapping[st
     """Return whether it is not known which of unlike GPUs each worker gets: CUDA by itself numbers the fastest first."""
     visible = env.get("CUDA_VISIBLE_DEVICES")
     alike = len({(card.name, card.memory, card.capability) for card in cards}) <= 1
-    numbered = env.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID" and (visible is None or _numbers(visible) is not None)
+    numbered = env.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID" and (visible is None or visible_numbers(visible) is not None)
     same = serving.pipeline_parallel == 1 and serving.ranks == len(cards) and visible is None  # each of them gets an equal part
     return not (alike or numbered or same)
 
 
-def _numbers(visible: str | None) -> list[int] | None:
-    """Return the GPUs that CUDA_VISIBLE_DEVICES names by number, or None where it does not: unset, or with UUIDs."""
-    names = [] if visible is None else [name.strip() for name in visible.split(",")]
-    return [int(name) for name in names] if names and all(name.isdecimal() for name in names) else None
-
-
-def _visible(cards: tuple[NvmlCard, ...], visible: str | None, unit: str) -> tuple[Card, ...]:
+def _visible_cards(cards: tuple[NvmlCard, ...], visible: str | None, unit: str) -> tuple[Card, ...]:
     """Return the GPUs that the server sees, in its order, without the memory that the model itself uses of them now."""
-    numbers = _numbers(visible)
+    numbers = visible_numbers(visible)
     chosen = cards if numbers is None else tuple(cards[number] for number in takewhile(lambda number: number < len(cards), numbers))
     return tuple(_card(card, unit) for card in chosen if card.memory)
 

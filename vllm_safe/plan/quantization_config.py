@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from vllm_safe.common.errors import Failure
 
-_MOST_OTHERWISE = 1 << 16
+MOST_OTHERWISE = 1 << 16  # of a number that has no bound of its own
 _MOST_NAMES = 10_000  # of modules that a quantisation leaves out: one expert layer can have hundreds
 _MOST_PATTERNS = 200
 
@@ -57,7 +57,7 @@ class QuantizationReader:
         """Return a whole number of the section, or of `values` in it."""
         value = (self.values if values is None else values).get(key)
         value = default if value is None else value
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= _MOST_OTHERWISE:
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= MOST_OTHERWISE:
             raise self.config.flaw(f"quantization_config.{key}", "a whole number")
         return value
 

@@ -10,6 +10,7 @@ from typing import Any
 from vllm_safe.common.kernfs import read_kernel_file, read_lanes
 from vllm_safe.contract.recorded_run import Gpu
 from vllm_safe.contract.state_file import CardUsage
+from vllm_safe.driver.visible_devices import visible_numbers
 
 _PATIENCE = 2.0  # seconds for the driver to return the names
 _MEANS, _TOPS = ("busy", "power", "heat", "capped", "braked"), ("temperature", "generation")
@@ -68,10 +69,9 @@ def visible_cards(env: Mapping[str, str], names: Collection[str]) -> frozenset[i
 
     names: the names of all GPUs. If they differ, CUDA's default order is the fastest first.
     """
-    seen = env.get("CUDA_VISIBLE_DEVICES", "").split(",")
-    if all(part.strip().isdecimal() for part in seen) and (len(set(names)) == 1 or env.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID"):
-        return frozenset(map(int, seen))
-    return None
+    numbers = visible_numbers(env.get("CUDA_VISIBLE_DEVICES"))
+    ordered = len(set(names)) == 1 or env.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID"
+    return frozenset(numbers) if numbers is not None and ordered else None
 
 
 class CardReadings:

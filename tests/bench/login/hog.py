@@ -100,13 +100,14 @@ def start_crew(workers: Sequence[Callable[[], Iterator[int]]]) -> None:
     """Start a process for each worker. It exits when its work is done."""
     with Path("progress").open("wb+") as file:
         file.truncate(len(workers) * COUNT.size)
-        counters = mmap.mmap(file.fileno(), 0)
+        # An item is written in one go; struct.pack_into writes zeros first, which a reader of the file could see.
+        counters = memoryview(mmap.mmap(file.fileno(), 0)).cast("Q")
     for number, worker in enumerate(workers):
         if not os.fork():
             done = 0
             for more in worker():
                 done += more
-                COUNT.pack_into(counters, number * COUNT.size, done)
+                counters[number] = done
             os._exit(0)
 
 

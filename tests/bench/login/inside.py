@@ -11,6 +11,11 @@ sys.path.insert(0, str(Path(__file__).parent))  # vllm_safe/drill/login_probes.p
 from vllm_safe.drill import login_probes
 
 
+def time_program() -> float | None:
+    """Time one fork and exec of a program that is not cached. Return seconds, or None if it failed."""
+    return login_probes.time_command((str(login_probes.RARE), "--version"), login_probes.RARE)
+
+
 def progress(path: Path) -> int | None:
     """Return the count of all processes of the hog since its start; None when there is no hog."""
     try:
@@ -25,7 +30,7 @@ def main() -> None:
     offset = time.time() - time.monotonic()
     with (
         Path(sys.argv[1]).open("a", buffering=1) as file,
-        login_probes.LoginWatch({login_probes.PROGRAM: login_probes.time_program}) as watch,
+        login_probes.LoginWatch({"program": time_program}) as watch,
     ):
         written = failed = 0
         while True:

@@ -16,7 +16,9 @@ import pytest
 
 from tests.builders.situations import situation_of
 from vllm_safe.check.check_facts import Inspection
-from vllm_safe.check.checks import MachineFacts, check_machine, check_running_model
+from vllm_safe.check.checks import check_machine
+from vllm_safe.check.machine_facts import MachineFacts
+from vllm_safe.check.model_findings import check_running_model
 from vllm_safe.cli.table import align_columns
 from vllm_safe.common.errors import Failure
 from vllm_safe.config.reader import load

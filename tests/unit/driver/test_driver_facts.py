@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.builders.trees import write_tree
 from vllm_safe.driver import driver_facts
 from vllm_safe.driver.card_facts import NvmlCard, PciCard
 from vllm_safe.driver.driver_facts import Driver, Nvml, ask_nvml, read_driver
@@ -24,17 +25,9 @@ GCC version:  gcc version 15.3.0 (GCC)
 KERNEL = "6.12.48+deb13-amd64"
 
 
-def build(root: Path, files: dict[str, str | bytes]) -> Path:
-    for name, content in files.items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return root
-
-
 def add_card(root: Path, address: str, bound: str = "", vendor: str = "0x10de", kind: str = "0x030000") -> None:
     device = root / "sys/bus/pci/devices" / address
-    build(device, {"vendor": f"{vendor}\n", "class": f"{kind}\n"})
+    write_tree(device, {"vendor": f"{vendor}\n", "class": f"{kind}\n"})
     if bound:
         (device / "driver").symlink_to(f"../../../bus/pci/drivers/{bound}")
 
@@ -53,7 +46,7 @@ def test_a_machine_without_anything(tmp_path: Path) -> None:
 
 def test_which_module_is_loaded_and_what_beside_it(tmp_path: Path) -> None:
     found = read_driver(
-        build(tmp_path, {"proc/driver/nvidia/version": OPEN, "sys/module/nvidia/refcnt": "1", "sys/module/ext4/refcnt": "1"})
+        write_tree(tmp_path, {"proc/driver/nvidia/version": OPEN, "sys/module/nvidia/refcnt": "1", "sys/module/ext4/refcnt": "1"})
     )
     assert (found.open_module, found.modules) == (True, {"nvidia"})
     (tmp_path / "proc/driver/nvidia/version").write_text(PROPRIETARY)
@@ -62,7 +55,7 @@ def test_which_module_is_loaded_and_what_beside_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("text", "version"), [(PROPRIETARY, "535.261.03"), (OPEN, "580.159.04"), ("", "")])
 def test_the_version_of_the_loaded_module(tmp_path: Path, text: str, version: str) -> None:
-    assert read_driver(build(tmp_path, {"proc/driver/nvidia/version": text})).loaded == version
+    assert read_driver(write_tree(tmp_path, {"proc/driver/nvidia/version": text})).loaded == version
 
 
 @pytest.mark.parametrize(
@@ -83,7 +76,7 @@ def test_the_version_of_the_loaded_module(tmp_path: Path, text: str, version: st
 )
 def test_whether_there_is_a_module_for_the_running_kernel(tmp_path: Path, line: str, there: bool) -> None:  # noqa: FBT001 -- a row
     files = {"proc/sys/kernel/osrelease": f"{KERNEL}\n", f"lib/modules/{KERNEL}/modules.dep": f"kernel/fs/ext4/ext4.ko:\n{line}\n"}
-    assert read_driver(build(tmp_path, dict(files))).built is there
+    assert read_driver(write_tree(tmp_path, dict(files))).built is there
 
 
 def test_only_nvidias_display_controllers_are_cards(tmp_path: Path) -> None:
@@ -97,7 +90,7 @@ def test_only_nvidias_display_controllers_are_cards(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("content", "on"), [(b"\x06\0\0\0\x01", True), (b"\x06\0\0\0\0", False), (b"\x06", False)])
 def test_secure_boot(tmp_path: Path, content: bytes, on: bool) -> None:  # noqa: FBT001 -- a row of the table
     name = "sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
-    assert read_driver(build(tmp_path, {name: content})).secure_boot is on
+    assert read_driver(write_tree(tmp_path, {name: content})).secure_boot is on
 
 
 @pytest.mark.parametrize(
@@ -109,7 +102,7 @@ def test_secure_boot(tmp_path: Path, content: bytes, on: bool) -> None:  # noqa:
     ],
 )
 def test_the_system(tmp_path: Path, text: str, system: str) -> None:
-    assert read_driver(build(tmp_path, {"etc/os-release": text})).system == system
+    assert read_driver(write_tree(tmp_path, {"etc/os-release": text})).system == system
 
 
 # --- NVML, in a process of its own

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.builders.trees import drop_from_cache
 from vllm_safe.common import paths
 from vllm_safe.contract.launch_file import Launch
 from vllm_safe.launch import engine_reader, page_cache
@@ -39,9 +40,7 @@ class Engine:
 
     def forget(self) -> None:
         for module in self.files.values():
-            with module.open("rb") as opened:
-                os.fsync(opened.fileno())
-                os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            drop_from_cache(module)
 
     def cached(self) -> set[str]:
         found = set()

@@ -465,6 +465,12 @@ def test_a_short_pause_is_waited_out(unit: Unit) -> None:
 
 # --- two machines, which are both this one
 
+
+def test_a_model_on_one_machine_does_not_load_the_part_for_several() -> None:
+    code = "import sys, vllm_safe.launch.launch_main; print(*(name for name in sys.modules if '.launch.node_' in name))"
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "\n"
+
+
 NODES = ("127.0.0.1", "localhost")  # names of this machine that need no network
 CLOSED = "RuntimeError: [gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:57246"
 KILLED = "ERROR 11-28 21:31:21 [multiproc_executor.py:315] Worker proc VllmWorker-1 died unexpectedly (exit code: -9)"

@@ -15,11 +15,12 @@ from vllm_safe.contract.state_file import NO_CARDS, CardUsage
 from vllm_safe.launch.actions import Action, AskServer, Instruction, LogLine, NotifySystemd, Quit, SendSignal
 from vllm_safe.launch.http_probe import Answer
 from vllm_safe.launch.idleness import FINISHED
-from vllm_safe.launch.lifecycle import EXTEND_BY, EXTEND_EVERY, NODE_GRACE, Lifecycle
+from vllm_safe.launch.lifecycle import Lifecycle
 from vllm_safe.launch.liveness import RUNNING, TOKENS
 from vllm_safe.launch.node_group import SILENT, NodeGroup
 from vllm_safe.launch.node_messages import Alive, Farewell, Go, Hello
 from vllm_safe.launch.processes import Process
+from vllm_safe.launch.server_state import EXTEND_BY, EXTEND_EVERY, NODE_GRACE
 
 URL = "http://127.0.0.1:8000"
 TIMES = {"start_timeout": 600.0, "stop_grace": 120.0, "stall_timeout": 300.0, "hang_timeout": 100.0}

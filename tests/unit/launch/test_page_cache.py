@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.builders.trees import drop_from_cache
 from vllm_safe.common.sizes import MIB
 from vllm_safe.launch import page_cache
 
@@ -17,16 +18,10 @@ def file(tmp_path: Path) -> Path:
     """Return a file of 2 MiB that is on the disk and not in the cache."""
     path = tmp_path / "file"
     path.write_bytes(os.urandom(2 * MIB))
-    _forget(path)
+    drop_from_cache(path)
     if not page_cache.is_on_disk(str(path)) or sum(_resident(path)):
         pytest.skip("the temporary folder is in memory")
     return path
-
-
-def _forget(path: Path) -> None:
-    with path.open("rb") as opened:
-        os.fsync(opened.fileno())
-        os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _resident(path: Path) -> bytes:

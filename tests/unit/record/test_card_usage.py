@@ -82,6 +82,7 @@ def test_a_card_that_memory_was_taken_of_since_the_run_began_is_in_use() -> None
     [
         ({}, ["A", "A"], None),
         ({"CUDA_VISIBLE_DEVICES": "1,0"}, ["A", "A"], {0, 1}),
+        ({"CUDA_VISIBLE_DEVICES": ""}, ["A", "A"], set()),
         ({"CUDA_VISIBLE_DEVICES": "1"}, ["A", "B"], None),  # CUDA counts the fastest first, and which one that is is unknown
         ({"CUDA_VISIBLE_DEVICES": "1", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}, ["A", "B"], {1}),
         ({"CUDA_VISIBLE_DEVICES": "GPU-8932f937", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}, ["A"], None),

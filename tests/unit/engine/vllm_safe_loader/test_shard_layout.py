@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vllm_safe.engine.as_engine.vllm_safe_loader.shard_layout import StoredTensor, UnknownLayout, read_layout, split_into_windows
+from vllm_safe.engine.as_engine.vllm_safe_loader.shard_layout import RingUnusable, StoredTensor, read_layout, split_into_windows
 
 SIZES = {"U8": 1, "BF16": 2}
 
@@ -51,7 +51,7 @@ def test_tensors_are_in_the_order_of_the_file(tmp_path: Path) -> None:
     ids=["a kind that is not known", "another size", "beyond the end", "in the header", "no place", "no row", "no table"],
 )
 def test_what_is_not_as_it_should_be_is_left_to_vllm(tmp_path: Path, header: object) -> None:
-    with pytest.raises(UnknownLayout, match=r"model\.safetensors"):
+    with pytest.raises(RingUnusable, match=r"model\.safetensors"):
         read_layout(shard(tmp_path, header), SIZES)
 
 
@@ -59,7 +59,7 @@ def test_what_is_not_as_it_should_be_is_left_to_vllm(tmp_path: Path, header: obj
 def test_a_damaged_file_is_left_to_vllm(tmp_path: Path, data: bytes) -> None:
     file = tmp_path / "model.safetensors"
     file.write_bytes(data)
-    with pytest.raises(UnknownLayout, match=r"model\.safetensors"):
+    with pytest.raises(RingUnusable, match=r"model\.safetensors"):
         read_layout(str(file), SIZES)
 
 

@@ -1,4 +1,8 @@
-"""A vLLM plugin that replaces the default loader: one process reads the checkpoint for all workers, in order, in large requests."""
+"""A vLLM plugin that replaces the default loader: one process reads the checkpoint for all workers, in order, in large requests.
+
+The plugin runs in the engine's Python and cannot import the rest of the package. So a little code is in both, such as the calls of libc
+here and in launch/page_cache.py.
+"""
 
 from __future__ import annotations
 

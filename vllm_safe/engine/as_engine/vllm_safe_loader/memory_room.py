@@ -1,4 +1,8 @@
-"""The memory that this process can still use, within the limits of its control groups and of the machine."""
+"""The memory that this process can still use, within the limits of its control groups and of the machine.
+
+launch/page_cache.py (read_cache_room) computes the same: this plugin runs in the engine's Python, which does not have the rest of
+the package.
+"""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ from .memory_room import read_room
 from .ring_layout import PAGE, decide_cache, decide_capacity, decide_window, place_windows
 from .ring_reader import RingReader
 from .ring_walk import RingWalk
-from .shard_layout import ReadWindow, StoredTensor, UnknownLayout, read_layout, split_into_windows
+from .shard_layout import ReadWindow, RingUnusable, StoredTensor, read_layout, split_into_windows
 from .shared_ring import RingShape, SharedRing
 
 _SHARDS = "Loading safetensors checkpoint shards"  # as vLLM prints it: launch/phases.py parses it
@@ -69,7 +69,7 @@ class RingModelLoader(DefaultModelLoader):  # type: ignore[misc] # vLLM is not i
         by_vllm: Iterator[tuple[str, torch.Tensor]] = super()._get_weights_iterator(source)  # a generator, which reads nothing yet
         try:
             walk, windows, capacity = _prepare_ring(self._files(source))
-        except UnknownLayout as reason:
+        except RingUnusable as reason:
             _log.info_once("vllm-safe: vLLM reads the checkpoint itself: %s", reason)
             return by_vllm
         _log.info_once(
@@ -78,25 +78,25 @@ class RingModelLoader(DefaultModelLoader):  # type: ignore[misc] # vLLM is not i
         return self._walk(source.prefix, walk, windows)
 
     def _files(self, source: DefaultModelLoader.Source) -> list[str]:
-        """Return the files in vLLM's order. Raises UnknownLayout if the options, the model or its files need vLLM's own loader."""
+        """Return the files in vLLM's order. Raises RingUnusable if the options, the model or its files need vLLM's own loader."""
         config = self.load_config
         parallel = get_current_vllm_config_or_none()
         if config.load_format not in {"auto", "safetensors", "hf"} or config.safetensors_load_strategy not in {None, "lazy"}:
-            raise UnknownLayout("the load options require it")
+            raise RingUnusable("the load options require it")
         if config.model_loader_extra_config or self._encoder_only_lm_prefixes is not None or source.is_unused_weight is not None:
-            raise UnknownLayout("the load options require it")
+            raise RingUnusable("the load options require it")
         if parallel is None or parallel.parallel_config.nnodes > 1 or parallel.parallel_config.data_parallel_size > 1:
-            raise UnknownLayout("the model spans several machines, or uses data parallelism")
+            raise RingUnusable("the model spans several machines, or uses data parallelism")
         if parallel.speculative_config is not None:
-            raise UnknownLayout("speculative decoding may load a second model")
+            raise RingUnusable("speculative decoding may load a second model")
         found = self._prepare_weights(
             source.model_or_path, source.subfolder, source.revision, source.fall_back_to_pt, source.allow_patterns_overrides
         )
         files: list[str] = sorted(found[1], key=_natural_sort_key)
         if not found[2]:
-            raise UnknownLayout("the checkpoint is not in safetensors files")
+            raise RingUnusable("the checkpoint is not in safetensors files")
         if (kind := _get_fs_type(files)) in _NETWORK:
-            raise UnknownLayout(f"the checkpoint is on a network file system ({kind})")
+            raise RingUnusable(f"the checkpoint is on a network file system ({kind})")
         return files
 
     def _walk(self, prefix: str, walk: RingWalk, windows: Sequence[ReadWindow]) -> Generator[tuple[str, torch.Tensor]]:
@@ -133,7 +133,7 @@ class _ByteCount:
 def _prepare_ring(files: Sequence[str]) -> tuple[RingWalk, list[ReadWindow], int]:
     """Return this process's walk through the windows, the windows, and the size of the ring in bytes. Rank 0 decides for all processes.
 
-    Raises UnknownLayout in all processes if one of them cannot use the ring.
+    Raises RingUnusable in all processes if one of them cannot use the ring.
     """
     group = get_world_group()
     own_ring: SharedRing | None = None
@@ -143,18 +143,18 @@ def _prepare_ring(files: Sequence[str]) -> tuple[RingWalk, list[ReadWindow], int
             windows, capacity, cache = _decide(files)
             own_ring = SharedRing.create(RingShape(group.world_size, len(windows), capacity))
             sent = [_Offer(os.getpid(), own_ring.descriptor, own_ring.shape, windows, cache)]
-        except (OSError, ValueError, KeyError, StopIteration, UnknownLayout) as error:
+        except (OSError, ValueError, KeyError, StopIteration, RingUnusable) as error:
             sent = [str(error) or type(error).__name__]
     if group.world_size > 1:
         torch.distributed.broadcast_object_list(sent, src=group.ranks[0], group=group.cpu_group)
     if isinstance(offer := sent[0], str):
-        raise UnknownLayout(offer)
+        raise RingUnusable(offer)
     walk, problem = _open_walk(offer, own_ring)
     problems: list[str] = [problem] * group.world_size
     if group.world_size > 1:
         torch.distributed.all_gather_object(problems, problem, group=group.cpu_group)
     if walk is None or any(problems):
-        raise UnknownLayout(next(filter(None, problems)))
+        raise RingUnusable(next(filter(None, problems)))
     if own_ring:
         RingReader(own_ring, walk.places, offer.cache).start()
     return walk, offer.windows, offer.shape.capacity
@@ -162,12 +162,12 @@ def _prepare_ring(files: Sequence[str]) -> tuple[RingWalk, list[ReadWindow], int
 
 def _decide(files: Sequence[str]) -> tuple[list[ReadWindow], int, int]:
     if mmap.PAGESIZE != PAGE:
-        raise UnknownLayout(f"this kernel uses pages of {mmap.PAGESIZE >> 10} KiB")
+        raise RingUnusable(f"this kernel uses pages of {mmap.PAGESIZE >> 10} KiB")
     room = read_room()
     layouts = {file: read_layout(file, _SIZES) for file in files}
     capacity = decide_capacity(room, [tensor for layout in layouts.values() for tensor in layout])
     if not capacity:
-        raise UnknownLayout(f"{max(room, 0) >> 20} MiB of available memory is too little for a ring buffer")
+        raise RingUnusable(f"{max(room, 0) >> 20} MiB of available memory is too little for a ring buffer")
     most = decide_window(capacity)
     windows = [window for file, layout in layouts.items() for window in split_into_windows(file, layout, most)]
     return windows, capacity, decide_cache(room, capacity)

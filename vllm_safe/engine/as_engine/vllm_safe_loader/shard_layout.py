@@ -12,7 +12,7 @@ _PREFIX = 8  # bytes: the length of the header, before it
 _LONGEST = 100_000_000  # bytes of a header: the limit of safetensors
 
 
-class UnknownLayout(Exception):
+class RingUnusable(Exception):
     """The checkpoint has to be read by vLLM itself. The text gives the reason."""
 
 
@@ -53,18 +53,18 @@ class ReadWindow:
 def read_layout(file: str, sizes: Mapping[str, int]) -> list[StoredTensor]:
     """Read the layout of a file: its tensors, in the order in which they are stored. sizes: bytes of an element, by dtype.
 
-    Raises UnknownLayout if the file is damaged or truncated, or has a dtype that is not in `sizes`. vLLM's own loader reports the cause.
+    Raises RingUnusable if the file is damaged or truncated, or has a dtype that is not in `sizes`. vLLM's own loader reports the cause.
     """
     with open(file, "rb") as opened:  # noqa: PTH123 - the names are vLLM's, and strings
         total = os.fstat(opened.fileno()).st_size
         length = int.from_bytes(opened.read(_PREFIX), "little")
         if not 2 <= length <= min(_LONGEST, total - _PREFIX):
-            raise UnknownLayout(f"{file} has no safetensors header")
+            raise RingUnusable(f"{file} has no safetensors header")
         text = opened.read(length)
     try:
         return _parse(json.loads(text), _PREFIX + length, total, sizes)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UnknownLayout(f"{file}: {error}") from error
+        raise RingUnusable(f"{file}: {error}") from error
 
 
 def _parse(header: Mapping[str, Mapping[str, list[int]]], start: int, total: int, sizes: Mapping[str, int]) -> list[StoredTensor]:
