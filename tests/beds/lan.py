@@ -17,24 +17,20 @@ FIRST_PORT, FIRST_LINK = 8000, 29500
 TUN = Path("/dev/net/tun")
 TUNNEL = "10.99.0"  # the network in WireGuard
 # Without torch.compile, which for several workers no option turns off and which wants a C++ compiler.
-_MODEL = """\
-  {name}:
-    model: {model}
-    port: {port}
-    nodes: [{nodes}]
-    nodes_port: {link}
-    args: {{enforce-eager: true, tensor-parallel-size: {size}}}
-    env: {{VLLM_CPU_KVCACHE_SPACE: "1", VLLM_CPU_OMP_THREADS_BIND: nobind, TORCHDYNAMO_DISABLE: "1"}}
-    stop_grace: 5s
-"""
-_NONE: Mapping[str, str] = MappingProxyType({})
+_ENV = '{VLLM_CPU_KVCACHE_SPACE: "1", VLLM_CPU_OMP_THREADS_BIND: nobind, TORCHDYNAMO_DISABLE: "1"}'
+# The args of a model of which each of two machines has some of the layers, instead of a part of each.
+# With enforce-eager, the CPU build of vLLM 0.32 allocates nothing for what the second stage receives: it does so only when it warms up
+# (CPUModelRunner.warming_up_model). Without torch.compile it warms up in mode 1 alone.
+TWO_STAGES = "{compilation-config: {mode: 1, cudagraph_mode: NONE}, pipeline-parallel-size: 2}"
+_NONE: Mapping[str, Mapping[str, str]] = MappingProxyType({})
 _GONE = "pgrep --list-full --uid vllm; ls -d /sys/fs/cgroup/vllm.slice/vllm@* 2>/dev/null; ss -ltnpH | grep -i vllm; true"
 
 
 class Lan:
     """The machines gpu1, gpu2 and so on, and the switch between them. As a context manager, all are taken down at the end.
 
-    models: the machines that serve each. wait: RestartSec= of all, as systemd writes it. folders: of models other than the tiny one.
+    models: the machines that serve each. wait: RestartSec= of all, as systemd writes it.
+    own: settings of some models that replace those of all, by name, as YAML.
     tunnel: the host names are those of addresses in WireGuard.
     """
 
@@ -45,23 +41,13 @@ class Lan:
         *,
         wait: str,
         tunnel: bool = False,
-        folders: Mapping[str, str] = _NONE,
+        own: Mapping[str, Mapping[str, str]] = _NONE,
     ) -> None:
         self.names = sorted({name for names in models.values() for name in names})
         self.beds: list[Nspawn] = []
         self._deb, self._wait, self._tunnel = deb, wait, tunnel
         self._models = {name: (FIRST_PORT + place, FIRST_LINK + 2 * place) for place, name in enumerate(models)}
-        parts = (
-            _MODEL.format(
-                name=name,
-                model=folders.get(name, engine.MODEL),
-                port=port,
-                link=link,
-                nodes=", ".join(models[name]),
-                size=len(models[name]),
-            )
-            for name, (port, link) in self._models.items()
-        )
+        parts = (_describe(name, models[name], *ports, own.get(name, {})) for name, ports in self._models.items())
         self._members = {name: [self.names.index(one) for one in models[name]] for name in models}
         self.config = "swap: {size: none}\nengine: {package: vllm-cpu}\nmodels:\n" + "".join(parts)
         self.switch = Switch()
@@ -178,3 +164,18 @@ class Lan:
             bed.run("systemctl stop 'vllm@*'; systemctl reset-failed 'vllm@*'", check=False)
         for bed in self.beds:
             bed.wait_for("nothing is left", lambda bed=bed: bed.out(_GONE) == "", timeout=10)  # type: ignore[misc] # mypy 2608
+
+
+def _describe(name: str, nodes: Sequence[str], port: int, link: int, own: Mapping[str, str]) -> str:
+    """Return the part of the configuration for one model."""
+    settings = {
+        "model": engine.MODEL,
+        "port": str(port),
+        "nodes": f"[{', '.join(nodes)}]",
+        "nodes_port": str(link),
+        "args": f"{{enforce-eager: true, tensor-parallel-size: {len(nodes)}}}",
+        "env": _ENV,
+        "stop_grace": "5s",
+        **own,
+    }
+    return f"  {name}:\n" + "".join(f"    {key}: {value}\n" for key, value in settings.items())

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.beds import engine, tiny_model
-from tests.beds.lan import Lan
+from tests.beds.lan import TWO_STAGES, Lan
 from tests.beds.nspawn import Nspawn
 
 pytestmark = [pytest.mark.nspawn, pytest.mark.engine, pytest.mark.long]
@@ -38,7 +38,8 @@ for file in folder.iterdir():
 
 @pytest.fixture(scope="module")
 def lan(deb: Path) -> Iterator[Lan]:
-    with Lan(deb, {"big": PAIR, "wide": ALL}, wait="2", folders={"wide": SIX_HEADS}) as machines:
+    models = {"big": PAIR, "wide": ALL, "deep": PAIR}
+    with Lan(deb, models, wait="2", own={"wide": {"model": SIX_HEADS}, "deep": {"args": TWO_STAGES}}) as machines:
         yield machines
 
 
@@ -94,6 +95,16 @@ def test_three_machines_in_the_wrong_order(lan: Lan) -> None:
     second.run("systemctl stop vllm@wide")
     _wait_for_reason(first, "wide", since[0], "gpu2 was stopped", 40)
     first.wait_for("the others wait", lambda: [lan.told("wide")[place] for place in (0, 2)] == ["waiting for gpu2"] * 2, timeout=40)
+
+
+def test_a_pipeline_of_two_machines(lan: Lan) -> None:
+    first, second, _ = lan.beds
+    _serve(lan, "deep", 0, 1)
+    since = _now(first)
+    second.run(["pkill", "-KILL", "VLLM::Worker"])
+    _wait_for_reason(first, "deep", since, "gpu2 ended: deep exited because its process VllmWorker-1 ")
+    lan.wait_for_all("deep", "running", LOAD)
+    lan.must_answer("deep")
 
 
 def test_a_machine_without_power_and_one_that_is_shut_down(lan: Lan) -> None:
