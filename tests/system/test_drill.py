@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.beds.nspawn import Nspawn
-from tests.beds.vm import Saved, Virtual
+from tests.beds.vm import Shape, Virtual
 from vllm_safe.drill.login_probes import SSH_COMMAND
 
 ON = "swap: {size: 6G}\nmodels: {}\n"
@@ -32,9 +32,13 @@ HOG = "/sys/fs/cgroup/vllm.slice/vllm-safe-drill.service"
 
 
 @pytest.fixture(scope="module")
-def bed(installed: Saved) -> Iterator[Virtual]:
-    """1 GiB of RAM, 6 GiB of swap, a hard disk, and a key with which root may log in to it from itself."""
-    with Virtual(saved=installed, urgent=True) as machine:  # how long its logins take is what the drill judges by
+def bed(deb: Path) -> Iterator[Virtual]:
+    """Boot a machine of its own: two processors, 1 GiB of RAM, a hard disk, 6 GiB of swap, and a key with which root may log in.
+
+    A login on one emulated processor, beside the hog, takes as long as these tests wait.
+    """
+    with Virtual(Shape(cpus=2), urgent=True) as machine:  # how long its logins take is what the drill judges by
+        machine.install(deb)
         machine.write(CONFIG, ON)
         machine.run("ssh-keygen -q -t ed25519 -N '' -f /root/.ssh/id_ed25519 && cd /root/.ssh && cat id_ed25519.pub >> authorized_keys")
         machine.run(list(SSH_COMMAND))
