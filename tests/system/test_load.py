@@ -72,7 +72,7 @@ def _forget(bed: Nspawn, model: str = engine.MODEL) -> None:
 def test_two_models_that_load_at_once_have_their_weights_and_the_log_says_how(bed: Nspawn) -> None:
     """One of them had been killed in the middle of its load."""
     bed.run(["systemctl", "start", "--no-block", "vllm@two"])
-    bed.wait_for("it loads", lambda: "Starting to load model" in bed.journal("vllm@two", lines=500), timeout=120)
+    bed.wait_for("it loads", lambda: "Starting to load model" in bed.journal("vllm@two", lines=500), timeout=300)
     bed.run(["systemctl", "kill", "--signal=KILL", "vllm@two"])
     bed.run(["systemctl", "stop", "vllm@two"], timeout=120)
     _forget(bed)
