@@ -8,14 +8,14 @@ help: ## This list
 
 venv: .venv/ready ## The virtual environment for working on the code
 
-# Four at a time on any machine: a part of their time is waiting.
-check: venv ## Lint, types and unit tests: no root, no network, a minute and a half
+# Six at a time on any machine: a part of their time is waiting. Without its cache, pytest rewrites 231 files in each of the six, at 3 s each.
+check: venv ## Lint, types and unit tests: no root, no network, a good minute
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
 	.venv/bin/lint-imports --no-logo --no-cache
 	tests/shellcheck
-	$(PYTHON) -m pytest -q --numprocesses=4 --dist=worksteal
+	PYTHONDONTWRITEBYTECODE= $(PYTHON) -m pytest -q --numprocesses=6 --dist=worksteal
 
 deb: ## The package: dist/vllm-safe.deb
 	tests/tools deb
