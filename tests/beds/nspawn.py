@@ -7,6 +7,7 @@ ends, in whatever way, the container, its mounts and its network are gone. Only 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -162,6 +163,12 @@ class Nspawn(Machine):
         """Return the command line with which the host runs a command in the bed."""
         environment = ["env", "-i", *(f"{name}={value}" for name, value in ENVIRONMENT.items())]
         return ["nsenter", f"--target={self.leader}", "--all", "--wd", *environment, "sh", "-c", JOIN, "bed", *command]
+
+    def freeze(self, *, off: bool = False) -> None:
+        """Stop all processes of the container by its cgroup, or let them go on: its network stays, and nothing answers."""
+        (path,) = re.findall(r"^0::(.*)/init\.scope$", Path(f"/proc/{self.leader}/cgroup").read_text(), re.MULTILINE)
+        mount = next(mount for mount in CGROUPS if (mount / "cgroup.controllers").exists())
+        Path(f"{mount}{path}/cgroup.freeze").write_text("0" if off else "1")
 
     def put(self, source: Path, target: str) -> None:
         """Copy a file of the host into the bed."""

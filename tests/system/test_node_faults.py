@@ -43,8 +43,9 @@ for file in folder.iterdir():
 
 @pytest.fixture(scope="module")
 def lan(deb: Path) -> Iterator[Lan]:
-    models = {"big": PAIR, "wide": ALL, "deep": PAIR}
-    with Lan(deb, models, wait="2", own={"wide": {"model": SIX_HEADS}, "deep": {"args": TWO_STAGES}}) as machines:
+    models = {"big": PAIR, "wide": ALL, "deep": PAIR, "quick": PAIR}
+    own = {"wide": {"model": SIX_HEADS}, "deep": {"args": TWO_STAGES}, "quick": {"hang_timeout": "5s"}}
+    with Lan(deb, models, wait="2", own=own) as machines:
         yield machines
 
 
@@ -102,16 +103,6 @@ def test_three_machines_in_the_wrong_order(lan: Lan) -> None:
     first.wait_for("the others wait", lambda: [lan.told("wide")[place] for place in (0, 2)] == ["waiting for gpu2"] * 2, timeout=40)
 
 
-def test_a_pipeline_of_two_machines(lan: Lan) -> None:
-    first, second, _ = lan.beds
-    _serve(lan, "deep", 0, 1)
-    since = _now(first)
-    second.run(["pkill", "-KILL", "VLLM::Worker"])
-    _wait_for_reason(first, "deep", since, "gpu2 ended: deep exited because its process VllmWorker-1 ")
-    lan.wait_for_all("deep", "running", LOAD)
-    lan.must_answer("deep")
-
-
 def test_a_machine_without_power_and_one_that_is_shut_down(lan: Lan) -> None:
     first = lan.beds[0]
     _serve(lan, "big", 0, 1)
@@ -139,12 +130,31 @@ def test_a_cable_that_is_cut_during_a_request_and_mended(lan: Lan) -> None:
     lan.must_answer("big")
 
 
-def test_a_worker_of_the_first_machine_that_is_killed(lan: Lan) -> None:
+@pytest.mark.parametrize(
+    ("model", "place", "signal", "reason"),
+    [
+        ("big", 0, "KILL", "gpu1 ended: big exited because its process VllmWorker-0 "),
+        ("deep", 1, "KILL", "gpu2 ended: deep exited because its process VllmWorker-1 "),
+        ("quick", 1, "STOP", "gpu2 ended: its process VLLM::Worker"),
+    ],
+)
+def test_a_worker_that_falls_out(lan: Lan, model: str, place: int, signal: str, reason: str) -> None:
+    other = lan.beds[1 - place]
+    _serve(lan, model, 0, 1)
+    since = _now(other)
+    lan.beds[place].run(["pkill", f"-{signal}", "VLLM::Worker"])
+    _wait_for_reason(other, model, since, reason)
+    lan.wait_for_all(model, "running", LOAD)
+    lan.must_answer(model)
+
+
+def test_a_machine_that_is_stopped_and_goes_on(lan: Lan) -> None:
     first, second, _ = lan.beds
     _serve(lan, "big", 0, 1)
-    since = _now(second)
-    first.run(["pkill", "-KILL", "VLLM::Worker"])
-    _wait_for_reason(second, "big", since, "gpu1 ended: big exited because its process VllmWorker-0 ")
+    since = _now(first)
+    second.freeze()
+    _wait_for_reason(first, "big", since, "gpu2 has not been heard from for 30 s")
+    second.freeze(off=True)
     lan.wait_for_all("big", "running", LOAD)
     lan.must_answer("big")
 
