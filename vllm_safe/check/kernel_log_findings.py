@@ -1,4 +1,4 @@
-"""Findings on what the kernel logged about the cards since boot: Xids, lost cards, errors of links."""
+"""Findings on the kernel's messages about the GPUs since boot: Xids, lost GPUs, errors of links."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def check_kernel_log(log: KernelLog) -> Iterator[Finding]:
     found = [finding for event in told if (finding := _found(event, log))]
     yield from found
     if not log.whole:
-        what = "what the kernel logged about the GPUs in this boot could not be read"
+        what = "the kernel's messages about the GPUs in this boot could not be read"
         yield warned(what, "Run it as root, and not in a container. Where the journal is gone: dmesg | grep -e NVRM -e Xid")
     elif not found:
         yield passed("since boot, the kernel has logged no Xid, no lost GPU and no error of a GPU's link")

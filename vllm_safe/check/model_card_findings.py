@@ -1,6 +1,6 @@
 """Findings on one model and the cards that it would use: what they can compute, their free memory, how they reach each other, and cores.
 
-What vLLM asks for is that of the version in engine/locks, 0.32.0; the places in its source are named.
+The requirements are those of the version of vLLM in engine/locks, 0.32.0. Comments name the places in its source.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from vllm_safe.record.card_usage import visible_cards
 _BFLOAT16 = (8, 0)  # platforms/cuda.py:256
 _FP8 = (8, 9)  # layers/quantization/compressed_tensors/schemes/compressed_tensors_w8a8_fp8.py:85
 _UTILISATION = 0.92  # config/cache.py:102
-_NEARLY = 0.01  # of a card: what the driver keeps for itself counts differently for NVML and for CUDA
+_NEARLY = 0.01  # share of a GPU: NVML and CUDA count the memory that the driver keeps for itself differently
 
 # Models for which vLLM refuses float16, since they overflow: config/model.py:2380.
 _NO_FLOAT16 = frozenset({"gemma2", "gemma3", "gemma3_text", "glm4"})
@@ -31,7 +31,7 @@ _NO_FLOAT16 = frozenset({"gemma2", "gemma3", "gemma3_text", "glm4"})
 
 @dataclass(frozen=True)
 class CardSituation:
-    """A model, what it asks for, and the facts about the machine's cards."""
+    """A model, its demands, and the facts about the machine's GPUs."""
 
     at: Situation
     driver: Driver
@@ -113,13 +113,13 @@ def _quantisation(here: CardSituation) -> Iterator[Finding]:
         what = f"{name} has FP8 weights, with which {name_cards(slow)} ({_capabilities(slow)}) cannot compute"
         yield passed(f"{what}: they stay FP8 in memory, and vLLM computes in 16 bits (Marlin)")
     elif needs.quantisation and not oldest:
-        yield passed(f"{name} is quantised with {needs.quantisation}: what it needs of a GPU is not known here")
+        yield passed(f"{name} is quantised with {needs.quantisation}: vllm-safe does not know which GPUs support it")
     elif needs.quantisation or needs.dtype:
         parts = " and ".join(part for part in (needs.quantisation, needs.dtype) if part)
         if needs.dtype != "bfloat16" or all(card.capability >= _BFLOAT16 for card in here.used.values()):
             yield passed(f"{name} needs {parts}, which {name_cards(here.used)} ({_capabilities(here.used)}) can compute")
     else:
-        yield passed(f"{name}: what it needs of a GPU is not known before its config.json is there")
+        yield passed(f"{name}: its demands on a GPU are not known before its config.json is there")
 
 
 def _capabilities(cards: Mapping[int, NvmlCard]) -> str:

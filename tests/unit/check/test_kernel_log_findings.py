@@ -43,5 +43,5 @@ def test_a_lost_card_is_told_once() -> None:
 
 
 def test_a_journal_that_could_not_be_read_is_not_taken_for_an_empty_one() -> None:
-    assert log(whole=False) == [("warn", "what the kernel logged about the GPUs in this boot could not be read")]
+    assert log(whole=False) == [("warn", "the kernel's messages about the GPUs in this boot could not be read")]
     assert len(log({"kind": "xid", "xid": 79, "pci": ""}, whole=False)) == 2

@@ -60,7 +60,7 @@ def found(situation: CardSituation) -> list[tuple[str, str, str]]:
         ([TURING], ModelNeeds(quantisation="mxfp4"), "fail", "mxfp4, which needs compute capability 8.0; too old: GPU 0 (7.5)", "`gpus`"),
         ([AMPERE], ModelNeeds(quantisation="fp8", float8=True), "pass", "they stay FP8 in memory", ""),
         ([replace(AMPERE, capability=(8, 9))], ModelNeeds(quantisation="fp8", float8=True), "pass", "m needs fp8, which GPU 0 (8.9)", ""),
-        ([AMPERE], ModelNeeds(quantisation="secret"), "pass", "what it needs of a GPU is not known here", ""),
+        ([AMPERE], ModelNeeds(quantisation="secret"), "pass", "vllm-safe does not know which GPUs support it", ""),
         ([AMPERE], ModelNeeds(), "pass", "not known before its config.json is there", ""),
     ],
 )
