@@ -15,8 +15,8 @@ def examined(box: Box) -> Figures:
     """Check a machine with a GPU that another program fills, and again with a model that runs there."""
     with filled(0, 2048 * MIB):
         rows, seconds = _check()
-        _expect(rows, "fail", "examined asks for 92 % of each card, but ")
-        taken = _expect(rows, "warn", "card 0: ", "used by")
+        _expect(rows, "fail", "examined asks for 92 % of each GPU, but ")
+        taken = _expect(rows, "warn", "GPU 0: ", "used by")
     for line in run(f"nvidia-smi --query-gpu={_FIELDS} --format=csv,noheader,nounits").splitlines():
         _, name, capability, lanes, limit, default, _ = (field.strip() for field in line.split(","))
         _expect(rows, "pass", f"{name}, compute capability {capability}", f"PCIe x{lanes} ")
@@ -25,7 +25,7 @@ def examined(box: Box) -> Figures:
     own, _ = _check()
     used = [row["what"] for row in own if "used by" in row["what"]]  # in a container, NVML may name processes that are not seen there
     box.stop("examined")
-    shown = [row["what"] for row in rows if row["what"].startswith(("NVIDIA driver", "card", "power", "temperature", "examined"))]
+    shown = [row["what"] for row in rows if row["what"].startswith(("NVIDIA driver", "GPU", "power", "temperature", "examined"))]
     return {"seconds of check": round(seconds, 1), "taken by": taken, "its own": used, "lines": shown}
 
 

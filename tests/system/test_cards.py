@@ -85,7 +85,7 @@ def test_a_card_that_fell_off_the_bus_goes_before_what_the_server_said(bed: Virt
     xid = "NVRM: Xid (PCI:0000:02:00): 79, pid='<unknown>', name=<unknown>, GPU has fallen off the bus."
     verdict = _ended(bed, xid, "NVRM: GPU 0000:02:00.0: GPU has fallen off the bus.")
     assert verdict["code"] == "gpu-fault"
-    assert "card 1 (NVIDIA GeForce RTX 3060, 0000:02:00): it has fallen off the bus" in verdict["sentence"]
+    assert "GPU 1 (NVIDIA GeForce RTX 3060, 0000:02:00): it has fallen off the bus" in verdict["sentence"]
     assert xid in _texts(verdict)
     assert "power the machine off and on" in verdict["hint"]
 

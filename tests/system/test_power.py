@@ -133,10 +133,10 @@ def start_that_is_refused(bed: Nspawn) -> str:
 
 def test_it_says_what_it_would_do_and_does_it_while_a_model_runs(bed: Nspawn) -> None:
     assert "127.5 W (default 170 W, now 170 W)" in bed.out("vllm-safe show one")
-    card = "set the power limit of card 1 (NVIDIA GeForce RTX 3060) to 127.5 W"
+    card = "set the power limit of GPU 1 (NVIDIA GeForce RTX 3060) to 127.5 W"
     assert f"would {card}" in bed.out("vllm-safe apply --power --dry-run")
     checked = bed.run("vllm-safe check", check=False).stdout
-    assert "pass  power limits while a model runs: 127.5 W of 170 W for cards 0 and 1 (NVIDIA GeForce RTX 3060)" in checked
+    assert "pass  power limits while a model runs: 127.5 W of 170 W for GPUs 0 and 1 (NVIDIA GeForce RTX 3060)" in checked
     assert limits(bed) == BEFORE
 
     bed.run("systemctl start vllm@one vllm@two")
@@ -181,7 +181,7 @@ def test_after_a_kill_of_the_unit_half_way_a_model_runs_with_its_limits_or_none_
 def test_a_limit_that_a_card_does_not_accept_is_refused_with_its_range(bed: Nspawn) -> None:
     configure(bed, "50W")
     reason = start_that_is_refused(bed)
-    assert "cards 0 and 1 (NVIDIA GeForce RTX 3060): gpu.power_limit 50 W is out of range; expected 100 W to 200 W" in reason
+    assert "GPUs 0 and 1 (NVIDIA GeForce RTX 3060): gpu.power_limit 50 W is out of range; expected 100 W to 200 W" in reason
     assert (limits(bed), bed.exists(NOTE)) == (BEFORE, False)
     assert f"fail  {reason.partition('. Correct')[0]}" in bed.run("vllm-safe check", check=False).stdout
     configure(bed, "100W")
@@ -249,9 +249,9 @@ def test_heat_and_a_lost_card_are_recorded_and_told(bed: Nspawn) -> None:
     bed.wait_for("its end", lambda: json.loads(bed.out("vllm-safe why one --json"))["code"] != "running", timeout=60)
     verdict = json.loads(bed.out("vllm-safe why one --json"))
     assert verdict["code"] == "gpu-fault"
-    assert "card 1 (NVIDIA GeForce RTX 3060, 0000:02:00): it has fallen off the bus" in verdict["sentence"]
+    assert "GPU 1 (NVIDIA GeForce RTX 3060, 0000:02:00): it has fallen off the bus" in verdict["sentence"]
     assert "before the server ended." in verdict["sentence"]
-    assert any("card 1 was throttled by heat for" in fact["text"] for fact in verdict["evidence"]), verdict["evidence"]
+    assert any("GPU 1 was throttled by heat for" in fact["text"] for fact in verdict["evidence"]), verdict["evidence"]
     assert re.search(r"Peak temperature of GPU 1 +91 °C", bed.out("vllm-safe report one --text"))
 
 

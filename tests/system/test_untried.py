@@ -61,7 +61,7 @@ def test_before_the_driver_it_is_put_in_place_untried(bed: Nspawn) -> None:
     done = install(bed)
     assert done.returncode == 0, done.stderr
     assert re.search(r"warning: no NVIDIA driver is installed.*\n  .*non-free.*nvidia-open \(580 or newer\)", done.stderr)
-    assert "vllm 0.32.0 is in use, but untried. The first start with a card tries it. To try it now: vllm-safe install --try" in done.stdout
+    assert "vllm 0.32.0 is in use, but untried. The first start with a GPU tries it. To try it now: vllm-safe install --try" in done.stdout
     assert current(bed) == "vllm-0.32.0"
     assert bed.out(f"stat --format='%U %a' {UNTRIED}") == "root 644"
     assert checked(bed, "untried").strip().startswith("warn  vllm 0.32.0 is untried")
@@ -88,7 +88,7 @@ def test_the_first_start_that_gets_ready_is_the_trial(bed: Nspawn) -> None:
     bed.wait_for("the record of it", lambda: not checked(bed, "untried"))
     assert checked(bed, "vllm 0.32.0 is installed").strip().startswith("pass")
     assert checked(bed, "/dev/shm of its own").strip().startswith("pass")  # noqa: S108 - of the unit
-    assert checked(bed, "card 0: Fake, compute capability 9.0").strip().startswith("pass")
+    assert checked(bed, "GPU 0: Fake, compute capability 9.0").strip().startswith("pass")
     assert bed.exists(UNTRIED)
     bed.run("systemctl restart vllm@tiny", timeout=120)
     assert not bed.exists(UNTRIED)

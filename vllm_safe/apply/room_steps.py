@@ -40,7 +40,8 @@ class NoRoom(Misuse):
 class MakeRoom:
     """Stop the models that must stop for the model `name`, once they may, and wait. Keep the lock in `held` once there is room.
 
-    A person's start waits for nobody's time, and is tried even if there is no room beside what other persons started.
+    A start by a person does not wait until the other models have had their time. It is tried even if there is no room beside models that
+    other persons started.
     """
 
     name: str
@@ -92,7 +93,7 @@ class MakeRoom:
                 time.sleep(_LOOK_EVERY)
 
     def _stop(self, names: tuple[str, ...]) -> None:
-        """Stop the models at once. Each main process records what for: `why` tells it."""
+        """Stop the models at once. Each main process records the model that needs the room, for `why`."""
         notes = [self.notes(name) for name in names]
         try:
             for note in notes:

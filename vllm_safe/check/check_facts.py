@@ -57,8 +57,8 @@ class Inspection:
     driver: Driver | None = None  # NVIDIA's; None where no model needs a card
     power: PowerReading | None = None  # None where no power limit is configured
     cuda: tuple[int, int] | None = None  # the CUDA version that the engine was built for, if it is known
-    rig: HardwareFacts | None = None  # None where nobody looked
-    log: KernelLog | None = None  # likewise
+    rig: HardwareFacts | None = None  # None if it was not read
+    log: KernelLog | None = None  # None if it was not read
     gateway: GatewayFile | None = None  # None if no model is on demand
     gateway_key: Key | None = None  # None if the gateway requires no key
     aiohttp: bool = True  # whether Debian's python3-aiohttp is installed, which the gateway needs
@@ -157,5 +157,5 @@ def has_headers() -> bool:
 
 
 def active_units(units: Mapping[str, Mapping[str, str]], names: Iterable[str]) -> tuple[str, ...]:
-    """Return those of the units `names` that are active."""
+    """Return the units of `names` that are active."""
     return tuple(name for name in names if units.get(name, {}).get("ActiveState") == "active")

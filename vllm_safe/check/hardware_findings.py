@@ -55,7 +55,7 @@ def check_power_limits(at: MachineFacts) -> Finding | None:
     if at.seen.power is None:
         return None
     if at.seen.power.problem:
-        return failed(f"the power limits of the cards cannot be read: {at.seen.power.problem}", at.seen.power.hint)
+        return failed(f"the power limits of the GPUs cannot be read: {at.seen.power.problem}", at.seen.power.hint)
     plan = decide_power(at.config, at.seen.power.cards)
     if plan.problems:
         return failed("; ".join(plan.problems), "Correct gpu.power_limit in config.yaml: until then no model is started.")

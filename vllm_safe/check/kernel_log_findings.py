@@ -1,4 +1,4 @@
-"""Findings on what the kernel logged about the cards since boot: Xids, lost cards, errors of links."""
+"""Findings on the kernel's messages about the GPUs since boot: Xids, lost GPUs, errors of links."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def check_kernel_log(log: KernelLog) -> Iterator[Finding]:
     found = [finding for event in told if (finding := _found(event, log))]
     yield from found
     if not log.whole:
-        what = "what the kernel logged about the cards in this boot could not be read"
+        what = "the kernel's messages about the GPUs in this boot could not be read"
         yield warned(what, "Run it as root, and not in a container. Where the journal is gone: dmesg | grep -e NVRM -e Xid")
     elif not found:
-        yield passed("since boot, the kernel has logged no Xid, no lost card and no error of a card's link")
+        yield passed("since boot, the kernel has logged no Xid, no lost GPU and no error of a GPU's link")
 
 
 def _found(event: Event, log: KernelLog) -> Finding | None:
@@ -56,5 +56,5 @@ def _found(event: Event, log: KernelLog) -> Finding | None:
 def _card(pci: str, cards: Sequence[Mapping[str, Any]]) -> str:
     index = next((number for number, card in enumerate(cards) if pci and str(card["pci"]).startswith(pci)), None)
     if index is not None:
-        return f"card {index} ({pci})"
-    return f"the card at {pci}" if pci else "the cards"
+        return f"GPU {index} ({pci})"
+    return f"the GPU at {pci}" if pci else "the GPUs"

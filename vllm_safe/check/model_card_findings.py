@@ -1,6 +1,6 @@
 """Findings on one model and the cards that it would use: what they can compute, their free memory, how they reach each other, and cores.
 
-What vLLM asks for is that of the version in engine/locks, 0.32.0; the places in its source are named.
+The requirements are those of the version of vLLM in engine/locks, 0.32.0. Comments name the places in its source.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from vllm_safe.record.card_usage import visible_cards
 _BFLOAT16 = (8, 0)  # platforms/cuda.py:256
 _FP8 = (8, 9)  # layers/quantization/compressed_tensors/schemes/compressed_tensors_w8a8_fp8.py:85
 _UTILISATION = 0.92  # config/cache.py:102
-_NEARLY = 0.01  # of a card: what the driver keeps for itself counts differently for NVML and for CUDA
+_NEARLY = 0.01  # share of a GPU: NVML and CUDA count the memory that the driver keeps for itself differently
 
 # Models for which vLLM refuses float16, since they overflow: config/model.py:2380.
 _NO_FLOAT16 = frozenset({"gemma2", "gemma3", "gemma3_text", "glm4"})
@@ -31,7 +31,7 @@ _NO_FLOAT16 = frozenset({"gemma2", "gemma3", "gemma3_text", "glm4"})
 
 @dataclass(frozen=True)
 class CardSituation:
-    """A model, what it asks for, and the facts about the machine's cards."""
+    """A model, its demands, and the facts about the machine's GPUs."""
 
     at: Situation
     driver: Driver
@@ -78,7 +78,7 @@ def _lost(here: CardSituation) -> Iterator[Finding]:
     silent = here.chosen.keys() - here.used.keys()
     if silent and len(here.used) < here.at.server.world_size:
         do = "does" if len(silent) == 1 else "do"
-        what = f"{here.at.name} is split over {here.at.server.world_size} cards, but {name_cards(silent)} {do} not respond"
+        what = f"{here.at.name} is split over {here.at.server.world_size} GPUs, but {name_cards(silent)} {do} not respond"
         yield failed(what, f"See above for the reason. To do with fewer: {here.path}.tensor-parallel-size, and models.{here.at.name}.gpus")
 
 
@@ -94,7 +94,7 @@ def _dtype(here: CardSituation) -> Iterator[Finding]:
         yield failed(what, f"Set {here.path}.dtype: {'float32, for twice the memory' if needs.kind in _NO_FLOAT16 else 'half'}")
     elif needs.kind in _NO_FLOAT16:
         what = f"{name} was made for bfloat16, which {which} cannot, and overflows in float16: vLLM computes in float32"
-        yield warned(what, "It takes twice the memory, and more time: use a card of compute capability 8.0 or newer.")
+        yield warned(what, "It takes twice the memory, and more time: use a GPU of compute capability 8.0 or newer.")
     else:
         what = f"{name} was made for bfloat16, which {which} cannot: vLLM computes in float16, in which large values overflow"
         yield warned(what, f"Set {here.path}.dtype: half, if its answers are right; it says that this is meant.")
@@ -106,20 +106,20 @@ def _quantisation(here: CardSituation) -> Iterator[Finding]:
     old = {index: card for index, card in here.used.items() if oldest and card.capability < oldest}
     if oldest and old:
         what = f"{name} is quantised with {needs.quantisation}, which needs compute capability {oldest[0]}.{oldest[1]}; too old"
-        yield failed(f"{what}: {name_cards(old)} ({_capabilities(old)})", "Use other cards (`gpus`), or another quantisation of the model.")
+        yield failed(f"{what}: {name_cards(old)} ({_capabilities(old)})", "Use other GPUs (`gpus`), or another quantisation of the model.")
         return
     slow = {index: card for index, card in here.used.items() if card.capability < _FP8}
     if needs.float8 and slow:  # utils/marlin_utils_fp8.py:109
         what = f"{name} has FP8 weights, with which {name_cards(slow)} ({_capabilities(slow)}) cannot compute"
         yield passed(f"{what}: they stay FP8 in memory, and vLLM computes in 16 bits (Marlin)")
     elif needs.quantisation and not oldest:
-        yield passed(f"{name} is quantised with {needs.quantisation}: what it needs of a card is not known here")
+        yield passed(f"{name} is quantised with {needs.quantisation}: vllm-safe does not know which GPUs support it")
     elif needs.quantisation or needs.dtype:
         parts = " and ".join(part for part in (needs.quantisation, needs.dtype) if part)
         if needs.dtype != "bfloat16" or all(card.capability >= _BFLOAT16 for card in here.used.values()):
             yield passed(f"{name} needs {parts}, which {name_cards(here.used)} ({_capabilities(here.used)}) can compute")
     else:
-        yield passed(f"{name}: what it needs of a card is not known before its config.json is there")
+        yield passed(f"{name}: its demands on a GPU are not known before its config.json is there")
 
 
 def _capabilities(cards: Mapping[int, NvmlCard]) -> str:
@@ -136,8 +136,8 @@ def _memory(here: CardSituation) -> Iterator[Finding]:
     if not short:
         return
     least = min(short.values())
-    free = "; ".join(f"{left:.0%} of card {index} is free" for index, left in short.items())
-    what = f"{here.at.name} asks for {share:.0%} of each card, but {free}".replace("%", " %")
+    free = "; ".join(f"{left:.0%} of GPU {index} is free" for index, left in short.items())
+    what = f"{here.at.name} asks for {share:.0%} of each GPU, but {free}".replace("%", " %")
     hint = f"Stop what uses it, or set {here.path}.gpu-memory-utilization: {max(0, int(100 * (least - _NEARLY))) / 100:.2f}"
     yield failed(what, hint) if share - least > _NEARLY else warned(what, hint)
 
@@ -146,10 +146,8 @@ def _unlike(here: CardSituation) -> Iterator[Finding]:
     sizes = {card.memory for card in here.used.values()}
     if len(here.used) < 2 or len(sizes) < 2 or here.at.server.world_size < 2:
         return
-    what = f"{here.at.name} is split over unlike cards ({name_cards(here.used)}): it can use {format_size(min(sizes))} of each"
-    layers = (
-        "pipeline-parallel-size in place of tensor-parallel-size, with env.VLLM_PP_LAYER_PARTITION, gives each card its share of layers"
-    )
+    what = f"{here.at.name} is split over unlike GPUs ({name_cards(here.used)}): it can use {format_size(min(sizes))} of each"
+    layers = "pipeline-parallel-size in place of tensor-parallel-size, with env.VLLM_PP_LAYER_PARTITION, gives each GPU its share of layers"
     ordered = "" if here.at.model.gpus else "; gpus keeps their order, which CUDA else makes by speed"
     yield warned(what, f"In models.{here.at.name}: {layers}{ordered}.")
 
@@ -164,7 +162,7 @@ def _peers(here: CardSituation) -> Iterator[Finding]:
     lanes = {card.address: card.lanes for card in here.driver.pci}
     narrow = [index for index, card in used.items() if 0 < lanes.get(card.pci, 0) < WIDE_LINK]
     if narrow and here.at.model.profile != "pcie-riser":
-        what = f"{name} uses {name_cards(narrow)}, whose PCIe link has less than {WIDE_LINK} lanes: with the defaults, such cards hang"
+        what = f"{name} uses {name_cards(narrow)}, whose PCIe link has less than {WIDE_LINK} lanes: with the defaults, such GPUs hang"
         yield warned(what, f"Set models.{name}.profile: pcie-riser")
     elif narrow:
         yield passed(f"{name} uses {name_cards(narrow)}, whose PCIe link has less than {WIDE_LINK} lanes: profile pcie-riser is for them")
@@ -174,9 +172,9 @@ def _peers(here: CardSituation) -> Iterator[Finding]:
         lost = f"; without it, {len(reach)} of {len(pairs)} pairs could reach each other" if reach else ""
         yield passed(f"{name}: NCCL goes through RAM, since NCCL_P2P_DISABLE is 1 ({off.origin}){lost}")
     elif reach and len(reach) == len(pairs):
-        yield passed(f"{name}: NCCL goes from card to card, {'over NVLink' if all(pair.nvlink for pair in pairs) else 'over PCIe'}")
+        yield passed(f"{name}: NCCL goes from GPU to GPU, {'over NVLink' if all(pair.nvlink for pair in pairs) else 'over PCIe'}")
     elif pairs:
-        some = f"between {len(pairs) - len(reach)} of {len(pairs)} pairs of cards" if reach else "between its cards"
+        some = f"between {len(pairs) - len(reach)} of {len(pairs)} pairs of GPUs" if reach else "between its GPUs"
         more = "" if here.argument("disable-custom-all-reduce") else f"; {here.path}.disable-custom-all-reduce: true saves vLLM's probe"
         yield passed(f"{name}: NCCL goes through RAM {some}{more}")
 
@@ -186,9 +184,9 @@ def _cores(here: CardSituation) -> Iterator[Finding]:
     wanted = here.at.server.world_size + 2
     if here.at.server.world_size > 1 and 0 < here.rig.cores < wanted:  # a single card has no worker process beside the scheduler
         what = (
-            f"{here.at.name} has {wanted} busy processes (one for each card, the scheduler, the API), but there are {here.rig.cores} cores"
+            f"{here.at.name} has {wanted} busy processes (one for each GPU, the scheduler, the API), but there are {here.rig.cores} cores"
         )
-        yield warned(what, "Expect fewer tokens a second than the cards could make; only fewer cards or a processor with more cores help.")
+        yield warned(what, "Expect fewer tokens a second than the GPUs could make; only fewer GPUs or a processor with more cores help.")
 
 
 _CHECKS: tuple[Callable[[CardSituation], Iterator[Finding]], ...] = (_lost, _dtype, _quantisation, _memory, _unlike, _peers, _cores)

@@ -49,7 +49,7 @@ def check_shared_memory(at: Situation) -> Finding | None:
         size = parse_amount(found[1]).of(at.host.memory)
     except ValueError:
         return None
-    what = f"{at.name} has a /dev/shm of its own, of {format_size(size)} ({found[1]}); what is in it counts as RAM of the model"
+    what = f"{at.name} has a /dev/shm of its own, of {format_size(size)} ({found[1]}); its content counts as RAM of the model"
     if at.server.world_size > 1 and size < _LEAST_SHM:
         hint = f"systemctl edit {unit_of(at.name)}: in [Service], TemporaryFileSystem=/dev/shm:mode=1777,nosuid,nodev,size=1G"
         return failed(f"{what}; vLLM needs {format_size(_LEAST_SHM)} in one piece", hint)

@@ -1,4 +1,4 @@
-"""What a model asks of a card: the type that it is computed in, and its quantisation.
+"""The demands of a model on a GPU: the type that it is computed in, and its quantisation.
 
 They are in its config.json, which anybody may have written, and in the options of `vllm serve`. A plan refuses a config.json that it
 does not understand (plan/config_json.py). Here, such a file asks for nothing.
@@ -16,7 +16,7 @@ _ALIASES = {"gptq_marlin": "gptq", "auto_gptq": "gptq", "awq_marlin": "awq", "au
 
 @dataclass(frozen=True)
 class ModelNeeds:
-    """What a model asks of a card. dtype: what it is to be computed in, "" if that is not known. chosen: the configuration says so."""
+    """The demands of a model. dtype: the type that it is computed in, "" if that is not known. chosen: the configuration sets it."""
 
     dtype: str = ""
     chosen: bool = False
@@ -26,7 +26,7 @@ class ModelNeeds:
 
 
 def needs_of(config: object, arguments: Mapping[str, Any]) -> ModelNeeds:
-    """Return what a model asks for. config: its config.json. arguments: the options of `vllm serve`."""
+    """Return the demands of a model. config: its config.json. arguments: the options of `vllm serve`."""
     given: dict[str, Any] = config if isinstance(config, dict) else {}
     inner: dict[str, Any] = found if isinstance(found := given.get("text_config"), dict) else {}
     quantisation = given.get("quantization_config") or inner.get("quantization_config")

@@ -23,7 +23,9 @@ def check_ways(name: str, model: Model, rank: int, ways: Sequence[NodeWay], port
     elif interfaces and not any(way.problem for way in ways):
         first = "here" if rank == 0 else f"on {(model.nodes or ('',))[0]}"
         needed = f"TCP {model.nodes_port} and {model.nodes_port + 1} {first}, and {ports} on all"
-        yield passed(f"between these machines a firewall must allow {needed}, and to nobody else: vLLM executes code that arrives there")
+        yield passed(
+            f"a firewall must allow {needed} between these machines and block them for all others: vLLM executes code that arrives there"
+        )
 
 
 def _check_way(name: str, model: Model, way: NodeWay) -> Finding:
@@ -42,7 +44,7 @@ def _check_way(name: str, model: Model, way: NodeWay) -> Finding:
 
 
 def _check_ports(where: str, way: NodeWay) -> Finding:
-    """Return the finding about ports. Before a start nothing listens, and what counts is that the machine answers."""
+    """Return the finding about ports. Nothing listens before a start: it is enough that the machine answers."""
     unreached = next((tried for tried in way.tried if tried.answer and not tried.refused), None)
     if unreached:
         return warned(

@@ -27,7 +27,7 @@ from vllm_safe.sandbox.run_as_vllm import lock_unit
 @click.option("--version", metavar="VERSION", help="The version, instead of engine.version in the configuration.")
 @click.option("--reinstall", is_flag=True, help="Rebuild it even if it is installed and works.")
 @click.option("--rollback", is_flag=True, help="Switch to the previous engine. A second time switches back.")
-@click.option("--try", "only_try", is_flag=True, help="Only try the engine in use, once a card is available.")
+@click.option("--try", "only_try", is_flag=True, help="Only try the engine in use, once a GPU is available.")
 @dry_run_option
 @config_option
 def command(  # noqa: PLR0913 -- each is an option
@@ -35,7 +35,7 @@ def command(  # noqa: PLR0913 -- each is an option
 ) -> None:
     """Install vLLM. The one in use stays until the new one works, and is then kept as the previous one.
 
-    A driver older than the CUDA version of the wheels, or cards too old for it, are reported before anything is downloaded. Where no card
+    A driver older than the CUDA version of the wheels, or GPUs too old for it, are reported before anything is downloaded. Where no GPU
     is available yet, vLLM is installed untried, unless it would replace a vLLM that works. It is tried by the first start that becomes
     ready, or by `--try`.
     """
@@ -69,7 +69,7 @@ def command(  # noqa: PLR0913 -- each is an option
 def _print_done(facts: EngineFacts, names: Iterable[str]) -> None:
     """Print which engine is in use now, and which models still run on the previous one."""
     if facts.is_untried:
-        click.echo(f"{facts.current} is in use, but untried. The first start with a card tries it. To try it now: vllm-safe install --try")
+        click.echo(f"{facts.current} is in use, but untried. The first start with a GPU tries it. To try it now: vllm-safe install --try")
     else:
         click.echo(f"{facts.current} is in use.")
     if facts.previous:

@@ -27,7 +27,7 @@ from vllm_safe.report.report_file import write_report
 def command(  # noqa: PLR0913 -- each is an option
     name: str, which: str, config_path: Path, output: Path | None, *, force: bool, as_text: bool
 ) -> None:
-    """Show a recorded run: why it ended, and memory, swap, pressure, disk and cards over time.
+    """Show a recorded run: why it ended, and memory, swap, pressure, disk and GPUs over time.
 
     The page is one file that needs no network. Text that looks like a key or a token is left out.
     """

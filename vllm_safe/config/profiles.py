@@ -38,7 +38,7 @@ DEFAULT = Profile(
 
 PCIE_RISER = Profile(
     name="pcie-riser",
-    reason="For cards on x1 risers without peer-to-peer access, loaded from a slow disk: they hang where other cards are only slow.",
+    reason="For GPUs on x1 risers without peer-to-peer access, loaded from a slow disk: they hang where other GPUs are only slow.",
     source="the installation plan, step 3; vLLM's docs/usage/troubleshooting.md; vllm issues 8058, 14449, 17676, 17965, 48031",
     env=MappingProxyType(
         {

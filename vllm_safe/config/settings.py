@@ -356,7 +356,7 @@ class Model:
     load: str = _setting(
         value_types.one_of("auto", "vllm"),
         "auto",
-        "Who reads the weights. auto: one worker reads them for all, in order and in large requests, several times as fast from a hard "
+        "The loader of the weights. auto: one worker reads them for all, in order and in large requests, several times as fast from a hard "
         "disk. If that is not possible, vLLM's own loader reads them, and the log says why. vllm: vLLM's own loader.",
     )
     health: str | None = _setting(

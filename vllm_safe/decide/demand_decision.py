@@ -69,7 +69,7 @@ def _counts(facts: DemandFacts, name: str) -> bool:
 def _up(facts: DemandFacts, name: str) -> UpModel:
     unit, launch = facts.model(name), _launch_of(facts, name)
     serves = unit.active == "active"
-    # A model that stops has had its time. When a loading model will be ready is not known.
+    # A model that is stopping has had its time. It is not known when a loading model will be ready.
     stays = unit.ready + (unit.ready - unit.begun) if serves else 0.0 if unit.active == "deactivating" else math.inf
     pinned = (launch is None or launch.request == 0) and unit.active != "deactivating"
     return UpModel(name, pinned=pinned, used=facts.used.get(name, 0.0), stays=stays)

@@ -1,4 +1,4 @@
-"""What the plan of a configured model is made from: its command, and what the host lets it have."""
+"""The inputs to the plan of a configured model: its command, and the memory that the host allows it."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _NONE: Mapping[str, Any] = MappingProxyType({})
 
 
 def planned_server(name: str, model: str, server: ServerCommand, given: Mapping[str, Any] = _NONE) -> PlannedServer:
-    """Return what is planned for a configured model. given: options of `vllm serve` that replace its own."""
+    """Return the server to plan for, for a configured model. given: options of `vllm serve` that replace its own."""
     left_out = NODE_OPTIONS if server.machines > 1 else ()
     args = {key: sourced.value for key, sourced in server.arguments.items() if key not in left_out} | dict(given)
     return PlannedServer(name, model, args, {key: sourced.value for key, sourced in server.environment.items()}, server.machines)
 
 
 def host_limits(limits: DecidedLimits, host: Host) -> HostLimits:
-    """Return what the host lets a model have."""
+    """Return the memory that the host allows a model."""
     return HostLimits(limits.memory_max.value, limits.swap_max.value, host.memory // 2)  # vllm@.service: /dev/shm has size=50%

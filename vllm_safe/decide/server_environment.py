@@ -40,7 +40,7 @@ def _base_environment(name: str, *, own_engine: bool) -> dict[str, tuple[str, st
         "VLLM_NO_USAGE_STATS": ("1", "telemetry off"),
         "VLLM_DO_NOT_TRACK": ("1", "telemetry off"),
         "VLLM_USE_FLASHINFER_SAMPLER": ("0", "otherwise each worker compiles it with nvcc at its first start (vLLM issue 49497)"),
-        "VLLM_ALLREDUCE_USE_FLASHINFER": ("0", "otherwise workers on several sm_90 or sm_100 cards compile it with nvcc (flashinfer/jit)"),
+        "VLLM_ALLREDUCE_USE_FLASHINFER": ("0", "otherwise workers on several sm_90 or sm_100 GPUs compile it with nvcc (flashinfer/jit)"),
         "VLLM_ENABLE_STARTUP_PLAN": ("1", "an equal start takes over the size of the KV cache (vllm/v1/worker/startup_plan.py)"),
         "OMP_NUM_THREADS": ("1", "the value that vLLM itself computes for several workers on few cores"),
         "MAX_JOBS": ("1", "a compiler uses 3-8 GB of RAM: one at a time (vLLM issue 54237)"),

@@ -114,7 +114,7 @@ def check_server(start: Situation) -> Finding:
         )
     if start.facts.server and engine and engine.is_untried:
         return warned(
-            f"{engine.current} is untried: no card answered when it was installed",
+            f"{engine.current} is untried: no GPU answered when it was installed",
             "The next start tries it. To try it now: vllm-safe install --try",
         )
     if start.facts.server:
@@ -151,13 +151,13 @@ def check_cards(start: Situation) -> Finding | None:
     visible = visible_names(variable.value if variable else None)
     cards = tuple(map(str, range(present))) if visible is None else visible
     if lost := [card for card in cards if card.isdecimal() and int(card) >= present]:
-        what = f"{start.name} is configured for card {', '.join(lost)}, but the driver has {present}, numbered from 0"
-        return failed(what, f"Correct {setting}. nvidia-smi lists the cards; for one that was lost, see: journalctl -k -g NVRM")
+        what = f"{start.name} is configured for GPU {', '.join(lost)}, but the driver has {present}, numbered from 0"
+        return failed(what, f"Correct {setting}. nvidia-smi lists the GPUs; for one that was lost, see: journalctl -k -g NVRM")
     wanted = start.server.world_size
     if len(cards) < wanted:
         seen = f"there are {present}" if visible is None else f"it sees {len(cards)} ({setting})"
-        return failed(f"{start.name} needs {wanted} cards, but {seen}", f"Correct the parallel sizes in models.{start.name}.args.")
-    return passed(f"cards: {wanted} needed, {len(cards)} visible" if wanted else f"cards: {len(cards)} visible")
+        return failed(f"{start.name} needs {wanted} GPUs, but {seen}", f"Correct the parallel sizes in models.{start.name}.args.")
+    return passed(f"GPUs: {wanted} needed, {len(cards)} visible" if wanted else f"GPUs: {len(cards)} visible")
 
 
 def check_plan(start: Situation) -> Finding | None:
@@ -189,7 +189,7 @@ def check_power(start: Situation) -> Finding | None:
     if state == "active" and start.facts.power and start.facts.power.asked == asked:
         return passed(f"the power limits of the GPUs are in force: {asked}")
     what = unit.get("StatusText") or f"{POWER_SERVICE} has not set the power limits of the GPUs"
-    return failed(what, "Correct gpu.power_limit. vllm-safe check shows what each card accepts.")
+    return failed(what, "Correct gpu.power_limit. vllm-safe check shows what each GPU accepts.")
 
 
 def check_port(start: Situation) -> Finding:

@@ -42,7 +42,7 @@ def change_profile_to_riser(case: Case) -> tuple[SettingChange, ...]:
     """Return the change to the profile for cards on PCIe risers; () without recorded evidence of risers."""
     if not (evidence := riser_evidence(case)):
         return ()
-    reason = f"{evidence}; cards on risers hang with peer-to-peer transfers: the profile sets NCCL_P2P_DISABLE=1"
+    reason = f"{evidence}; GPUs on risers hang with peer-to-peer transfers: the profile sets NCCL_P2P_DISABLE=1"
     return (SettingChange(case.path("profile"), case.run.start.profile, "pcie-riser", reason),)
 
 
@@ -54,5 +54,5 @@ def riser_evidence(case: Case) -> str:
     lanes = [card.get("lanes") for index, card in enumerate(cards) if seen is None or index in seen]
     narrow = [width for width in lanes if isinstance(width, int) and 0 < width < WIDE_LINK]
     if narrow:
-        return f"{len(narrow)} of {len(lanes)} cards have a PCIe link of x{max(narrow)}{' or less' if len(set(narrow)) > 1 else ''}"
+        return f"{len(narrow)} of {len(lanes)} GPUs have a PCIe link of x{max(narrow)}{' or less' if len(set(narrow)) > 1 else ''}"
     return _OF_NCCL.get(case.message.code, "") if case.message is not None else ""

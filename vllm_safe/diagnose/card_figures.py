@@ -51,7 +51,7 @@ def narrowed_links(case: Case) -> list[Evidence]:
         most = max((lanes for _, lanes in widths), default=0)
         if widths and widths[-1][1] < most:
             since = next(time for time, lanes in widths if time > max(at for at, width in widths if width == most))
-            found.append(Evidence(since, f"the PCIe link of card {number} went from x{most} to x{widths[-1][1]}"))
+            found.append(Evidence(since, f"the PCIe link of GPU {number} went from x{most} to x{widths[-1][1]}"))
     return found
 
 
@@ -61,7 +61,7 @@ def drawn_power(case: Case) -> list[Evidence]:
     hot = max((gpu.temperature for gpu in case.last.gpus if gpu.temperature is not None), default=None)
     if not known:
         return []
-    cards = f"{len(known)} cards drew {sum(known):.0f} W together" if len(known) > 1 else f"the card drew {known[0]:.0f} W"
+    cards = f"{len(known)} GPUs drew {sum(known):.0f} W together" if len(known) > 1 else f"the GPU drew {known[0]:.0f} W"
     return [Evidence(case.last.time, f"{cards} at the last record" + ("" if hot is None else f", at up to {hot} °C"))]
 
 
@@ -90,4 +90,4 @@ def _count(readings: Iterable[tuple[float, tuple[Gpu, ...]]]) -> int:
 
 def _named(cards: list[_Slowed]) -> str:
     *first, last = (str(card.number) for card in cards)
-    return f"cards {', '.join(first)} and {last} were" if first else f"card {last} was"
+    return f"GPUs {', '.join(first)} and {last} were" if first else f"GPU {last} was"

@@ -24,11 +24,11 @@ def _more_gpu(case: Case) -> list[SettingChange]:
     except ValueError:
         old = 0.92  # vllm/config/cache.py:102
     new = min(0.95, old + 0.03)
-    return [change_argument(case, "gpu-memory-utilization", f"{new:.2f}", "more memory of each card for the KV cache")] if new > old else []
+    return [change_argument(case, "gpu-memory-utilization", f"{new:.2f}", "more memory of each GPU for the KV cache")] if new > old else []
 
 
 def _no_kv_cache(case: Case, _message: Message) -> Advice:
-    return Advice(tuple(_more_gpu(case)), "Otherwise use more cards (args.tensor-parallel-size), or a model with stronger quantization.")
+    return Advice(tuple(_more_gpu(case)), "Otherwise use more GPUs (args.tensor-parallel-size), or a model with stronger quantization.")
 
 
 def _cache_blocks(case: Case, message: Message) -> Advice:
@@ -39,7 +39,7 @@ def _gpu_taken(case: Case, message: Message) -> Advice:
     free, total = error_figure(message.figures, "free"), error_figure(message.figures, "total")
     share = math.floor(100 * free / total - 1) / 100 if total else 0.0
     change = change_argument(case, "gpu-memory-utilization", f"{share:.2f}", f"{free:g} of {total:g} GiB were free")
-    return Advice((change,) if share >= 0.1 else (), "nvidia-smi shows which processes use the card, such as an old server or a desktop.")
+    return Advice((change,) if share >= 0.1 else (), "nvidia-smi shows which processes use the GPU, such as an old server or a desktop.")
 
 
 def _cuda_memory(case: Case, _message: Message) -> Advice:
@@ -60,8 +60,8 @@ def _cuda_memory(case: Case, _message: Message) -> Advice:
 
 def _too_few_gpus(case: Case, message: Message) -> Advice:
     gpus = message.figures["gpus"]
-    change = SettingChange(case.path("args.tensor-parallel-size"), message.figures["wanted"], gpus, f"{gpus} cards are available")
-    return Advice((change,) if gpus != "0" else (), "If a card is missing, see nvidia-smi and journalctl -k -g NVRM.")
+    change = SettingChange(case.path("args.tensor-parallel-size"), message.figures["wanted"], gpus, f"{gpus} GPUs are available")
+    return Advice((change,) if gpus != "0" else (), "If a GPU is missing, see nvidia-smi and journalctl -k -g NVRM.")
 
 
 def _heads(case: Case, message: Message) -> Advice:
@@ -73,11 +73,11 @@ def _heads(case: Case, message: Message) -> Advice:
 def _fewer_cards(case: Case, _message: Message) -> Advice:
     old = case.arg("tensor-parallel-size")
     half = (
-        (change_argument(case, "tensor-parallel-size", str(int(old) // 2), "each card gets a larger part of each weight"),)
+        (change_argument(case, "tensor-parallel-size", str(int(old) // 2), "each GPU gets a larger part of each weight"),)
         if old.isdecimal() and old > "1"
         else ()
     )
-    return Advice(half, "To use more cards, set args.pipeline-parallel-size: each card then gets whole layers.")
+    return Advice(half, "To use more GPUs, set args.pipeline-parallel-size: each GPU then gets whole layers.")
 
 
 def _nccl(case: Case, message: Message) -> Advice:
@@ -96,7 +96,7 @@ def _nccl(case: Case, message: Message) -> Advice:
 
 def _peer_access(case: Case, _message: Message) -> Advice:
     change = change_argument(case, "disable-custom-all-reduce", "true", "uses NCCL's all-reduce, which goes through the machine's RAM")
-    return Advice((change,), "profile: pcie-riser sets it, and what else such cards need.")
+    return Advice((change,), "profile: pcie-riser sets it, and what else such GPUs need.")
 
 
 def _step(case: Case, _message: Message) -> Advice:
@@ -120,7 +120,7 @@ def _ready(case: Case, _message: Message) -> Advice:
 
 
 def _dtype(case: Case, _message: Message) -> Advice:
-    return Advice((change_argument(case, "dtype", "half", "float16, which older cards support"),))
+    return Advice((change_argument(case, "dtype", "half", "float16, which older GPUs support"),))
 
 
 def _fork(case: Case, _message: Message) -> Advice:
@@ -136,7 +136,7 @@ def _eager(case: Case, _message: Message) -> Advice:
 _SHM = (
     "The unit has its own /dev/shm of half the RAM; the host's is not used. To enlarge it, run systemctl edit vllm@.service and set "
     "TemporaryFileSystem=/dev/shm:mode=1777,nosuid,nodev,size=75% in [Service]; what is used counts against limits.memory_max. "
-    "Fewer cards need less."
+    "Fewer GPUs need less."
 )
 _CARD = "journalctl -k -g NVRM   shows what the driver reported (Xid)."
 CARDS: Mapping[str, Adviser] = {
@@ -144,14 +144,14 @@ CARDS: Mapping[str, Adviser] = {
     "no-kv-cache": _no_kv_cache,
     "cache-blocks": _cache_blocks,
     "too-few-gpus": _too_few_gpus,
-    "device-ordinal": hint_of("nvidia-smi lists the cards that are present; if one is missing, see journalctl -k -g NVRM"),
+    "device-ordinal": hint_of("nvidia-smi lists the GPUs that are present; if one is missing, see journalctl -k -g NVRM"),
     "heads": _heads,
     "shapes-by-cards": _fewer_cards,
     "dtype": _dtype,
-    "quantization": hint_of("Use another quantization of the model (AWQ and GPTQ run on older cards than FP8 and NVFP4), or a newer card."),
+    "quantization": hint_of("Use another quantization of the model (AWQ and GPTQ run on older GPUs than FP8 and NVFP4), or a newer GPU."),
     "gpu-taken": _gpu_taken,
-    "profiling-race": hint_of("No other program may start or end on the card while the model starts: nvidia-smi shows what uses it."),
-    "gpu-busy": hint_of("nvidia-smi shows which process uses the card; nvidia-smi -c DEFAULT lets several programs share it."),
+    "profiling-race": hint_of("No other program may start or end on the GPU while the model starts: nvidia-smi shows what uses it."),
+    "gpu-busy": hint_of("nvidia-smi shows which process uses the GPU; nvidia-smi -c DEFAULT lets several programs share it."),
     "cuda-memory": _cuda_memory,
     "pinned-memory": hint_of(
         "Pinned memory counts against limits.memory_max and cannot be swapped; the unit's LimitMEMLOCK= does not limit it. Leave the model "
@@ -159,8 +159,8 @@ CARDS: Mapping[str, Adviser] = {
     ),
     "peer-access": _peer_access,
     "no-kernel-image": hint_of(
-        "Install an engine.version that supports the card: vllm-safe install. "
-        "nvidia-smi --query-gpu=name,compute_cap --format=csv shows the card."
+        "Install an engine.version that supports the GPU: vllm-safe install. "
+        "nvidia-smi --query-gpu=name,compute_cap --format=csv shows the GPU."
     ),
     "kernel-resources": hint_of("Try another args.attention-backend, another model, or another engine.version."),
     "driver-too-old": hint_of(
@@ -179,8 +179,7 @@ CARDS: Mapping[str, Adviser] = {
         f"Waiting does not help: power the machine off and on. If it happens again, check its power, heat and riser. {_CARD}"
     ),
     "ecc": hint_of(
-        "nvidia-smi -q -d ECC   shows the counts; a reset of the card or a reboot retires the page. "
-        "If errors return, the card is defective."
+        "nvidia-smi -q -d ECC   shows the counts; a reset of the GPU or a reboot retires the page. If errors return, the GPU is defective."
     ),
     "gpu-assert": hint_of(
         "The lines before it name the check. If it happens again, fetch the model again (vllm-safe fetch) or try another engine.version."
@@ -192,11 +191,11 @@ CARDS: Mapping[str, Adviser] = {
         "This is a fault of the program or its settings: try args.enforce-eager, another args.attention-backend, or another engine.version."
     ),
     "duplicate-gpu": hint_of(
-        "Each worker needs its own card: compare args.tensor-parallel-size and args.data-parallel-size with nvidia-smi -L."
+        "Each worker needs its own GPU: compare args.tensor-parallel-size and args.data-parallel-size with nvidia-smi -L."
     ),
     "nccl-timeout": _nccl,
     "engine-timeout": _ready,
     "step-timeout": _step,
-    "nccl-error": hint_of("Set env.NCCL_DEBUG: INFO for details; profile: pcie-riser is for cards on risers."),
+    "nccl-error": hint_of("Set env.NCCL_DEBUG: INFO for details; profile: pcie-riser is for GPUs on risers."),
     "shm-full": hint_of(_SHM),
 }

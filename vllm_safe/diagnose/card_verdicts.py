@@ -51,12 +51,12 @@ def driver_mismatched(case: Case) -> Verdict | None:
         what = f"the NVIDIA libraries and the loaded NVIDIA kernel module differ in version{versions}, as after an upgrade"
         hint = "Neither waiting nor a restart of the model helps: reboot, so that the kernel loads the new module."
     else:
-        what = "the NVIDIA kernel module does not support these cards, or not with this kernel"
+        what = "the NVIDIA kernel module does not support these GPUs, or not with this kernel"
         hint = (
-            "The kernel's message gives the reason: nouveau is bound to the cards, they are too old or too new for the module, "
+            "The kernel's message gives the reason: nouveau is bound to the GPUs, they are too old or too new for the module, "
             "or it was built for another kernel."
         )
-    return Verdict("no-gpu", f"{case.name} could not use the cards: {what}.", case.end.time, evidence=_proof(case), hint=hint)
+    return Verdict("no-gpu", f"{case.name} could not use the GPUs: {what}.", case.end.time, evidence=_proof(case), hint=hint)
 
 
 def card_failed(case: Case) -> Verdict | None:
@@ -217,9 +217,9 @@ def _card(case: Case, fault: Fault) -> str:
     pci = str(fault.data.get("pci", ""))
     index = _index(case, pci)
     if index is None:
-        return f"the card at {pci}" if pci and fault.kind != "link" else f"the cards behind {pci}" if pci else "the cards"
+        return f"the GPU at {pci}" if pci and fault.kind != "link" else f"the GPUs behind {pci}" if pci else "the GPUs"
     name = str(_cards(case)[index].get("name") or "")
-    return f"card {index} ({name}, {pci})" if name else f"card {index} ({pci})"
+    return f"GPU {index} ({name}, {pci})" if name else f"GPU {index} ({pci})"
 
 
 def _uses(case: Case, pci: str) -> bool:

@@ -28,7 +28,7 @@ def advise(case: Case, message: Message) -> Advice:
 
 _VLLMS = re.compile(r"^engine\.|\.args\.|\.env\.VLLM_|\.profile$|\.port$")  # settings that mean nothing to another server
 # Hints for a server that is not vLLM.
-_LESS_ON_CARD = "Put less on the card in {command}: fewer layers (--n-gpu-layers), a smaller context. nvidia-smi shows what else uses it."
+_LESS_ON_CARD = "Put less on the GPU in {command}: fewer layers (--n-gpu-layers), a smaller context. nvidia-smi shows what else uses it."
 _COMMAND = {
     "cuda-memory": _LESS_ON_CARD,
     "bad-argument": "See {command}.",
@@ -49,18 +49,18 @@ _COMMAND = {
     "no-program": "See {command}.",
     "gated": "Fetch what {command} names before the start, with an account that has access.",
     "not-fetched": "Fetch what {command} names before the start.",
-    "no-kv-cache": "Use more memory of each card, a smaller context or a smaller model in {command}.",
-    "shapes-by-cards": "Use fewer cards, or whole layers for each, by an option in {command}.",
-    "duplicate-gpu": "Give each process its own card in {command}: nvidia-smi -L",
+    "no-kv-cache": "Use more memory of each GPU, a smaller context or a smaller model in {command}.",
+    "shapes-by-cards": "Use fewer GPUs, or whole layers for each, by an option in {command}.",
+    "duplicate-gpu": "Give each process its own GPU in {command}: nvidia-smi -L",
     "old-system": "Use a build of the program for this system in {command}, or a newer Debian.",
-    "no-kernel-image": "Use a build of the program for this card: nvidia-smi --query-gpu=name,compute_cap --format=csv",
+    "no-kernel-image": "Use a build of the program for this GPU: nvidia-smi --query-gpu=name,compute_cap --format=csv",
     "unsupported-model": "Use a newer version of the program, or another file of the model, in {command}.",
     "weights": "Use a newer version of the program, or another file of the model, in {command}.",
     "unloadable": "Use a newer version of the program, or another file of the model, in {command}.",
     "damaged-file": "The lines before it name the file: an option in {command}, or a file that was fetched with the model.",
     "package": "{command} runs an interpreter without it: name the interpreter of its venv by its path, or install the package there.",
     "buffers": _LESS_ON_CARD,
-    "peer-access": "Disable peer access between the cards by an option of the program in {command}.",
+    "peer-access": "Disable peer access between the GPUs by an option of the program in {command}.",
     "no-module": "{command} runs an interpreter without it: name the interpreter of its venv by its path, or install the module there.",
     "broken-engine": "Reinstall the program in {command}.",
     "driver-too-old": "Install a newer NVIDIA driver, or use a build of the program for an older CUDA in {command}.",

@@ -123,7 +123,7 @@ def _stacks(case: Case) -> str:
 def _apart(case: Case) -> tuple[SettingChange, ...]:
     """Return the changes that make the cards communicate through RAM, as far as they are not set yet."""
     reduce, direct = case.arg("disable-custom-all-reduce"), case.env("NCCL_P2P_DISABLE")
-    reason = "it hangs where the cards have no peer access to each other's memory"
+    reason = "it hangs where the GPUs have no peer access to each other's memory"
     changes = [SettingChange(case.path("args.disable-custom-all-reduce"), reduce, "true", reason)] if reduce.lower() != "true" else []
     changes += (
         [SettingChange(case.path("env.NCCL_P2P_DISABLE"), direct, '"1"', "NCCL then uses RAM, for the same reason")]

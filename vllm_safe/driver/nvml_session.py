@@ -21,8 +21,8 @@ _HINTS = {
     pynvml.NVML_ERROR_DRIVER_NOT_LOADED: "vllm-safe check shows what is wrong with the driver.",
     pynvml.NVML_ERROR_LIBRARY_NOT_FOUND: "Install NVIDIA's driver with its libraries: vllm-safe check shows how.",
     pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH: "The driver was upgraded while it was loaded: reboot.",
-    pynvml.NVML_ERROR_GPU_IS_LOST: "The card has fallen off the bus: power the machine off and on.",
-    pynvml.NVML_ERROR_RESET_REQUIRED: "Reset the card (nvidia-smi -r while nothing uses it), or reboot.",
+    pynvml.NVML_ERROR_GPU_IS_LOST: "The GPU has fallen off the bus: power the machine off and on.",
+    pynvml.NVML_ERROR_RESET_REQUIRED: "Reset the GPU (nvidia-smi -r while nothing uses it), or reboot.",
 }
 
 

@@ -54,7 +54,7 @@ def _library(_: Installation, found: re.Match[str]) -> tuple[str, str]:
 
 def _no_card(_: Installation, _found: re.Match[str]) -> tuple[str, str]:
     return (
-        "vLLM finds no card, although the NVIDIA driver shows one",
+        "vLLM finds no GPU, although the NVIDIA driver shows one",
         "Check that user vllm may use it (ls -l /dev/nvidia*), and run: vllm-safe check",
     )
 

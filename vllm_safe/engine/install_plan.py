@@ -72,7 +72,7 @@ def plan_install(request: InstallRequest, facts: EngineFacts, is_working: Callab
             f"{installation} is not a version that vllm-safe was tested with on this machine: its dependencies are resolved and hashed now."
         )
     if not installation.tried:
-        say(f"{installation} is installed untried: no card is available.")
+        say(f"{installation} is installed untried: no GPU is available.")
     return install_steps(installation, facts, locks["uv"], time.time())
 
 
@@ -93,7 +93,7 @@ def _try(facts: EngineFacts) -> tuple[Step, ...]:
 def _keep(current: Installed, facts: EngineFacts, trial: Trial, say: Say) -> tuple[Step, ...]:
     """Print that the engine is installed already. If it has just been tried, return the step that records it."""
     if facts.is_untried and not trial.possible:
-        say(f"{current} is installed, but untried. Once a card is available: vllm-safe install --try")
+        say(f"{current} is installed, but untried. Once a GPU is available: vllm-safe install --try")
         return ()
     say(f"{current} is installed and works. To rebuild it: vllm-safe install --reinstall")
     return mark_tried_steps(current, facts)

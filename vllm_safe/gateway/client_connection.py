@@ -1,4 +1,4 @@
-"""A client's connection: aiohttp's, with limits, since anybody may connect."""
+"""A client's connection: that of aiohttp, with limits, since anybody may connect."""
 
 from __future__ import annotations
 

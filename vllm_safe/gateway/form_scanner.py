@@ -50,7 +50,7 @@ class FormScanner:
         """Read the next piece of the text, or b"" at its end."""
         if piece:
             self._copy.feed_data(piece)
-            await asyncio.sleep(0)  # the reader takes all there is
+            await asyncio.sleep(0)  # the reader takes all bytes that are there
         else:
             self._copy.feed_eof()
             await asyncio.wait({self._task}, timeout=1)

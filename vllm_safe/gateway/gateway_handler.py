@@ -107,7 +107,7 @@ class GatewayHandler:
             return json_answer({"status": "ok"})
         if reading and path == "/metrics":
             return web.Response(text=self._metrics(), content_type="text/plain", charset="utf-8")
-        looks_up = request.method != "POST" and path.startswith(_ONE_MODEL)  # whatever the name is, it is passed on to nobody
+        looks_up = request.method != "POST" and path.startswith(_ONE_MODEL)  # such a request is never passed on, whatever the name is
         if not looks_up and not _PATH.fullmatch(request.raw_path):
             raise Refused(HTTPStatus.NOT_FOUND, "the gateway has /v1/..., /health and /metrics, and nothing else")
         if request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:
@@ -219,7 +219,7 @@ class GatewayHandler:
             self._board.leave(ticket)
 
     async def _wait(self, ticket: Ticket, answer: ClientAnswer, *, news: bool) -> None:
-        """Wait for the turn of a request. news: tell the client the state of the model meanwhile, as comments."""
+        """Wait for the turn of a request. news: meanwhile, send the state of the model to the client as comments."""
         limit = self._board.settings.wait
         began, pause = time.monotonic(), _BEFORE_NEWS
         while True:

@@ -54,7 +54,7 @@ class ModelWatch:
         self._jumped = -math.inf  # by the monotonic clock: when the clock was last seen to have jumped
 
     def look(self, name: str) -> SeenModel:
-        """Return what a model does now."""
+        """Return the present state of a model."""
         found, failure = self._look(name), self._failures.get(name)
         if failure is None:
             return found
@@ -64,7 +64,7 @@ class ModelWatch:
         return failure
 
     def note_failure(self, name: str, problem: str) -> None:
-        """Note that a start failed, and nothing but systemd knows why."""
+        """Record that a start failed before its main process could write a reason."""
         self._failures[name] = SeenModel(FAILED, problem=problem, written=time.time())
 
     def _look(self, name: str) -> SeenModel:
@@ -77,7 +77,7 @@ class ModelWatch:
         known = self._seen.get(name)
         if known is None or known[0] != mark:
             known = (mark, self._judge(name, read_state(path)))
-            # One that has just been written may be written again without another mark: the clock of files is coarse.
+            # A file that has just been written may change again with the same time: the clock of the file system is coarse.
             if time.time() - status.st_mtime > _COARSE:
                 self._seen[name] = known
         found = known[1]

@@ -74,7 +74,7 @@ class _Round:
         self.refuse: dict[str, str] = {}
         self.waits_for: dict[str, tuple[str, ...]] = {}
         self.again = math.inf
-        # What was woken, and has not begun to load, still makes those go that it needs gone.
+        # A model that was woken but has not begun to load still needs the others to stop.
         woken = [name for name, standing in standings.items() if standing.woken and standing.phase in (DOWN, GOING)]
         self.hold = {stopping for name in woken for stopping in decide_room(name, self._up, machine).stops if self._is_ready(stopping)}
         self._switching = bool(self.hold)
@@ -107,7 +107,7 @@ class _Round:
                 self.wake.append(name)
             elif not self._switching:
                 self._switch(name, room)
-            # Nothing that comes later takes the room that this one waits for.
+            # No later request may take the room that this one waits for.
             self._up.append(UpModel(name, used=math.inf, stays=math.inf))
             if room.stops:
                 self.waits_for[name] = room.stops

@@ -29,14 +29,14 @@ class KeptBytes:
         self._total, self._most = 0, most
 
     def add(self, size: int) -> None:
-        """Count some more, or fewer. Raises Refused if there is no room for them."""
+        """Count `size` bytes, which may be negative. Raises Refused if the total would be too large."""
         if self._total + size > self._most:
             raise Refused(HTTPStatus.SERVICE_UNAVAILABLE, "too many large requests wait at once", retry_after=30)
         self._total += size
 
 
 class RequestBody:
-    """The body of one request. Whoever makes one closes it."""
+    """The body of one request. The caller must close it."""
 
     def __init__(self, request: web.BaseRequest, kept: KeptBytes, silence: float) -> None:
         """Wait at most `silence` seconds for each piece."""
@@ -45,11 +45,11 @@ class RequestBody:
         self._size = 0
         self._ended = False
         self._scanner = FormScanner(request.headers, _FIELDS) if request.content_type == "multipart/form-data" else BodyScanner(_FIELDS)
-        self.repeatable = True  # all that was sent on is kept
+        self.repeatable = True  # everything that was sent on is kept
         self.trouble: Refused | None = None  # why it could not be sent on to its end
 
     def close(self) -> None:
-        """Forget what is kept."""
+        """Discard the kept bytes."""
         self._together.add(-self._size)
         self._size = 0
         self._kept.close()
@@ -81,12 +81,12 @@ class RequestBody:
         raise Refused(HTTPStatus.BAD_REQUEST, f"the request has no field `model` with a name of at most {LONGEST_VALUE} bytes")
 
     async def read_on(self) -> None:
-        """Read on while the model loads, as far as a body is kept: that the client wants a stream may be said at its end."""
+        """Read on while the model loads, up to the size that is kept: `stream` may be the last key of the body."""
         while not self._ended and self._size < MOST_KEPT:
             await self._keep_more()
 
     async def pieces(self) -> AsyncIterator[bytes]:
-        """Yield the whole body: what is kept, and then what comes."""
+        """Yield the whole body: the kept bytes, then the pieces that still arrive."""
         self._kept.seek(0)
         while piece := self._kept.read(_PIECE):
             yield piece

@@ -1,4 +1,4 @@
-"""The queue of the requests: who waits for which model, and what is done about it. The rules are in queue_decision.py."""
+"""The queue of the requests: it carries out the decisions of queue_decision.py about waiting requests and models."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ def check_hardware(rig: HardwareFacts) -> Iterator[Finding]:
     if rig.portable and not rig.stays_awake:
         yield warned(
             "this is a laptop: closing it suspends the machine, and a model does not survive that",
-            "Set HandleLidSwitch=ignore in /etc/systemd/logind.conf, and reboot. Card and processor share their cooling: both get hotter.",
+            "Set HandleLidSwitch=ignore in /etc/systemd/logind.conf, and reboot. GPU and processor share their cooling: both get hotter.",
         )
     if rig.resume and not rig.no_hibernation:
         yield _hibernation(rig)

@@ -17,7 +17,7 @@ from vllm_safe.common.sizes import KIB
 VERSION = 1
 GAP = 128 * KIB  # bytes: a gap of at most this length is read as well, since at 120 MiB/s it costs less than another request
 PIECE = 128 * KIB  # bytes: the kernel reads no more per call than its read-ahead, which has this length by default
-# What is requested at once, in bytes and in pieces. Any other reader of the disk waits for at most two batches (engine_reader).
+# Sizes of a batch of requests, in bytes and in pieces. Any other reader of the disk waits for at most two batches (engine_reader).
 BATCH, BATCH_PIECES = 2 << 20, 64
 PAGE = 4096
 

@@ -43,7 +43,7 @@ _AHEAD = 2  # batches that are requested at once
 
 
 def read_ahead_of_server(launch: Launch, say: Callable[[str], object]) -> None:
-    """Read what the model's last cold start read of the engine, unless it is in the page cache. `say` takes a line for the journal."""
+    """Read ahead the engine files that the model's last cold start read, unless they are in the page cache. `say` logs a line."""
     if launch.argv[:1] != (f"{paths.ENGINE}/bin/vllm",):
         return  # a server that is not our engine
     try:

@@ -202,7 +202,7 @@ class Lifecycle(ServerState):
         return self._end_if_idle(now, wall)
 
     def _end_if_idle(self, now: float, wall: float) -> list[Action]:
-        """End the server as a stop does, if nobody has asked for it. A request that has just arrived is still answered."""
+        """End the server as a stop does, if there was no request for `idle_timeout`. A request that has just arrived is still answered."""
         if not self.idle or not self.idle.is_over:
             return []
         self.cause = "idle"

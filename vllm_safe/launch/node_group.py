@@ -45,7 +45,7 @@ class NodeGroup:
         self.trouble = ""  # why no connection can be made at the moment
         self._first = launch.nodes[0]
         self._here: dict[str, _Other] = {}
-        self._suspicion = ""  # what a machine said whose server had lost a connection to another one ...
+        self._suspicion = ""  # the reason from a machine whose server lost its connection to another one ...
         self._suspected = 0.0  # ... and the seconds since
         self._last: dict[str, str] = {}  # the last reasons of machines that ended while this one waited
         self._now = now

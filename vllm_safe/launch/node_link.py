@@ -190,7 +190,7 @@ class NodeLink:
                 channel.send(message)
 
     def _addresses(self, name: str, now: float) -> tuple[str, ...]:
-        """Return the known IPv4 addresses of a machine. If there are none, the group is told why."""
+        """Return the known IPv4 addresses of a machine. If there are none, report the reason to the group."""
         if now >= self._resolved + _NAME_AGAIN and not self.group.started:
             self._resolver, self._resolved = Resolver(), now
         found = self._resolver.look_up(f"http://{name}:{self._port}")
@@ -201,7 +201,7 @@ class NodeLink:
         return () if any(self._refuses(name, address) for address in addresses) else addresses
 
     def _refuses(self, name: str, address: str) -> bool:
-        """Return whether an address may not be used because it is not private. If so, the group is told."""
+        """Return whether an address may not be used because it is not private. If so, report that to the group."""
         if self._launch.nodes_public or is_private_address(address):
             return False
         self.group.refuse(

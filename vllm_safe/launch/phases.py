@@ -133,7 +133,7 @@ class PhaseTracker:
 
     @property
     def memory(self) -> ReportedMemory | None:
-        """What the server has reported about memory, None as long as it is nothing."""
+        """The memory figures that the server has reported; None if there are none yet."""
         return None if self._reported == ReportedMemory() else self._reported
 
     def read_output(self, chunk: bytes, now: float) -> bool:

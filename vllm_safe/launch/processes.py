@@ -59,7 +59,7 @@ def checkpoint_sizes(model: Path) -> tuple[int, ...]:
             if names := sorted((entry for entry in files if entry.name.endswith(ending)), key=lambda entry: _natural(entry.name)):
                 return tuple(entry.stat().st_size for entry in names)
     except OSError:
-        pass  # the server will report what is wrong with its model
+        pass  # the server itself reports a flaw of its model
     return ()
 
 

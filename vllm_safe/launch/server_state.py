@@ -86,7 +86,7 @@ class ServerState:
 
     @property
     def memory(self) -> ReportedMemory | None:
-        """What the server reported about the memory of its GPUs while it started."""
+        """The figures that the server reported about the memory of its GPUs while it started."""
         return self._loading.follow.memory
 
     @property

@@ -1,1 +1,1 @@
-"""Whether a model fits on cards, and with which arguments: computed from its files, before anything is loaded."""
+"""The plan of a start: whether a model fits on its GPUs, and with which arguments. It is computed from files, before anything is loaded."""

@@ -28,15 +28,15 @@ class CacheLayout:
     token_bytes: int
     block_size: int
     in_flight: int  # tokens that may be scheduled before the blocks behind a window are freed
-    block_bytes: tuple[int, ...]  # of one block on each rank: those of its largest group, which the others share
+    block_bytes: tuple[int, ...]  # of one block on each rank: the size for its largest group, whose memory the others share
 
     def blocks(self, available: tuple[int, ...]) -> int:
-        """Return the number of blocks where so many bytes are free on each rank: that of the rank with fewest, for all."""
+        """Return the number of blocks if so many bytes are free on each rank: all ranks have as many as the rank with the fewest."""
         sizes = zip(available, self.block_bytes, strict=True)
         return min((max(0, room) // size for room, size in sizes if size), default=0)
 
     def request_blocks(self, length: int) -> int:
-        """Return how many blocks a request of so many tokens takes at most."""
+        """Return the largest number of blocks that a request of so many tokens takes."""
         blocks = 0
         for window, count in Counter(group.window for group in self.groups).items():
             if window:  # v1/kv_cache_interface.py:859 max_admission_blocks_per_request

@@ -16,8 +16,8 @@ _EXAMPLE = "Such as '8 x 12GiB sm8.6' or '1 x 24GiB sm8.9, 2 x 12GiB sm8.6': num
 _CAPABILITIES = "Add it, such as sm7.5 (RTX 20x0), sm8.6 (RTX 30x0), sm8.9 (RTX 40x0) or sm12.0 (RTX 50x0)."
 _OLDEST, _NEWEST = 3, 19  # major
 _LEAST, _MOST = 1 * GIB, 1024 * GIB
-# What a driver keeps for itself of a card that is sold with that much. nvidia-smi shows 12288 MiB, of which CUDA has 12042; 24576 and
-# 24258; 81559 and 81154. A size that is not a whole number of GiB is taken for what CUDA has.
+# The part of the nominal memory of a GPU that the driver keeps for itself. nvidia-smi shows 12288 MiB, of which CUDA has 12042; 24576 and
+# 24258; 81559 and 81154. A size that is not a whole number of GiB counts as the size that CUDA has.
 _KEPT_PART, _KEPT_MOST = 0.02, 384 * MIB
 
 
@@ -34,7 +34,7 @@ def parse_gpus(text: str) -> tuple[Card, ...]:
             raise Misuse(f"--gpus: there is no compute capability {match['major']}.{match['minor']}", hint=_CAPABILITIES)
         size = parse_size(match["size"])
         if not _LEAST <= size <= _MOST:
-            raise Misuse(f"--gpus: {match['size']} is no memory of a GPU", hint=_EXAMPLE)
+            raise Misuse(f"--gpus: {match['size']} cannot be the memory of a GPU", hint=_EXAMPLE)
         usable = size - min(int(size * _KEPT_PART), _KEPT_MOST) if size % GIB == 0 else size
         cards += [Card(usable, (int(match["major"]), int(match["minor"])))] * int(match["count"] or 1)
     if not cards:

@@ -1,6 +1,6 @@
-"""Facts about the tensors of a model's files: the headers of its safetensors files, and sizes alone where it has none.
+"""Facts about the tensors of a model's files: the headers of its safetensors files, or only sizes if it has none.
 
-Anybody can have written the files, in a folder or at a hub: no more of one is read than its header, and each value of it is checked.
+The files, in a folder or at a hub, may come from anybody. Of each, only the header is read, and every value in it is checked.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _EXPERT = re.compile(r"\.experts\.\d{1,6}\.")
 _FETCH = "Fetch the model, or give the folder that has it."
 _AGAIN = "Fetch the model again."
 _WITHOUT_TYPE = "Update vllm-safe. The model can be started without a plan."
-_LENGTH = 8  # bytes at the beginning of a safetensors file that say how long its header is
+_LENGTH = 8  # bytes at the beginning of a safetensors file: the length of its header
 
 
 class HasFiles(Protocol):
@@ -47,7 +47,7 @@ class HasFiles(Protocol):
 
 @dataclass(frozen=True)
 class StoredModel:
-    """What is known of a model's files. `tensors`: () where no header could be read; `size`: bytes of its weight files, 0 without any.
+    """The facts about a model's files. `tensors`: () if no header could be read; `size`: bytes of its weight files, 0 if there are none.
 
     `revision`: the commit that the hub described, "" for a folder.
     """
@@ -65,10 +65,10 @@ class StoredModel:
 
 
 def read_stored_model(model: str, models: Path | None = None) -> StoredModel:
-    """Read config.json, and what the weight files say of themselves.
+    """Read config.json and the headers of the weight files.
 
-    model: a hub id ORG/NAME, kept below `models` (paths.MODELS), or the absolute path of a folder. Raises Failure where config.json is
-    missing or cannot be, and where a weight file is damaged.
+    model: a hub id ORG/NAME, kept below `models` (paths.MODELS), or the absolute path of a folder. Raises Failure if config.json is
+    missing or invalid, or if a weight file is damaged.
     """
     models = models or paths.MODELS
     where = str(models / model)
@@ -94,16 +94,16 @@ def _judge(files: HasFiles, where: str) -> StoredModel:
     config = parse_model_config(values, f"{where}/config.json")
     weights, whole = _weight_files(files)
     tensors = _tensors(files, where, [name for name in weights if name.endswith(".safetensors")])
-    if not whole:  # no total can be made of a part
+    if not whole:  # some of the files are missing: their sizes have no total
         tensors = () if config.has_known_tensors else tensors
-        config = replace(config, unknown=(*config.unknown, *(() if tensors == () else ("the weight files that are missing",))))
+        config = replace(config, unknown=(*config.unknown, *(() if tensors == () else ("the missing weight files",))))
     elif not weights and any(name.endswith(".gguf") for name in files.names()):
-        config = replace(config, family="", unknown=(*config.unknown, "what is in GGUF files"))
+        config = replace(config, family="", unknown=(*config.unknown, "the content of GGUF files"))
     return StoredModel(config, tensors, sum(max(0, files.size(name)) for name in weights), len(weights))
 
 
 def _config_problem(files: HasFiles) -> str:
-    """Return what is wrong with config.json. Raises OSError if it cannot be read."""
+    """Return the flaw of config.json. Raises OSError if the file cannot be read."""
     try:
         files.head("config.json", 1)
     except OSError as error:
@@ -113,7 +113,7 @@ def _config_problem(files: HasFiles) -> str:
 
 
 def _weight_files(files: HasFiles) -> tuple[list[str], bool]:
-    """Return the weight files that are there, and whether they are all: those of the index, else all of the best kind."""
+    """Return the weight files that exist, and whether they are complete: those of the index, or else all files of the best kind."""
     index = files.json(INDEX)
     shards = index.get("weight_map") if isinstance(index, dict) else None
     if isinstance(shards, dict):
@@ -122,7 +122,7 @@ def _weight_files(files: HasFiles) -> tuple[list[str], bool]:
         return there, len(there) == len(named)
     names = sorted(name for name in files.names() if "/" not in name)
     for ending in (".safetensors", ".bin", ".pt"):
-        # consolidated*: the same weights once more, as Mistral's own programs read them
+        # consolidated*: a second copy of the weights, for Mistral's own programs
         found = [name for name in names if name.endswith(ending) and not name.startswith(("training_args", "consolidated"))]
         if found:
             return found[:_MOST_FILES], True
@@ -130,7 +130,7 @@ def _weight_files(files: HasFiles) -> tuple[list[str], bool]:
 
 
 def _tensors(files: HasFiles, where: str, names: list[str]) -> tuple[Tensor, ...]:
-    """Return the tensors of all files, those of alike experts as one; () where the header of one is not known."""
+    """Return the tensors of all files, with those of equal experts as one; () if the header of a file is not known."""
     counted: dict[tuple[str, tuple[int, ...], str], int] = {}
     left = _LARGEST_HEADERS
     for name in names:
@@ -144,7 +144,7 @@ def _tensors(files: HasFiles, where: str, names: list[str]) -> tuple[Tensor, ...
 
 
 def _header(files: HasFiles, where: str, name: str, left: int) -> bytes | None:
-    """Return the header of one safetensors file: 8 bytes with its length, then JSON. Raises Failure where it cannot be one."""
+    """Return the header of one safetensors file: 8 bytes with its length, then JSON. Raises Failure if it is not valid."""
     first = files.head(name, _LENGTH)
     if first is None:
         return None

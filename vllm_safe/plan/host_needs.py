@@ -1,4 +1,4 @@
-"""What a start needs of the machine beside its GPUs: RAM, shared memory, and the time to load the weights."""
+"""The needs of a start beside GPUs: RAM, shared memory, and the time to load the weights."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vllm_safe.plan.plan_question import PlanLine
 from vllm_safe.plan.serving import Serving
 
 # Private memory of vLLM 0.32's processes, measured with two workers on two H200s (tests/gpu/RESULTS.md: 3.66 GiB spawned, 2.30 GiB
-# forked, 1.2 GiB more where it compiles) and without GPUs (the API server and the engine's core).
+# forked, 1.2 GiB more if it compiles) and without GPUs (the API server and the engine's core).
 _SERVER = 790 * MIB
 _SPAWNED, _FORKED = 1480 * MIB, 780 * MIB
 _COMPILING = 600 * MIB  # of each worker
@@ -22,7 +22,7 @@ _MARGIN = 0.25  # how far these figures may be off
 
 @dataclass(frozen=True)
 class HostLimits:
-    """What the machine lets a model have, in bytes. 0: not known. memory: `limits.memory_max`; swap: `limits.swap_max`."""
+    """The memory that the machine allows a model, in bytes. 0: not known. memory: `limits.memory_max`; swap: `limits.swap_max`."""
 
     memory: int = 0
     swap: int = 0
@@ -39,12 +39,12 @@ class StoredFiles:
 
 @dataclass(frozen=True)
 class HostNeeds:
-    """What a start needs, in bytes and seconds. load: None where the disk's pace is not known."""
+    """The needs of a start, in bytes and seconds. load: None if the pace of the disk is not known."""
 
     memory: int
     shared: int
     load: float | None
-    exact: bool = False  # the memory is what an earlier start with these arguments took
+    exact: bool = False  # the memory was measured at an earlier start with these arguments
     problem: str = ""  # why it cannot start
     hint: str = ""
     lines: tuple[PlanLine, ...] = ()
@@ -59,7 +59,7 @@ def decide_host_needs(  # noqa: PLR0913 - each is another fact
     past: tuple[PastStart, ...] = (),
     machines: int = 1,
 ) -> HostNeeds:
-    """Return what a start needs on one machine. past: earlier starts of this model, the newest last."""
+    """Return the needs of a start on one machine. past: earlier starts of this model, the newest last."""
     stored, disk = files.size, files.pace
     workers = serving.ranks // machines
     each = (_FORKED if forked else _SPAWNED) + (0 if serving.enforce_eager else _COMPILING)
@@ -80,7 +80,7 @@ def decide_host_needs(  # noqa: PLR0913 - each is another fact
 
 
 def _problem(needs: HostNeeds, limits: HostLimits, workers: int) -> tuple[str, str]:
-    # A start that finds its kernels compiled takes less than the measured one, which compiled them.
+    # The measured start compiled its kernels. One that finds them compiled needs less.
     least = int(needs.memory * (1 - _MARGIN))
     if limits.memory and least > limits.memory + limits.swap:
         allowed = f"{format_size(limits.memory)} of RAM and {format_size(limits.swap)} of swap"
@@ -88,7 +88,7 @@ def _problem(needs: HostNeeds, limits: HostLimits, workers: int) -> tuple[str, s
             f"its processes need about {format_size(needs.memory)} of memory, and may use {allowed}",
             "Raise limits.memory_max, or add swap.",
         )
-    # shm_broadcast.py:336: each ring by itself has to be no larger than what is free, and takes nothing before it is written to.
+    # shm_broadcast.py:336: vLLM compares each ring by itself with the free space. A ring takes no memory before it is written to.
     if workers > 1 and 0 < limits.shared < _RING:
         what = f"each pair of its processes needs {format_size(_RING)} in /dev/shm, and it has {format_size(limits.shared)}"
         return what, "Use one GPU, or add RAM, of which /dev/shm has half."

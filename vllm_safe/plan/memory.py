@@ -1,4 +1,4 @@
-"""What a card holds beside the weights, and what is left of it for the KV cache."""
+"""The memory of a GPU beside the weights: activations, libraries and graphs, and the rest, which is for the KV cache."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from vllm_safe.common.sizes import GIB, MIB
 from vllm_safe.plan.model_config import ModelConfig
 from vllm_safe.plan.serving import Batch, Card, Serving
 
-# Kernels, handles and workspaces that a start leaves on a card after vLLM began to measure: 0.26 to 0.30 GiB on one H200, and 0.10 to
-# 0.20 where there are more cards, since communication has loaded some of it before.
+# Kernels, handles and workspaces that are loaded after vLLM has begun to measure: 0.26 to 0.30 GiB on one H200, and 0.10 to 0.20 if there
+# are several GPUs, since their communication has loaded some of it before.
 _LIBRARIES = 276 * MIB
 _LIBRARIES_OF_SEVERAL = 148 * MIB
-_CONTEXT = 512 * MIB  # of CUDA itself: no part of what vLLM may use, but it has to be free beside that
-_CONTEXT_OF_SMALL = 320 * MIB  # on cards with fewer processors
-_COMMUNICATION = 256 * MIB  # of NCCL, likewise
-_COMMUNICATION_OF_SERVERS = 1280 * MIB  # where cards have NVLink, it takes 1.0 to 1.5 GiB
+_CONTEXT = 512 * MIB  # of CUDA itself: it must be free in addition to the memory that vLLM may use
+_CONTEXT_OF_SMALL = 320 * MIB  # on GPUs with fewer processors
+_COMMUNICATION = 256 * MIB  # of NCCL: it must be free in addition, too
+_COMMUNICATION_OF_SERVERS = 1280 * MIB  # with NVLink, NCCL takes 1.0 to 1.5 GiB
 _BLOCK = 16  # tokens of a block of the KV cache
 _GRAPH_OF_LAYER = 600 * 1024  # bytes of a captured graph for each layer: 0.50 to 0.65 MiB
 
 
 @dataclass(frozen=True)
 class CardBudget:
-    """How vLLM divides the memory of one card, in bytes (v1/worker/gpu_worker.py:620 determine_available_memory)."""
+    """The division of the memory of one GPU by vLLM, in bytes (v1/worker/gpu_worker.py:620 determine_available_memory)."""
 
     requested: int  # gpu-memory-utilization of all memory
     weights: int
     buffers: int  # tables for each request, and workspaces that stay
     activations: int  # the peak of the profile run
-    compiling: int  # how much higher the peak is while torch.compile is at work, which is known of first starts
+    compiling: int  # the increase of the peak while torch.compile runs at a first start
     libraries: int
     graphs: int
 
@@ -40,7 +40,7 @@ class CardBudget:
 
     @property
     def available(self) -> int:
-        """What is left for the KV cache, which can be less than nothing."""
+        """The rest, for the KV cache. It is negative if the other parts are too large."""
         return self.requested - self.weights - self.estimated
 
 
@@ -48,7 +48,7 @@ class CardBudget:
 class Rank:
     """One of vLLM's workers.
 
-    `first`: it is of the pipeline's first stage, which has the embedding. `last`: it is of the last, which has the output layer.
+    `first`: it belongs to the first stage of the pipeline, which has the embedding. `last`: to the last stage, which has the output layer.
     """
 
     card: Card
@@ -58,10 +58,10 @@ class Rank:
 
 
 def budget_card(config: ModelConfig, serving: Serving, batch: Batch, rank: Rank) -> CardBudget:
-    """Return the budget of one card."""
+    """Return the budget of one GPU."""
     workspace = _expert_workspace(config, serving, batch, rank.card)
     activations = _activations(config, serving, batch, last=rank.last)
-    # torch.compile has a copy of the embedding for a moment, before the workspace is there and when nothing else is.
+    # torch.compile copies the embedding for a moment. Neither the workspace nor anything else has been allocated by then.
     copied = config.vocab * config.hidden // serving.tensor_parallel * config.item_size if rank.first and not serving.enforce_eager else 0
     return CardBudget(
         requested=math.ceil(rank.card.memory * batch.gpu_memory_utilization),
@@ -75,7 +75,7 @@ def budget_card(config: ModelConfig, serving: Serving, batch: Batch, rank: Rank)
 
 
 def outside_bytes(serving: Serving, card: Card) -> int:
-    """Return what CUDA and NCCL take of a card before vLLM measures what is free."""
+    """Return the bytes of a GPU that CUDA and NCCL take before vLLM measures its free memory."""
     server = card.memory > 70 * GIB
     context = _CONTEXT if card.memory > 32 * GIB else _CONTEXT_OF_SMALL
     if serving.ranks == 1:
@@ -84,12 +84,12 @@ def outside_bytes(serving: Serving, card: Card) -> int:
 
 
 def _request_tables(config: ModelConfig, batch: Batch) -> int:
-    # v1/worker/gpu/sample/penalties.py:37: counts of each token of the vocabulary, and one bit whether the prompt has it
+    # v1/worker/gpu/sample/penalties.py:37: for each token of the vocabulary, counts and one bit: whether the prompt contains it
     return batch.max_num_seqs * (4 * config.vocab + 4 * math.ceil(config.vocab / 32) + 16 * 1024)
 
 
 def _expert_workspace(config: ModelConfig, serving: Serving, batch: Batch, card: Card) -> int:
-    """Return the two workspaces of a fused mixture of experts, which stay (fused_moe/experts/triton_moe.py:226 workspace_shapes)."""
+    """Return the two workspaces of a fused mixture of experts, which are kept (fused_moe/experts/triton_moe.py:226 workspace_shapes)."""
     experts = config.experts
     if not experts:
         return 0
@@ -109,7 +109,7 @@ def _latent_rows(batch: Batch) -> int:
 
 
 def _activations(config: ModelConfig, serving: Serving, batch: Batch, *, last: bool) -> int:
-    """Return the largest sum of tensors that are alive at once in the profile run: in a layer, or where the logits are."""
+    """Return the largest sum of tensors that are alive at once in the profile run: those of a layer, or the logits."""
     size, split, tokens = config.item_size, serving.tensor_parallel, batch.max_num_batched_tokens
     states = (4 if split == 1 else 5) * config.hidden
     attention = tokens * (states + _attention_values(config) / split)

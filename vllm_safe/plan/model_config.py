@@ -37,12 +37,12 @@ DTYPE_BYTES = MappingProxyType({"float32": 4, "float16": 2, "bfloat16": 2, "half
 
 @dataclass(frozen=True)
 class Experts:
-    """A mixture of experts. `layers`: those that have it; the others have one dense feed-forward."""
+    """A mixture of experts. `layers`: the layers that have it; the others have one dense feed-forward."""
 
     count: int
     per_token: int
     intermediate: int
-    shared_intermediate: int  # 0: no expert that all tokens pass
+    shared_intermediate: int  # 0: there is no expert that all tokens pass through
     layers: frozenset[int]
     correction_bias: bool = False
 
@@ -60,10 +60,10 @@ class LatentAttention:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """One model. `windows`: of each layer, tokens that it attends to, 0 for all. `unknown`: what is not taken into account."""
+    """One model. `windows`: of each layer, tokens that it attends to, 0 for all. `unknown`: properties that a plan ignores."""
 
     architecture: str
-    family: str  # "" where its tensors are not known
+    family: str  # "" if its tensors are not known
     layers: int
     hidden: int
     heads: int
@@ -90,7 +90,7 @@ class ModelConfig:
 
     @property
     def has_known_tensors(self) -> bool:
-        """Whether this file alone tells what the weight files hold."""
+        """Whether the tensors of the weight files follow from this file alone."""
         return bool(self.family) and (self.quantization is None or self.quantization.method in QUANTIZATIONS)
 
     @property

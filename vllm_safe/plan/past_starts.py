@@ -1,4 +1,4 @@
-"""What vLLM and the machine reported at earlier starts of a model, from its recorded runs."""
+"""The figures of earlier starts of a model, from its recorded runs: those of vLLM and those of the machine."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from vllm_safe.plan.plan_question import Observed
 from vllm_safe.plan.serving import read_serving
 from vllm_safe.record.run_reader import list_runs, read_beginning, read_run
 
-_MOST = 8  # runs that are looked at
-_LEAST_LOADED = 1 << 28  # bytes: with less, the pace is that of the page cache
+_MOST = 8  # runs that are read
+_LEAST_LOADED = 1 << 28  # bytes: a smaller load shows the speed of the page cache, not of the disk
 _VERSION = re.compile(r"vllm(?:-cpu)?-(\d{1,3})\.(\d{1,3})")
 
 
 @dataclass(frozen=True)
 class StartConditions:
-    """What must be the same at two starts for one to say something about the other."""
+    """The conditions that two starts must share for the figures of one to apply to the other."""
 
     model: str  # the folder
     engine: str = ""  # the folder of the engine, which has its version
@@ -35,7 +35,7 @@ class StartConditions:
 class PastStart:
     """An earlier start.
 
-    peak: bytes of memory that all its processes had at most until it was ready, 0 if unknown; pace: bytes/s of its load, 0 likewise.
+    peak: bytes of memory that all its processes had at most until it was ready, 0 if unknown; pace: bytes/s of its load, 0 if unknown.
     """
 
     observed: Observed
@@ -44,7 +44,7 @@ class PastStart:
 
 
 def engine_version(engine: str) -> tuple[int, int]:
-    """Return the version in the name of an engine's folder, such as vllm-0.32.0; that of the shipped lock if there is none."""
+    """Return the version in the name of an engine's folder, such as vllm-0.32.0; without one, the version of the shipped lock."""
     match = _VERSION.match(engine)
     return (int(match[1]), int(match[2])) if match else (0, 32)
 
@@ -57,7 +57,7 @@ def read_past_starts(name: str, now: StartConditions, folder: Path = RUNS) -> tu
             beginning = read_beginning(name, run, folder)
             observed = _observed(beginning, now)
             if observed:
-                # The newest says most about RAM and the disk, and reading all samples of each would take seconds.
+                # The newest run is the best guide to RAM and the disk. Reading all samples of every run would take seconds.
                 whole = read_run(name, run, folder).samples if not found else ()
                 found.append(PastStart(observed, _peak(whole), _pace(whole)))
         except Failure:  # a run that is damaged, or that the recorder has just removed
@@ -66,7 +66,7 @@ def read_past_starts(name: str, now: StartConditions, folder: Path = RUNS) -> tu
 
 
 def identify_cards(cards: Iterable[object]) -> tuple[tuple[str, str], ...]:
-    """Return the address and name of each GPU, of what read_pci_cards() returned."""
+    """Return the address and name of each GPU, from the result of read_pci_cards()."""
     return tuple((str(card.get("pci")), str(card.get("name"))) for card in cards if isinstance(card, dict))
 
 
@@ -89,13 +89,13 @@ def _cards(host: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
 
 
 def _peak(samples: tuple[Sample, ...]) -> int:
-    """Return the most memory while it started. What it took in days of serving says nothing about the next start."""
+    """Return the most memory that the model used while it started. The memory of days of serving is no guide to the next start."""
     starting = (one for one in samples if one.phase not in {"ready", "stopping"})
     return max(((one.anon or 0) + (one.shmem or 0) + (one.swap or 0) for one in starting), default=0)
 
 
 def _pace(samples: tuple[Sample, ...]) -> float:
-    """Return the bytes per second with which the weights were read, if enough of them was."""
+    """Return the bytes per second at which the weights were read; 0 if too few were read."""
     loading = [one for one in samples if one.phase == "loading" and one.read is not None]
     if len(loading) < 2:
         return 0.0

@@ -1,4 +1,4 @@
-"""The bytes of weights on each card once vLLM has loaded, split, fused and repacked them."""
+"""The bytes of weights on each GPU after vLLM has loaded, split, fused and repacked them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _COLUMN = frozenset({"q_proj", "k_proj", "v_proj", "qkv_proj", "gate_proj", "up_
 _ROW = frozenset({"o_proj", "down_proj", "w2"})
 _VOCABULARY = frozenset({"embed_tokens", "lm_head"})
 _VOCABULARY_EVERYWHERE = frozenset({"mixtral", "qwen3_moe"})  # models/mixtral.py, qwen3_moe.py: on each stage of a pipeline
-_INPUTS_FIRST = frozenset({"qweight", "qzeros", "scales"})  # (inputs, outputs), where others have (outputs, inputs)
+_INPUTS_FIRST = frozenset({"qweight", "qzeros", "scales"})  # (inputs, outputs); the others are (outputs, inputs)
 _PLAIN = frozenset({"F64", "F32", "F16", "BF16"})
 _DROPPED = frozenset({"g_idx", "inv_freq", "weight_shape"})
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d{1,6})\.")
@@ -42,7 +42,7 @@ def split_layers(layers: int, serving: Serving) -> tuple[range, ...]:
 
 
 def place_weights(config: ModelConfig, tensors: Iterable[Tensor], serving: Serving, capability: tuple[int, int]) -> tuple[int, ...]:
-    """Return the bytes of weights on each card, as "Model loading took" has them, in the order of the ranks."""
+    """Return the bytes of weights on each GPU, as vLLM reports them ("Model loading took"), in the order of the ranks."""
     stages = split_layers(config.layers, serving)
     allocations: list[dict[str, float]] = [defaultdict(float) for _ in stages]
     place = _Placement(config, serving, capability)
@@ -62,7 +62,7 @@ class _Placement:
     capability: tuple[int, int]
 
     def stages(self, tensor: Tensor, stages: tuple[range, ...]) -> Iterable[int]:
-        """Return the stages that hold a tensor; none for what vLLM leaves in the file."""
+        """Return the stages that hold a tensor; none if vLLM does not load it."""
         name, last = tensor.name, len(stages) - 1
         found: Iterable[int] = (0,)
         if name.rpartition(".")[2] in _DROPPED:
@@ -74,7 +74,7 @@ class _Placement:
         elif name.startswith("lm_head") or ".lm_head." in name:
             found = () if self.config.tied else (last,)
         elif _is_text(name) and (layer := _LAYER.search(name)):
-            # Layers after the last are those of multi-token prediction, loaded for speculative decoding alone.
+            # Layers beyond the last belong to multi-token prediction. They are loaded only for speculative decoding.
             found = tuple(stage for stage, layers in enumerate(stages) if int(layer[1]) in layers)
         elif name.endswith("model.norm.weight"):
             found = (last,)
@@ -99,7 +99,7 @@ class _Placement:
         split = self.serving.tensor_parallel
         found = [(key, tensor.count * self._linear(tensor, leaf, part, split))]
         if leaf == "kv_b_proj" and part == "weight" and tensor.dtype not in _PLAIN:
-            # mla_attention.py:1220: the absorbed matrices are views of it where it is not quantised, else of a copy that is not
+            # mla_attention.py:1220: the absorbed matrices are views: of the tensor if it is not quantised, otherwise of an unquantised copy
             found.append((f"{key}.dequantized", prod(tensor.shape) / split * self.config.item_size))
         return found
 
@@ -110,27 +110,27 @@ class _Placement:
             rows = _round_up(shape[0], _PADDING)
             return -(-rows // split) * prod(shape[1:]) * size
         axis = self._axis(tensor, leaf, part)
-        # One scale for each output of a layer that is split along its inputs, or for all of it, is on each rank.
+        # One scale for each output of a layer that is split along its inputs, or one for the whole layer, is on each rank.
         if axis is None or axis >= len(shape) or shape[axis] == 1:
             return prod(shape) * size
         rest = prod(side for index, side in enumerate(shape) if index != axis)
         return rest * self._share(tensor, leaf, part, axis, split) * size
 
     def _axis(self, tensor: Tensor, leaf: str, part: str) -> int | None:
-        """Return the dimension that is split over the ranks, or None where each has all of it."""
+        """Return the dimension that is split over the ranks, or None if each rank has the whole tensor."""
         if leaf in _ROW and part == "bias":
             return None
         axis = 0 if leaf in _COLUMN or tensor.name.endswith("sinks") else 1 if leaf in _ROW else None
         return 1 - axis if axis is not None and part in _INPUTS_FIRST else axis
 
     def _zero_points(self, tensor: Tensor) -> float:
-        """Return the bytes that four bytes of zero points become (kernels/linear/mixed_precision)."""
+        """Return the bytes of four bytes of zero points after repacking (kernels/linear/mixed_precision)."""
         quantization = self.config.quantization
         if ".experts." in tensor.name or not quantization:
             return 4
-        hopper = self.capability[0] == 9  # Machete; elsewhere it is Marlin
+        hopper = self.capability[0] == 9  # Machete; Marlin on other GPUs
         if quantization.method == "gptq" and quantization.symmetric:
-            return 4 if hopper else 0  # not used: Machete leaves them where they are, Marlin drops them
+            return 4 if hopper else 0  # they are not used: Machete leaves them in place, Marlin drops them
         return 32 / quantization.bits * self.config.item_size if hopper else 4  # Machete multiplies them by the scales
 
     def _share(self, tensor: Tensor, leaf: str, part: str, axis: int, split: int) -> float:
@@ -149,14 +149,14 @@ class _Placement:
         return whole / split
 
     def _item_bytes(self, tensor: Tensor, part: str) -> float:
-        """Return the bytes of one value of a tensor on the card."""
+        """Return the bytes of one value of a tensor on the GPU."""
         quantization = self.config.quantization
         if part in {"qzeros", "weight_zero_point"} and quantization and quantization.packed:
             return self._zero_points(tensor)
         if part in {"weight_scale", "weight_scale_inv"}:
             old = self.capability < (8, 9)
             if old and quantization and quantization.block and quantization.kind == "float":
-                # Marlin takes a scale for each output and group: one of a block becomes as many as the block has rows.
+                # Marlin has a scale for each output and group: the scale of a block is repeated for each of its rows.
                 return quantization.block[0] * self.config.item_size
             return self.config.item_size if quantization and quantization.packed else 4
         if part.startswith("e_score") or (self.config.family == "glm4_moe" and tensor.name.endswith(".mlp.gate.weight")):
@@ -164,7 +164,7 @@ class _Placement:
         return self.config.item_size if tensor.dtype in _PLAIN else BITS[tensor.dtype] / 8
 
     def _gpt_oss(self, tensor: Tensor) -> float:
-        """Return the bytes of gpt-oss's experts, whose sides are padded as the kernel wants (fused_moe/oracle/mxfp4.py:816)."""
+        """Return the bytes of gpt-oss's experts, whose sides are padded for the kernel (fused_moe/oracle/mxfp4.py:816)."""
         experts, split = tensor.shape[0], self.serving.tensor_parallel
         if self.serving.expert_parallel:
             experts, split = -(-experts // split), 1
@@ -188,7 +188,7 @@ def _is_text(name: str) -> bool:
 
 
 def _rotary_caches(config: ModelConfig) -> int:
-    """Return the bytes of the tables of sines and cosines: one for all layers alike; those with a window have one that is not scaled."""
+    """Return the bytes of the tables of sines and cosines: all equal layers share one; layers with a window have one that is not scaled."""
     rows = config.rotary_positions
     if config.family == "gemma3" and any(config.windows):
         rows += config.max_positions

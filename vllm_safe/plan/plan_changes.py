@@ -12,16 +12,16 @@ from vllm_safe.plan.plan_question import PlanChange, PlanQuestion
 from vllm_safe.plan.plan_split import count_tries, decide_split
 from vllm_safe.plan.serving import Batch
 
-_LEAST_CONTEXT = 512  # tokens: with less a model answers nothing useful
+_LEAST_CONTEXT = 512  # tokens: a shorter context is of no use
 _USUAL_CONTEXT = 8192
 _CONTEXT_STEP = 256
 _SEQUENCES = (256, 128, 64, 32, 16, 8, 4, 2, 1)
 _BATCHED = 2048  # tokens: with few requests at once, larger batches only make prompts faster
 _LEAST_BATCHED = 512
 _HIGHEST_UTILIZATION = 0.97
-_MORE = (2, 3, 4, 6, 8, 12, 16)  # cards that a machine may have
-_SURE_PART = 0.9  # of the weights: the rest may be repeated on each card
-_FEW = 16  # requests at once that are plenty for a household or a team
+_MORE = (2, 3, 4, 6, 8, 12, 16)  # numbers of GPUs in a machine
+_SURE_PART = 0.9  # share of the weights: the rest may be repeated on each GPU
+_FEW = 16  # requests at once: enough for a household or a team
 
 _Try = Callable[[PlanQuestion], "PlanChange | None"]
 
@@ -29,8 +29,8 @@ _Try = Callable[[PlanQuestion], "PlanChange | None"]
 def decide_changes(question: PlanQuestion) -> tuple[PlanChange, ...]:
     """Return the smallest change of each kind that makes the model start, in the order in which a user would choose.
 
-    Where no single one does, return those of them that do together, as one. Cards that are not there come last. Return () for a model
-    that starts as it is.
+    If no single change suffices, return the combination that does, as one change. Changes that need other GPUs come last. Return () for a
+    model that starts as it is.
     """
     if decide_plan(question).starts:
         return ()
@@ -39,11 +39,11 @@ def decide_changes(question: PlanQuestion) -> tuple[PlanChange, ...]:
 
 
 def decide_fit(question: PlanQuestion) -> PlanChange | None:
-    """Return the arguments for the largest context that surely fits on the cards, or None where none does.
+    """Return the arguments for the largest context that is certain to fit on the GPUs; None if none is.
 
-    Of two with the same context the one that leaves more as it was is taken. The arguments that were set are kept, except for the length.
-    CUDA graphs are given up only where nothing fits with them, and more of each card than vLLM takes by itself is used only for a context
-    of a usual length.
+    Of two with the same context, the one with the smaller change is chosen. Arguments that were set are kept, except for the length. CUDA
+    graphs are given up only if nothing fits with them. A larger share of each GPU than vLLM's default is used only to reach a context of a
+    usual length.
     """
     eager = _with(question, enforce_eager=True)
     best = _largest(_candidates(question)) or _largest(_candidates(eager))
@@ -55,7 +55,7 @@ def decide_fit(question: PlanQuestion) -> PlanChange | None:
 
 
 def _on_most_of_the_cards(question: PlanQuestion) -> PlanQuestion:
-    """Return the question with the largest share of each card, if none was set and it is more than vLLM's own."""
+    """Return the question with the largest share of each GPU, if none was set and it is larger than vLLM's default."""
     now, share = decide_plan(question).batch, int(_highest_share(question) * 100) / 100
     if now is None or question.serving.gpu_memory_utilization is not None or share <= now.gpu_memory_utilization:
         return question
@@ -63,7 +63,7 @@ def _on_most_of_the_cards(question: PlanQuestion) -> PlanQuestion:
 
 
 def _largest(candidates: Iterator[PlanQuestion]) -> tuple[int, PlanQuestion] | None:
-    """Return the longest context with which one of them surely starts, and that one."""
+    """Return the longest context with which one of the questions is certain to start, and that question."""
     best: tuple[int, PlanQuestion] | None = None
     for candidate in candidates:
         plan = decide_plan(replace(candidate, serving=replace(candidate.serving, max_model_len=-1)))
@@ -76,7 +76,7 @@ def _largest(candidates: Iterator[PlanQuestion]) -> tuple[int, PlanQuestion] | N
 
 
 def describe_change(old: PlanQuestion, new: PlanQuestion, cost: str) -> PlanChange:
-    """Return the options that make one question of another."""
+    """Return the options that turn one question into another."""
     before, after = old.serving, new.serving
     args = [(name, _shown(getattr(after, field))) for field, name in _OPTIONS if getattr(after, field) != getattr(before, field)]
     env = []
@@ -105,7 +105,7 @@ def _shown(value: object) -> str:
 
 
 def _order(old: PlanQuestion, new: PlanQuestion) -> Iterator[int]:
-    """Return the numbers that the cards of `new` have in `old`."""
+    """Return the numbers of the GPUs of `new` in `old`."""
     free = list(range(len(old.cards)))
     for card in new.cards:
         index = next(number for number in free if old.cards[number] == card)
@@ -127,7 +127,7 @@ def _shorter(question: PlanQuestion) -> PlanChange | None:
     if plan.batch is None or plan.sure_context < _LEAST_CONTEXT:
         return None
     length = min(_rounded(plan.sure_context, question.config.max_positions), plan.batch.max_model_len)
-    # A smaller batch follows from a shorter context: what vLLM then sets by itself may leave room for more.
+    # A shorter context makes vLLM choose smaller batches, which may leave room for more.
     return _first_that_starts(question, iter([_with(question, max_model_len=length)]), "shorter prompts and answers")
 
 
@@ -147,7 +147,7 @@ def _more_of_the_card(question: PlanQuestion) -> PlanChange | None:
     low, high = int(now.gpu_memory_utilization * 100) + 1, int(most * 100)
     if low > high or not decide_plan(_with(question, gpu_memory_utilization=high / 100)).starts:
         return None
-    while low < high:  # with more of the GPU, no less starts
+    while low < high:  # a larger share of the GPU never makes a start fail
         middle = (low + high) // 2
         if decide_plan(_with(question, gpu_memory_utilization=middle / 100)).starts:
             high = middle
@@ -157,7 +157,7 @@ def _more_of_the_card(question: PlanQuestion) -> PlanChange | None:
 
 
 def _highest_share(question: PlanQuestion) -> float:
-    """Return the largest gpu-memory-utilization that leaves room for what vLLM does not count, and for other users of the card."""
+    """Return the largest gpu-memory-utilization that leaves room for memory that vLLM does not count, and for other users of the GPU."""
     cards = question.cards[: question.serving.ranks]
     shares = [(card.memory - card.used - outside_bytes(question.serving, card)) / card.memory for card in cards]
     return min([_HIGHEST_UTILIZATION, *shares])
@@ -209,7 +209,7 @@ def _new_cards(question: PlanQuestion) -> Iterator[PlanChange]:
 
 
 def _all_cards(question: PlanQuestion) -> tuple[PlanQuestion, ...]:
-    """Return the ways to use all cards, where not all are used, or cannot be used as they are."""
+    """Return the ways to use all GPUs, if some are unused or cannot be used as configured."""
     is_split = question.serving.ranks == len(question.cards) and bool(decide_plan(question).budgets)
     return () if is_split else decide_split(question)
 
@@ -218,7 +218,7 @@ _ATTEMPTS: tuple[_Try, ...] = (_shorter, _fewer, _more_of_the_card, _without_gra
 
 
 def _together(question: PlanQuestion) -> Iterator[PlanChange]:
-    """Return the first combination that starts, each step taken after those before it; weights are rounded when nothing else is left."""
+    """Return the first combination that starts, each step added to those before it; quantising the weights comes last."""
     plan = decide_plan(question)
     if plan.batch is None:
         return
@@ -250,22 +250,22 @@ def _first_of_chain(start: PlanQuestion, chain: list[dict[str, object]], most: i
 
 
 def _tokens_for(seqs: int) -> int:
-    """Return the size of batches that so many requests at once are well served with."""
+    """Return the size of batches that suffices for so many requests at once."""
     return _BATCHED if seqs > _FEW else _LEAST_BATCHED
 
 
 def _fewest(batch: Batch, seqs: int, tokens: int) -> dict[str, object]:
-    """Return the options for no more than this many requests and tokens at once."""
+    """Return the options that limit the requests and the tokens at once."""
     found: dict[str, object] = {"max_num_seqs": seqs} if batch.max_num_seqs > seqs else {}
     return found | ({"max_num_batched_tokens": tokens} if batch.max_num_batched_tokens > tokens else {})
 
 
 def _candidates(question: PlanQuestion) -> Iterator[PlanQuestion]:
-    """Return what may be tried for the largest context, that which changes least first."""
+    """Return the questions to try for the largest context. The one with the smallest change comes first."""
     share = int(_highest_share(question) * 100) / 100
     plan = decide_plan(question)
     if question.serving.gpu_memory_utilization is None and plan.batch and 0 < share < plan.batch.gpu_memory_utilization:
-        question = _with(question, gpu_memory_utilization=share)  # vLLM's own default would not be free
+        question = _with(question, gpu_memory_utilization=share)  # the memory that vLLM's default asks for would not be free
     counts = [None] if question.serving.max_num_seqs or plan.batch is None else [None, 64, _FEW, 4]
     for count in counts:
         tried = question

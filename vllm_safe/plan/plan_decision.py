@@ -1,4 +1,4 @@
-"""Whether vLLM would start with a model, cards and arguments, and how much it could serve."""
+"""The decision whether vLLM would start with a model, GPUs and arguments, and how much it could serve."""
 
 from __future__ import annotations
 
@@ -20,31 +20,31 @@ from vllm_safe.plan.tensors import Tensor, list_tensors
 _OLDEST, _NEWEST = (0, 26), (0, 32)  # versions of vLLM whose figures these are
 _TYPES = frozenset({"half", "float16", "bfloat16", "float", "float32"})
 _CACHE_TYPES = frozenset({"auto", "float16", "bfloat16", "fp8", "fp8_e4m3", "fp8_e5m2", "fp8_ds_mla"})
-# How far the estimated part of a card can be off: no start is refused, and none is promised, within it.
+# The possible error of the estimated part of a GPU's memory. Within it, no start is refused and none is promised.
 _LEAST_MARGIN = 64 * MIB
 _MARGIN = 0.1
 _WEIGHTS_MARGIN = 0.005
 _ROUNDING = GIB // 200  # half of the last digit of "14.29 GiB", as vLLM prints it
-_UNKNOWN_MARGIN = GIB  # where something was not taken into account
+_UNKNOWN_MARGIN = GIB  # if the plan ignores something
 
 
 @dataclass(frozen=True)
 class _Room:
-    """What is left for the KV cache of each card. `margins`: how far it can be off."""
+    """The memory for the KV cache on each GPU. `margins`: its possible error."""
 
     budgets: tuple[CardBudget, ...]
     available: tuple[int, ...]
     margins: tuple[int, ...]
-    exact: bool = False  # vLLM itself said it
+    exact: bool = False  # reported by vLLM
 
     @property
     def worst(self) -> tuple[int, ...]:
-        """What is left where every estimate is too low."""
+        """The memory for the KV cache if every estimate of the other parts is too low."""
         return tuple(size - margin for size, margin in zip(self.available, self.margins, strict=True))
 
     @property
     def best(self) -> tuple[int, ...]:
-        """What is left where every estimate is too high; what torch.compile needs may be no more than that of a first start."""
+        """The memory for the KV cache if every estimate of the other parts is too high. Only first starts need that of torch.compile."""
         if self.exact:
             return self.available
         rows = zip(self.available, self.margins, self.budgets, strict=True)
@@ -52,7 +52,7 @@ class _Room:
 
 
 def decide_plan(question: PlanQuestion) -> Plan:
-    """Return what vLLM would do, as if it did no more than what is taken into account here (see Plan.doubtful)."""
+    """Return the outcome of a start, as far as it depends on the facts that a plan takes into account (see Plan.doubtful)."""
     question = replace(question, config=_served(question.config, question.serving))
     config, serving = question.config, question.serving
     cards = question.cards[: serving.ranks]
@@ -62,13 +62,13 @@ def decide_plan(question: PlanQuestion) -> Plan:
     if obstacle := find_obstacle(question, batch):
         return Plan(starts=False, reason=obstacle, batch=batch, unknown=unknown, doubtful=doubtful)
     if not question.tensors and not config.has_known_tensors and not question.size:
-        reason = "nothing is known of its weights: its files are not there"
+        reason = "the size of its weights is not known: its files are missing"
         return Plan(starts=None, reason=reason, batch=batch, unknown=unknown, doubtful=doubtful)
     room = _room(question, cards, batch, unknown)
     layout = lay_out(config, serving, batch, cards[0].capability)
     longest = layout.longest(layout.blocks(room.available), config.max_positions)
     sure = layout.longest(layout.blocks(room.worst), config.max_positions)
-    # With "auto" vLLM takes what fits, even if that is a single token.
+    # With "auto", vLLM chooses the longest context that fits, even if that is a single token.
     wanted = 1 if serving.max_model_len == -1 else batch.max_model_len
     starts, reason = _verdict(question, replace(batch, max_model_len=wanted), room, layout)
     if serving.max_model_len == -1:
@@ -95,7 +95,7 @@ def decide_plan(question: PlanQuestion) -> Plan:
 
 
 def _doubts(question: PlanQuestion) -> Iterator[str]:
-    """Return what is not taken into account, and could be of any size."""
+    """Yield the properties that the plan ignores although their effect on memory may be of any size."""
     config, serving = question.config, question.serving
     yield from (*config.unknown, *question.unknown)
     yield from (f"the option {name}" for name in serving.unplanned if name not in ROUGHLY_PLANNED)
@@ -107,21 +107,21 @@ def _doubts(question: PlanQuestion) -> Iterator[str]:
     if serving.dtype not in {"auto", *_TYPES}:
         yield f"dtype {serving.dtype}"
     if question.size and not question.tensors and not config.has_known_tensors:
-        yield "how the weights are split over GPUs: only the sizes of the files are known"
+        yield "the split of the weights over GPUs: only the sizes of the files are known"
 
 
 def _trifles(question: PlanQuestion) -> Iterator[str]:
-    """Return what is not taken into account, and is no more than _UNKNOWN_MARGIN."""
+    """Yield the properties that the plan ignores, with an effect of at most _UNKNOWN_MARGIN."""
     serving = question.serving
     yield from (f"the option {name}" for name in serving.unplanned if name in ROUGHLY_PLANNED)
     if question.config.multimodal:
-        yield "the image and audio encoders, except for their weights where the files are there"
+        yield "the image and audio encoders, except for their weights if the files are present"
     if not _OLDEST <= serving.version <= _NEWEST:
         yield f"vLLM {serving.version[0]}.{serving.version[1]}: the figures are those of {_NEWEST[0]}.{_NEWEST[1]}"
 
 
 def _served(config: ModelConfig, serving: Serving) -> ModelConfig:
-    """Return the model as vLLM holds it with `dtype` and `quantization`."""
+    """Return the model as vLLM loads it with `dtype` and `quantization`."""
     if serving.dtype in _TYPES:
         config = replace(config, dtype=serving.dtype)
     if serving.quantization == "fp8" and config.quantization is None:
@@ -138,7 +138,7 @@ def _weights(
 
 
 def _on_the_fly(config: ModelConfig, serving: Serving, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Return the tensors that vLLM makes of a checkpoint that it quantises while it loads."""
+    """Return the tensors after vLLM has quantised a checkpoint while loading it."""
     if serving.quantization != "fp8" or config.quantization is None or any(tensor.dtype.startswith("F8") for tensor in tensors):
         return tensors
     return tuple(replace(tensor, dtype="F8_E4M3") if _is_linear(tensor) else tensor for tensor in tensors)
@@ -190,7 +190,7 @@ def _with_weights(budget: CardBudget, reported: int) -> CardBudget:
 
 
 def _nearest(observed: tuple[Observed, ...], serving: Serving) -> Observed | None:
-    """Return the start that says most about this one: with the same arguments, else with the same split over GPUs."""
+    """Return the start that is the best guide to this one: one with the same arguments, or else with the same split over GPUs."""
     usable = [seen for seen in observed if seen.available > 0]
     same = [seen for seen in usable if seen.serving == serving]
     alike = [seen for seen in usable if _split(seen.serving) == _split(serving)]

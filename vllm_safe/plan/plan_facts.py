@@ -23,7 +23,7 @@ from vllm_safe.record.card_usage import read_pci_cards
 
 @dataclass(frozen=True)
 class PlanFacts:
-    """The facts. unread: why nothing is known of earlier starts, or "". pace: see StoredFiles."""
+    """The facts. unread: why earlier starts could not be read, or "". pace: see StoredFiles."""
 
     stored: StoredModel
     serving: Serving
@@ -32,12 +32,12 @@ class PlanFacts:
     unread: str = ""
     forked: bool = False  # its workers share imported modules
     pace: float = 0.0
-    unordered: bool = False  # the GPUs are unlike, and which of them the server takes is not known
+    unordered: bool = False  # the GPUs are unlike, and it is not known which of them the server takes
     machines: int = 1  # the number of machines that serve it together; `cards` has the GPUs of all
 
     @property
     def question(self) -> PlanQuestion:
-        """What the plan is asked."""
+        """The question to the plan."""
         observed = tuple(start.observed for start in self.past)
         stored = self.stored
         unknown = ("which of the unlike GPUs it uses: the setting gpus says it",) if self.unordered else ()

@@ -13,9 +13,9 @@ from vllm_safe.plan.start_plan import StartPlan, decide_start_plan
 
 
 def find_plan_problem(name: str, facts: PlanFacts, limits: HostLimits, *, refuses: bool) -> Finding:
-    """Return the finding. What others use of the GPUs now may be free again soon: it fails no start.
+    """Return the finding. GPU memory that other programs use may soon be free again: it does not make a start fail.
 
-    refuses: a model that cannot fit fails the check; otherwise it is warned of.
+    refuses: a model that cannot fit fails the check; otherwise the finding is a warning.
     """
     alone = decide_start_plan(name, replace(facts, cards=tuple(replace(card, used=0) for card in facts.cards)), limits)
     if alone.starts is False:
@@ -23,7 +23,7 @@ def find_plan_problem(name: str, facts: PlanFacts, limits: HostLimits, *, refuse
         return finding(f"{name} cannot start: {alone.reason}", _way_out(alone, refused=refuses))
     beside = decide_start_plan(name, facts, limits)
     if beside.plan.doubtful and beside.plan.starts and not beside.host.problem:
-        return passed(f"{name} probably fits, but not all of it is taken into account ({beside.plan.unknown[0]})")
+        return passed(f"{name} probably fits, but the estimate leaves something out ({beside.plan.unknown[0]})")
     if not beside.starts:
         return warned(f"{name} may not start: {beside.reason}", _way_out(beside))
     weights, tokens = format_size(max(beside.plan.weights)), f"{beside.plan.kv_tokens:,}"

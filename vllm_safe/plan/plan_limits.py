@@ -1,4 +1,4 @@
-"""What vLLM refuses before it loads anything, whatever the memory."""
+"""The combinations that vLLM refuses before it loads anything, however much memory there is."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vllm_safe.plan.plan_question import PlanQuestion
 from vllm_safe.plan.serving import Batch, Serving
 
 # The oldest compute capability of each method: its get_min_capability() in model_executor/layers/quantization. config/vllm.py:900 refuses
-# older cards; of compressed-tensors that is 7.0, and each of its usual schemes then refuses 7.0 (compressed_tensors.py:994).
+# older GPUs; for compressed-tensors that is 7.0, and each of its usual schemes then refuses 7.0 (compressed_tensors.py:994).
 OLDEST_CAPABILITIES: Mapping[str, tuple[int, int]] = MappingProxyType(
     {
         "awq": (7, 5),  # auto_awq.py:233

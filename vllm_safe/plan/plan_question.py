@@ -1,4 +1,4 @@
-"""What a plan is asked, and what it answers."""
+"""The question to a plan, and its answer."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from vllm_safe.plan.tensors import Tensor
 
 @dataclass(frozen=True)
 class Observed:
-    """What vLLM itself reported at an earlier start of the same model on the same cards.
+    """The memory figures that vLLM reported at an earlier start of the same model on the same GPUs.
 
-    `weights`: "Model loading took X GiB" of each rank, or (); `available`: "Available KV cache memory" of the rank with least, or 0;
-    `kv_tokens`: "GPU KV cache size", or 0.
+    `weights`: "Model loading took X GiB" of each rank, or (); `available`: "Available KV cache memory" of the rank that has the least, or
+    0; `kv_tokens`: "GPU KV cache size", or 0.
     """
 
     serving: Serving
@@ -26,9 +26,10 @@ class Observed:
 
 @dataclass(frozen=True)
 class PlanQuestion:
-    """A model, cards in the order of their ranks, and arguments.
+    """A model, its GPUs in the order of the ranks, and its arguments.
 
-    `tensors`: from its files; () where there are none: then by its family. `size`: bytes of its weight files, for one of no known family.
+    `tensors`: those of its files; if (), they are computed from its family. `size`: bytes of its weight files,
+    used if the family is unknown.
     """
 
     config: ModelConfig
@@ -37,12 +38,12 @@ class PlanQuestion:
     tensors: tuple[Tensor, ...] = ()
     size: int = 0
     observed: tuple[Observed, ...] = ()
-    unknown: tuple[str, ...] = ()  # what is not known of the cards
+    unknown: tuple[str, ...] = ()  # facts about the GPUs that are not known
 
 
 @dataclass(frozen=True)
 class PlanLine:
-    """One line of a plan. `size`: bytes of the card with least room, or None for a line that has only a text."""
+    """One line of a plan. `size`: bytes on the GPU with the least room, or None for a line of text."""
 
     label: str
     size: int | None
@@ -53,7 +54,7 @@ class PlanLine:
 
 @dataclass(frozen=True)
 class PlanChange:
-    """Options to set, by their names in `args` and `env`, that make a model start, and what they cost."""
+    """Options that make a model start, by their names in `args` and `env`, and their price."""
 
     args: tuple[tuple[str, str], ...]
     env: tuple[tuple[str, str], ...] = ()
@@ -62,19 +63,19 @@ class PlanChange:
 
 @dataclass(frozen=True)
 class Plan:
-    """What vLLM would do. `starts`: None where it is too close to tell, or where something is not known."""
+    """The outcome of a start. `starts`: None if it is too close to call, or if something about the model is not known."""
 
     starts: bool | None
     reason: str
-    weights: tuple[int, ...] = ()  # bytes on each card
-    kv_bytes: tuple[int, ...] = ()  # bytes of KV cache on each card
+    weights: tuple[int, ...] = ()  # bytes on each GPU
+    kv_bytes: tuple[int, ...] = ()  # bytes of KV cache on each GPU
     kv_tokens: int = 0  # vLLM's "GPU KV cache size"
     longest_context: int = 0  # tokens of one request that the KV cache could hold, at most the model's own
-    sure_context: int = 0  # the same where every estimate is too low
+    sure_context: int = 0  # the same, if every estimate is too low
     requests_at_once: float = 0.0  # of the full length
-    batch: Batch | None = None  # the arguments that hold, vLLM's defaults filled in
+    batch: Batch | None = None  # the arguments in force, including vLLM's defaults
     budgets: tuple[CardBudget, ...] = ()
     lines: tuple[PlanLine, ...] = ()
-    exact: frozenset[str] = field(default_factory=frozenset)  # names of the fields above that are no estimates
-    unknown: tuple[str, ...] = ()  # what could not be taken into account
-    doubtful: bool = False  # some of that might decide whether it starts, so that nobody may be told that it does, or does not
+    exact: frozenset[str] = field(default_factory=frozenset)  # names of the fields above that are exact, not estimated
+    unknown: tuple[str, ...] = ()  # properties of the model that the plan does not take into account
+    doubtful: bool = False  # one of these may decide whether the model starts: neither answer would be safe

@@ -1,4 +1,4 @@
-"""How to spread a model over cards, of which some may have more memory than others."""
+"""Ways to spread a model over GPUs, some of which may have more memory than others."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from vllm_safe.plan.plan_question import Plan, PlanQuestion
 from vllm_safe.plan.serving import Card
 
 _MOST_CARDS = 64
-_MOST_LAYERS = 4000  # that are placed, over all ways to split a model: known models have at most 126
+_MOST_LAYERS = 4000  # layers to place, over all ways to split a model: known models have at most 126 layers
 
 
 def decide_split(question: PlanQuestion) -> tuple[PlanQuestion, ...]:
-    """Return the ways to use all cards that can start, the one with the longest context first.
+    """Return the ways to use all GPUs with which the model can start, the one with the longest context first.
 
     Tensor parallel gives each card the same: on unlike cards that of the smallest. Pipeline parallel gives a card as many layers as it
     has room for, with `layer_partition` and an order of the cards. Of two with the same context the one with tensor parallel is first,
@@ -31,7 +31,7 @@ def decide_split(question: PlanQuestion) -> tuple[PlanQuestion, ...]:
 
 
 def count_tries(question: PlanQuestion) -> int:
-    """Return how many ways to split a model are tried: each places all of its layers, and a hostile config.json may claim thousands."""
+    """Return how many ways to split a model are tried. Each places all of its layers, and a hostile config.json may claim thousands."""
     return max(2, _MOST_LAYERS // question.config.layers)
 
 
@@ -59,7 +59,7 @@ def _orders(cards: tuple[Card, ...]) -> Iterator[tuple[Card, ...]]:
 
 
 def _uneven(question: PlanQuestion) -> Iterator[PlanQuestion]:
-    """Return the question with as many layers on each stage as its cards hold."""
+    """Return the question with as many layers on each stage as its GPUs hold."""
     plan = decide_plan(question)
     if not plan.budgets:
         return
@@ -73,7 +73,7 @@ def _partition(question: PlanQuestion, plan: Plan) -> tuple[int, ...]:
     stages, split = question.serving.pipeline_parallel, question.serving.tensor_parallel
     layers = question.config.layers
     by_stage = [plan.budgets[stage * split : (stage + 1) * split] for stage in range(stages)]
-    # With all stages alike, the middle ones have layers alone; the ends have the embedding and the output layer beside them.
+    # With all stages alike, the middle ones have only layers; the first also has the embedding, and the last the output layer.
     each = _layer_bytes(question, plan)
     counts = [layers // stages + (1 if stages - 1 - layers % stages <= stage < stages - 1 else 0) for stage in range(stages)]
     fixed = [
@@ -89,14 +89,14 @@ def _partition(question: PlanQuestion, plan: Plan) -> tuple[int, ...]:
         held = sum(int(size // (each + middle)) for size in room)
         low, high = (middle, high) if held >= layers else (low, middle)
     found = [int(size // (each + low)) for size in room]
-    while sum(found) > layers:  # more than needed: from where the least is left
+    while sum(found) > layers:  # more than needed: take one from the stage with the least memory left
         fullest = min(range(stages), key=lambda stage: room[stage] / found[stage] if found[stage] > 1 else float("inf"))
         found[fullest] -= 1
     return tuple(found) if sum(found) == layers and min(found) > 0 else ()
 
 
 def _layer_bytes(question: PlanQuestion, plan: Plan) -> float:
-    """Return the bytes of a layer on one rank: what all stages have, less the embedding and the output layer."""
+    """Return the bytes of a layer on one rank: those of all stages without the embedding and the output layer."""
     config, split = question.config, question.serving.tensor_parallel
     stages: list[CardBudget] = list(plan.budgets[::split])
     vocabulary = config.vocab * config.hidden * config.item_size / split

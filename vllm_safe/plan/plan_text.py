@@ -28,7 +28,7 @@ def _row(line: PlanLine) -> tuple[str, str, str]:
 
 
 def describe_cards(cards: Sequence[Card]) -> str:
-    """Return the GPUs in one line, those that are alike together."""
+    """Return the GPUs in one line, with equal ones together."""
     kinds: dict[tuple[str, int, tuple[int, int]], int] = {}
     for card in cards:
         kind = (card.name, card.memory, card.capability)
@@ -60,7 +60,7 @@ def _quoted(value: str, part: str) -> str:
 
 
 def plan_object(whole: StartPlan) -> dict[str, object]:
-    """Return the object for --json. Its keys are documented in the manual, and stay."""
+    """Return the object for --json. Its keys are documented in the manual and do not change."""
     plan, host = whole.plan, whole.host
     return {
         "name": whole.name,
@@ -98,6 +98,6 @@ _KEYS = {"weights": "weights_bytes_per_card", "kv_bytes": "kv_bytes_per_card"}
 
 
 def _exact(plan: Plan, host: HostNeeds) -> list[str]:
-    """Return the keys of the object whose values are no estimates."""
+    """Return the keys of the object whose values are exact."""
     names = [_KEYS.get(name, name) for name in sorted(plan.exact)]
     return names + (["host_bytes"] if host.exact else [])

@@ -1,4 +1,4 @@
-"""The arguments of `vllm serve` that decide how much memory a card needs, with vLLM's own defaults."""
+"""The arguments of `vllm serve` that determine how much memory of a GPU is needed, with vLLM's own defaults."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from vllm_safe.common.errors import Misuse
 from vllm_safe.common.sizes import GIB
 
-# Options that change what memory is needed in a way that is not computed here.
+# Options that change the memory needed in a way that is not computed here.
 UNPLANNED = (
     *("speculative-config", "enable-lora", "cpu-offload-gb", "kv-transfer-config", "enable-dbo", "data-parallel-size", "hf-overrides"),
     *("decode-context-parallel-size", "prefill-context-parallel-size", "num-gpu-blocks-override", "kv-offloading-size", "hf-config-path"),
@@ -20,12 +20,12 @@ UNPLANNED = (
     *("enable-sleep-mode", "runner", "convert", "kv-cache-dtype-skip-layers", "disable-hybrid-kv-cache-manager", "config-format"),
     *("distributed-executor-backend", "load-format", "model-impl", "nnodes"),
 )
-# Of those that have a word for a value, the words with which nothing is different.
+# Values of some of these options that change nothing.
 _ORDINARY: Mapping[str, frozenset[str]] = MappingProxyType(
     {
         "config-format": frozenset({"auto", "hf"}),
         "convert": frozenset({"auto", "none"}),
-        "distributed-executor-backend": frozenset({"mp", "uni"}),  # the others can use cards of other machines
+        "distributed-executor-backend": frozenset({"mp", "uni"}),  # the others can use GPUs of other machines
         "load-format": frozenset({"auto", "hf", "safetensors", "fastsafetensors", "runai_streamer", "pt", "npcache", "dummy"}),
         "model-impl": frozenset({"auto", "vllm"}),
         "runner": frozenset({"auto", "generate"}),
@@ -46,13 +46,13 @@ PLANNED_OPTIONS = (
     *("gpu-memory-utilization", "kv-cache-memory-bytes", "kv-cache-dtype", "block-size", "dtype", "quantization", "enforce-eager"),
     *UNPLANNED,
 )
-# What these change is little: a margin has room for it. With one of the others no plan is certain.
+# Options with a small effect, which a margin covers. With any other of these options no plan is certain.
 ROUGHLY_PLANNED = frozenset({"compilation-config", "enable-sleep-mode", "limit-mm-per-prompt", "optimization-level", "performance-mode"})
 
 
 @dataclass(frozen=True)
 class Card:
-    """One card as CUDA reports it. `memory`: its bytes; `used`: what others use of them before the start."""
+    """One GPU as CUDA reports it. `memory`: its bytes; `used`: the bytes that others use before the start."""
 
     memory: int
     capability: tuple[int, int] = (8, 0)
@@ -62,7 +62,7 @@ class Card:
 
 @dataclass(frozen=True)
 class Serving:
-    """What was asked of vLLM. None: not set, so that vLLM's default for the card and the model holds."""
+    """The requested arguments. None: not set, so that vLLM's default for the GPU and the model applies."""
 
     version: tuple[int, int] = (0, 32)
     tensor_parallel: int = 1
@@ -85,13 +85,13 @@ class Serving:
 
     @property
     def ranks(self) -> int:
-        """The number of cards."""
+        """The number of GPUs."""
         return self.tensor_parallel * self.pipeline_parallel
 
 
 @dataclass(frozen=True)
 class Batch:
-    """The values that hold once vLLM has filled in its defaults."""
+    """The values in force after vLLM has filled in its defaults."""
 
     max_model_len: int
     max_num_seqs: int
@@ -100,7 +100,7 @@ class Batch:
 
 
 def read_serving(args: Mapping[str, Any], env: Mapping[str, str] | None = None, version: tuple[int, int] = (0, 32)) -> Serving:
-    """Read the settings `args` and `env` of a model. Raises Misuse where a value cannot be one of its option."""
+    """Read the settings `args` and `env` of a model. Raises Misuse if an option has an invalid value."""
     env = env or {}
     partition = env.get("VLLM_PP_LAYER_PARTITION", "")
     if partition and not re.fullmatch(r"\d{1,6}(,\d{1,6})*", partition):
@@ -131,9 +131,9 @@ def read_serving(args: Mapping[str, Any], env: Mapping[str, str] | None = None, 
 
 
 def fill_defaults(serving: Serving, cards: tuple[Card, ...], model_length: int) -> Batch:
-    """Return what vLLM makes of unset arguments. `model_length`: the longest context of the model."""
+    """Return the arguments with vLLM's defaults for those that are not set. `model_length`: the longest context of the model."""
     memory = min((card.memory for card in cards), default=0)
-    # engine/arg_utils.py:2888 get_batch_defaults, usage context OPENAI_API_SERVER: (batched tokens, sequences). It asks the first card.
+    # engine/arg_utils.py:2888 get_batch_defaults, usage context OPENAI_API_SERVER: (batched tokens, sequences). It looks at the first GPU.
     name = cards[0].name.lower() if cards else ""
     if memory >= 160 * GIB:
         tokens, seqs = 16384, 1024
@@ -153,7 +153,7 @@ def fill_defaults(serving: Serving, cards: tuple[Card, ...], model_length: int) 
 
 
 def _is_set(value: object, ordinary: frozenset[str]) -> bool:
-    """Return whether an option changes anything: a size of 1 splits nothing, and 0 is none."""
+    """Return whether an option changes anything: a size of 1 splits nothing, and 0 means that it is off."""
     return value is True or not (value is None or value in (False, 1) or str(value) in ordinary)
 
 

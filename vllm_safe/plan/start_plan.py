@@ -1,4 +1,4 @@
-"""The plan of a start as a whole: its GPUs, the host, and what would make it start."""
+"""The plan of a whole start: its GPUs, the host, and the changes that would make it start."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vllm_safe.plan.serving import Card
 
 @dataclass(frozen=True)
 class StartPlan:
-    """The plan of a start: GPUs and host. changes: what would make it start; fit: the arguments for the longest context."""
+    """The plan of a start: GPUs and host. changes: they would make it start; fit: the arguments for the longest context."""
 
     name: str
     plan: Plan
@@ -24,8 +24,8 @@ class StartPlan:
     cards: tuple[Card, ...]
     changes: tuple[PlanChange, ...] = ()
     fit: PlanChange | None = None
-    notes: tuple[str, ...] = ()  # what is not known
-    source: str = "files"  # where what is known of the model comes from: see StoredModel
+    notes: tuple[str, ...] = ()  # facts that are not known
+    source: str = "files"  # the source of the facts about the model: see StoredModel
 
     @property
     def starts(self) -> bool | None:
@@ -36,11 +36,11 @@ class StartPlan:
 
     @property
     def reason(self) -> str:
-        """Why, in one line."""
+        """The reason, in one line."""
         if self.host.problem and (self.plan.doubtful or self.plan.starts is not False):
             return self.host.problem
         if self.plan.doubtful and self.plan.starts is not None:
-            return f"not all of it is taken into account ({self.plan.unknown[0]}); without that, {self.plan.reason}"
+            return f"the estimate leaves something out ({self.plan.unknown[0]}); without it, {self.plan.reason}"
         return self.plan.reason
 
 

@@ -1,4 +1,4 @@
-"""The tensors of a checkpoint, worked out from config.json alone: names, shapes and types as the family's files have them."""
+"""The tensors of a checkpoint, computed from config.json alone: names, shapes and types as in the files of its family."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _GATE_UP = ("gate_proj", "up_proj")
 
 @dataclass(frozen=True)
 class Tensor:
-    """One tensor, or `count` alike ones, whose expert's number in `name` is then a `*`."""
+    """One tensor, or `count` equal ones of different experts: then `name` has a `*` in place of the number of the expert."""
 
     name: str
     shape: tuple[int, ...]
@@ -36,12 +36,12 @@ class Tensor:
 
     @property
     def size(self) -> int:
-        """Bytes of all `count` of them."""
+        """The bytes of all `count` tensors."""
         return self.count * math.prod(self.shape) * BITS[self.dtype] // 8
 
 
 def list_tensors(config: ModelConfig) -> tuple[Tensor, ...]:
-    """Return what the files of a model hold. Raises Failure for an architecture or a quantisation that is not known."""
+    """Return the tensors in the files of a model. Raises Failure if its architecture or quantisation is not known."""
     if not config.has_known_tensors:
         raise Failure(
             f"the tensors of {config.architecture} are not known from its config.json alone",
@@ -171,7 +171,7 @@ class _Family:
 
 
 def _stored(quantization: Quantization, out: int, inputs: int, dtype: str) -> Iterator[tuple[str, tuple[int, ...], str]]:
-    """Return what a quantised linear layer consists of in the files: the end of its name, shape and type."""
+    """Return the tensors of a quantised linear layer in the files: the end of the name, shape and type of each."""
     bits, packed = quantization.bits, 32 // quantization.bits if quantization.bits in {2, 4, 8} else 1
     groups = math.ceil(inputs / quantization.group) if quantization.group > 0 else 1
     if quantization.method == "gptq":

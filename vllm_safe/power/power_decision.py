@@ -31,7 +31,7 @@ def decide_power(config: Config, cards: Iterable[PowerCard]) -> PowerPlan:
     for name, cap in caps.items():
         found = [card for card in cards if _is_named(card, name)]
         if not found:
-            problems.append(f"{_SETTING} names {name}, but there is no such card: {_known(cards)}")
+            problems.append(f"{_SETTING} names {name}, but there is no such GPU: {_known(cards)}")
         for card in found:
             if card.uuid in limits:
                 problems.append(f"{_SETTING} names {card.title} twice, the second time as {name}")

@@ -30,7 +30,7 @@ class PowerCard:
     @property
     def title(self) -> str:
         """The GPU for a person."""
-        return f"card {self.index} ({self.name})" if self.name else f"card {self.index}"
+        return f"GPU {self.index} ({self.name})" if self.name else f"GPU {self.index}"
 
 
 @dataclass(frozen=True)

@@ -173,7 +173,7 @@ class RunRecording:
             self._lost |= {index}
             known = self.start.host.get("cards", [])
             pci = str(known[index]["pci"]).rpartition(".")[0].lower() if index < len(known) else ""
-            said = f"card {index} has fallen off the bus, as NVML reports"
+            said = f"GPU {index} has fallen off the bus, as NVML reports"
             self.note(Event(wall, "nvidia", said, {"kind": "lost", "pci": pci, "own": None, "times": 1}))
 
     def _write_gpu_files(self, gpus: tuple[Gpu, ...]) -> None:

@@ -155,8 +155,8 @@ def _gpu_plots(samples: tuple[Sample, ...]) -> Iterable[Plot]:
         )
 
     totals = {gpu.total for sample in samples for gpu in sample.gpus}
-    yield Plot("gpu-memory", "GPU memory", "bytes", lines("used"), max(totals, default=None), "per card")
-    yield Plot("gpu-busy", "GPU utilization: share of time in which a card computes", "share", lines("busy"))
+    yield Plot("gpu-memory", "GPU memory", "bytes", lines("used"), max(totals, default=None), "per GPU")
+    yield Plot("gpu-busy", "GPU utilization: share of time in which a GPU computes", "share", lines("busy"))
     yield Plot("gpu-power", "GPU power draw", "watts", lines("power"))
     yield Plot("gpu-temperature", "GPU temperature", "celsius", lines("temperature"))
     for field, why in (("heat", "by heat"), ("capped", "by the power limit"), ("braked", "by the power supply or hardware protection")):

@@ -1,7 +1,7 @@
 """Which models must stop so that another one fits. Pure, standard library only: both the gateway and `prepare` use it.
 
 A model that a person started is pinned: it is never stopped for another one. A model that a request started stays at least as long as its
-load took, so that two models that are asked for in turn do not spend their time loading.
+load took, so that two models that are requested in turn do not spend their time loading.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def fit_together(models: Iterable[GatewayModel], machine: GatewayFile) -> bool:
 def decide_room(wanted: str, up: Sequence[UpModel], machine: GatewayFile) -> RoomPlan:
     """Decide which of the models that are `up` have to stop for `wanted`: as few as possible, the least recently used first.
 
-    A model that is up, but not in the configuration any more, needs all there is.
+    A model that is up but no longer in the configuration counts as one that needs all memory.
     """
     asked = _known(wanted, machine)
     others = [model for model in up if model.name != wanted]

@@ -35,11 +35,11 @@ CARD = PowerCard(0, "GPU-a", "0000:01:00.0", "RTX 3060", limit=170000, default=1
 @pytest.mark.parametrize(
     ("cap", "reading", "runs", "level", "words"),
     [
-        (75, PowerReading((CARD,)), False, "pass", "power limits while a model runs: 127.5 W of 170 W for card 0 (RTX 3060)"),
-        (75, PowerReading((CARD,)), True, "warn", "a model is running, but the power limit of card 0 (RTX 3060) differs from config.yaml"),
+        (75, PowerReading((CARD,)), False, "pass", "power limits while a model runs: 127.5 W of 170 W for GPU 0 (RTX 3060)"),
+        (75, PowerReading((CARD,)), True, "warn", "a model is running, but the power limit of GPU 0 (RTX 3060) differs from config.yaml"),
         (100, PowerReading((CARD,)), True, "pass", "170 W of 170 W"),
         (30, PowerReading((CARD,)), False, "fail", "which is 51 W, is out of range; expected 100 W to 200 W"),
-        (75, PowerReading(problem="no driver", hint="get one"), False, "fail", "the power limits of the cards cannot be read: no driver"),
+        (75, PowerReading(problem="no driver", hint="get one"), False, "fail", "the power limits of the GPUs cannot be read: no driver"),
     ],
 )
 def test_the_power_limits_are_those_that_the_cards_accept_and_have(

@@ -20,10 +20,10 @@ def log(*data: dict[str, Any], whole: bool = True) -> list[tuple[str, str]]:
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        ({"kind": "xid", "xid": 48, "pci": "0000:01:00"}, "card 0 (0000:01:00): a double-bit ECC error of its memory"),
+        ({"kind": "xid", "xid": 48, "pci": "0000:01:00"}, "GPU 0 (0000:01:00): a double-bit ECC error of its memory"),
         ({"kind": "xid", "xid": 999, "pci": "0000:01:00", "times": 3}, "unknown Xid (Xid 999, 3 times, 1 min ago)"),
-        ({"kind": "lost", "pci": ""}, "the cards: it has fallen off the bus"),
-        ({"kind": "init", "pci": "0000:05:00"}, "the card at 0000:05:00: the driver could not initialise it (1 min ago)"),
+        ({"kind": "lost", "pci": ""}, "the GPUs: it has fallen off the bus"),
+        ({"kind": "init", "pci": "0000:05:00"}, "the GPU at 0000:05:00: the driver could not initialise it (1 min ago)"),
         ({"kind": "link", "severity": "fatal", "pci": "0000:01:00"}, "the PCIe link of its slot has failed"),
         ({"kind": "link", "severity": "correctable", "pci": "0000:01:00"}, "had errors, which were corrected"),
     ],
@@ -43,5 +43,5 @@ def test_a_lost_card_is_told_once() -> None:
 
 
 def test_a_journal_that_could_not_be_read_is_not_taken_for_an_empty_one() -> None:
-    assert log(whole=False) == [("warn", "what the kernel logged about the cards in this boot could not be read")]
+    assert log(whole=False) == [("warn", "the kernel's messages about the GPUs in this boot could not be read")]
     assert len(log({"kind": "xid", "xid": 79, "pci": ""}, whole=False)) == 2

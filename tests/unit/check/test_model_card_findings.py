@@ -50,17 +50,17 @@ def found(situation: CardSituation) -> list[tuple[str, str, str]]:
 @pytest.mark.parametrize(
     ("cards", "needs", "level", "words", "do_next"),
     [
-        ([AMPERE], BFLOAT16, "pass", "m needs bfloat16, which card 0 (8.0) can compute", ""),
+        ([AMPERE], BFLOAT16, "pass", "m needs bfloat16, which GPU 0 (8.0) can compute", ""),
         ([TURING], BFLOAT16, "warn", "vLLM computes in float16", "args.dtype: half"),
         ([TURING], replace(BFLOAT16, chosen=True), "fail", "vLLM would exit", "Set models.m.args.dtype: half"),
-        ([AMPERE, TURING], BFLOAT16, "fail", "which card 1 (7.5) cannot: vLLM would exit", "Set models.m.args.dtype: half"),
+        ([AMPERE, TURING], BFLOAT16, "fail", "which GPU 1 (7.5) cannot: vLLM would exit", "Set models.m.args.dtype: half"),
         ([TURING], replace(BFLOAT16, kind="gemma3"), "warn", "vLLM computes in float32", "twice the memory"),
         ([TURING], replace(BFLOAT16, kind="gemma3", chosen=True), "fail", "vLLM would exit", "models.m.args.dtype: float32"),
         ([TURING], ModelNeeds("float16", quantisation="gptq"), "pass", "needs gptq and float16", ""),
-        ([TURING], ModelNeeds(quantisation="mxfp4"), "fail", "mxfp4, which needs compute capability 8.0; too old: card 0 (7.5)", "`gpus`"),
+        ([TURING], ModelNeeds(quantisation="mxfp4"), "fail", "mxfp4, which needs compute capability 8.0; too old: GPU 0 (7.5)", "`gpus`"),
         ([AMPERE], ModelNeeds(quantisation="fp8", float8=True), "pass", "they stay FP8 in memory", ""),
-        ([replace(AMPERE, capability=(8, 9))], ModelNeeds(quantisation="fp8", float8=True), "pass", "m needs fp8, which card 0 (8.9)", ""),
-        ([AMPERE], ModelNeeds(quantisation="secret"), "pass", "what it needs of a card is not known here", ""),
+        ([replace(AMPERE, capability=(8, 9))], ModelNeeds(quantisation="fp8", float8=True), "pass", "m needs fp8, which GPU 0 (8.9)", ""),
+        ([AMPERE], ModelNeeds(quantisation="secret"), "pass", "vllm-safe does not know which GPUs support it", ""),
         ([AMPERE], ModelNeeds(), "pass", "not known before its config.json is there", ""),
     ],
 )
@@ -93,9 +93,9 @@ def test_a_model_that_runs_has_its_memory_already() -> None:
 @pytest.mark.parametrize(
     ("pairs", "settings", "words"),
     [
-        ((CardPair(0, 1, 0, nvlink=True),), {}, "m: NCCL goes from card to card, over NVLink"),
-        ((CardPair(0, 1, 0),), {}, "m: NCCL goes from card to card, over PCIe"),
-        ((CardPair(0, 1, 2),), {}, "m: NCCL goes through RAM between its cards; models.m.args.disable-custom-all-reduce: true saves"),
+        ((CardPair(0, 1, 0, nvlink=True),), {}, "m: NCCL goes from GPU to GPU, over NVLink"),
+        ((CardPair(0, 1, 0),), {}, "m: NCCL goes from GPU to GPU, over PCIe"),
+        ((CardPair(0, 1, 2),), {}, "m: NCCL goes through RAM between its GPUs; models.m.args.disable-custom-all-reduce: true saves"),
         ((CardPair(0, 1, 0),), {"env": MappingProxyType({"NCCL_P2P_DISABLE": "1"})}, "; without it, 1 of 1 pairs could reach each other"),
         ((CardPair(0, 1, 2),), {"profile": "pcie-riser"}, "since NCCL_P2P_DISABLE is 1 (profile pcie-riser)"),
     ],
@@ -121,7 +121,7 @@ def test_narrow_links_want_the_profile_of_risers(lanes: int, profile: str, level
 
 def test_only_the_cards_that_the_model_sees_count() -> None:
     lines = found(here(TURING, AMPERE, gpus=(1,), args=MappingProxyType({})))
-    assert lines[0][:2] == ("pass", "m needs bfloat16, which card 1 (8.0) can compute")
+    assert lines[0][:2] == ("pass", "m needs bfloat16, which GPU 1 (8.0) can compute")
 
 
 def test_of_like_cards_as_many_count_as_it_is_split_over() -> None:
@@ -134,7 +134,7 @@ def test_of_like_cards_as_many_count_as_it_is_split_over() -> None:
 def test_a_card_that_does_not_respond_matters_to_the_model_that_needs_it() -> None:
     lost = NvmlCard("", (0, 0))
     split = MappingProxyType({"tensor-parallel-size": 2})
-    assert found(here(AMPERE, lost, args=split))[0][:2] == ("fail", "m is split over 2 cards, but card 1 does not respond")
+    assert found(here(AMPERE, lost, args=split))[0][:2] == ("fail", "m is split over 2 GPUs, but GPU 1 does not respond")
     assert found(here(AMPERE, lost, lost, AMPERE, args=split, gpus=(0, 3)))[0][0] == "pass"
 
 

@@ -92,7 +92,7 @@ SHM = "/dev/" + "shm"  # of the unit, which ruff takes for the machine's
     [
         ("mode=1777,nosuid,nodev,size=50%", 8, "pass", "of 8.0 GiB (50%)"),
         ("size=1G,mode=1777", 8, "pass", "of 1.0 GiB (1G)"),
-        ("mode=1777,size=64M", 8, "fail", "of 64.0 MiB (64M); what is in it counts as RAM of the model; vLLM needs 240 MiB in"),
+        ("mode=1777,size=64M", 8, "fail", "of 64.0 MiB (64M); its content counts as RAM of the model; vLLM needs 240 MiB in"),
         ("mode=1777,size=64M", 1, "pass", "64.0 MiB"),  # one process alone sends nothing to others
         ("mode=1777", 8, "", ""),
     ],

@@ -176,16 +176,16 @@ def test_the_power_limits_are_set_and_taken_back_by_themselves(
     limited = Path(config)
     limited.write_text(f"gpu: {{power_limit: 75%}}\n{limited.read_text()}")
     assert main(["apply", "--power", "--dry-run", "--config", config]) == 0
-    card = "would set the power limit of card {} (NVIDIA GeForce RTX 3060) to 127.5 W"
+    card = "would set the power limit of GPU {} (NVIDIA GeForce RTX 3060) to 127.5 W"
     assert capsys.readouterr().out.splitlines() == ["would write /run/vllm-safe/power (root:root 0644)", card.format(0), card.format(1)]
     assert main(["show", "x", "--config", config]) == 0
-    row = rf"card 1 \(NVIDIA GeForce RTX 3060\) +127.5 W \(default 170 W, now 170 W\) +{config}:1"
+    row = rf"GPU 1 \(NVIDIA GeForce RTX 3060\) +127.5 W \(default 170 W, now 170 W\) +{config}:1"
     assert re.search(row, capsys.readouterr().out)
     limited.write_text(limited.read_text().replace("75%", "50W"))
     said: list[str] = []
     monkeypatch.setattr("vllm_safe.cli.apply.notify", lambda **fields: said.append(fields["STATUS"]))
     assert main(["apply", "--power", "--config", config]) == 2
-    words = "cards 0 and 1 (NVIDIA GeForce RTX 3060): gpu.power_limit 50 W is out of range; expected 100 W to 200 W"
+    words = "GPUs 0 and 1 (NVIDIA GeForce RTX 3060): gpu.power_limit 50 W is out of range; expected 100 W to 200 W"
     assert (said, words in capsys.readouterr().err) == ([words], True)
     assert main(["show", "x", "--config", config, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["Power limits while a model runs"]["not possible"]["value"] == words

@@ -99,7 +99,7 @@ def test_without_a_card_it_is_said_what_to_install_and_the_engine_is_put_in_plac
     found(monkeypatch, EngineFacts(present=True), Driver(system="debian12"))
     assert main(["install", "--dry-run", "--config", config]) == 0
     said = capsys.readouterr()
-    warning = "warning: no NVIDIA driver is installed, and there is no NVIDIA card on the PCI bus\n  Debian's own nvidia-driver"
+    warning = "warning: no NVIDIA driver is installed, and there is no NVIDIA GPU on the PCI bus\n  Debian's own nvidia-driver"
     assert said.err.startswith(warning)
     lines = said.out.splitlines()
     assert "would try vllm 0.32.0: import the server" in lines[-3]
@@ -128,7 +128,7 @@ def test_what_is_untried_stays_so_until_a_card_answers(
 ) -> None:
     found(monkeypatch, UNTRIED, Driver())
     assert main(["install", "--dry-run", "--config", config]) == 0
-    assert capsys.readouterr().out == "vllm 0.32.0 is installed, but untried. Once a card is available: vllm-safe install --try\n"
+    assert capsys.readouterr().out == "vllm 0.32.0 is installed, but untried. Once a GPU is available: vllm-safe install --try\n"
     assert main(["install", "--try", "--dry-run", "--config", config]) == 1
     said = capsys.readouterr().err
     assert said.startswith("vllm-safe: vllm 0.32.0 cannot be tried: no NVIDIA driver is installed")

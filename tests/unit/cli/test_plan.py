@@ -167,7 +167,7 @@ def test_what_is_not_taken_into_account_is_neither_promised_nor_refused(model: P
     for gpus in ("1 x 12GiB sm8.6", "1 x 80GiB sm8.0"):
         found = planned(capsys, model, "--gpus", gpus, "--set", "cpu-offload-gb=8")
         assert (found["starts"], found["unknown"]) == (None, ["the option cpu-offload-gb"])
-        assert "not all of it is taken into account (the option cpu-offload-gb)" in found["reason"]
+        assert "the estimate leaves something out (the option cpu-offload-gb)" in found["reason"]
 
 
 def test_a_short_name_of_an_option(model: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -79,7 +79,7 @@ def test_the_admins_arguments_of_earlyoom_are_not_hidden_silently(*, enabled: bo
     assert (finding is not None) is warns
 
 
-SPLIT = "x needs 4 cards, but it sees"
+SPLIT = "x needs 4 GPUs, but it sees"
 
 
 def cards(there: int, **model: object) -> Finding | None:
@@ -115,22 +115,22 @@ def test_another_server_is_judged_by_its_cards_whatever_the_engine_is() -> None:
     ("there", "model", "problem"),
     [
         (8, {"args": {"tensor-parallel-size": 8}}, ""),
-        (7, {"args": {"tensor-parallel-size": 8}}, "x needs 8 cards, but there are 7"),
+        (7, {"args": {"tensor-parallel-size": 8}}, "x needs 8 GPUs, but there are 7"),
         (8, {"args": {"tensor-parallel-size": 4, "pipeline-parallel-size": 2}}, ""),
-        (4, {"args": {"data-parallel-size": 2, "pipeline-parallel-size": 4}}, "x needs 8 cards, but there are 4"),
-        (8, {"gpus": (0, 1), "args": {"tensor-parallel-size": 4}}, "x needs 4 cards, but it sees 2 (models.x.gpus)"),
+        (4, {"args": {"data-parallel-size": 2, "pipeline-parallel-size": 4}}, "x needs 8 GPUs, but there are 4"),
+        (8, {"gpus": (0, 1), "args": {"tensor-parallel-size": 4}}, "x needs 4 GPUs, but it sees 2 (models.x.gpus)"),
         (8, {"env": {"CUDA_VISIBLE_DEVICES": "0, 1"}, "args": {"tensor-parallel-size": 4}}, f"{SPLIT} 2 (CUDA_VISIBLE_DEVICES)"),
         (8, {"env": {"CUDA_VISIBLE_DEVICES": "0,-1,1,2,3"}, "args": {"tensor-parallel-size": 4}}, f"{SPLIT} 1 (CUDA_VISIBLE_DEVICES)"),
         (8, {"env": {"CUDA_VISIBLE_DEVICES": ""}, "args": {"tensor-parallel-size": 4}}, f"{SPLIT} 0 (CUDA_VISIBLE_DEVICES)"),
         (8, {"env": {"CUDA_VISIBLE_DEVICES": "GPU-8932f937,GPU-1"}, "args": {"tensor-parallel-size": 2}}, ""),
-        (2, {"env": {"CUDA_VISIBLE_DEVICES": "0,5"}}, "x is configured for card 5, but the driver has 2, numbered from 0"),
-        (2, {"gpus": (1, 2, 3)}, "x is configured for card 2, 3, but the driver has 2, numbered from 0"),
+        (2, {"env": {"CUDA_VISIBLE_DEVICES": "0,5"}}, "x is configured for GPU 5, but the driver has 2, numbered from 0"),
+        (2, {"gpus": (1, 2, 3)}, "x is configured for GPU 2, 3, but the driver has 2, numbered from 0"),
         (1, {"args": {"tensor-parallel-size": 8, "nnodes": 8}}, ""),
         (1, {"args": {"tensor-parallel-size": 2, "distributed-executor-backend": "ray"}}, ""),
         (
             1,
             {"model": None, "command": ("/bin/server",), "gpus": (1,)},
-            "x is configured for card 1, but the driver has 1, numbered from 0",
+            "x is configured for GPU 1, but the driver has 1, numbered from 0",
         ),
         (2, {"model": None, "command": ("/bin/server",), "gpus": (1,)}, ""),
     ],

@@ -35,7 +35,7 @@ def hot(number: int, at: float) -> Gpu:
 def test_heat_is_told_with_its_share_of_the_last_minute() -> None:
     run = with_cards(hot)
     (fact,) = slowed_cards(case_of(run))
-    assert fact.text == "card 3 was throttled by heat for 80 % of the last minute, at up to 91 °C"
+    assert fact.text == "GPU 3 was throttled by heat for 80 % of the last minute, at up to 91 °C"
     assert fact in decide_why(run, BOOT, BEGUN + 101).evidence
 
 
@@ -43,7 +43,7 @@ def test_a_running_model_is_told_of_it_too() -> None:
     run = with_cards(hot, ended=False)
     verdict = decide_why(run, BOOT, run.samples[-1].time)
     assert verdict.code == "running"
-    assert any("card 3 was throttled by heat" in fact.text for fact in verdict.evidence)
+    assert any("GPU 3 was throttled by heat" in fact.text for fact in verdict.evidence)
 
 
 def test_several_cards_are_one_line_and_each_reason_another() -> None:
@@ -51,8 +51,8 @@ def test_several_cards_are_one_line_and_each_reason_another() -> None:
         return COOL._replace(heat=0.5 if number < 2 else 0.05, braked=1.0 if number == 2 else 0.0, temperature=80 + number)
 
     heat, brake = slowed_cards(case_of(with_cards(card)))
-    assert heat.text == "cards 0 and 1 were throttled by heat for 50 % of the last minute, at up to 81 °C"
-    assert brake.text.startswith("card 2 was slowed by the power supply or its own protection")
+    assert heat.text == "GPUs 0 and 1 were throttled by heat for 50 % of the last minute, at up to 81 °C"
+    assert brake.text.startswith("GPU 2 was slowed by the power supply or its own protection")
 
 
 def test_what_was_before_the_last_minute_or_after_the_end_does_not_count() -> None:
@@ -75,7 +75,7 @@ def test_what_an_older_recorder_did_not_know_is_no_evidence() -> None:
 
 def test_a_link_that_lost_lanes_is_told_with_its_time() -> None:
     case = case_of(with_cards(lambda number, at: COOL._replace(lanes=4 if number == 1 and at >= 50 else 16)))
-    assert [(fact.time, fact.text) for fact in narrowed_links(case)] == [(BEGUN + 50, "the PCIe link of card 1 went from x16 to x4")]
+    assert [(fact.time, fact.text) for fact in narrowed_links(case)] == [(BEGUN + 50, "the PCIe link of GPU 1 went from x16 to x4")]
     healed = case_of(with_cards(lambda _, at: COOL._replace(lanes=4 if 20 < at < 30 else 16)))
     assert narrowed_links(healed) == []
 
@@ -84,7 +84,7 @@ def test_a_machine_that_went_down_says_what_the_cards_drew() -> None:
     run = with_cards(lambda *_: COOL, ended=False)
     verdict = decide_why(run, "another", BEGUN + 1000)
     assert verdict.code == "power-cut"
-    assert any(fact.text == "4 cards drew 640 W together at the last record, at up to 71 °C" for fact in verdict.evidence)
+    assert any(fact.text == "4 GPUs drew 640 W together at the last record, at up to 71 °C" for fact in verdict.evidence)
 
 
 def test_a_lost_card_is_told_with_the_time_that_the_server_went_on() -> None:

@@ -53,7 +53,7 @@ def test_each_number_is_explained_and_says_what_to_do(number: int) -> None:
 def test_a_fault_of_the_card_is_one_whoever_used_it(number: int, pid: int) -> None:
     verdict = judge(xid(number, rest=f", pid={pid}, name=python3, x"))
     assert verdict.code == "gpu-fault"
-    assert verdict.sentence.startswith("qwen72b ended because of card 2 (NVIDIA GeForce RTX 3060, 0000:03:00): ")
+    assert verdict.sentence.startswith("qwen72b ended because of GPU 2 (NVIDIA GeForce RTX 3060, 0000:03:00): ")
     assert verdict.sentence.endswith(f" (Xid {number}), 28 s before the server ended.")
     assert verdict.hint == XIDS[number].todo
 
@@ -61,7 +61,7 @@ def test_a_fault_of_the_card_is_one_whoever_used_it(number: int, pid: int) -> No
 def test_a_lost_card_cannot_be_waited_for_and_several_are_named() -> None:
     verdict = judge(*LOST, xid(79, card=5, rest=", GPU has fallen off the bus."), xid(45))
     assert verdict.code == "gpu-fault"
-    assert "card 0 (NVIDIA GeForce RTX 3060, 0000:01:00) and card 4 (" in verdict.sentence
+    assert "GPU 0 (NVIDIA GeForce RTX 3060, 0000:01:00) and GPU 4 (" in verdict.sentence
     assert "Neither waiting, a restart of the model nor a reset helps: power the machine off and on." in verdict.hint
     assert any(LOST[1] in fact.text for fact in verdict.evidence), "the kernel's own line"
 
@@ -70,7 +70,7 @@ def test_a_lost_card_cannot_be_waited_for_and_several_are_named() -> None:
 def test_what_the_program_did_is_not_the_cards_fault(number: int) -> None:
     verdict = judge(xid(number), *FOLLOWING)
     assert verdict.code == "gpu-program-fault"
-    assert "seldom the card" in verdict.hint
+    assert "seldom the GPU" in verdict.hint
     assert f"(Xid {number})" in verdict.sentence
 
 
@@ -98,7 +98,7 @@ def test_who_killed_it_goes_before_what_the_card_said() -> None:
 def test_what_it_said_clearly_goes_before_what_its_program_did() -> None:
     memory = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 224.00 MiB."
     assert judge(xid(31), log=(memory,)).code == "cuda-memory"
-    assert judge(xid(48), log=(memory,)).code == "gpu-fault", "a broken card goes before it"
+    assert judge(xid(48), log=(memory,)).code == "gpu-fault", "a broken GPU goes before it"
     assert judge(xid(63), log=(memory,)).code == "cuda-memory", "and one that wears does not"
     assert judge(xid(31), log=()).code == "gpu-program-fault"
 
@@ -112,7 +112,7 @@ def test_the_first_fault_is_the_cause_and_what_the_driver_wants_is_told() -> Non
     assert verdict.hint.endswith("The driver asks for a reboot.")
     alone = judge("NVRM: Xid (PCI:0000:01:00): 154, GPU recovery action changed from 0x0 (None) to 0x1 (GPU Reset Required)")
     assert alone.code == "gpu-fault"
-    assert alone.hint.startswith("The driver asks for a reset of the card")
+    assert alone.hint.startswith("The driver asks for a reset of the GPU")
     healed = judge("NVRM: Xid (PCI:0000:01:00): 154, GPU recovery action changed from 0x1 (GPU Reset Required) to 0x0 (None)")
     assert "Xid" not in healed.sentence
 
@@ -156,13 +156,13 @@ def test_a_card_of_which_nothing_was_taken_is_not_its_card() -> None:
         for number, sample in enumerate(run.samples)
     )
     verdict = judge(xid(48, card=3), run=run._replace(samples=samples))
-    assert "card 2" not in verdict.sentence
-    assert "card 1 (" in judge(xid(48, card=2), run=run._replace(samples=samples)).sentence
+    assert "GPU 2" not in verdict.sentence
+    assert "GPU 1 (" in judge(xid(48, card=2), run=run._replace(samples=samples)).sentence
 
 
 def test_a_run_of_an_older_recorder_names_the_card_by_its_address() -> None:
     verdict = judge(*ECC, start={})
-    assert verdict.sentence.startswith("qwen72b ended because of the card at 0000:02:00: ")
+    assert verdict.sentence.startswith("qwen72b ended because of the GPU at 0000:02:00: ")
 
 
 def test_an_unknown_number_says_where_it_is_explained() -> None:
@@ -187,7 +187,7 @@ def test_a_mild_error_of_a_link_is_evidence_and_no_verdict() -> None:
     [
         (
             "NVRM: GPU 0000:02:00.0: RmInitAdapter failed! (0x24:0x65:1185)",
-            "card 1 (NVIDIA GeForce RTX 3060, 0000:02:00): the driver could not",
+            "GPU 1 (NVIDIA GeForce RTX 3060, 0000:02:00): the driver could not",
         ),
         ("NVRM: nvGpuOpsReportFatalError: uvm encountered global fatal error 0x60, requiring os reboot to recover.", "(UVM) has failed"),
     ],
@@ -310,7 +310,7 @@ def test_a_hang_of_cards_on_wide_links_says_nothing_for_risers(lanes: tuple[int,
 
 
 @pytest.mark.parametrize(
-    ("lanes", "said"), [((1, 1), "2 of 2 cards have a PCIe link of x1"), ((16, 1, 2), "2 of 3 cards have a PCIe link of x2 or less")]
+    ("lanes", "said"), [((1, 1), "2 of 2 GPUs have a PCIe link of x1"), ((16, 1, 2), "2 of 3 GPUs have a PCIe link of x2 or less")]
 )
 def test_a_hang_of_cards_on_narrow_links_does(lanes: tuple[int, ...], said: str) -> None:
     (change, *_) = _hang(*lanes).changes

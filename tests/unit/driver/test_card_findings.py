@@ -28,11 +28,11 @@ def found(of: Driver) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("numbers", "words"),
     [
-        ([3], "card 3"),
-        ([0, 2], "cards 0 and 2"),
-        ([1, 0], "cards 0 and 1"),
-        ([0, 1, 2], "cards 0-2"),
-        ([0, 1, 3], "cards 0, 1 and 3"),
+        ([3], "GPU 3"),
+        ([0, 2], "GPUs 0 and 2"),
+        ([1, 0], "GPUs 0 and 1"),
+        ([0, 1, 2], "GPUs 0-2"),
+        ([0, 1, 3], "GPUs 0, 1 and 3"),
     ],
 )
 def test_names_of_cards(numbers: list[int], words: str) -> None:
@@ -44,7 +44,7 @@ def test_a_card_in_order_has_no_warning() -> None:
 
 
 def test_a_driver_that_does_not_answer_hides_the_cards_and_that_is_said() -> None:
-    assert found(Driver(pci=BUS)) == {"the cards themselves are not examined, as their driver does not answer": "pass"}
+    assert found(Driver(pci=BUS)) == {"the GPUs themselves are not examined, as their driver does not answer": "pass"}
 
 
 @pytest.mark.parametrize(
@@ -73,9 +73,9 @@ def test_each_trouble_is_a_warning(changes: dict[str, Any], words: str) -> None:
         ({"replaced": 4}, "4 parts of the memory were replaced for good"),
         ({"slowed_by": 0x05, "slowdown_temperature": 89}, "nothing slows them now"),  # idle, and at its power limit
         ({"temperature": None}, "temperature: the driver tells none"),
-        ({"used": 200 * MIB}, "no process uses a card"),  # what an idle card keeps
+        ({"used": 200 * MIB}, "no process uses a GPU"),  # what an idle card keeps
         ({"processes": (CardProcess(7, GIB, "python3", "vllm@a.service"),)}, "python3 (pid 7) of vllm@a.service"),
-        ({"power_limit": 300_000}, "card 0 at most 300 W"),
+        ({"power_limit": 300_000}, "GPU 0 at most 300 W"),
     ],
 )
 def test_what_is_no_trouble(changes: dict[str, Any], words: str) -> None:
@@ -100,8 +100,8 @@ def test_how_to_have_a_card_back(process: CardProcess, way_out: str) -> None:
 @pytest.mark.parametrize(
     ("now", "card", "slot", "words"),
     [
-        (8, 16, 16, "x8, although card and slot have x16"),
-        (4, 16, 8, "x4, although card and slot have x8"),
+        (8, 16, 16, "x8, although GPU and slot have x16"),
+        (4, 16, 8, "x4, although GPU and slot have x8"),
         (4, 16, 4, ""),  # the slot has no more
         (4, 4, 16, ""),  # the card has no more
         (0, 16, 16, ""),  # it fell off the bus: other findings say so
@@ -120,7 +120,7 @@ def test_the_iommu_matters_only_to_peers_over_pcie() -> None:
     two = (CARD, replace(CARD, pci="0000:02:00.0"))
     over_pcie = found(driver(*two, pairs=(CardPair(0, 1, 0),), bus=behind))
     assert [what for what, level in over_pcie.items() if level == "warn"] == [
-        "cards 0 and 1: the IOMMU translates their transfers, with which peer-to-peer over PCIe is slow or hangs"
+        "GPUs 0 and 1: the IOMMU translates their transfers, with which peer-to-peer over PCIe is slow or hangs"
     ]
     for pair in (CardPair(0, 1, 0, nvlink=True), CardPair(0, 1, 2)):
         assert set(found(driver(*two, pairs=(pair,), bus=behind)).values()) == {"pass"}
@@ -130,7 +130,7 @@ def test_some_pairs_that_reach_each_other() -> None:
     pairs = (CardPair(0, 1, 0, nvlink=True), CardPair(0, 2, 3), CardPair(1, 2, 0))
     cards = [replace(CARD, pci=f"0000:0{number}:00.0") for number in (1, 2, 3)]
     lines = found(driver(*cards, pairs=pairs))
-    assert "2 of 3 pairs of cards reach each other's memory (peer-to-peer), 1 over NVLink, the others over PCIe: NCCL uses it" in lines
+    assert "2 of 3 pairs of GPUs reach each other's memory (peer-to-peer), 1 over NVLink, the others over PCIe: NCCL uses it" in lines
 
 
 def test_cuda_needs_a_second_module() -> None:

@@ -43,15 +43,15 @@ def test_the_lock_says_what_it_needs() -> None:
 @pytest.mark.parametrize(
     ("driver", "words"),
     [
-        (GOOD, "NVIDIA driver 580.159.04 (closed module), CUDA 13.0 (the engine is built for 13.0): one card (H200)"),
-        (with_cards(H200, H200), "2 cards (H200)"),
+        (GOOD, "NVIDIA driver 580.159.04 (closed module), CUDA 13.0 (the engine is built for 13.0): one GPU (H200)"),
+        (with_cards(H200, H200), "2 GPUs (H200)"),
         (
             replace(GOOD, nvml=replace(GOOD.nvml, cuda=(14, 1), driver="620.10")),
             "driver 620.10 (closed module), CUDA 14.1 (the engine is built for 13.0)",
         ),
         (replace(GOOD, open_module=True), "580.159.04 (open module)"),
         (with_cards(RTX), "RTX 2080"),
-        (replace(GOOD, pci=(), loaded=""), "one card"),  # WSL, or a container that shows neither
+        (replace(GOOD, pci=(), loaded=""), "one GPU"),  # WSL, or a container that shows neither
     ],
 )
 def test_what_is_as_it_should_be(driver: Driver, words: str) -> None:
@@ -96,18 +96,18 @@ def test_what_can_never_work_is_a_failure(driver: Driver, words: str, do_next: s
         ),
         (replace(NONE, system="fedora42"), "no NVIDIA driver is installed", "compute/cuda/repos/, then"),
         (replace(NONE, secure_boot=True), "no NVIDIA driver", "Secure Boot is enabled: mokutil --import /var/lib/dkms/mok.pub"),
-        (replace(NONE, pci=()), "no NVIDIA card on the PCI bus", "nvidia-open"),
-        (replace(NONE, pci=(NOUVEAU,)), "the card 0000:01:00.0 is bound to nouveau", "The package blacklists nouveau."),
-        (replace(STOPPED, pci=(NOUVEAU,)), "the card 0000:01:00.0 is bound to nouveau", "update-initramfs -u, and reboot"),
-        (replace(STOPPED, pci=(VFIO,)), "the card 0000:02:00.0 is bound to vfio-pci", "reserved for virtual machines"),
+        (replace(NONE, pci=()), "no NVIDIA GPU on the PCI bus", "nvidia-open"),
+        (replace(NONE, pci=(NOUVEAU,)), "the GPU 0000:01:00.0 is bound to nouveau", "The package blacklists nouveau."),
+        (replace(STOPPED, pci=(NOUVEAU,)), "the GPU 0000:01:00.0 is bound to nouveau", "update-initramfs -u, and reboot"),
+        (replace(STOPPED, pci=(VFIO,)), "the GPU 0000:02:00.0 is bound to vfio-pci", "reserved for virtual machines"),
         (replace(NONE, pci=(replace(NOUVEAU, driver="nova_core"),)), "bound to nova_core", "The package blacklists nova_core."),
         (replace(GOOD, nvml=Nvml(9, library="580.159.04")), "/dev/nvidiactl is missing", "apt install nvidia-modprobe"),
         (replace(GOOD, nvml=replace(GOOD.nvml, cuda=(0, 0))), "libcuda.so.1 is missing", "apt install libcuda1"),
-        (with_cards(NvmlCard("", (0, 0))), "one card of 1 does not respond", "fell off the bus"),
+        (with_cards(NvmlCard("", (0, 0))), "one GPU of 1 does not respond", "fell off the bus"),
         (replace(STOPPED, built=False), "no module for the running kernel (6.1.0-28-amd64)", "linux-headers-6.1.0-28-amd64"),
         (replace(STOPPED, secure_boot=True), "Secure Boot is enabled", "mokutil --import /var/lib/dkms/mok.pub"),
         (STOPPED, "module is not loaded", "modprobe nvidia"),
-        (replace(STOPPED, pci=()), "no NVIDIA card on the PCI bus", "lspci"),
+        (replace(STOPPED, pci=()), "no NVIDIA GPU on the PCI bus", "lspci"),
         (
             replace(GOOD, loaded="570.10", nvml=Nvml(18, library="580.159.04")),
             "upgraded to 580.159.04, but 570.10 is still loaded",
@@ -116,12 +116,12 @@ def test_what_can_never_work_is_a_failure(driver: Driver, words: str, do_next: s
         (replace(GOOD, nvml=Nvml()), "libnvidia-ml.so.1", "apt install libcuda1 libnvidia-ml1"),
         (replace(GOOD, nvml=Nvml(hung=True)), "does not respond", "power the machine off and on"),
         (replace(GOOD, nvml=Nvml(4, library="580.159.04")), "only root", "sudo vllm-safe check"),
-        (replace(GOOD, nvml=Nvml(999, library="580.159.04")), "shows no card (NVML error 999)", "dmesg | grep NVRM"),
-        (replace(GOOD, nvml=replace(GOOD.nvml, cards=())), "is loaded but shows no card", "dmesg | grep NVRM"),
-        (with_cards(H200, NvmlCard("", (0, 0))), "one card of 2 does not respond", "fell off the bus"),
+        (replace(GOOD, nvml=Nvml(999, library="580.159.04")), "shows no GPU (NVML error 999)", "dmesg | grep NVRM"),
+        (replace(GOOD, nvml=replace(GOOD.nvml, cards=())), "is loaded but shows no GPU", "dmesg | grep NVRM"),
+        (with_cards(H200, NvmlCard("", (0, 0))), "one GPU of 2 does not respond", "fell off the bus"),
         (
             replace(with_cards(H200), pci=(BOUND, replace(BOUND, address="0000:02:00.0"))),
-            "one card of 2 does not respond",
+            "one GPU of 2 does not respond",
             "fell off the bus",
         ),
         (with_cards(P40, H200), "too old: Tesla P40 (6.1)", "`gpus: [1]`"),

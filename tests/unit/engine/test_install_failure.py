@@ -74,7 +74,7 @@ help debug the issue.
 @pytest.mark.parametrize(
     ("said", "words", "way_out"),
     [
-        (NO_CARD, "vLLM finds no card, although the NVIDIA driver shows one", "ls -l /dev/nvidia*"),
+        (NO_CARD, "vLLM finds no GPU, although the NVIDIA driver shows one", "ls -l /dev/nvidia*"),
         (DNS, "https://mirror.example/simple cannot be reached, or the connection broke", "engine.find_links"),
         (BROKEN_OFF, "https://mirror.example/simple cannot be reached, or the connection broke", "downloaded files are kept"),
         (PIP_NETWORK, "https://mirror.example/simple cannot be reached, or the connection broke", "https_proxy"),

@@ -61,13 +61,13 @@ def test_a_part_of_the_files_says_nothing_of_the_whole(folder: Path) -> None:
     assert read_stored_model(str(folder)).tensors == ()
     (folder / "config.json").write_text(json.dumps(CONFIG | {"architectures": ["NewForCausalLM"]}))
     found = read_stored_model(str(folder))
-    assert (len(found.tensors), found.config.unknown[-1]) == (1, "the weight files that are missing")
+    assert (len(found.tensors), found.config.unknown[-1]) == (1, "the missing weight files")
 
 
 def test_gguf_files_are_no_tensors_of_the_family(folder: Path) -> None:
     (folder / "model-Q4_K_M.gguf").write_bytes(bytes(100))
     found = read_stored_model(str(folder)).config
-    assert (found.has_known_tensors, found.unknown[-1]) == (False, "what is in GGUF files")
+    assert (found.has_known_tensors, found.unknown[-1]) == (False, "the content of GGUF files")
 
 
 def test_sizes_alone_where_there_are_no_headers(folder: Path) -> None:

@@ -83,7 +83,7 @@ def test_a_model_that_is_not_known() -> None:
     found = decide_plan(PlanQuestion(config, Serving(), (RTX,)))
     assert (found.starts, found.reason, found.unknown) == (
         None,
-        "nothing is known of its weights: its files are not there",
+        "the size of its weights is not known: its files are missing",
         ("architecture New",),
     )
 
@@ -103,7 +103,7 @@ def test_sizes_alone_of_a_model_that_is_not_known() -> None:
     config = replace(model_config("llama-1b"), family="", architecture="New")
     found = decide_plan(PlanQuestion(config, Serving(tensor_parallel=2, max_model_len=8192), (RTX,) * 2, size=4 * GIB))
     assert (found.starts, found.weights, "weights" in found.exact) == (True, (2 * GIB, 2 * GIB), False)
-    assert found.unknown == ("how the weights are split over GPUs: only the sizes of the files are known",)
+    assert found.unknown == ("the split of the weights over GPUs: only the sizes of the files are known",)
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def test_a_quantisation_whose_tensors_are_not_known() -> None:
     """Without files, nobody can say what it weighs; the family alone must not be taken for an answer."""
     asked = question("qwen2.5-0.5b")
     found = decide_plan(replace(asked, config=replace(asked.config, quantization=Quantization("bitsandbytes"))))
-    assert (found.starts, found.reason) == (None, "nothing is known of its weights: its files are not there")
+    assert (found.starts, found.reason) == (None, "the size of its weights is not known: its files are missing")
 
 
 def test_what_vllm_refuses() -> None:

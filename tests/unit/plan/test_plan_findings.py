@@ -47,13 +47,13 @@ def test_what_others_use_now_refuses_no_start() -> None:
 def test_what_is_not_taken_into_account_refuses_no_start() -> None:
     finding = found(replace(LARGE, serving=OFFLOADED))
     assert finding.level is Level.WARN
-    assert "not all of it is taken into account (the option cpu-offload-gb)" in finding.what
+    assert "the estimate leaves something out (the option cpu-offload-gb)" in finding.what
 
 
 def test_what_fits_without_it_is_no_reason_for_a_warning() -> None:
     finding = found(replace(SMALL, serving=OFFLOADED))
     assert finding.level is Level.PASS
-    assert finding.what == "x probably fits, but not all of it is taken into account (the option cpu-offload-gb)"
+    assert finding.what == "x probably fits, but the estimate leaves something out (the option cpu-offload-gb)"
 
 
 def test_the_memory_of_the_host() -> None:

@@ -30,7 +30,7 @@ def test_without_the_setting_nothing_is_limited() -> None:
 def test_a_share_is_of_the_default_of_each_card() -> None:
     plan = decide_power(with_limits(all=PERCENT), (SMALL, LARGE))
     assert (plan.limits, plan.problems) == ({"GPU-a": 127500, "GPU-b": 262500}, ())
-    assert describe_power(plan, (SMALL, LARGE)) == "127.5 W of 170 W for card 0 (RTX 3060); 262.5 W of 350 W for card 1 (RTX 3090)"
+    assert describe_power(plan, (SMALL, LARGE)) == "127.5 W of 170 W for GPU 0 (RTX 3060); 262.5 W of 350 W for GPU 1 (RTX 3090)"
     assert asked_power(with_limits(all=PERCENT)) == "75%"
 
 
@@ -49,15 +49,15 @@ def test_an_address_without_a_domain_is_that_of_domain_0() -> None:
 @pytest.mark.parametrize(
     ("caps", "words"),
     [
-        ({EVERY_CARD: PowerCap(50, is_percent=False)}, "card 0 (RTX 3060), card 1 (RTX 3090): gpu.power_limit 50 W is out of range; exp"),
+        ({EVERY_CARD: PowerCap(50, is_percent=False)}, "GPU 0 (RTX 3060), GPU 1 (RTX 3090): gpu.power_limit 50 W is out of range; exp"),
         (
             {"0": PowerCap(30, is_percent=True)},
-            "card 0 (RTX 3060): gpu.power_limit 30% of 170 W, which is 51 W, is out of range; expected 100 W",
+            "GPU 0 (RTX 3060): gpu.power_limit 30% of 170 W, which is 51 W, is out of range; expected 100 W",
         ),
         ({"0": PowerCap(201, is_percent=False)}, "expected 100 W to 200 W"),
         ({"1": PowerCap(99.9, is_percent=False)}, "99.9 W is out of range; expected 100 W to 366 W"),
-        ({"7": WATTS}, "gpu.power_limit names 7, but there is no such card: the driver has 2, numbered from 0"),
-        ({"1": WATTS, "GPU-b": WATTS}, "gpu.power_limit names card 1 (RTX 3090) twice, the second time as GPU-b"),
+        ({"7": WATTS}, "gpu.power_limit names 7, but there is no such GPU: the driver has 2, numbered from 0"),
+        ({"1": WATTS, "GPU-b": WATTS}, "gpu.power_limit names GPU 1 (RTX 3090) twice, the second time as GPU-b"),
     ],
 )
 def test_what_a_card_does_not_accept_is_said_with_what_it_does(caps: dict[str, PowerCap], words: str) -> None:
@@ -73,17 +73,17 @@ def test_the_ends_of_the_range_are_accepted() -> None:
 
 def test_a_card_whose_limit_is_fixed_has_none() -> None:
     (problem,) = decide_power(with_limits(all=PERCENT), (SMALL, FIXED)).problems
-    assert problem.startswith("card 2 (RTX 3060 Laptop GPU): no power limit can be set; gpu.power_limit can name only the others")
+    assert problem.startswith("GPU 2 (RTX 3060 Laptop GPU): no power limit can be set; gpu.power_limit can name only the others")
     assert decide_power(with_limits(**{"0": PERCENT}), (SMALL, FIXED)).problems == ()
 
 
 def test_where_there_is_no_card_a_named_one_is_missed() -> None:
     assert decide_power(with_limits(all=PERCENT), ()).problems == (
-        "gpu.power_limit names all, but there is no such card: the driver has none",
+        "gpu.power_limit names all, but there is no such GPU: the driver has none",
     )
 
 
 def test_cards_of_one_kind_are_named_together() -> None:
     cards = [PowerCard(number, f"GPU-{number}", "", "RTX 3060") for number in range(3)]
-    assert title_cards(cards) == "cards 0-2 (RTX 3060)"
-    assert title_cards([PowerCard(3, "GPU-d", "")]) == "card 3"
+    assert title_cards(cards) == "GPUs 0-2 (RTX 3060)"
+    assert title_cards([PowerCard(3, "GPU-d", "")]) == "GPU 3"

@@ -87,22 +87,22 @@ def test_what_is_in_force_needs_no_step(notes: Path) -> None:
 def test_the_note_is_written_before_anything_is_changed(told: Path, notes: Path) -> None:
     lines: list[str] = []
     carry_out(power_steps("75%", {uuid_of(0): 127500}, (FIRST,), notes), dry_run=True, say=lines.append)
-    assert lines == [f"would write {notes} (root:root 0644)", "would set the power limit of card 0 to 127.5 W"]
+    assert lines == [f"would write {notes} (root:root 0644)", "would set the power limit of GPU 0 to 127.5 W"]
     assert state(told)[0] == ("170", "0")
 
 
 def test_without_the_right_it_is_refused_with_the_card(told: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_NVML_ADMIN", "0")
-    with pytest.raises(Failure, match=r"the power limit of card 0 cannot be set: .*Insufficient Permissions") as caught:
-        SetPowerLimit(uuid_of(0), "card 0", 127500).run()
+    with pytest.raises(Failure, match=r"the power limit of GPU 0 cannot be set: .*Insufficient Permissions") as caught:
+        SetPowerLimit(uuid_of(0), "GPU 0", 127500).run()
     assert caught.value.hint == "Run it as root."
     assert state(told)[0] == ("170", "0")
 
 
 def test_a_limit_that_does_not_hold_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(power_steps_module, "change_power_limit", lambda *_: LimitChange(170000))
-    with pytest.raises(Failure, match=r"the power limit of card 0 is 170 W, although 127.5 W was set"):
-        SetPowerLimit(uuid_of(0), "card 0", 127500).run()
+    with pytest.raises(Failure, match=r"the power limit of GPU 0 is 170 W, although 127.5 W was set"):
+        SetPowerLimit(uuid_of(0), "GPU 0", 127500).run()
 
 
 def test_a_driver_that_hangs_holds_nothing_up(told: Path) -> None:

@@ -384,7 +384,7 @@ def test_a_card_that_nvml_reports_as_lost_is_an_event(world: World, hot: Hot) ->
     hot.lost = frozenset({1})
     world.pass_seconds(20)
     (event,) = [event for event in world.recorded().events if event.kind == "nvidia"]
-    assert (event.time, event.text) == (WALL + 4, "card 1 has fallen off the bus, as NVML reports")
+    assert (event.time, event.text) == (WALL + 4, "GPU 1 has fallen off the bus, as NVML reports")
     assert event.data == {"kind": "lost", "pci": "0000:02:00", "own": None, "times": 1}
 
 

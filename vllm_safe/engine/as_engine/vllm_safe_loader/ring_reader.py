@@ -7,7 +7,7 @@ Not every window is read into the ring:
 - A window that is too large for the ring is read into the page cache, if there is room for it. Otherwise the processes read it in turn,
   each its own part, if these parts lie one after the other in the file.
 
-If a file system does not support direct I/O, the reader reads through the page cache, and drops from the cache what it has read.
+If a file system does not support direct I/O, the reader reads through the page cache, and drops the pages that it has read from the cache.
 """
 
 from __future__ import annotations

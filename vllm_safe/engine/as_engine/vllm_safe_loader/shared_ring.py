@@ -94,7 +94,7 @@ class SharedRing:
         self._done[rank] = max(self._done[rank], windows)
 
     def report_passed(self, rank: int, windows: int) -> None:
-        """Report that a process has taken what it wants of its first `windows` windows. It may still hold some of it."""
+        """Report that a process has taken its tensors from its first `windows` windows. It may still hold some of them."""
         self._passed[rank] = max(self._passed[rank], windows)
 
     def end(self, rank: int) -> None:
