@@ -29,8 +29,9 @@ PROGRAMS = {
 # test_vm_bed stands before its time: neither it nor the drill needs the saved machine, which one worker makes while the others wait.
 LONGEST_FIRST = (
     *("test_drill", "test_vm_bed", "test_swap", "test_guard", "test_gateway", "test_engine", "test_serving", "test_fetch", "test_build"),
-    *("test_limits", "test_nodes", "test_on_demand", "test_load"),
-    *("test_why", "test_hogs", "test_misbehaviour", "test_service", "test_record", "test_progress", "test_upgrade", "test_package"),
+    *("test_limits", "test_nodes", "test_on_demand", "test_load", "test_readme", "test_install"),
+    *("test_why", "test_cards", "test_hogs", "test_misbehaviour", "test_service", "test_record", "test_progress", "test_upgrade"),
+    "test_package",
 )
 
 
