@@ -56,8 +56,8 @@ def exact(box: Box) -> Figures:
     printed = [int(text.replace(",", "")) for text in _TOKENS.findall(run(["journalctl", "--unit", "vllm@exact", "--output", "cat"]))]
     if not printed or after["kv_tokens"] != printed[-1]:
         raise Wrong(f"planned: {after['kv_tokens']} tokens; vLLM: {printed}")
-    off = {key: round(max(_list(before[key])) / max(_list(after[key])) - 1, 4) for key in ("weights_bytes_per_card", "kv_tokens")}
-    if abs(off["weights_bytes_per_card"]) > 0.01 or abs(off["kv_tokens"]) > 0.05:
+    off = {key: round(max(_list(before[key])) / max(_list(after[key])) - 1, 4) for key in ("weights_bytes_per_gpu", "kv_tokens")}
+    if abs(off["weights_bytes_per_gpu"]) > 0.01 or abs(off["kv_tokens"]) > 0.05:
         raise Wrong(f"the first plan was off: {off}")
     return {"tokens": printed[-1], "off before": off, "host GiB": [round(plan["host_bytes"] / (1 << 30), 2) for plan in (before, after)]}
 

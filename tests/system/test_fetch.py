@@ -251,7 +251,7 @@ def test_a_plan_of_a_model_that_was_not_fetched_comes_from_the_hub(bed: Nspawn) 
     for name in ("tiny", REPO):
         planned = bed.run([*plan[:2], name, *plan[3:]], check=False)  # 1 GiB of RAM is too little for it
         answer = json.loads(planned.stdout)
-        assert (answer["source"], answer["weights_bytes_per_card"][0] // (1024 * 64 * 2)) == ("hub", 1)  # the rows are padded
+        assert (answer["source"], answer["weights_bytes_per_gpu"][0] // (1024 * 64 * 2)) == ("hub", 1)  # the rows are padded
         assert f"{REPO} is not fetched: asking " in planned.stderr
         assert TOKEN not in planned.stdout + planned.stderr
     assert bed.out("find /var/lib/vllm-safe /var/cache/vllm-safe | sort") == before

@@ -79,6 +79,6 @@ def test_the_second_plan_has_what_vllm_reported(bed: Nspawn) -> None:
     bed.run("systemctl start vllm@small", timeout=120)
     bed.wait_for("the record of it", lambda: "kv_tokens" in planned(bed, "small")["exact"])
     after = planned(bed, "small")
-    assert (after["kv_tokens"], after["kv_bytes_per_card"]) == (804_784, [int(9.21 * GIB)])
-    assert after["weights_bytes_per_card"] == [int(0.94 * GIB)]
+    assert (after["kv_tokens"], after["kv_bytes_per_gpu"]) == (804_784, [int(9.21 * GIB)])
+    assert after["weights_bytes_per_gpu"] == [int(0.94 * GIB)]
     bed.run("systemctl stop vllm@small", timeout=60)

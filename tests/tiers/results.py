@@ -20,6 +20,13 @@ class Finished(NamedTuple):
     processor: float  # seconds on processors, the machines' included
     text: str
 
+    @property
+    def reason(self) -> str:
+        """The first line of the error in what pytest printed, or the last line of it all."""
+        lines = [line.strip() for line in self.text.splitlines() if line.strip()]
+        errors = [line.removeprefix("E").strip() for line in lines if line.startswith("E  ")]
+        return next(iter(errors or lines[-1:]), "")
+
 
 @dataclass
 class Results:

@@ -164,7 +164,7 @@ class Runner:
         print(*costs(self._results), sep="\n")
         for name, results in self._results.items():
             for test in results.failed:
-                print(f"FAILED {name} {test.test}")
+                print(f"FAILED {name} {test.test}: {test.reason}")
         print(f"{', '.join(f'{name}: {results.counts()}' for name, results in self._results.items())}", end="; ")
         print(f"{(time.monotonic() - self._started) / 60:.1f} min", flush=True)
 

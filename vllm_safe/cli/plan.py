@@ -82,8 +82,8 @@ def command(  # noqa: PLR0913 -- each is an option
     reported then.
 
     --json prints an object with these keys: starts (true, false, or null where it is not certain), reason, source (where what
-    is known of the model comes from: "files" are its weight files, "config.json" is that file alone, or "hub"), weights_bytes_per_card and
-    kv_bytes_per_card (a list, in the order of the GPUs), kv_tokens, longest_context, requests_at_once, host_bytes, shared_memory_bytes,
+    is known of the model comes from: "files" are its weight files, "config.json" is that file alone, or "hub"), weights_bytes_per_gpu and
+    kv_bytes_per_gpu (a list, in the order of the GPUs), kv_tokens, longest_context, requests_at_once, host_bytes, shared_memory_bytes,
     load_seconds (null where the pace of the disk is not known), exact (those of these keys that are no estimates), unknown, lines,
     changes, fit and notes.
 

@@ -67,8 +67,8 @@ def plan_object(whole: StartPlan) -> dict[str, object]:
         "starts": whole.starts,
         "reason": whole.reason,
         "source": whole.source,
-        "weights_bytes_per_card": list(plan.weights),
-        "kv_bytes_per_card": list(plan.kv_bytes),
+        "weights_bytes_per_gpu": list(plan.weights),
+        "kv_bytes_per_gpu": list(plan.kv_bytes),
         "kv_tokens": plan.kv_tokens,
         "longest_context": plan.longest_context,
         "requests_at_once": round(plan.requests_at_once, 2),
@@ -94,7 +94,7 @@ def _change(change: PlanChange) -> dict[str, object]:
     return {"args": dict(change.args), "env": dict(change.env), "cost": change.cost}
 
 
-_KEYS = {"weights": "weights_bytes_per_card", "kv_bytes": "kv_bytes_per_card"}
+_KEYS = {"weights": "weights_bytes_per_gpu", "kv_bytes": "kv_bytes_per_gpu"}
 
 
 def _exact(plan: Plan, host: HostNeeds) -> list[str]:

@@ -52,8 +52,8 @@ def planned(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 
 def test_a_model_that_is_not_configured(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = planned(capsys, model, "--gpus", "1 x 139.8GiB sm9.0", "--set", "gpu-memory-utilization=0.9", "--set", "max_model_len=8192")
     assert found["starts"] is True
-    assert found["weights_bytes_per_card"] == [pytest.approx(14.29 * GIB, rel=0.01)]
-    assert {"weights_bytes_per_card"} == set(found["exact"])
+    assert found["weights_bytes_per_gpu"] == [pytest.approx(14.29 * GIB, rel=0.01)]
+    assert {"weights_bytes_per_gpu"} == set(found["exact"])
     assert found["load_seconds"] is None
 
 

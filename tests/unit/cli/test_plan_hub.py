@@ -71,7 +71,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
 def test_the_hub_is_asked_about_a_model_that_was_not_fetched(bench: Bench, name: str) -> None:
     found = bench.answer(name)
     assert found["source"] == "hub"
-    assert found["weights_bytes_per_card"] == [pytest.approx(2 * VOCABULARY[0] * VOCABULARY[1], rel=0.02)]
+    assert found["weights_bytes_per_gpu"] == [pytest.approx(2 * VOCABULARY[0] * VOCABULARY[1], rel=0.02)]
     revision = bench.hub.branches["main"][:10]
     assert found["notes"][0] == f"from the hub, revision {revision}: config.json and headers of the files"
     assert bench.hub.sent("model.safetensors") <= 8 << 10
