@@ -69,7 +69,9 @@ def test_every_test_has_a_line_and_a_failure_hides_nothing(tmp_path: Path) -> No
     )
     assert "FAILED  bad test_it.py::test_four" in said
     assert "assert (1 + 1) == 3" in said
-    assert re.search(r"^FAILED bad .*test_it.py::test_four: assert \(1 \+ 1\) == 3\ngood: 2 passed, bad: 1 passed, 1 failed; \d", said, re.MULTILINE), said
+    assert re.search(
+        r"^FAILED bad .*test_it.py::test_four: assert \(1 \+ 1\) == 3\ngood: 2 passed, bad: 1 passed, 1 failed; \d", said, re.MULTILINE
+    ), said
 
 
 def test_all_passed_is_status_0_and_tiers_of_one_lane_follow_each_other(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ Hence a mistake in config.yaml never reaches the guard: it keeps the last valid 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from vllm_safe.common.named_tuples import NamedTuple
 
 PLAN_FILE = "/run/vllm-safe/guard.plan"  # root 0644
 EVENTS_FOLDER = "/run/vllm-safe/guard"  # RuntimeDirectory= of the unit; it contains NAME.jsonl

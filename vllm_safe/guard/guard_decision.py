@@ -8,8 +8,8 @@ pressure, see blame.py. A model that swaps heavily while the operating system is
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
+from vllm_safe.common.named_tuples import NamedTuple
 from vllm_safe.contract.guard_file import GuardPlan, Threshold
 from vllm_safe.guard.blame import Blame, largest_model
 from vllm_safe.guard.readings import Reading

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+
+from vllm_safe.common.named_tuples import NamedTuple
 
 SCARCE = 0.1  # share of RAM: with more available, a stall on memory has other reasons (a limit, programs that start)
 
