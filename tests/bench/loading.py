@@ -1,13 +1,15 @@
 """A checkpoint read by eight workers from a slow disk, compared with the pace of the disk itself: `python -m tests.bench.loading`.
 
 It runs in a VM, where memory limits and disk requests are real. vLLM itself would take hours on the emulated CPU. Instead, readers touch
-the pages that vLLM touches (loading_readers.py). What is in the page cache already costs only processors, so that is measured on those of
-this machine. The command prints all cells. `make bench-rows` takes the worst cells of our loader.
+the pages that vLLM touches (loading_readers.py). From the page cache, or from a disk as fast as that of this machine may be, a load costs
+mostly processor time, so that is measured on the processors of this machine. The command prints all cells. `make bench-rows` takes the
+worst cells of our loader.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,7 +19,7 @@ from tempfile import TemporaryDirectory
 
 from tests.beds.vm import Shape, Virtual
 from tests.bench import loading_readers
-from tests.bench.loading_readers import FILE, KIB, Task
+from tests.bench.loading_readers import FILE, Task
 from tests.bench.row import Row
 from vllm_safe.cli.table import align_columns
 from vllm_safe.common.sizes import MIB
@@ -47,7 +49,7 @@ class Load:
     disk: int
     cache: str
     shape: str = "gptq"
-    how: str = ""  # "unlike": workers of different pace; "cached": everything is in the page cache
+    how: str = ""  # "unlike": workers of different pace; "cached", "own": from the page cache or the disk of this machine, not in a VM
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ class Cell:
 
 HEADING = ("way", "disk", "memory", "shape", "how", "took", "pace", "read", "requests", "peak")
 DISK, VLLM, RING = "disk", "vllm", "ring"
-CACHED = "cached"
+CACHED, OWN_DISK = "cached", "own"
 SLOW = (150, 600)
 LOADS = (
     *(Load(DISK, disk, "2") for disk in SLOW),
@@ -91,7 +93,7 @@ LOADS = (
     Load(VLLM, 150, "1/3"),
     Load(VLLM, 600, "2"),
     *(Load(way, 0, "2", shape) for shape in ("gptq", "bf16") for way in (VLLM, RING)),
-    *(Load(way, 0, "3", shape, CACHED) for shape in ("gptq", "bf16") for way in (VLLM, RING)),
+    *(Load(way, 0, "3", shape, how) for how in (CACHED, OWN_DISK) for shape in ("gptq", "bf16") for way in (VLLM, RING)),
 )
 
 
@@ -112,7 +114,7 @@ def rows(measured: list[Cell]) -> list[Row]:
         Row("loading time, relative to the disk alone", alone[slowest.load.disk] / slowest.pace, GOAL, "times", beside),
         Row("bytes read while loading, relative to the files", most.read / most.size, MOST_READ, "times", _name(most.load)),
     ]
-    for how, name in (("", "from a fast disk"), (CACHED, "from the page cache")):
+    for how, name in (("", "from a fast disk"), (CACHED, "from the page cache"), (OWN_DISK, "from this machine's own disk")):
         fast = [cell for cell in ours if (cell.load.disk, cell.load.how) == (0, how)]
         pairs = [(cell, found[replace(cell.load, way=VLLM)]) for cell in fast]
         mine, theirs = max(pairs, key=lambda pair: pair[0].seconds / pair[1].seconds)
@@ -127,7 +129,9 @@ def _name(load: Load) -> str:
 
 def cells(loads: Iterable[Load] = LOADS) -> Iterator[Cell]:
     """Measure each load."""
-    by_disk = sorted((load for load in loads if load.how != CACHED), key=lambda load: load.disk)
+    wanted = list(loads)
+    here = [load for load in wanted if load.how in (CACHED, OWN_DISK)]
+    by_disk = sorted((load for load in wanted if load not in here), key=lambda load: load.disk)
     with Virtual(Shape(), urgent=True) as bed:
         bed.run(MAKE, timeout=600)
         put_readers(bed, GUEST)
@@ -135,7 +139,7 @@ def cells(loads: Iterable[Load] = LOADS) -> Iterator[Cell]:
             bed.throttle(iops=load.disk, bytes_per_second=PACE if load.disk else 0)
             yield _measure(bed, load)
 
-    yield from _cached_cells([load for load in loads if load.how == CACHED])
+    yield from _cells_of_this_machine(here)
 
 
 def put_readers(bed: Virtual, folder: str) -> None:
@@ -153,16 +157,16 @@ def _measure(bed: Virtual, load: Load) -> Cell:
     return Cell(load, **json.loads(said))
 
 
-def _cached_cells(loads: Sequence[Load]) -> Iterator[Cell]:
-    """Measure loads from the page cache of this machine in turns. Yield the median of each."""
+def _cells_of_this_machine(loads: Sequence[Load]) -> Iterator[Cell]:
+    """Measure loads on this machine in turns. Yield the median of each."""
     with TemporaryDirectory(dir="/var/tmp") as folder:
         for number in range(FILES):
-            with Path(folder, str(number)).open("wb") as file:
-                file.writelines(bytes(KIB) for _ in range(0, FILE, KIB))
+            Path(folder, str(number)).write_bytes(os.urandom(FILE))
+        os.sync()
         found: dict[Load, list[Cell]] = {load: [] for load in loads}
         for _ in range(ROUNDS):
             for load in loads:
-                task = Task(load.way, folder, int(CACHES[load.cache] * FILE), load.shape, warm=True, count=FILES)
+                task = Task(load.way, folder, int(CACHES[load.cache] * FILE), load.shape, warm=load.how == CACHED, count=FILES)
                 command = [sys.executable, loading_readers.__file__, json.dumps(asdict(task))]
                 said = subprocess.run(command, check=True, capture_output=True, text=True, timeout=600).stdout
                 found[load].append(Cell(load, **json.loads(said)))

@@ -27,6 +27,7 @@ def cells(seconds: dict[Load, float], *, read: float = 1.0) -> list[Cell]:
         ({Load(RING, 600, "2", "bf16"): 12.0, Load(DISK, 600, "2"): 9.0}, 1.0, ["loading time, relative to the disk alone"]),
         ({Load(RING, 0, "2", "bf16"): 6.0}, 1.0, ["loading time from a fast disk, relative to vLLM's own loader"]),
         ({Load(RING, 0, "3", "gptq", "cached"): 6.0}, 1.0, ["loading time from the page cache, relative to vLLM's own loader"]),
+        ({Load(RING, 0, "3", "bf16", "own"): 6.0}, 1.0, ["loading time from this machine's own disk, relative to vLLM's own loader"]),
         ({}, 1.1, ["bytes read while loading, relative to the files"]),
     ],
 )
