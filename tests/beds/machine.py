@@ -119,6 +119,10 @@ class Machine(ABC):
         shown = self.out(["systemctl", "show", f"--property={','.join(names)}", unit])
         return dict(line.split("=", 1) for line in shown.splitlines())
 
+    def model(self, name: str) -> dict[str, str]:
+        """Return the state of a model's unit, its result and status, and its main process."""
+        return self.properties(f"vllm@{name}.service", "ActiveState", "SubState", "Result", "StatusText", "ExecMainStatus", "MainPID")
+
 
 def _text(output: str | bytes | None) -> str:
     return output.decode(errors="replace") if isinstance(output, bytes) else output or ""

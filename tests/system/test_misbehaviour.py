@@ -84,10 +84,6 @@ def _nothing_is_left(bed: Nspawn) -> None:
     bed.wait_for("systemd removes the last of its folders", lambda: bed.out(left) == "", timeout=10)
 
 
-def _shown(bed: Nspawn, name: str) -> dict[str, str]:
-    return bed.properties(f"vllm@{name}.service", "ActiveState", "SubState", "StatusText", "ExecMainStatus", "MainPID")
-
-
 def _state(bed: Nspawn, name: str) -> dict[str, Any]:
     return dict(json.loads(bed.read(f"{STATES}/{name}.json")))
 
@@ -96,9 +92,9 @@ def _state(bed: Nspawn, name: str) -> dict[str, Any]:
 def test_it_ends_and_says_why_and_leaves_nothing(bed: Nspawn, name: str, cause: str, said: str, within: int) -> None:
     start = time.monotonic()
     bed.run(["systemctl", "start", "--no-block", f"vllm@{name}"])
-    bed.wait_for("it has ended", lambda: _shown(bed, name)["SubState"] in {"auto-restart", "failed"}, timeout=within)
+    bed.wait_for("it has ended", lambda: bed.model(name)["SubState"] in {"auto-restart", "failed"}, timeout=within)
     assert time.monotonic() - start < within  # what is promised, with room for a slow machine
-    assert said in _shown(bed, name)["StatusText"]
+    assert said in bed.model(name)["StatusText"]
     assert said in bed.journal(f"vllm@{name}")
     state = _state(bed, name)
     assert (state["phase"], state["cause"]) == ("ended", cause)
@@ -108,7 +104,7 @@ def test_it_ends_and_says_why_and_leaves_nothing(bed: Nspawn, name: str, cause: 
 
 def test_who_spins_in_vain_is_told_what_helps_and_not_to_wait_longer(bed: Nspawn) -> None:
     bed.run(["systemctl", "start", "--no-block", "vllm@spins"])
-    bed.wait_for("it has ended", lambda: _shown(bed, "spins")["SubState"] in {"auto-restart", "failed"}, timeout=40)
+    bed.wait_for("it has ended", lambda: bed.model("spins")["SubState"] in {"auto-restart", "failed"}, timeout=40)
     bed.run("systemctl stop vllm@spins")
     bed.wait_for("it is recorded", lambda: json.loads(bed.out("vllm-safe why spins --json"))["code"] == "stall", timeout=30)
     said = json.loads(bed.out("vllm-safe why spins --json"))
@@ -123,18 +119,18 @@ def test_who_spins_in_vain_is_told_what_helps_and_not_to_wait_longer(bed: Nspawn
 def test_a_gigabyte_of_log_harms_nobody(bed: Nspawn) -> None:
     bed.run("systemctl start --no-block vllm@deaf")
     bed.run("systemctl start vllm@flood", timeout=300)
-    main = _shown(bed, "flood")["MainPID"]
+    main = bed.model("flood")["MainPID"]
     assert int(bed.read(f"/proc/{main}/status").partition("VmHWM:")[2].split()[0]) <= 20 * 1024  # kB
     bed.out(f"curl --fail --silent --show-error --max-time 5 http://127.0.0.1:{PORTS['deaf']}/health")
-    assert (_shown(bed, "flood")["SubState"], _shown(bed, "deaf")["SubState"]) == ("running", "running")
+    assert (bed.model("flood")["SubState"], bed.model("deaf")["SubState"]) == ("running", "running")
     assert len(_state(bed, "flood")["log"]) <= 200
 
 
 def test_a_full_folder_of_states_harms_nobody(bed: Nspawn) -> None:
     bed.run("systemctl start vllm@spills", timeout=60)
-    assert _shown(bed, "spills")["StatusText"].startswith("ready")
+    assert bed.model("spills")["StatusText"].startswith("ready")
     bed.run("systemctl stop vllm@spills", timeout=60)
-    assert _shown(bed, "spills")["ActiveState"] == "inactive"
+    assert bed.model("spills")["ActiveState"] == "inactive"
 
 
 def test_a_deaf_one_and_its_daemon_end_with_the_grace(bed: Nspawn) -> None:

@@ -70,10 +70,6 @@ def _start(bed: Nspawn, name: str) -> int:
     return bed.run(["systemctl", "start", f"vllm@{name}"], check=False).returncode
 
 
-def _shown(bed: Nspawn, name: str) -> dict[str, str]:
-    return bed.properties(f"vllm@{name}.service", "ActiveState", "SubState", "Result", "StatusText", "ExecMainStatus", "MainPID")
-
-
 def _processes(bed: Nspawn, name: str) -> list[int]:
     """Every process of the unit: the main process, then the server."""
     return [int(pid) for pid in bed.read(f"/sys/fs/cgroup/vllm.slice/vllm@{name}.service/cgroup.procs").split()]
@@ -82,7 +78,7 @@ def _processes(bed: Nspawn, name: str) -> list[int]:
 def test_started_means_that_it_answers(bed: Nspawn) -> None:
     assert _start(bed, "good") == 0
     bed.out(f"curl --fail --silent --show-error http://127.0.0.1:{PORTS['good']}/health")
-    shown = _shown(bed, "good")
+    shown = bed.model("good")
     assert shown["StatusText"] == f"ready, serving good on http://127.0.0.1:{PORTS['good']}"
     assert shown["SubState"] == "running"
 
@@ -141,7 +137,7 @@ def test_the_key_reaches_the_server_and_nobody_else(bed: Nspawn) -> None:
 
 def test_a_wrong_option_fails_at_once_and_is_not_tried_again(bed: Nspawn) -> None:
     assert _start(bed, "confused") != 0
-    shown = _shown(bed, "confused")
+    shown = bed.model("confused")
     assert (shown["ActiveState"], shown["ExecMainStatus"]) == ("failed", "2")
     assert "unrecognized arguments: --swap-space 4" in shown["StatusText"]
 
@@ -152,7 +148,7 @@ def test_a_taken_port_fails_at_once_and_is_not_tried_again(bed: Nspawn) -> None:
     bed.wait_for("the other server listens", lambda: bed.run(f"curl -s http://127.0.0.1:{port}", check=False).returncode == 0)
     assert _start(bed, "taken") != 0
     bed.run("systemctl stop other")
-    shown = _shown(bed, "taken")
+    shown = bed.model("taken")
     assert (shown["ActiveState"], shown["ExecMainStatus"]) == ("failed", "2")
     assert shown["StatusText"].startswith(f"port {port} is already in use")
     assert _start(bed, "taken") == 0  # a person may try again at once
@@ -160,7 +156,7 @@ def test_a_taken_port_fails_at_once_and_is_not_tried_again(bed: Nspawn) -> None:
 
 def test_a_model_that_is_not_configured(bed: Nspawn) -> None:
     assert _start(bed, "god") != 0
-    assert _shown(bed, "god")["StatusText"] == "there is no model god in /etc/vllm-safe/config.yaml. Did you mean good?"
+    assert bed.model("god")["StatusText"] == "there is no model god in /etc/vllm-safe/config.yaml. Did you mean good?"
 
 
 @pytest.mark.parametrize(
@@ -168,7 +164,7 @@ def test_a_model_that_is_not_configured(bed: Nspawn) -> None:
 )
 def test_one_that_is_never_ready_is_ended_and_tried_again(bed: Nspawn, name: str, heard: str) -> None:
     assert _start(bed, name) != 0
-    shown = _shown(bed, name)
+    shown = bed.model(name)
     assert shown["SubState"] == "auto-restart"
     assert shown["StatusText"].startswith("not ready within ")
     assert shown["StatusText"].endswith(heard)
@@ -177,7 +173,7 @@ def test_one_that_is_never_ready_is_ended_and_tried_again(bed: Nspawn, name: str
 
 def test_one_that_ends_before_it_is_ready_is_tried_again(bed: Nspawn) -> None:
     assert _start(bed, "quits") != 0
-    shown = _shown(bed, "quits")
+    shown = bed.model("quits")
     assert shown["SubState"] == "auto-restart"
     assert (
         shown["StatusText"]
@@ -190,7 +186,7 @@ def test_a_killed_process_ends_everything_and_it_is_tried_again(bed: Nspawn, who
     _start(bed, "crumbs")
     main, server, daemon = _processes(bed, "crumbs")
     bed.run(["kill", "-KILL", str(main if who == "the main process" else server)])
-    bed.wait_for("systemd waits to start it again", lambda: _shown(bed, "crumbs")["SubState"] == "auto-restart")
+    bed.wait_for("systemd waits to start it again", lambda: bed.model("crumbs")["SubState"] == "auto-restart")
     assert not any(bed.exists(f"/proc/{pid}") for pid in (main, server, daemon))
     _nothing_is_left(bed)
 
@@ -201,7 +197,7 @@ def test_stopping_a_deaf_server_takes_its_grace_and_little_more(bed: Nspawn) -> 
     bed.run("systemctl stop vllm@deaf")
     assert time.monotonic() - start < 2 + 5  # the bound that is promised, not a measurement
     assert "killing it" in bed.journal("vllm@deaf")
-    assert _shown(bed, "deaf")["Result"] == "success"
+    assert bed.model("deaf")["Result"] == "success"
 
 
 def test_stopping_one_that_swallows_the_signal_while_loading(bed: Nspawn) -> None:
@@ -220,10 +216,10 @@ def test_a_main_process_that_hangs_is_ended_by_systemd(bed: Nspawn) -> None:
     try:
         assert _start(bed, "good") == 0
         time.sleep(5)
-        assert _shown(bed, "good")["SubState"] == "running"  # it is fed
-        bed.run(["kill", "-STOP", _shown(bed, "good")["MainPID"]])
-        bed.wait_for("systemd waits to start it again", lambda: _shown(bed, "good")["SubState"] == "auto-restart")
-        shown = _shown(bed, "good")
+        assert bed.model("good")["SubState"] == "running"  # it is fed
+        bed.run(["kill", "-STOP", bed.model("good")["MainPID"]])
+        bed.wait_for("systemd waits to start it again", lambda: bed.model("good")["SubState"] == "auto-restart")
+        shown = bed.model("good")
         assert shown["Result"] == "watchdog"
         assert "WatchdogSec=" in shown["StatusText"]  # no stale "ready"
         assert json.loads(bed.read("/run/vllm-safe/state/good.end.json"))["result"] == "watchdog"
@@ -238,20 +234,20 @@ def test_retries_wait_ever_longer_and_then_it_stays_down(bed: Nspawn) -> None:
     bed.run("systemctl daemon-reload")
     try:
         _start(bed, "quits")
-        bed.wait_for("the second restart waits", lambda: "automatic restart 2" in _shown(bed, "quits")["StatusText"])
-        assert _shown(bed, "quits")["ActiveState"] == "activating"
+        bed.wait_for("the second restart waits", lambda: "automatic restart 2" in bed.model("quits")["StatusText"])
+        assert bed.model("quits")["ActiveState"] == "activating"
         now = float(bed.read("/proc/uptime").split()[0])
         bed.write("/run/vllm-safe/starts/quits", json.dumps({"counted": 2, "at": [now - 20, now - 10, now]}))  # as after three
-        bed.run(["kill", "-KILL", _shown(bed, "quits")["MainPID"]])
-        bed.wait_for("it stays down", lambda: _shown(bed, "quits")["ActiveState"] == "failed")
-        shown = _shown(bed, "quits")
+        bed.run(["kill", "-KILL", bed.model("quits")["MainPID"]])
+        bed.wait_for("it stays down", lambda: bed.model("quits")["ActiveState"] == "failed")
+        shown = bed.model("quits")
         assert shown["ExecMainStatus"] == "2"
         assert "restarted 3 times within an hour" in shown["StatusText"]
         told = ("quits stays down after ", "was killed by SIGKILL")  # what ended it, not that it was refused
         bed.wait_for("why says it", lambda: all(words in bed.run("vllm-safe why quits", check=False).stdout for words in told))
         start = time.monotonic()
         bed.run("systemctl start --no-block vllm@quits")  # a person does not wait
-        bed.wait_for("it was tried at once", lambda: "the engine has died" in _shown(bed, "quits")["StatusText"], timeout=20)
+        bed.wait_for("it was tried at once", lambda: "the engine has died" in bed.model("quits")["StatusText"], timeout=20)
         assert time.monotonic() - start < 20
     finally:
         bed.run(f"rm {dropin}; systemctl daemon-reload")
@@ -281,7 +277,7 @@ def test_an_edited_file_and_a_restart_are_enough(bed: Nspawn) -> None:
 def test_stopping_the_target_stops_every_model(bed: Nspawn) -> None:
     _start(bed, "good")
     bed.run("systemctl start vllm.target && systemctl stop vllm.target")
-    assert _shown(bed, "good")["ActiveState"] == "inactive"
+    assert bed.model("good")["ActiveState"] == "inactive"
 
 
 DROPIN = """[Service]

@@ -58,10 +58,6 @@ def _nothing_is_left(bed: Nspawn) -> None:
     bed.wait_for("systemd removes the last of its folders", lambda: bed.out(left) == "", timeout=10)
 
 
-def _shown(bed: Nspawn, name: str) -> dict[str, str]:
-    return bed.properties(f"vllm@{name}.service", "ActiveState", "SubState", "StatusText", "ExecMainStatus", "MainPID")
-
-
 def _start(bed: Nspawn, names: Iterable[str], *options: str) -> None:
     bed.run(["systemctl", "start", *options, *(f"vllm@{name}" for name in names)], timeout=300)
 
@@ -70,7 +66,7 @@ def _victim(bed: Nspawn, name: str) -> str:
     """Return the PID of the process that a model is to lose, or "" if it does not run yet. An API server counts once it has an engine."""
     find = 'cd /proc && for pid in $(cat "$0"); do grep -q "^$1" $pid/comm && echo $pid; done | head -n 1; true'
     named = bed.out(["sh", "-c", find, f"{GROUPS}/vllm@{name}.service/cgroup.procs", VICTIMS[name] or "VLLM::EngineCor"])
-    return named if VICTIMS[name] or not named else bed.out(["pgrep", "--parent", _shown(bed, name)["MainPID"]])
+    return named if VICTIMS[name] or not named else bed.out(["pgrep", "--parent", bed.model(name)["MainPID"]])
 
 
 def _has_victim(bed: Nspawn, name: str) -> bool:
@@ -86,7 +82,7 @@ def _are_tried_again(bed: Nspawn, within: float) -> None:
     """All that lost a process, each with all that belonged to it."""
 
     def waits(name: str) -> bool:
-        return _shown(bed, name)["SubState"] == "auto-restart" and not bed.exists(f"{GROUPS}/vllm@{name}.service")
+        return bed.model(name)["SubState"] == "auto-restart" and not bed.exists(f"{GROUPS}/vllm@{name}.service")
 
     until = time.monotonic() + within
     for name in VICTIMS:
@@ -97,7 +93,7 @@ def _are_tried_again(bed: Nspawn, within: float) -> None:
 
 def _dies_first(bed: Nspawn) -> None:
     """When the kernel or earlyoom must choose, it is a process of the server and not the one that watches it."""
-    main = _shown(bed, "demo")["MainPID"]
+    main = bed.model("demo")["MainPID"]
     scores = {pid: bed.read(f"/proc/{pid}/oom_score_adj").strip() for pid in bed.out("pgrep --uid vllm").split()}
     assert scores.pop(main) == "0"
     assert len(scores) > 2
@@ -120,18 +116,18 @@ def test_ready_means_an_answer_and_stopped_means_gone(bed: Nspawn) -> None:
     answer = json.loads(bed.run(ask, stdin=question).stdout)
     assert answer["choices"][0]["text"] == expected
     idle_since = time.monotonic()
-    assert _shown(bed, "demo")["StatusText"] == "ready, serving demo on http://127.0.0.1:8000"
+    assert bed.model("demo")["StatusText"] == "ready, serving demo on http://127.0.0.1:8000"
     _dies_first(bed)
-    main = _shown(bed, "demo")["MainPID"]
+    main = bed.model("demo")["MainPID"]
 
     assert bed.run("systemctl start vllm@wrong vllm@long", check=False, timeout=300).returncode != 0
-    wrong, long = _shown(bed, "wrong"), _shown(bed, "long")
+    wrong, long = bed.model("wrong"), bed.model("long")
     assert [(shown["ActiveState"], shown["ExecMainStatus"]) for shown in (wrong, long)] == [("failed", "2")] * 2
     assert "argument args.max-num-seqs: " in wrong["StatusText"]
     assert "max-model-len 999999 exceeds the model's maximum of " in long["StatusText"]
 
     time.sleep(max(0.0, idle_since + 30 - time.monotonic()))  # half as long again as its hang_timeout, with nothing to do
-    assert _shown(bed, "demo")["MainPID"] == main
+    assert bed.model("demo")["MainPID"] == main
     state = _state(bed, "demo")
     assert (state["phase"], state["running"]) == ("ready", 0)
     assert state["tokens"] > len(expected) / 8
@@ -141,9 +137,9 @@ def test_ready_means_an_answer_and_stopped_means_gone(bed: Nspawn) -> None:
 @pytest.mark.parametrize("seconds", [1, 5, 15])
 def test_stopping_while_it_loads(bed: Nspawn, seconds: int) -> None:
     _start(bed, ["demo"], "--no-block")  # its limits are prepared first, by a unit of their own
-    bed.wait_for("it starts", lambda: _shown(bed, "demo")["ActiveState"] == "activating", pause=0.05)
+    bed.wait_for("it starts", lambda: bed.model("demo")["ActiveState"] == "activating", pause=0.05)
     time.sleep(seconds)
-    assert _shown(bed, "demo")["ActiveState"] == "activating"
+    assert bed.model("demo")["ActiveState"] == "activating"
     _stops_in_time(bed)
 
 
