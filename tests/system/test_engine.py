@@ -42,7 +42,7 @@ def configure(bed: Nspawn, **settings: str) -> None:
 
 
 def install(bed: Nspawn, *words: str) -> Completed:
-    return bed.run(["vllm-safe", "install", *words], check=False, timeout=300)
+    return bed.run(["vllm-safe", "install", *words], check=False, timeout=900)  # the real engine has 20,000 files to compile
 
 
 def refused(bed: Nspawn, *words: str) -> str:
@@ -95,7 +95,7 @@ def test_the_real_engine_after_a_killed_installation(deb: Path) -> None:
         bed.write("/etc/vllm-safe/config.yaml", engine.CONFIG)
         bed.run(["systemd-run", "--quiet", "--unit=first", "vllm-safe", "install"])
         half = f"[ $(find {ENGINES}/.uv-cache -name '*.py' | wc -l) -gt 2000 ]"
-        bed.wait_for("half of the wheels", lambda: bed.run(half, check=False).returncode == 0, timeout=300)
+        bed.wait_for("half of the wheels", lambda: bed.run(half, check=False).returncode == 0, timeout=600)
         bed.run("systemctl kill --signal=KILL first vllm-safe-install")
         bed.wait_for("its end", lambda: bed.run("systemctl is-failed --quiet first", check=False).returncode == 0)
         bed.run("systemctl reset-failed first")

@@ -227,18 +227,20 @@ def test_the_last_resort_is_the_whole_unit_and_nothing_else(bed: Virtual) -> Non
     before = bed.properties("innocent.service", "MainPID")
     victim = bed.properties("victim.service", "MainPID")
     restarts = int(bed.properties(GUARD, "NRestarts")["NRestarts"])
+    # Else the model starts again after 30 s, with another status, and is killed again.
+    bed.write("/run/systemd/system/vllm@hog.service.d/later.conf", "[Service]\nRestartSec=1h\n")
+    bed.run("systemctl daemon-reload", timeout=200)
     configure(bed, KILL)
     bed.wait_for("the model is killed", lambda: "kill" in acts(bed), timeout=240, pause=1)
     why = "killed by the vllm-safe guard"
-    bed.wait_for("its unit says so", lambda: why in bed.properties("vllm@hog.service", "StatusText")["StatusText"], timeout=60)
+    bed.wait_for("its unit says so", lambda: why in bed.properties("vllm@hog.service", "StatusText")["StatusText"], timeout=180)
     assert why in bed.journal("vllm@hog.service")
     bed.wait_for(
         "why knows",
         lambda: bed.run("vllm-safe why hog", check=False).stdout.startswith("hog was killed by the vllm-safe guard"),
-        timeout=60,
+        timeout=180,
     )
-    again = int(bed.properties("vllm@hog.service", "NRestarts")["NRestarts"])  # systemd starts it again after 30 s: it is killed again
-    assert acts(bed).count("kill") in {again, again + 1}
+    assert acts(bed).count("kill") == 1
     assert int(bed.properties(GUARD, "NRestarts")["NRestarts"]) <= restarts  # none for the cgroup that went
     assert bed.properties("innocent.service", "MainPID") == before
     assert bed.properties("victim.service", "MainPID") == victim
@@ -247,7 +249,7 @@ def test_the_last_resort_is_the_whole_unit_and_nothing_else(bed: Virtual) -> Non
 
 def test_it_ends_with_the_last_model(bed: Virtual) -> None:
     bed.run("systemctl stop victim vllm@hog; systemctl reset-failed", check=False, timeout=200)
-    bed.wait_for("it ended", lambda: bed.properties(GUARD, "ActiveState")["ActiveState"] == "inactive", timeout=60)
+    bed.wait_for("it ended", lambda: bed.properties(GUARD, "ActiveState")["ActiveState"] == "inactive", timeout=180)
 
 
 def test_without_pressure_files_it_goes_by_faults_and_says_so(installed: Saved) -> None:
