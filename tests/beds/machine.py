@@ -30,6 +30,11 @@ class BedError(Exception):
 class Machine(ABC):
     """A throwaway Debian with systemd. As a context manager, it is taken down at the end, whatever happened."""
 
+    @property
+    def patience(self) -> float:
+        """What every time limit is multiplied by."""
+        return 1.0
+
     @abstractmethod
     def stop(self) -> None:
         """Take the bed down at once, as a power cut does, and remove what it left. Can be called twice."""
@@ -55,6 +60,7 @@ class Machine(ABC):
 
         Raises BedError with all output when the time is over or, with `check`, when the command fails.
         """
+        timeout *= self.patience
         argv = ["sh", "-c", command] if isinstance(command, str) else list(command)
         shown = command if isinstance(command, str) else join(command)
         try:
@@ -75,6 +81,7 @@ class Machine(ABC):
         `pause`: seconds between two looks, but never less than the last look took: in an emulated machine the looks would take the
         processor from what is waited for.
         """
+        timeout *= self.patience
         end, wrong = time.monotonic() + timeout, ""
         while True:
             began = time.monotonic()

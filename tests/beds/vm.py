@@ -113,6 +113,11 @@ class Virtual(Machine):
         """Whether the CPU is emulated: everything takes 10 to 20 times as long."""
         return self._accelerator == EMULATED
 
+    @property
+    def patience(self) -> float:
+        """The limits suit the emulated machine beside one other. The host may be slower than those they were set on, or busier."""
+        return 2.0 if self.emulated else 1.0
+
     def boot(self, state: Path | None = None) -> None:
         """Switch the machine on, with the memory saved in `state` if given, and wait until systemd has started everything."""
         run = self._folder.path

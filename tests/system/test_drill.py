@@ -24,9 +24,9 @@ models: {}
 """
 CONFIG = "/etc/vllm-safe/config.yaml"
 # Seconds: what takes two on a real machine, on an emulated one that swaps and shares its processors with other tests. Shorter than the
-# hog's own time, which is what the drill takes and two minutes for filling: its own end cannot pass for being ended.
-PATIENCE = 120
-FILLED = 300  # seconds for the measurement of the idle machine and the hog's first 100 MiB, with other tests on the same processors
+# hog's own time, which is what the drill takes and two minutes for filling: its own end cannot pass for being ended. The bed doubles them.
+PATIENCE = 60
+FILLED = 200  # seconds for the measurement of the idle machine and the hog's first 100 MiB, with other tests on the same processors
 TRIES = 3  # the host may have other tests to run meanwhile, and the hog is not at fault for a login that waits for the host
 HOG = "/sys/fs/cgroup/vllm.slice/vllm-safe-drill.service"
 

@@ -27,7 +27,7 @@ def test_commands_have_their_output_and_status(vm_bed: Virtual) -> None:
 
 
 def test_the_next_command_works_after_one_that_took_too_long(vm_bed: Virtual) -> None:
-    with pytest.raises(BedError, match="took more than 1 s"):
+    with pytest.raises(BedError, match="took more than"):
         vm_bed.run(["sleep", "61"], timeout=1)
     assert vm_bed.out("echo again") == "again"
     assert vm_bed.run(["pgrep", "-f", "^sleep 61"], check=False).returncode == 1
