@@ -258,39 +258,6 @@ def test_a_fast_disk_gets_more_reads_at_once(checkpoint: Checkpoint, monkeypatch
     assert (len(readers) > 2) == more
 
 
-class Swapping:
-    """Stands in for the watch of the swap areas."""
-
-    def __init__(self, _file: str) -> None:
-        pass
-
-    def swaps_in(self, _now: float) -> bool:
-        return True
-
-
-@pytest.mark.usefixtures("_cold")
-@pytest.mark.parametrize("swapping", [True, False])
-def test_while_the_machine_swaps_in_there_is_one_read_at_a_time(
-    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, *, swapping: bool
-) -> None:
-    reading, most, read = [0], [0], ring_reader._read
-
-    def slowly(piece: ring_reader._Piece) -> bool:
-        reading[0] += 1
-        most[0] = max(most[0], reading[0])
-        time.sleep(0.01)
-        try:
-            return read(piece)
-        finally:
-            reading[0] -= 1
-
-    monkeypatch.setattr(ring_reader, "_read", slowly)
-    if swapping:
-        monkeypatch.setattr(ring_reader, "SwapWatch", Swapping)
-    assert walk(checkpoint, lambda _, taken: compare(checkpoint, taken), CAPACITIES[-1]) == [list(checkpoint.bytes)] * RANKS
-    assert most[0] == (1 if swapping else 2)
-
-
 @pytest.mark.usefixtures("_cold")
 def test_of_the_ring_only_the_last_window_is_left_where_a_tensor_is_kept(checkpoint: Checkpoint) -> None:
     places: list[RingPlace] = place_windows(checkpoint.windows(TINY), CAPACITIES[0])

@@ -1,8 +1,6 @@
 """The reader that fills the ring. It reads the windows in the order of the files, in large requests that bypass the page cache.
 
-Each of its threads has one request, so that the disk always knows the next one. A waiting thread releases the interpreter lock. While the
-kernel swaps in from the same disk, there is one request at a time, so that swapping gets about as much of the disk as beside vLLM's own
-loader.
+Each of its threads has one request, so that the disk always knows the next one. A waiting thread releases the interpreter lock.
 
 Not every window is read into the ring:
 - A window that is in the page cache already is not read. Each process maps it from its file.
@@ -27,7 +25,6 @@ from itertools import islice
 from .large_pages import LARGE_PAGE, join_pages
 from .ring_layout import PAGE, RingPlace
 from .shared_ring import IN_FILE, IN_RING, IN_TURN, SharedRing
-from .swap_watch import SwapWatch
 
 PIECE = 4 << 20  # bytes of one read; the kernel may split it into several requests to the disk
 _AHEAD = 2  # concurrent reads: with more, the disk gets many small requests at a time, out of order
@@ -94,8 +91,6 @@ class RingReader:
         self._pieces = self._split()
         self._threads: list[threading.Thread] = []
         self._running = _AHEAD  # threads, counted before they start
-        self._swap = SwapWatch(places[0].window.file) if places else None  # until the disk turns out to be fast
-        self._one_at_a_time = threading.Lock()
         self._began, self._read = 0.0, 0  # when the reading began, and the bytes that have been read since
 
     def start(self) -> None:
@@ -118,7 +113,7 @@ class RingReader:
     def _read_pieces(self) -> None:
         try:
             while piece := self._take_piece():
-                if self._finish_piece(piece, whole=self._read_piece(piece)):
+                if self._finish_piece(piece, whole=_read(piece)):
                     self._start_threads(_MORE)
         finally:
             with self._count_lock:
@@ -131,13 +126,6 @@ class RingReader:
         with self._piece_lock:
             return next(self._pieces, None)
 
-    def _read_piece(self, piece: _Piece) -> bool:
-        """Read a piece; return whether all its needed bytes have been read."""
-        if self._swap and self._swap.swaps_in(time.monotonic()):
-            with self._one_at_a_time:
-                return _read(piece)
-        return _read(piece)
-
     def _finish_piece(self, piece: _Piece, *, whole: bool) -> bool:
         """Record that a piece has been read. Return whether the disk turns out to be fast, once."""
         window = piece.window
@@ -149,9 +137,7 @@ class RingReader:
                 self._ring.publish(window.index, IN_FILE if window.failed else window.state)
             judged = before < _JUDGED_AFTER <= self._read
             is_fast = judged and self._read >= _FAST * (time.monotonic() - self._began)
-            if is_fast:
-                self._running += _MORE
-                self._swap = None
+            self._running += _MORE if is_fast else 0
         return is_fast
 
     def _finish(self) -> None:
@@ -249,6 +235,7 @@ def _is_cached(source: _Source, place: RingPlace) -> bool:
 
 
 def _read(piece: _Piece) -> bool:
+    """Read a piece; return whether all its needed bytes have been read."""
     source, target = piece.window.source, piece.target
     if target is None:
         return _read_buffered(source.buffered, piece, memoryview(bytearray(piece.needed)))
