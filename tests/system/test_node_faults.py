@@ -91,7 +91,8 @@ def test_three_machines_in_the_wrong_order(lan: Lan) -> None:
     lan.start("wide", 0)
     third.wait_for("all wait for gpu2", lambda: [lan.told("wide")[place] for place in (0, 2)] == ["waiting for gpu2"] * 2, timeout=20)
     _serve(lan, "wide", 1)
-    assert "with gpu2: ready, gpu3: ready" in first.out("vllm-safe status wide")
+    told = "with gpu2: ready, gpu3: ready"  # each tells its phase at once, and a state is written every second
+    first.wait_for(told, lambda: told in first.out("vllm-safe status wide"), timeout=10, pause=1)
     since = [_now(bed) for bed in lan.beds]
     third.run("kill -KILL $(systemctl show --property=MainPID --value vllm@wide)")
     for bed, moment in zip((first, second), since, strict=False):
