@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.beds.machine import BedError
 from tests.beds.vm import Saved, Shape, Virtual
 
 pytestmark = pytest.mark.vm
@@ -108,6 +109,13 @@ def classes(bed: Virtual) -> set[str]:
 def fields(status: str) -> dict[str, str]:
     """Return the lines of a /proc/PID/status by their names."""
     return dict(line.split(":", 1) for line in status.splitlines())
+
+
+def must_say(unit: dict[str, str], text: str) -> bool:
+    """Return whether the status of a unit has a text. Raises BedError with its state, which the wait for it then shows."""
+    if text not in unit["StatusText"]:
+        raise BedError(str(unit))
+    return True
 
 
 def suffer(bed: Virtual) -> None:
@@ -233,7 +241,7 @@ def test_the_last_resort_is_the_whole_unit_and_nothing_else(bed: Virtual) -> Non
     configure(bed, KILL)
     bed.wait_for("the model is killed", lambda: "kill" in acts(bed), timeout=240, pause=1)
     why = "killed by the vllm-safe guard"
-    bed.wait_for("its unit says so", lambda: why in bed.properties("vllm@hog.service", "StatusText")["StatusText"], timeout=180)
+    bed.wait_for("its unit says so", lambda: must_say(bed.model("hog"), why), timeout=180, pause=1)
     assert why in bed.journal("vllm@hog.service")
     bed.wait_for(
         "why knows",

@@ -15,7 +15,7 @@ from vllm_safe.contract import state_file
 from vllm_safe.contract.guard_file import EVENTS_FOLDER
 from vllm_safe.launch.processes import own_cgroup
 
-JUST_NOW = 60.0  # seconds since a kill of the guard; a machine that needs its guard is slow
+JUST_NOW = 60.0  # seconds since a kill of the guard that belongs to a run whose beginning is unknown
 
 # The texts for $SERVICE_RESULT, as systemd.exec(5) lists its values.
 RESULTS = {
@@ -60,19 +60,21 @@ def _record(name: str) -> None:
     }
     state_file.write_end(name, end)
     if not cause:  # else the main process has said it already, and better; a stale "ready" must not stay
-        notify(STATUS=_by_the_guard(name) or RESULTS.get(result, f"ended: {result}").format(status=status))
+        began = last.get("started") if mine else None
+        killed = _by_the_guard(name, began if isinstance(began, int | float) else time.time() - JUST_NOW)
+        notify(STATUS=killed or RESULTS.get(result, f"ended: {result}").format(status=status))
 
 
-def _by_the_guard(name: str) -> str:
-    """Return the sentence for a kill by the guard, if its last action on this model was a recent kill; else "".
+def _by_the_guard(name: str, since: float) -> str:
+    """Return the sentence for a kill by the guard, if that was its last action on this model since the Unix time `since`; else "".
 
-    Actions that take something back do not count: a model that is killed while frozen is thawed, so that it can exit.
+    A machine that needs its guard is slow, and the processes may live for minutes after the kill. Actions that take something back do not
+    count: a model that is killed while frozen is thawed, so that it can exit.
     """
     try:
         lines = Path(EVENTS_FOLDER, f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
         last = next(event for event in map(json.loads, reversed(lines)) if event["act"] not in {"thaw", "restore"})
-        recent = time.time() - float(last["time"]) < JUST_NOW
-        return f"{name} was {last['text']}" if last["act"] == "kill" and recent else ""
+        return f"{name} was {last['text']}" if last["act"] == "kill" and float(last["time"]) >= since else ""
     except (OSError, ValueError, LookupError, TypeError, StopIteration):
         return ""
 

@@ -61,6 +61,21 @@ def test_the_guard_is_named_if_it_was_the_guard(told: list[str], tmp_path: Path,
 
 
 @pytest.mark.parametrize(
+    ("started", "said"),
+    [(900, "demo was killed"), (100, "killed by the kernel: out of memory"), ("?", "killed by the kernel: out of memory")],
+)
+def test_a_kill_counts_since_the_run_began_however_slow_the_machine_is(
+    told: list[str], tmp_path: Path, started: float | str, said: str
+) -> None:
+    (tmp_path / "guard").mkdir()
+    (tmp_path / "guard/demo.jsonl").write_text(json.dumps({"time": time.time() - 300, "act": "kill", "text": "killed"}))
+    began = time.time() - started if isinstance(started, int) else started
+    (tmp_path / "demo.json").write_text(json.dumps({"run": "run1", "started": began}))
+    stop_post.main()
+    assert told == [said]
+
+
+@pytest.mark.parametrize(
     ("acts", "said"),
     [
         (["freeze", "kill", "thaw"], "demo was killed"),
