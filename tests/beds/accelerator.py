@@ -12,7 +12,7 @@ from tests.beds.machine import TIED
 
 # Without what is slow to emulate: with ERMS and FSRM the kernel clears and copies pages byte by byte (touching 300 MiB takes three times as
 # long), with SMAP each copy from or to a program ends two blocks of translated code.
-EMULATED = ("-accel", "tcg,thread=multi,tb-size=256", "-cpu", "max,-erms,-fsrm,-smap")
+EMULATED = ("-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max,-erms,-fsrm,-smap")
 NATIVE = ("-accel", "kvm", "-cpu", "host")
 PATIENCE = 15.0  # seconds; a kernel that works reaches its panic (it has no disk) in two
 
