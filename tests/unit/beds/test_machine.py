@@ -40,8 +40,8 @@ class NoMachine(Machine):
     stop = put = _execute = None  # type: ignore[assignment]
 
 
-@pytest.mark.parametrize(("takes", "pause"), [(0.01, 0.2), (3.0, 3.0)])
-def test_looks_take_half_of_the_time_at_most(clock: Clock, takes: float, pause: float) -> None:
+@pytest.mark.parametrize(("takes", "pause"), [(0.01, 0.2), (3.0, 9.0)])
+def test_looks_take_a_quarter_of_the_time_at_most(clock: Clock, takes: float, pause: float) -> None:
     NoMachine().wait_for("", lambda: clock.look(takes=takes, holds_from=10))
     assert clock.now < 10 + takes + pause
     assert set(clock.pauses) == {pause}
@@ -50,4 +50,4 @@ def test_looks_take_half_of_the_time_at_most(clock: Clock, takes: float, pause: 
 def test_there_is_a_look_when_the_time_is_over(clock: Clock) -> None:
     with pytest.raises(BedError, match="waited 5 s in vain: it"):
         NoMachine().wait_for("it", lambda: clock.look(takes=1, holds_from=100), timeout=5)
-    assert clock.now == 7  # looks at 0, 2, 4 and 6 s
+    assert clock.now == 9  # looks at 0, 4 and 8 s
