@@ -64,7 +64,8 @@ def make_busy_machine(folder: Path, *, cards: int = 8) -> Path:
     (folder / "units").mkdir()
     for name, unit in units.items():
         (folder / f"units/vllm@{name}.service").write_text("\n".join(_unit(name, *unit)) + "\n\n")
-    _program(folder / "bin/systemctl", f'#!/bin/sh\nwhile [ "$1" != -- ]; do shift; done; shift\ncd {folder}/units && cat "$@"\n')
+    show = 'for unit; do cat "$unit" 2>/dev/null || printf "Id=%s\\nActiveState=inactive\\n\\n" "$unit"; done'
+    _program(folder / "bin/systemctl", f'#!/bin/sh\nwhile [ "$1" != -- ]; do shift; done; shift\ncd {folder}/units\n{show}\n')
     build_fake_nvml(folder / "lib")
     _cards(folder, cards)
     _program(folder / "vllm-safe", _PROGRAM.format(python=sys.executable, root=str(ROOT), folder=str(folder)))

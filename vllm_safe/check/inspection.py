@@ -43,15 +43,17 @@ from vllm_safe.swap.swapfile_facts import read_swap
 THIS_MACHINE = "this machine"
 
 
-def run_checks(config: Config, host: Host, root: Path = Path("/"), *, measure: bool = False) -> dict[str, tuple[Finding, ...]]:
-    """Return the findings for the machine, then those for each model. A finding is not repeated for each model.
+def run_checks(
+    config: Config, host: Host, root: Path = Path("/"), *, only: str | None = None, measure: bool = False
+) -> dict[str, tuple[Finding, ...]]:
+    """Return the findings for the machine, then those for each model, or for one. A finding is not repeated for each model.
 
-    measure: read each model's disk for some seconds.
+    only: the name of that one. measure: read each model's disk for some seconds.
     """
     seen, budget = _inspect(config, host, root), decide_budget(config, host)
     found = {THIS_MACHINE: check_machine(MachineFacts(config, host, budget, seen, _swap_refusal(config, host)))}
     reported = set(found[THIS_MACHINE])
-    for name in config.models:
+    for name in [only] if only else config.models:
         cards = seen.driver.nvml.cards if seen.driver and uses_gpus(config, name) else ()
         at = read_situation(config, host, budget, name, cards)
         own = (*check_running_model(at, seen), *_check_nodes_of(at), *_check_hardware_of(at, seen, measure=measure))

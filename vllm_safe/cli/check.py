@@ -1,4 +1,4 @@
-"""`vllm-safe check`: every precondition and running model, each as pass, warn or fail, with the next action."""
+"""`vllm-safe check [NAME]`: every precondition and running model, each as pass, warn or fail, with the next action."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from pathlib import Path
 import click
 
 from vllm_safe.check.inspection import run_checks
-from vllm_safe.cli.main import config_option, json_option
+from vllm_safe.cli.main import config_option, json_option, optional_name_argument
 from vllm_safe.common.errors import EXIT_FAILED
 from vllm_safe.common.findings import Finding
+from vllm_safe.config.model_names import require_model
 from vllm_safe.config.reader import load
 from vllm_safe.host.host_facts import read_host
 
@@ -20,17 +21,20 @@ _COLOURS = {"pass": "green", "warn": "yellow", "fail": "red"}
 
 
 @click.command(name="check")
+@optional_name_argument
 @click.option("--disk", "measure", is_flag=True, help="Read the largest file of each model for 4 s, and say how fast its disk is.")
 @json_option
 @config_option
-def command(config_path: Path, *, as_json: bool, measure: bool) -> int:
-    """Check the configuration, this machine and each model, and say what to do next. Changes nothing.
+def command(name: str | None, config_path: Path, *, as_json: bool, measure: bool) -> int:
+    """Check the configuration, this machine and each model, or only the model NAME, and say what to do next. Changes nothing.
 
     Exit code: 0 if nothing failed, 1 if something failed, 2 if the configuration has an error.
     """
     config = load(config_path)
+    if name is not None:
+        require_model(config, name)
     host = read_host(ROOT, behind=config.swap.file)
-    found = run_checks(config, host, ROOT, measure=measure)
+    found = run_checks(config, host, ROOT, only=name, measure=measure)
     worst = any(finding.level == "fail" for findings in found.values() for finding in findings)
     if as_json:
         values = {part: [vars(finding) for finding in findings] for part, findings in found.items()}

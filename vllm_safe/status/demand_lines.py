@@ -9,16 +9,16 @@ from vllm_safe.contract.state_file import State
 
 
 class DemandStatus(NamedTuple):
-    """The socket and the preparation of a model. listens: a request would start it. preparing: what its preparation waits for, or ""."""
+    """The socket and the preparation of a model. listens: a request would start it. waits_for: what its preparation waits for, or ""."""
 
     listens: bool = False
-    preparing: str = ""
+    waits_for: str = ""
 
 
 def demand_line(seen: DemandStatus, state: State | None, now: float, *, running: bool) -> str:
     """Return the line, or "" if requests neither start nor stop the model. now: Unix seconds. running: the model has processes."""
     if not running:
-        return f"on demand: {seen.preparing or 'the next request starts it'}" if seen.listens or seen.preparing else ""
+        return f"on demand: {seen.waits_for or 'the next request starts it'}" if seen.listens or seen.waits_for else ""
     if state is None or state.phase != "ready":
         return ""
     if state.used is None:

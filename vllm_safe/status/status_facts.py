@@ -55,16 +55,16 @@ def read_model_status(
 ) -> tuple[ModelStatus, ...]:
     """Read the status of each model. Values that cannot be read are None or empty."""
     wanted = list(names)
-    units = show_properties(map(unit_of, wanted), _PROPERTIES) if wanted else {}
-    demands = _read_demand_status(wanted)
+    units = show_properties([of(name) for name in wanted for of in (unit_of, socket_of, prepare_of)], _PROPERTIES) if wanted else {}
     moment, elapsed = time.time(), time.monotonic()
     system = {kind: _worst(_waits(root / part / f"{kind}.pressure") for part in SYSTEM_SLICES) for kind in ("memory", "io")}
     seen = []
     for name in wanted:
-        unit = units.get(unit_of(name), {})
+        unit, socket, prepare = (units.get(of(name), {}) for of in (unit_of, socket_of, prepare_of))
+        preparing = prepare.get("ActiveState") == "activating"
         group = root / unit.get("ControlGroup", "").lstrip("/") if unit.get("ControlGroup") else None
         stat = parse_flat_keyed(read_kernel_file(f"{group}/memory.stat")) if group else {}
-        changed = int(unit.get("StateChangeTimestampMonotonic") or 0) / 1e6
+        changed = int((prepare if preparing else unit).get("StateChangeTimestampMonotonic") or 0) / 1e6
         state = read_state(states / state_file(name).name)
         current = state is not None and state.name == name and str(state.pid) == unit.get("MainPID")
         seen.append(
@@ -87,7 +87,8 @@ def read_model_status(
                 os_io_pressure=system["io"],
                 gpus=_gpus(cards / cards_file(name).name, moment) if current else (),
                 acts=_acts(guard / f"{name}.jsonl"),
-                demand=demands.get(name, DemandStatus()),
+                preparing=preparing,
+                demand=DemandStatus(socket.get("ActiveState") == "active", prepare.get("StatusText", "") if preparing else ""),
             )
         )
     return tuple(seen)
@@ -97,19 +98,6 @@ def read_machine_memory(path: str = "/proc/meminfo") -> MachineMemory:
     """Read how much RAM and swap the machine has, and how much of it is left."""
     found = parse_meminfo(read_kernel_file(path))
     return MachineMemory(found.get("MemTotal"), found.get("MemAvailable"), found.get("SwapTotal"), found.get("SwapFree"))
-
-
-def _read_demand_status(names: Iterable[str]) -> dict[str, DemandStatus]:
-    """Read whether each model has a socket that starts it, and what its preparation waits for."""
-    wanted = list(names)
-    units = [unit for name in wanted for unit in (socket_of(name), prepare_of(name))]
-    shown = show_properties(units, ("Id", "ActiveState", "StatusText")) if units else {}
-    found = {}
-    for name in wanted:
-        socket, prepare = shown.get(socket_of(name), {}), shown.get(prepare_of(name), {})
-        waits = prepare.get("StatusText", "") if prepare.get("ActiveState") == "activating" else ""
-        found[name] = DemandStatus(socket.get("ActiveState") == "active", waits)
-    return found
 
 
 def _limit(group: Path | None, name: str) -> int | None:

@@ -48,6 +48,7 @@ class ModelStatus(NamedTuple):
     os_io_pressure: float | None = None
     gpus: tuple[Gpu, ...] = ()  # all of the machine, in the order of nvidia-smi
     acts: tuple[GuardEvent, ...] = ()
+    preparing: bool = False  # vllm-safe-prepare@NAME runs, before the unit itself starts
     demand: DemandStatus = DemandStatus()
 
     @property
@@ -58,6 +59,8 @@ class ModelStatus(NamedTuple):
 
 def describe_phase(seen: ModelStatus) -> str:
     """Return the phase of a model in a few words."""
+    if seen.preparing and not seen.is_running:
+        return "preparing"
     if seen.sub == "auto-restart":
         return "waiting to start again"
     if seen.state is not None and seen.active not in {"failed", "inactive"}:
@@ -116,6 +119,8 @@ def status_as_lines(
 def _first_detail(seen: ModelStatus, phase: str, why: str) -> Iterator[str]:
     """Yield what matters most: the progress, why it ended, or what the main process said last."""
     state = seen.state
+    if phase == "preparing":
+        return  # the unit still has the words of its last run
     if state and state.progress:
         yield _bar(state.progress) + _progress(state.progress)
     elif why and phase in {"failed", "stopped", "waiting to start again"}:

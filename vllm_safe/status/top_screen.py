@@ -21,7 +21,7 @@ class ShownModel(NamedTuple):
     @property
     def is_idle(self) -> bool:
         """Whether there is nothing to watch: it was stopped, or never started."""
-        return self.seen.active in {"inactive", ""}
+        return self.seen.active in {"inactive", ""} and not self.seen.preparing
 
 
 class MachineMemory(NamedTuple):
@@ -84,5 +84,5 @@ def _idle_line(model: ShownModel) -> str:
     never = model.seen.active == "inactive" and model.seen.changed is None and not model.why
     state = "not started" if never else describe_phase(model.seen)
     demand = model.seen.demand
-    more = demand.preparing or model.why
+    more = demand.waits_for or model.why
     return printable(f"{model.seen.name}  {state}{', on demand' if demand.listens else ''}{f': {more}' if more else ''}")

@@ -100,6 +100,12 @@ def test_no_golden_is_left_over() -> None:
     assert {path.stem for path in GOLDEN.iterdir()} == set(RIG_CASES)
 
 
+def test_of_one_model_it_says_what_it_says_of_all(examine: Examine) -> None:
+    rig = RIG_CASES["plan-machine"]
+    two = replace(rig, config=rig.config + "  other: {command: [/bin/true], port: 9000}\n")
+    assert examine(two, "qwen72b") == (GOLDEN / "plan-machine.txt").read_text()
+
+
 def test_json_has_the_same_lines(examine: Examine) -> None:
     found = json.loads(examine(RIG_CASES["plan-machine"], "--json"))
     text = (GOLDEN / "plan-machine.txt").read_text()

@@ -34,5 +34,5 @@ def test_a_model_that_only_persons_start() -> None:
 
 def test_while_it_does_not_run() -> None:
     assert demand_line(OPEN, None, 1000.0, running=False) == "on demand: the next request starts it"
-    waits = DemandStatus(listens=True, preparing="waiting 2 min for y to have been up for as long as its load took, then it makes room")
-    assert demand_line(waits, None, 1000.0, running=False) == f"on demand: {waits.preparing}"
+    waits = DemandStatus(listens=True, waits_for="waiting 2 min for y to have been up for as long as its load took, then it makes room")
+    assert demand_line(waits, None, 1000.0, running=False) == f"on demand: {waits.waits_for}"

@@ -52,6 +52,22 @@ def put_state(tree: Path, **fields: object) -> None:
     (tree / "states/x.json").write_text(json.dumps(state))
 
 
+def test_a_preparation_that_runs_and_what_it_waits_for(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = f"{(time.monotonic() - 5) * 1e6:.0f}"
+    units = {
+        "vllm@x.service": {"ActiveState": "failed", "StateChangeTimestampMonotonic": "1"},
+        "vllm-safe-prepare@x.service": {
+            "ActiveState": "activating",
+            "StatusText": "waiting for y",
+            "StateChangeTimestampMonotonic": begun,
+        },
+    }
+    monkeypatch.setattr(status_facts, "show_properties", lambda *_: units)
+    seen = see(tree)
+    assert (seen.preparing, seen.demand.waits_for) == (True, "waiting for y")
+    assert seen.changed == pytest.approx(time.time() - 5, abs=2)
+
+
 def test_the_kernels_figures(tree: Path) -> None:
     seen = see(tree)
     assert (seen.memory, seen.memory_max, seen.swap, seen.swap_max) == (1024, 4096, 12, None)

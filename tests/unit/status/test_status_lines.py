@@ -112,6 +112,14 @@ def test_what_has_processes(active: str, sub: str, *, running: bool) -> None:
     assert ModelStatus("x", NOW, active, sub).is_running is running
 
 
+def test_a_model_whose_preparation_runs_is_not_called_stopped() -> None:
+    seen = ModelStatus("x", NOW, "failed", "failed", status="killed at its limit", changed=NOW - 3, preparing=True)
+    since = time.strftime("%H:%M:%S", time.gmtime(NOW - 3))
+    assert status_as_lines(seen, time.gmtime, "killed at its limit") == [f"x  preparing since {since} (3 s)"]
+    assert describe_phase(seen._replace(active="activating", sub="auto-restart")) == "preparing"
+    assert describe_phase(seen._replace(active="active", sub="running")) == "ready", "started by hand, beside a model that runs"
+
+
 def test_json_has_bytes_and_seconds() -> None:
     found = json.loads(json.dumps(status_as_json(BUSY, "w")))
     assert (found["phase"], found["memory"], found["progress"]["read"], found["why"]) == ("loading", 11 * GIB, 31 * GIB, "w")

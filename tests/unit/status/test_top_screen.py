@@ -57,7 +57,7 @@ def test_a_model_that_failed_has_its_reason_and_the_next_step() -> None:
 
 
 def test_a_model_on_demand_says_so_and_what_its_start_waits_for() -> None:
-    waits = ModelStatus("x", NOW, "inactive", changed=NOW - 60, demand=DemandStatus(listens=True, preparing="waiting 2 min for y"))
+    waits = ModelStatus("x", NOW, "inactive", changed=NOW - 60, demand=DemandStatus(listens=True, waits_for="waiting 2 min for y"))
     assert "x  stopped, on demand: waiting 2 min for y" in screen(ShownModel(waits, "it was stopped"))
     stopped = waits._replace(demand=DemandStatus(listens=True))
     assert "x  stopped, on demand: it was stopped" in screen(ShownModel(stopped, "it was stopped"))
