@@ -8,7 +8,7 @@ from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
-from tests.beds import engine, tiny_model, trees
+from tests.beds import engine, quick_engine, tiny_model, trees
 from tests.beds.machine import BedError
 from tests.beds.nspawn import Bind, Nspawn
 from tests.beds.switch import NETWORK, Switch
@@ -74,7 +74,7 @@ class Lan:
 
     def _boot(self, place: int) -> Nspawn:
         recipe, binds = (trees.WITH_WIREGUARD, [Bind(TUN, str(TUN), writable=True)]) if self._tunnel else (trees.CONTAINER, [])
-        bed = Nspawn(recipe, network=False, layers=[engine.layer(self._deb)], binds=binds)
+        bed = Nspawn(recipe, network=False, layers=quick_engine.layers(self._deb), binds=binds)
         try:
             self._set_up(bed, place)
         except BaseException:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.beds import cache, engine, here
+from tests.beds import cache, engine, here, quick_engine
 from tests.beds.machine import Machine
 from tests.beds.nspawn import Nspawn
 from tests.beds.vm import Saved, Virtual, run_folder
@@ -28,9 +28,9 @@ PROGRAMS = {
 
 # test_vm_bed stands before its time: neither it nor the drill needs the saved machine, which one worker makes while the others wait.
 LONGEST_FIRST = (
-    *("test_drill", "test_vm_bed", "test_swap", "test_guard", "test_gateway", "test_engine", "test_serving", "test_fetch", "test_build"),
-    *("test_limits", "test_nodes", "test_on_demand", "test_load", "test_readme", "test_install"),
-    *("test_why", "test_cards", "test_hogs", "test_misbehaviour", "test_service", "test_record", "test_progress", "test_upgrade"),
+    *("test_drill", "test_vm_bed", "test_swap", "test_guard", "test_gateway", "test_engine", "test_serving", "test_readme", "test_build"),
+    *("test_limits", "test_load", "test_upgrade", "test_fetch", "test_nodes", "test_on_demand", "test_install"),
+    *("test_why", "test_cards", "test_hogs", "test_misbehaviour", "test_service", "test_record", "test_progress"),
     "test_package",
 )
 
@@ -110,7 +110,7 @@ def nspawn_installed(request: pytest.FixtureRequest) -> Iterator[Machine]:
 @pytest.fixture(scope="module")
 def nspawn_serving(deb: Path) -> Iterator[Nspawn]:
     """Boot a fresh Debian with the package, the real vLLM, the tiny model and engine.CONFIG. No model is started."""
-    with Nspawn(network=False, layers=[engine.layer(deb)]) as bed:
+    with Nspawn(network=False, layers=quick_engine.layers(deb)) as bed:
         bed.install(deb)
         bed.write("/etc/vllm-safe/config.yaml", engine.CONFIG)
         yield bed

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.beds import engine, tiny_model
+from tests.beds import engine, quick_engine, tiny_model
 from tests.beds.nspawn import Nspawn
 
 pytestmark = [pytest.mark.nspawn, pytest.mark.engine]
@@ -22,7 +22,7 @@ NOT_OURS = re.compile(rf"/(var/(log|tmp|cache|lib/(dpkg|apt|systemd|private))|ro
 
 @pytest.fixture(scope="module")
 def bed(deb: Path) -> Iterator[Nspawn]:
-    with Nspawn(network=False, layers=[engine.layer(deb)]) as bed:
+    with Nspawn(network=False, layers=quick_engine.layers(deb)) as bed:
         yield bed
 
 

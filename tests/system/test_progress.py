@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.beds import engine
 from tests.beds.machine import Machine
 from tests.beds.nspawn import Nspawn
 from tests.beds.vm import Virtual
@@ -44,6 +45,8 @@ def _status(bed: Machine) -> dict[str, str]:
 @pytest.mark.nspawn
 def test_the_phases_of_the_real_vllm_are_told_in_order(nspawn_serving: Nspawn) -> None:
     bed = nspawn_serving
+    # Each process imports vLLM, as when it is installed: the phase lasts long enough to be seen.
+    bed.write("/etc/vllm-safe/config.yaml", engine.CONFIG + "      VLLM_WORKER_MULTIPROC_METHOD: spawn\n")
     seen: list[str] = []
     texts = []
     bed.run("systemctl start --no-block vllm@demo")
