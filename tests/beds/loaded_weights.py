@@ -16,22 +16,29 @@ import tempfile
 import traceback
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 os.environ |= {"VLLM_HOST_IP": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo", "HF_HUB_OFFLINE": "1", "VLLM_PLUGINS": ""}
 THEIRS = "vllm.model_executor.model_loader.default_loader", "DefaultModelLoader"
 OURS = "vllm_safe_loader.ring_loader", "RingModelLoader"
+# What all processes need is imported before they are forked.
+IMPORTED = (
+    *("torch", "vllm.engine.arg_utils", "vllm.distributed.parallel_state", "vllm.model_executor.models.qwen2"),
+    *("vllm.model_executor.layers.quantization.auto_gptq", THEIRS[0], OURS[0]),
+)
 RANKS = (1, 2, 8)
 BITS, GROUP = 4, 64  # of a quantised weight; how many have one scale
 
 
 def main(folder: Path) -> None:
     """Print what is the same."""
-    for module in ("torch", "vllm.engine.arg_utils", "vllm.distributed.parallel_state", OURS[0]):
+    for module in IMPORTED:
         import_module(module)
     same: dict[str, bool] = {}
     for model in sorted(folder.iterdir()):
         for ranks in RANKS:
-            theirs, ours = (_fork(model, ranks, loader) for loader in (THEIRS, OURS))
+            config = _configure(model, ranks)
+            theirs, ours = (_fork(model, ranks, config, loader) for loader in (THEIRS, OURS))
             same[f"{model.name} {ranks}"] = theirs == ours and all(theirs)
     sys.stdout.write(json.dumps(same) + "\n")
 
@@ -73,7 +80,7 @@ def _forget(model: Path) -> None:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def _fork(model: Path, ranks: int, loader: tuple[str, str]) -> list[str]:
+def _fork(model: Path, ranks: int, config: Any, loader: tuple[str, str]) -> list[str]:  # noqa: ANN401 - the type is vLLM's
     """Have each rank load the model in a process of its own. Return the digests of their weights, "" for one that fails."""
     _forget(model)
     with tempfile.TemporaryDirectory() as folder:
@@ -83,7 +90,7 @@ def _fork(model: Path, ranks: int, loader: tuple[str, str]) -> list[str]:
             if not (pid := os.fork()):
                 os.environ["VLLM_DIST_IDENT"] = Path(folder).name  # as vLLM's executor does
                 try:
-                    result.write_text(_digest(model, ranks, rank, loader), "utf-8")
+                    result.write_text(_digest(config, ranks, rank, loader), "utf-8")
                 except BaseException:  # noqa: BLE001 - whatever it is, it ends here: this is a fork
                     traceback.print_exc()
                 os._exit(0)
@@ -93,14 +100,19 @@ def _fork(model: Path, ranks: int, loader: tuple[str, str]) -> list[str]:
         return [result.read_text("utf-8") if result.exists() else "" for result in results]
 
 
-def _digest(folder: Path, ranks: int, rank: int, loader: tuple[str, str]) -> str:
+def _configure(folder: Path, ranks: int) -> Any:  # noqa: ANN401 - the type is vLLM's
+    """Return vLLM's configuration for `ranks` workers."""
+    arguments = import_module("vllm.engine.arg_utils").EngineArgs(
+        model=str(folder), skip_tokenizer_init=True, tensor_parallel_size=ranks, enforce_eager=True, max_model_len=256, dtype="float16"
+    )
+    return arguments.create_engine_config()
+
+
+def _digest(config: Any, ranks: int, rank: int, loader: tuple[str, str]) -> str:  # noqa: ANN401 - the type is vLLM's
     """Return a digest of the weights of a rank as they are in vLLM's modules, before they are made ready for kernels."""
-    torch, arguments, state = (import_module(name) for name in ("torch", "vllm.engine.arg_utils", "vllm.distributed.parallel_state"))
+    torch, state = import_module("torch"), import_module("vllm.distributed.parallel_state")
     types = import_module("vllm.utils.torch_utils")
     torch.set_num_threads(1)
-    config = arguments.EngineArgs(
-        model=str(folder), skip_tokenizer_init=True, tensor_parallel_size=ranks, enforce_eager=True, max_model_len=256, dtype="float16"
-    ).create_engine_config()
     digest = hashlib.sha256()
     with import_module("vllm.config").set_current_vllm_config(config):
         meet = os.environ["VLLM_DIST_IDENT"]
