@@ -155,7 +155,9 @@ class Nspawn(Machine):
             try:
                 out, err = process.communicate(stdin, timeout=timeout)
             except BaseException:
-                process.kill()
+                for pid in (process.pid, *_below(process.pid)):  # what nsenter has started would go on in the container
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
                 raise
         return subprocess.CompletedProcess(command, process.returncode, out, err)
 
@@ -202,6 +204,14 @@ def sweep() -> None:
 
 def _children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def _below(pid: int) -> list[int]:
+    """Return the living descendants of a process, each after its parent."""
+    try:
+        return [each for child in _children(pid) for each in (child, *_below(child))]
+    except OSError:  # it has just ended
+        return []
 
 
 def _remove_cgroups(name: str) -> None:

@@ -42,9 +42,11 @@ def test_a_failing_command_raises_with_what_it_said(nspawn_bed: Nspawn) -> None:
         nspawn_bed.run("systemctl status no-such.service")
 
 
-def test_a_command_that_takes_too_long_raises(nspawn_bed: Nspawn) -> None:
+def test_a_command_that_takes_too_long_raises_and_does_not_go_on(nspawn_bed: Nspawn) -> None:
     with pytest.raises(BedError, match="took more than 1 s"):
-        nspawn_bed.run("echo begun; sleep 60", timeout=1)
+        nspawn_bed.run("echo begun; sleep 60; echo ended > /root/ended", timeout=1)
+    assert nspawn_bed.run("pgrep -x sleep", check=False).stdout == ""
+    assert not nspawn_bed.exists("/root/ended")
 
 
 def test_two_beds_have_their_own_files_ports_and_units(nspawn_bed: Nspawn) -> None:
