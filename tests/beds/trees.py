@@ -50,8 +50,7 @@ class Recipe:
     hooks: tuple[str, ...] = ()  # shell commands that run before the packages are installed, with the tree as $1
 
 
-CONTAINER = Recipe((*BASE, *COMPILER))
-WITH_AIOHTTP = Recipe((*BASE, *COMPILER, "nginx-light", "python3-aiohttp"))  # for the gateway, and a proxy to compare it with
+CONTAINER = Recipe((*BASE, *COMPILER, "python3-aiohttp"))  # the gateway's, which apt installs along with vllm-safe
 WITH_WIREGUARD = Recipe((*BASE, *COMPILER, "sudo", "wireguard-go", "wireguard-tools"))  # wireguard-go: for a kernel without WireGuard
 DEVELOPMENT = Recipe((*BASE, *DEVELOPER))
 # An emulated CPU takes many seconds to unpack the usual initrd of 60 MB, and for udev in it. This one has only what the disk needs, and in

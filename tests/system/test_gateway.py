@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from tests.beds import engine, trees
+from tests.beds import engine, quick_engine, trees
 from tests.beds.nspawn import Nspawn
 
 pytestmark = pytest.mark.nspawn
@@ -151,7 +152,7 @@ def config(*, idle: str = "1h", port: int = 8080) -> str:
 
 @pytest.fixture(scope="module")
 def machine(deb: Path) -> Iterator[Nspawn]:
-    with Nspawn(trees.WITH_AIOHTTP, network=False, layers=[engine.layer(deb)] if WITH_VLLM else []) as bed:
+    with Nspawn(network=False, layers=quick_engine.layers(deb) if WITH_VLLM else ()) as bed:
         bed.install(deb)
         bed.write("/opt/server.py", SERVER)
         bed.write("/opt/load.py", LOAD)
@@ -186,7 +187,8 @@ def shown(bed: Nspawn, unit: str, name: str) -> str:
 
 
 def up(bed: Nspawn) -> list[str]:
-    return [name for name in NAMES if shown(bed, f"vllm@{name}", "ActiveState") == "active"]
+    active = bed.run(["systemctl", "is-active", *(f"vllm@{name}" for name in NAMES)], check=False).stdout.split()
+    return [name for name, state in zip(NAMES, active, strict=True) if state == "active"]
 
 
 def states(bed: Nspawn) -> dict[str, str]:
@@ -332,6 +334,7 @@ def test_three_models_of_which_two_fit_under_mixed_load(bed: Nspawn) -> None:
         most = 0
         while not load.done():
             most = max(most, len(up(bed)))
+            time.sleep(0.1)
         found = json.loads(load.result())
     assert found["wrong"] == []
     assert set(found["counts"]) == set(NAMES)
@@ -349,7 +352,7 @@ def test_the_client_of_openai_and_two_models_of_the_real_vllm(bed: Nspawn) -> No
 
 
 def test_an_upgrade_restarts_the_gateway_and_no_model(bed: Nspawn, deb: Path) -> None:
-    ask(bed, "one")
+    assert ask(bed, "one")["status"] == 200
     before = [shown(bed, unit, "InvocationID") for unit in ("vllm@one", "vllm-gateway")]
     bed.put(deb, "/root/again.deb")
     bed.run("dpkg --install /root/again.deb")
