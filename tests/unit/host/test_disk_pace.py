@@ -13,13 +13,13 @@ from vllm_safe.host.disk_pace import DiskPace, measure_pace
 
 def test_a_file_is_read_to_its_end(tmp_path: Path) -> None:
     file = tmp_path / "weights"
-    file.write_bytes(bytes(3_000_001))
+    file.write_bytes(bytes(9_000_001))
     descriptor = os.open(file, os.O_RDONLY)
     try:
         found = measure_pace(descriptor)
     finally:
         os.close(descriptor)
-    assert found.size == 3_000_001
+    assert found.size == 9_000_001
     assert found.rate > 0
 
 
