@@ -78,8 +78,8 @@ class Machine(ABC):
     def wait_for(self, what: str, holds: Callable[[], bool], *, timeout: float = 60, pause: float = 0.2) -> None:
         """Wait until `holds()` is true; it may raise BedError until then. Raises BedError with `what` after `timeout` seconds.
 
-        `pause`: seconds between two looks, but never less than three times as long as the last look took: in an emulated machine the looks
-        would take the processor from what is waited for.
+        `pause`: seconds between two looks, but never less than three times what the last look took; after a look of more than 5 / 3 s, 5 s,
+        or as long as it took. In an emulated machine the looks would take the processor from what is waited for.
         """
         timeout *= self.patience
         end, wrong = time.monotonic() + timeout, ""
@@ -92,7 +92,8 @@ class Machine(ABC):
                 wrong = f"\n{error}"
             if time.monotonic() > end:
                 raise BedError(f"waited {timeout:.0f} s in vain: {what}{wrong}")
-            time.sleep(max(pause, 3 * (time.monotonic() - began)))
+            took = time.monotonic() - began
+            time.sleep(max(pause, min(3 * took, 5.0), took))
 
     def write(self, path: str, text: str, *, mode: int = 0o644) -> None:
         """Write a file in the bed, and create its folder."""

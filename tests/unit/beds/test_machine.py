@@ -40,8 +40,8 @@ class NoMachine(Machine):
     stop = put = _execute = None  # type: ignore[assignment]
 
 
-@pytest.mark.parametrize(("takes", "pause"), [(0.01, 0.2), (3.0, 9.0)])
-def test_looks_take_a_quarter_of_the_time_at_most(clock: Clock, takes: float, pause: float) -> None:
+@pytest.mark.parametrize(("takes", "pause"), [(0.01, 0.2), (1.0, 3.0), (3.0, 5.0), (8.0, 8.0)])
+def test_quick_looks_take_a_quarter_of_the_time_at_most_and_slow_ones_half(clock: Clock, takes: float, pause: float) -> None:
     NoMachine().wait_for("", lambda: clock.look(takes=takes, holds_from=10))
     assert clock.now < 10 + takes + pause
     assert set(clock.pauses) == {pause}
