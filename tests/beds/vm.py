@@ -35,13 +35,12 @@ RESET_SCORE = 'echo 0 > /proc/self/oom_score_adj && cd /root && exec "$@"'  # pr
 
 @dataclass(frozen=True)
 class Shape:
-    """The hardware of the machine. `memory` is in MiB, `disk` in truncate's format; `kernel_arguments` are added to the command line.
+    """The hardware of the machine, and one processor: of two emulated ones, one would spin for the other.
 
-    cpus: emulated, two cost 40 minutes of the host's processors for the tests, and one 28: with two, one spins for the other.
+    `memory` is in MiB, `disk` in truncate's format; `kernel_arguments` are added to the command line.
     """
 
     memory: int = 1024
-    cpus: int = 1
     disk: str = "12G"
     kernel_arguments: str = ""
     recipe: trees.Recipe = trees.VIRTUAL
@@ -126,16 +125,8 @@ class Virtual(Machine):
             # QEMU translates a program anew for each address at which it runs: without this, a command takes twice as long.
             arguments += " norandmaps"
         command = [
-            *(
-                *TIED,
-                *(URGENT if self._urgent else ()),
-                "qemu-system-x86_64",
-                *self._accelerator,
-                "-m",
-                str(self.shape.memory),
-                "-smp",
-                str(self.shape.cpus),
-            ),
+            *(*TIED, *(URGENT if self._urgent else ())),
+            *("qemu-system-x86_64", *self._accelerator, "-m", str(self.shape.memory)),
             *("-nodefaults", "-display", "none", "-no-reboot", "-serial", f"file:{run}/console"),
             *("-kernel", str(self._image.kernel), "-initrd", str(self._image.initrd), "-append", arguments.strip()),
             # Flushes need not reach the host's disk, since a power cut here kills QEMU, not the host.

@@ -26,7 +26,7 @@ PROGRAMS = {
     "vm": ("mmdebstrap", "qemu-system-x86_64", "mkfs.ext4", "ssh-keygen"),
 }
 
-# test_vm_bed stands before its time: neither it nor the drill needs the saved machine, which one worker makes while the others wait.
+# test_vm_bed stands before its time: most of it needs no saved machine, which one worker makes while the others wait.
 LONGEST_FIRST = (
     *("test_drill", "test_vm_bed", "test_swap", "test_guard", "test_gateway", "test_engine", "test_serving", "test_readme", "test_build"),
     *("test_limits", "test_load", "test_upgrade", "test_fetch", "test_nodes", "test_on_demand", "test_install"),
