@@ -133,12 +133,6 @@ def test_a_release_runs_after_the_containers_and_another_after_the_machines_besi
     assert "--numprocesses=2" in command(TIERS["vm"])
 
 
-def test_what_a_release_repeats_is_there() -> None:
-    named = [test.partition("::") for tier in TIERS.values() for test in tier.arguments if test.startswith("tests/system/")]
-    assert len(named) > 50
-    assert [test for file, _, test in named if f"def {test.partition('[')[0]}(" not in (ROOT / file).read_text("utf-8") + "def ("] == []
-
-
 def test_what_is_heard_of_a_test_is_added_up() -> None:
     of = Results()
     assert of.hear({"total": 3}) is None
