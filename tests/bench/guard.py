@@ -62,7 +62,7 @@ while time.monotonic() < end:
 
 def measure(deb: Path) -> list[Row]:
     """Measure the guard in a machine of its own."""
-    with Virtual(Shape()) as bed:
+    with Virtual(Shape(cpus=2)) as bed:
         bed.install(deb)
         for name, text in {"reader.py": READER, "crossing.py": CROSSING}.items():
             bed.write(f"/opt/{name}", text)

@@ -132,7 +132,7 @@ def cells(loads: Iterable[Load] = LOADS) -> Iterator[Cell]:
     wanted = list(loads)
     here = [load for load in wanted if load.how in (CACHED, OWN_DISK)]
     by_disk = sorted((load for load in wanted if load not in here), key=lambda load: load.disk)
-    with Virtual(Shape(), urgent=True) as bed:
+    with Virtual(Shape(cpus=2), urgent=True) as bed:
         bed.run(MAKE, timeout=600)
         put_readers(bed, GUEST)
         for load in by_disk:

@@ -91,7 +91,7 @@ def measure(rounds: int) -> Iterator[tuple[str, ...]]:
     lost for a GiB: how many pages would have been swapped in, without the reader, while it reads a GiB.
     """
     found: dict[Way, list[Paces]] = {way: [] for way in WAYS}
-    with Virtual(Shape(), urgent=True) as bed:
+    with Virtual(Shape(cpus=2), urgent=True) as bed:
         bed.run(loading.MAKE, timeout=600)
         bed.run(MAKE, timeout=300)
         put_hogs(bed)

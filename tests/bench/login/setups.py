@@ -54,7 +54,7 @@ class Setup:
     def boot(self, memory: int, hogs: Collection[str]) -> Virtual:
         """Boot a machine with `memory` MiB and prepare it for these hogs. Its disk is not throttled yet. The caller stops it."""
         recipe = replace(VIRTUAL, packages=(*VIRTUAL.packages, *self.packages))
-        bed = Virtual(Shape(memory=memory, disk="16G", recipe=recipe))
+        bed = Virtual(Shape(memory=memory, cpus=2, disk="16G", recipe=recipe))
         try:
             self._prepare(bed, hogs)
             self.check(bed)
