@@ -37,8 +37,7 @@ RESET_SCORE = 'echo 0 > /proc/self/oom_score_adj && cd /root && exec "$@"'  # pr
 class Shape:
     """The hardware of the machine. `memory` is in MiB, `disk` in truncate's format; `kernel_arguments` are added to the command line.
 
-    cpus: one for tests, since of two emulated ones, one spins for the other; two for the drill, and for
-    benchmarks, as on the machines of our users.
+    cpus: one for tests, since of two emulated ones, one spins for the other. The drill and benchmarks have two, as our users do.
     """
 
     memory: int = 1024
