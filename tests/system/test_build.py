@@ -54,7 +54,7 @@ def test_a_clean_machine_without_a_network_builds_the_same(bed: Nspawn, built: s
 def test_lintian_has_nothing_to_say(bed: Nspawn, built: str) -> None:
     """Of the sources and of the package that was built here, which is that of `make deb`."""
     changes = re.sub(r"[^/]*\.deb$", "*.changes", built)
-    said = bed.run(f"lintian --allow-root --tag-display-limit 0 --display-level '>=warning' {changes}", check=False, timeout=300)
+    said = bed.run(f"lintian --allow-root --tag-display-limit 0 --display-level '>=warning' {changes}", check=False, timeout=900)
     assert (said.stdout, said.returncode) == ("", 0), said.stderr
 
 

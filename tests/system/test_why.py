@@ -266,7 +266,7 @@ def test_deaths_by_memory_and_power(vm_installed: Virtual) -> None:
     # Another program holds memory that cannot be taken from it: nothing is left while the hog is far from its limit.
     bed.run("swapoff /swap; mount -t tmpfs -o size=900M press /mnt; head -c 560M /dev/zero > /mnt/x", timeout=120)
     verdict = starved(bed, "hog")
-    assert verdict["code"] == "earlyoom", verdict
+    assert verdict["code"] == "earlyoom", json.dumps(verdict, indent=1)
     assert "earlyoom sent SIG" in texts(verdict)
 
     bed.run("systemctl stop earlyoom")

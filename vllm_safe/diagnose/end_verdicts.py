@@ -12,7 +12,7 @@ from vllm_safe.contract.room_note import ROOM_FOR
 from vllm_safe.diagnose.card_figures import drawn_power
 from vllm_safe.diagnose.error_verdicts import NOBODY, describe_end, error_evidence, last_lines, launcher_evidence
 from vllm_safe.diagnose.kill_verdicts import memory_figures
-from vllm_safe.diagnose.verdict import Case, Evidence, Verdict
+from vllm_safe.diagnose.verdict import MOMENTS, Case, Evidence, Verdict
 
 _KILLED = re.compile(r"killed by (SIG\w+|signal \d+)")
 
@@ -53,8 +53,12 @@ def record_broke_off(case: Case) -> Verdict | None:
 
 
 def stopped(case: Case) -> Verdict | None:
-    """Decide whether systemd was asked to stop the model. Within the same boot a shutdown cannot be the reason."""
-    if case.end.cause != "stopped":
+    """Decide whether systemd was asked to stop the model. Within the same boot a shutdown cannot be the reason.
+
+    The main process cannot tell systemd's SIGTERM from that of earlyoom, which may choose it, too, when the server has just been killed.
+    """
+    by_earlyoom = any(event.time <= case.over_at + MOMENTS for event in case.late("earlyoom"))
+    if case.end.cause != "stopped" or by_earlyoom:
         return None
     same_boot = case.run.start.boot == case.boot
     who = (

@@ -266,6 +266,15 @@ def test_a_stop_is_not_blamed_on_what_was_printed() -> None:
     assert decide_why(run, BOOT, NOW).code == "stopped"
 
 
+def test_a_stop_that_earlyoom_sent_to_the_main_process_is_told_as_its_kill() -> None:
+    run = CASES["earlyoom"]()
+    assert run.end
+    stopped = run.end._replace(cause="stopped", reason="stopping")
+    assert decide_why(run._replace(end=stopped), BOOT, NOW).code == "earlyoom"
+    events = [event._replace(time=stopped.time + 60) if event.kind == "earlyoom" else event for event in run.events]
+    assert decide_why(run._replace(end=stopped, events=events), BOOT, NOW).code == "stopped", "it acted after the stop"
+
+
 def test_the_recorder_ended_first() -> None:
     """Without an end, in the same boot and with no record for long, the verdict is unknown."""
     verdict = decide_why(make_run(seconds=10), BOOT, BEGUN + 4000)
