@@ -36,3 +36,10 @@ def test_a_long_one_for_as_long_as_was_asked(tmp_path: Path, monkeypatch: pytest
         os.close(descriptor)
     assert found.size == 4096 * 4  # at 1, 2, 3 and 4 s
     assert DiskPace(0, 0.0).rate == 0
+
+
+def test_it_reads_as_the_loader_does() -> None:
+    loader = Path(disk_pace.__file__).parents[1] / "engine/as_engine/vllm_safe_loader/ring_reader.py"
+    assert {f"PIECE = {disk_pace._CHUNK >> 20} << 20", f"_AHEAD = {disk_pace._AT_ONCE}"} <= {
+        line.partition("  #")[0] for line in loader.read_text().splitlines()
+    }
