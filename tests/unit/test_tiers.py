@@ -35,7 +35,8 @@ RUN = """
 import sys
 from tests.tiers.plan import Tier
 from tests.tiers.runner import run
-arguments = ("-c", sys.argv[1] + "/pytest.ini", "--rootdir", sys.argv[1], "-p", "no:cacheprovider")
+without = [word for plugin in ("cacheprovider", "hypothesispytest", "anyio") for word in ("-p", "no:" + plugin)]
+arguments = ("-c", sys.argv[1] + "/pytest.ini", "--rootdir", sys.argv[1], *without)
 sys.exit(run([Tier(name, (*arguments, sys.argv[1] + "/" + name), 1, lane) for name, _, lane in (of.partition("@") for of in sys.argv[2:])]))
 """
 
